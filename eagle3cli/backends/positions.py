@@ -1,0 +1,106 @@
+"""A key/value cache whose slot number IS the token's position, for batched decoding with rollback.
+
+Every row of the batch has its own length. A token at position ``p`` is written to slot ``p`` of its row and a query at
+position ``q`` sees the slots ``<= q``, so a rejected token needs no clean-up: its slot is written again before any
+query can see it, and right-padding of a prompt disappears the same way. Knows nothing about sampling or drafting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.cache_utils import Cache
+
+GROUPED_ATTENTION = "eagle3_grouped"
+
+
+def grouped_attention(
+    module: torch.nn.Module,
+    query_BNQD: Tensor,
+    key_BKSD: Tensor,
+    value_BKSD: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention that never repeats keys for grouped queries: the group is folded into the query rows.
+
+    ``attention_mask`` is additive, ``[B, 1, Q, S]``; the result is ``[B, Q, N, D]`` as transformers expects.
+    """
+    batch, heads, queries, dim = query_BNQD.shape
+    groups = heads // key_BKSD.shape[1]
+    query = query_BNQD.reshape(batch, key_BKSD.shape[1], groups * queries, dim)
+    mask = attention_mask
+    if mask is not None and groups > 1 and queries > 1:
+        mask = mask.repeat(1, 1, groups, 1)
+    out = F.scaled_dot_product_attention(query, key_BKSD, value_BKSD, attn_mask=mask, scale=scaling)
+    return out.reshape(batch, heads, queries, dim).transpose(1, 2), None
+
+
+AttentionInterface.register(GROUPED_ATTENTION, grouped_attention)
+
+
+class PositionCache(Cache):
+    """Keys and values of ``rows`` x ``slots`` positions for every layer of a transformers decoder."""
+
+    def __init__(self, rows: int, slots: int) -> None:
+        super().__init__(layers=[])
+        self.rows, self.slots = rows, slots
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.at_B1 = torch.zeros(0, dtype=torch.long)
+        self.positions_BQ = torch.zeros(0, dtype=torch.long)
+        self.extent = 0
+        self.whole = False
+
+    def point(self, rows_B: Tensor, positions_BQ: Tensor, extent: int) -> None:
+        """Say where the next forward pass writes, and how many slots it may see."""
+        self.at_B1, self.positions_BQ, self.extent = rows_B[:, None], positions_BQ, extent
+        self.whole = len(rows_B) == self.rows
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        while len(self.keys) <= layer_idx:
+            for store, states in ((self.keys, key_states), (self.values, value_states)):
+                shape = (self.rows, self.slots, states.shape[1], states.shape[3])
+                store.append(torch.zeros(shape, dtype=states.dtype, device=states.device))
+        seen = []
+        for store, states in ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states)):
+            store[self.at_B1, self.positions_BQ] = states.transpose(1, 2)
+            part = store[:, : self.extent] if self.whole else store[self.at_B1[:, 0], : self.extent]
+            seen.append(part.transpose(1, 2))
+        return seen[0], seen[1]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every row that is not listed; the survivors are renumbered in the order given."""
+        self.keys = [k[rows] for k in self.keys]
+        self.values = [v[rows] for v in self.values]
+        self.rows = len(rows)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+
+def position_mask(positions_BQ: Tensor, extent: int, dtype: torch.dtype) -> Tensor:
+    """Additive ``[B, 1, Q, extent]`` mask: a query at position q sees the slots ``<= q``."""
+    slots = torch.arange(extent, device=positions_BQ.device)
+    hidden = slots[None, None, None, :] > positions_BQ[:, None, :, None]
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
+
+
+@contextmanager
+def grouped(model: PreTrainedModel) -> Iterator[None]:
+    """Run ``model`` with :func:`grouped_attention`, and give back the implementation it had."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(GROUPED_ATTENTION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

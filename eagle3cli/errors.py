@@ -1,0 +1,44 @@
+"""The errors that people see, and the exit codes of the program."""
+
+from __future__ import annotations
+
+DONE, FAILED, USAGE, SOME_ROWS_FAILED = 0, 1, 2, 3
+
+
+class Eagle3Error(Exception):
+    """Something a person can fix: says what is wrong, where, and how to fix it.
+
+    ``where`` is a file and line, a settings key or a flag; ``fix`` is a sentence that says what to change.
+    """
+
+    exit_code = FAILED
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        super().__init__(what)
+        self.what, self.where, self.fix = what, where, fix
+
+    def __str__(self) -> str:
+        parts = [f"{self.where}: {self.what}" if self.where else self.what]
+        return "\n".join([*parts, f"fix: {self.fix}"] if self.fix else parts)
+
+
+class UsageError(Eagle3Error):
+    """A wrong flag, a wrong setting, or a combination that cannot work."""
+
+    exit_code = USAGE
+
+
+class DataError(Eagle3Error):
+    """An input file or row that cannot be used."""
+
+
+class ModelError(Eagle3Error):
+    """A target or draft model that cannot be loaded or does not fit."""
+
+
+class Stopped(Eagle3Error):
+    """The user or the system asked the program to stop; work was saved."""
+
+    def __init__(self, signal_number: int, what: str, *, fix: str | None = None) -> None:
+        super().__init__(what, fix=fix)
+        self.exit_code = 128 + signal_number

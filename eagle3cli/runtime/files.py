@@ -1,0 +1,112 @@
+"""Files that are either whole or absent: written under a temporary name, synced, renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from eagle3cli.errors import Eagle3Error, UsageError
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+
+
+@contextmanager
+def writing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file; at the end of the block it becomes ``path``, or vanishes if the block raised.
+
+    Raises Eagle3Error when the disk is full, naming the file and what to do.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        with temporary.open(mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def disk_error(error: OSError, path: Path) -> Eagle3Error:
+    """The error people see when ``path`` cannot be written."""
+    reason = error.strerror or str(error)
+    fix = "make space (or choose another folder) and run the same command again; finished work is kept"
+    return Eagle3Error(f"cannot write: {reason}", where=str(path), fix=fix)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with writing(path) as f:
+        f.write(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raises Eagle3Error naming the file where it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise Eagle3Error("no such file", where=str(path)) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise Eagle3Error(f"not valid JSON: {error}", where=str(path)) from error
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a temporary folder and rename it to ``folder``: a reader sees all of it or none."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        fill(temporary)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as f:
+                    os.fsync(f.fileno())
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+            folder.rename(old)
+            temporary.rename(folder)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(folder)
+        _sync_folder(folder.parent)
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Remove ``path`` when the user said --overwrite, else refuse to touch it."""
+    if not path.exists():
+        return
+    if not overwrite:
+        raise UsageError("already exists", where=str(path), fix="choose another place, or pass --overwrite")
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

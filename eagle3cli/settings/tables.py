@@ -1,0 +1,253 @@
+"""The settings of every command, one frozen table each; a field is written once and its flag is generated from it.
+
+Nothing here imports torch. ``flag`` names the command-line option where it differs from ``--field-name``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Table(BaseModel):
+    """A frozen settings table that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def option(default: Any, help: str, *flags: str, **bounds: Any) -> Any:
+    """A field with its help text and, where they differ from the field's name, its flags."""
+    extra = {"flags": list(flags)} if flags else {}
+    return Field(default, description=help, json_schema_extra=extra or None, **bounds)
+
+
+class Target(Table):
+    """The frozen model that the draft serves."""
+
+    model_path: str = option("", "Target model: a folder, a hub id, or a .gguf file.", "--target-model-path", "--model-path")
+    backend: Literal["auto", "hf", "custom"] = option(
+        "auto", "What runs the target; custom is another name of hf.", "--target-model-backend"
+    )
+    revision: str | None = option(None, "Hub revision (branch, tag or commit) of the target.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Weights' type; auto is float32 on a CPU and the checkpoint's own on a GPU."
+    )
+    device: str = option("auto", "cpu, cuda, cuda:0 ...; auto takes a GPU where there is one.")
+    threads: int | None = option(None, "CPU threads for torch; default: one per core.", ge=1)
+    trust_remote_code: bool = option(False, "Run Python code that the model's repository ships.")
+
+
+class Draft(Table):
+    """The EAGLE-3 draft model."""
+
+    config: str = option("auto", "Draft config: auto (derived from the target) or a JSON file.", "--draft-model-config")
+    vocab_size: int | None = option(None, "Draft vocabulary; overrides the config.", "--draft-vocab-size", ge=1)
+    aux_layers: tuple[int, ...] | None = option(
+        None, "Target layers whose outputs feed the draft, low to high; default 1, L//2-1, L-4.", "--aux-layers"
+    )
+    init: Literal["target", "random"] = option(
+        "target", "Initial weights: solved from the target's own states, or random.", "--draft-init"
+    )
+    path: str | None = option(
+        None, "A trained draft (folder in SGLang's layout).", "--draft-model-path", "--speculative-draft-model-path"
+    )
+
+
+class Data(Table):
+    """What is trained and evaluated on, shared by cache, view, hidden-states, train and eval."""
+
+    train_path: Path | None = option(None, "Training conversations (jsonl).", "--train-data-path")
+    eval_path: Path | None = option(None, "Held-out conversations (jsonl).", "--eval-data-path")
+    cache_dir: Path = option(Path("cache"), "Where tokenised data are kept.", "--cache-dir")
+    train_hidden_states_path: Path | None = option(
+        None, "Hidden-state store to train on.", "--train-hidden-states-path"
+    )
+    eval_hidden_states_path: Path | None = option(
+        None, "Hidden-state store to evaluate on.", "--eval-hidden-states-path"
+    )
+    chat_template: str = option("auto", "auto (the tokenizer's own), a named template, or a .jinja file.")
+    max_length: int = option(2048, "Tokens per row; longer rows are cut and counted.", ge=8)
+    is_preformatted: bool = option(False, "Rows are {id, text}, already in the chat template's format.")
+    num_proc: int = option(0, "Processes for tokenising; 0: one per core.", "--build-dataset-num-proc", ge=0)
+    last_turn_only: bool = option(False, "Train only the last assistant turn of a row.", "--train-only-last-turn")
+
+
+class Prepare(Table):
+    """eagle3 prepare: any source of conversations to one layout."""
+
+    source: str = option("sharegpt", "Preset, hub data set, or local json/jsonl/parquet file or folder.")
+    output_path: Path | None = option(None, "Folder for the result; default ./cache/dataset/NAME.", "--output-path")
+    data_path: Path | None = option(None, "Read a preset's layout from this local file.", "--data-path")
+    split: str = option("train", "Split of a hub data set.")
+    sample_size: int | None = option(None, "Rows to keep, drawn with --seed.", ge=1)
+    split_eval: bool = option(False, "Also write an evaluation file (5% of the rows, at most 1,000).", "--split-eval")
+    seed: int = option(0, "Seed of sampling and splitting.")
+    prompts_only: bool = option(False, "Keep only the first user message of each conversation.")
+    min_turns: int = option(1, "Drop conversations with fewer user turns.", ge=1)
+    max_turns: int | None = option(None, "Cut conversations after this many user turns.", ge=1)
+    max_prompt_words: int | None = option(None, "Drop rows whose first user message is longer.", ge=1)
+    map: tuple[str, ...] = option((), "Field mapping role=column, e.g. user=question assistant=answer.", "--map")
+    overwrite: bool = option(False, "Replace an existing result.")
+
+
+class Regenerate(Table):
+    """eagle3 regenerate: replies rewritten by the target."""
+
+    input_path: Path | None = option(None, "Conversations (jsonl) from prepare.", "--input-path", "--data-path")
+    output_dir: Path = option(Path("cache/regenerated"), "Folder of the shards.", "--output-dir")
+    engine: Literal["local"] = option("local", "Where the target runs; local: in this process, through transformers.")
+    turns: Literal["last", "all"] = option("all", "Rewrite the last assistant turn, or every one in order.")
+    recorded: str | None = option(
+        None, "Replies recorded earlier (jsonl, .gz, or a packaged name), used for prompts they match.", "--recorded"
+    )
+    batch_size: int = option(64, "Conversations decoded together.", ge=1)
+    max_tokens: int = option(2048, "Longest reply in tokens.", ge=1)
+    temperature: float = option(0.0, "0 is greedy.", ge=0.0)
+    top_p: float = option(1.0, "Nucleus sampling.", gt=0.0, le=1.0)
+    top_k: int = option(0, "Sample among the k likeliest tokens; 0: all.", ge=0)
+    seed: int = option(0, "Seed of sampling; each row has its own stream.")
+    system_prompt: str | None = option(None, "System prompt (text, or @FILE) that replaces each row's own.")
+    num_per_shard: int = option(50000, "Rows per shard file.", ge=1)
+    sample_range: str | None = option(None, "Rows A:B of the input only, counted from 0.")
+    is_reasoning_model: bool = option(False, "Keep the reasoning text as the target emits it.")
+    retry_errors: bool = option(False, "Run only the rows that failed before.")
+    overwrite: bool = option(False, "Start over and replace earlier shards.")
+
+
+class Merge(Table):
+    """eagle3 merge: shards to a training and an evaluation file."""
+
+    input_dir: Path = option(Path("cache/regenerated"), "Folder of shards from regenerate.", "--input-dir")
+    output_dir: Path = option(Path("cache/dataset"), "Folder for train.jsonl and eval.jsonl.", "--output-dir")
+    train_size: int | None = option(None, "Training rows; default: all that remain.", ge=1)
+    eval_size: int = option(10000, "Held-out rows; at most a tenth of all unless set.", ge=0)
+    seed: int = option(0, "Seed of the split.")
+    drop_truncated: bool = option(False, "Leave out replies that the length limit cut.")
+    overwrite: bool = option(False, "Replace earlier files.")
+
+
+class CacheTable(Table):
+    """eagle3 cache: token rows with masks, and the draft vocabulary."""
+
+    reply_weight: int = option(3, "Weight of reply tokens when counting the draft vocabulary.", ge=0)
+    prompt_weight: int = option(1, "Weight of prompt tokens when counting the draft vocabulary.", ge=0)
+    view_train_data: tuple[int, ...] = option((), "Show these rows (from 1) after caching.", "--view-train-data")
+    overwrite: bool = option(False, "Rebuild even if a current cache exists.")
+
+
+class HiddenStates(Table):
+    """eagle3 hidden-states: the target's states to disk."""
+
+    output_path: Path = option(Path("cache/hidden_states"), "Folder of the stores (train/ and eval/).", "--output-path")
+    split: Literal["train", "eval", "both"] = option("both", "Which cached rows to capture.")
+    batch_tokens: int = option(4096, "Tokens per target pass.", ge=1)
+    shard_mb: int = option(256, "Size of a shard in MB.", ge=1)
+    sample_size: int | None = option(None, "Only the first N rows.", ge=1)
+    overwrite: bool = option(False, "Start over and replace an earlier store.")
+
+
+class Train(Table):
+    """eagle3 train."""
+
+    mode: Literal["online", "offline"] = option(
+        "online", "online: the target runs live; offline: hidden states come from disk."
+    )
+    output_dir: Path = option(Path("runs/train"), "The run's folder.", "--output-dir")
+    num_epochs: int = option(10, "Passes over the data.", ge=1)
+    total_steps: int | None = option(None, "Stop after this many optimiser steps.", ge=1)
+    time_budget: str | None = option(None, "Stop (and finish the schedule) after this time, e.g. 40m.")
+    batch_size: int = option(4, "Sequences per optimiser step.", "--batch-size", "--draft-global-batch-size", ge=1)
+    micro_batch_size: int | None = option(
+        None, "Sequences per forward pass; gradients accumulate to the batch.", "--draft-micro-batch-size", ge=1
+    )
+    learning_rate: float = option(1e-4, "Peak learning rate.", gt=0)
+    head_lr_scale: float = option(1.0, "Learning rate of the draft's head, as a factor.", gt=0)
+    lr_schedule: Literal["cosine", "constant", "wsd"] = option("cosine", "Shape of the learning rate after warm-up.")
+    min_lr_ratio: float = option(0.0, "Where the schedule ends, as a share of the peak.", ge=0, le=1)
+    warmup_ratio: float = option(0.015, "Share of the steps that warm up.", ge=0, lt=1)
+    max_grad_norm: float = option(0.5, "Gradients are clipped to this global norm.", gt=0)
+    ttt_length: int = option(7, "Depths of the training-time unroll.", ge=1, le=16)
+    loss_decay: float = option(0.8, "Weight of depth i is this to the power i.", gt=0, le=1)
+    alignment: Literal["serving", "specforge"] = option("serving", "Which rows carry loss (EAGLE-3 serving, or SpecForge).")
+    attention_backend: Literal["auto", "sdpa"] = option(
+        "auto", "Attention kernel.", "--attention-backend", "--draft-attention-backend"
+    )
+    seed: int = option(0, "Seed of initial weights and data order.")
+    save_interval: int = option(1000, "Steps between checkpoints.", ge=1)
+    eval_interval: int = option(1000, "Steps between evaluations.", ge=1)
+    log_interval: int = option(10, "Steps between log lines.", ge=1)
+    keep_checkpoints: int = option(3, "Newest checkpoints kept (best/ is kept besides).", ge=1)
+    eval_rows: int = option(64, "Held-out rows per evaluation.", ge=1)
+    resume: bool = option(True, "Go on from the newest checkpoint of --output-dir.")
+    overwrite: bool = option(False, "Start over and replace an earlier run.")
+
+
+class Eval(Table):
+    """eagle3 eval: acceptance length by the walk."""
+
+    depths: int = option(7, "Draft depths (k) that are measured.", ge=1, le=16)
+    rows: int | None = option(None, "Only the first N held-out rows.", ge=1)
+
+
+class Export(Table):
+    """eagle3 export: a draft folder that SGLang loads."""
+
+    output_path: Path = option(Path("runs/draft"), "Folder to write.", "--output-path")
+    layout: Literal["sglang", "legacy"] = option("sglang", "Layout of the folder.")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("bfloat16", "Type of the exported weights.", "--export-dtype")
+    overwrite: bool = option(False, "Replace an existing folder.")
+
+
+class Bench(Table):
+    """eagle3 bench: acceptance and speed with and without the draft."""
+
+    engine: Literal["local"] = option("local", "What decodes; local: our own lossless chain decoder.")
+    config_list: tuple[str, ...] = option(
+        ("1,0,0,0", "1,3,1,4", "1,5,1,6"), "Configurations batch,steps,topk,draft_tokens; 0s are the baseline.", "--config-list"
+    )
+    benchmark_list: tuple[str, ...] = option(("mtbench:8",), "Tasks as NAME:ROWS or FILE.jsonl:ROWS.", "--benchmark-list")
+    max_tokens: int = option(128, "New tokens per answer.", ge=1)
+    multi_turn: bool = option(False, "Ask every turn, not only the first.", "--enable-multi-turn-conversation")
+    system_prompt: str | None = option(None, "System prompt (text, or @FILE).")
+    output: Path = option(Path("runs/bench/results.jsonl"), "Result file (jsonl).", "--output")
+    overwrite: bool = option(False, "Replace earlier results.")
+
+
+class Run(Table):
+    """eagle3 run: the whole chain from one settings file."""
+
+    output_dir: Path = option(Path("runs/run"), "The run's folder.", "--output-dir")
+    k: int = option(5, "Draft depth of the final measurement.", ge=1, le=16)
+    held_out_prompts: int = option(64, "Held-out prompts of the final measurement.", ge=1)
+    new_tokens: int = option(128, "New tokens per held-out prompt.", ge=1)
+    speed_prompts: int = option(4, "Prompts on which tokens/s are timed, one at a time.", ge=1)
+
+
+class Settings(Table):
+    """All tables; one file serves all commands."""
+
+    target: Target = Target()
+    draft: Draft = Draft()
+    data: Data = Data()
+    prepare: Prepare = Prepare()
+    regenerate: Regenerate = Regenerate()
+    merge: Merge = Merge()
+    cache: CacheTable = CacheTable()
+    hidden_states: HiddenStates = HiddenStates()
+    train: Train = Train()
+    eval: Eval = Eval()
+    export: Export = Export()
+    bench: Bench = Bench()
+    run: Run = Run()
+
+    @model_validator(mode="after")
+    def _micro_batch_divides_batch(self) -> Settings:
+        micro, batch = self.train.micro_batch_size, self.train.batch_size
+        if micro is not None and batch % micro:
+            raise ValueError(
+                f"train.micro_batch_size {micro} does not divide train.batch_size {batch}; "
+                f"make the batch a multiple of the micro batch"
+            )
+        return self
