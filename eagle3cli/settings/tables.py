@@ -137,6 +137,17 @@ class CacheTable(Table):
     overwrite: bool = option(False, "Rebuild even if a current cache exists.")
 
 
+class View(Table):
+    """eagle3 view, eagle3 view-train-data: what is trained on, token by token."""
+
+    rows: tuple[int, ...] = option((1,), "Rows to show, counted from 1.")
+    path: Path | None = option(None, "A jsonl file, a cache folder or a hidden-state store; default: the training data.")
+    random: int | None = option(None, "Show this many random rows (drawn with --seed).", ge=1)
+    seed: int = option(0, "Seed of --random.")
+    ids: bool = option(False, "Show token ids.")
+    html: Path | None = option(None, "Also write an HTML page.")
+
+
 class HiddenStates(Table):
     """eagle3 hidden-states: the target's states to disk."""
 
@@ -235,6 +246,7 @@ class Settings(Table):
     regenerate: Regenerate = Regenerate()
     merge: Merge = Merge()
     cache: CacheTable = CacheTable()
+    view: View = View()
     hidden_states: HiddenStates = HiddenStates()
     train: Train = Train()
     eval: Eval = Eval()

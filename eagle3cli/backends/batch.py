@@ -1,0 +1,43 @@
+"""The one thing that online and offline training differ in: where a TargetBatch comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TargetBatch:
+    """Some sequences side by side (packed, no padding) with what the frozen target says about them.
+
+    ``N`` counts the tokens of all sequences, ``H`` is the target's hidden size, ``A`` the number of auxiliary layers.
+    """
+
+    token_ids_N: Tensor
+    """int64."""
+    loss_mask_N: Tensor
+    """bool: the target wrote this token."""
+    bounds: tuple[int, ...]
+    """Sequence b is ``bounds[b]:bounds[b+1]``; the first bound is 0, the last is N."""
+    aux_NC: Tensor
+    """``[N, A*H]``: outputs of the auxiliary layers, low to high, side by side."""
+    last_NH: Tensor
+    """``[N, H]``: what the target's head reads. Valid at positions t with loss_mask[t+1] or loss_mask[t-1], else zero."""
+    top_N: Tensor
+    """int64: the target's most likely next token over its whole vocabulary, where last_NH is valid, else -1."""
+    rows: tuple[int, ...]
+    """Row number of each sequence in the data it came from."""
+
+
+class BatchSource(Protocol):
+    """Rows of a data set, with the target's states made live or read from disk."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of every row."""
+
+    def batch(self, rows: Sequence[int]) -> TargetBatch:
+        """The states of these rows, packed in the order given."""

@@ -1,0 +1,54 @@
+"""How long work tells people what it is doing, without knowing about terminals.
+
+Code below ``commands/`` takes a :class:`Reporter`; ``console`` has the one that draws, tests use :class:`Silent`.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+
+class Task(Protocol):
+    """A job with a known or unknown number of units."""
+
+    def advance(self, count: int = 1, **notes: object) -> None:
+        """Count ``count`` finished units; ``notes`` (name = value) are shown beside the bar."""
+
+
+class Reporter(Protocol):
+    """Receives what a person should know."""
+
+    def info(self, text: str) -> None:
+        """A plain remark."""
+
+    def warn(self, text: str) -> None:
+        """Something that a person should look at."""
+
+    def task(self, name: str, total: int | None = None, unit: str = "rows", done: int = 0) -> AbstractContextManager[Task]:
+        """Begin a job; ``done`` units were finished by an earlier run. Ends with the block."""
+
+
+class SilentTask:
+    """A task that shows nothing."""
+
+    def advance(self, count: int = 1, **notes: object) -> None:
+        """Show nothing."""
+
+
+class Silent:
+    """A reporter that shows nothing, but keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def info(self, text: str) -> None:
+        """Show nothing."""
+
+    def warn(self, text: str) -> None:
+        """Keep the warning."""
+        self.warnings.append(text)
+
+    def task(self, name: str, total: int | None = None, unit: str = "rows", done: int = 0) -> AbstractContextManager[Task]:
+        """Begin a job that shows nothing."""
+        return nullcontext(SilentTask())
