@@ -1,0 +1,161 @@
+"""The draft model: its weights under SGLang's names, and the pieces that training and decoding are both made of.
+
+Knows nothing about where its inputs come from, how rows are chosen, or how keys are kept: see ``training/unroll.py``
+and ``serving/decode.py``. Shapes: R rows, H hidden, C = aux layers x target hidden, N heads, K key/value heads,
+D head size, Vd draft vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from eagle3cli.models.config import DraftConfig
+
+
+class RMSNorm(nn.Module):
+    """A root-mean-square norm; statistics in fp32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``w * x / sqrt(mean(x^2) + eps)`` over the last dimension."""
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        wide = x.float()
+        scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * scaled.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """The projections of the draft's only attention; q, k, v read ``[embedding ; hidden]``, 2H wide."""
+
+    def __init__(self, c: DraftConfig) -> None:
+        super().__init__()
+        heads, groups = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        self.q_proj = nn.Linear(2 * c.hidden_size, heads, bias=False)
+        self.k_proj = nn.Linear(2 * c.hidden_size, groups, bias=False)
+        self.v_proj = nn.Linear(2 * c.hidden_size, groups, bias=False)
+        self.o_proj = nn.Linear(heads, c.hidden_size, bias=False)
+
+
+class MLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, c: DraftConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
+
+    def forward(self, x_RH: Tensor) -> Tensor:
+        """``W_down(silu(W_gate x) * W_up x)``."""
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x_RH)) * self.up_proj(x_RH))
+        return out
+
+
+class Layer(nn.Module):
+    """The decoder layer, named ``midlayer`` in checkpoints."""
+
+    def __init__(self, c: DraftConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(c)
+        self.mlp = MLP(c)
+        self.hidden_norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+
+
+class Draft(nn.Module):
+    """An EAGLE-3 draft. The embedding is the target's own and stays outside; ``d2t`` and ``t2d`` are buffers.
+
+    ``aux_scale_C`` divides the auxiliary states before ``fc``: a few channels are hundreds of times larger than the
+    rest, and one optimiser step would move them all alike. It is folded into ``fc`` in every checkpoint.
+    """
+
+    d2t: Tensor
+    t2d: Tensor
+    aux_scale_C: Tensor
+
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.midlayer = Layer(config)
+        aux_width = len(config.aux_layers) * config.target_hidden_size
+        self.fc = nn.Linear(aux_width, config.hidden_size, bias=False)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
+        self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.long))
+        self.register_buffer("t2d", torch.ones(config.vocab_size, dtype=torch.bool))
+        self.register_buffer("aux_scale_C", torch.ones(aux_width), persistent=False)
+        self.rotary = LlamaRotaryEmbedding(_rope_config(config))
+
+    @property
+    def draft_ids(self) -> Tensor:
+        """Target token of every draft token, ``[Vd]``, ascending."""
+        return self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
+
+    def set_vocab(self, d2t: Tensor, t2d: Tensor) -> None:
+        """Use this draft vocabulary (``d2t`` as offsets, ``t2d`` as a mask over the target's tokens)."""
+        self.d2t.copy_(d2t)
+        self.t2d.copy_(t2d)
+
+    def set_aux_scale(self, scale_C: Tensor) -> None:
+        """Change the scale of the auxiliary states without changing the function that ``fc`` computes."""
+        with torch.no_grad():
+            self.fc.weight.mul_((scale_C / self.aux_scale_C).to(self.fc.weight.dtype))
+            self.aux_scale_C.copy_(scale_C)
+
+    def first_hidden(self, aux_RC: Tensor) -> Tensor:
+        """``h^0 = fc(a)``, ``[R, H]``."""
+        hidden: Tensor = self.fc(aux_RC / self.aux_scale_C.to(aux_RC.dtype))
+        return hidden
+
+    def serving_state(self) -> dict[str, Tensor]:
+        """The state dict that a server loads: the auxiliary scale folded into ``fc``. Copies; on the CPU."""
+        state = {name: value.detach().to("cpu", copy=True) for name, value in self.state_dict().items()}
+        scale = self.aux_scale_C.detach().to("cpu", torch.float32)
+        state["fc.weight"] = (state["fc.weight"].float() / scale).to(state["fc.weight"].dtype)
+        return state
+
+    def embedding_half(self, embedded_RH: Tensor, weight_O2H: Tensor) -> Tensor:
+        """The part of q, k or v that depends on the newest token alone: ``W[:, :H] RMS_in(embed(x))``.
+
+        One token position feeds several depths, so this is computed once per position (``embedded`` is already
+        normed).
+        """
+        return F.linear(embedded_RH, weight_O2H[:, : self.config.hidden_size])
+
+    def hidden_half(self, normed_RH: Tensor, weight_O2H: Tensor) -> Tensor:
+        """The part of q, k or v that depends on the hidden state: ``W[:, H:] RMS_hidden(h)``."""
+        return F.linear(normed_RH, weight_O2H[:, self.config.hidden_size :])
+
+    def finish_layer(self, hidden_RH: Tensor, attended_RND: Tensor) -> Tensor:
+        """Residuals and MLP after attention: ``r = h + W_o att``, then ``r + MLP(RMS_post(r))``; ``[R, H]``."""
+        layer = self.midlayer
+        residual = hidden_RH + layer.self_attn.o_proj(attended_RND.flatten(1))
+        out: Tensor = residual + layer.mlp(layer.post_attention_layernorm(residual))
+        return out
+
+    def rope(self, positions_R: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosine and sine tables ``[R, D]`` for these positions."""
+        cos, sin = self.rotary(torch.empty(0, dtype=dtype, device=positions_R.device), positions_R[None])
+        return cos[0], sin[0]
+
+
+def rotate(x_RND: Tensor, cos_RD: Tensor, sin_RD: Tensor) -> Tensor:
+    """Rotary position embedding, half-split layout: dimension j pairs with j + D/2."""
+    low, high = x_RND.chunk(2, dim=-1)
+    turned = torch.cat((-high, low), dim=-1)
+    return x_RND * cos_RD[:, None] + turned * sin_RD[:, None]
+
+
+def _rope_config(config: DraftConfig) -> LlamaConfig:
+    raw = {k: v for k, v in config.to_sglang().items() if k not in ("architectures", "torch_dtype", "dtype", "eagle_config")}
+    return LlamaConfig(**raw)
