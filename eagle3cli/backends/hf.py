@@ -1,0 +1,201 @@
+"""The frozen target through transformers: any Llama- or Qwen-like causal LM, its auxiliary and last hidden states.
+
+Only the decoder runs here; the head is applied by whoever needs logits, and only on the rows it needs.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from eagle3cli.errors import ModelError, UsageError
+from eagle3cli.models.config import default_aux_layers
+from eagle3cli.runtime.report import Reporter
+from eagle3cli.settings.tables import Target
+
+ARGMAX_CHUNK = 512
+"""Rows of full-vocabulary logits that exist at once."""
+
+
+@dataclass(frozen=True)
+class HfTarget:
+    """A loaded target; ``decoder`` ends with the final norm, ``head`` maps its output to logits."""
+
+    model: PreTrainedModel
+    aux_layers: tuple[int, ...]
+    path: str
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The model without its head."""
+        found: nn.Module = self.model.base_model
+        return found
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers."""
+        found = self.decoder.layers
+        assert isinstance(found, nn.ModuleList)
+        return found
+
+    @property
+    def head_VH(self) -> Tensor:
+        """Weight of the language-model head, ``[V, H]``."""
+        weight: Tensor = self.model.get_output_embeddings().weight
+        return weight.detach()
+
+    @property
+    def embedding_VH(self) -> Tensor:
+        """Weight of the input embedding, ``[V, H]``."""
+        weight: Tensor = self.model.get_input_embeddings().weight
+        return weight.detach()
+
+    @property
+    def final_norm_H(self) -> Tensor:
+        """Weight of the norm before the head, ``[H]``."""
+        weight = self.decoder.norm.weight
+        assert isinstance(weight, Tensor)
+        return weight.detach()
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        return self.embedding_VH.shape[1]
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the head."""
+        return self.head_VH.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the target is."""
+        return self.embedding_VH.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.embedding_VH.dtype
+
+    @contextmanager
+    def tapping(self) -> Iterator[dict[int, Tensor]]:
+        """Within the block every forward pass leaves the outputs of the auxiliary layers in the dict."""
+        taps: dict[int, Tensor] = {}
+
+        def keep(layer: int) -> Any:
+            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                taps[layer] = output[0] if isinstance(output, tuple) else output
+
+            return hook
+
+        with ExitStack() as stack:
+            for layer in self.aux_layers:
+                handle = self.layers[layer].register_forward_hook(keep(layer))
+                stack.callback(handle.remove)
+            yield taps
+
+    @torch.inference_mode()
+    def capture(self, sequences: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
+        """Auxiliary states ``[S, A*H]`` and last hidden states ``[S, H]`` of each sequence.
+
+        The sequences are padded on the right to the longest one; give sequences of similar length.
+        """
+        ids = [torch.as_tensor(s, dtype=torch.long, device=self.device) for s in sequences]
+        with self.tapping() as taps:
+            out = self.decoder(input_ids=pad_sequence(ids, batch_first=True), use_cache=False)
+        aux = torch.cat([taps[layer] for layer in self.aux_layers], dim=-1)
+        last = out.last_hidden_state
+        return [(aux[b, : len(s)], last[b, : len(s)]) for b, s in enumerate(ids)]
+
+    @torch.inference_mode()
+    def top_tokens(self, last_RH: Tensor) -> Tensor:
+        """The most likely next token over the whole vocabulary, ``[R]``, in chunks of rows."""
+        head = self.model.get_output_embeddings()
+        return torch.cat([head(part).argmax(-1) for part in last_RH.split(ARGMAX_CHUNK)] or [torch.zeros(0).long()])
+
+
+def read_target_config(target: Target) -> dict[str, Any]:
+    """The target's ``config.json`` as a dict; raises a ModelError that says what is wrong with the folder."""
+    if not target.model_path:
+        raise UsageError("no target model", where="--target-model-path", fix="give a folder or a hub id")
+    try:
+        config = AutoConfig.from_pretrained(
+            target.model_path, revision=target.revision, trust_remote_code=target.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise model_error(target.model_path, error) from error
+    found: dict[str, Any] = config.to_dict()
+    return found
+
+
+def model_error(path: str, error: Exception) -> ModelError:
+    """Turn what transformers says about a model that it cannot load into one short message."""
+    folder = Path(path)
+    if folder.exists() and not (folder / "config.json").exists():
+        return ModelError("this folder holds no model: no config.json", where=path, fix="give a transformers model folder")
+    if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        return ModelError("no such folder", where=path, fix="check --target-model-path")
+    said = str(error).strip().splitlines()
+    reason = said[0] if said else type(error).__name__
+    if not folder.exists():
+        fix = "check the name; without network, give a local folder or put the model into the hub cache first"
+        return ModelError(f"cannot be found on the hub or in its cache ({reason})", where=path, fix=fix)
+    return ModelError(f"transformers cannot load it: {reason}", where=path)
+
+
+def load_target(target: Target, report: Reporter, aux_layers: tuple[int, ...] | None = None) -> HfTarget:
+    """Load the frozen target; ``aux_layers`` defaults to EAGLE-3's choice for its depth."""
+    config = read_target_config(target)
+    device = pick_device(target.device)
+    dtype = _dtype(target.dtype, device, config)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            target.model_path,
+            revision=target.revision,
+            trust_remote_code=target.trust_remote_code,
+            dtype=dtype,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise model_error(target.model_path, error) from error
+    model = model.to(device).eval().requires_grad_(False)
+    gc.collect()
+    depth = len(model.base_model.layers)
+    layers = aux_layers or default_aux_layers(depth)
+    if max(layers) >= depth:
+        raise UsageError(f"the target has layers 0 to {depth - 1}, not {max(layers)}", where="--aux-layers")
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    report.info(f"target {target.model_path}: {millions:.0f}M parameters, {dtype}, {device}, aux layers {list(layers)}")
+    return HfTarget(model=model, aux_layers=layers, path=target.model_path)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a setting names; auto takes a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"no such device: {name}", where="--device", fix="use cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("torch sees no CUDA device", where="--device", fix="use --device cpu, or see eagle3 doctor")
+    return device
+
+
+def _dtype(name: str, device: torch.device, config: dict[str, Any]) -> torch.dtype:
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    if device.type == "cpu":
+        return torch.float32
+    said = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
+    return getattr(torch, said, torch.bfloat16)
