@@ -104,7 +104,7 @@ class HfTarget:
                 stack.callback(handle.remove)
             yield taps
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def capture(self, sequences: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
         """Auxiliary states ``[S, A*H]`` and last hidden states ``[S, H]`` of each sequence.
 
@@ -117,7 +117,7 @@ class HfTarget:
         last = out.last_hidden_state
         return [(aux[b, : len(s)], last[b, : len(s)]) for b, s in enumerate(ids)]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def top_tokens(self, last_RH: Tensor) -> Tensor:
         """The most likely next token over the whole vocabulary, ``[R]``, in chunks of rows."""
         head = self.model.get_output_embeddings()

@@ -1,0 +1,118 @@
+"""Soft cross-entropy between target and draft over the draft vocabulary, with no logits kept.
+
+All depths' rows that share a teacher position are scored together, a chunk of positions at a time: the teacher's
+probabilities are made once per position, and the loss, its gradient for the hidden rows and its gradient for the head
+come out of the same pass. Memory holds one chunk of logits, whatever the number of depths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eagle3cli.training.rows import RowPlan
+
+CHUNK_ELEMENTS = 4_000_000
+"""Logits of one depth that exist at once (16 MB in fp32)."""
+
+
+@dataclass(frozen=True)
+class DepthSums:
+    """Sums over the kept rows of every depth, ``[T]`` each; tensors, so that nobody waits for them."""
+
+    loss_T: Tensor
+    """Sum of the cross-entropies (nats)."""
+    correct_T: Tensor
+    """Rows whose most likely draft token is the answer."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What teaches a batch."""
+
+    last_NH: Tensor
+    """Target's last hidden states by packed position."""
+    answer_N: Tensor
+    """Target token by packed teacher position that counts as right."""
+    head_VdH: Tensor
+    """The target's head, restricted to the draft vocabulary."""
+    draft_ids_Vd: Tensor
+    """Target token of every draft token."""
+
+
+def depth_losses(
+    normed: list[Tensor], head_weight_VdH: Tensor, teacher: Teacher, plan: RowPlan, depth_weights: list[float]
+) -> tuple[Tensor, DepthSums]:
+    """``sum_i w_i sum_rows CE(teacher, draft)`` (differentiable, not normalised) and the sums behind it."""
+    total, loss_T, correct_T = _FusedHead.apply(head_weight_VdH, teacher, plan, depth_weights, *normed)
+    return total, DepthSums(loss_T, correct_T)
+
+
+class _FusedHead(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, head: Tensor, teacher: Teacher, plan: RowPlan, depth_weights: list[float], *normed: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        device, training = head.device, any(ctx.needs_input_grad)
+        loss_T = torch.zeros(len(normed), dtype=torch.float32, device=device)
+        correct_T = torch.zeros(len(normed), dtype=torch.float32, device=device)
+        d_head = torch.zeros_like(head, dtype=torch.float32) if training else None
+        d_normed = [torch.empty_like(rows) for rows in normed] if training else []
+        positions = _teacher_positions(plan)
+        for chunk_U in positions.split(max(1, CHUNK_ELEMENTS // len(head))):
+            teach_UV = F.softmax(F.linear(teacher.last_NH[chunk_U].to(head.dtype), teacher.head_VdH).float(), -1)
+            for depth, (rows, hidden) in enumerate(zip(plan.depths, normed, strict=True)):
+                part = _part(rows.teacher_r, chunk_U)
+                if part.start == part.stop:
+                    continue
+                at_r = torch.searchsorted(chunk_U, rows.teacher_r[part])
+                teach_rV = teach_UV if len(at_r) == len(chunk_U) else teach_UV[at_r]
+                logits_rV = F.linear(hidden[part], head).float()
+                best_r = teacher.draft_ids_Vd[logits_rV.argmax(-1)]
+                correct_T[depth] += (best_r == teacher.answer_N[rows.teacher_r[part]]).sum()
+                lse_r = torch.logsumexp(logits_rV, -1)
+                loss_T[depth] += lse_r.sum() - torch.dot(teach_rV.flatten(), logits_rV.flatten())
+                if d_head is not None:
+                    # softmax(logits) - teacher, in the logits' own memory; then rounded as the logits were.
+                    error_rV = logits_rV.sub_(lse_r[:, None]).exp_().sub_(teach_rV).to(head.dtype)
+                    weighted = hidden[part] * depth_weights[depth]
+                    d_head.addmm_(error_rV.T.float(), weighted.float())
+                    torch.mm(error_rV, head, out=d_normed[depth][part])
+                    d_normed[depth][part] *= depth_weights[depth]
+        ctx.save_for_backward(*d_normed, *([d_head] if d_head is not None else []))
+        weights_T = torch.tensor(depth_weights, device=device)
+        ctx.mark_non_differentiable(loss_T, correct_T)
+        return (loss_T * weights_T).sum(), loss_T, correct_T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *d_normed, d_head = ctx.saved_tensors
+        scale = grads[0]
+        return (d_head * scale, None, None, None, *(d * scale for d in d_normed))
+
+
+def _teacher_positions(plan: RowPlan) -> Tensor:
+    """All packed positions that teach some row, ascending."""
+    return torch.cat([rows.teacher_r for rows in plan.depths]).unique()
+
+
+def _part(teacher_r: Tensor, chunk_U: Tensor) -> slice:
+    """The rows whose teacher lies in the chunk; teachers ascend within a depth."""
+    low = int(torch.searchsorted(teacher_r, chunk_U[0]))
+    high = int(torch.searchsorted(teacher_r, chunk_U[-1], right=True))
+    return slice(low, high)
+
+
+@torch.no_grad()
+def best_tokens(normed: list[Tensor], head_weight_VdH: Tensor, draft_ids_Vd: Tensor) -> list[Tensor]:
+    """The draft's most likely token for the kept rows of every depth, as target tokens, in chunks of rows."""
+    found = []
+    size = max(1, CHUNK_ELEMENTS // len(head_weight_VdH))
+    for hidden in normed:
+        parts = [F.linear(part, head_weight_VdH).argmax(-1) for part in hidden.split(size)]
+        found.append(draft_ids_Vd[torch.cat(parts)])
+    return found
