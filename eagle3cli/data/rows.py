@@ -1,0 +1,163 @@
+"""Token rows with their loss masks, kept in Arrow files that are memory-mapped and that `datasets` reads too."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from eagle3cli.errors import DataError
+
+Ids = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.uint8]
+
+ARROW_FILE = "data-00000-of-00001.arrow"
+ROLES = ("system", "user", "assistant", "tool")
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("loss_mask", pa.list_(pa.int8())),
+        ("line", pa.int64()),
+        ("turn_starts", pa.list_(pa.int32())),
+        ("turn_roles", pa.list_(pa.int8())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One conversation as tokens; ``loss_mask`` is 1 on tokens that the target wrote, as long as ``token_ids``."""
+
+    id: str
+    token_ids: Ids
+    loss_mask: Mask
+    line: int = 0
+    """Line of the input file, from 1; 0 where unknown."""
+    turns: tuple[tuple[int, str], ...] = field(default=())
+    """First token and role of each message, in order; empty where unknown."""
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+def to_batch(rows: Iterable[TokenRow]) -> pa.RecordBatch:
+    """Rows as one Arrow record batch in :data:`SCHEMA`."""
+    kept = list(rows)
+    columns = [
+        pa.array([row.id for row in kept], pa.string()),
+        _lists([np.asarray(row.token_ids, dtype=np.int32) for row in kept], pa.int32()),
+        _lists([np.asarray(row.loss_mask, dtype=np.int8) for row in kept], pa.int8()),
+        pa.array([row.line for row in kept], pa.int64()),
+        _lists([np.array([start for start, _ in row.turns], dtype=np.int32) for row in kept], pa.int32()),
+        _lists([np.array([ROLES.index(role) for _, role in row.turns], dtype=np.int8) for row in kept], pa.int8()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def _lists(arrays: list[npt.NDArray[np.generic]], kind: pa.DataType) -> pa.ListArray:
+    offsets = np.zeros(len(arrays) + 1, dtype=np.int32)
+    np.cumsum([len(array) for array in arrays], out=offsets[1:])
+    values = np.concatenate(arrays) if arrays else np.zeros(0, dtype=kind.to_pandas_dtype())
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind))
+
+
+def write_rows(folder: Path, batches: Iterable[pa.RecordBatch]) -> int:
+    """Write batches to ``folder`` in the layout of ``datasets.load_from_disk``; returns the number of rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with pa.OSFile(str(folder / ARROW_FILE), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+            count += batch.num_rows
+    features = {
+        name: {"dtype": kind, "_type": "Value"} if not many else {"feature": {"dtype": kind, "_type": "Value"}, "_type": "List"}
+        for name, kind, many in (
+            ("id", "string", False),
+            ("input_ids", "int32", True),
+            ("loss_mask", "int8", True),
+            ("line", "int64", False),
+            ("turn_starts", "int32", True),
+            ("turn_roles", "int8", True),
+        )
+    }
+    state = {
+        "_data_files": [{"filename": ARROW_FILE}],
+        "_fingerprint": folder.parent.name[:16] or "0",
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    (folder / "dataset_info.json").write_text(json.dumps({"features": features}, indent=1), encoding="utf-8")
+    (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+    return count
+
+
+class TokenRows:
+    """Rows of an Arrow folder, memory-mapped: opening costs nothing, a row is read when it is asked for."""
+
+    def __init__(self, batches: list[pa.RecordBatch]) -> None:
+        self._batches = [batch for batch in batches if batch.num_rows]
+        self._ends: list[int] = list(np.cumsum([batch.num_rows for batch in self._batches], dtype=np.int64))
+        self.lengths: list[int] = [
+            int(length) for batch in self._batches for length in np.diff(batch.column("input_ids").offsets.to_numpy())
+        ]
+
+    @classmethod
+    def open(cls, folder: Path) -> TokenRows:
+        """The rows below ``folder``; raises DataError where they are absent or broken."""
+        try:
+            with pa.ipc.open_stream(pa.memory_map(str(folder / ARROW_FILE))) as reader:
+                if reader.schema.names != SCHEMA.names:
+                    raise DataError(f"columns {reader.schema.names}, not token rows", where=str(folder / ARROW_FILE))
+                return cls(list(reader))
+        except (OSError, pa.ArrowInvalid) as error:
+            fix = "run `eagle3 cache` again with --overwrite"
+            raise DataError(f"not a readable cache of token rows: {error}", where=str(folder), fix=fix) from error
+
+    @classmethod
+    def of(cls, rows: Iterable[TokenRow]) -> TokenRows:
+        """Rows held in memory."""
+        return cls([to_batch(rows)])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> TokenRow:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        index %= len(self)
+        which = bisect_right(self._ends, index)
+        batch = self._batches[which]
+        at = index - (self._ends[which - 1] if which else 0)
+
+        def values(name: str) -> npt.NDArray[np.int32]:
+            column = batch.column(name)
+            start, end = column.offsets[at].as_py(), column.offsets[at + 1].as_py()
+            return np.asarray(column.values[start:end].to_numpy(zero_copy_only=True))
+
+        roles = [ROLES[role] for role in values("turn_roles")]
+        return TokenRow(
+            id=batch.column("id")[at].as_py(),
+            token_ids=values("input_ids"),
+            loss_mask=values("loss_mask").view(np.uint8),
+            line=batch.column("line")[at].as_py(),
+            turns=tuple(zip((int(start) for start in values("turn_starts")), roles, strict=True)),
+        )
+
+    def __iter__(self) -> Iterator[TokenRow]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def loss_tokens(self) -> int:
+        """Tokens that carry loss, over all rows."""
+        return sum(int(batch.column("loss_mask").values.to_numpy().sum(dtype=np.int64)) for batch in self._batches)
