@@ -78,7 +78,9 @@ def write_rows(folder: Path, batches: Iterable[pa.RecordBatch]) -> int:
             writer.write_batch(batch)
             count += batch.num_rows
     features = {
-        name: {"dtype": kind, "_type": "Value"} if not many else {"feature": {"dtype": kind, "_type": "Value"}, "_type": "List"}
+        name: {"dtype": kind, "_type": "Value"}
+        if not many
+        else {"feature": {"dtype": kind, "_type": "Value"}, "_type": "List"}
         for name, kind, many in (
             ("id", "string", False),
             ("input_ids", "int32", True),

@@ -82,7 +82,13 @@ def add_counts(
 
 
 def choose(
-    reply: Counts, prompt: Counts, size: int, *, always: Iterable[int] = (), reply_weight: int = 3, prompt_weight: int = 1
+    reply: Counts,
+    prompt: Counts,
+    size: int,
+    *,
+    always: Iterable[int] = (),
+    reply_weight: int = 3,
+    prompt_weight: int = 1,
 ) -> VocabMapping:
     """The ``size`` tokens with the highest weighted count, ties by lower id; ``always`` are in whatever their count.
 
