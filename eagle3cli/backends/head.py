@@ -1,0 +1,157 @@
+"""The target's embedding and head, read straight from its safetensors: offline training loads nothing else of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from eagle3cli.errors import ModelError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
+HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+OTHER_PARTS = ("vision", "visual", "audio", "mtp", "encoder")
+"""Parts of a model whose tensors are never its text embedding or head."""
+SAMPLES, SAMPLE_BYTES = 16, 4096
+
+
+def read_embedding_and_head(model_path: str, *, revision: str | None = None) -> tuple[Tensor, Tensor]:
+    """Embedding and head of a target, both ``[V, H]`` in the checkpoint's type; one tensor where they are tied.
+
+    ``model_path`` is a folder or a hub id (its local cache first, and only the files needed). Raises ModelError where
+    a tensor is missing or does not fit the config.
+    """
+    config = read_config(model_path, revision=revision)
+    files = _tensor_files(model_path, revision)
+    name = _find(files, EMBEDDINGS)
+    if name is None:
+        raise ModelError(
+            f"no input embedding among {len(files)} tensors", where=model_path, fix=_looked_for(EMBEDDINGS)
+        )
+    embedding = _read(_file(model_path, files[name], revision), name)
+    head_name = _find(files, HEADS)
+    tied = _tied(config)
+    if tied or (tied is None and head_name is None):
+        head = embedding
+    elif head_name is None:
+        raise ModelError("tie_word_embeddings is false but there is no head", where=model_path, fix=_looked_for(HEADS))
+    else:
+        head = _read(_file(model_path, files[head_name], revision), head_name)
+    text = {**config, **(config.get("text_config") or {})}
+    wanted = (text.get("vocab_size"), text.get("hidden_size"))
+    for tensor, what in ((embedding, name), (head, head_name or name)):
+        if None not in wanted and tuple(tensor.shape) != wanted:
+            raise ModelError(f"{what} is {list(tensor.shape)}; the config says {list(wanted)}", where=model_path)
+    return embedding, head
+
+
+def read_config(model_path: str, *, revision: str | None = None) -> dict[str, Any]:
+    """A target's ``config.json``, from a folder or from the hub."""
+    path = _file(model_path, "config.json", revision)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"not valid JSON: {error}", where=str(path)) from error
+    if not isinstance(found, dict):
+        raise ModelError("not a JSON object", where=str(path))
+    return found
+
+
+def fingerprint(model_path: str, *, revision: str | None = None) -> str:
+    """Tells one target from another: its config, and size and a few samples of every weight file it has here.
+
+    Reads some 64 kB of each file. Two fine-tunes of one model differ; a copy of a folder does not.
+    """
+    digest = blake2b(digest_size=16)
+    config = read_config(model_path, revision=revision)
+    digest.update(json.dumps({k: v for k, v in config.items() if not k.startswith("_")}, sort_keys=True).encode())
+    for name in sorted(set(_tensor_files(model_path, revision).values())):
+        path = _file(model_path, name, revision)
+        size = path.stat().st_size
+        digest.update(f"{name} {size}".encode())
+        with path.open("rb") as f:
+            for sample in range(SAMPLES):
+                f.seek(size * sample // SAMPLES)
+                digest.update(f.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _file(model_path: str, name: str, revision: str | None) -> Path:
+    """A file of the model on this machine, fetched from the hub where ``model_path`` is no folder."""
+    folder = Path(model_path).expanduser()
+    if folder.is_dir():
+        if not (folder / name).is_file():
+            raise ModelError(f"no {name}", where=model_path, fix="give the folder of a model with safetensors weights")
+        return folder / name
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        cached = try_to_load_from_cache(model_path, name, revision=revision)
+        return Path(cached) if isinstance(cached, str) else Path(hf_hub_download(model_path, name, revision=revision))
+    except HFValidationError as error:
+        raise ModelError("no such folder, and no hub id", where=model_path, fix="check --target-model-path") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        fix = "check the name; without network, give a local folder"
+        raise ModelError(f"{name} cannot be fetched from the hub: {said}", where=model_path, fix=fix) from error
+
+
+def _tensor_files(model_path: str, revision: str | None) -> dict[str, str]:
+    """Name of every tensor, and the file that holds it."""
+    try:
+        path = _file(model_path, INDEX, revision)
+    except ModelError:
+        path = _file(model_path, WEIGHTS, revision)
+        with _opened(path) as f:
+            return dict.fromkeys(f.keys(), WEIGHTS)
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        return {str(name): str(file) for name, file in weight_map.items()}
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"not an index of safetensors: {error}", where=str(path)) from error
+
+
+def _find(names: dict[str, str], endings: Sequence[str]) -> str | None:
+    """The tensor whose name ends in one of ``endings``; the shortest, where a model has several parts."""
+    for ending in endings:
+        found = [n for n in names if n == ending or n.endswith(f".{ending}")]
+        found = [n for n in found if not any(part in n for part in OTHER_PARTS)]
+        if found:
+            return min(found, key=lambda n: (n.count("."), n))
+    return None
+
+
+def _tied(config: dict[str, Any]) -> bool | None:
+    """Whether the head is the embedding; None where the config leaves it to what the weights hold."""
+    text = config.get("text_config") or {}
+    said = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    return None if said is None else bool(said)
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"cannot be read: {error}", where=str(path), fix="the file is damaged; copy it again"
+        ) from error
+
+
+def _read(path: Path, name: str) -> Tensor:
+    try:
+        with _opened(path) as f:
+            tensor: Tensor = f.get_tensor(name)
+    except SafetensorError as error:
+        raise ModelError(f"{name} cannot be read: {error}", where=str(path)) from error
+    return tensor
+
+
+def _looked_for(endings: Sequence[str]) -> str:
+    return f"looked for names ending in {', '.join(endings)}"
