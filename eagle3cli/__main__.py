@@ -1,0 +1,5 @@
+"""``python -m eagle3cli`` is ``eagle3``."""
+
+from eagle3cli.cli import entry
+
+entry()

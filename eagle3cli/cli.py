@@ -1,0 +1,188 @@
+"""The command table and the program's exit codes. Only the named command's module is imported; never torch."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from eagle3cli import __version__
+from eagle3cli.errors import DONE, FAILED, Eagle3Error, UsageError
+
+DATA, TRAINING, SERVING, CHAIN = "Data", "Training", "Serving", "Whole chain & settings"
+STEPS = (DATA, TRAINING, SERVING, CHAIN)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the command table; the module holds COMMAND (a Command) or ``app`` (a Typer of subcommands)."""
+
+    name: str
+    summary: str
+    step: str
+
+    @property
+    def module(self) -> str:
+        """Where the command is."""
+        return "eagle3cli.commands." + self.name.replace("-", "_")
+
+
+TABLE = (
+    Line("prepare", "Bring any source of conversations to one layout.", DATA),
+    Line("regenerate", "Rewrite the replies with the target, so that the draft learns its own words.", DATA),
+    Line("merge", "Join regenerated shards into a training and an evaluation file.", DATA),
+    Line("cache", "Tokenise, mask and choose the draft vocabulary.", DATA),
+    Line("view", "Show which tokens of a row are trained on.", DATA),
+    Line("view-train-data", "Show which tokens of the training rows are trained on.", DATA),
+    Line("hidden-states", "Write the target's hidden states to disk for offline training.", TRAINING),
+    Line("train", "Train the draft, online or from hidden states on disk.", TRAINING),
+    Line("eval", "Measure the acceptance length on held-out data.", TRAINING),
+    Line("export", "Write a draft folder that SGLang loads.", SERVING),
+    Line("bench", "Measure acceptance and speed with and without the draft.", SERVING),
+    Line("run", "Run the whole chain from one settings file.", CHAIN),
+    Line("config", "Show, check and write settings.", CHAIN),
+    Line("doctor", "Check this machine, and say how to fix what is wrong.", CHAIN),
+)
+TABLE = tuple(line for line in TABLE if importlib.util.find_spec(line.module))
+
+
+def overview() -> str:
+    """The help of the program itself: the commands by step, in the order of the work."""
+    lines = ["Usage: eagle3 COMMAND [OPTIONS]", "", f"  {_root.__doc__}", ""]
+    for step in STEPS:
+        lines += [f"{step}:", *(f"  {line.name:<17}{line.summary}" for line in TABLE if line.step == step), ""]
+    lines += [
+        "Options:",
+        "  --version             Show the version.",
+        "  --install-completion  Install completion for the current shell (--show-completion prints it).",
+        "  --help                Show this message; after a command, that command's help.",
+        "",
+        "Example:",
+        "  eagle3 run quickstart",
+    ]
+    return "\n".join(lines)
+
+
+def _nothing() -> None:
+    """Stands for a command that was not named, so that its module need not be imported."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"eagle3 {__version__}")
+        raise typer.Exit()
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train EAGLE-3 draft models, from a data set's name to a measured speed-up."""
+
+
+def build(words: Sequence[str]) -> tuple[typer.Typer, list[str]]:
+    """The program for one command line, and that line made ready for it."""
+    named = next((word for word in words if not word.startswith("-")), None)
+    app = typer.Typer(help=_root.__doc__, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.callback()(_root)
+    ready = list(words)
+    for line in TABLE:
+        if line.name != named:
+            app.command(line.name, help=line.summary)(_nothing)
+            continue
+        module = importlib.import_module(line.module)
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=line.name, help=line.summary)
+            continue
+        from eagle3cli.commands import options
+
+        ready = options.spread(words, module.COMMAND)
+        examples = options.epilog(module.COMMAND.examples)
+        app.command(line.name, help=line.summary, epilog=examples)(options.function(module.COMMAND))
+    return app, ready
+
+
+def _completion_words() -> list[str] | None:
+    """The words typed so far when a shell asks for completions, else None."""
+    if not os.environ.get("_EAGLE3_COMPLETE"):
+        return None
+    return (os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or "").split()[1:]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; errors are shown, not raised."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        return _run(words)
+    except Eagle3Error as error:
+        if debug:
+            raise
+        return _show(error, words)
+    except typer.TyperException as error:
+        return _show(_usage(error, words), words)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        # the reader of our output has gone (eagle3 ... | head); keep Python from complaining at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if debug:
+            raise
+        return _show(_unexpected(error), words)
+
+
+def _run(words: list[str]) -> int:
+    typed = _completion_words()
+    if typed is None and words in ([], ["--help"]):  # by hand: grouped by step, and fast
+        print(overview(), flush=True)
+        return DONE
+    app, ready = build(words if typed is None else typed)
+    code = app(args=ready, prog_name="eagle3", standalone_mode=False)
+    sys.stdout.flush()
+    return code if isinstance(code, int) else 0
+
+
+def _show(error: Eagle3Error, words: Sequence[str]) -> int:
+    from eagle3cli.console.out import Out
+
+    Out(json_wanted="--json" in words).error(error)
+    return error.exit_code
+
+
+def _usage(error: typer.TyperException, words: Sequence[str]) -> UsageError:
+    """What Typer refused, in the words of our own errors."""
+    command = next((word for word in words if any(word == line.name for line in TABLE)), "")
+    message = error.format_message().strip().rstrip(".")
+    hint = f"see: eagle3 {command + ' ' if command else ''}--help"
+    suggestion = re.search(r"\(Possible options: ([^)]*)\)|Did you mean (.*)\?", message)
+    if suggestion:
+        message = message[: suggestion.start()].strip().rstrip(".")
+        hint = f"did you mean {suggestion[1] or suggestion[2]}?".replace("'", "")
+    return UsageError(message[:1].lower() + message[1:], fix=hint)
+
+
+def _unexpected(error: Exception) -> Eagle3Error:
+    """An error nobody foresaw; a full disk is told as such."""
+    if isinstance(error, OSError) and error.filename is not None:
+        from pathlib import Path
+
+        from eagle3cli.runtime.files import disk_error
+
+        return disk_error(error, Path(str(error.filename)))
+    text = str(error).strip().split("\n")[0] or type(error).__name__
+    return Eagle3Error(f"{type(error).__name__}: {text}", fix="run again with --debug to see where it happened")
+
+
+def entry() -> None:
+    """The script ``eagle3``."""
+    sys.exit(main())

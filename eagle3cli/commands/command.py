@@ -1,0 +1,29 @@
+"""What a command is: a name, the settings it shows as flags, and one function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from eagle3cli.console.out import Out
+    from eagle3cli.settings.tables import Settings
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the program.
+
+    ``fields`` are settings fields shown as flags (``"train.*"`` or ``"data.train_path"``), ``arguments`` those given by
+    position. ``recipe`` adds a first argument RECIPE: a packaged recipe's name or a TOML file, read before ``--config``.
+    ``run`` returns the exit code, None for 0.
+    """
+
+    name: str
+    summary: str
+    examples: tuple[str, ...]
+    run: Callable[[Settings, Out], int | None]
+    fields: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    recipe: bool = False

@@ -1,0 +1,65 @@
+"""Stop signals: the first SIGINT or SIGTERM asks to finish the step and save, the second ends the process at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from eagle3cli.errors import Stopped
+from eagle3cli.runtime.report import Reporter
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """Whether somebody asked to stop; look at it between steps."""
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+
+    def check(self, saved: str) -> None:
+        """Raise Stopped (exit code 128 + signal) if asked to; ``saved`` says what was saved and where."""
+        if self.requested is not None:
+            fix = "run the same command again to go on"
+            raise Stopped(self.requested, f"stopped by {signal.Signals(self.requested).name}; {saved}", fix=fix)
+
+
+_active: Stop | None = None
+
+
+@contextmanager
+def catch_stop(report: Reporter | None = None) -> Iterator[Stop]:
+    """Catch stop signals within the block; a block inside another shares its Stop.
+
+    ``report`` is told once, when the first signal arrives. Outside the main thread nothing is caught.
+    """
+    global _active
+    if _active is not None:
+        yield _active
+        return
+    if threading.current_thread() is not threading.main_thread():
+        yield Stop()
+        return
+    stop = Stop()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.requested is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        stop.requested = number
+        if report is not None:  # not here: a handler may interrupt a half-written line of the same stream
+            text = "stopping after this step; once more stops at once"
+            threading.Thread(target=report.info, args=(text,), daemon=True).start()
+
+    before = {number: signal.signal(number, ask) for number in SIGNALS}
+    _active = stop
+    try:
+        yield stop
+    finally:
+        _active = None
+        for number, handler in before.items():
+            signal.signal(number, handler)

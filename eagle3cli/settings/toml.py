@@ -1,0 +1,131 @@
+"""Settings files: values with the line each stands on, and settings written as TOML."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eagle3cli.errors import UsageError
+from eagle3cli.settings.fields import SettingsField, fields, tables
+from eagle3cli.settings.tables import Settings
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One value of a settings file: ``key`` is ``("train", "batch_size")``; a table header has value None."""
+
+    key: tuple[str, ...]
+    value: Any
+    line: int
+
+
+def read_toml(path: Path) -> list[Entry]:
+    """Read a settings file; raises UsageError with file and line where it is missing or broken."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error))
+        raise UsageError(f"cannot read settings: {reason}", where=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise UsageError("not UTF-8 text", where=str(path), fix="save the file as UTF-8") from error
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _broken(error, text, path) from error
+    return list(_entries(text))
+
+
+def _broken(error: tomllib.TOMLDecodeError, text: str, path: Path) -> UsageError:
+    place = re.search(r"\(at line (\d+), column (\d+)\)", str(error))
+    line = int(place[1]) if place else text.count("\n") + 1
+    what = re.sub(r" \(at .*\)$", "", str(error))
+    lines = text.splitlines()
+    shown = f": {lines[line - 1].strip()}" if 0 < line <= len(lines) and lines[line - 1].strip() else ""
+    fix = 'write key = value; text needs quotes ("text"), lists brackets ([1, 2]), a table its own line ([train])'
+    return UsageError(f"broken TOML ({what[0].lower()}{what[1:]}){shown}", where=f"{path}:{line}", fix=fix)
+
+
+def _entries(text: str) -> Iterator[Entry]:
+    """Split a valid file into statements, each parsed by itself so that its line is known."""
+    table: tuple[str, ...] = ()
+    lines = text.split("\n")
+    start = 0
+    while start < len(lines):
+        end = start + 1
+        while True:
+            try:
+                parsed = tomllib.loads("\n".join(lines[start:end]))
+                break
+            except tomllib.TOMLDecodeError:
+                if end >= len(lines):
+                    return
+                end += 1
+        if lines[start].lstrip().startswith("["):
+            table = _header(parsed)
+            yield Entry(table, None, start + 1)
+        else:
+            for key, value in _leaves(parsed, depth=2 - len(table)):
+                yield Entry(table + key, value, start + 1)
+        start = end
+
+
+def _header(parsed: dict[str, Any]) -> tuple[str, ...]:
+    key: list[str] = []
+    value: Any = parsed
+    while isinstance(value, dict) and value:
+        name, value = next(iter(value.items()))
+        key.append(name)
+    return tuple(key)
+
+
+def _leaves(value: dict[str, Any], depth: int) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, inner in value.items():
+        if isinstance(inner, dict) and depth > 1:
+            yield from (((name, *key), leaf) for key, leaf in _leaves(inner, depth - 1))
+        else:
+            yield (name,), inner
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def to_toml(settings: Settings) -> str:
+    """All settings as a TOML file that gives the same settings when read; unset fields are comments."""
+    parts = []
+    for table in tables():
+        parts.append(f"[{table}]")
+        for field in fields().values():
+            if field.table == table:
+                value = getattr(getattr(settings, table), field.name)
+                parts.append(f"# {field.name} is not set" if value is None else f"{field.name} = {_literal(value)}")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def commented_toml() -> str:
+    """A settings file in which every field stands as a comment, with its help and its default."""
+    parts = ["# Settings of eagle3: remove the # before a line to set it. Flags and --set win over this file.", ""]
+    for table, summary in tables().items():
+        parts += [f"# {summary}", f"[{table}]"]
+        for field in fields().values():
+            if field.table == table:
+                parts += [f"# {field.help} ({field.allowed})", _example_line(field), ""]
+    return "\n".join(parts).rstrip("\n") + "\n"
+
+
+def _example_line(field: SettingsField) -> str:
+    if field.default is None:
+        return f"# {field.name} = ..."
+    return f"# {field.name} = {_literal(field.default)}"
