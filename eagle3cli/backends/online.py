@@ -29,14 +29,16 @@ class OnlineSource:
         picked = [self.rows[r] for r in rows]
         masks = [torch.as_tensor(row.loss_mask).bool() for row in picked]
         states = self.target.capture([row.token_ids for row in picked])
-        where = torch.cat([teacher_positions(mask) for mask in masks]).to(self.target.device)
+        bounds = tuple(accumulate((len(mask) for mask in masks), initial=0))
+        where = torch.cat([begin + teacher_positions(mask) for begin, mask in zip(bounds, masks, strict=False)])
+        where = where.to(self.target.device)
         last_NH = torch.cat([last for _, last in states])
         top_N = torch.full((len(last_NH),), -1, dtype=torch.long, device=last_NH.device)
         top_N[where] = self.target.top_tokens(last_NH[where])
         return TargetBatch(
             token_ids_N=torch.cat([torch.as_tensor(row.token_ids, dtype=torch.long) for row in picked]).to(last_NH.device),
             loss_mask_N=torch.cat(masks).to(last_NH.device),
-            bounds=tuple(accumulate((len(mask) for mask in masks), initial=0)),
+            bounds=bounds,
             aux_NC=torch.cat([aux for aux, _ in states]),
             last_NH=last_NH,
             top_N=top_N,

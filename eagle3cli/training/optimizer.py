@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 class Optimizer:
@@ -21,37 +20,58 @@ class Optimizer:
         self, named: list[tuple[str, nn.Parameter]], *, max_grad_norm: float, scales: dict[str, float] | None = None
     ) -> None:
         self.max_grad_norm = max_grad_norm
+        self.names = [name for name, _ in named]
         self.weights = [weight for _, weight in named]
         self.masters = [w if w.dtype == torch.float32 else nn.Parameter(w.detach().float()) for w in self.weights]
-        factors = [next((s for prefix, s in (scales or {}).items() if name.startswith(prefix)), 1.0) for name, _ in named]
-        self.groups = [{"params": [m], "factor": factor} for m, factor in zip(self.masters, factors, strict=True)]
-        self.adam = torch.optim.AdamW(self.groups, lr=0.0, betas=BETAS, eps=EPS, weight_decay=0.0, fused=True)
+        factors = [next((s for prefix, s in (scales or {}).items() if name.startswith(prefix)), 1.0) for name in self.names]
+        groups = [{"params": [m], "factor": factor} for m, factor in zip(self.masters, factors, strict=True)]
+        self.adam = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPS, weight_decay=0.0, fused=True)
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> Tensor:
-        """One update from the weights' gradients, which are cleared; returns the norm before clipping."""
+    def step(self, learning_rate: float, *, divide_by: float = 1.0) -> Tensor:
+        """One update from the weights' gradients divided by ``divide_by``; the gradients are cleared.
+
+        Returns the gradients' global norm before clipping. A norm that is not finite leaves the weights alone.
+        """
         for master, weight in zip(self.masters, self.weights, strict=True):
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
             if master is not weight:
-                master.grad = None if weight.grad is None else weight.grad.float()
+                master.grad = weight.grad.float()
+        gradients = [m.grad for m in self.masters if m.grad is not None]
+        if divide_by != 1.0:
+            torch._foreach_mul_(gradients, 1.0 / divide_by)
         norm = nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm)
-        for group in self.adam.param_groups:
-            group["lr"] = learning_rate * group["factor"]
-        self.adam.step()
+        if torch.isfinite(norm):
+            for group in self.adam.param_groups:
+                group["lr"] = learning_rate * group["factor"]
+            self.adam.step()
+            for master, weight in zip(self.masters, self.weights, strict=True):
+                if master is not weight:
+                    weight.copy_(master)
         for master, weight in zip(self.masters, self.weights, strict=True):
             master.grad = weight.grad = None
-            if master is not weight:
-                weight.copy_(master)
         return norm
 
-    def state_dict(self) -> dict[str, Any]:
-        """Moments and master weights, as tensors and numbers."""
-        masters = [m.detach() for m, w in zip(self.masters, self.weights, strict=True) if m is not w]
-        return {"adam": self.adam.state_dict(), "masters": masters}
+    def state(self) -> dict[str, Tensor]:
+        """Master weights and moments by parameter name, as tensors."""
+        found = {}
+        for name, master in zip(self.names, self.masters, strict=True):
+            found[f"master.{name}"] = master.detach()
+            for moment in MOMENTS:
+                if moment in self.adam.state[master]:
+                    found[f"{moment}.{name}"] = self.adam.state[master][moment]
+        return found
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
-        self.adam.load_state_dict(state["adam"])
-        apart = [m for m, w in zip(self.masters, self.weights, strict=True) if m is not w]
-        for master, saved in zip(apart, state["masters"], strict=True):
-            master.copy_(saved)
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Restore what :meth:`state` gave, weights included."""
+        for name, master, weight in zip(self.names, self.masters, self.weights, strict=True):
+            master.copy_(state[f"master.{name}"])
+            if master is not weight:
+                weight.copy_(master)
+            for moment in MOMENTS:
+                if f"{moment}.{name}" in state:
+                    self.adam.state[master][moment] = state[f"{moment}.{name}"].to(
+                        "cpu" if moment == "step" else master.device
+                    )

@@ -1,0 +1,190 @@
+"""Puts a training run together from settings, in the order in which data pass through its parts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eagle3cli.backends.batch import BatchSource
+from eagle3cli.backends.head import read_target_tensors
+from eagle3cli.backends.hf import load_target, pick_device, read_target_config
+from eagle3cli.backends.online import OnlineSource
+from eagle3cli.backends.store import StoreSource
+from eagle3cli.data.cache import open_or_build
+from eagle3cli.data.store import Store
+from eagle3cli.data.vocab import VocabMapping
+from eagle3cli.errors import UsageError
+from eagle3cli.models.config import DraftConfig, read_draft_config
+from eagle3cli.models.draft import Draft
+from eagle3cli.runtime.devices import set_threads
+from eagle3cli.runtime.report import Reporter
+from eagle3cli.settings.tables import Settings, Train
+from eagle3cli.training.checkpoints import list_checkpoints, resume
+from eagle3cli.training.history import history_writer
+from eagle3cli.training.initialise import gather_sample, initialise
+from eagle3cli.training.optimizer import Optimizer
+from eagle3cli.training.order import Order
+from eagle3cli.training.trainer import Trainer
+
+INIT_ROWS = 16_384
+"""Rows of the target's states that the initial weights are solved from."""
+INIT_BATCH = 8
+SESSION_FIELDS = ("output_dir", "save_interval", "eval_interval", "log_interval", "keep_checkpoints", "resume", "overwrite")
+"""Settings that may change between the sessions of one run."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where a run's batches come from, and the target weights that training reads."""
+
+    source: BatchSource
+    eval_source: BatchSource | None
+    vocab: VocabMapping
+    config: DraftConfig
+    weights: dict[str, Tensor]
+    """``embedding``, ``head``, ``final_norm`` and, where the target has them, the last layer's MLP."""
+    data_key: str
+
+
+def build(settings: Settings, report: Reporter) -> Trainer:
+    """All parts of the run, restored from its newest checkpoint where there is one."""
+    set_threads(settings.target.threads)
+    torch.manual_seed(settings.train.seed)
+    run = settings.train.output_dir
+    inputs = online(settings, report) if settings.train.mode == "online" else offline(settings, report)
+    embedding, head = inputs.weights["embedding"], inputs.weights["head"]
+    draft = Draft(inputs.config).to(embedding.device, embedding.dtype)
+    draft.set_vocab(inputs.vocab.d2t, inputs.vocab.t2d)
+    scales = {"lm_head": settings.train.head_lr_scale}
+    fingerprint = _fingerprint(settings, inputs)
+    if settings.draft.init == "target" and not list_checkpoints(run):
+        initialise_from_target(draft, inputs, report)
+    optimizer = Optimizer(list(draft.named_parameters()), max_grad_norm=settings.train.max_grad_norm, scales=scales)
+    progress = resume(run, draft, optimizer, fingerprint, report)
+    order = Order(len(inputs.source.lengths), settings.train.batch_size, settings.train.seed)
+    return Trainer(
+        settings=settings.train,
+        output_dir=run,
+        source=inputs.source,
+        eval_source=inputs.eval_source,
+        order=order,
+        total_steps=min(order.steps_per_epoch * settings.train.num_epochs, settings.train.total_steps or 10**12),
+        budget_seconds=parse_duration(settings.train.time_budget),
+        draft=draft,
+        embedding_VH=embedding,
+        teacher_head_VdH=head[draft.draft_ids],
+        optimizer=optimizer,
+        progress=progress,
+        report=report,
+        listeners=[history_writer(run, progress.step)],
+    )
+
+
+def online(settings: Settings, report: Reporter) -> Inputs:
+    """Inputs of a run whose target runs live."""
+    raw = read_target_config(settings.target)
+    config = _draft_config(settings, raw)
+    cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
+    _not_empty(len(cached.train), str(settings.data.train_path))
+    target = load_target(settings.target, report, config.aux_layers)
+    weights = {"embedding": target.embedding_VH, "head": target.head_VH}
+    weights |= _last_layer(settings.target.model_path, raw, target.device, target.dtype)
+    evaluation = OnlineSource(target, cached.eval) if cached.eval is not None and len(cached.eval) else None
+    return Inputs(OnlineSource(target, cached.train), evaluation, cached.vocab, config, weights, str(cached.folder.name))
+
+
+def offline(settings: Settings, report: Reporter) -> Inputs:
+    """Inputs of a run that reads hidden states from disk: a store, the target's folder and a draft config."""
+    path = settings.data.train_hidden_states_path or settings.hidden_states.output_path / "train"
+    store = Store(path)
+    _not_empty(len(store), str(path))
+    eval_path = settings.data.eval_hidden_states_path or path.parent / "eval"
+    wanted = settings.data.eval_hidden_states_path is not None or (eval_path / "manifest.json").exists()
+    raw = read_target_config(settings.target)
+    config = _draft_config(settings, raw)
+    if config.aux_layers != store.meta.aux_layers:
+        raise UsageError(
+            f"the store holds aux layers {list(store.meta.aux_layers)}, the draft reads {list(config.aux_layers)}",
+            where=str(path),
+            fix="use --aux-layers of the store, or capture again",
+        )
+    config = _with_vocab(config, store.vocab)
+    device = pick_device(settings.target.device)
+    weights = _last_layer(settings.target.model_path, raw, device, torch.float32 if device.type == "cpu" else torch.bfloat16)
+    if weights["head"].shape != (store.meta.vocab_size, store.meta.hidden_size):
+        raise UsageError(
+            f"the store was captured from a target with vocab x hidden {store.meta.vocab_size} x "
+            f"{store.meta.hidden_size}; this one has {tuple(weights['head'].shape)}",
+            where=str(path),
+            fix=f"give the target it came from ({store.meta.target})",
+        )
+    evaluation = StoreSource(Store(eval_path), device) if wanted else None
+    report.info(f"hidden states of {len(store)} rows, {sum(store.lengths)} tokens from {path}")
+    return Inputs(StoreSource(store, device), evaluation, store.vocab, config, weights, store.meta.data_hash)
+
+
+def initialise_from_target(draft: Draft, inputs: Inputs, report: Reporter) -> None:
+    """Solve the initial weights from the first rows of the training data."""
+    weights = inputs.weights
+    order = Order(len(inputs.source.lengths), INIT_BATCH, seed=0)
+    batches = (inputs.source.batch(order.batch(step)) for step in range(order.steps_per_epoch))
+    sample = gather_sample(batches, weights["final_norm"], INIT_ROWS)
+    if len(sample.token_R) < 2:
+        report.warn("no reply has two tokens in the sample; the draft starts from random weights")
+        return
+    with report.task("initial weights", total=1, unit="solves") as task:
+        initialise(
+            draft,
+            sample,
+            embedding_VH=weights["embedding"],
+            head_VH=weights["head"],
+            final_norm_H=weights["final_norm"],
+            last_layer_mlp={k: weights[k] for k in ("gate_proj", "up_proj", "norm") if k in weights},
+        )
+        task.advance(1)
+
+
+def parse_duration(text: str | None) -> float | None:
+    """Seconds of ``90``, ``90s``, ``40m`` or ``1.5h``; None for None."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if not match or float(match[1]) <= 0:
+        raise UsageError(f"not a duration: {text}", where="--time-budget", fix="write 90s, 40m or 1.5h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _draft_config(settings: Settings, raw: dict[str, Any]) -> DraftConfig:
+    draft = settings.draft
+    return read_draft_config(draft.config, raw, draft_vocab_size=draft.vocab_size, aux_layers=draft.aux_layers)
+
+
+def _with_vocab(config: DraftConfig, vocab: VocabMapping) -> DraftConfig:
+    """The store's vocabulary decides the draft's."""
+    raw = config.to_sglang()
+    return DraftConfig.from_dict({**raw, "draft_vocab_size": vocab.size})
+
+
+def _last_layer(path: str, raw: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    found = read_target_tensors(path, int({**raw, **raw.get("text_config", {})}["num_hidden_layers"]) - 1)
+    return {name: value.to(device, dtype) for name, value in found.items()}
+
+
+def _not_empty(rows: int, where: str) -> None:
+    if not rows:
+        raise UsageError("no rows to train on", where=where, fix="look at the summary of eagle3 cache: all were rejected")
+
+
+def _fingerprint(settings: Settings, inputs: Inputs) -> str:
+    """Everything that decides the run's numbers, hashed."""
+    train: Train = settings.train
+    kept = {k: v for k, v in train.model_dump(mode="json").items() if k not in SESSION_FIELDS}
+    text = json.dumps([kept, settings.draft.init, inputs.config.to_sglang(), inputs.data_key, Path(settings.target.model_path).name])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,38 @@
+"""``metrics.jsonl`` of a run: one line per logged step and per evaluation, readable while the run goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from eagle3cli.runtime.files import write_text
+
+FILE = "metrics.jsonl"
+
+
+def read_history(run: Path) -> list[dict[str, Any]]:
+    """All whole lines; a line that a kill cut off is left out."""
+    path = run / FILE
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def history_writer(run: Path, from_step: int) -> Callable[[str, dict[str, Any]], None]:
+    """A listener that appends to the run's history; lines after ``from_step`` (of a run that died) are dropped."""
+    kept = [row for row in read_history(run) if row["step"] <= from_step]
+    write_text(run / FILE, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def listen(event: str, numbers: dict[str, Any]) -> None:
+        with (run / FILE).open("a", encoding="utf-8") as f:
+            f.write(json.dumps({"event": event, **numbers}) + "\n")
+
+    return listen

@@ -1,0 +1,149 @@
+"""Initial weights solved from the target's own states, so that training starts from a draft that already agrees.
+
+Rows of a sample give, for each position p of a reply, the auxiliary states at p, the embedding of ``x_{p+1}``, and the
+target's last hidden state at p+1, which is what the draft should produce. In closed form:
+
+1. ridge regression from [aux ; embedding] to that state: the aux part becomes ``fc``;
+2. the embedding part, of limited rank, goes through v and o of heads whose q and k make a row attend to itself (a
+   fresh attention would average the newest token over all keys);
+3. the MLP keeps the target's last-layer gate and up projections, and ``down`` is the ridge solution for what is left;
+4. the draft's head is the target's head restricted to the draft vocabulary, and its norm the target's final norm.
+
+Knows nothing about files or settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eagle3cli.backends.batch import TargetBatch
+from eagle3cli.models.draft import Draft
+
+RIDGE = 1e-3
+"""Ridge strength, relative to the mean of the Gram matrix's diagonal."""
+SELF_SCORE = 14.0
+"""Attention score of a row's own key at the start; other keys score near zero."""
+TARGET_RMS_FLOOR = 1e-3
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Aligned rows of the target's states, fp32: row r is some position p of a reply."""
+
+    aux_RC: Tensor
+    token_R: Tensor
+    """``x_{p+1}``."""
+    wanted_RH: Tensor
+    """The target's last hidden state at p+1, before the final norm's weight."""
+
+
+def gather_sample(batches: Iterable[TargetBatch], final_norm_H: Tensor, rows: int) -> Sample:
+    """Collect up to ``rows`` rows from batches (stops reading once there are enough)."""
+    aux, tokens, wanted, have = [], [], [], 0
+    for batch in batches:
+        mask = batch.loss_mask_N
+        nxt = torch.cat((mask[1:], mask.new_zeros(1)))
+        after = torch.cat((mask[2:], mask.new_zeros(min(2, len(mask)))))[: len(mask)]
+        at = (nxt & after).nonzero()[:, 0]
+        aux.append(batch.aux_NC[at].float())
+        tokens.append(batch.token_ids_N[at + 1])
+        wanted.append(batch.last_NH[at + 1].float() / final_norm_H.float())
+        have += len(at)
+        if have >= rows:
+            break
+    return Sample(torch.cat(aux)[:rows], torch.cat(tokens)[:rows], torch.cat(wanted)[:rows])
+
+
+def channel_rms(aux_RC: Tensor) -> Tensor:
+    """Root mean square of every auxiliary channel over the sample, ``[C]``, kept away from zero."""
+    rms = aux_RC.pow(2).mean(0).sqrt()
+    return rms.clamp(min=TARGET_RMS_FLOOR * float(rms.mean()))
+
+
+@torch.no_grad()
+def initialise(
+    draft: Draft, sample: Sample, *, embedding_VH: Tensor, head_VH: Tensor, final_norm_H: Tensor, last_layer_mlp: dict[str, Tensor]
+) -> None:
+    """Set all of the draft's weights. ``last_layer_mlp`` holds the target's last ``gate_proj``/``up_proj`` and norm
+    weights where its shapes are the draft's own, else it is empty and those keep their random values."""
+    layer, config = draft.midlayer, draft.config
+    draft.set_aux_scale(channel_rms(sample.aux_RC).to(draft.aux_scale_C))
+    draft.lm_head.weight.copy_(head_VH[draft.draft_ids])
+    draft.norm.weight.copy_(final_norm_H)
+    aux_RC = sample.aux_RC / draft.aux_scale_C
+    token_RH = layer.input_layernorm(embedding_VH[sample.token_R].float())
+    both = ridge(torch.cat((aux_RC, token_RH), 1), sample.wanted_RH)
+    fc_HC, token_HH = both[:, : aux_RC.shape[1]], both[:, aux_RC.shape[1] :]
+    draft.fc.weight.copy_(fc_HC)
+    _attend_to_own_row(draft, token_HH, token_RH)
+    hidden_RH = aux_RC @ draft.fc.weight.T
+    own_value = layer.self_attn.v_proj.weight[:, : config.hidden_size]
+    group = config.num_attention_heads // config.num_key_value_heads
+    seen = (token_RH @ own_value.T).unflatten(1, (config.num_key_value_heads, -1)).repeat_interleave(group, 1)
+    residual_RH = hidden_RH + seen.flatten(1) @ layer.self_attn.o_proj.weight.T
+    _fit_mlp(draft, residual_RH, sample.wanted_RH, last_layer_mlp)
+
+
+def ridge(x_RI: Tensor, y_RO: Tensor) -> Tensor:
+    """``argmin_W |x W^T - y|^2 + ridge |W|^2``, ``[O, I]``, solved in fp64."""
+    gram = (x_RI.T @ x_RI).double()
+    gram.diagonal().add_(RIDGE * float(gram.diagonal().mean()))
+    solved = torch.linalg.solve(gram, (x_RI.T @ y_RO).double())
+    return solved.T.to(x_RI.dtype)
+
+
+def _attend_to_own_row(draft: Draft, token_HH: Tensor, token_RH: Tensor) -> None:
+    """v and o carry the best low-rank part of ``token_HH``; q = k = a whitened projection of the token, so that a row
+    scores its own key high and others low (rows with the same token carry the same value, so they may share)."""
+    config, attention = draft.config, draft.midlayer.self_attn
+    heads, groups, dim, hidden = (
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+        config.hidden_size,
+    )
+    cov = token_RH.T @ token_RH / len(token_RH)
+    values, vectors = torch.linalg.eigh(cov.double())
+    values = values.clamp(min=float(values[-1]) * 1e-6)
+    root = (vectors * values.sqrt()) @ vectors.T
+    left, sizes, right = torch.linalg.svd(token_HH.double() @ root, full_matrices=False)
+    rank = min(groups * dim, hidden)
+    back = (vectors / values.sqrt()) @ vectors.T
+    spread = sizes[:rank].sqrt()
+    value_rows = (spread[:, None] * right[:rank]) @ back
+    output_columns = left[:, :rank] * spread
+
+    for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
+        projection.weight.zero_()
+    # Singular directions are dealt out over the groups, so that each carries strong and weak ones.
+    order = torch.arange(rank).reshape(-1, groups).T.flatten() if rank % groups == 0 else torch.arange(rank)
+    attention.v_proj.weight[:rank, :hidden] = value_rows[order].to(attention.v_proj.weight.dtype)
+    share = heads // groups
+    columns = torch.zeros(hidden, groups * dim, dtype=torch.double)
+    columns[:, :rank] = output_columns[:, order] / share
+    per_head = columns.unflatten(1, (groups, dim)).repeat_interleave(share, 1).flatten(1)
+    attention.o_proj.weight.copy_(per_head)
+
+    generator = torch.Generator().manual_seed(0)
+    for g in range(groups):
+        random = torch.randn(dim, hidden, generator=generator, dtype=torch.double)
+        basis = torch.linalg.qr(random.T)[0].T
+        project = (basis * ((SELF_SCORE * dim**0.5) / dim) ** 0.5) @ back
+        attention.k_proj.weight[g * dim : (g + 1) * dim, :hidden] = project.to(attention.k_proj.weight.dtype)
+        for n in range(g * share, (g + 1) * share):
+            attention.q_proj.weight[n * dim : (n + 1) * dim, :hidden] = project.to(attention.q_proj.weight.dtype)
+
+
+def _fit_mlp(draft: Draft, residual_RH: Tensor, wanted_RH: Tensor, last_layer_mlp: dict[str, Tensor]) -> None:
+    mlp, norm = draft.midlayer.mlp, draft.midlayer.post_attention_layernorm
+    for name, weight in (("gate_proj", mlp.gate_proj.weight), ("up_proj", mlp.up_proj.weight), ("norm", norm.weight)):
+        if name in last_layer_mlp:
+            weight.copy_(last_layer_mlp[name])
+    normed = norm(residual_RH)
+    features = F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed)
+    mlp.down_proj.weight.copy_(ridge(features, wanted_RH - residual_RH))
