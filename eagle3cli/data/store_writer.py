@@ -198,6 +198,15 @@ class StoreWriter:
         write_json(self.folder / MANIFEST, self._manifest)
 
 
+def discard_store(folder: Path) -> None:
+    """Remove a store, finished or not; other files in the folder are left alone."""
+    for path in (folder / MANIFEST, *folder.glob("*.safetensors"), *folder.glob(".*.tmp-*")):
+        if path.name in (MANIFEST, INDEX, STATS) or path.name.lstrip(".").startswith(
+            ("shard_", MANIFEST, INDEX, STATS)
+        ):
+            path.unlink(missing_ok=True)
+
+
 def _lock(folder: Path) -> int:
     """Keep a second capture out of the folder, for as long as this process lives or the handle is open."""
     handle = os.open(folder, os.O_RDONLY)

@@ -58,7 +58,7 @@ class Draft(Table):
 class Data(Table):
     """What is trained and evaluated on, shared by cache, view, hidden-states, train and eval."""
 
-    train_path: Path | None = option(None, "Training conversations (jsonl).", "--train-data-path")
+    train_path: Path | None = option(None, "Training conversations (jsonl).", "--train-data-path", "--data-path")
     eval_path: Path | None = option(None, "Held-out conversations (jsonl).", "--eval-data-path")
     cache_dir: Path = option(Path("cache"), "Where tokenised data are kept.", "--cache-dir")
     train_hidden_states_path: Path | None = option(

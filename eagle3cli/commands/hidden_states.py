@@ -1,0 +1,81 @@
+"""eagle3 hidden-states: the target's states to disk, for training without the target."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eagle3cli.commands.command import Command
+
+if TYPE_CHECKING:
+    from eagle3cli.console.out import Out
+    from eagle3cli.settings.tables import Settings
+
+
+def run(settings: Settings, out: Out) -> None:
+    """Capture the cached rows of the wanted splits, or what an earlier run left to do."""
+    from eagle3cli.backends import capture as states
+    from eagle3cli.backends.head import fingerprint
+    from eagle3cli.backends.hf import HfTarget, load_target, pick_device, read_target_config
+    from eagle3cli.data.cache import open_or_build
+    from eagle3cli.data.store_writer import discard_store
+    from eagle3cli.errors import UsageError
+    from eagle3cli.models.config import read_draft_config
+    from eagle3cli.runtime.stop import catch_stop
+
+    wanted, target = settings.hidden_states, settings.target
+    draft = read_draft_config(
+        settings.draft.config,
+        read_target_config(target),
+        draft_vocab_size=settings.draft.vocab_size,
+        aux_layers=settings.draft.aux_layers,
+    )
+    cached = open_or_build(settings, draft.draft_vocab_size, draft.vocab_size, out)
+    splits = {name: rows for name, rows in (("train", cached.train), ("eval", cached.eval)) if rows is not None}
+    if wanted.split != "both" and wanted.split not in splits:
+        raise UsageError("no held-out rows to capture", where="--split eval", fix="give --eval-data-path")
+    own_type = "float32" if pick_device(target.device).type == "cpu" else "checkpoint"
+    origin = states.Origin(
+        target=target.model_path,
+        target_hash=fingerprint(target.model_path, revision=target.revision),
+        aux_layers=draft.aux_layers,
+        hidden_size=draft.target_hidden_size,
+        vocab_size=draft.vocab_size,
+        compute_dtype=own_type if target.dtype == "auto" else target.dtype,
+    )
+    loaded: list[HfTarget] = []
+
+    def load() -> HfTarget:
+        loaded[:] = loaded or [load_target(target, out, draft.aux_layers)]
+        return loaded[0]
+
+    done, lines = {}, []
+    with catch_stop(out) as stop:
+        for name, rows in splits.items():
+            if wanted.split not in ("both", name):
+                continue
+            folder = wanted.output_path / name
+            if wanted.overwrite:
+                discard_store(folder)
+            kept = rows if wanted.sample_size is None else [rows[i] for i in range(min(len(rows), wanted.sample_size))]
+            sizes = {"batch_tokens": wanted.batch_tokens, "shard_mb": wanted.shard_mb}
+            found = states.capture(load, kept, folder, origin, cached.vocab, **sizes, report=out, stop=stop)
+            done[name] = {**vars(found), "folder": folder}
+            new = f"{found.shards - found.shards_before} of {found.shards} shards captured"
+            size = states.size_text(found.bytes)
+            lines.append(
+                f"{name}: {found.rows} rows, {found.tokens} tokens, {size}, {new} ({found.seconds:.0f} s), {folder}"
+            )
+    flags = " ".join(f"--{name}-hidden-states-path {wanted.output_path / name}" for name in done)
+    lines.append(f"next: eagle3 train --mode offline --target-model-path {target.model_path} {flags}")
+    out.result({"splits": done, "target": target.model_path, "aux_layers": draft.aux_layers}, "\n".join(lines))
+
+
+COMMAND = Command(
+    name="hidden-states",
+    summary="Capture the target's hidden states to disk, for training without the target.",
+    examples=("eagle3 hidden-states --model-path TARGET --data-path cache/dataset/train.jsonl",),
+    fields=("target.*", "draft.config", "draft.vocab_size", "draft.aux_layers", "hidden_states.*")
+    + tuple(f"data.{name}" for name in ("train_path", "eval_path", "cache_dir", "chat_template", "max_length"))
+    + ("data.is_preformatted", "data.num_proc", "data.last_turn_only"),
+    run=run,
+)
