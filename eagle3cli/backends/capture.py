@@ -10,14 +10,17 @@ from pathlib import Path
 
 import torch
 
-from eagle3cli.backends.hf import HfTarget
+from eagle3cli.backends.head import fingerprint
+from eagle3cli.backends.hf import HfTarget, pick_device
 from eagle3cli.data.rows import TokenRow, TokenRows
 from eagle3cli.data.store import StateRow, StoreMeta, aux_count, teacher_positions, vocab_hash
 from eagle3cli.data.store_writer import Plan, StoreWriter, plan_store
 from eagle3cli.data.vocab import VocabMapping
 from eagle3cli.errors import DataError, Eagle3Error, ModelError
+from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
+from eagle3cli.settings.tables import Target
 
 SPARE_BYTES = 64_000_000
 """Free space that is left over on top of the forecast."""
@@ -33,6 +36,19 @@ class Origin:
     hidden_size: int
     vocab_size: int
     compute_dtype: str
+
+
+def origin_of(target: Target, draft: DraftConfig) -> Origin:
+    """The origin that these settings mean, without loading the target."""
+    own_type = "float32" if pick_device(target.device).type == "cpu" else "checkpoint"
+    return Origin(
+        target=target.model_path,
+        target_hash=fingerprint(target.model_path, revision=target.revision),
+        aux_layers=draft.aux_layers,
+        hidden_size=draft.target_hidden_size,
+        vocab_size=draft.vocab_size,
+        compute_dtype=own_type if target.dtype == "auto" else target.dtype,
+    )
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 def run(settings: Settings, out: Out) -> None:
     """Capture the cached rows of the wanted splits, or what an earlier run left to do."""
     from eagle3cli.backends import capture as states
-    from eagle3cli.backends.head import fingerprint
-    from eagle3cli.backends.hf import HfTarget, load_target, pick_device, read_target_config
+    from eagle3cli.backends.hf import HfTarget, load_target, read_target_config
     from eagle3cli.data.cache import open_or_build
     from eagle3cli.data.store_writer import discard_store
     from eagle3cli.errors import UsageError
@@ -33,15 +32,7 @@ def run(settings: Settings, out: Out) -> None:
     splits = {name: rows for name, rows in (("train", cached.train), ("eval", cached.eval)) if rows is not None}
     if wanted.split != "both" and wanted.split not in splits:
         raise UsageError("no held-out rows to capture", where="--split eval", fix="give --eval-data-path")
-    own_type = "float32" if pick_device(target.device).type == "cpu" else "checkpoint"
-    origin = states.Origin(
-        target=target.model_path,
-        target_hash=fingerprint(target.model_path, revision=target.revision),
-        aux_layers=draft.aux_layers,
-        hidden_size=draft.target_hidden_size,
-        vocab_size=draft.vocab_size,
-        compute_dtype=own_type if target.dtype == "auto" else target.dtype,
-    )
+    origin = states.origin_of(target, draft)
     loaded: list[HfTarget] = []
 
     def load() -> HfTarget:
@@ -60,10 +51,10 @@ def run(settings: Settings, out: Out) -> None:
             sizes = {"batch_tokens": wanted.batch_tokens, "shard_mb": wanted.shard_mb}
             found = states.capture(load, kept, folder, origin, cached.vocab, **sizes, report=out, stop=stop)
             done[name] = {**vars(found), "folder": folder}
-            new = f"{found.shards - found.shards_before} of {found.shards} shards captured"
-            size = states.size_text(found.bytes)
+            new, size = found.shards - found.shards_before, states.size_text(found.bytes)
             lines.append(
-                f"{name}: {found.rows} rows, {found.tokens} tokens, {size}, {new} ({found.seconds:.0f} s), {folder}"
+                f"{name}: {found.rows} rows, {found.tokens} tokens, {size} in {folder}; "
+                f"{new} of {found.shards} shards captured in {found.seconds:.0f} s"
             )
     flags = " ".join(f"--{name}-hidden-states-path {wanted.output_path / name}" for name in done)
     lines.append(f"next: eagle3 train --mode offline --target-model-path {target.model_path} {flags}")

@@ -200,11 +200,9 @@ class StoreWriter:
 
 def discard_store(folder: Path) -> None:
     """Remove a store, finished or not; other files in the folder are left alone."""
-    for path in (folder / MANIFEST, *folder.glob("*.safetensors"), *folder.glob(".*.tmp-*")):
-        if path.name in (MANIFEST, INDEX, STATS) or path.name.lstrip(".").startswith(
-            ("shard_", MANIFEST, INDEX, STATS)
-        ):
-            path.unlink(missing_ok=True)
+    for pattern in (MANIFEST, INDEX, STATS, "shard_*.safetensors", ".*.tmp-*"):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def _lock(folder: Path) -> int:
