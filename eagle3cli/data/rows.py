@@ -90,7 +90,7 @@ def write_rows(folder: Path, batches: Iterable[pa.RecordBatch]) -> int:
             ("turn_roles", "int8", True),
         )
     }
-    state = {
+    state: dict[str, object] = {
         "_data_files": [{"filename": ARROW_FILE}],
         "_fingerprint": folder.parent.name[:16] or "0",
         "_format_columns": None,

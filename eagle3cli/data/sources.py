@@ -13,12 +13,14 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from eagle3cli.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".jsonl.gz", ".json.gz", ".ndjson.gz")
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+_SURROGATE_TEXT = re.compile(_SURROGATE_ESCAPE.pattern.decode())
+_BAD_BYTE = re.compile("[\udc80-\udcff]")
 _CHUNK = 1 << 20
 
 
@@ -52,7 +54,7 @@ def open_bytes(path: Path) -> IO[bytes]:
     if head in (b"\xff\xfe", b"\xfe\xff"):
         raw.close()
         raise DataError("the file is UTF-16 text", where=str(path), fix="save it as UTF-8")
-    return gzip.GzipFile(fileobj=raw) if head == b"\x1f\x8b" else raw
+    return cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if head == b"\x1f\x8b" else raw
 
 
 def read_raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -187,9 +189,9 @@ def _decode(decoder: json.JSONDecoder, buffer: str, position: int, text: IO[str]
 def _element(line: int, value: Any, source: str, path: str) -> Line:
     if not isinstance(value, dict):
         return Line(line, None, f"a JSON {_kind(value)}, not an object", path=path)
-    if any("\udc80" <= character <= "\udcff" for character in source):
+    if not source.isascii() and _BAD_BYTE.search(source):
         return Line(line, None, "not UTF-8", path=path)
-    value, changed = _without_lone_surrogates(value) if "\\u" in source else (value, False)
+    value, changed = _without_lone_surrogates(value) if _SURROGATE_TEXT.search(source) else (value, False)
     return Line(line, value, None, ("lone surrogate replaced by U+FFFD",) if changed else (), path)
 
 

@@ -141,7 +141,8 @@ def _walk(text: str, template: list[str], contents: list[str | None]) -> list[tu
     """Places of the contents in ``text``, if template pieces and contents give exactly that text."""
     if not text.startswith(template[0]):
         return None
-    position, places = len(template[0]), []
+    places: list[tuple[int, int]] = []
+    position = len(template[0])
     for content, following in zip(contents, template[1:], strict=True):
         if content is None:
             return None

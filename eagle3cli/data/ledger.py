@@ -1,0 +1,67 @@
+"""Where every input row went: written, rejected, a duplicate, left out. Nothing vanishes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import IO, Any, Literal
+
+ERRORS = "errors.jsonl"
+"""Name of the file beside a result with a line for each row that is not in it."""
+
+Kind = Literal["rejected", "duplicate", "filtered"]
+
+
+@dataclass
+class Ledger:
+    """Counts rows and writes a line to ``errors`` for each one that is not in the result, with place and reason."""
+
+    errors: IO[str]
+    read: int = 0
+    written: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Rows that nobody complained about and that are counted only (not sampled ...), by why."""
+    reasons: dict[Kind, Counter[str]] = field(default_factory=dict)
+    repairs: Counter[str] = field(default_factory=Counter)
+
+    def drop(self, kind: Kind, place: str, name: str, reason: str) -> None:
+        """One row is not in the result."""
+        self.reasons.setdefault(kind, Counter())[_general(reason)] += 1
+        entry = {"place": place, "id": name, "kind": kind, "reason": reason}
+        self.errors.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def repair(self, repairs: tuple[str, ...]) -> None:
+        """One row was set right in these ways."""
+        self.repairs.update(_general(repair) for repair in repairs)
+
+    def dropped(self, kind: Kind) -> int:
+        """Rows dropped for one kind of reason."""
+        return sum(self.reasons.get(kind, Counter()).values())
+
+    def summary(self) -> dict[str, Any]:
+        """All counts; read = written + rejected + duplicates + filtered + left out."""
+        told: dict[str, Any] = {"read": self.read, "written": self.written}
+        kinds: tuple[tuple[str, Kind], ...] = (
+            ("rejected", "rejected"),
+            ("duplicates", "duplicate"),
+            ("filtered", "filtered"),
+        )
+        for name, kind in kinds:
+            told[name] = self.dropped(kind)
+        told["left_out"] = sum(self.left_out.values())
+        told["reasons"] = {
+            **{reason: count for kind in self.reasons.values() for reason, count in kind.most_common()},
+            **dict(self.left_out.most_common()),
+        }
+        told["repaired"] = dict(self.repairs.most_common())
+        return told
+
+
+def _general(reason: str) -> str:
+    """The reason without the numbers and names of one row, so that equal reasons are counted together."""
+    text = re.sub(r" of (line|\S+:)\d+$| \(columns: .*?\)", "", reason)
+    text = re.sub(r"(?<=message )\d+", "N", text)
+    text = re.sub(r"\((column|byte) \d+.*?\)", "", text)
+    return re.sub(r"^\d+ leading assistant messages? dropped", "leading assistant messages dropped", text).strip()
