@@ -148,9 +148,13 @@ def _own_backward(
     return found
 
 
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu"
+
+
 def _flash(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Output ``[1, N, Q, D]`` and log-sum-exp ``[1, N, Q]`` of causal attention over depth-0 keys."""
-    if query.device.type == "cpu":
+    if _on_cpu(query):
         k, v = _heads_first(keys), _heads_first(values)
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, lse = op(query, k, v, 0.0, mask is None, attn_mask=None if mask is None else mask[None, None])
@@ -163,7 +167,7 @@ def _flash(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> 
 def _flash_backward(
     grad: Tensor, query: Tensor, keys: Tensor, values: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if query.device.type == "cpu":
+    if _on_cpu(query):
         k, v = _heads_first(keys), _heads_first(values)
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         dq, dk, dv = op(grad, query, k, v, out, lse, 0.0, mask is None, attn_mask=None if mask is None else mask[None, None])

@@ -1,0 +1,129 @@
+"""The packed, pruned, chunked step equals the dense one: losses, counts and every gradient."""
+
+from __future__ import annotations
+
+import torch
+from dense import dense_loss, serving_counts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eagle3cli.models.config import DraftConfig
+from eagle3cli.models.draft import Draft
+from eagle3cli.training import attention, loss
+from eagle3cli.training.loss import Teacher, depth_losses
+from eagle3cli.training.rows import masked_rows, plan_rows
+from eagle3cli.training.unroll import unroll
+
+VOCAB, DRAFT_VOCAB, HIDDEN, DEPTHS = 48, 24, 16, 4
+CONFIG = DraftConfig(
+    hidden_size=HIDDEN, intermediate_size=24, num_attention_heads=4, num_key_value_heads=2, head_dim=8, vocab_size=VOCAB,
+    draft_vocab_size=DRAFT_VOCAB, target_hidden_size=HIDDEN, aux_layers=(0, 1, 2),
+)
+masks = st.lists(st.lists(st.booleans(), min_size=1, max_size=14), min_size=1, max_size=3)
+
+
+def random_draft(seed: int) -> Draft:
+    torch.manual_seed(seed)
+    draft = Draft(CONFIG)
+    ids = torch.randperm(VOCAB)[:DRAFT_VOCAB].sort().values
+    t2d = torch.zeros(VOCAB, dtype=torch.bool)
+    t2d[ids] = True
+    draft.set_vocab(ids - torch.arange(DRAFT_VOCAB), t2d)
+    draft.set_aux_scale(torch.rand(3 * HIDDEN) + 0.5)
+    for weight in draft.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return draft
+
+
+def both_ways(sequences: list[list[bool]], seed: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    draft = random_draft(seed)
+    embedding, head = (torch.randn(VOCAB, HIDDEN, generator=generator) for _ in range(2))
+    rows = []
+    for mask in sequences:
+        size = len(mask)
+        last = torch.randn(size, HIDDEN, generator=generator)
+        ids = torch.randint(VOCAB, (size,), generator=generator)
+        aux = torch.randn(size, 3 * HIDDEN, generator=generator)
+        rows.append((ids, torch.tensor(mask), aux, last, (last @ head.T).argmax(-1)))
+    want: dict[str, torch.Tensor] = {"loss": torch.zeros(()), "depths": torch.zeros(DEPTHS), "right": torch.zeros(DEPTHS)}
+    for row in rows:
+        total, losses, right = dense_loss(draft, *row, embedding, head, DEPTHS, 0.8)
+        if total.requires_grad:
+            total.backward()
+        want["loss"] += total.detach()
+        want["depths"] += torch.tensor(losses)
+        want["right"] += torch.tensor(right)
+    want |= {name: torch.zeros_like(w) if w.grad is None else w.grad.clone() for name, w in draft.named_parameters()}
+    draft.zero_grad()
+    ids, mask, aux, last, top = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    bounds = tuple(torch.tensor([0, *(len(s) for s in sequences)]).cumsum(0).tolist())
+    plan = plan_rows(mask, bounds, draft.t2d[top], DEPTHS, "serving")
+    got = {"loss": torch.zeros(()), "depths": torch.zeros(DEPTHS), "right": torch.zeros(DEPTHS)}
+    if plan.kept:
+        normed = unroll(draft, ids, aux, embedding, plan)
+        teacher = Teacher(last, top, head[draft.draft_ids], draft.draft_ids)
+        total, sums = depth_losses(normed, draft.lm_head.weight, teacher, plan, [0.8**i for i in range(DEPTHS)])
+        total.backward()
+        got = {"loss": total.detach(), "depths": sums.loss_T, "right": sums.correct_T}
+    got |= {name: torch.zeros_like(w) if w.grad is None else w.grad for name, w in draft.named_parameters()}
+    return got, want
+
+
+@settings(max_examples=25, deadline=None)
+@given(masks, st.integers(0, 1000))
+def test_equals_the_dense_step(sequences: list[list[bool]], seed: int) -> None:
+    got, want = both_ways(sequences, seed)
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=2e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_small_blocks_and_chunks_change_nothing(monkeypatch) -> None:
+    """A query block of 3 rows and a chunk of 2 positions: the same numbers as in one piece."""
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 3)
+    monkeypatch.setattr(loss, "CHUNK_ELEMENTS", 2 * DRAFT_VOCAB)
+    got, want = both_ways([[False] * 3 + [True] * 9, [True] * 11], seed=5)
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=2e-4, atol=2e-5)
+
+
+def test_portable_kernel_equals_the_flash_one(monkeypatch) -> None:
+    """The path for devices without the CPU flash kernel gives the same output and gradients."""
+    torch.manual_seed(0)
+    q, k, v, g = torch.randn(1, 4, 5, 8), torch.randn(9, 2, 8), torch.randn(9, 2, 8), torch.randn(1, 4, 5, 8)
+    hidden = torch.arange(9) > torch.tensor([1, 3, 4, 7, 8])[:, None]
+    mask = torch.zeros(5, 9).masked_fill_(hidden, float("-inf"))
+    out, lse = attention._flash(q, k, v, mask)
+    grads = attention._flash_backward(g, q, k, v, out, lse, mask)
+    weights = (attention._dense_scores(q, k, mask) - lse[..., None]).exp()
+    torch.testing.assert_close(weights @ v.transpose(0, 1)[None].repeat_interleave(2, 1), out)
+    monkeypatch.setattr(attention, "_on_cpu", lambda _: False)
+    torch.testing.assert_close(attention._flash(q, k, v, mask), (out, lse))
+    for mine, theirs in zip(attention._flash_backward(g, q, k, v, out, lse, mask), grads, strict=True):
+        torch.testing.assert_close(mine, theirs.reshape(mine.shape))
+
+
+@settings(max_examples=100, deadline=None)
+@given(masks)
+def test_serving_rows(sequences: list[list[bool]]) -> None:
+    mask = torch.tensor([m for s in sequences for m in s])
+    bounds = tuple(torch.tensor([0, *(len(s) for s in sequences)]).cumsum(0).tolist())
+    rows = masked_rows(mask, bounds, DEPTHS, "serving")
+    for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for i in range(DEPTHS):
+            want = [serving_counts(mask[begin:end], p, i) for p in range(end - begin)]
+            assert rows[i, begin:end].tolist() == want
+
+
+@settings(max_examples=50, deadline=None)
+@given(masks, st.integers(0, 100))
+def test_alive_rows_are_those_with_a_loss_ahead(sequences: list[list[bool]], seed: int) -> None:
+    mask = torch.tensor([m for s in sequences for m in s])
+    bounds = tuple(torch.tensor([0, *(len(s) for s in sequences)]).cumsum(0).tolist())
+    expressible = torch.rand(len(mask), generator=torch.Generator().manual_seed(seed)) < 0.7
+    plan = plan_rows(mask, bounds, expressible, DEPTHS, "serving")
+    masked = masked_rows(mask, bounds, DEPTHS, "serving")
+    for i, depth in enumerate(plan.depths):
+        alive = [p for p in range(len(mask)) if any(masked[j, p] and expressible[p + 1 + j] for j in range(i, DEPTHS))]
+        assert depth.rows_R.tolist() == alive
+        assert depth.rows_R[depth.kept_r].tolist() == [p for p in alive if masked[i, p] and expressible[p + 1 + i]]
