@@ -1,0 +1,53 @@
+"""eagle3 eval: acceptance length of a draft on held-out text, by the walk."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eagle3cli.commands.command import Command
+
+if TYPE_CHECKING:
+    from eagle3cli.console.out import Out
+    from eagle3cli.settings.tables import Settings
+
+
+def run(settings: Settings, out: Out) -> int | None:
+    """Walk the held-out replies and show acceptance by depth and turn."""
+    from eagle3cli.training.measure import measure
+
+    found = measure(settings, out)
+    if not found.replies:
+        out.warn("no reply in these rows: nothing was measured")
+    rows = [
+        (k, f"{walk.acceptance_length:.3f}", f"{walk.per_position[-1] if walk.steps else 0:.3f}", f"{accuracy:.3f}")
+        for k, (walk, accuracy) in enumerate(zip(found.walks, found.accuracy, strict=True), start=1)
+    ]
+    out.table("Acceptance by the walk", ("draft steps k", "acceptance length", "accepted at k", "accuracy at depth"), rows)
+    turns = {"first": found.first_turns, "later": found.later_turns}
+    deepest = found.walks[-1]
+    result: dict[str, object] = {
+        "acceptance_length": {k: round(walk.acceptance_length, 4) for k, walk in enumerate(found.walks, start=1)},
+        "accepted_per_position": [round(share, 4) for share in deepest.per_position],
+        "accuracy_per_depth": [round(value, 4) for value in found.accuracy],
+        "turns": {name: round(walk.acceptance_length, 4) for name, walk in turns.items() if walk.steps},
+        "rows": found.rows,
+        "replies": found.replies,
+        "tokens": deepest.tokens,
+        "steps": deepest.steps,
+    }
+    text = (
+        f"acceptance length {deepest.acceptance_length:.3f} for k={len(found.walks)} over {found.replies} replies of "
+        f"{found.rows} rows ({deepest.tokens} tokens in {deepest.steps} steps)\n"
+        f"next: eagle3 export --draft-model-path {settings.draft.path}"
+    )
+    out.result(result, text)
+    return None
+
+
+COMMAND = Command(
+    name="eval",
+    summary="Measure a draft's acceptance length on held-out replies, without a server.",
+    examples=("eagle3 eval --target-model-path MODEL --draft-model-path runs/train/best --eval-data-path cache/dataset/eval.jsonl",),
+    fields=("eval.*", "draft.path", "target.*", "data.*"),
+    run=run,
+)
