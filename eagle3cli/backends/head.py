@@ -51,6 +51,31 @@ def read_embedding_and_head(model_path: str, *, revision: str | None = None) -> 
     return embedding, head
 
 
+def read_target_tensors(
+    model_path: str, last_layer: int | None = None, *, revision: str | None = None
+) -> dict[str, Tensor]:
+    """What training reads of a target: ``embedding`` and ``head``; with ``last_layer`` also ``final_norm`` and, where
+    the target has them, that layer's ``gate_proj``, ``up_proj`` and ``norm`` (the one before its MLP)."""
+    embedding, head = read_embedding_and_head(model_path, revision=revision)
+    found = {"embedding": embedding, "head": head}
+    if last_layer is None:
+        return found
+    files = _tensor_files(model_path, revision)
+    endings = {
+        "final_norm": ("model.norm.weight", "norm.weight"),
+        "gate_proj": (f"layers.{last_layer}.mlp.gate_proj.weight",),
+        "up_proj": (f"layers.{last_layer}.mlp.up_proj.weight",),
+        "norm": (f"layers.{last_layer}.post_attention_layernorm.weight",),
+    }
+    for key, wanted in endings.items():
+        name = _find(files, wanted)
+        if name is not None:
+            found[key] = _read(_file(model_path, files[name], revision), name)
+    if "final_norm" not in found:
+        raise ModelError("no norm before the head", where=model_path, fix="start with --draft-init random")
+    return found
+
+
 def read_config(model_path: str, *, revision: str | None = None) -> dict[str, Any]:
     """A target's ``config.json``, from a folder or from the hub."""
     path = _file(model_path, "config.json", revision)

@@ -125,9 +125,9 @@ def offline(settings: Settings, report: Reporter) -> Inputs:
             where=str(path),
             fix=f"give the target it came from ({store.meta.target})",
         )
-    evaluation = StoreSource(Store(eval_path), device) if wanted else None
+    evaluation = StoreSource(Store(eval_path), device=device) if wanted else None
     report.info(f"hidden states of {len(store)} rows, {sum(store.lengths)} tokens from {path}")
-    return Inputs(StoreSource(store, device), evaluation, store.vocab, config, weights, store.meta.data_hash)
+    return Inputs(StoreSource(store, device=device), evaluation, store.vocab, config, weights, store.meta.data_hash)
 
 
 def initialise_from_target(draft: Draft, inputs: Inputs, report: Reporter) -> None:

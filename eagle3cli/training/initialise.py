@@ -70,7 +70,7 @@ def initialise(
     draft: Draft, sample: Sample, *, embedding_VH: Tensor, head_VH: Tensor, final_norm_H: Tensor, last_layer_mlp: dict[str, Tensor]
 ) -> None:
     """Set all of the draft's weights. ``last_layer_mlp`` holds the target's last ``gate_proj``/``up_proj`` and norm
-    weights where its shapes are the draft's own, else it is empty and those keep their random values."""
+    weights; what is missing or of another shape keeps its random values."""
     layer, config = draft.midlayer, draft.config
     draft.set_aux_scale(channel_rms(sample.aux_RC).to(draft.aux_scale_C))
     draft.lm_head.weight.copy_(head_VH[draft.draft_ids])
@@ -142,7 +142,7 @@ def _attend_to_own_row(draft: Draft, token_HH: Tensor, token_RH: Tensor) -> None
 def _fit_mlp(draft: Draft, residual_RH: Tensor, wanted_RH: Tensor, last_layer_mlp: dict[str, Tensor]) -> None:
     mlp, norm = draft.midlayer.mlp, draft.midlayer.post_attention_layernorm
     for name, weight in (("gate_proj", mlp.gate_proj.weight), ("up_proj", mlp.up_proj.weight), ("norm", norm.weight)):
-        if name in last_layer_mlp:
+        if name in last_layer_mlp and last_layer_mlp[name].shape == weight.shape:
             weight.copy_(last_layer_mlp[name])
     normed = norm(residual_RH)
     features = F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed)

@@ -69,8 +69,8 @@ def _source(settings: Settings, config: DraftConfig, report: Reporter) -> tuple[
                 where=str(store_path),
             )
         device = pick_device(settings.target.device)
-        embedding = read_target_tensors(settings.target.model_path, None)["embedding"].to(device).float()
-        return StoreSource(store, device), embedding
+        embedding = read_target_tensors(settings.target.model_path)["embedding"].to(device).float()
+        return StoreSource(store, device=device), embedding
     data = settings.data
     if data.eval_path is None and data.train_path is None:
         raise UsageError("nothing to evaluate on", where="--eval-data-path", fix="give a jsonl file with replies")
