@@ -1,0 +1,80 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # tests import one another as tests.tiny
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_TELEMETRY="1", NO_COLOR="1")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command line gave back."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The result of a command run with --json."""
+        return json.loads(self.out)
+
+
+RunCli = Callable[..., Ran]
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunCli:
+    """Run one command line in ``tmp_path`` (or ``cwd``), in this process or (``process=True``) in a fresh one."""
+
+    def run(*words: object, cwd: Path | None = None, process: bool = False, env: dict[str, str] | None = None) -> Ran:
+        argv = [str(word) for word in words]
+        folder = cwd or tmp_path
+        if process:
+            command = [sys.executable, "-m", "eagle3cli", *argv]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(env or {})}
+            done = subprocess.run(
+                command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=170, check=False
+            )
+            return Ran(done.returncode, done.stdout, done.stderr)
+        from eagle3cli.cli import main
+
+        with monkeypatch.context() as patch:
+            patch.chdir(folder)
+            for name, value in (env or {}).items():
+                patch.setenv(name, value)
+            capsys.readouterr()
+            code = main(argv)
+            told = capsys.readouterr()
+        return Ran(code, told.out, told.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared fixtures and data (``EAGLE3_SHARED``, else ../shared); skips where there is none."""
+    folder = Path(os.environ.get("EAGLE3_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no shared fixtures at {folder}; set EAGLE3_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with its own tokenizer; read it, do not write to it."""
+    from tests.tiny import tiny_target
+
+    return tiny_target(tmp_path_factory.mktemp("tiny") / "llama")
