@@ -34,7 +34,7 @@ class Line:
         return "eagle3cli.commands." + self.name.replace("-", "_")
 
 
-TABLE = (
+TABLE: tuple[Line, ...] = (
     Line("prepare", "Bring any source of conversations to one layout.", DATA),
     Line("regenerate", "Rewrite the replies with the target, so that the draft learns its own words.", DATA),
     Line("merge", "Join regenerated shards into a training and an evaluation file.", DATA),
@@ -99,11 +99,12 @@ def build(words: Sequence[str]) -> tuple[typer.Typer, list[str]]:
             app.command(line.name, help=line.summary)(_nothing)
             continue
         module = importlib.import_module(line.module)
-        if hasattr(module, "app"):
-            app.add_typer(module.app, name=line.name, help=line.summary)
-            continue
         from eagle3cli.commands import options
 
+        if hasattr(module, "app"):
+            ready = [*options.spread(words, None), *(["--help"] if words == [line.name] else [])]
+            app.add_typer(module.app, name=line.name, help=line.summary)
+            continue
         ready = options.spread(words, module.COMMAND)
         examples = options.epilog(module.COMMAND.examples)
         app.command(line.name, help=line.summary, epilog=examples)(options.function(module.COMMAND))

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 class Command:
     """One command of the program.
 
-    ``fields`` are settings fields shown as flags (``"train.*"`` or ``"data.train_path"``), ``arguments`` those given by
-    position. ``recipe`` adds a first argument RECIPE: a packaged recipe's name or a TOML file, read before ``--config``.
-    ``run`` returns the exit code, None for 0.
+    ``fields`` are settings fields shown as flags (``"train.*"`` or ``"data.train_path"``), ``arguments`` those given
+    by position. ``recipe`` adds a first argument RECIPE: a packaged recipe's name or a TOML file, read before
+    ``--config``. ``run`` returns the exit code, None for 0.
     """
 
     name: str

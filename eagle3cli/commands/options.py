@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -21,8 +21,8 @@ CONFIG = typer.Option("--config", metavar="<path>", help="Settings file (TOML); 
 SET = typer.Option("--set", metavar="<table.key=value>", help="One setting; repeatable.")
 JSON = typer.Option("--json", help="One machine-readable result on stdout.")
 DEBUG = typer.Option("--debug", help="Show the traceback of an error.")
-Config = Annotated[Optional[list[Path]], CONFIG]
-Set = Annotated[Optional[list[str]], SET]
+Config = Annotated[list[Path] | None, CONFIG]
+Set = Annotated[list[str] | None, SET]
 Json = Annotated[bool, JSON]
 Debug = Annotated[bool, DEBUG]
 
@@ -94,9 +94,9 @@ def _parameters(
     if command.recipe:
         text = f"A recipe ({', '.join(recipes())}) or a settings file."
         argument = typer.Argument(metavar="RECIPE", help=text, autocompletion=_words(tuple(recipes())))
-        yield keyword("recipe", Annotated[Optional[str], argument])
+        yield keyword("recipe", Annotated[str | None, argument])
     for field in arguments:
-        argument = typer.Argument(metavar=field.name.upper() + ("..." if field.many else ""), help=field.help)
+        argument = typer.Argument(metavar=field.name.upper(), help=field.help)
         yield keyword(_parameter(field), Annotated[_type(field), argument], _default(field))
     for field in flags:
         yield keyword(_parameter(field), Annotated[_type(field), _option(field)], _default(field))
@@ -109,7 +109,7 @@ def _parameters(
 def _type(field: SettingsField) -> Any:
     """What Typer parses; numbers and choices stay text, so that one place (the settings) judges every value."""
     one = field.type if field.type in (bool, Path) else str
-    return Optional[list[one] if field.many else one]  # type: ignore[valid-type]
+    return (list[one] if field.many else one) | None  # type: ignore[valid-type]
 
 
 def _default(field: SettingsField) -> Any:
@@ -181,4 +181,5 @@ def _alike(first: str, word: str, kind: Any) -> bool:
 
 def epilog(examples: Sequence[str]) -> str:
     """The examples below a command's help, each on its own line."""
-    return "\n".join(["\b", "Examples:" if len(examples) > 1 else "Example:", *(f"  {example}" for example in examples)])
+    title = "Examples:" if len(examples) > 1 else "Example:"
+    return "\n".join(["\b", title, *(f"  {example}" for example in examples)])

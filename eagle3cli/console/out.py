@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -89,7 +90,9 @@ class Out:
         text = "\n".join([f"{_paint('error:', '1;31')} {first}", *rest, *([debug_hint] if debug_hint else [])])
         self._write(text, sys.stderr)
 
-    def task(self, name: str, total: int | None = None, unit: str = "rows", done: int = 0) -> AbstractContextManager[Task]:
+    def task(
+        self, name: str, total: int | None = None, unit: str = "rows", done: int = 0
+    ) -> AbstractContextManager[Task]:
         """A job with progress, rate and time left; bars on a terminal, now and then a line elsewhere."""
         from eagle3cli.console.progress import Board
 
@@ -118,7 +121,7 @@ def _cell(value: object) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return bool(text) and text.lstrip("-+")[:1].isdigit() and text.rstrip("%x").replace(",", "").lstrip("-+")[-1:].isdigit()
+    return re.fullmatch(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?[%x]?", text) is not None
 
 
 def _numeric_columns(columns: Sequence[str], rows: list[list[str]]) -> list[bool]:

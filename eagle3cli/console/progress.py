@@ -139,8 +139,17 @@ class Board:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         if self.progress is None:
-            columns = ("{task.description}", BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[state]}"))
-            self.progress = Progress(*columns, console=Console(file=self.stream), redirect_stdout=False, redirect_stderr=False)
+            state = TextColumn("{task.fields[state]}", markup=False)
+            name = TextColumn("{task.description}", markup=False)
+            self.progress = Progress(
+                name,
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                state,
+                console=Console(file=self.stream),
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
             self.progress.start()
         self.running += 1
         return self.progress

@@ -71,7 +71,8 @@ def _add_file(layers: _Layers, path: Path) -> None:
             raise _unknown(table, "table" if rest or entry.value is None else "key", tables(), where)
         if not rest:
             if entry.value is not None:
-                raise UsageError(f"[{table}] is a table, not a value", where=where, fix=f"write [{table}] on its own line")
+                fix = f"write [{table}] on a line of its own, its keys below"
+                raise UsageError(f"{table} is a table, not a value", where=where, fix=fix)
             continue
         key = f"{table}.{rest[0]}"
         if key not in fields() or len(rest) > 1:
@@ -99,6 +100,12 @@ def parse_value(field: SettingsField, text: str) -> Any:
         except tomllib.TOMLDecodeError:
             pass  # a text that merely begins like TOML; pydantic judges it below
     return [text] if field.many else text
+
+
+def unknown_key(name: str, where: str) -> UsageError:
+    """The error for a table or key that does not exist."""
+    known = fields() if "." in name else tables()
+    return _unknown(name, "key" if "." in name else "table", known, where)
 
 
 def _unknown(name: str, kind: str, known: Iterable[str], where: str) -> UsageError:

@@ -91,11 +91,12 @@ def _leaves(value: dict[str, Any], depth: int) -> Iterator[tuple[tuple[str, ...]
             yield (name,), inner
 
 
-def _literal(value: Any) -> str:
+def literal(value: Any) -> str:
+    """A value as TOML writes it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_literal, value)) + "]"
+        return "[" + ", ".join(map(literal, value)) + "]"
     if isinstance(value, (int, float)):
         return repr(value)
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -109,7 +110,7 @@ def to_toml(settings: Settings) -> str:
         for field in fields().values():
             if field.table == table:
                 value = getattr(getattr(settings, table), field.name)
-                parts.append(f"# {field.name} is not set" if value is None else f"{field.name} = {_literal(value)}")
+                parts.append(f"# {field.name} is not set" if value is None else f"{field.name} = {literal(value)}")
         parts.append("")
     return "\n".join(parts)
 
@@ -128,4 +129,4 @@ def commented_toml() -> str:
 def _example_line(field: SettingsField) -> str:
     if field.default is None:
         return f"# {field.name} = ..."
-    return f"# {field.name} = {_literal(field.default)}"
+    return f"# {field.name} = {literal(field.default)}"

@@ -1,0 +1,1 @@
+complete --command eagle3 --no-files --arguments "(env _EAGLE3_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) eagle3)" --condition "env _EAGLE3_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) eagle3"
