@@ -302,11 +302,8 @@ def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         to = value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
         if to.is_floating_point() and not bool(torch.isfinite(to).all()):
             count = int((~torch.isfinite(to)).sum())
-            raise ModelError(
-                f"{count} values are not finite as {_short(dtype)}",
-                where=name,
-                fix="use bfloat16 or float32, or an earlier checkpoint",
-            )
+            fix = "use bfloat16 or float32, or an earlier checkpoint"
+            raise ModelError(f"{name}: {count} values are not finite as {_short(dtype)}", fix=fix)
         tensors[name] = to
     return tensors
 
