@@ -11,7 +11,7 @@ from typing import IO, Any, Literal
 ERRORS = "errors.jsonl"
 """Name of the file beside a result with a line for each row that is not in it."""
 
-Kind = Literal["rejected", "duplicate", "filtered"]
+Kind = Literal["rejected", "duplicate", "filtered", "warning"]
 
 
 @dataclass
@@ -35,6 +35,10 @@ class Ledger:
     def repair(self, repairs: tuple[str, ...]) -> None:
         """One row was set right in these ways."""
         self.repairs.update(_general(repair) for repair in repairs)
+
+    def note(self, place: str, name: str, reason: str) -> None:
+        """One row is in the result, but a person should look at it."""
+        self.drop("warning", place, name, reason)
 
     def dropped(self, kind: Kind) -> int:
         """Rows dropped for one kind of reason."""

@@ -69,8 +69,11 @@ def _lists(arrays: list[npt.NDArray[np.generic]], kind: pa.DataType) -> pa.ListA
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind))
 
 
-def write_rows(folder: Path, batches: Iterable[pa.RecordBatch]) -> int:
-    """Write batches to ``folder`` in the layout of ``datasets.load_from_disk``; returns the number of rows."""
+def write_rows(folder: Path, batches: Iterable[pa.RecordBatch], *, fingerprint: str) -> int:
+    """Write batches to ``folder`` in the layout of ``datasets.load_from_disk``; returns the number of rows.
+
+    ``fingerprint`` names the content: `datasets` keeps results of its own under it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
     with pa.OSFile(str(folder / ARROW_FILE), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
@@ -92,7 +95,7 @@ def write_rows(folder: Path, batches: Iterable[pa.RecordBatch]) -> int:
     }
     state: dict[str, object] = {
         "_data_files": [{"filename": ARROW_FILE}],
-        "_fingerprint": folder.parent.name[:16] or "0",
+        "_fingerprint": fingerprint,
         "_format_columns": None,
         "_format_kwargs": {},
         "_format_type": None,

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
 from eagle3cli.errors import DataError
 
@@ -134,7 +134,9 @@ def read_json(path: Path) -> Iterator[Line]:
                 value, end, buffer, position = _decode(decoder, buffer, position, text)
             except (ValueError, RecursionError) as error:
                 reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                what = f"the file breaks off or is damaged in the object that begins here ({reason}); the rest was not read"
+                what = (
+                    f"the file breaks off or is damaged in the object that begins here ({reason}); the rest is unread"
+                )
                 yield Line(line, None, what, path=str(path))
                 return
             yield _element(line, value, buffer[position:end], str(path))
@@ -253,8 +255,8 @@ def files_of(path: Path) -> list[Path]:
     return found
 
 
-def read_file(path: Path) -> Iterator[Line]:
-    """Rows of one file, whatever its format; the content decides, the name only helps."""
+def format_of(path: Path) -> Literal["lines", "array", "parquet"]:
+    """How the rows of a file stand in it; the content decides, the name only helps. Raises DataError if it is empty."""
     if path.stat().st_size == 0:
         raise DataError("the file is empty", where=str(path))
     with open_bytes(path) as f:
@@ -263,15 +265,21 @@ def read_file(path: Path) -> Iterator[Line]:
         except (EOFError, OSError, zlib.error) as error:
             raise DataError(f"cannot unpack: {error}", where=str(path)) from error
     if head.startswith(b"PAR1"):
-        return read_parquet(path)
+        return "parquet"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"["):
-        return read_json(path)
+        return "array"
     if path.name.removesuffix(".gz").endswith(".json") and start.startswith(b"{"):
         first, found, _ = start.partition(b"\n")
         if found and parse_line(1, first).value is None:
-            return read_json(path)  # one object over several lines
-    return read_jsonl(path)
+            return "array"  # objects over several lines
+    return "lines"
+
+
+def read_file(path: Path) -> Iterator[Line]:
+    """Rows of one file, whatever its format."""
+    readers = {"lines": read_jsonl, "array": read_json, "parquet": read_parquet}
+    return readers[format_of(path)](path)
 
 
 def read_path(path: Path) -> Iterator[Line]:

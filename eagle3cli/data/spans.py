@@ -49,7 +49,7 @@ class Format:
     """Texts of the tokens that end a turn, longest first."""
 
     def end_at(self, text: str, position: int) -> int:
-        """Where the end token that follows ``position`` (white space apart) ends; ``position`` itself if there is none."""
+        """Where the end token behind ``position`` (white space apart) ends; ``position`` itself if there is none."""
         after = position
         while after < len(text) and text[after].isspace():
             after += 1
@@ -63,7 +63,10 @@ class Format:
 
 
 def learn_format(render: Render, ends: Sequence[str]) -> Format:
-    """The template's format; ``ends`` are the texts of the target's end tokens. Raises ModelError if it refuses a plain turn."""
+    """The template's format; ``ends`` are the texts of the target's end tokens.
+
+    Raises ModelError where the template refuses a plain turn.
+    """
     user: list[Mapping[str, Any]] = [{"role": "user", "content": "\ue000"}]
     plain, opened = render(user, False), render(user, True)
     header = opened[len(plain) :] if opened.startswith(plain) else ""
@@ -230,6 +233,11 @@ def _follow(text: str, start: int, index: int, message: Mapping[str, Any], form:
     if end is None:
         raise DataError(f"message {index + 1}: the chat template writes no end of turn after the reply")
     written, content = text[start:end], own[0].strip()
+    names = [str((call.get("function") or call).get("name", "")) for call in message.get("tool_calls") or ()]
+    if any(name not in written for name in names):
+        raise DataError(f"message {index + 1}: the chat template does not write tool calls")
+    if content and not written.strip():
+        raise DataError(f"message {index + 1}: the chat template leaves the reply out")
     if message.get("tool_calls") or own[1] or written.strip() in content:
         return start, end
     answer = content.rpartition("</think>")[2].strip() if "</think>" in content else content

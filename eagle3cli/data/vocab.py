@@ -59,26 +59,36 @@ def full_vocab(vocab_size: int) -> VocabMapping:
     return VocabMapping(d2t=torch.zeros(vocab_size, dtype=torch.int64), t2d=torch.ones(vocab_size, dtype=torch.bool))
 
 
-def count_tokens(rows: Iterable[TokenRow], vocab_size: int) -> tuple[Counts, Counts]:
-    """How often each token occurs in replies and in prompts: two int64 ``[V]``."""
-    reply, prompt = np.zeros(vocab_size, dtype=np.int64), np.zeros(vocab_size, dtype=np.int64)
+def count_tokens(rows: Iterable[TokenRow]) -> tuple[Counts, Counts]:
+    """How often each token id occurs in replies and in prompts: two int64 arrays, as long as the ids need."""
+    reply, prompt = no_counts(), no_counts()
     for row in rows:
-        add_counts(reply, prompt, row.token_ids, row.loss_mask)
+        trained = row.loss_mask.astype(bool)
+        reply, prompt = add_counts(reply, row.token_ids[trained]), add_counts(prompt, row.token_ids[~trained])
     return reply, prompt
 
 
-def add_counts(
-    reply: Counts, prompt: Counts, token_ids: npt.NDArray[np.int32], loss_mask: npt.NDArray[np.integer]
-) -> None:
-    """Add the tokens of one or more rows to both counts, in place."""
-    if len(token_ids) and int(token_ids.max()) >= len(reply):
-        raise DataError(
-            f"token id {int(token_ids.max())} is outside the target's vocabulary of {len(reply)}",
-            fix="the tokenizer and the model do not belong together; check --target-model-path",
-        )
-    trained = loss_mask.astype(bool)
-    reply += np.bincount(token_ids[trained], minlength=len(reply))
-    prompt += np.bincount(token_ids[~trained], minlength=len(prompt))
+def no_counts() -> Counts:
+    """Counts of nothing."""
+    return np.zeros(0, dtype=np.int64)
+
+
+def add_counts(counts: Counts, token_ids: npt.NDArray[np.int32]) -> Counts:
+    """The counts with these tokens added."""
+    more = np.bincount(token_ids, minlength=len(counts)).astype(np.int64)
+    more[: len(counts)] += counts
+    return more
+
+
+def fit(counts: Counts, vocab_size: int) -> Counts:
+    """Counts as long as the target's vocabulary; raises DataError where a counted id is outside of it."""
+    used = counts.nonzero()[0]
+    if len(used) and int(used[-1]) >= vocab_size:
+        what = f"token id {int(used[-1])} is outside the target's vocabulary of {vocab_size}"
+        raise DataError(what, fix="tokenizer and model do not belong together; check --target-model-path")
+    fitted = np.zeros(vocab_size, dtype=np.int64)
+    fitted[: min(len(counts), vocab_size)] = counts[:vocab_size]
+    return fitted
 
 
 def choose(
@@ -120,7 +130,7 @@ def count_and_choose(
     prompt_weight: int = 1,
 ) -> VocabMapping:
     """Count the rows' tokens and choose the draft's vocabulary from them."""
-    reply, prompt = count_tokens(rows, vocab_size)
+    reply, prompt = (fit(counts, vocab_size) for counts in count_tokens(rows))
     return choose(reply, prompt, size, always=always, reply_weight=reply_weight, prompt_weight=prompt_weight)
 
 

@@ -1,0 +1,53 @@
+"""eagle3 merge: shards to a training and an evaluation file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eagle3cli.commands.command import Command
+from eagle3cli.errors import SOME_ROWS_FAILED
+
+if TYPE_CHECKING:
+    from eagle3cli.console.out import Out
+    from eagle3cli.settings.tables import Settings
+
+FATES = ("written", "rejected", "duplicates", "filtered", "left_out")
+
+
+def run(settings: Settings, out: Out) -> int | None:
+    """Merge the shards and say where every row went."""
+    from eagle3cli.data.ledger import ERRORS
+    from eagle3cli.data.merge import merge
+
+    done = merge(settings.merge, out)
+    counts = done.summary
+    fates = ", ".join(f"{name.replace('_', ' ')} {counts[name]:,}" for name in FATES)
+    made = "already done" if done.already else "merged"
+    lines = [
+        f"{made}: {counts['train_rows']:,} training and {counts['eval_rows']:,} held-out rows",
+        f"read {counts['read']:,} of {counts['shards']} shards: {fates}",
+    ]
+    lines += [f"  {count:,} x {reason}" for reason, count in counts["reasons"].items()]
+    if counts["failed_rows"]:
+        lines.append(
+            f"{counts['failed_rows']:,} rows in error files were left aside (eagle3 regenerate --retry-errors)"
+        )
+    if counts["rejected"] or counts["duplicates"] or counts["filtered"]:
+        lines.append(f"each with its place and reason: {done.folder / ERRORS}")
+    train, held_out = done.folder / "train.jsonl", done.folder / "eval.jsonl"
+    lines.append(f"result: {train} and {held_out}")
+    lines.append(
+        f"next: eagle3 cache --train-data-path {train}"
+        + (f" --eval-data-path {held_out}" if counts["eval_rows"] else "")
+    )
+    out.result({"folder": done.folder, "already_done": done.already, **counts}, "\n".join(lines))
+    return SOME_ROWS_FAILED if counts["rejected"] else None
+
+
+COMMAND = Command(
+    name="merge",
+    summary="Shards of regenerated replies to a training and an evaluation file.",
+    examples=("eagle3 merge --input-dir cache/regenerated --output-dir cache/dataset --eval-size 1000",),
+    fields=("merge.*",),
+    run=run,
+)

@@ -1,0 +1,47 @@
+"""eagle3 view: what is trained on, token by token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eagle3cli.commands.command import Command
+
+if TYPE_CHECKING:
+    from eagle3cli.console.out import Out
+    from eagle3cli.settings.tables import Settings
+
+
+def run(settings: Settings, out: Out) -> None:
+    """Show rows in the terminal, and as an HTML page where one was asked for."""
+    from eagle3cli.console.tokens import as_data, html, page
+    from eagle3cli.data.show import show
+    from eagle3cli.runtime.files import write_text
+
+    shown = show(settings)
+    view = settings.view
+    text = page(shown, colour=out.colour, ids=view.ids)
+    if view.html is not None:
+        write_text(view.html, html(shown, ids=view.ids))
+        text += f"\n\npage: {view.html}"
+    data: dict[str, object] = {"source": shown.source, "total": shown.total, "draft_vocab": shown.draft_vocab}
+    out.result({**data, "html": view.html, "rows": as_data(shown)}, text)
+
+
+FIELDS = (
+    *("view.path", "view.random", "view.seed", "view.ids", "view.html"),
+    *("target.model_path", "target.revision", "target.trust_remote_code"),
+    *("data.train_path", "data.eval_path", "data.cache_dir", "data.chat_template", "data.max_length"),
+    *("data.is_preformatted", "data.last_turn_only"),
+)
+
+COMMAND = Command(
+    name="view",
+    summary="Show rows token by token: green is trained, red is not, underlined is unknown to the draft.",
+    examples=(
+        "eagle3 view 1 2 --path cache/dataset/train.jsonl --target-model-path TARGET",
+        "eagle3 view --random 3 --seed 1 --html rows.html",
+    ),
+    fields=FIELDS,
+    arguments=("view.rows",),
+    run=run,
+)

@@ -1,0 +1,204 @@
+"""Rows of files to token rows, in this process or over several; results come back in the order of the input."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import pyarrow as pa
+
+from eagle3cli.data.conversations import Conversation, to_conversation
+from eagle3cli.data.encode import Encoded, Encoder, make_encoder
+from eagle3cli.data.rows import TokenRow, to_batch
+from eagle3cli.data.sources import Line, format_of, parse_line, read_file, read_raw_lines
+from eagle3cli.data.tokenizer import load_tokenizer
+from eagle3cli.errors import DataError, Eagle3Error
+
+BLOCK_ROWS, BLOCK_BYTES = 256, 1 << 20
+BYTES_PER_PROCESS = 16 << 20
+"""Starting a process costs seconds, so a small input gets one."""
+
+Item = tuple[int, bytes] | Line
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides what a row's tokens and mask are."""
+
+    model_path: str
+    revision: str | None
+    trust_remote_code: bool
+    chat_template: str
+    max_length: int
+    last_turn_only: bool
+    is_preformatted: bool
+
+    def encoder(self) -> Encoder:
+        """The encoder; loads the tokenizer."""
+        tokenizer = load_tokenizer(self.model_path, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        return make_encoder(
+            tokenizer,
+            self.model_path,
+            chat_template=self.chat_template,
+            max_length=self.max_length,
+            last_turn_only=self.last_turn_only,
+        )
+
+
+@dataclass
+class Block:
+    """What became of some neighbouring rows."""
+
+    read: int = 0
+    rows: list[Encoded] = field(default_factory=list)
+    rejected: list[tuple[int, str, str]] = field(default_factory=list)
+    """Line, id and reason."""
+    repairs: list[tuple[str, ...]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PackedBlock:
+    """A block as it travels between processes."""
+
+    read: int
+    batch: pa.RecordBatch
+    truncated: int
+    no_span: list[tuple[int, str]]
+    """Line and id of rows that train nothing."""
+    rejected: list[tuple[int, str, str]]
+    repairs: list[tuple[str, ...]]
+
+
+def encode_items(encoder: Encoder, items: list[Item], path: str, *, preformatted: bool) -> Block:
+    """Encode rows; a bad one is told with its reason and stops nothing."""
+    block = Block(read=len(items))
+    good: list[tuple[int, Conversation | tuple[str, str]]] = []
+    for item in items:
+        line = item if isinstance(item, Line) else parse_line(*item, path)
+        try:
+            if line.value is None:
+                raise DataError(line.problem or "unreadable")
+            if preformatted:
+                good.append((line.number, _text_of(line)))
+            else:
+                conversation = to_conversation(line.value)
+                good.append((line.number, conversation))
+                if conversation.repairs:
+                    block.repairs.append(conversation.repairs)
+            if line.repairs:
+                block.repairs.append(line.repairs)
+        except DataError as error:
+            block.rejected.append((line.number, str((line.value or {}).get("id") or ""), error.what))
+    if preformatted:
+        encoded = encoder.encode_text([row for _, row in good if isinstance(row, tuple)])
+    else:
+        encoded = encoder.encode([row for _, row in good if isinstance(row, Conversation)])
+    for (number, source), result in zip(good, encoded, strict=True):
+        name = source[0] if isinstance(source, tuple) else source.id
+        if isinstance(result, DataError):
+            block.rejected.append((number, name, result.what))
+        else:
+            row = result.row
+            kept = TokenRow(row.id or f"line-{number}", row.token_ids, row.loss_mask, number, row.turns)
+            block.rows.append(Encoded(kept, result.truncated))
+    block.rejected.sort()
+    return block
+
+
+def _text_of(line: Line) -> tuple[str, str]:
+    value = line.value or {}
+    if not isinstance(value.get("text"), str):
+        raise DataError("no text (a pre-formatted row is {id, text}; conversations need no --is-preformatted)")
+    if not value["text"].strip():
+        raise DataError("text is empty")
+    return str(value.get("id") or ""), value["text"]
+
+
+def blocks_of(path: Path) -> Iterator[list[Item]]:
+    """The file's rows in blocks; JSON lines stay unparsed, so that workers share that work."""
+    rows: Iterator[Item] = read_raw_lines(path) if format_of(path) == "lines" else read_file(path)
+    block: list[Item] = []
+    size = 0
+    while True:
+        try:
+            item = next(rows, None)
+        except DataError as error:  # a compressed file that breaks off: its whole lines count
+            place = (error.where or "").rpartition(":")[2]
+            item = Line(int(place), None, error.what, path=str(path)) if place.isdigit() else None
+            rows = iter(())
+            if item is None:
+                raise
+        if item is None:
+            break
+        block.append(item)
+        size += len(item[1]) if isinstance(item, tuple) else 4096
+        if len(block) >= BLOCK_ROWS or size >= BLOCK_BYTES:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+def tokenise(path: Path, recipe: Recipe, processes: int, encoder: Encoder) -> Iterator[PackedBlock]:
+    """Blocks of the file in order. ``encoder`` is used where one process is enough."""
+    processes = max(1, min(processes, path.stat().st_size // BYTES_PER_PROCESS))
+    if processes == 1:
+        for items in blocks_of(path):
+            yield _pack(encode_items(encoder, items, str(path), preformatted=recipe.is_preformatted))
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of the tokenizer's threads
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(recipe,))
+    waiting: deque[Future[PackedBlock]] = deque()
+    try:
+        for items in blocks_of(path):
+            waiting.append(pool.submit(_work, items, str(path)))
+            if len(waiting) >= 3 * processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        fix = "look for a memory limit, or use fewer processes: --build-dataset-num-proc 1"
+        raise Eagle3Error("a tokenising process died", fix=fix) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pack(block: Block) -> PackedBlock:
+    return PackedBlock(
+        read=block.read,
+        batch=to_batch(encoded.row for encoded in block.rows),
+        truncated=sum(encoded.truncated for encoded in block.rows),
+        no_span=[(encoded.row.line, encoded.row.id) for encoded in block.rows if encoded.no_span],
+        rejected=block.rejected,
+        repairs=block.repairs,
+    )
+
+
+_worker: tuple[Encoder, bool] | None = None
+
+
+def _start(recipe: Recipe) -> None:
+    """Begin a worker: one thread, deaf to Ctrl-C (the parent decides), gone when the parent is."""
+    global _worker
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+        threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
+    _worker = (recipe.encoder(), recipe.is_preformatted)
+
+
+def _work(items: list[Item], path: str) -> PackedBlock:
+    assert _worker is not None
+    encoder, preformatted = _worker
+    return _pack(encode_items(encoder, items, path, preformatted=preformatted))
