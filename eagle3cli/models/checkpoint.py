@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, cast
 
 import torch
@@ -127,6 +128,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
                 return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
         if old.is_file():
             return cast(dict[str, Tensor], dict(torch.load(old, map_location="cpu", weights_only=True)))
+    except UnpicklingError as error:
+        fix = "ask its author for a model.safetensors"
+        raise ModelError("holds more than plain tensors; nothing else is unpickled", where=str(old), fix=fix) from error
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
         broken = file if file.is_file() else old
         raise ModelError(
