@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity_case import Case, read_case
+from tests.training.parity_case import Case, read_case
 
 from eagle3cli.models.draft import Draft
 from eagle3cli.training.loss import DepthSums, Teacher, depth_losses

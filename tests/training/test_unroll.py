@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from dense import dense_loss, serving_counts
+from tests.training.dense import dense_loss, serving_counts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
