@@ -107,6 +107,7 @@ def _checksum(path: Path) -> str:
 
 
 def read_meta(manifest: Any, folder: Path) -> StoreMeta:
+    """What a manifest says it was captured from. Raises DataError where it is none, or of another format."""
     try:
         if manifest["format"] != FORMAT:
             fix = "read it with the version of eagle3 that wrote it, or capture again"
@@ -150,11 +151,15 @@ class Store:
             done = sum(name.startswith("shard_") for name in self.files)
             fix = "run the same `eagle3 hidden-states` again; it goes on where it stopped"
             raise DataError(f"not finished: {done} of {len(self.starts) - 1} shards", where=str(folder), fix=fix)
+        wrong = damaged(folder, self.files, names=[INDEX, STATS])
         for name, entry in self.files.items():
             path = folder / name
             if not path.is_file() or path.stat().st_size != entry["bytes"]:
-                fix = "run the same `eagle3 hidden-states` again; it captures what is damaged"
-                raise DataError("missing or cut off", where=str(path), fix=fix)
+                wrong.setdefault(name, "missing or cut off")
+        if wrong:
+            fix = "run the same `eagle3 hidden-states` again; it captures what is damaged"
+            listed = ", ".join(f"{name} ({reason})" for name, reason in sorted(wrong.items())[:5])
+            raise DataError(f"{len(wrong)} damaged files: {listed}", where=str(folder), fix=fix)
         index = load_file(folder / INDEX)
         self.vocab = VocabMapping(d2t=index["d2t"], t2d=index["t2d"])
         self.aux_rms_C = load_file(folder / STATS)["aux_rms"]
