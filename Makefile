@@ -37,7 +37,7 @@ check: $(BIN)/.installed-dev
 
 completions: $(BIN)/.installed
 	for shell in bash zsh fish; do \
-		_EAGLE3_COMPLETE=source_$$shell $(BIN)/eagle3 > completions/eagle3.$$shell || exit 1; done
+		_EAGLE3_COMPLETE=source_$$shell $(BIN)/eagle3 | sed '/./,$$!d' > completions/eagle3.$$shell; done
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }

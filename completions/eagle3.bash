@@ -1,4 +1,3 @@
-
 _eagle3_completion() {
     local IFS=$'
 '

@@ -1,4 +1,3 @@
-
 #compdef eagle3
 
 _eagle3_completion() {

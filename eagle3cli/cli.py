@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
 import os
@@ -17,12 +18,16 @@ from eagle3cli import __version__
 from eagle3cli.errors import DONE, FAILED, Eagle3Error, UsageError
 
 DATA, TRAINING, SERVING, CHAIN = "Data", "Training", "Serving", "Whole chain & settings"
+DEBUG_HINT = "run again with --debug to see where it happened"
 STEPS = (DATA, TRAINING, SERVING, CHAIN)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the command table; the module holds COMMAND (a Command) or ``app`` (a Typer of subcommands)."""
+    """One line of the command table; the module holds COMMAND (a Command) or ``app`` (a Typer of subcommands).
+
+    ``summary`` is the line of ``eagle3 --help``; a Command's own summary says more and heads its help.
+    """
 
     name: str
     summary: str
@@ -106,8 +111,9 @@ def build(words: Sequence[str]) -> tuple[typer.Typer, list[str]]:
             app.add_typer(module.app, name=line.name, help=line.summary)
             continue
         ready = options.spread(words, module.COMMAND)
-        examples = options.epilog(module.COMMAND.examples)
-        app.command(line.name, help=line.summary, epilog=examples)(options.function(module.COMMAND))
+        command = module.COMMAND
+        register = app.command(line.name, help=command.summary, epilog=options.epilog(command.examples))
+        register(options.function(command))
     return app, ready
 
 
@@ -173,15 +179,17 @@ def _usage(error: typer.TyperException, words: Sequence[str]) -> UsageError:
 
 
 def _unexpected(error: Exception) -> Eagle3Error:
-    """An error nobody foresaw; a full disk is told as such."""
-    if isinstance(error, OSError) and error.filename is not None:
-        from pathlib import Path
-
-        from eagle3cli.runtime.files import disk_error
-
-        return disk_error(error, Path(str(error.filename)))
-    text = str(error).strip().split("\n")[0] or type(error).__name__
-    return Eagle3Error(f"{type(error).__name__}: {text}", fix="run again with --debug to see where it happened")
+    """An error nobody foresaw, in one line; a full disk is told as such."""
+    if isinstance(error, OSError):
+        where = str(error.filename) if error.filename is not None else None
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            fix = "make space (or choose another folder) and run the same command again; finished work is kept"
+            return Eagle3Error(f"the disk is full: {reason}", where=where, fix=fix)
+        if where is not None:
+            return Eagle3Error(reason[:1].lower() + reason[1:], where=where, fix=DEBUG_HINT)
+    text = str(error).strip().split("\n")[0]
+    return Eagle3Error(f"{type(error).__name__}: {text}" if text else type(error).__name__, fix=DEBUG_HINT)
 
 
 def entry() -> None:
