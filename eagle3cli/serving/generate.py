@@ -84,11 +84,21 @@ class Decoder:
         """Fewer prompts wait than there are free rows."""
         return len(self.waiting) < self.rows.count(None)
 
-    def add(self, index: int, prompt: Sequence[int], limit: int, stream: str | None = None) -> None:
-        """Queue a prompt (at least one token) for at most ``limit`` new tokens; ``stream`` names its random numbers."""
-        name = f"{self.sampling.seed}:{index if stream is None else stream}"
-        self.waiting.append(_Row(index, prompt, limit, random.Random(name)))
+    def add(
+        self, index: int, prompt: Sequence[int], limit: int, *, stream: str | None = None, soon: bool = False
+    ) -> None:
+        """Queue a prompt (at least one token) for at most ``limit`` new tokens, in front of the others if ``soon``.
 
+        ``stream`` names its random numbers; the index does unless given.
+        """
+        name = f"{self.sampling.seed}:{index if stream is None else stream}"
+        row = _Row(index, prompt, limit, random.Random(name))
+        if soon:
+            self.waiting.appendleft(row)
+        else:
+            self.waiting.append(row)
+
+    @torch.inference_mode()
     def step(self) -> list[Reply]:
         """Start waiting prompts in the free rows, then one token for every running row. Returns what finished."""
         finished = []
@@ -146,7 +156,8 @@ class Decoder:
             logits_to_keep=1,
         ).logits
         if self.sampling.temperature == 0:
-            return logits_B1V[:, -1].argmax(-1)
+            best_B: Tensor = logits_B1V[:, -1].argmax(-1)
+            return best_B
         draws_B = torch.tensor([row.stream.random() if row else 0.0 for row in rows], device=ids_BQ.device)
         return sample(logits_B1V[:, -1], draws_B, self.sampling)
 
@@ -189,7 +200,6 @@ def sample(logits_BV: Tensor, draws_B: Tensor, sampling: Sampling) -> Tensor:
     return (chosen_B1 if order_BK is None else order_BK.gather(1, chosen_B1))[:, 0]
 
 
-@torch.inference_mode()
 def generate(
     target: HfTarget,
     prompts: Sequence[Sequence[int]],

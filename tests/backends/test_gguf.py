@@ -1,4 +1,4 @@
-"""A .gguf file becomes a folder that any loader of transformers takes, with the tokenizer the model was trained with."""
+"""A .gguf file becomes a folder that any loader takes, with the tokenizer the model was trained with."""
 
 from __future__ import annotations
 

@@ -1,0 +1,45 @@
+"""eagle3 regenerate: replies rewritten by the target."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eagle3cli.commands.command import Command
+from eagle3cli.errors import SOME_ROWS_FAILED
+
+if TYPE_CHECKING:
+    from eagle3cli.console.out import Out
+    from eagle3cli.settings.tables import Settings
+
+
+def run(settings: Settings, out: Out) -> int | None:
+    """Write the shards and say where every row went."""
+    from eagle3cli.commands.local_target import with_local_target
+    from eagle3cli.serving.regenerate import regenerate
+
+    done = regenerate(with_local_target(settings, out), out)
+    speed = f", {done.tokens_now / done.seconds:.0f} reply tokens/s" if done.tokens_now else ""
+    lines = [
+        f"{done.rows:,} rows in {done.shards} shards: {done.generated:,} generated ({done.tokens:,} reply tokens), "
+        f"{done.recorded:,} recorded, {done.errors:,} failed",
+        f"this run: {done.rows_now:,} rows in {done.seconds:.0f} s{speed}",
+        *(f"  {count:,} x {reason}" for reason, count in done.reasons.most_common()),
+        f"result: {done.folder}",
+        f"next: eagle3 merge --input-dir {done.folder}",
+    ]
+    if done.errors:
+        lines.insert(-1, f"each failed row with its reason: {done.folder}/error_*.jsonl")
+    out.result(vars(done), "\n".join(lines))
+    return SOME_ROWS_FAILED if done.errors else None
+
+
+COMMAND = Command(
+    name="regenerate",
+    summary="Rewrite the replies with the target, so that the draft learns the target's own words.",
+    examples=(
+        "eagle3 regenerate --model-path MODEL --input-path cache/dataset/sharegpt/train.jsonl --turns all",
+        "eagle3 regenerate --model-path MODEL --input-path cache/dataset/sharegpt/train.jsonl --retry-errors",
+    ),
+    fields=("regenerate.*", "target.*", "data.chat_template"),
+    run=run,
+)

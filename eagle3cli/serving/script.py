@@ -1,0 +1,114 @@
+"""A conversation as a script: which messages stand, and where the target speaks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from eagle3cli.data.conversations import Conversation, Message, join_runs
+from eagle3cli.errors import DataError, UsageError
+
+KEPT = "kept"
+"""The ``finish`` of an assistant message that was not rewritten."""
+
+
+@dataclass
+class Script:
+    """One conversation on its way: ``lines`` are still to come (None: the target speaks), ``messages`` are settled."""
+
+    row: int
+    id: str
+    lines: list[Message | None]
+    messages: list[Message] = field(default_factory=list)
+    finish: list[str] = field(default_factory=list)
+    replies: int = 0
+    """Replies that the target has written."""
+    tokens: int = 0
+    """Tokens of the replies that were generated now."""
+    line: int = 0
+    """Where the input row stands in its file, from 1."""
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing is left for the target to say."""
+        return None not in self.lines
+
+    def prompt(self) -> list[Message]:
+        """The messages before the next reply."""
+        while self.lines and self.lines[0] is not None:
+            message = self.lines.pop(0)
+            assert message is not None
+            self.messages.append(message)
+            if message["role"] == "assistant":
+                self.finish.append(KEPT)
+        return self.messages
+
+    def reply(self, text: str, finish: str) -> None:
+        """What the target said after :meth:`prompt`; at the end the messages after it are settled too."""
+        assert self.lines[0] is None
+        self.lines.pop(0)
+        self.messages.append({"role": "assistant", "content": text})
+        self.finish.append(finish)
+        self.replies += 1
+        if self.is_over:
+            self.prompt()
+
+    def cut(self) -> None:
+        """End before the question whose reply cannot be written."""
+        last = max(i for i, message in enumerate(self.messages) if message["role"] == "assistant")
+        del self.messages[last + 1 :]
+        self.lines = []
+
+    def to_row(self) -> dict[str, Any]:
+        """The row on disk."""
+        return {"id": self.id, "conversations": self.messages, "finish": self.finish}
+
+
+def write_script(
+    row: int, conversation: Conversation, turns: Literal["last", "all"], system_prompt: str | None = None
+) -> Script:
+    """The script in which the last or every reply is rewritten; a conversation that ends with a question gets a reply.
+
+    Messages with tool calls stand: the tool's answers after them belong to these very calls. Raises DataError where
+    there is nothing to write.
+    """
+    messages = list(join_runs(conversation).messages)
+    if system_prompt is not None:
+        messages = with_system(messages, system_prompt)
+    lines: list[Message | None] = list(messages)
+    spoken = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if messages[-1]["role"] != "assistant":
+        lines.append(None)
+        spoken = [] if turns == "last" else spoken
+    for i in spoken[-1:] if turns == "last" else spoken:
+        if not messages[i].get("tool_calls"):
+            lines[i] = None
+    if None not in lines:
+        raise DataError("no reply to rewrite: the assistant's turns are tool calls")
+    return Script(row, conversation.id, lines)
+
+
+def with_system(messages: Sequence[Message], text: str) -> list[Message]:
+    """The messages with ``text`` as their only system message; an empty text leaves none."""
+    others = [message for message in messages if message["role"] != "system"]
+    return [{"role": "system", "content": text}, *others] if text else others
+
+
+def system_prompt_text(value: str | None) -> str | None:
+    """The system prompt that a setting means: text, or ``@FILE``. Raises UsageError where the file cannot be read."""
+    if value is None or not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {value[1:]}: {error}", where="--system-prompt", fix="check the path") from error
+
+
+def without_reasoning(text: str) -> str:
+    """The answer alone: what stands before ``</think>`` is left out, all of it where the limit cut the reasoning."""
+    if "</think>" in text:
+        return text.rpartition("</think>")[2].lstrip()
+    return "" if re.match(r"\s*<think>", text) else text

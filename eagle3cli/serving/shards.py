@@ -1,0 +1,224 @@
+"""Rows in shards ``shard_A-B.jsonl`` and ``error_A-B.jsonl``, resumable at row level after a kill at any instant.
+
+A shard covers the input rows A to B-1, counted from 0. Its rows are first appended to a part file as they finish; a
+finished shard is sorted, renamed into place and then named in the manifest. Only the manifest says what is finished.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from eagle3cli.errors import Eagle3Error, UsageError
+from eagle3cli.runtime.files import disk_error, read_json, write_json, writing
+
+MANIFEST = "manifest.json"
+SYNC_SECONDS = 2.0
+
+By = Literal["recorded", "generated", "error", "kept"]
+"""Where a row came from; kept: from an earlier finished shard whose errors are being retried."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One input row's outcome: ``value`` is the row to write, in the shard or (``by`` error) in the error file."""
+
+    row: int
+    by: By
+    value: dict[str, Any]
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Input rows ``first`` to ``end - 1``."""
+
+    first: int
+    end: int
+
+    @property
+    def name(self) -> str:
+        """As in the file names."""
+        return f"{self.first}-{self.end}"
+
+
+class ShardFolder:
+    """The folder of the shards of one input, made with one set of settings. Use it within :meth:`locked`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest: dict[str, Any] = {"made_with": {}, "shards": {}}
+
+    def open(self, made_with: dict[str, Any], *, overwrite: bool) -> None:
+        """Start, or go on with what an earlier run left; raises UsageError if that one had other settings."""
+        if overwrite:
+            self._discard()
+        if (self.folder / MANIFEST).exists():
+            self.manifest = read_json(self.folder / MANIFEST)
+            before = self.manifest["made_with"]
+            changed = [key for key in made_with if made_with[key] != before.get(key)]
+            if changed:
+                told = ", ".join(f"{key} was {before.get(key)!r}, is {made_with[key]!r}" for key in changed)
+                what = f"the shards there were made with other settings: {told}"
+                fix = "choose another --output-dir, or pass --overwrite to start over"
+                raise UsageError(what, where=str(self.folder), fix=fix)
+        elif any(self.folder.glob("shard_*.jsonl")):
+            fix = "choose another --output-dir, or pass --overwrite to replace them"
+            raise UsageError("holds shards without a manifest", where=str(self.folder), fix=fix)
+        else:
+            self.manifest = {"made_with": made_with, "shards": {}}
+            write_json(self.folder / MANIFEST, self.manifest)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second process out of the folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                fix = "wait for it, or choose another --output-dir"
+                raise UsageError("another process writes there", where=str(self.folder), fix=fix) from error
+            yield
+
+    def summary(self, shard: Shard) -> dict[str, int] | None:
+        """Counts of a finished shard (rows, errors, recorded, generated, tokens), None while it is not finished."""
+        counts: dict[str, int] | None = self.manifest["shards"].get(shard.name)
+        return counts if counts and counts["finished"] else None
+
+    def part(self, shard: Shard) -> PartFile:
+        """The part file of an unfinished shard, with what earlier runs appended."""
+        return PartFile(self._path(shard, ".part"))
+
+    def reopen(self, shard: Shard) -> int:
+        """Turn a finished shard with errors back into an unfinished one without them; returns how many."""
+        counts = self.summary(shard)
+        if not counts or not counts["errors"]:
+            return 0
+        failed = {int(row["row"]) for row in read_rows(self._path(shard, "error"))}
+        rows = (row for row in range(shard.first, shard.end) if row not in failed)
+        with writing(self._path(shard, ".part")) as f:
+            for row, value in zip(rows, read_rows(self._path(shard, "shard")), strict=True):
+                f.write(_line(Entry(row, "kept", value)))
+        self._note(shard, {**counts, "finished": 0})
+        return len(failed)
+
+    def finish(self, shard: Shard, part: PartFile) -> None:
+        """Write the shard and its errors in input order, note it as finished, drop the part file."""
+        entries = sorted(part.entries(), key=lambda entry: entry.row)
+        if [entry.row for entry in entries] != list(range(shard.first, shard.end)):
+            fix = "delete the file and run again"
+            raise Eagle3Error("not every row has one outcome", where=str(part.path), fix=fix)
+        errors = [entry for entry in entries if entry.by == "error"]
+        _write_entries(self._path(shard, "shard"), [entry for entry in entries if entry.by != "error"])
+        if errors:
+            _write_entries(self._path(shard, "error"), errors)
+        else:
+            self._path(shard, "error").unlink(missing_ok=True)
+        counts = self.manifest["shards"].get(shard.name) or {}
+        for name in ("recorded", "generated"):
+            counts[name] = counts.get(name, 0) + sum(entry.by == name for entry in entries)
+        tokens = counts.get("tokens", 0) + sum(entry.tokens for entry in entries)
+        self._note(shard, {**counts, "tokens": tokens, "rows": len(entries), "errors": len(errors), "finished": 1})
+        part.remove()
+
+    def _note(self, shard: Shard, counts: dict[str, int]) -> None:
+        self.manifest["shards"][shard.name] = counts
+        write_json(self.folder / MANIFEST, self.manifest)
+
+    def _path(self, shard: Shard, kind: str) -> Path:
+        return self.folder / f"{kind}_{shard.name}.jsonl"
+
+    def _discard(self) -> None:
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        for kind in ("shard", "error", ".part"):
+            for path in self.folder.glob(f"{kind}_*.jsonl"):
+                path.unlink()
+
+
+class PartFile:
+    """Outcomes in the order they came, one JSON line each; a last line that a kill tore is dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.done: set[int] = set()
+        self.failed = 0
+        self._synced = time.monotonic()
+        try:
+            self._file = path.open("a+b")
+            self._file.truncate(self._read())
+        except OSError as error:
+            raise disk_error(error, path) from error
+
+    def add(self, entry: Entry) -> None:
+        """Append one outcome; it survives a kill of the process at once, and of the machine after some seconds."""
+        self.done.add(entry.row)
+        self.failed += entry.by == "error"
+        try:
+            self._file.write(_line(entry).encode())
+            self._file.flush()
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                self.sync()
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+
+    def sync(self) -> None:
+        """Wait until all outcomes are on the disk."""
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+    def entries(self) -> Iterator[Entry]:
+        """All outcomes."""
+        self._file.seek(0)
+        for line in self._file:
+            yield Entry(**json.loads(line))
+
+    def close(self) -> None:
+        """Sync and close; a later run goes on from here."""
+        self.sync()
+        self._file.close()
+
+    def remove(self) -> None:
+        """The shard is finished."""
+        self._file.close()
+        self.path.unlink()
+
+    def _read(self) -> int:
+        """Take in what is there; returns where its whole lines end."""
+        whole = 0
+        self._file.seek(0)
+        for line in self._file:
+            try:
+                entry = Entry(**json.loads(line))
+            except (ValueError, TypeError):
+                return whole
+            if not line.endswith(b"\n"):
+                return whole
+            whole += len(line)
+            self.done.add(entry.row)
+            self.failed += entry.by == "error"
+        return whole
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a shard or error file."""
+    with path.open("rb") as f:
+        for line in f:
+            yield json.loads(line)
+
+
+def _line(entry: Entry) -> str:
+    return json.dumps(vars(entry), ensure_ascii=False) + "\n"
+
+
+def _write_entries(path: Path, entries: list[Entry]) -> None:
+    with writing(path) as f:
+        for entry in entries:
+            f.write(json.dumps(entry.value, ensure_ascii=False) + "\n")
