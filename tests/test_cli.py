@@ -52,7 +52,9 @@ def raising(error: BaseException) -> Callable[..., int]:
 
 
 def test_help_shows_all_commands_by_step_without_torch(run_cli: RunCli) -> None:
-    code = "import sys; from eagle3cli.cli import main; main(['--help']); print('torch' in sys.modules, file=sys.stderr)"
+    code = (
+        "import sys; from eagle3cli.cli import main; main(['--help']); print('torch' in sys.modules, file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "False"
     places = [done.stdout.index(f"\n  {name} ") for name in NAMES]
@@ -243,7 +245,7 @@ def test_the_shipped_completion_scripts_are_current(shell: str) -> None:
 
 def test_the_bash_script_completes_in_a_real_bash(tmp_path: Path) -> None:
     program = tmp_path / "eagle3"
-    program.write_text(f"#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m eagle3cli \"$@\"\n")
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m eagle3cli "$@"\n')
     program.chmod(0o755)
     script = f"""
         source {ROOT}/completions/eagle3.bash
