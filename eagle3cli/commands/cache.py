@@ -51,7 +51,7 @@ def split_lines(name: str, counts: dict[str, Any]) -> list[str]:
     """What a person should know of one split."""
     share = counts["loss_tokens"] / max(1, counts["tokens"])
     lines = [
-        f"{name}: {counts['rows']:,} rows, {counts['tokens']:,} tokens, {counts['loss_tokens']:,} trained ({share:.0%})",
+        f"{name}: {counts['rows']:,} rows, {counts['tokens']:,} tokens, {counts['loss_tokens']:,} trained, {share:.0%}",
         f"  truncated {counts['truncated']:,}, without a reply {counts['no_span']:,}, rejected {counts['rejected']:,}",
     ]
     lines += [f"  {count:,} x {reason}" for reason, count in counts["reasons"].items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -103,19 +104,89 @@ class Encoder:
         return result
 
     def _row(self, name: str, item: Rendered, encoding: Any) -> Encoded:
-        ids: Ids = np.array(encoding.ids, dtype=np.int32)
+        try:
+            pieces = [_Piece(encoding, item.text, 0)]
+            ranges = self._ranges(pieces, item)
+        except DataError:
+            # Header and reply merged into one token, which the target, given the header, could not have written:
+            # tokenise both sides apart, as a server does.
+            pieces = self._apart(item, encoding)
+            ranges = self._ranges(pieces, item)
+        ids: Ids = np.concatenate([np.array(piece.encoding.ids, dtype=np.int32) for piece in pieces])
         mask: Mask = np.zeros(len(ids), dtype=np.uint8)
-        for start, end in item.replies:
-            first, last = token_range(encoding, item.text, start, end, lambda i: int(ids[i]) in self._special)
+        for first, last in ranges:
             mask[first:last] = 1
-        kept = self.max_length
-        turns = tuple(
-            (at, role)
-            for start, role in item.turns
-            if (at := _token_at(encoding, item.text, start)) < min(kept, len(ids))
-        )
-        row = TokenRow(name, ids[:kept], mask[:kept], turns=turns)
+        kept = min(self.max_length, len(ids))
+        turns = [(_find(pieces, start), role) for start, role in item.turns]
+        row = TokenRow(name, ids[:kept], mask[:kept], turns=tuple(turn for turn in turns if turn[0] < kept))
         return Encoded(row, truncated=len(ids) > kept)
+
+    def _apart(self, item: Rendered, whole: Any) -> list[_Piece]:
+        cuts = [0, *(start for start, _ in item.replies), len(item.text)]
+        texts = [item.text[a:b] for a, b in pairwise(cuts)]
+        pieces, at = [], 0
+        for text, encoding in zip(texts, tokenize(self.tokenizer, texts), strict=True):
+            pieces.append(_Piece(encoding, text, at))
+            at += len(text)
+        ids = [i for piece in pieces for i in piece.encoding.ids]
+        if self.tokenizer.decode(ids) != self.tokenizer.decode(whole.ids):
+            raise DataError("a token lies across the start of a reply (header and reply merge): no exact mask")
+        return pieces
+
+    def _ranges(self, pieces: list[_Piece], item: Rendered) -> list[tuple[int, int]]:
+        ranges = []
+        for start, end in item.replies:
+            before = 0
+            for piece in pieces:
+                if piece.at <= start < piece.at + max(1, len(piece.text)):
+                    first, last = self._range(piece, start - piece.at, min(end - piece.at, len(piece.text)))
+                    ranges.append((before + first, before + last))
+                    break
+                before += len(piece.encoding.ids)
+        return ranges
+
+    def _range(self, piece: _Piece, start: int, end: int) -> tuple[int, int]:
+        """Tokens ``[first, last)`` of these characters; raises DataError where a token lies across an edge."""
+        encoding, text = piece.encoding, piece.text
+        first, last = piece.token_at(start), piece.token_at(end)
+        if start == end:
+            return first, first
+        if first < len(encoding.ids) and encoding.token_to_chars(first)[0] < start:
+            raise DataError("a token lies across the start of a reply (header and reply merge): no exact mask")
+        if last < len(encoding.ids) and encoding.token_to_chars(last)[0] < end:
+            # An end token may swallow the white space behind it; any other token across the edge is inexact.
+            behind = text[end : encoding.token_to_chars(last)[1]]
+            if encoding.ids[last] not in self._special or behind.strip():
+                raise DataError("a token lies across the end of a reply: no exact mask")
+            last += 1
+        return first, last
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Text tokenised by itself, which stands ``at`` this place of the row's text."""
+
+    encoding: Any
+    text: str
+    at: int
+
+    def token_at(self, position: int) -> int:
+        """First token that holds a character at or after ``position``; the number of tokens where there is none."""
+        for at in range(position, len(self.text)):
+            token = self.encoding.char_to_token(at)
+            if token is not None:
+                return int(token)
+        return len(self.encoding.ids)
+
+
+def _find(pieces: list[_Piece], position: int) -> int:
+    """The row's token at a place of its text."""
+    before = 0
+    for piece in pieces:
+        if position < piece.at + len(piece.text):
+            return before + piece.token_at(position - piece.at)
+        before += len(piece.encoding.ids)
+    return before
 
 
 def make_encoder(
@@ -123,32 +194,3 @@ def make_encoder(
 ) -> Encoder:
     """The encoder for a target; its end tokens come from the target's configuration."""
     return Encoder(tokenizer, eos_ids(tokenizer, model_path), chat_template, max_length, last_turn_only)
-
-
-def _token_at(encoding: Any, text: str, position: int) -> int:
-    """First token that holds a character at or after ``position``; the number of tokens where there is none."""
-    for at in range(position, len(text)):
-        token = encoding.char_to_token(at)
-        if token is not None:
-            return int(token)
-    return len(encoding.ids)
-
-
-def token_range(encoding: Any, text: str, start: int, end: int, is_special: Any) -> tuple[int, int]:
-    """Tokens ``[first, last)`` of the characters ``[start, end)``.
-
-    Raises DataError where a token lies across an edge: the target could not have written it there.
-    """
-    first, last = _token_at(encoding, text, start), _token_at(encoding, text, end)
-    if start == end:
-        return first, first
-    if first < len(encoding.ids) and encoding.token_to_chars(first)[0] < start:
-        raise DataError(
-            "a token lies across the start of a reply (header and reply merge), so the mask cannot be exact"
-        )
-    if last < len(encoding.ids) and (left := encoding.token_to_chars(last)[0]) < end:
-        # An end token may swallow the white space behind it; any other token across the edge is inexact.
-        if not (is_special(last) and not text[end : encoding.token_to_chars(last)[1]].strip() and left >= start):
-            raise DataError("a token lies across the end of a reply, so the mask cannot be exact")
-        last += 1
-    return first, last

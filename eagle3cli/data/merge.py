@@ -75,13 +75,14 @@ def merge(options: Merge, report: Reporter) -> Merged:
     with writing(folder / ERRORS) as errors:
         ledger = Ledger(errors)
         rows = _scan(shards, options, ledger, report)
-        groups = group(rows)
-        train, held_out = split(groups, options, shown=str(options.input_dir))
+        kept = _without_duplicates(rows, shards, ledger)
+        groups = group(_column(rows.name)[kept], _column(rows.prompt)[kept])
+        train, held_out = (kept[side] for side in split(groups, options, shown=str(options.input_dir)))
         _copy(shards, rows, train, folder / TRAIN, report)
         _copy(shards, rows, held_out, folder / EVAL, report)
         ledger.written = len(train) + len(held_out)
-        if ledger.written < len(rows):
-            ledger.left_out["more than the sizes asked for"] = len(rows) - ledger.written
+        if ledger.written < len(kept):
+            ledger.left_out["more than the sizes asked for"] = len(kept) - ledger.written
     failed = sum(1 for file in error_files for _ in read_raw_lines(file))
     counts = {"shards": len(shards), "failed_rows": failed, "train_rows": len(train), "eval_rows": len(held_out)}
     summary = {**ledger.summary(), **counts}
@@ -113,7 +114,6 @@ def _first_row(path: Path) -> int:
 
 def _scan(shards: Sequence[Path], options: Merge, ledger: Ledger, report: Reporter) -> Rows:
     rows = Rows()
-    seen: dict[int, int] = {}
     with report.task("reading shards") as task, catch_stop(report) as stop:
         for number, path in enumerate(shards):
             for offset, raw, line in _located(path):
@@ -121,7 +121,7 @@ def _scan(shards: Sequence[Path], options: Merge, ledger: Ledger, report: Report
                 if ledger.read % 256 == 0:
                     stop.check("nothing was written")
                     task.advance(256)
-                _take(rows, seen, shards, number, offset, raw, line, options, ledger)
+                _take(rows, number, offset, raw, line, options, ledger)
         task.advance(ledger.read % 256)
     if not len(rows):
         raise DataError(f"no usable rows in {len(shards)} shards ({ledger.read} read)", where=str(shards[0].parent))
@@ -137,22 +137,12 @@ def _located(path: Path) -> Iterator[tuple[int, bytes, Line]]:
             offset += len(raw)
 
 
-def _take(
-    rows: Rows,
-    seen: dict[int, int],
-    shards: Sequence[Path],
-    shard: int,
-    offset: int,
-    raw: bytes,
-    line: Line,
-    options: Merge,
-    ledger: Ledger,
-) -> None:
+def _take(rows: Rows, shard: int, offset: int, raw: bytes, line: Line, options: Merge, ledger: Ledger) -> None:
     try:
         if line.value is None:
             raise DataError(line.problem or "unreadable")
         conversation = to_conversation(line.value)
-        if line.repairs and "surrogate" in " ".join(line.repairs):
+        if any("surrogate" in repair for repair in line.repairs):
             raise DataError("holds a lone surrogate (prepare repairs those)")
     except DataError as error:
         ledger.drop("rejected", line.place, str((line.value or {}).get("id") or ""), error.what)
@@ -160,36 +150,47 @@ def _take(
     if options.drop_truncated and "length" in conversation.finish:
         ledger.drop("filtered", line.place, conversation.id, "a reply was cut at the length limit")
         return
-    whole = int.from_bytes(conversation.digest()[:8], "big")
-    if whole in seen:
-        first = seen[whole]
-        place = f"{shards[rows.shard[first]]}:{rows.line[first]}"
-        ledger.drop("duplicate", line.place, conversation.id, f"duplicate of {place}")
-        return
-    seen[whole] = len(rows)
     rows.shard.append(shard)
     rows.line.append(line.number)
     rows.offset.append(offset)
     rows.length.append(len(raw))
-    rows.whole.append(whole)
+    rows.whole.append(int.from_bytes(conversation.digest()[:8], "big"))
     rows.name.append(_hash(conversation.id or f"{shard}:{offset}"))
     rows.prompt.append(_hash(conversation.prompt.strip()))
+
+
+def _without_duplicates(rows: Rows, shards: Sequence[Path], ledger: Ledger) -> Numbers:
+    """Numbers of the rows whose messages no earlier row has."""
+    _, first, which = np.unique(_column(rows.whole), return_index=True, return_inverse=True)
+    leaders = first[which]
+    for row in (leaders != np.arange(len(rows))).nonzero()[0].tolist():
+        place, before = (f"{shards[rows.shard[r]]}:{rows.line[r]}" for r in (row, int(leaders[row])))
+        with shards[rows.shard[row]].open("rb") as f:
+            f.seek(rows.offset[row])
+            value = parse_line(rows.line[row], f.read(rows.length[row])).value or {}
+        ledger.drop("duplicate", place, str(value.get("id") or ""), f"duplicate of {before}")
+    return np.sort(first).astype(np.int64)
+
+
+def _column(values: array[int]) -> npt.NDArray[np.uint64]:
+    return np.frombuffer(values, dtype=np.uint64)
 
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
-def group(rows: Rows) -> Numbers:
+def group(names: npt.NDArray[np.uint64], prompts: npt.NDArray[np.uint64]) -> Numbers:
     """A number for each row, equal for rows that share an id or a first user message (also through other rows)."""
-    parent = np.arange(len(rows), dtype=np.int64)
-    for key in (rows.name, rows.prompt):
-        _, first, which = np.unique(np.frombuffer(key, dtype=np.uint64), return_index=True, return_inverse=True)
+    own = np.arange(len(names), dtype=np.int64)
+    parent = own.copy()
+    for key in (names, prompts):
+        _, first, which = np.unique(key, return_index=True, return_inverse=True)
         leaders = first[which]
-        for row in (leaders != np.arange(len(rows))).nonzero()[0]:
+        for row in (leaders != own).nonzero()[0]:
             a, b = _root(parent, int(row)), _root(parent, int(leaders[row]))
             parent[max(a, b)] = min(a, b)
-    for row in (parent != np.arange(len(rows))).nonzero()[0]:
+    for row in (parent != own).nonzero()[0]:
         parent[row] = _root(parent, int(row))
     return parent
 

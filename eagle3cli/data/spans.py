@@ -94,7 +94,10 @@ def find_replies(
     for index in sorted(wanted):
         start, end = spans[index]
         replies.append((start, end if index in cut else form.end_at(text, end)))
-    return Rendered(text, tuple(replies), tuple(sorted((at, messages[index]["role"]) for index, at in turns.items())))
+    roles = sorted((at, messages[index]["role"]) for index, at in turns.items())
+    if roles and roles[0][0] > 0:
+        roles.insert(0, (0, "system"))  # the template's own system prompt
+    return Rendered(text, tuple(replies), tuple(roles))
 
 
 Found = tuple[dict[int, tuple[int, int]], dict[int, int]]
@@ -132,7 +135,7 @@ def _by_markers(render: Render, messages: Messages, text: str, form: Format) -> 
         index = int(name[1:-2])
         reply = messages[index]["role"] == "assistant"
         if index not in turns:
-            turns[index] = _turn_start(text, reached, start, form, reply)
+            turns[index] = _turn_start(text, reached, start, form, messages[index]["role"])
         if reply:
             opening = _reply_start(text, reached, start, form, name[-2] == "r")
             spans[index] = (spans[index][0] if index in spans else opening, end)
@@ -178,11 +181,12 @@ def _reply_start(text: str, reached: int, start: int, form: Format, reasoning: b
     return after if reasoning or not text[after:start].strip() else start
 
 
-def _turn_start(text: str, reached: int, start: int, form: Format, reply: bool) -> int:
+def _turn_start(text: str, reached: int, start: int, form: Format, role: str) -> int:
     """Start of the message whose content begins at ``start``, after a content that ended at ``reached``."""
-    if reached == 0 and not reply:
-        return 0
-    at = text.rfind(form.header, reached, start) if reply and form.header else -1
+    if reached == 0:
+        ends = [at for end in form.ends if role != "system" and (at := text.rfind(end, 0, start)) >= 0]
+        return _next_turn(text, max(ends), form) if ends else 0
+    at = text.rfind(form.header, reached, start) if role == "assistant" and form.header else -1
     return max(at, min(start, _next_turn(text, reached, form)))
 
 
