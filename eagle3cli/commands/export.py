@@ -16,6 +16,7 @@ def run(settings: Settings, out: Out) -> None:
     """Write, check and reload the draft; print the line that serves it."""
     import torch
 
+    from eagle3cli.backends.gguf import local_folder
     from eagle3cli.backends.head import read_config, read_embedding_and_head
     from eagle3cli.models.checkpoint import own_embedding
     from eagle3cli.models.export import Exported, export_draft, find_draft, serve_line, target_of
@@ -24,6 +25,7 @@ def run(settings: Settings, out: Out) -> None:
     wanted = settings.export
     source = find_draft(Path(settings.draft.path) if settings.draft.path else settings.train.output_dir)
     target = settings.target.model_path or target_of(source)
+    target = local_folder(target, settings.data.cache_dir / "models", out) if target else None
     config = read_config(target, revision=settings.target.revision) if target else None
     embedding = None
     if target and own_embedding(source) is not None:

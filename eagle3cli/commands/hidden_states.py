@@ -15,12 +15,16 @@ def run(settings: Settings, out: Out) -> None:
     """Capture the cached rows of the wanted splits, or what an earlier run left to do."""
     from eagle3cli.backends import capture as states
     from eagle3cli.backends.hf import HfTarget, load_target, read_target_config
+    from eagle3cli.commands.local_target import with_local_target
     from eagle3cli.data.cache import open_or_build
     from eagle3cli.data.store_writer import discard_store
     from eagle3cli.errors import UsageError
     from eagle3cli.models.config import read_draft_config
+    from eagle3cli.runtime.devices import set_threads
     from eagle3cli.runtime.stop import catch_stop
 
+    settings = with_local_target(settings, out)
+    set_threads(settings.target.threads)
     wanted, target = settings.hidden_states, settings.target
     draft = read_draft_config(
         settings.draft.config,
@@ -54,7 +58,7 @@ def run(settings: Settings, out: Out) -> None:
             new, size = found.shards - found.shards_before, states.size_text(found.bytes)
             lines.append(
                 f"{name}: {found.rows} rows, {found.tokens} tokens, {size} in {folder}; "
-                f"{new} of {found.shards} shards captured in {found.seconds:.0f} s"
+                f"{new} of {found.shards} shards captured now, in {found.seconds:.0f} s"
             )
     flags = " ".join(f"--{name}-hidden-states-path {wanted.output_path / name}" for name in done)
     lines.append(f"next: eagle3 train --mode offline --target-model-path {target.model_path} {flags}")

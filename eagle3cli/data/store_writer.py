@@ -42,6 +42,13 @@ RMS_ROWS = 65536
 """Auxiliary rows, from the first shard on, whose RMS is taken."""
 
 
+HASHES = {
+    "target_hash": "the target's config or weights",
+    "data_hash": "the rows' tokens or masks",
+    "vocab_hash": "the tokens of the draft vocabulary",
+}
+
+
 @dataclass(frozen=True)
 class Plan:
     """The size of every row and the first row of every shard (and, last, the number of rows)."""
@@ -220,8 +227,10 @@ def _lock(folder: Path) -> int:
 
 def _refuse_other(found: StoreMeta, wanted: StoreMeta, folder: Path) -> None:
     old, new = asdict(found), asdict(wanted)
+    different = [key for key in new if old[key] != new[key] and key != "target"]
     lines = [
-        f"- {key}: {old[key]!r} there, {new[key]!r} now" for key in new if old[key] != new[key] and key != "target"
+        f"- {HASHES[key]} differ" if key in HASHES else f"- {key}: {old[key]} there, {new[key]} now"
+        for key in different
     ]
     if lines:
         raise DataError(

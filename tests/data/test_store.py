@@ -190,10 +190,10 @@ def test_a_missing_or_cut_off_file_is_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"target_hash": "xyz"}, "target_hash: 'abc' there, 'xyz' now"),
+        ({"target_hash": "xyz"}, "the target's config or weights differ"),
         ({"aux_layers": (0, 3, 4)}, "aux_layers"),
-        ({"vocab_hash": "other"}, "vocab_hash"),
-        ({"compute_dtype": "bfloat16"}, "compute_dtype"),
+        ({"vocab_hash": "other"}, "tokens of the draft vocabulary differ"),
+        ({"compute_dtype": "bfloat16"}, "compute_dtype: float32 there, bfloat16 now"),
     ],
 )
 def test_another_capture_is_never_mixed_in(tmp_path: Path, changes: dict[str, object], said: str) -> None:
@@ -208,7 +208,7 @@ def test_another_capture_is_never_mixed_in(tmp_path: Path, changes: dict[str, ob
 
 def test_other_data_are_never_mixed_in(tmp_path: Path) -> None:
     fill(tmp_path / "store", make_rows(), at_most=1)
-    with pytest.raises(DataError, match="data_hash"):
+    with pytest.raises(DataError, match="tokens or masks differ"):
         fill(tmp_path / "store", make_rows(seed=1))
 
 
