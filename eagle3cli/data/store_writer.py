@@ -226,15 +226,15 @@ def _lock(folder: Path) -> int:
 
 
 def _refuse_other(found: StoreMeta, wanted: StoreMeta, folder: Path) -> None:
+    """Raise DataError where a store was captured from something else; a target may have moved to another place."""
     old, new = asdict(found), asdict(wanted)
-    different = [key for key in new if old[key] != new[key] and key != "target"]
-    lines = [
-        f"- {HASHES[key]} differ" if key in HASHES else f"- {key}: {old[key]} there, {new[key]} now"
-        for key in different
-    ]
+    lines = []
+    for key in new.keys() - {"target"}:
+        if old[key] != new[key]:
+            lines.append(f"- {HASHES[key]} differ" if key in HASHES else f"- {key}: {old[key]} there, {new[key]} now")
     if lines:
         raise DataError(
-            "was captured differently:\n" + "\n".join(lines),
+            "was captured differently:\n" + "\n".join(sorted(lines)),
             where=str(folder),
             fix="choose another --output-path, or pass --overwrite to capture again",
         )

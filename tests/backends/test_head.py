@@ -38,10 +38,7 @@ def write(folder: Path, tensors: dict[str, Tensor], files: int = 0, **config: An
 @pytest.mark.parametrize("files", [0, 2])
 @pytest.mark.parametrize("prefix", ["model.", "", "language_model.model.", "model.language_model."])
 def test_untied(tmp_path: Path, files: int, prefix: str) -> None:
-    other = {
-        "model.vision_tower.embed_tokens.weight": torch.zeros(3, 3),
-        "mtp.0.embed_tokens.weight": torch.zeros(10, 4),
-    }
+    other = {f"{part}.embed_tokens.weight": torch.zeros(10, 4) for part in ("model.vision_tower", "mtp.0")}
     tensors = {f"{prefix}embed_tokens.weight": EMBEDDING, "lm_head.weight": HEAD, **other}
     embedding, head = read_embedding_and_head(str(write(tmp_path, tensors, files, tie_word_embeddings=False)))
     assert torch.equal(embedding, EMBEDDING)
