@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -38,7 +40,8 @@ class HfTarget:
     @property
     def decoder(self) -> nn.Module:
         """The model without its head."""
-        found: nn.Module = self.model.base_model
+        found = self.model.base_model
+        assert isinstance(found, nn.Module)
         return found
 
     @property
@@ -57,15 +60,17 @@ class HfTarget:
     @property
     def embedding_VH(self) -> Tensor:
         """Weight of the input embedding, ``[V, H]``."""
-        weight: Tensor = self.model.get_input_embeddings().weight
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)
         return weight.detach()
 
     @property
     def final_norm_H(self) -> Tensor:
         """Weight of the norm before the head, ``[H]``."""
-        weight = self.decoder.norm.weight
-        assert isinstance(weight, Tensor)
-        return weight.detach()
+        norm = self.decoder.norm
+        assert isinstance(norm, nn.Module)
+        assert isinstance(norm.weight, Tensor)
+        return norm.weight.detach()
 
     @property
     def hidden_size(self) -> int:
@@ -105,7 +110,7 @@ class HfTarget:
             yield taps
 
     @torch.no_grad()
-    def capture(self, sequences: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
+    def capture(self, sequences: Sequence[Sequence[int] | npt.NDArray[np.int32]]) -> list[tuple[Tensor, Tensor]]:
         """Auxiliary states ``[S, A*H]`` and last hidden states ``[S, H]`` of each sequence.
 
         The sequences are padded on the right to the longest one; give sequences of similar length.
@@ -142,7 +147,9 @@ def model_error(path: str, error: Exception) -> ModelError:
     """Turn what transformers says about a model that it cannot load into one short message."""
     folder = Path(path)
     if folder.exists() and not (folder / "config.json").exists():
-        return ModelError("this folder holds no model: no config.json", where=path, fix="give a transformers model folder")
+        return ModelError(
+            "this folder holds no model: no config.json", where=path, fix="give a transformers model folder"
+        )
     if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         return ModelError("no such folder", where=path, fix="check --target-model-path")
     said = str(error).strip().splitlines()
@@ -168,7 +175,8 @@ def load_target(target: Target, report: Reporter, aux_layers: tuple[int, ...] | 
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise model_error(target.model_path, error) from error
-    model = model.to(device).eval().requires_grad_(False)
+    model = model.eval().requires_grad_(False)
+    torch.nn.Module.to(model, device)
     gc.collect()
     depth = len(model.base_model.layers)
     layers = aux_layers or default_aux_layers(depth)

@@ -67,14 +67,15 @@ class PositionCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        """Write ``[rows, K, Q, D]`` states at the positions pointed to; returns all that the pass may see."""
         while len(self.keys) <= layer_idx:
             for store, states in ((self.keys, key_states), (self.values, value_states)):
                 shape = (self.rows, self.slots, states.shape[1], states.shape[3])
                 store.append(torch.zeros(shape, dtype=states.dtype, device=states.device))
         seen = []
-        for store, states in ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states)):
-            store[self.at_B1, self.positions_BQ] = states.transpose(1, 2)
-            part = store[:, : self.extent] if self.whole else store[self.at_B1[:, 0], : self.extent]
+        for kept, states in ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states)):
+            kept[self.at_B1, self.positions_BQ] = states.transpose(1, 2)
+            part = kept[:, : self.extent] if self.whole else kept[self.at_B1[:, 0], : self.extent]
             seen.append(part.transpose(1, 2))
         return seen[0], seen[1]
 
@@ -85,6 +86,7 @@ class PositionCache(Cache):
         self.rows = len(rows)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Zero: positions are always given, never counted."""
         return 0
 
 

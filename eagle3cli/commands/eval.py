@@ -22,7 +22,9 @@ def run(settings: Settings, out: Out) -> int | None:
         (k, f"{walk.acceptance_length:.3f}", f"{walk.per_position[-1] if walk.steps else 0:.3f}", f"{accuracy:.3f}")
         for k, (walk, accuracy) in enumerate(zip(found.walks, found.accuracy, strict=True), start=1)
     ]
-    out.table("Acceptance by the walk", ("draft steps k", "acceptance length", "accepted at k", "accuracy at depth"), rows)
+    out.table(
+        "Acceptance by the walk", ("draft steps k", "acceptance length", "accepted at k", "accuracy at depth"), rows
+    )
     turns = {"first": found.first_turns, "later": found.later_turns}
     deepest = found.walks[-1]
     result: dict[str, object] = {
@@ -47,7 +49,7 @@ def run(settings: Settings, out: Out) -> int | None:
 COMMAND = Command(
     name="eval",
     summary="Measure a draft's acceptance length on held-out replies, without a server.",
-    examples=("eagle3 eval --target-model-path MODEL --draft-model-path runs/train/best --eval-data-path cache/dataset/eval.jsonl",),
+    examples=("eagle3 eval --target-model-path MODEL --draft-model-path runs/train/best --eval-data-path eval.jsonl",),
     fields=("eval.*", "draft.path", "target.*", "data.*"),
     run=run,
 )

@@ -43,7 +43,11 @@ def run(settings: Settings, out: Out) -> int | None:
         "acceptance_length": acceptance,
         "best_acceptance_length": round(progress.best, 4),
     }
-    said = f"held-out acceptance length {progress.best:.3f} (k={len(acceptance)}); " if acceptance else "no held-out rows; "
+    said = (
+        f"held-out acceptance length {progress.best:.3f} (k={len(acceptance)}); "
+        if acceptance
+        else "no held-out rows; "
+    )
     text = (
         f"trained {progress.step} steps ({progress.step - done_before} now) in {progress.seconds:.0f} s; {said}"
         f"draft in {folder / 'best'}\nnext: eagle3 eval --draft-model-path {folder / 'best'}, "

@@ -38,7 +38,7 @@ class DraftConfig:
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ModelError(
-                f"{self.num_attention_heads} attention heads are no multiple of {self.num_key_value_heads} key/value heads",
+                f"{self.num_attention_heads} heads are no multiple of {self.num_key_value_heads} key/value heads",
                 where="draft config",
             )
         if self.draft_vocab_size > self.vocab_size:

@@ -157,5 +157,9 @@ def rotate(x_RND: Tensor, cos_RD: Tensor, sin_RD: Tensor) -> Tensor:
 
 
 def _rope_config(config: DraftConfig) -> LlamaConfig:
-    raw = {k: v for k, v in config.to_sglang().items() if k not in ("architectures", "torch_dtype", "dtype", "eagle_config")}
+    raw = {
+        k: v
+        for k, v in config.to_sglang().items()
+        if k not in ("architectures", "torch_dtype", "dtype", "eagle_config")
+    }
     return LlamaConfig(**raw)

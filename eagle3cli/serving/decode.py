@@ -104,7 +104,9 @@ def _run(
             if not _finished(results[i], limit, eos_ids):
                 count = accepted[at] + 1
                 result = results[i]
-                gained = _take(result, verified_BQ[at, :count].tolist(), margins_BQ[at, :count].tolist(), limit, eos_ids)
+                gained = _take(
+                    result, verified_BQ[at, :count].tolist(), margins_BQ[at, :count].tolist(), limit, eos_ids
+                )
                 result.steps += 1
                 for depth in range(min(accepted[at], gained)):
                     result.accepted_at[depth] += 1
@@ -224,7 +226,7 @@ class _Batch:
         return torch.cat([self.taps[layer] for layer in self.target.aux_layers], -1), out.last_hidden_state
 
     def _draft_pass(self, draft: Draft, hidden_BQH: Tensor, next_BQ: Tensor, positions_BQ: Tensor) -> Tensor:
-        """One application of the draft's layer: row p reads ``next`` = token p+1; returns hidden states ``[B, Q, H]``."""
+        """The draft's layer once: row p reads ``next`` = token p+1; returns hidden states ``[B, Q, H]``."""
         attention, (batch, queries) = draft.midlayer.self_attn, next_BQ.shape
         embedded = draft.midlayer.input_layernorm(F.embedding(next_BQ, self.target.embedding_VH))
         joint = torch.cat((embedded, draft.midlayer.hidden_norm(hidden_BQH)), -1).flatten(0, 1)
@@ -240,5 +242,7 @@ class _Batch:
         keys, values = self.draft_cache.update(heads[1], heads[2], 0)
         mask = position_mask(positions_BQ, extent, joint.dtype)
         attended, _ = grouped_attention(attention, heads[0], keys, values, mask)
-        out = draft.finish_layer(hidden_BQH.flatten(0, 1), attended.flatten(0, 1))
-        return out.unflatten(0, (batch, queries))
+        out: Tensor = draft.finish_layer(hidden_BQH.flatten(0, 1), attended.flatten(0, 1)).unflatten(
+            0, (batch, queries)
+        )
+        return out

@@ -19,14 +19,16 @@ class Table(BaseModel):
 
 def option(default: Any, help: str, *flags: str, **bounds: Any) -> Any:
     """A field with its help text and, where they differ from the field's name, its flags."""
-    extra = {"flags": list(flags)} if flags else {}
-    return Field(default, description=help, json_schema_extra=extra or None, **bounds)
+    extra: dict[str, Any] | None = {"flags": list(flags)} if flags else None
+    return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
 class Target(Table):
     """The frozen model that the draft serves."""
 
-    model_path: str = option("", "Target model: a folder, a hub id, or a .gguf file.", "--target-model-path", "--model-path")
+    model_path: str = option(
+        "", "Target model: a folder, a hub id, or a .gguf file.", "--target-model-path", "--model-path"
+    )
     backend: Literal["auto", "hf", "custom"] = option(
         "auto", "What runs the target; custom is another name of hf.", "--target-model-backend"
     )
@@ -141,7 +143,9 @@ class View(Table):
     """eagle3 view, eagle3 view-train-data: what is trained on, token by token."""
 
     rows: tuple[int, ...] = option((1,), "Rows to show, counted from 1.")
-    path: Path | None = option(None, "A jsonl file, a cache folder or a hidden-state store; default: the training data.")
+    path: Path | None = option(
+        None, "A jsonl file, a cache folder or a hidden-state store; default: the training data."
+    )
     random: int | None = option(None, "Show this many random rows (drawn with --seed).", ge=1)
     seed: int = option(0, "Seed of --random.")
     ids: bool = option(False, "Show token ids.")
@@ -181,7 +185,9 @@ class Train(Table):
     max_grad_norm: float = option(0.5, "Gradients are clipped to this global norm.", gt=0)
     ttt_length: int = option(7, "Depths of the training-time unroll.", ge=1, le=16)
     loss_decay: float = option(0.8, "Weight of depth i is this to the power i.", gt=0, le=1)
-    alignment: Literal["serving", "specforge"] = option("serving", "Which rows carry loss (EAGLE-3 serving, or SpecForge).")
+    alignment: Literal["serving", "specforge"] = option(
+        "serving", "Which rows carry loss (EAGLE-3 serving, or SpecForge)."
+    )
     attention_backend: Literal["auto", "sdpa"] = option(
         "auto", "Attention kernel.", "--attention-backend", "--draft-attention-backend"
     )
@@ -207,7 +213,9 @@ class Export(Table):
 
     output_path: Path = option(Path("runs/draft"), "Folder to write.", "--output-path")
     layout: Literal["sglang", "legacy"] = option("sglang", "Layout of the folder.")
-    dtype: Literal["float32", "bfloat16", "float16"] = option("bfloat16", "Type of the exported weights.", "--export-dtype")
+    dtype: Literal["float32", "bfloat16", "float16"] = option(
+        "bfloat16", "Type of the exported weights.", "--export-dtype"
+    )
     overwrite: bool = option(False, "Replace an existing folder.")
 
 
@@ -216,9 +224,13 @@ class Bench(Table):
 
     engine: Literal["local"] = option("local", "What decodes; local: our own lossless chain decoder.")
     config_list: tuple[str, ...] = option(
-        ("1,0,0,0", "1,3,1,4", "1,5,1,6"), "Configurations batch,steps,topk,draft_tokens; 0s are the baseline.", "--config-list"
+        ("1,0,0,0", "1,3,1,4", "1,5,1,6"),
+        "Configurations batch,steps,topk,draft_tokens; 0s are the baseline.",
+        "--config-list",
     )
-    benchmark_list: tuple[str, ...] = option(("mtbench:8",), "Tasks as NAME:ROWS or FILE.jsonl:ROWS.", "--benchmark-list")
+    benchmark_list: tuple[str, ...] = option(
+        ("mtbench:8",), "Tasks as NAME:ROWS or FILE.jsonl:ROWS.", "--benchmark-list"
+    )
     max_tokens: int = option(128, "New tokens per answer.", ge=1)
     multi_turn: bool = option(False, "Ask every turn, not only the first.", "--enable-multi-turn-conversation")
     system_prompt: str | None = option(None, "System prompt (text, or @FILE).")

@@ -58,7 +58,7 @@ def attend(
     ``own`` holds one ``(key_RKD, value_RKD)`` per depth after the first, aligned with the query rows.
     """
     flat = [tensor for pair in own for tensor in pair]
-    out: Tensor = _UnrollAttention.apply(query_RND, keys_SKD, values_SKD, blocks, *flat)
+    out: Tensor = _UnrollAttention.apply(query_RND, keys_SKD, values_SKD, blocks, *flat)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -105,14 +105,15 @@ def _heads_first(x_RND: Tensor) -> Tensor:
 
 def _grouped(x_RND: Tensor, groups: int) -> Tensor:
     """Heads split by the key/value head that they read: ``[R, K, N/K, D]``."""
-    return x_RND.unflatten(1, (groups, -1))
+    split: Tensor = x_RND.unflatten(1, (groups, -1))
+    return split
 
 
 def _own_scores(query: Tensor, own_keys: list[Tensor]) -> Tensor:
     """Scaled scores of each row against its own keys, ``[J, R, N]``, fp32."""
     q = _grouped(query, own_keys[0].shape[1]).float()
     scores = [(q * key.float()[:, :, None]).sum(-1).flatten(1) for key in own_keys]
-    return torch.stack(scores) * query.shape[-1] ** -0.5
+    return torch.stack(scores) * float(query.shape[-1] ** -0.5)
 
 
 def _merge_own(query: Tensor, out: Tensor, lse_RN: Tensor, own: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -170,7 +171,9 @@ def _flash_backward(
     if _on_cpu(query):
         k, v = _heads_first(keys), _heads_first(values)
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        dq, dk, dv = op(grad, query, k, v, out, lse, 0.0, mask is None, attn_mask=None if mask is None else mask[None, None])
+        dq, dk, dv = op(
+            grad, query, k, v, out, lse, 0.0, mask is None, attn_mask=None if mask is None else mask[None, None]
+        )
         return dq, dk, dv
     weights = (_dense_scores(query, keys, mask) - lse[..., None]).exp()
     k, v, g = _repeated(keys, query).float(), _repeated(values, query).float(), grad.float()
@@ -188,7 +191,7 @@ def _repeated(states_SKD: Tensor, query: Tensor) -> Tensor:
 
 def _dense_scores(query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
     """fp32 scores with causal order applied; portable to any device."""
-    scores = query.float() @ _repeated(keys, query).float().transpose(-1, -2) * query.shape[-1] ** -0.5
+    scores = query.float() @ _repeated(keys, query).float().transpose(-1, -2) * float(query.shape[-1] ** -0.5)
     if mask is None:
         size = keys.shape[0]
         hidden = torch.ones(size, size, dtype=torch.bool, device=query.device).triu(1)

@@ -36,7 +36,15 @@ from eagle3cli.training.trainer import Trainer
 INIT_ROWS = 16_384
 """Rows of the target's states that the initial weights are solved from."""
 INIT_BATCH = 8
-SESSION_FIELDS = ("output_dir", "save_interval", "eval_interval", "log_interval", "keep_checkpoints", "resume", "overwrite")
+SESSION_FIELDS = (
+    "output_dir",
+    "save_interval",
+    "eval_interval",
+    "log_interval",
+    "keep_checkpoints",
+    "resume",
+    "overwrite",
+)
 """Settings that may change between the sessions of one run."""
 
 
@@ -97,7 +105,9 @@ def online(settings: Settings, report: Reporter) -> Inputs:
     weights = {"embedding": target.embedding_VH, "head": target.head_VH}
     weights |= _last_layer(settings.target.model_path, raw, target.device, target.dtype)
     evaluation = OnlineSource(target, cached.eval) if cached.eval is not None and len(cached.eval) else None
-    return Inputs(OnlineSource(target, cached.train), evaluation, cached.vocab, config, weights, str(cached.folder.name))
+    return Inputs(
+        OnlineSource(target, cached.train), evaluation, cached.vocab, config, weights, str(cached.folder.name)
+    )
 
 
 def offline(settings: Settings, report: Reporter) -> Inputs:
@@ -117,7 +127,9 @@ def offline(settings: Settings, report: Reporter) -> Inputs:
         )
     config = _with_vocab(config, store.vocab)
     device = pick_device(settings.target.device)
-    weights = _last_layer(settings.target.model_path, raw, device, torch.float32 if device.type == "cpu" else torch.bfloat16)
+    weights = _last_layer(
+        settings.target.model_path, raw, device, torch.float32 if device.type == "cpu" else torch.bfloat16
+    )
     if weights["head"].shape != (store.meta.vocab_size, store.meta.hidden_size):
         raise UsageError(
             f"the store was captured from a target with vocab x hidden {store.meta.vocab_size} x "
@@ -179,12 +191,16 @@ def _last_layer(path: str, raw: dict[str, Any], device: torch.device, dtype: tor
 
 def _not_empty(rows: int, where: str) -> None:
     if not rows:
-        raise UsageError("no rows to train on", where=where, fix="look at the summary of eagle3 cache: all were rejected")
+        raise UsageError(
+            "no rows to train on", where=where, fix="look at the summary of eagle3 cache: all were rejected"
+        )
 
 
 def _fingerprint(settings: Settings, inputs: Inputs) -> str:
     """Everything that decides the run's numbers, hashed."""
     train: Train = settings.train
     kept = {k: v for k, v in train.model_dump(mode="json").items() if k not in SESSION_FIELDS}
-    text = json.dumps([kept, settings.draft.init, inputs.config.to_sglang(), inputs.data_key, Path(settings.target.model_path).name])
+    text = json.dumps(
+        [kept, settings.draft.init, inputs.config.to_sglang(), inputs.data_key, Path(settings.target.model_path).name]
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]

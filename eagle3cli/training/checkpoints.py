@@ -43,7 +43,9 @@ class Progress:
     """What the run was started with; a checkpoint of another run is refused."""
 
 
-def save_checkpoint(run: Path, epoch: int, draft: Draft, optimizer: Optimizer, progress: Progress, *, keep: int) -> Path:
+def save_checkpoint(
+    run: Path, epoch: int, draft: Draft, optimizer: Optimizer, progress: Progress, *, keep: int
+) -> Path:
     """Write a checkpoint atomically and remove all but the newest ``keep``."""
     folder = run / "checkpoints" / f"epoch_{epoch}_step_{progress.step}"
 

@@ -73,9 +73,7 @@ def evaluate(
     return Evaluation(tuple(walks), *turns, accuracy, len(rows), replies)
 
 
-def agreements(
-    draft: Draft, batch: TargetBatch, embedding_VH: Tensor, depths: int
-) -> tuple[list[list[bool]], RowPlan]:
+def agreements(draft: Draft, batch: TargetBatch, embedding_VH: Tensor, depths: int) -> tuple[list[list[bool]], RowPlan]:
     """Whether the draft's token equals the text's, for every depth and packed row."""
     ids = batch.token_ids_N
     # Row p at depth i answers x_{p+2+i}, and its teacher stands one position before that.
@@ -86,5 +84,3 @@ def agreements(
     normed = unroll(draft, ids, batch.aux_NC.to(draft.fc.weight.dtype), embedding_VH, plan)
     found = best_tokens(normed, draft.lm_head.weight, draft.draft_ids)
     return agreement(found, [rows.rows_R[rows.kept_r] for rows in plan.depths], ids), plan
-
-

@@ -67,7 +67,13 @@ def channel_rms(aux_RC: Tensor) -> Tensor:
 
 @torch.no_grad()
 def initialise(
-    draft: Draft, sample: Sample, *, embedding_VH: Tensor, head_VH: Tensor, final_norm_H: Tensor, last_layer_mlp: dict[str, Tensor]
+    draft: Draft,
+    sample: Sample,
+    *,
+    embedding_VH: Tensor,
+    head_VH: Tensor,
+    final_norm_H: Tensor,
+    last_layer_mlp: dict[str, Tensor],
 ) -> None:
     """Set all of the draft's weights. ``last_layer_mlp`` holds the target's last ``gate_proj``/``up_proj`` and norm
     weights; what is missing or of another shape keeps its random values."""
@@ -93,7 +99,7 @@ def ridge(x_RI: Tensor, y_RO: Tensor) -> Tensor:
     """``argmin_W |x W^T - y|^2 + ridge |W|^2``, ``[O, I]``, solved in fp64."""
     gram = (x_RI.T @ x_RI).double()
     gram.diagonal().add_(RIDGE * float(gram.diagonal().mean()))
-    solved = torch.linalg.solve(gram, (x_RI.T @ y_RO).double())
+    solved: Tensor = torch.linalg.solve(gram, (x_RI.T @ y_RO).double())
     return solved.T.to(x_RI.dtype)
 
 

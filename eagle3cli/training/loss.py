@@ -48,7 +48,8 @@ def depth_losses(
     normed: list[Tensor], head_weight_VdH: Tensor, teacher: Teacher, plan: RowPlan, depth_weights: list[float]
 ) -> tuple[Tensor, DepthSums]:
     """``sum_i w_i sum_rows CE(teacher, draft)`` (differentiable, not normalised) and the sums behind it."""
-    total, loss_T, correct_T = _FusedHead.apply(head_weight_VdH, teacher, plan, depth_weights, *normed)
+    found = _FusedHead.apply(head_weight_VdH, teacher, plan, depth_weights, *normed)  # type: ignore[no-untyped-call]
+    total, loss_T, correct_T = found
     return total, DepthSums(loss_T, correct_T)
 
 
@@ -79,8 +80,7 @@ class _FusedHead(torch.autograd.Function):
                 if d_head is not None:
                     # softmax(logits) - teacher, in the logits' own memory; then rounded as the logits were.
                     error_rV = logits_rV.sub_(lse_r[:, None]).exp_().sub_(teach_rV).to(head.dtype)
-                    weighted = hidden[part] * depth_weights[depth]
-                    d_head.addmm_(error_rV.T.float(), weighted.float())
+                    _add_product(d_head, error_rV.T, hidden[part] * depth_weights[depth])
                     torch.mm(error_rV, head, out=d_normed[depth][part])
                     d_normed[depth][part] *= depth_weights[depth]
         ctx.save_for_backward(*d_normed, *([d_head] if d_head is not None else []))
@@ -95,9 +95,18 @@ class _FusedHead(torch.autograd.Function):
         return (d_head * scale, None, None, None, *(d * scale for d in d_normed))
 
 
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left @ right`` with an fp32 total; low-precision factors keep their fast matrix product."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
 def _teacher_positions(plan: RowPlan) -> Tensor:
     """All packed positions that teach some row, ascending."""
-    return torch.cat([rows.teacher_r for rows in plan.depths]).unique()
+    positions: Tensor = torch.cat([rows.teacher_r for rows in plan.depths]).unique()
+    return positions
 
 
 def _part(teacher_r: Tensor, chunk_U: Tensor) -> slice:

@@ -23,7 +23,9 @@ class Optimizer:
         self.names = [name for name, _ in named]
         self.weights = [weight for _, weight in named]
         self.masters = [w if w.dtype == torch.float32 else nn.Parameter(w.detach().float()) for w in self.weights]
-        factors = [next((s for prefix, s in (scales or {}).items() if name.startswith(prefix)), 1.0) for name in self.names]
+        factors = [
+            next((s for prefix, s in (scales or {}).items() if name.startswith(prefix)), 1.0) for name in self.names
+        ]
         groups = [{"params": [m], "factor": factor} for m, factor in zip(self.masters, factors, strict=True)]
         self.adam = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPS, weight_decay=0.0, fused=True)
 

@@ -122,16 +122,14 @@ def accumulate(trainer: Trainer, rows: list[int]) -> int:
     """Add one micro batch's gradients; returns its kept rows."""
     settings, draft = trainer.settings, trainer.draft
     batch = trainer.source.batch(rows)
-    plan = plan_rows(
-        batch.loss_mask_N, batch.bounds, draft.t2d[batch.top_N], settings.ttt_length, settings.alignment
-    )
+    plan = plan_rows(batch.loss_mask_N, batch.bounds, draft.t2d[batch.top_N], settings.ttt_length, settings.alignment)
     if not plan.kept:
         return 0
     normed = unroll(draft, batch.token_ids_N, batch.aux_NC.to(draft.fc.weight.dtype), trainer.embedding_VH, plan)
     teacher = Teacher(batch.last_NH, batch.top_N, trainer.teacher_head_VdH, draft.draft_ids)
     weights = [settings.loss_decay**depth for depth in range(settings.ttt_length)]
     total, sums = depth_losses(normed, draft.lm_head.weight, teacher, plan, weights)
-    total.backward()  # type: ignore[no-untyped-call]  # torch does not type it
+    total.backward()
     window = trainer.window
     window.loss.append(sums.loss_T)
     window.correct.append(sums.correct_T)
@@ -219,5 +217,7 @@ def _evaluate(trainer: Trainer) -> Evaluation | None:
     numbers = {"step": progress.step, "seconds": progress.seconds, "acceptance_length": acceptance}
     for listener in trainer.listeners:
         listener("eval", {**numbers, "accuracy": list(found.accuracy), "rows": found.rows})
-    trainer.report.info(f"step {progress.step}: acceptance length {acceptance[-1]:.3f} (k={depths}), best {progress.best:.3f}")
+    trainer.report.info(
+        f"step {progress.step}: acceptance length {acceptance[-1]:.3f} (k={depths}), best {progress.best:.3f}"
+    )
     return found

@@ -71,7 +71,8 @@ def _positions(bounds: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def _split(draft: Draft, x_RO: Tensor) -> Tensor:
-    return x_RO.unflatten(1, (-1, draft.config.head_dim))
+    split: Tensor = x_RO.unflatten(1, (-1, draft.config.head_dim))
+    return split
 
 
 def _key_value(draft: Draft, joint_RO: Tensor, at_R: Tensor) -> tuple[Tensor, Tensor]:

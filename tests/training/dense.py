@@ -15,8 +15,16 @@ def serving_counts(mask: Tensor, p: int, i: int) -> bool:
 
 
 def dense_loss(
-    draft: Draft, ids_S: Tensor, mask_S: Tensor, aux_SC: Tensor, last_SH: Tensor, top_S: Tensor, embedding: Tensor,
-    head: Tensor, depths: int, decay: float,
+    draft: Draft,
+    ids_S: Tensor,
+    mask_S: Tensor,
+    aux_SC: Tensor,
+    last_SH: Tensor,
+    top_S: Tensor,
+    embedding: Tensor,
+    head: Tensor,
+    depths: int,
+    decay: float,
 ) -> tuple[Tensor, list[float], list[int]]:
     """Weighted loss sum of one sequence (not normalised), per-depth loss sums and right answers."""
     size, layer, c = len(ids_S), draft.midlayer, draft.config
@@ -34,8 +42,12 @@ def dense_loss(
         share = c.num_attention_heads // c.num_key_value_heads
         out = []
         for p in range(size):
-            k = torch.cat([keys[0][: p + 1]] + [keys[j][p : p + 1] for j in range(1, i + 1)]).repeat_interleave(share, 1)
-            v = torch.cat([values[0][: p + 1]] + [values[j][p : p + 1] for j in range(1, i + 1)]).repeat_interleave(share, 1)
+            k = torch.cat([keys[0][: p + 1]] + [keys[j][p : p + 1] for j in range(1, i + 1)]).repeat_interleave(
+                share, 1
+            )
+            v = torch.cat([values[0][: p + 1]] + [values[j][p : p + 1] for j in range(1, i + 1)]).repeat_interleave(
+                share, 1
+            )
             weights = torch.softmax(torch.einsum("nd,snd->ns", q[p], k) * c.head_dim**-0.5, -1)
             out.append(torch.einsum("ns,snd->nd", weights, v))
         hidden = draft.finish_layer(hidden, torch.stack(out))

@@ -34,7 +34,9 @@ class Case:
         raw = self.info["draft_config"]
         config = DraftConfig.from_dict({**raw, "torch_dtype": self.info["dtype"]}, aux_layers=(1, 3, 5))
         draft = Draft(config)
-        draft.load_state_dict({k[6:]: v for k, v in self.tensors.items() if k.startswith("param.") and "embed" not in k})
+        draft.load_state_dict(
+            {k[6:]: v for k, v in self.tensors.items() if k.startswith("param.") and "embed" not in k}
+        )
         return draft.to(self.dtype)
 
     def packed(self) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[int, ...]]:
@@ -42,7 +44,9 @@ class Case:
         ids, masks, aux, last, bounds = [], [], [], [], [0]
         for k, length in enumerate(self.info["batch"]["lengths"]):
             ids.append(torch.cat([self.tensors["batch.input_ids"][k, :length], torch.zeros(1, dtype=torch.long)]))
-            masks.append(torch.cat([self.tensors["batch.loss_mask"][k, :length].bool(), torch.zeros(1, dtype=torch.bool)]))
+            masks.append(
+                torch.cat([self.tensors["batch.loss_mask"][k, :length].bool(), torch.zeros(1, dtype=torch.bool)])
+            )
             for store, name in ((aux, "batch.hidden_state"), (last, "batch.target")):
                 states = self.tensors[name][k, :length]
                 store.append(torch.cat([states, torch.zeros_like(states[:1])]))

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.training.parity_case import Case, read_case
 
 from eagle3cli.models.draft import Draft
 from eagle3cli.training.loss import DepthSums, Teacher, depth_losses
 from eagle3cli.training.optimizer import Optimizer
 from eagle3cli.training.rows import masked_rows, plan_rows
 from eagle3cli.training.unroll import unroll
+from tests.training.parity_case import Case, read_case
 
 HERE = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("EAGLE3_SHARED", HERE.parent / "shared"))
@@ -68,7 +68,9 @@ def test_one_step(case: Case) -> None:
         assert got is not None
         scale = float(want.abs().max()) or 1.0
         assert float((got.float() - want).abs().max()) / scale < GRAD[case.dtype], name
-    norm = torch.linalg.vector_norm(torch.stack([p.grad.float().norm() for p in draft.parameters() if p.grad is not None]))
+    norm = torch.linalg.vector_norm(
+        torch.stack([p.grad.float().norm() for p in draft.parameters() if p.grad is not None])
+    )
     torch.testing.assert_close(norm, t["out.grad_norm"][0].float(), rtol=NORM[case.dtype], atol=1e-7)
 
 

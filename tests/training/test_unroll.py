@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from tests.training.dense import dense_loss, serving_counts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,11 +12,19 @@ from eagle3cli.training import attention, loss
 from eagle3cli.training.loss import Teacher, depth_losses
 from eagle3cli.training.rows import masked_rows, plan_rows
 from eagle3cli.training.unroll import unroll
+from tests.training.dense import dense_loss, serving_counts
 
 VOCAB, DRAFT_VOCAB, HIDDEN, DEPTHS = 48, 24, 16, 4
 CONFIG = DraftConfig(
-    hidden_size=HIDDEN, intermediate_size=24, num_attention_heads=4, num_key_value_heads=2, head_dim=8, vocab_size=VOCAB,
-    draft_vocab_size=DRAFT_VOCAB, target_hidden_size=HIDDEN, aux_layers=(0, 1, 2),
+    hidden_size=HIDDEN,
+    intermediate_size=24,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    vocab_size=VOCAB,
+    draft_vocab_size=DRAFT_VOCAB,
+    target_hidden_size=HIDDEN,
+    aux_layers=(0, 1, 2),
 )
 masks = st.lists(st.lists(st.booleans(), min_size=1, max_size=14), min_size=1, max_size=3)
 
@@ -46,7 +53,11 @@ def both_ways(sequences: list[list[bool]], seed: int) -> tuple[dict[str, torch.T
         ids = torch.randint(VOCAB, (size,), generator=generator)
         aux = torch.randn(size, 3 * HIDDEN, generator=generator)
         rows.append((ids, torch.tensor(mask), aux, last, (last @ head.T).argmax(-1)))
-    want: dict[str, torch.Tensor] = {"loss": torch.zeros(()), "depths": torch.zeros(DEPTHS), "right": torch.zeros(DEPTHS)}
+    want: dict[str, torch.Tensor] = {
+        "loss": torch.zeros(()),
+        "depths": torch.zeros(DEPTHS),
+        "right": torch.zeros(DEPTHS),
+    }
     for row in rows:
         total, losses, right = dense_loss(draft, *row, embedding, head, DEPTHS, 0.8)
         if total.requires_grad:
