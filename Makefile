@@ -42,7 +42,8 @@ completions: $(BIN)/.installed
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
 	@$(PYTHON) $(NEW_ENOUGH) || { echo "make: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=/path/to/python3.12"; exit 1; }
-	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "make: cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "$(PYTHON) -m venv .venv"
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "make: cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 
 # Each stamp is written last, so that an interrupted install is taken up again.
 $(BIN)/.installed: pyproject.toml | $(BIN)/python

@@ -97,7 +97,8 @@ def _parameters(
         yield keyword("recipe", Annotated[str | None, argument])
     for field in arguments:
         argument = typer.Argument(metavar=field.name.upper(), help=field.help)
-        yield keyword(_parameter(field), Annotated[_type(field), argument], _default(field))
+        shown = field.type if field.type is int else None  # the help of an argument shows its type as it is
+        yield keyword(_parameter(field), Annotated[_type(field, shown), argument], _default(field))
     for field in flags:
         yield keyword(_parameter(field), Annotated[_type(field), _option(field)], _default(field))
     yield keyword("config", Config)
@@ -106,9 +107,9 @@ def _parameters(
     yield keyword("debug", Debug, False)
 
 
-def _type(field: SettingsField) -> Any:
+def _type(field: SettingsField, shown: Any = None) -> Any:
     """What Typer parses; numbers and choices stay text, so that one place (the settings) judges every value."""
-    one = field.type if field.type in (bool, Path) else str
+    one = shown or (field.type if field.type in (bool, Path) else str)
     return (list[one] if field.many else one) | None  # type: ignore[valid-type]
 
 

@@ -1,0 +1,76 @@
+"""A run's own log: whatever its reporter is told also goes to a file, with the time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+from eagle3cli.runtime.files import disk_error
+from eagle3cli.runtime.report import Reporter, Task
+
+
+class LoggedTask:
+    """A task of another reporter whose latest notes stand in the log at its end."""
+
+    def __init__(self, inner: Task) -> None:
+        self.inner, self.count, self.notes = inner, 0, dict[str, object]()
+
+    def advance(self, count: int = 1, **notes: object) -> None:
+        """Pass on, and remember for the log."""
+        self.count += count
+        self.notes.update(notes)
+        self.inner.advance(count, **notes)
+
+
+class Logged:
+    """A reporter that passes everything on and also writes it down."""
+
+    def __init__(self, inner: Reporter, file: IO[str], path: Path) -> None:
+        self.inner, self.file, self.path = inner, file, path
+
+    def info(self, text: str) -> None:
+        """Pass on and write down."""
+        self._write(text)
+        self.inner.info(text)
+
+    def warn(self, text: str) -> None:
+        """Pass on and write down."""
+        self._write(f"warning: {text}")
+        self.inner.warn(text)
+
+    def task(
+        self, name: str, total: int | None = None, unit: str = "rows", done: int = 0
+    ) -> AbstractContextManager[Task]:
+        """Pass on; the log has a line when the job begins and one when it ends."""
+        return self._task(name, total, unit, done)
+
+    @contextmanager
+    def _task(self, name: str, total: int | None, unit: str, done: int) -> Iterator[Task]:
+        of = f" of {total:,}" if total is not None else ""
+        self._write(f"{name}: begins at {done:,}{of} {unit}")
+        with self.inner.task(name, total, unit, done) as inner:
+            logged = LoggedTask(inner)
+            try:
+                yield logged
+            finally:
+                notes = "".join(f", {key} {value}" for key, value in logged.notes.items())
+                self._write(f"{name}: ends at {done + logged.count:,}{of} {unit}{notes}")
+
+    def _write(self, text: str) -> None:
+        now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        try:
+            self.file.write(f"{now} {text}\n")
+            self.file.flush()
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+
+
+@contextmanager
+def logged(report: Reporter, path: Path) -> Iterator[Logged]:
+    """Append what ``report`` is told within the block to the text file ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        yield Logged(report, file, path)
