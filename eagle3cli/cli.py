@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -127,12 +128,9 @@ def _completion_words() -> list[str] | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; errors are shown, not raised."""
     words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
     try:
         return _run(words)
     except Eagle3Error as error:
-        if debug:
-            raise
         return _show(error, words)
     except typer.TyperException as error:
         return _show(_usage(error, words), words)
@@ -143,8 +141,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
-        if debug:
-            raise
         return _show(_unexpected(error), words)
 
 
@@ -162,6 +158,8 @@ def _run(words: list[str]) -> int:
 def _show(error: Eagle3Error, words: Sequence[str]) -> int:
     from eagle3cli.console.out import Out
 
+    if "--debug" in words:
+        traceback.print_exc()
     Out(json_wanted="--json" in words).error(error)
     return error.exit_code
 
