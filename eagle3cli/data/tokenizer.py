@@ -116,7 +116,7 @@ def _config_of(model_path: str, name: str) -> dict[str, Any]:
 def turn_end_ids(tokenizer: Any, chat_template: str = "auto") -> frozenset[int]:
     """The special token that the chat template writes right after a reply, if it writes one."""
     try:
-        marker = "\ue000reply\ue001"
+        marker = "\ue000\ue001"
         messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": marker}]
         text = render(tokenizer, messages, chat_template=chat_template)
     except ModelError:

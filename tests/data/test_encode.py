@@ -207,9 +207,41 @@ def test_tool_calls_that_the_template_cannot_write_are_refused(template: str) ->
 
 def test_a_template_that_rewrites_a_reply_is_refused(tmp_path: Any) -> None:
     template = tmp_path / "upper.jinja"
-    template.write_text("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | upper }}<|im_end|>\n{% endfor %}")
-    encoded = encode(Encoder(tokenizer_for("chatml"), frozenset(), str(template)), TOOL_MESSAGES[:1] + TOOL_MESSAGES[3:])
+    template.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | upper }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    messages = [TOOL_MESSAGES[0], TOOL_MESSAGES[3]]
+    encoded = encode(Encoder(tokenizer_for("chatml"), frozenset(), str(template)), messages)
     assert isinstance(encoded, DataError)
+    assert "rewrites the reply" in encoded.what
+
+
+def test_an_end_token_that_swallows_white_space_keeps_the_mask_exact() -> None:
+    from tokenizers import AddedToken
+
+    tokenizer = tiny_tokenizer()
+    markers = [AddedToken(name, rstrip=True, special=True) for name in ("<|end|>", "<|assistant|>", "<|user|>")]
+    tokenizer.add_special_tokens({"additional_special_tokens": markers})
+    encoder = Encoder(tokenizer, frozenset(), "phi3")
+    messages = [{"role": role, "content": role[0] + str(i)} for i in (1, 2) for role in ("user", "assistant")]
+    assert trained_texts(encoder, good(encoder, messages)) == ["a1<|end|>", "a2<|end|>"]
+
+
+def test_a_tokenizer_that_marks_word_starts() -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["\u2581", "\u2581yes", "\u2581no", "\u2581q", "[INST]", "[/INST]", "<s>", "</s>", "<unk>"]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[INST]", "[/INST]", "<s>"]})
+    encoder = Encoder(tokenizer, frozenset(), "mistral")
+    encoded = good(encoder, [{"role": "user", "content": "q"}, {"role": "assistant", "content": "yes no"}])
+    trained = encoded.row.token_ids[encoded.row.loss_mask.astype(bool)].tolist()
+    assert tokenizer.convert_ids_to_tokens(trained) == ["\u2581yes", "\u2581no", "</s>"]
 
 
 def test_a_template_must_fit_the_tokenizer() -> None:

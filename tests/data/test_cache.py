@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eagle3cli.data import tokenise
+from eagle3cli.data.cache import Cached, open_or_build
+from eagle3cli.data.rows import TokenRows
+from eagle3cli.errors import DataError, ModelError, UsageError
+from eagle3cli.runtime.report import Silent
+from eagle3cli.settings.tables import CacheTable, Data, Settings, Target
+from tests.tiny import VOCAB, tiny_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    folder = tmp_path / "target"
+    tiny_tokenizer().save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 2}))
+    return folder
+
+
+def talk(number: int) -> dict[str, Any]:
+    messages = [
+        {"role": "user", "content": f"question {number}"},
+        {"role": "assistant", "content": f"answer {number} 😀"},
+    ]
+    return {"id": f"row{number}", "conversations": messages}
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def build(tmp_path: Path, target: Path, report: Silent | None = None, **data: Any) -> Cached:
+    cache = data.pop("cache", CacheTable())
+    size = data.pop("size", 100)
+    known = {"train_path": tmp_path / "train.jsonl", "cache_dir": tmp_path / "cache", **data}
+    settings = Settings(target=Target(model_path=str(target)), data=Data(**known), cache=cache)
+    return open_or_build(settings, size, VOCAB, report or Silent())
+
+
+def test_rows_masks_and_files(tmp_path: Path, target: Path) -> None:
+    write(tmp_path / "train.jsonl", [talk(i) for i in range(20)])
+    eval_path = write(tmp_path / "eval.jsonl", [talk(i) for i in range(30, 33)])
+    cached = build(tmp_path, target, eval_path=eval_path)
+    assert (len(cached.train), len(cached.eval or [])) == (20, 3)
+    tokenizer = tiny_tokenizer()
+    row = cached.train[7]
+    assert (row.id, row.line) == ("row7", 8)
+    assert tokenizer.decode(row.token_ids[row.loss_mask == 1].tolist()) == "answer 7 😀<|im_end|>"
+    assert [role for _, role in row.turns] == ["user", "assistant"]
+    assert cached.train.lengths[7] == len(row.token_ids)
+    assert cached.vocab.size == 100
+    assert cached.vocab.t2d[2]
+    assert (tmp_path / "cache" / "processed_dataset").is_dir()
+    assert Path(cached.summary["vocab"]["file"]).is_file()
+    counts = cached.summary["train"]
+    assert counts["tokens"] == sum(cached.train.lengths)
+    assert counts["loss_tokens"] == cached.train.loss_tokens
+
+
+def test_datasets_reads_the_rows(tmp_path: Path, target: Path) -> None:
+    import datasets
+
+    write(tmp_path / "train.jsonl", [talk(i) for i in range(5)])
+    cached = build(tmp_path, target)
+    rows = datasets.load_from_disk(str(cached.folder / "train"))
+    assert rows[3]["input_ids"] == cached.train[3].token_ids.tolist()
+    assert rows[3]["loss_mask"] == cached.train[3].loss_mask.tolist()
+
+
+def test_the_second_call_builds_nothing(tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "train.jsonl", [talk(i) for i in range(5)])
+    assert build(tmp_path, target).summary["built"]
+    monkeypatch.setattr("eagle3cli.data.tokenise.load_tokenizer", None)
+    assert not build(tmp_path, target).summary["built"]
+
+
+def test_the_key_follows_the_content(tmp_path: Path, target: Path) -> None:
+    train = write(tmp_path / "train.jsonl", [talk(i) for i in range(5)])
+    first = build(tmp_path, target)
+    moved = tmp_path / "moved.jsonl"
+    moved.write_bytes(train.read_bytes())
+    assert build(tmp_path, target, train_path=moved).folder == first.folder
+    assert build(tmp_path, target, max_length=10).folder != first.folder
+    assert build(tmp_path, target, chat_template="chatml").folder != first.folder
+    stat = train.stat()
+    write(train, [talk(i) for i in (0, 1, 2, 3, 9)])
+    os.utime(train, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # same size and time, other content
+    changed = build(tmp_path, target)
+    assert changed.folder != first.folder
+    assert changed.train[4].id == "row9"
+    (target / "chat_template.jinja").write_text((target / "chat_template.jinja").read_text() + "{# changed #}")
+    assert build(tmp_path, target).folder != changed.folder
+
+
+def test_the_vocabulary_follows_its_own_options(tmp_path: Path, target: Path) -> None:
+    write(tmp_path / "train.jsonl", [talk(i) for i in range(5)])
+    first = build(tmp_path, target)
+    small = build(tmp_path, target, size=50)
+    replies = build(tmp_path, target, cache=CacheTable(prompt_weight=0))
+    assert first.folder == small.folder == replies.folder
+    assert small.vocab.size == 50
+    assert not small.summary["built"]
+    assert len({cached.summary["vocab"]["file"] for cached in (first, small, replies)}) == 3
+    assert build(tmp_path, target, size=10_000).vocab.size == VOCAB
+
+
+def test_rows_that_need_a_look(tmp_path: Path, target: Path) -> None:
+    rows = [talk(1), {"id": "bad"}, {"id": "p", "conversations": talk(2)["conversations"][:1]}]
+    write(tmp_path / "train.jsonl", rows)
+    report = Silent()
+    cached = build(tmp_path, target, report)
+    counts = cached.summary["train"]
+    assert [counts[name] for name in ("read", "rows", "rejected", "no_span")] == [3, 2, 1, 1]
+    assert "No assistant response spans found in the conversation text." in report.warnings[0]
+    errors = [json.loads(line) for line in (cached.folder / "errors.jsonl").read_text().splitlines()]
+    assert [(e["place"].rpartition(":")[2], e["kind"]) for e in errors] == [("2", "rejected"), ("3", "warning")]
+    assert not cached.train[1].loss_mask.any()
+
+
+def test_truncated_rows_are_counted(tmp_path: Path, target: Path) -> None:
+    write(tmp_path / "train.jsonl", [talk(1)])
+    cached = build(tmp_path, target, max_length=8)
+    assert cached.summary["train"]["truncated"] == 1
+    assert cached.train.lengths == [8]
+
+
+def test_preformatted_text(tmp_path: Path, target: Path) -> None:
+    text = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
+    write(tmp_path / "train.jsonl", [{"id": "t", "text": text}, talk(1)])
+    cached = build(tmp_path, target, is_preformatted=True)
+    row = cached.train[0]
+    assert tiny_tokenizer().decode(row.token_ids[row.loss_mask == 1].tolist()) == "a<|im_end|>"
+    assert cached.summary["train"]["rejected"] == 1
+
+
+def test_several_processes_give_the_same_rows(tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "train.jsonl", [talk(i) if i % 7 else {"id": "bad"} for i in range(600)])
+    one = build(tmp_path, target, num_proc=1)
+    monkeypatch.setattr(tokenise, "BYTES_PER_PROCESS", 1)
+    two = build(tmp_path, target, num_proc=2, cache=CacheTable(overwrite=True))
+    assert [row.id for row in two.train] == [row.id for row in one.train]
+    assert all(np.array_equal(a.token_ids, b.token_ids) for a, b in zip(one.train, two.train, strict=True))
+    assert one.summary["train"] == two.summary["train"]
+
+
+def test_a_killed_build_leaves_nothing_half_used(tmp_path: Path, target: Path) -> None:
+    write(tmp_path / "train.jsonl", [talk(i) for i in range(50)])
+    script = f"""
+import os
+from pathlib import Path
+from eagle3cli.data import cache
+from eagle3cli.runtime.report import Silent
+from eagle3cli.settings.tables import Data, Settings, Target
+cache.TokenRows.open = None
+cache.write_json = lambda path, value: os.kill(os.getpid(), 9) if path.name == "summary.json" else None
+data = Data(train_path=Path({str(tmp_path / "train.jsonl")!r}), cache_dir=Path({str(tmp_path / "cache")!r}))
+cache.open_or_build(Settings(target=Target(model_path={str(target)!r}), data=data), 100, {VOCAB}, Silent())
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
+    assert done.returncode == -9, done.stderr
+    assert list((tmp_path / "cache" / "processed_dataset").glob(".*"))
+    assert len(build(tmp_path, target).train) == 50
+    assert not list((tmp_path / "cache" / "processed_dataset").glob(".*"))
+
+
+def test_errors(tmp_path: Path, target: Path) -> None:
+    with pytest.raises(UsageError, match="no training data"):
+        build(tmp_path, target, train_path=None)
+    with pytest.raises(DataError, match="no such file"):
+        build(tmp_path, target)
+    write(tmp_path / "train.jsonl", [{"id": "bad"}])
+    with pytest.raises(DataError, match="no usable rows"):
+        build(tmp_path, target)
+    with pytest.raises(ModelError, match="no such model folder"):
+        build(tmp_path, tmp_path / "nowhere")
+    with pytest.raises(ModelError, match="has no tokenizer"):
+        build(tmp_path, tmp_path)
+    with pytest.raises(DataError, match="not a readable cache"):
+        TokenRows.open(tmp_path)
