@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eagle3cli.commands.command import Command
+from eagle3cli.errors import UsageError
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, out: Out) -> None:
     """Show rows in the terminal, and as an HTML page where one was asked for."""
-    from eagle3cli.console.tokens import as_data, html, page
+    from eagle3cli.console.tokens import PAGE_START, as_data, html, page
     from eagle3cli.data.show import show
     from eagle3cli.runtime.files import write_text
 
@@ -21,6 +22,8 @@ def run(settings: Settings, out: Out) -> None:
     view = settings.view
     text = page(shown, colour=out.colour, ids=view.ids)
     if view.html is not None:
+        if view.html.exists() and not view.html.read_bytes().startswith(PAGE_START.encode()):
+            raise UsageError("exists and is no page of eagle3 view", where=str(view.html), fix="choose another --html")
         write_text(view.html, html(shown, ids=view.ids))
         text += f"\n\npage: {view.html}"
     data: dict[str, object] = {"source": shown.source, "total": shown.total, "draft_vocab": shown.draft_vocab}

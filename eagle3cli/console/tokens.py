@@ -152,10 +152,14 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #8884; b
 """
 
 
+PAGE_START = "<!doctype html><!-- eagle3 view -->"
+"""How a page begins, so that a later run knows it for its own."""
+
+
 def html(shown: Rows, *, ids: bool = False) -> str:
     """All rows as one page that needs nothing else; every text is escaped."""
     parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
+        f"{PAGE_START}<html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
         f"<title>{escape(shown.source)}</title><style>{STYLE}</style><h1>What is trained</h1>",
         f"<p>{escape(shown.source)}</p><p><span class='t'>trained</span> <span class='n'>not trained</span> "
         "<span class='m'>missing from the draft's vocabulary</span>; rest the pointer on a token for its id.</p>",

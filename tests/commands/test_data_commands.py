@@ -1,0 +1,127 @@
+"""prepare, merge, cache, view and view-train-data as typed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.tiny import tiny_config, tiny_tokenizer
+
+if TYPE_CHECKING:
+    from tests.conftest import RunCli
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    folder = tmp_path / "target"
+    tiny_tokenizer().save_pretrained(folder)
+    tiny_config("qwen2").save_pretrained(folder)
+    return folder
+
+
+def talk(number: int) -> dict[str, Any]:
+    messages = [{"role": "user", "content": f"question {number}"}, {"role": "assistant", "content": f"answer {number}"}]
+    return {"id": f"row{number}", "conversations": messages}
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_prepare(tmp_path: Path, run_cli: RunCli) -> None:
+    write(tmp_path / "in.jsonl", [{"q": f"question {i}", "a": "yes"} for i in range(40)])
+    words = ("prepare", "in.jsonl", "--map", "user=q", "assistant=a", "--sample-size", 20, "--split-eval")
+    done = run_cli(*words, "--json")
+    assert (done.code, done.json["train_rows"], done.json["eval_rows"]) == (0, 19, 1)
+    again = run_cli(*words)
+    assert again.code == 0
+    assert "already done" in again.out
+    assert "next: eagle3 regenerate" in again.out
+    other = run_cli(*words, "--seed", 1)
+    assert other.code == 2
+    assert "--overwrite" in other.err
+
+
+def test_prepare_with_bad_rows(tmp_path: Path, run_cli: RunCli) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps(talk(1)) + '\n{"id": "broken\n')
+    done = run_cli("prepare", "in.jsonl", "--output-path", "out")
+    assert done.code == 3
+    assert "rejected 1" in done.out
+    assert "in.jsonl:2" in (tmp_path / "out" / "errors.jsonl").read_text()
+
+
+def test_prepare_errors(tmp_path: Path, run_cli: RunCli) -> None:
+    assert run_cli("prepare", "ultrachatt").code == 2
+    missing = run_cli("prepare", "missing.jsonl")
+    assert missing.code == 1
+    assert "missing.jsonl" in missing.err
+
+
+def test_merge(tmp_path: Path, run_cli: RunCli) -> None:
+    write(tmp_path / "cache" / "regenerated" / "shard_0-20.jsonl", [talk(i) for i in range(20)])
+    done = run_cli("merge", "--eval-size", 5, "--json")
+    assert (done.code, done.json["train_rows"], done.json["eval_rows"]) == (0, 15, 5)
+    assert len((tmp_path / "cache" / "dataset" / "eval.jsonl").read_text().splitlines()) == 5
+    assert run_cli("merge", "--input-dir", "nowhere").code == 1
+    too_many = run_cli("merge", "--eval-size", 50, "--output-dir", "other")
+    assert too_many.code == 2
+    assert "too few" in too_many.err
+
+
+def test_cache_and_its_view(tmp_path: Path, target: Path, run_cli: RunCli) -> None:
+    train = write(tmp_path / "train.jsonl", [talk(i) for i in range(12)])
+    words = ("cache", "--target-model-path", target, "--train-data-path", train, "--draft-vocab-size", 64)
+    done = run_cli(*words, "--view-train-data", 1, 2)
+    assert done.code == 0, done.err
+    assert "{+answer 0<|im_end|>+}" in done.out
+    assert "row 2" in done.out
+    assert "draft vocabulary: 64 of 320 tokens" in done.out
+    again = run_cli(*words, "--json")
+    assert again.code == 0
+    assert not again.json["built"]
+    assert again.json["train"]["rows"] == 12
+
+
+def test_cache_errors(tmp_path: Path, target: Path, run_cli: RunCli) -> None:
+    assert run_cli("cache", "--target-model-path", target).code == 2
+    train = write(tmp_path / "train.jsonl", [talk(1), {"id": "bad"}])
+    words = ("cache", "--train-data-path", train, "--target-model-path")
+    assert run_cli(*words, target).code == 3
+    wrong = run_cli(*words, tmp_path / "nowhere")
+    assert wrong.code == 1
+    assert "nowhere" in wrong.err
+    template = run_cli(*words, target, "--chat-template", "lama3")
+    assert template.code == 2
+    assert "llama3" in template.err
+
+
+@pytest.mark.parametrize("command", ["view", "view-train-data"])
+def test_view_as_typed_beside_a_settings_file(tmp_path: Path, target: Path, run_cli: RunCli, command: str) -> None:
+    write(tmp_path / "train.jsonl", [talk(i) for i in range(3)])
+    (tmp_path / "eagle3.toml").write_text('[target]\nmodel_path = "target"\n[data]\ntrain_path = "train.jsonl"\n')
+    done = run_cli(command, 1, 2)
+    assert done.code == 0, done.err
+    assert "{+answer 0<|im_end|>+}" in done.out
+    assert "{+answer 1<|im_end|>+}" in done.out
+    told = run_cli(command, 3, "--json", "--html", "page.html")
+    assert told.json["rows"][0]["id"] == "row2"
+    assert "answer 2" in re.sub("<[^>]*>", "", (tmp_path / "page.html").read_text())
+    assert run_cli(command, 2, "--html", "page.html").code == 0
+    (tmp_path / "notes.html").write_text("my notes")
+    assert run_cli(command, 2, "--html", "notes.html").code == 2
+    assert (tmp_path / "notes.html").read_text() == "my notes"
+    beyond = run_cli(command, 9)
+    assert beyond.code == 2
+    assert "no row 9" in beyond.err
+
+
+def test_view_without_data_says_what_to_give(run_cli: RunCli) -> None:
+    done = run_cli("view", 1)
+    assert done.code == 2
+    assert "train_path" in done.err
