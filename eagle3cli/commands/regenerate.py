@@ -40,6 +40,6 @@ COMMAND = Command(
         "eagle3 regenerate --model-path MODEL --input-path cache/dataset/sharegpt/train.jsonl --turns all",
         "eagle3 regenerate --model-path MODEL --input-path cache/dataset/sharegpt/train.jsonl --retry-errors",
     ),
-    fields=("regenerate.*", "target.*", "data.chat_template"),
+    fields=("regenerate.*", "target.*", "data.chat_template", "data.cache_dir"),
     run=run,
 )

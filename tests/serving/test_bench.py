@@ -1,0 +1,162 @@
+"""Configurations, baselines, comparison token by token, and going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eagle3cli.backends.hf import read_target_config
+from eagle3cli.errors import ModelError, UsageError
+from eagle3cli.models.checkpoint import save_draft
+from eagle3cli.models.config import DraftConfig
+from eagle3cli.models.draft import Draft
+from eagle3cli.runtime.report import Silent
+from eagle3cli.serving import bench as module
+from eagle3cli.serving.bench import Bench, bench
+from eagle3cli.serving.results import Config, parse_config, with_baselines
+from eagle3cli.settings.tables import Settings, Target
+
+
+@pytest.fixture(scope="module")
+def draft(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random draft for the tiny target."""
+    folder = tmp_path_factory.mktemp("draft") / "draft"
+    config = DraftConfig.from_target(read_target_config(Target(model_path=str(tiny))), draft_vocab_size=64)
+    torch.manual_seed(0)
+    model = Draft(config)
+    model.set_vocab(torch.zeros(64, dtype=torch.long), torch.arange(config.vocab_size) < 64)
+    save_draft(folder, model.serving_state(), config, dtype=torch.float32)
+    return folder
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    rows = [{"id": f"q{i}", "turns": [f"Question {i}? " * (i + 1), "And then?"]} for i in range(5)]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(tiny: Path, draft: Path | None, questions: Path, *configs: str, **wanted: Any) -> Bench:
+    table = {
+        "config_list": configs or ("2,0,0,0", "2,3,1,4"),
+        "benchmark_list": (str(questions),),
+        "max_tokens": 10,
+        "output": questions.parent / "results.jsonl",
+    }
+    tables = {"target": {"model_path": str(tiny), "device": "cpu"}, "bench": table | wanted}
+    return bench(Settings.model_validate({**tables, "draft": {"path": str(draft) if draft else None}}), Silent())
+
+
+def test_configurations_as_typed() -> None:
+    assert parse_config("4,5,1,6") == Config(4, 5)
+    assert parse_config("1,0,0,0") == Config(1, 0)
+    assert [str(c) for c in with_baselines([Config(1, 3), Config(1, 0), Config(2, 5), Config(1, 5)])] == [
+        "1,0,0,0",
+        "1,3,1,4",
+        "2,0,0,0",
+        "2,5,1,6",
+        "1,5,1,6",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("4,3,2,4", "4,3,1,4: the local engine drafts chains"),
+        ("1,3,1,8", "verifies 4 tokens, not 8"),
+        ("1,3", "not batch,steps,topk,draft_tokens"),
+        ("a,b,c,d", "not batch,steps,topk,draft_tokens"),
+        ("0,3,1,4", "at least 1"),
+        ("1,0,1,1", "write 1,0,0,0"),
+    ],
+)
+def test_wrong_configurations_are_told(text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse_config(text)
+
+
+def test_answers_are_the_baselines_and_counts_add_up(tiny: Path, draft: Path, questions: Path) -> None:
+    done = run(tiny, draft, questions)
+    plain, chain = done.table
+    assert (plain["k"], plain["speedup"], plain["requests"]) == (0, 1.0, 5)
+    assert chain["identical"] == chain["requests"] == 5
+    assert chain["tokens"] == plain["tokens"]
+    assert 1.0 <= chain["acceptance_length"] <= 4.0
+    expected = 1 + sum(chain["accepted_per_position"])
+    assert chain["acceptance_length"] == pytest.approx(expected, abs=0.35)
+    rows = [json.loads(line) for line in done.output.read_text().splitlines()]
+    assert [row["kind"] for row in rows] == [
+        "settings",
+        *["request"] * 5,
+        "configuration",
+        *["request"] * 5,
+        "configuration",
+    ]
+    assert sorted(row["id"] for row in rows[1:6]) == [f"q{i}" for i in range(5)]
+
+
+def test_batches_and_turns_do_not_change_the_answers(tiny: Path, draft: Path, questions: Path) -> None:
+    done = run(tiny, draft, questions, "1,2,1,3", "4,2,1,3", multi_turn=True)
+    answers: dict[str, dict[Any, Any]] = {}
+    for line in done.output.read_text().splitlines()[1:]:
+        row = json.loads(line)
+        if row["kind"] == "request":
+            answers.setdefault(row["config"], {})[row["id"], row["turn"]] = row["token_ids"]
+    assert len(answers) == 4
+    assert all(found == answers["1,0,0,0"] for found in answers.values())
+    assert len(answers["1,0,0,0"]) == 10
+
+
+def test_finished_configurations_are_not_measured_again(
+    tiny: Path, draft: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = module.decode, []
+
+    def stop_at_the_third(*args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs["k"])
+        if calls.count(2) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, "decode", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, draft, questions, "2,1,1,2", "2,2,1,3")
+    monkeypatch.undo()
+    before = questions.with_name("results.jsonl").read_text()
+    done = run(tiny, draft, questions, "2,1,1,2", "2,2,1,3")
+    assert done.measured == 1
+    assert done.output.read_text().startswith(before)
+    assert run(tiny, draft, questions, "2,1,1,2", "2,2,1,3").measured == 0
+    assert run(tiny, draft, questions, "2,1,1,2", "2,2,1,3", "2,3,1,4").measured == 1
+
+
+def test_other_settings_are_refused(tiny: Path, draft: Path, questions: Path) -> None:
+    run(tiny, draft, questions, "1,0,0,0")
+    with pytest.raises(UsageError, match="max_tokens was 10, is 5"):
+        run(tiny, draft, questions, "1,0,0,0", max_tokens=5)
+    assert run(tiny, draft, questions, "1,0,0,0", max_tokens=5, overwrite=True).measured == 1
+
+
+def test_missing_drafts_and_long_prompts_are_told(tiny: Path, questions: Path, tmp_path: Path) -> None:
+    assert run(tiny, None, questions, "1,0,0,0").measured == 1
+    with pytest.raises(UsageError, match="no draft"):
+        run(tiny, None, questions)
+    with pytest.raises(ModelError, match="no such folder"):
+        run(tiny, tmp_path / "absent", questions)
+    with pytest.raises(UsageError, match="do not fit into 512"):
+        run(tiny, None, questions, "1,0,0,0", max_tokens=500, output=tmp_path / "other.jsonl")
+
+
+def test_the_system_prompt_is_asked(tiny: Path, questions: Path, tmp_path: Path) -> None:
+    run(tiny, None, questions, "1,0,0,0")
+    run(tiny, None, questions, "1,0,0,0", system_prompt="Be brief.", output=tmp_path / "other.jsonl")
+    first, other = (
+        [json.loads(line)["token_ids"] for line in path.read_text().splitlines()[1:-1]]
+        for path in (questions.with_name("results.jsonl"), tmp_path / "other.jsonl")
+    )
+    assert first != other
