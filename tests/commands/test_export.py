@@ -1,0 +1,131 @@
+"""eagle3 export: from a run to a folder that serves, or a clear refusal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from eagle3cli.models.checkpoint import check_folder, load_draft, save_draft
+from eagle3cli.models.config import DraftConfig
+from eagle3cli.models.draft import Draft
+from tests.conftest import RunCli
+
+
+@pytest.fixture
+def run_folder(tiny: Path, tmp_path: Path) -> Path:
+    """What ``eagle3 train`` leaves: checkpoints and the best draft, in fp32."""
+    torch.manual_seed(0)
+    config = DraftConfig.from_target(json.loads((tiny / "config.json").read_text()), draft_vocab_size=50)
+    draft = Draft(config)
+    t2d = torch.zeros(config.vocab_size, dtype=torch.bool)
+    t2d[100:200:2] = True
+    draft.set_vocab(t2d.nonzero()[:, 0] - torch.arange(50), t2d)
+    folder = tmp_path / "runs" / "train"
+    for name in ("best", "checkpoints/epoch_0_step_5", "checkpoints/epoch_1_step_12"):
+        save_draft(folder / name, draft.serving_state(), config, dtype=torch.float32)
+    (folder / "settings.toml").write_text(f"[target]\nmodel_path = {json.dumps(str(tiny))}\n")
+    return folder
+
+
+def test_the_best_draft_of_the_default_run(run_cli: RunCli, run_folder: Path, tiny: Path, tmp_path: Path) -> None:
+    ran = run_cli("export")
+    assert ran.code == 0, ran.err
+    assert f"python -m sglang.launch_server --model-path {tiny} --speculative-algorithm EAGLE3" in ran.out
+    assert "--speculative-draft-model-path runs/draft" in ran.out
+    config = check_folder(tmp_path / "runs" / "draft", target=json.loads((tiny / "config.json").read_text()))
+    assert config.dtype == "bfloat16"
+    exact, written = load_draft(run_folder / "best")[1], load_draft(tmp_path / "runs" / "draft")[1]
+    for name, value in exact.items():
+        assert torch.equal(written[name], value.bfloat16() if value.is_floating_point() else value)
+
+
+@pytest.mark.parametrize(
+    ("given", "used"), [("best", "best"), ("checkpoints/epoch_0_step_5", "epoch_0_step_5"), (".", "best")]
+)
+def test_a_run_or_a_checkpoint(run_cli: RunCli, run_folder: Path, given: str, used: str) -> None:
+    ran = run_cli("export", "--draft-model-path", run_folder / given, "--export-dtype", "float32", "--json")
+    assert ran.code == 0, ran.err
+    assert Path(ran.json["source"]).name == (Path(given).name or "best")
+    assert ran.json["same_proposals"] == 1.0
+    assert ran.json["largest_change"] == 0.0
+    assert "--speculative-num-draft-tokens 6" in ran.json["serve"]
+
+
+def test_without_best_the_newest_checkpoint(run_cli: RunCli, run_folder: Path) -> None:
+    (run_folder / "best" / "config.json").unlink()
+    assert Path(run_cli("export", "--json").json["source"]).name == "epoch_1_step_12"
+
+
+def test_legacy_layout(run_cli: RunCli, run_folder: Path, tmp_path: Path) -> None:
+    assert run_cli("export", "--layout", "legacy", "--output-path", "old").code == 0
+    raw = json.loads((tmp_path / "old" / "config.json").read_text())
+    assert "rope_parameters" not in raw
+    check_folder(tmp_path / "old", layout="legacy")
+
+
+def test_nothing_is_overwritten_unasked(run_cli: RunCli, run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "draft").mkdir()
+    (tmp_path / "runs" / "draft" / "letter.txt").write_text("dear")
+    refused = run_cli("export")
+    assert refused.code == 2
+    assert "--overwrite" in refused.err
+    assert (tmp_path / "runs" / "draft" / "letter.txt").exists()
+    assert run_cli("export", "--overwrite").code == 0
+
+
+def test_a_failed_export_leaves_the_old_folder(run_cli: RunCli, run_folder: Path, tmp_path: Path) -> None:
+    assert run_cli("export").code == 0
+    weights = run_folder / "best" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["fc.weight"][0, 0] = float("nan")
+    del tensors["norm.weight"]
+    save_file(tensors, weights)
+    before = (tmp_path / "runs" / "draft" / "model.safetensors").read_bytes()
+    failed = run_cli("export", "--overwrite")
+    assert failed.code == 1
+    assert "norm.weight: missing" in failed.err
+    assert (tmp_path / "runs" / "draft" / "model.safetensors").read_bytes() == before
+    assert [path.name for path in (tmp_path / "runs").iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_specforge_folder_gets_what_a_server_needs(
+    run_cli: RunCli, run_folder: Path, tiny: Path, tmp_path: Path
+) -> None:
+    source = run_folder / "best"
+    raw = json.loads((source / "config.json").read_text())
+    for key in ("eagle_config", "rope_parameters", "dtype"):
+        del raw[key]
+    (source / "config.json").write_text(json.dumps({**raw, "max_position_embeddings": 64}))
+    tensors = load_file(source / "model.safetensors")
+    embedding = load_file(tiny / "model.safetensors")["model.embed_tokens.weight"]
+    save_file({**tensors, "embed_tokens.weight": embedding}, source / "model.safetensors")
+    ran = run_cli("export")
+    assert ran.code == 0, ran.err
+    assert "max_position_embeddings 64 became the target's 512" in ran.err
+    assert "does not name its auxiliary layers; [1, 3, 4] written" in ran.err
+    assert "left out" in ran.err
+    assert "embed_tokens.weight" not in load_file(tmp_path / "runs" / "draft" / "model.safetensors")
+    save_file({**tensors, "embed_tokens.weight": embedding + 1}, source / "model.safetensors")
+    assert run_cli("export", "--overwrite").code == 0
+    assert "embed_tokens.weight" in load_file(tmp_path / "runs" / "draft" / "model.safetensors")
+
+
+def test_a_draft_of_another_target_is_refused(run_cli: RunCli, run_folder: Path, tiny: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    raw = json.loads((tiny / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**raw, "vocab_size": 999}))
+    ran = run_cli("export", "--target-model-path", other)
+    assert ran.code == 1
+    assert "vocab_size is 320 but the target has 999" in ran.err
+    assert not (tmp_path / "runs" / "draft").exists()
+
+
+def test_no_draft_at_all(run_cli: RunCli, tmp_path: Path) -> None:
+    ran = run_cli("export")
+    assert ran.code == 1
+    assert "--draft-model-path" in ran.err

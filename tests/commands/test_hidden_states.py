@@ -1,0 +1,115 @@
+"""eagle3 hidden-states from the command line: captured, killed, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from eagle3cli.data.store import Store, teacher_positions
+from tests.conftest import ROOT, RunCli
+from tests.tiny import tiny_target
+
+TEXT = "how do i sort a list of numbers you call sorted on the list and keep what it returns"
+
+
+def write_data(path: Path, rows: int, seed: int) -> Path:
+    rng = random.Random(seed)
+
+    def said(words: int) -> str:
+        return " ".join(rng.choice(TEXT.split()) for _ in range(words))
+
+    with path.open("w") as f:
+        for i in range(rows):
+            turns = [("user", said(rng.randrange(3, 20))), ("assistant", said(rng.randrange(3, 60)))]
+            f.write(json.dumps({"id": str(i), "conversations": [{"role": r, "content": c} for r, c in turns]}) + "\n")
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_both_splits_are_captured_and_a_second_run_has_nothing_to_do(
+    run_cli: RunCli, tmp_path: Path, kind: str
+) -> None:
+    target = tiny_target(tmp_path / "target", kind)
+    train, held_out = write_data(tmp_path / "train.jsonl", 20, 0), write_data(tmp_path / "eval.jsonl", 6, 1)
+    flags = ("--model-path", target, "--data-path", train, "--eval-data-path", held_out, "--draft-vocab-size", 64)
+    ran = run_cli("hidden-states", *flags)
+    assert ran.code == 0, ran.err
+    assert "next: eagle3 train --mode offline" in ran.out
+    assert "bytes a token" in ran.err
+    store = Store(tmp_path / "cache" / "hidden_states" / "train")
+    assert len(store) == 20
+    assert len(Store(tmp_path / "cache" / "hidden_states" / "eval")) == 6
+    assert store.vocab.size == 64
+    row = store[7]
+    assert len(row.last_RH) == len(teacher_positions(row.loss_mask_S)) > 0
+    again = run_cli("hidden-states", *flags, "--json")
+    assert again.code == 0
+    assert again.json["splits"]["train"]["shards_before"] == again.json["splits"]["train"]["shards"] == 1
+    assert "parameters" not in again.err, "the target was loaded for nothing"
+
+
+@pytest.mark.slow
+def test_kill_9_and_the_same_command_again_gives_the_same_bytes(run_cli: RunCli, tiny: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "train.jsonl", 150, 0)
+    flags = ["hidden-states", "--model-path", str(tiny), "--data-path", str(data), "--threads", "1"]
+    flags += ["--shard-mb", "1", "--batch-tokens", "512", "--output-path"]
+    folder = tmp_path / "killed" / "train"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with (tmp_path / "log.txt").open("wb") as log:
+        command = [sys.executable, "-m", "eagle3cli", *flags, str(folder.parent)]
+        child = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=log, stderr=log)
+        shard, deadline = folder / "shard_00001.safetensors", time.monotonic() + 120
+        while not shard.exists() and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        os.kill(child.pid, signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
+    assert json.loads((folder / "manifest.json").read_text())["complete"] is False
+    resumed = run_cli(*flags, folder.parent, "--json")
+    assert resumed.code == 0, resumed.err
+    assert 0 < resumed.json["splits"]["train"]["shards_before"] < resumed.json["splits"]["train"]["shards"]
+    whole = run_cli(*flags, tmp_path / "whole")
+    assert whole.code == 0, whole.err
+    assert contents(folder) == contents(tmp_path / "whole" / "train")
+
+
+def test_changed_settings_are_refused_until_overwrite(run_cli: RunCli, tiny: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "train.jsonl", 8, 0)
+    flags = ("hidden-states", "--model-path", tiny, "--data-path", data)
+    assert run_cli(*flags).code == 0
+    refused = run_cli(*flags, "--aux-layers", 0, 3, 5)
+    assert refused.code == 1
+    assert "aux_layers: (1, 3, 4) there, (0, 3, 5) now" in refused.err
+    assert "--overwrite" in refused.err
+    assert run_cli(*flags, "--aux-layers", 0, 3, 5, "--overwrite").code == 0
+    assert Store(tmp_path / "cache" / "hidden_states" / "train").meta.aux_layers == (0, 3, 5)
+
+
+def test_only_the_first_rows(run_cli: RunCli, tiny: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "train.jsonl", 8, 0)
+    ran = run_cli("hidden-states", "--model-path", tiny, "--data-path", data, "--sample-size", 3, "--json")
+    assert ran.json["splits"]["train"]["rows"] == 3
+
+
+def test_wrong_use_is_a_clear_error(run_cli: RunCli, tiny: Path, tmp_path: Path) -> None:
+    no_data = run_cli("hidden-states", "--model-path", tiny)
+    assert no_data.code == 2
+    assert "no training data" in no_data.err
+    data = write_data(tmp_path / "train.jsonl", 8, 0)
+    no_eval = run_cli("hidden-states", "--model-path", tiny, "--data-path", data, "--split", "eval")
+    assert no_eval.code == 2
+    assert "--eval-data-path" in no_eval.err
+    no_model = run_cli("hidden-states", "--model-path", tmp_path / "nowhere", "--data-path", data)
+    assert no_model.code == 1
+    assert "nowhere" in no_model.err

@@ -1,0 +1,71 @@
+"""The independent decoder, our engine and the walk agree, on another writer's drafts and on exported ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from eagle3cli.backends.hf import load_target
+from eagle3cli.backends.online import OnlineSource
+from eagle3cli.data.rows import TokenRow, TokenRows
+from eagle3cli.models.checkpoint import load_draft, save_draft
+from eagle3cli.models.draft import Draft
+from eagle3cli.runtime.report import Silent
+from eagle3cli.serving.decode import decode
+from eagle3cli.settings.tables import Target
+from eagle3cli.training.evaluate import evaluate
+from tests.independent_eagle3 import measure
+
+PROMPTS = ("count from 17", "days from monday", "months back from may", "count back from 60 please")
+NEW_TOKENS, K = 24, 3
+
+
+@pytest.fixture(scope="module")
+def folder(shared: Path) -> Path:
+    return shared / "engines" / "tiny_eagle3"
+
+
+@pytest.fixture(scope="module")
+def prompts(folder: Path) -> list[list[int]]:
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder / "target")
+    chats = [[{"role": "user", "content": text}] for text in PROMPTS]
+    return [
+        tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"] for chat in chats
+    ]
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("draft", 3.6, 4.0), ("draft_random", 1.0, 1.1)])
+def test_walk_engine_and_independent_decoder_agree(
+    folder: Path, prompts: list[list[int]], tmp_path: Path, name: str, low: float, high: float
+) -> None:
+    options: dict[str, Any] = {"k": K, "max_new_tokens": NEW_TOKENS, "eos_ids": frozenset([2])}
+    independent = measure(folder / "target", folder / name, prompts, **options, default_layers=(1, 3, 4))
+    assert low <= independent.acceptance_length <= high
+
+    target = load_target(Target(model_path=str(folder / "target"), device="cpu"), Silent())
+    config, state = load_draft(folder / name, aux_layers=target.aux_layers)
+    draft = Draft(config).float().eval()
+    draft.load_state_dict(state)
+    ours, _ = decode(target, draft, prompts, batch_size=4, **options)
+    assert [row.token_ids for row in ours] == independent.replies
+    assert [row.steps for row in ours] == independent.steps
+
+    rows = []
+    for prompt, reply in zip(prompts, independent.replies, strict=True):
+        mask = np.array([0] * len(prompt) + [1] * len(reply), dtype=np.uint8)
+        rows.append(TokenRow("", np.array(prompt + reply, dtype=np.int32), mask))
+    source = OnlineSource(target, TokenRows.of(rows))
+    walked = evaluate(
+        draft, source, target.embedding_VH, depths=K, rows=range(len(rows)), batch_size=2, report=Silent()
+    ).walks[-1]
+    assert (walked.tokens, walked.steps) == (sum(map(len, independent.replies)) - len(rows), sum(independent.steps))
+
+    save_draft(tmp_path / "exported", draft.serving_state(), config, dtype=torch.float32)
+    exported = measure(folder / "target", tmp_path / "exported", prompts, **options)
+    assert exported == independent
