@@ -246,6 +246,9 @@ class Run(Table):
     held_out_prompts: int = option(64, "Held-out prompts of the final measurement.", ge=1)
     new_tokens: int = option(128, "New tokens per held-out prompt.", ge=1)
     speed_prompts: int = option(4, "Prompts on which tokens/s are timed, one at a time.", ge=1)
+    batch_size: int = option(16, "Held-out prompts decoded together.", "--measure-batch-size", ge=1)
+    regenerate: bool = option(False, "Have the target write every reply anew instead of using recorded ones.")
+    overwrite: bool = option(False, "Redo the stages whose settings changed, and all after them.")
 
 
 class Settings(Table):
