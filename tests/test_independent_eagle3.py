@@ -13,12 +13,13 @@ from eagle3cli.backends.hf import load_target
 from eagle3cli.backends.online import OnlineSource
 from eagle3cli.data.rows import TokenRow, TokenRows
 from eagle3cli.models.checkpoint import load_draft, save_draft
+from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.decode import decode
 from eagle3cli.settings.tables import Target
 from eagle3cli.training.evaluate import evaluate
-from tests.independent_eagle3 import measure
+from tests.independent_eagle3 import NaiveDraft, measure
 
 PROMPTS = ("count from 17", "days from monday", "months back from may", "count back from 60 please")
 NEW_TOKENS, K = 24, 3
@@ -69,3 +70,27 @@ def test_walk_engine_and_independent_decoder_agree(
     save_draft(tmp_path / "exported", draft.serving_state(), config, dtype=torch.float32)
     exported = measure(folder / "target", tmp_path / "exported", prompts, **options)
     assert exported == independent
+
+
+def test_scaled_rope_means_the_same_to_both(tmp_path: Path) -> None:
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 256,
+    }
+    raw = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 64,
+    }
+    config = DraftConfig.from_target(
+        {**raw, "vocab_size": 20, "num_hidden_layers": 8, "rope_theta": 5e5, "rope_scaling": scaling}
+    )
+    draft = Draft(config)
+    draft.set_vocab(torch.zeros(20, dtype=torch.long), torch.ones(20, dtype=torch.bool))
+    save_draft(tmp_path, draft.serving_state(), config)
+    torch.testing.assert_close(NaiveDraft(tmp_path).frequencies, draft.rotary.inv_freq)
