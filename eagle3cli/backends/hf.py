@@ -115,7 +115,7 @@ class HfTarget:
 
         The sequences are padded on the right to the longest one; give sequences of similar length.
         """
-        ids = [torch.as_tensor(s, dtype=torch.long, device=self.device) for s in sequences]
+        ids = [torch.tensor(s, dtype=torch.long, device=self.device) for s in sequences]
         with self.tapping() as taps:
             out = self.decoder(input_ids=pad_sequence(ids, batch_first=True), use_cache=False)
         aux = torch.cat([taps[layer] for layer in self.aux_layers], dim=-1)

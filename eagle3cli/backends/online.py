@@ -27,7 +27,7 @@ class OnlineSource:
     def batch(self, rows: Sequence[int]) -> TargetBatch:
         """Run the target over these rows and keep what the draft's loss reads."""
         picked = [self.rows[r] for r in rows]
-        masks = [torch.as_tensor(row.loss_mask).bool() for row in picked]
+        masks = [torch.tensor(row.loss_mask, dtype=torch.bool) for row in picked]
         states = self.target.capture([row.token_ids for row in picked])
         bounds = tuple(accumulate((len(mask) for mask in masks), initial=0))
         where = torch.cat([begin + teacher_positions(mask) for begin, mask in zip(bounds, masks, strict=False)])
@@ -36,7 +36,7 @@ class OnlineSource:
         top_N = torch.full((len(last_NH),), -1, dtype=torch.long, device=last_NH.device)
         top_N[where] = self.target.top_tokens(last_NH[where])
         return TargetBatch(
-            token_ids_N=torch.cat([torch.as_tensor(row.token_ids, dtype=torch.long) for row in picked]).to(
+            token_ids_N=torch.cat([torch.tensor(row.token_ids, dtype=torch.long) for row in picked]).to(
                 last_NH.device
             ),
             loss_mask_N=torch.cat(masks).to(last_NH.device),
