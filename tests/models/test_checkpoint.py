@@ -15,7 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from eagle3cli.errors import ModelError
-from eagle3cli.models.checkpoint import check_folder, expected_shapes, load_draft, own_embedding, save_draft, vocab_problems
+from eagle3cli.models.checkpoint import (
+    check_folder,
+    expected_shapes,
+    load_draft,
+    own_embedding,
+    save_draft,
+    vocab_problems,
+)
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
 
