@@ -149,7 +149,7 @@ class DraftConfig:
             "max_position_embeddings": self.max_position_embeddings,
             "rope_parameters": rope,
             "rope_theta": self.rope_theta,
-            "rope_scaling": self.rope_scaling,
+            "rope_scaling": dict(self.rope_scaling) if self.rope_scaling else None,
             "bos_token_id": self.bos_token_id,
             "eos_token_id": self.eos_token_id,
             "pad_token_id": self.pad_token_id,

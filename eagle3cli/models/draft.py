@@ -94,12 +94,18 @@ class Draft(nn.Module):
         self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.long))
         self.register_buffer("t2d", torch.ones(config.vocab_size, dtype=torch.bool))
         self.register_buffer("aux_scale_C", torch.ones(aux_width), persistent=False)
+        self.own_embedding_VH: Tensor | None = None
+        """Set for a draft that brings its own embedding; read it through :meth:`embedding`."""
         self.rotary = LlamaRotaryEmbedding(_rope_config(config))
 
     @property
     def draft_ids(self) -> Tensor:
         """Target token of every draft token, ``[Vd]``, ascending."""
         return self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
+
+    def embedding(self, target_VH: Tensor) -> Tensor:
+        """The embedding that the draft reads: its own where it has one, else the target's."""
+        return target_VH if self.own_embedding_VH is None else self.own_embedding_VH.to(target_VH)
 
     def set_vocab(self, d2t: Tensor, t2d: Tensor) -> None:
         """Use this draft vocabulary (``d2t`` as offsets, ``t2d`` as a mask over the target's tokens)."""

@@ -143,6 +143,7 @@ class _Batch:
         max_new_tokens: int,
     ) -> None:
         self.target, self.taps, self.draft, self.prompts, self.k = target, taps, draft, prompts, k
+        self.embedding_VH = draft.embedding(target.embedding_VH) if draft is not None else target.embedding_VH
         slots = max(len(p) for p in prompts) + max_new_tokens + k + 1
         self.target_cache = PositionCache(len(prompts), slots)
         self.draft_cache = PositionCache(len(prompts), slots)
@@ -228,7 +229,7 @@ class _Batch:
     def _draft_pass(self, draft: Draft, hidden_BQH: Tensor, next_BQ: Tensor, positions_BQ: Tensor) -> Tensor:
         """The draft's layer once: row p reads ``next`` = token p+1; returns hidden states ``[B, Q, H]``."""
         attention, (batch, queries) = draft.midlayer.self_attn, next_BQ.shape
-        embedded = draft.midlayer.input_layernorm(F.embedding(next_BQ, self.target.embedding_VH))
+        embedded = draft.midlayer.input_layernorm(F.embedding(next_BQ, self.embedding_VH))
         joint = torch.cat((embedded, draft.midlayer.hidden_norm(hidden_BQH)), -1).flatten(0, 1)
         cos, sin = draft.rope(positions_BQ.flatten(), joint.dtype)
         split = [

@@ -14,7 +14,7 @@ from eagle3cli.backends.store import StoreSource
 from eagle3cli.data.cache import open_or_build
 from eagle3cli.data.store import Store
 from eagle3cli.errors import UsageError
-from eagle3cli.models.checkpoint import load_draft
+from eagle3cli.models.checkpoint import load_draft, own_embedding
 from eagle3cli.models.config import DraftConfig, default_aux_layers
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.devices import set_threads
@@ -36,6 +36,7 @@ def open_draft(settings: Settings) -> Draft:
     config, state = load_draft(Path(settings.draft.path), aux_layers=fallback)
     draft = Draft(config)
     draft.load_state_dict(state)
+    draft.own_embedding_VH = own_embedding(Path(settings.draft.path))
     return draft.float().eval().requires_grad_(False)
 
 
@@ -51,7 +52,7 @@ def measure(settings: Settings, report: Reporter) -> Evaluation:
     return evaluate(
         draft,
         source,
-        embedding,
+        draft.embedding(embedding),
         depths=settings.eval.depths,
         rows=range(count),
         batch_size=EVAL_BATCH,
