@@ -31,6 +31,8 @@ class Section:
     rows: Sequence[Cells] = ()
     chart: str = ""
     """SVG from :func:`line_chart`."""
+    on_terminal: bool = True
+    """Short enough to be shown when the run ends."""
 
 
 @dataclass(frozen=True)
