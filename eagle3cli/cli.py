@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import importlib.util
 import os
 import re
 import sys
@@ -56,7 +55,6 @@ TABLE: tuple[Line, ...] = (
     Line("config", "Show, check and write settings.", CHAIN),
     Line("doctor", "Check this machine, and say how to fix what is wrong.", CHAIN),
 )
-TABLE = tuple(line for line in TABLE if importlib.util.find_spec(line.module))
 
 
 def overview() -> str:

@@ -85,13 +85,22 @@ def test_only_the_named_commands_module_is_imported() -> None:
     assert done.stderr.strip() == str(wanted)
 
 
+def test_the_table_holds_every_command_there_is() -> None:
+    modules = {path.stem for path in (ROOT / "eagle3cli" / "commands").glob("*.py")} - {"__init__"}
+    loaded = {name: importlib.import_module(f"eagle3cli.commands.{name}") for name in modules}
+    commands = {name for name, module in loaded.items() if hasattr(module, "COMMAND") or hasattr(module, "app")}
+    assert commands == {line.name.replace("-", "_") for line in cli.TABLE}
+    for line in COMMANDS:
+        assert command(line.name).name == line.name
+
+
 def test_version(run_cli: RunCli) -> None:
     assert run_cli("--version").out == f"eagle3 {__version__}\n"
 
 
 @pytest.mark.parametrize("name", [line.name for line in COMMANDS])
 def test_help_says_what_a_command_is_for_and_ends_with_examples_that_parse(
-    name: str, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+    name: str, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found = command(name)
     shown = run_cli(name, "--help").out
@@ -107,6 +116,9 @@ def test_help_says_what_a_command_is_for_and_ends_with_examples_that_parse(
     monkeypatch.setattr(module, "COMMAND", dataclasses.replace(found, run=run))
     for example in found.examples:
         program, *words = shlex.split(example)
+        for word in words:
+            if word.endswith(".toml"):
+                (tmp_path / word).touch()
         assert program == "eagle3"
         assert words[0] == name
         ran = run_cli(*words)
