@@ -293,7 +293,7 @@ def read_hub(name: str, split: str, *, shuffle_seed: int | None = None) -> Itera
     import datasets
 
     datasets.disable_progress_bars()
-    fix = "check the name and the network (HF_HUB_OFFLINE, HF_TOKEN), or download a file and pass it with --data-path"
+    fix = "check the name and the network (HF_HUB_OFFLINE, HF_TOKEN), or download a file and give its path instead"
     number = 0
     try:
         rows = datasets.load_dataset(name, split=split, streaming=True)
