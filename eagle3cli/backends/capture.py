@@ -18,6 +18,7 @@ from eagle3cli.data.store_writer import Plan, StoreWriter, plan_store
 from eagle3cli.data.vocab import VocabMapping
 from eagle3cli.errors import DataError, Eagle3Error, ModelError
 from eagle3cli.models.config import DraftConfig
+from eagle3cli.runtime.devices import compute_type
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
 from eagle3cli.settings.tables import Target
@@ -36,6 +37,14 @@ class Origin:
     hidden_size: int
     vocab_size: int
     compute_dtype: str
+
+
+def computing_in(target: Target, name: str) -> Target:
+    """``target`` with the type that ``hidden_states.dtype`` names; auto leaves it as it is."""
+    if name == "auto":
+        return target
+    kind = compute_type(name, pick_device(target.device))
+    return target.model_copy(update={"dtype": str(kind).removeprefix("torch.")})
 
 
 def origin_of(target: Target, draft: DraftConfig) -> Origin:

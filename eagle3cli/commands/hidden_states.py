@@ -36,11 +36,11 @@ def run(settings: Settings, out: Out) -> None:
     splits = {name: rows for name, rows in (("train", cached.train), ("eval", cached.eval)) if rows is not None}
     if wanted.split != "both" and wanted.split not in splits:
         raise UsageError("no held-out rows to capture", where="--split eval", fix="give --eval-data-path")
-    origin = states.origin_of(target, draft)
+    origin = states.origin_of(states.computing_in(target, wanted.dtype), draft)
     loaded: list[HfTarget] = []
 
     def load() -> HfTarget:
-        loaded[:] = loaded or [load_target(target, out, draft.aux_layers)]
+        loaded[:] = loaded or [load_target(states.computing_in(target, wanted.dtype), out, draft.aux_layers)]
         return loaded[0]
 
     done, lines = {}, []

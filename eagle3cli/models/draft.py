@@ -103,6 +103,12 @@ class Draft(nn.Module):
         """Target token of every draft token, ``[Vd]``, ascending."""
         return self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
 
+    def cast(self, dtype: torch.dtype) -> Draft:
+        """Change the type of the weights alone: RoPE frequencies and the auxiliary scale stay fp32."""
+        for weight in self.parameters():
+            weight.data = weight.data.to(dtype)
+        return self
+
     def embedding(self, target_VH: Tensor) -> Tensor:
         """The embedding that the draft reads: its own where it has one, else the target's."""
         return target_VH if self.own_embedding_VH is None else self.own_embedding_VH.to(target_VH)

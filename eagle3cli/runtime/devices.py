@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -14,4 +15,30 @@ def set_threads(threads: int | None) -> int:
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if threads is not None:
         torch.set_num_threads(threads)
+    # Denormal numbers cost a trained draft's step 14% of its time on a CPU, and flushing them no acceptance.
+    torch.set_flush_denormal(True)
     return torch.get_num_threads()
+
+
+def fastest_type(device: torch.device) -> torch.dtype:
+    """The type in which matrix products are fastest: bfloat16 on a GPU and on processors with instructions for it.
+
+    On an AVX512-BF16 processor products of 640 x 576 x 1536 ran at 200 GFLOPS a core in bfloat16 and 93 in float32.
+    """
+    if device.type != "cpu":
+        return torch.bfloat16
+    flags = {"avx512_bf16", "amx_bf16"}
+    try:
+        found = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return torch.float32
+    return torch.bfloat16 if flags.intersection(found) else torch.float32
+
+
+def compute_type(name: str, device: torch.device) -> torch.dtype:
+    """The type that a setting names: ``auto`` is float32 on a CPU and bfloat16 elsewhere."""
+    if name == "fastest":
+        return fastest_type(device)
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

@@ -23,6 +23,9 @@ def option(default: Any, help: str, *flags: str, **bounds: Any) -> Any:
     return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
+ComputeType = Literal["auto", "float32", "bfloat16", "fastest"]
+
+
 class Target(Table):
     """The frozen model that the draft serves."""
 
@@ -157,6 +160,11 @@ class HiddenStates(Table):
 
     output_path: Path = option(Path("cache/hidden_states"), "Folder of the stores (train/ and eval/).", "--output-path")
     split: Literal["train", "eval", "both"] = option("both", "Which cached rows to capture.")
+    dtype: ComputeType = option(
+        "auto",
+        "Type the target computes in here; auto: target.dtype; fastest: bfloat16 where the processor has it.",
+        "--states-dtype",
+    )
     batch_tokens: int = option(4096, "Tokens per target pass.", ge=1)
     shard_mb: int = option(256, "Size of a shard in MB.", ge=1)
     sample_size: int | None = option(None, "Only the first N rows.", ge=1)
@@ -190,6 +198,12 @@ class Train(Table):
     )
     attention_backend: Literal["auto", "sdpa"] = option(
         "auto", "Attention kernel.", "--attention-backend", "--draft-attention-backend"
+    )
+    dtype: ComputeType = option(
+        "auto",
+        "Type the draft computes in (its master weights are float32); auto: float32 on a CPU, else bfloat16; "
+        "fastest: bfloat16 where the processor has it.",
+        "--draft-dtype",
     )
     seed: int = option(0, "Seed of initial weights and data order.")
     save_interval: int = option(1000, "Steps between checkpoints.", ge=1)

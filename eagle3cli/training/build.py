@@ -23,7 +23,7 @@ from eagle3cli.data.vocab import VocabMapping
 from eagle3cli.errors import UsageError
 from eagle3cli.models.config import DraftConfig, read_draft_config
 from eagle3cli.models.draft import Draft
-from eagle3cli.runtime.devices import set_threads
+from eagle3cli.runtime.devices import compute_type, set_threads
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.tables import Settings, Train
 from eagle3cli.training.checkpoints import list_checkpoints, resume
@@ -68,12 +68,14 @@ def build(settings: Settings, report: Reporter) -> Trainer:
     run = settings.train.output_dir
     inputs = online(settings, report) if settings.train.mode == "online" else offline(settings, report)
     embedding, head = inputs.weights["embedding"], inputs.weights["head"]
-    draft = Draft(inputs.config).to(embedding.device, embedding.dtype)
+    dtype = compute_type(settings.train.dtype, embedding.device)
+    draft = Draft(inputs.config).to(embedding.device)
     draft.set_vocab(inputs.vocab.d2t, inputs.vocab.t2d)
     scales = {"lm_head": settings.train.head_lr_scale}
     fingerprint = _fingerprint(settings, inputs)
     if settings.draft.init == "target" and not list_checkpoints(run):
         initialise_from_target(draft, inputs, report)
+    draft.cast(dtype)
     optimizer = Optimizer(list(draft.named_parameters()), max_grad_norm=settings.train.max_grad_norm, scales=scales)
     progress = resume(run, draft, optimizer, fingerprint, report)
     order = Order(len(inputs.source.lengths), settings.train.batch_size, settings.train.seed)
@@ -87,7 +89,7 @@ def build(settings: Settings, report: Reporter) -> Trainer:
         budget_seconds=parse_duration(settings.train.time_budget),
         draft=draft,
         embedding_VH=embedding,
-        teacher_head_VdH=head[draft.draft_ids],
+        teacher_head_VdH=head[draft.draft_ids].to(dtype),
         optimizer=optimizer,
         progress=progress,
         report=report,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from eagle3cli.backends.batch import BatchSource
@@ -37,7 +38,7 @@ def open_draft(settings: Settings) -> Draft:
     draft = Draft(config)
     draft.load_state_dict(state)
     draft.own_embedding_VH = own_embedding(Path(settings.draft.path))
-    return draft.float().eval().requires_grad_(False)
+    return draft.cast(torch.float32).eval().requires_grad_(False)
 
 
 def measure(settings: Settings, report: Reporter) -> Evaluation:
@@ -45,7 +46,7 @@ def measure(settings: Settings, report: Reporter) -> Evaluation:
     set_threads(settings.target.threads)
     draft = open_draft(settings)
     source, embedding = _source(settings, draft.config, report)
-    draft = draft.to(embedding.device, embedding.dtype)
+    draft = draft.to(embedding.device).cast(embedding.dtype)
     count = min(settings.eval.rows or len(source.lengths), len(source.lengths))
     if not count:
         raise UsageError("no held-out rows", where="--eval-data-path", fix="give a file with replies")

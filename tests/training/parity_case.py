@@ -37,7 +37,7 @@ class Case:
         draft.load_state_dict(
             {k[6:]: v for k, v in self.tensors.items() if k.startswith("param.") and "embed" not in k}
         )
-        return draft.to(self.dtype)
+        return draft.cast(self.dtype)
 
     def packed(self) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[int, ...]]:
         """Token ids, mask, aux and last states; each sequence gets one zero token, where its last row's teacher is."""
