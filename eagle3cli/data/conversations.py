@@ -1,4 +1,4 @@
-"""One layout for every conversation: a list of messages with a role and a content, or the reason why a row is not one."""
+"""One layout for every conversation: messages with a role and a content, or the reason why a row is not one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KEPT = ("reasoning_content", "tool_calls", "tool_call_id", "name")
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in order; ``finish`` says for each assistant message how the target ended it (stop, length), if known."""
+    """Messages in order; ``finish`` says for each assistant message how the target ended it (stop, length)."""
 
     id: str
     messages: tuple[Message, ...]

@@ -1,4 +1,4 @@
-"""What a stage was made of: inputs by content, options, outputs. The same command again finds it and is done at once."""
+"""What a stage was made of: inputs by content, options, outputs. The same command again finds it and is done."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def describe(paths: Iterable[Path], known: Mapping[str, Stat] | None = None) -> 
 
 
 def finished(path: Path, options: Mapping[str, Any], inputs: Iterable[Path]) -> dict[str, Any] | None:
-    """The manifest at ``path`` if it tells of a finished run with equal options and inputs whose outputs still stand."""
+    """The manifest of a finished run with equal options and inputs whose outputs still stand, else None."""
     try:
         manifest: dict[str, Any] = read_json(path)
         before = manifest["inputs"]
@@ -71,10 +72,8 @@ def begin(path: Path, outputs: Iterable[str], *, overwrite: bool) -> None:
     Raises UsageError where they exist, unless the user said --overwrite or an interrupted run left them.
     """
     interrupted = False
-    try:
+    with suppress(Eagle3Error, AttributeError):
         interrupted = read_json(path).get("state") == "unfinished"
-    except (Eagle3Error, AttributeError):
-        pass
     standing = next((path.parent / name for name in outputs if (path.parent / name).exists()), None)
     if standing is not None and not overwrite and not interrupted:
         fix = "choose another place, or pass --overwrite"

@@ -122,7 +122,8 @@ def resolve(source: str, *, data_path: Path | None, split: str | None) -> Origin
         return Origin(source, path=data_path, preset=preset)
     packaged = preset.package.find() if preset.package else None
     if packaged is not None:
-        remark = f"{source}: reading the installed package {packaged.parent.parent.name} ({packaged.name}); terms: {preset.licence}"
+        package = f"{packaged.parent.parent.name} ({packaged.name})"
+        remark = f"{source}: reading the installed package {package}; terms: {preset.licence}"
         return Origin(source, path=packaged, preset=preset, remark=remark)
     if preset.hub:
         remark = f"{source}: streaming {preset.hub} from the hub; licence: {preset.licence}"
