@@ -40,12 +40,15 @@ class Stage:
     """Input files from outside the run's folder; a changed one counts as a changed setting."""
 
     def of(self, settings: Settings) -> dict[str, Any]:
-        """The values of ``fields``, flat; what only steers a session is left out."""
+        """The values of ``fields`` that are not the default, flat; what only steers a session is left out."""
         found: dict[str, Any] = {}
         for key in self.fields:
-            table, _, name = key.partition(".")
-            values = getattr(settings, table).model_dump(mode="json")
-            found |= {f"{table}.{n}": v for n, v in values.items() if n not in SESSION and (not name or n == name)}
+            table, _, only = key.partition(".")
+            values = getattr(settings, table)
+            usual = type(values)().model_dump(mode="json")
+            for name, value in values.model_dump(mode="json").items():
+                if name not in SESSION and only in ("", name) and value != usual[name]:
+                    found[f"{table}.{name}"] = value
         for path in self.files(settings):
             found[str(path)] = [path.stat().st_size, path.stat().st_mtime_ns]
         return found

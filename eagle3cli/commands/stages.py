@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from eagle3cli.settings.tables import Settings
 
 FILE = "stages.json"
+DEFAULT = "the default"
 
 
 @dataclass
@@ -75,12 +76,13 @@ def _may_redo(
     before = ledger.stages.get(stage.name)
     if before is None or before["key"] == key:
         return redo
-    changed = [name for name in wanted if wanted[name] != before["settings"].get(name)]
+    was = before["settings"]
+    changed = sorted(name for name in wanted.keys() | was.keys() if wanted.get(name) != was.get(name))
     allowed = redo or settings.run.overwrite or (settings.run.regenerate and stage.name == "regenerate")
     if changed and not allowed:
-        was = ", ".join(f"{name} was {before['settings'].get(name)!r}, is {wanted[name]!r}" for name in changed)
+        told = (f"{name} was {was.get(name, DEFAULT)}, is {wanted.get(name, DEFAULT)}" for name in changed)
         fix = "pass --overwrite to redo this stage and those after it, or choose another --output-dir"
-        raise UsageError(f"made with other settings: {was}", where=f"stage {stage.name}", fix=fix)
+        raise UsageError(f"made with other settings: {'; '.join(told)}", where=f"stage {stage.name}", fix=fix)
     _remove(stage.output(settings), settings.run.output_dir, stage.name)
     del ledger.stages[stage.name]
     return True
