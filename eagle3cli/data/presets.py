@@ -57,7 +57,8 @@ def _quickstart_choice() -> Callable[[Conversation], bool]:
     recorded = files("eagle3cli").joinpath("data", "quickstart_replies.jsonl.gz")
     if recorded.is_file():
         with recorded.open("rb") as raw, gzip.open(raw, "rt", encoding="utf-8") as f:
-            wanted = {json.loads(line)["id"] for line in f if line.strip()}
+            rows = (json.loads(line) for line in f if line.strip())
+            wanted = {row["id"] for row in rows if "id" in row}  # the first line tells the settings
         return lambda conversation: conversation.id in wanted
 
     def plain(conversation: Conversation) -> bool:
