@@ -15,7 +15,7 @@ from eagle3cli.commands.command import Command
 from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
 from eagle3cli.settings.fields import SettingsField, select
-from eagle3cli.settings.load import load, suggest
+from eagle3cli.settings.load import DEFAULT, load, suggest
 
 CONFIG = typer.Option("--config", metavar="<path>", help="Settings file (TOML); repeatable, later ones win.")
 SET = typer.Option("--set", metavar="<table.key=value>", help="One setting; repeatable.")
@@ -71,7 +71,11 @@ def function(command: Command) -> Callable[..., int]:
                 typed[field.key] = (name, given[_parameter(field)])
         files = [find_recipe(given["recipe"])] if command.recipe and given["recipe"] else []
         loaded = load([*files, *(given["config"] or ())], given["set_"] or (), typed)
-        return command.run(loaded.settings, Out(json_wanted=given["json_"])) or 0
+        settings = loaded.settings
+        if files and loaded.origin("run.output_dir") == DEFAULT:  # each recipe has its own folder
+            run = settings.run.model_copy(update={"output_dir": Path("runs") / files[0].stem})
+            settings = settings.model_copy(update={"run": run})
+        return command.run(settings, Out(json_wanted=given["json_"])) or 0
 
     parameters = list(_parameters(command, flags, arguments))
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
+from eagle3cli.commands.chain import placed, stages
+from eagle3cli.commands.options import recipes
+from eagle3cli.settings.load import load
 from tests.conftest import ROOT, RunCli
 
 RECIPE = """
 [run]
-output_dir = "runs/tiny"
 k = 2
 held_out_prompts = 4
 new_tokens = 12
@@ -148,6 +150,17 @@ def test_a_folder_of_something_else_is_left_alone(run_cli: RunCli, recipe: Path,
     done = run_cli("run", recipe, "--output-dir", "mine", "--overwrite")
     assert (done.code, "holds something else than a run" in done.err) == (2, True)
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+
+
+@pytest.mark.parametrize("path", recipes().values(), ids=recipes())
+def test_every_packaged_recipe_is_valid_and_stays_in_its_folder(path: Path) -> None:
+    settings = placed(load([path]).settings)
+    folder = settings.run.output_dir
+    assert folder == Path("runs") / path.stem
+    for stage in stages(settings):
+        assert folder in (stage.output(settings), *stage.output(settings).parents)
+    anew = load([path], ["run.regenerate=true"]).settings
+    assert placed(anew).regenerate.recorded is None
 
 
 def test_an_unknown_recipe_is_told(run_cli: RunCli) -> None:

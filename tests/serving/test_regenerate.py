@@ -55,7 +55,7 @@ def files(folder: Path) -> dict[str, str]:
 
 def rows_of(folder: Path, kind: str) -> list[dict[str, Any]]:
     paths = sorted(folder.glob(f"{kind}_*.jsonl"), key=lambda path: int(path.stem.split("_")[1].split("-")[0]))
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    return [json.loads(line) for path in paths for line in path.read_text().split("\n") if line]
 
 
 def test_shards_hold_every_row_in_order(tiny: Path, tmp_path: Path) -> None:
@@ -110,6 +110,20 @@ def test_bad_rows_are_reported_and_retried(tiny: Path, tmp_path: Path) -> None:
     again = run(tiny, path, tmp_path / "out", retry_errors=True)
     assert (again.rows, again.errors, again.generated) == (7, 3, 4)
     assert files(tmp_path / "out") == before
+
+
+def test_dirty_rows_all_end_somewhere(tiny: Path, tmp_path: Path, shared: Path) -> None:
+    path = shared / "data" / "bad_rows.jsonl"
+    done = run(tiny, path, tmp_path / "out", max_tokens=2, num_per_shard=100)
+    good, bad = rows_of(tmp_path / "out", "shard"), rows_of(tmp_path / "out", "error")
+    assert len(good) + len(bad) == done.rows == 18
+    assert all(row["reason"] for row in bad)
+    problems = {
+        row["line"]
+        for row in json.loads((shared / "data" / "bad_rows.expected.json").read_text())["rows"]
+        if row["defect"]
+    }
+    assert {row["line"] for row in bad if not row["reason"].startswith("too long")} <= problems
 
 
 def test_retry_takes_in_rows_that_work_now(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
