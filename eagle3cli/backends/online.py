@@ -36,9 +36,7 @@ class OnlineSource:
         top_N = torch.full((len(last_NH),), -1, dtype=torch.long, device=last_NH.device)
         top_N[where] = self.target.top_tokens(last_NH[where])
         return TargetBatch(
-            token_ids_N=torch.cat([torch.tensor(row.token_ids, dtype=torch.long) for row in picked]).to(
-                last_NH.device
-            ),
+            token_ids_N=torch.cat([torch.tensor(row.token_ids, dtype=torch.long) for row in picked]).to(last_NH.device),
             loss_mask_N=torch.cat(masks).to(last_NH.device),
             bounds=bounds,
             aux_NC=torch.cat([aux for aux, _ in states]),

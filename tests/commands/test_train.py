@@ -1,0 +1,211 @@
+"""train and eval as typed: both modes, resume after every kind of stop, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from eagle3cli.models.checkpoint import check_folder
+from tests.conftest import ROOT, Ran, RunCli
+
+WORDS = ("red", "blue", "green", "small", "large", "round", "square", "old", "new", "warm")
+SETTINGS = """
+[target]
+model_path = "{tiny}"
+threads = 1
+[draft]
+vocab_size = 200
+[data]
+train_path = "train.jsonl"
+eval_path = "eval.jsonl"
+max_length = 128
+[train]
+total_steps = 12
+num_epochs = 9
+batch_size = 4
+learning_rate = 1e-3
+ttt_length = 3
+eval_interval = 6
+save_interval = 3
+log_interval = 2
+"""
+
+
+def conversations(count: int, start: int) -> str:
+    lines = []
+    for n in range(start, start + count):
+        reply = " and ".join(WORDS[(n * k) % len(WORDS)] for k in range(3, 9))
+        turns = [{"role": "user", "content": f"Name colours, number {n}."}, {"role": "assistant", "content": reply}]
+        lines.append(json.dumps({"id": f"row-{n}", "conversations": turns}))
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny: Path) -> Path:
+    """A folder with data and an eagle3.toml."""
+    (tmp_path / "train.jsonl").write_text(conversations(14, 0))
+    (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
+    (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
+    return tmp_path
+
+
+def start(place: Path, *words: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "eagle3cli", "train", *words]
+    return subprocess.Popen(
+        command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def last_state(run: Path) -> bytes:
+    newest = max((run / "checkpoints").iterdir(), key=lambda p: int(p.name.rsplit("_", 1)[1]))
+    return (newest / "resume" / "state.safetensors").read_bytes()
+
+
+def trained(ran: Ran) -> dict[str, object]:
+    assert ran.code == 0, ran.err
+    found: dict[str, object] = ran.json
+    return found
+
+
+def test_online_leaves_folders_that_a_server_loads(place: Path, run_cli: RunCli) -> None:
+    result = trained(run_cli("train", "--mode", "online", "--output-dir", "run", "--json"))
+    assert result["steps"] == 12
+    assert len(result["acceptance_length"]) == 5  # type: ignore[arg-type]
+    run = place / "run"
+    names = sorted(p.name for p in (run / "checkpoints").iterdir())
+    assert names == ["epoch_1_step_6", "epoch_2_step_12", "epoch_2_step_9"]
+    for folder in [run / "best", *(run / "checkpoints").iterdir()]:
+        check_folder(folder)
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in events if e["event"] == "step"] == [2, 4, 6, 8, 10, 12]
+    assert [e["step"] for e in events if e["event"] == "eval"] == [6, 12]
+    assert all(e["loss"] > 0 and len(e["accuracy"]) == 3 for e in events if e["event"] == "step")
+    assert "vocab_size = 200" in (run / "settings.toml").read_text()
+
+
+def test_offline_gives_what_online_gives(place: Path, run_cli: RunCli) -> None:
+    """The target in bfloat16, whose states the store keeps bit for bit."""
+    assert run_cli("hidden-states", "--states-dtype", "bfloat16", "--batch-tokens", "1").code == 0
+    trained(run_cli("train", "--mode", "offline", "--output-dir", "off", "--json"))
+    sources = ("--dtype", "bfloat16", "--draft-dtype", "float32", "--batch-size", "4")
+    trained(run_cli("train", "--mode", "online", "--output-dir", "on", *sources, "--json"))
+    on, off = ([json.loads(x) for x in (place / n / "metrics.jsonl").read_text().splitlines()] for n in ("on", "off"))
+    for a, b in zip(on, off, strict=True):
+        if a["event"] == "step":
+            assert a["loss"] == pytest.approx(b["loss"], rel=2e-2)
+
+
+def test_gradients_accumulate_to_the_whole_batch(place: Path, run_cli: RunCli) -> None:
+    short = ("--total-steps", "2", "--log-interval", "1", "--json")
+    trained(run_cli("train", "--output-dir", "whole", *short))
+    trained(run_cli("train", "--output-dir", "cut", "--draft-micro-batch-size", "1", *short))
+    whole, cut = (
+        [json.loads(x) for x in (place / n / "metrics.jsonl").read_text().splitlines()] for n in ("whole", "cut")
+    )
+    for a, b in zip(whole, cut, strict=True):
+        if a["event"] == "step":
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+def test_killed_at_any_moment_it_ends_the_same(place: Path, run_cli: RunCli) -> None:
+    trained(run_cli("train", "--output-dir", "whole", "--json"))
+    for moment in ("epoch_0_step_3", "epoch_1_step_6"):
+        process = start(place, "--output-dir", "killed")
+        wait_for(process, (place / "killed" / "checkpoints" / moment).exists)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start(place, "--output-dir", "killed").wait() == 0
+    assert last_state(place / "killed") == last_state(place / "whole")
+    assert (place / "killed/best/model.safetensors").read_bytes() == (
+        place / "whole/best/model.safetensors"
+    ).read_bytes()
+    steps = [json.loads(x)["step"] for x in (place / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_sigterm_saves_says_so_and_goes_on(place: Path, run_cli: RunCli) -> None:
+    process = start(place, "--output-dir", "run", "--total-steps", "2000", "--num-epochs", "900")
+    wait_for(process, lambda: (place / "run" / "checkpoints" / "epoch_0_step_3").exists())
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "saved step" in said
+    assert "run the same command again" in said
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(place: Path, run_cli: RunCli) -> None:
+    trained(run_cli("train", "--output-dir", "run", "--json"))
+    newest = place / "run" / "checkpoints" / "epoch_2_step_12" / "resume" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    ran = run_cli("train", "--output-dir", "run", "--json")
+    assert trained(ran)["steps_this_time"] == 3
+    assert "trying the one before" in ran.err
+
+
+def test_other_settings_do_not_mix_with_an_earlier_run(place: Path, run_cli: RunCli) -> None:
+    trained(run_cli("train", "--output-dir", "run", "--json"))
+    ran = run_cli("train", "--output-dir", "run", "--learning-rate", "5e-4")
+    assert ran.code == 2
+    assert "other data, draft or training settings" in ran.err
+    assert run_cli("train", "--output-dir", "run", "--no-resume").code == 2
+    assert run_cli("train", "--output-dir", "run", "--learning-rate", "5e-4", "--overwrite").code == 0
+
+
+def test_a_time_budget_ends_the_run(place: Path, run_cli: RunCli) -> None:
+    words = ("--total-steps", "100000", "--num-epochs", "100000", "--time-budget", "1s", "--eval-interval", "100000")
+    result = trained(run_cli("train", "--output-dir", "run", *words, "--json"))
+    assert 0 < int(str(result["steps"])) < 100000
+
+
+def test_eval_measures_a_draft(place: Path, run_cli: RunCli) -> None:
+    trained(run_cli("train", "--output-dir", "run", "--json"))
+    ran = run_cli("eval", "--draft-model-path", "run/best", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["replies"] == 4
+    assert list(ran.json["acceptance_length"]) == ["1", "2", "3", "4", "5", "6", "7"]
+    assert all(1.0 <= value <= 8.0 for value in ran.json["acceptance_length"].values())
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--train-data-path", "absent.jsonl"), 1, "absent.jsonl"),
+        (("--target-model-path", "./nowhere"), 1, "no such folder"),
+        (("--target-model-path", "."), 1, "no config.json"),
+        (("--time-budget", "soon"), 2, "not a duration"),
+        (("--draft-micro-batch-size", "3"), 2, "does not divide"),
+        (("--aux-layers", "1", "3", "40"), 2, "has layers 0 to 7"),
+        (("--mode", "offline"), 1, "no hidden-state store"),
+        (("--draft-model-config", "absent.json"), 1, "no such draft config"),
+        (("--learning-rat", "1"), 2, "--learning-rate"),
+    ],
+)
+def test_mistakes_are_named(place: Path, run_cli: RunCli, words: tuple[str, ...], code: int, said: str) -> None:
+    ran = run_cli("train", "--output-dir", "run", *words)
+    assert (ran.code, said in ran.err) == (code, True), ran.err
+
+
+def test_no_rows_to_train_on(place: Path, run_cli: RunCli) -> None:
+    (place / "train.jsonl").write_text("")
+    ran = run_cli("train", "--output-dir", "run")
+    assert ran.code != 0
+    assert "train.jsonl" in ran.err
+    assert "Traceback" not in ran.err
