@@ -34,7 +34,9 @@ def writing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
-        with temporary.open(mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n") as f:
+        with temporary.open(
+            mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n"
+        ) as f:
             yield f
             f.flush()
             os.fsync(f.fileno())

@@ -25,7 +25,9 @@ class Reporter(Protocol):
     def warn(self, text: str) -> None:
         """Something that a person should look at."""
 
-    def task(self, name: str, total: int | None = None, unit: str = "rows", done: int = 0) -> AbstractContextManager[Task]:
+    def task(
+        self, name: str, total: int | None = None, unit: str = "rows", done: int = 0
+    ) -> AbstractContextManager[Task]:
         """Begin a job; ``done`` units were finished by an earlier run. Ends with the block."""
 
 
@@ -49,6 +51,8 @@ class Silent:
         """Keep the warning."""
         self.warnings.append(text)
 
-    def task(self, name: str, total: int | None = None, unit: str = "rows", done: int = 0) -> AbstractContextManager[Task]:
+    def task(
+        self, name: str, total: int | None = None, unit: str = "rows", done: int = 0
+    ) -> AbstractContextManager[Task]:
         """Begin a job that shows nothing."""
         return nullcontext(SilentTask())

@@ -180,7 +180,9 @@ class Train(Table):
     output_dir: Path = option(Path("runs/train"), "The run's folder.", "--output-dir")
     num_epochs: int = option(10, "Passes over the data.", ge=1)
     total_steps: int | None = option(None, "Stop after this many optimiser steps.", ge=1)
-    time_budget: str | None = option(None, "Stop (and finish the schedule) after this time, e.g. 40m.")
+    time_budget: str | None = option(
+        None, "Train for this time, e.g. 40m, whatever num_epochs says; the schedule ends with it."
+    )
     batch_size: int = option(4, "Sequences per optimiser step.", "--batch-size", "--draft-global-batch-size", ge=1)
     micro_batch_size: int | None = option(
         None, "Sequences per forward pass; gradients accumulate to the batch.", "--draft-micro-batch-size", ge=1

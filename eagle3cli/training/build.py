@@ -85,7 +85,7 @@ def build(settings: Settings, report: Reporter) -> Trainer:
         source=inputs.source,
         eval_source=inputs.eval_source,
         order=order,
-        total_steps=min(order.steps_per_epoch * settings.train.num_epochs, settings.train.total_steps or 10**12),
+        total_steps=_total_steps(settings.train, order),
         budget_seconds=parse_duration(settings.train.time_budget),
         draft=draft,
         embedding_VH=embedding,
@@ -163,6 +163,13 @@ def initialise_from_target(draft: Draft, inputs: Inputs, report: Reporter) -> No
             last_layer_mlp={k: weights[k] for k in ("gate_proj", "up_proj", "norm") if k in weights},
         )
         task.advance(1)
+
+
+def _total_steps(train: Train, order: Order) -> int | None:
+    """Steps of the run; under a time budget only an explicit ``total_steps`` ends it earlier."""
+    if train.time_budget is not None:
+        return train.total_steps
+    return min(order.steps_per_epoch * train.num_epochs, train.total_steps or 10**12)
 
 
 def parse_duration(text: str | None) -> float | None:

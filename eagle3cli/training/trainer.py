@@ -34,6 +34,9 @@ MAX_SKIPPED = 10
 SERVED_DEPTHS = 5
 """Held-out acceptance is measured for at least this many draft steps, whatever the unroll."""
 
+BUDGET_TICKS = 1_000_000
+"""Steps that a whole time budget counts as in the schedule."""
+
 Listener = Callable[[str, dict[str, Any]], None]
 """Called with an event (``step`` or ``eval``) and its numbers."""
 
@@ -47,7 +50,8 @@ class Trainer:
     source: BatchSource
     eval_source: BatchSource | None
     order: Order
-    total_steps: int
+    total_steps: int | None
+    """None under a time budget."""
     budget_seconds: float | None
     draft: Draft
     embedding_VH: Tensor
@@ -77,7 +81,7 @@ def train(trainer: Trainer, stop: Stop) -> Evaluation | None:
     began = time.perf_counter() - progress.seconds
     result = None
     with trainer.report.task("train", total=trainer.total_steps, unit="steps", done=progress.step) as task:
-        while progress.step < trainer.total_steps and not _spent(trainer):
+        while not _finished(trainer):
             rate = _learning_rate(trainer)
             norm = optimise(trainer, trainer.order.batch(progress.step), rate)
             progress.step += 1
@@ -147,15 +151,18 @@ def save(trainer: Trainer) -> None:
     save_checkpoint(trainer.output_dir, epoch, trainer.draft, trainer.optimizer, trainer.progress, keep=keep)
 
 
-def _spent(trainer: Trainer) -> bool:
+def _finished(trainer: Trainer) -> bool:
+    if trainer.total_steps is not None and trainer.progress.step >= trainer.total_steps:
+        return True
     return trainer.budget_seconds is not None and trainer.progress.seconds >= trainer.budget_seconds
 
 
 def _learning_rate(trainer: Trainer) -> float:
-    """The schedule's rate; under a time budget the schedule is stretched so that it ends when the time does."""
-    settings, total, step = trainer.settings, trainer.total_steps, trainer.progress.step
+    """The schedule's rate; under a time budget the share of the time that is spent stands for the step."""
+    settings, step = trainer.settings, trainer.progress.step
+    total = trainer.total_steps or BUDGET_TICKS
     if trainer.budget_seconds is not None:
-        step = max(step, int(total * trainer.progress.seconds / trainer.budget_seconds))
+        step = max(step if trainer.total_steps else 0, int(total * trainer.progress.seconds / trainer.budget_seconds))
     return learning_rate(
         step,
         peak=settings.learning_rate,
