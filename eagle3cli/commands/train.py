@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 def run(settings: Settings, out: Out) -> int | None:
     """Build the run, train it, say what came of it."""
     from eagle3cli.runtime.files import refuse_existing, write_text
+    from eagle3cli.runtime.log import logged
     from eagle3cli.runtime.stop import catch_stop
     from eagle3cli.settings.toml import to_toml
     from eagle3cli.training.build import build
@@ -26,10 +27,10 @@ def run(settings: Settings, out: Out) -> int | None:
     if not settings.train.resume and list_checkpoints(folder):
         refuse_existing(folder, overwrite=False)
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = build(settings, out)
-    write_text(folder / "settings.toml", to_toml(settings))
-    done_before = trainer.progress.step
-    with catch_stop(out) as stop:
+    with logged(out, folder / "log.txt") as report, catch_stop(report) as stop:
+        trainer = build(settings, report)
+        write_text(folder / "settings.toml", to_toml(settings))
+        done_before = trainer.progress.step
         evaluation = train(trainer, stop)
     progress = trainer.progress
     acceptance = [round(w.acceptance_length, 4) for w in evaluation.walks] if evaluation else []

@@ -54,7 +54,10 @@ def save_checkpoint(
         resume = temporary / "resume"
         resume.mkdir()
         state = {name: value.cpu().contiguous() for name, value in optimizer.state().items()}
-        save_file({**state, "aux_scale": draft.aux_scale_C.cpu()}, resume / "state.safetensors")
+        try:
+            save_file({**state, "aux_scale": draft.aux_scale_C.cpu()}, resume / "state.safetensors")
+        except SafetensorError as error:  # what safetensors makes of a full disk
+            raise OSError(str(error)) from error
         (resume / "progress.json").write_text(json.dumps(asdict(progress), indent=1) + "\n", encoding="utf-8")
 
     write_folder(folder, fill)
