@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +90,8 @@ def _convert(path: Path, folder: Path, source: dict[str, object]) -> None:
     del model.config.quantization_config
     model.hf_quantizer = None
     model.generation_config.eos_token_id = model.config.eos_token_id
-    model.save_pretrained(folder)
+    with redirect_stderr(io.StringIO()):
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     for file in folder.iterdir():
         file.chmod(0o644)
@@ -105,8 +108,10 @@ def _read(path: Path) -> tuple[Any, Any]:
         from gguf import GGUFReader
 
         reader = GGUFReader(str(path))
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        # transformers draws bars of its own here, which no setting turns off
+        with redirect_stderr(io.StringIO()):
+            model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(**where)
     except ImportError as error:
         raise ModelError(f"reading .gguf files needs: {error.name}", where=str(path), fix="pip install gguf") from error
     except (ValueError, KeyError, OSError, NotImplementedError) as error:
