@@ -156,10 +156,11 @@ def _on_cpu(x: Tensor) -> bool:
 def _flash(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Output ``[1, N, Q, D]`` and log-sum-exp ``[1, N, Q]`` of causal attention over depth-0 keys."""
     if _on_cpu(query):
-        k, v = _heads_first(keys), _heads_first(values)
+        # In fp32 whatever the states are: the CPU kernel's low-precision backward is four times slower.
+        q, k, v = query.float(), _heads_first(keys).float(), _heads_first(values).float()
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        out, lse = op(query, k, v, 0.0, mask is None, attn_mask=None if mask is None else mask[None, None])
-        return out, lse
+        out, lse = op(q, k, v, 0.0, mask is None, attn_mask=None if mask is None else mask[None, None].float())
+        return out.to(query.dtype), lse
     scores, v = _dense_scores(query, keys, mask), _repeated(values, query)
     lse = torch.logsumexp(scores, -1)
     return ((scores - lse[..., None]).exp() @ v.float()).to(query.dtype), lse
@@ -169,12 +170,11 @@ def _flash_backward(
     grad: Tensor, query: Tensor, keys: Tensor, values: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     if _on_cpu(query):
-        k, v = _heads_first(keys), _heads_first(values)
+        q, k, v = query.float(), _heads_first(keys).float(), _heads_first(values).float()
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        dq, dk, dv = op(
-            grad, query, k, v, out, lse, 0.0, mask is None, attn_mask=None if mask is None else mask[None, None]
-        )
-        return dq, dk, dv
+        bias = None if mask is None else mask[None, None].float()
+        dq, dk, dv = op(grad.float(), q, k, v, out.float(), lse, 0.0, mask is None, attn_mask=bias)
+        return dq.to(query.dtype), dk.to(keys.dtype), dv.to(values.dtype)
     weights = (_dense_scores(query, keys, mask) - lse[..., None]).exp()
     k, v, g = _repeated(keys, query).float(), _repeated(values, query).float(), grad.float()
     delta = (g * out.float()).sum(-1, keepdim=True)

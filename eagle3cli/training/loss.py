@@ -73,13 +73,15 @@ class _FusedHead(torch.autograd.Function):
                 at_r = torch.searchsorted(chunk_U, rows.teacher_r[part])
                 teach_rV = teach_UV if len(at_r) == len(chunk_U) else teach_UV[at_r]
                 logits_rV = F.linear(hidden[part], head).float()
-                best_r = teacher.draft_ids_Vd[logits_rV.argmax(-1)]
-                correct_T[depth] += (best_r == teacher.answer_N[rows.teacher_r[part]]).sum()
-                lse_r = torch.logsumexp(logits_rV, -1)
+                top_r, best_r = logits_rV.max(-1)
+                answer_r = teacher.answer_N[rows.teacher_r[part]]
+                correct_T[depth] += (teacher.draft_ids_Vd[best_r] == answer_r).sum()
+                probability_rV = F.softmax(logits_rV, -1)
+                # log-sum-exp of a row, from its largest logit and that logit's probability.
+                lse_r = top_r - probability_rV.gather(1, best_r[:, None])[:, 0].log()
                 loss_T[depth] += lse_r.sum() - torch.dot(teach_rV.flatten(), logits_rV.flatten())
                 if d_head is not None:
-                    # softmax(logits) - teacher, in the logits' own memory; then rounded as the logits were.
-                    error_rV = logits_rV.sub_(lse_r[:, None]).exp_().sub_(teach_rV).to(head.dtype)
+                    error_rV = probability_rV.sub_(teach_rV).to(head.dtype)
                     _add_product(d_head, error_rV.T, hidden[part] * depth_weights[depth])
                     torch.mm(error_rV, head, out=d_normed[depth][part])
                     d_normed[depth][part] *= depth_weights[depth]
