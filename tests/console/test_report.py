@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from eagle3cli.console.report import Page, Section, _ticks, html, line_chart, markdown, markdown_table
 
-NUMBERS = st.floats(-1e6, 1e6, allow_nan=False)
+# training flushes subnormal numbers to zero in this process, and hypothesis refuses to draw them then
+NUMBERS = st.floats(-1e6, 1e6, allow_nan=False, allow_subnormal=False)
 
 
 def test_nothing_of_a_row_is_taken_for_markup() -> None:
