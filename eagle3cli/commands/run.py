@@ -43,7 +43,7 @@ COMMAND = Command(
     name="run",
     summary="Run the whole chain, from prompts to a measured acceptance length, from one settings file.",
     examples=("eagle3 run quickstart", "eagle3 run my_recipe.toml --time-budget 40m"),
-    fields=("run.*", "train.time_budget", "target.model_path", "target.threads"),
+    fields=("run.*", "train.time_budget", "prepare.sample_size", "target.model_path", "target.threads"),
     recipe=True,
     run=run,
 )
