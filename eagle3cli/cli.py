@@ -103,7 +103,7 @@ def build(words: Sequence[str]) -> tuple[typer.Typer, list[str]]:
             app.command(line.name, help=line.summary)(_nothing)
             continue
         module = importlib.import_module(line.module)
-        from eagle3cli.commands import options
+        from eagle3cli import options
 
         if hasattr(module, "app"):
             ready = [*options.spread(words, None), *(["--help"] if words == [line.name] else [])]

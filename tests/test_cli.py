@@ -17,8 +17,8 @@ import pytest
 
 from eagle3cli import __version__, cli
 from eagle3cli.commands.command import Command
-from eagle3cli.commands.options import fields_of
 from eagle3cli.errors import DataError
+from eagle3cli.options import fields_of
 from eagle3cli.settings.tables import Settings
 from tests.conftest import ROOT, RunCli
 
@@ -81,7 +81,7 @@ def test_only_the_named_commands_module_is_imported() -> None:
         "print(sorted(m for m in sys.modules if m.startswith('eagle3cli.commands.')), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    wanted = ["eagle3cli.commands.command", "eagle3cli.commands.doctor", "eagle3cli.commands.options"]
+    wanted = ["eagle3cli.commands.command", "eagle3cli.commands.doctor"]
     assert done.stderr.strip() == str(wanted)
 
 

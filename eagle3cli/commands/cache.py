@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 def run(settings: Settings, out: Out) -> int | None:
     """Build the cache (or find it) and say what is in it."""
     from eagle3cli.backends.hf import read_target_config
+    from eagle3cli.commands.local_target import with_local_target
     from eagle3cli.data.cache import open_or_build
     from eagle3cli.data.ledger import ERRORS
     from eagle3cli.models.config import read_draft_config
 
+    settings = with_local_target(settings, out)
     wished, target = settings.draft, read_target_config(settings.target)
     draft = read_draft_config(wished.config, target, draft_vocab_size=wished.vocab_size, aux_layers=wished.aux_layers)
     cached = open_or_build(settings, draft.draft_vocab_size, draft.vocab_size, out)

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, out: Out) -> int | None:
     """Walk the held-out replies and show acceptance by depth and turn."""
+    from eagle3cli.commands.local_target import with_local_target
     from eagle3cli.training.measure import measure
 
+    settings = with_local_target(settings, out)
     found = measure(settings, out)
     if not found.replies:
         out.warn("no reply in these rows: nothing was measured")

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, out: Out) -> int | None:
     """Run what is not done yet, then show and write the report."""
-    from eagle3cli.commands.chain import placed
-    from eagle3cli.commands.run_report import numbers, page
-    from eagle3cli.commands.stages import run_stages
+    from eagle3cli.chain.engine import run_stages
+    from eagle3cli.chain.report import numbers, page
+    from eagle3cli.chain.stages import placed
     from eagle3cli.console.report import html, markdown
     from eagle3cli.runtime.files import write_json, write_text
     from eagle3cli.runtime.stop import catch_stop

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, out: Out) -> int | None:
     """Build the run, train it, say what came of it."""
+    from eagle3cli.commands.local_target import with_local_target
     from eagle3cli.runtime.files import refuse_existing, write_text
     from eagle3cli.runtime.log import logged
     from eagle3cli.runtime.stop import catch_stop
@@ -21,6 +22,7 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.training.checkpoints import list_checkpoints
     from eagle3cli.training.trainer import train
 
+    settings = with_local_target(settings, out)
     folder = settings.train.output_dir
     if settings.train.overwrite:
         refuse_existing(folder, overwrite=True)

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, out: Out) -> None:
     """Show rows in the terminal, and as an HTML page where one was asked for."""
+    from eagle3cli.commands.local_target import with_local_target
     from eagle3cli.console.tokens import PAGE_START, as_data, html, page
     from eagle3cli.data.show import show
     from eagle3cli.runtime.files import write_text
 
+    settings = with_local_target(settings, out)
     shown = show(settings)
     view = settings.view
     text = page(shown, colour=out.colour, ids=view.ids)

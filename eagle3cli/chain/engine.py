@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eagle3cli.commands.chain import Stage, StageOut, for_stage, stages
+from eagle3cli.chain.stages import Stage, StageOut, for_stage, stages
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.files import read_json, write_json
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from eagle3cli.commands.chain import placed, stages
-from eagle3cli.commands.options import recipes
+from eagle3cli.chain.stages import placed, stages
+from eagle3cli.options import recipes
 from eagle3cli.settings.load import load
 from tests.conftest import ROOT, RunCli
 

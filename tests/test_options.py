@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eagle3cli.commands.command import Command
-from eagle3cli.commands.options import fields_of, find_recipe, function, recipes, spread
 from eagle3cli.errors import UsageError
+from eagle3cli.options import fields_of, find_recipe, function, recipes, spread
 from eagle3cli.settings.tables import Settings
 
 
