@@ -97,7 +97,8 @@ def train(trainer: Trainer, stop: Stop) -> Evaluation | None:
             stop.check(f"saved step {progress.step} in {trainer.output_dir}")
     if progress.step % settings.eval_interval or result is None:
         result = _evaluate(trainer)
-    save(trainer)
+    if progress.step % settings.save_interval:
+        save(trainer)
     return result
 
 
