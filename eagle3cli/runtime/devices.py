@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 

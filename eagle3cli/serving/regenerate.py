@@ -15,7 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.backends.hf import HfTarget, load_target
+from eagle3cli.backends.head import fingerprint
+from eagle3cli.backends.hf import HfTarget, load_target, read_target_config
 from eagle3cli.backends.positions import grouped
 from eagle3cli.data.conversations import to_conversation
 from eagle3cli.data.sources import Line, parse_line, read_raw_lines
@@ -112,11 +113,13 @@ def _range(text: str | None, total: int) -> tuple[int, int]:
 
 
 def _made_with(settings: Settings, digest: str) -> dict[str, Any]:
-    """The settings that the shards depend on."""
-    wanted = settings.regenerate
+    """The settings that the shards depend on. Raises for a wrong model before anything claims the folder."""
+    wanted, target = settings.regenerate, settings.target
+    read_target_config(target)
     names = ("turns", "max_tokens", "temperature", "top_p", "top_k", "seed", "is_reasoning_model")
     return {
-        "target": Path(settings.target.model_path).name,
+        "target": Path(target.model_path).name,
+        "target_weights": fingerprint(target.model_path, revision=target.revision),
         "input_sha256": digest,
         "chat_template": settings.data.chat_template,
         "system_prompt": system_prompt_text(wanted.system_prompt),

@@ -63,7 +63,7 @@ class ShardFolder:
         if (self.folder / MANIFEST).exists():
             self.manifest = read_json(self.folder / MANIFEST)
             before = self.manifest["made_with"]
-            changed = [key for key in made_with if made_with[key] != before.get(key)]
+            changed = [key for key in made_with if made_with[key] != before.get(key, made_with[key])]
             if changed:
                 told = ", ".join(f"{key} was {before.get(key)!r}, is {made_with[key]!r}" for key in changed)
                 what = f"the shards there were made with other settings: {told}"

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from eagle3cli.errors import DataError, UsageError
+from eagle3cli.errors import DataError, ModelError, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving import record
 from eagle3cli.serving.regenerate import Regenerated, regenerate
 from eagle3cli.settings.tables import Settings
 from tests.conftest import ROOT
+from tests.tiny import tiny_target
 
 QUESTIONS = ["How do I sort a list?", "And backwards?", "Write a letter.", "What is rain?", "Add 2 and 3."]
 
@@ -90,6 +91,16 @@ def test_a_second_run_does_nothing_and_other_settings_are_refused(tiny: Path, tm
     assert files(tmp_path / "out") == before
     assert run(tiny, path, tmp_path / "out", max_tokens=5, overwrite=True).rows_now == 10
     assert files(tmp_path / "out") != before
+
+
+def test_a_wrong_model_claims_no_folder_and_a_namesake_is_another_target(tiny: Path, tmp_path: Path) -> None:
+    path, out = write_rows(tmp_path / "in.jsonl", 2), tmp_path / "out"
+    with pytest.raises(ModelError):
+        run(tmp_path / "absent", path, out)
+    run(tiny, path, out)
+    namesake = tiny_target(tmp_path / "elsewhere" / tiny.name, seed=1)
+    with pytest.raises(UsageError, match="target_weights was"):
+        run(namesake, path, out)
 
 
 def test_bad_rows_are_reported_and_retried(tiny: Path, tmp_path: Path) -> None:
