@@ -18,10 +18,9 @@ from eagle3cli.data.conversations import Message
 from eagle3cli.data.manifest import digest_file
 from eagle3cli.data.tokenizer import eos_ids, load_tokenizer, render_prompt
 from eagle3cli.errors import UsageError
-from eagle3cli.models.checkpoint import load_draft, own_embedding
-from eagle3cli.models.config import default_aux_layers
 from eagle3cli.models.draft import Draft
 from eagle3cli.models.export import find_draft
+from eagle3cli.models.opened import open_draft
 from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import catch_stop
@@ -117,15 +116,10 @@ def load_engine(settings: Settings, draft_folder: Path | None, report: Reporter)
     )
     draft = None
     if draft_folder is not None:
-        raw = read_target_config(settings.target)
-        fallback = settings.draft.aux_layers or default_aux_layers(int(raw["num_hidden_layers"]))
-        config, state = load_draft(draft_folder, aux_layers=fallback)
-        draft = Draft(config)
-        draft.load_state_dict(state)
-        draft.own_embedding_VH = own_embedding(draft_folder)
+        draft = open_draft(draft_folder, read_target_config(settings.target), settings.draft.aux_layers)
     target = load_target(settings.target, report, draft.config.aux_layers if draft else None)
     if draft is not None:
-        draft = draft.to(target.device).cast(target.dtype).eval().requires_grad_(False)
+        draft = draft.to(target.device).cast(target.dtype)
     context = int(getattr(target.model.config, "max_position_embeddings", 0) or 1 << 30)
     return Engine(target, draft, tokenizer, eos_ids(tokenizer, path), settings.data.chat_template, context)
 

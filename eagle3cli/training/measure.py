@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from eagle3cli.backends.batch import BatchSource
@@ -15,9 +14,9 @@ from eagle3cli.backends.store import StoreSource
 from eagle3cli.data.cache import open_or_build
 from eagle3cli.data.store import Store
 from eagle3cli.errors import UsageError
-from eagle3cli.models.checkpoint import load_draft, own_embedding
-from eagle3cli.models.config import DraftConfig, default_aux_layers
-from eagle3cli.models.draft import Draft
+from eagle3cli.models.config import DraftConfig
+from eagle3cli.models.export import find_draft
+from eagle3cli.models.opened import open_draft
 from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.tables import Settings
@@ -26,25 +25,13 @@ from eagle3cli.training.evaluate import Evaluation, evaluate
 EVAL_BATCH = 8
 
 
-def open_draft(settings: Settings) -> Draft:
-    """The draft that ``--draft-model-path`` names, on the CPU in fp32."""
-    if settings.draft.path is None:
-        raise UsageError("no draft", where="--draft-model-path", fix="give a folder, e.g. runs/train/best")
-    fallback = settings.draft.aux_layers
-    if fallback is None and settings.target.model_path:
-        raw = read_target_config(settings.target)
-        fallback = default_aux_layers(int({**raw, **raw.get("text_config", {})}["num_hidden_layers"]))
-    config, state = load_draft(Path(settings.draft.path), aux_layers=fallback)
-    draft = Draft(config)
-    draft.load_state_dict(state)
-    draft.own_embedding_VH = own_embedding(Path(settings.draft.path))
-    return draft.cast(torch.float32).eval().requires_grad_(False)
-
-
 def measure(settings: Settings, report: Reporter) -> Evaluation:
     """Walk the held-out rows: of a store where one is named, else of the cached evaluation (or training) file."""
     set_threads(settings.target.threads)
-    draft = open_draft(settings)
+    if settings.draft.path is None:
+        raise UsageError("no draft", where="--draft-model-path", fix="give a folder, e.g. runs/train/best")
+    raw = read_target_config(settings.target) if settings.target.model_path else None
+    draft = open_draft(find_draft(Path(settings.draft.path)), raw, settings.draft.aux_layers)
     source, embedding = _source(settings, draft.config, report)
     draft = draft.to(embedding.device).cast(embedding.dtype)
     count = min(settings.eval.rows or len(source.lengths), len(source.lengths))

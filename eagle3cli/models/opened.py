@@ -1,0 +1,29 @@
+"""A draft folder as a model that is ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eagle3cli.models.checkpoint import load_draft, own_embedding
+from eagle3cli.models.config import default_aux_layers
+from eagle3cli.models.draft import Draft
+
+
+def open_draft(folder: Path, target: Mapping[str, Any] | None, aux_layers: tuple[int, ...] | None = None) -> Draft:
+    """The draft in ``folder``: frozen, fp32, on the CPU, with its own embedding where it brings one.
+
+    Where its config does not name the layers that feed it, ``aux_layers`` or the default ones of ``target`` (a target's
+    config) stand in.
+    """
+    if aux_layers is None and target is not None:
+        text = {**target, **(target.get("text_config") or {})}
+        aux_layers = default_aux_layers(int(text["num_hidden_layers"]))
+    config, state = load_draft(folder, aux_layers=aux_layers)
+    draft = Draft(config)
+    draft.load_state_dict(state)
+    draft.own_embedding_VH = own_embedding(folder)
+    return draft.cast(torch.float32).eval().requires_grad_(False)
