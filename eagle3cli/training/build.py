@@ -6,21 +6,20 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from eagle3cli.backends.batch import BatchSource
-from eagle3cli.backends.head import read_target_tensors
+from eagle3cli.backends.head import fingerprint, read_target_tensors
 from eagle3cli.backends.hf import load_target, pick_device, read_target_config
 from eagle3cli.backends.online import OnlineSource
 from eagle3cli.backends.store import StoreSource
 from eagle3cli.data.cache import open_or_build
 from eagle3cli.data.store import Store
 from eagle3cli.data.vocab import VocabMapping
-from eagle3cli.errors import UsageError
+from eagle3cli.errors import DataError, UsageError
 from eagle3cli.models.config import DraftConfig, read_draft_config
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.devices import compute_type, set_threads
@@ -72,12 +71,12 @@ def build(settings: Settings, report: Reporter) -> Trainer:
     draft = Draft(inputs.config).to(embedding.device)
     draft.set_vocab(inputs.vocab.d2t, inputs.vocab.t2d)
     scales = {"lm_head": settings.train.head_lr_scale}
-    fingerprint = _fingerprint(settings, inputs)
+    started_with = _fingerprint(settings, inputs)
     if settings.draft.init == "target" and not list_checkpoints(run):
         initialise_from_target(draft, inputs, report)
     draft.cast(dtype)
     optimizer = Optimizer(list(draft.named_parameters()), max_grad_norm=settings.train.max_grad_norm, scales=scales)
-    progress = resume(run, draft, optimizer, fingerprint, report)
+    progress = resume(run, draft, optimizer, started_with, report)
     order = Order(len(inputs.source.lengths), settings.train.batch_size, settings.train.seed)
     return Trainer(
         settings=settings.train,
@@ -103,6 +102,9 @@ def online(settings: Settings, report: Reporter) -> Inputs:
     config = _draft_config(settings, raw)
     cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
     _not_empty(len(cached.train), str(settings.data.train_path))
+    if not cached.summary["train"]["loss_tokens"]:
+        fix = "look at the rows with eagle3 view; replies are made by eagle3 regenerate"
+        raise DataError("no row holds a reply to train on", where=str(settings.data.train_path), fix=fix)
     target = load_target(settings.target, report, config.aux_layers)
     weights = {"embedding": target.embedding_VH, "head": target.head_VH}
     weights |= _last_layer(settings.target.model_path, raw, target.device, target.dtype)
@@ -139,7 +141,14 @@ def offline(settings: Settings, report: Reporter) -> Inputs:
             where=str(path),
             fix=f"give the target it came from ({store.meta.target})",
         )
-    evaluation = StoreSource(Store(eval_path), device=device) if wanted else None
+    held_out = Store(eval_path) if wanted else None
+    now = fingerprint(settings.target.model_path, revision=settings.target.revision)
+    for each in filter(None, (store, held_out)):
+        if each.meta.target_hash != now:
+            fix = f"give the target it came from ({each.meta.target}), or capture again"
+            what = "was captured from another target: config or weights differ"
+            raise UsageError(what, where=str(each.folder), fix=fix)
+    evaluation = StoreSource(held_out, device=device) if held_out is not None else None
     report.info(f"hidden states of {len(store)} rows, {sum(store.lengths)} tokens from {path}")
     return Inputs(StoreSource(store, device=device), evaluation, store.vocab, config, weights, store.meta.data_hash)
 
@@ -209,7 +218,6 @@ def _fingerprint(settings: Settings, inputs: Inputs) -> str:
     """Everything that decides the run's numbers, hashed."""
     train: Train = settings.train
     kept = {k: v for k, v in train.model_dump(mode="json").items() if k not in SESSION_FIELDS}
-    text = json.dumps(
-        [kept, settings.draft.init, inputs.config.to_sglang(), inputs.data_key, Path(settings.target.model_path).name]
-    )
+    target = fingerprint(settings.target.model_path, revision=settings.target.revision)
+    text = json.dumps([kept, settings.draft.init, inputs.config.to_sglang(), inputs.data_key, target])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

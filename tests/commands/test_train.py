@@ -15,6 +15,7 @@ import pytest
 
 from eagle3cli.models.checkpoint import check_folder
 from tests.conftest import ROOT, Ran, RunCli
+from tests.tiny import tiny_target
 
 WORDS = ("red", "blue", "green", "small", "large", "round", "square", "old", "new", "warm")
 SETTINGS = """
@@ -218,6 +219,23 @@ def test_eval_measures_a_draft(place: Path, run_cli: RunCli) -> None:
 def test_mistakes_are_named(place: Path, run_cli: RunCli, words: tuple[str, ...], code: int, said: str) -> None:
     ran = run_cli("train", "--output-dir", "run", *words)
     assert (ran.code, said in ran.err) == (code, True), ran.err
+
+
+def test_states_and_runs_of_another_target_are_refused(place: Path, run_cli: RunCli, tiny: Path) -> None:
+    assert run_cli("hidden-states").code == 0
+    assert run_cli("train", "--output-dir", "run").code == 0
+    namesake = tiny_target(place / "elsewhere" / tiny.name, seed=1)
+    offline = run_cli("train", "--mode", "offline", "--output-dir", "off", "--target-model-path", namesake)
+    assert (offline.code, "another target" in offline.err) == (2, True), offline.err
+    online = run_cli("train", "--output-dir", "run", "--target-model-path", namesake)
+    assert (online.code, "started with other" in online.err) == (2, True), online.err
+
+
+def test_rows_without_a_reply_are_refused(place: Path, run_cli: RunCli) -> None:
+    row = {"id": "a", "conversations": [{"role": "user", "content": "Hello."}]}
+    (place / "train.jsonl").write_text(json.dumps(row) + "\n")
+    online = run_cli("train", "--output-dir", "run")
+    assert (online.code, "no row holds a reply" in online.err) == (1, True), online.err
 
 
 def test_no_rows_to_train_on(place: Path, run_cli: RunCli) -> None:
