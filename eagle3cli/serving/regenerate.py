@@ -19,7 +19,7 @@ from eagle3cli.backends.head import fingerprint
 from eagle3cli.backends.hf import HfTarget, load_target, read_target_config
 from eagle3cli.backends.positions import grouped
 from eagle3cli.data.conversations import to_conversation
-from eagle3cli.data.sources import Line, parse_line, read_raw_lines
+from eagle3cli.data.sources import Line, format_of, parse_line, read_raw_lines
 from eagle3cli.data.tokenizer import eos_ids, load_tokenizer, render_prompt
 from eagle3cli.errors import DataError, ModelError, UsageError
 from eagle3cli.runtime.devices import set_threads
@@ -90,6 +90,9 @@ def _input_path(wanted: Regenerate) -> Path:
 
 def _survey(path: Path) -> tuple[int, str]:
     """Rows of the input and a hash of their content, in one pass."""
+    if path.is_file() and path.stat().st_size and format_of(path) != "lines":
+        fix = f"bring it to one row a line first: eagle3 prepare {path}"
+        raise DataError("holds a JSON array or a parquet table, not JSON lines", where=str(path), fix=fix)
     rows, digest = 0, hashlib.sha256()
     for _, raw in read_raw_lines(path):
         rows += 1

@@ -182,8 +182,11 @@ class PartFile:
 
     def close(self) -> None:
         """Sync and close; a later run goes on from here."""
-        self.sync()
-        self._file.close()
+        try:
+            self.sync()
+            self._file.close()
+        except OSError as error:
+            raise disk_error(error, self.path) from error
 
     def remove(self) -> None:
         """The shard is finished."""

@@ -185,6 +185,9 @@ def test_no_input_and_empty_input_are_told(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(DataError, match="no rows"):
         run(tiny, tmp_path / "empty.jsonl", tmp_path / "out")
+    (tmp_path / "array.json").write_text('[{"id": "a",\n "conversations": []}]')
+    with pytest.raises(DataError, match="JSON array"):
+        run(tiny, tmp_path / "array.json", tmp_path / "out")
 
 
 def test_a_torn_part_file_goes_on(tiny: Path, tmp_path: Path) -> None:
