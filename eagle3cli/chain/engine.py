@@ -79,6 +79,7 @@ def _may_redo(
     was = before["settings"]
     changed = sorted(name for name in wanted.keys() | was.keys() if wanted.get(name) != was.get(name))
     allowed = redo or settings.run.overwrite or (settings.run.regenerate and stage.name == "regenerate")
+    allowed = allowed or (stage.name == "target" and before["state"] != "done")  # nothing was made with it yet
     if changed and not allowed:
         told = (f"{name} was {was.get(name, DEFAULT)}, is {wanted.get(name, DEFAULT)}" for name in changed)
         fix = "pass --overwrite to redo this stage and those after it, or choose another --output-dir"

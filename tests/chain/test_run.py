@@ -163,6 +163,14 @@ def test_every_packaged_recipe_is_valid_and_stays_in_its_folder(path: Path) -> N
     assert placed(anew).regenerate.recorded is None
 
 
+def test_a_mistyped_target_is_told_first_and_may_be_corrected(run_cli: RunCli, recipe: Path, tmp_path: Path) -> None:
+    wrong = run_cli("run", recipe, "--target-model-path", "./nowhere")
+    assert (wrong.code, "no such folder" in wrong.err) == (1, True), wrong.err
+    assert list(states(tmp_path)) == ["target"]
+    right = run_cli("run", recipe, "--sample-size", "12")
+    assert right.code == 0, right.err
+
+
 def test_an_unknown_recipe_is_told(run_cli: RunCli) -> None:
     done = run_cli("run", "quickstrat")
     assert (done.code, "did you mean quickstart" in done.err) == (2, True)
