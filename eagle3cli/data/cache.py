@@ -79,6 +79,10 @@ def open_or_build(settings: Settings, draft_vocab_size: int, vocab_size: int, re
         remove_leftovers(folder.parent)
         write_folder(folder, lambda temporary: _build(temporary, key, paths, recipe, settings.data.num_proc, report))
     summary: dict[str, Any] = read_json(folder / SUMMARY)
+    for split in paths if built else ():
+        if summary[split]["rejected"]:
+            counted = f"{summary[split]['rejected']} of {summary[split]['read']} rows of {split}"
+            report.warn(f"{counted} were rejected; each with its place and reason: {folder / ERRORS}")
     vocab, told = _vocabulary(settings, folder, summary, draft_vocab_size, vocab_size)
     return Cached(
         train=TokenRows.open(folder / "train"),

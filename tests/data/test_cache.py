@@ -125,6 +125,7 @@ def test_rows_that_need_a_look(tmp_path: Path, target: Path) -> None:
     counts = cached.summary["train"]
     assert [counts[name] for name in ("read", "rows", "rejected", "no_span")] == [3, 2, 1, 1]
     assert "No assistant response spans found in the conversation text." in report.warnings[0]
+    assert f"1 of 3 rows of train were rejected; each with its place and reason: {cached.folder}" in report.warnings[1]
     errors = [json.loads(line) for line in (cached.folder / "errors.jsonl").read_text().splitlines()]
     assert [(e["place"].rpartition(":")[2], e["kind"]) for e in errors] == [("2", "rejected"), ("3", "warning")]
     assert not cached.train[1].loss_mask.any()
