@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -138,7 +139,9 @@ def _mapped(raw: Mapping[str, Any], mapping: Mapping[str, str]) -> list[Any]:
     wanted = {role: column for role, column in mapping.items() if role != "id"}
     missing = [column for column in mapping.values() if column not in raw]
     if missing:
-        raise DataError(f"no column {missing[0]!r} (columns: {', '.join(list(raw)[:6])})")
+        close = difflib.get_close_matches(missing[0], list(raw), n=1)
+        meant = f"; did you mean {close[0]!r}?" if close else f" (columns: {', '.join(list(raw)[:6])})"
+        raise DataError(f"no column {missing[0]!r}{meant}")
     if "messages" in wanted:
         value = raw[wanted["messages"]]
         if not isinstance(value, list):

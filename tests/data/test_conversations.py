@@ -111,6 +111,8 @@ def test_mapping() -> None:
     assert (conversation.id, conversation.messages) == ("3", (USER, REPLY))
     with pytest.raises(DataError, match="no column 'a'"):
         to_conversation({"q": "q", "key": 3}, mapping)
+    with pytest.raises(DataError, match="did you mean 'question'"):
+        to_conversation({"question": "q"}, {"user": "qestion"})
     with pytest.raises(UsageError, match="role=column"):
         parse_mapping(("user",))
     with pytest.raises(UsageError, match="role=column"):
