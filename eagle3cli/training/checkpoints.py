@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from eagle3cli.data.manifest import remove_leftovers
 from eagle3cli.errors import UsageError
 from eagle3cli.models.checkpoint import save_draft
 from eagle3cli.models.draft import Draft
@@ -85,6 +86,8 @@ def resume(run: Path, draft: Draft, optimizer: Optimizer, fingerprint: str, repo
 
     A damaged checkpoint is passed over, saying so. Raises UsageError where the run was started with other settings.
     """
+    for folder in (run, run / "checkpoints"):
+        remove_leftovers(folder)
     for folder in reversed(list_checkpoints(run)):
         try:
             raw = json.loads((folder / "resume" / "progress.json").read_text(encoding="utf-8"))

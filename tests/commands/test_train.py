@@ -171,11 +171,14 @@ def test_a_full_disk_keeps_what_was_saved(place: Path, run_cli: RunCli) -> None:
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(place: Path, run_cli: RunCli) -> None:
     trained(run_cli("train", "--output-dir", "run", "--json"))
+    torn = place / "run" / "checkpoints" / ".epoch_9_step_99.tmp-999999999"  # of a save that kill -9 ended
+    torn.mkdir()
     newest = place / "run" / "checkpoints" / "epoch_2_step_12" / "resume" / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:100])
     ran = run_cli("train", "--output-dir", "run", "--json")
     assert trained(ran)["steps_this_time"] == 3
     assert "trying the one before" in ran.err
+    assert not torn.exists()
 
 
 def test_other_settings_do_not_mix_with_an_earlier_run(place: Path, run_cli: RunCli) -> None:
