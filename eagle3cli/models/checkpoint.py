@@ -29,6 +29,9 @@ NEW_KEYS = ("rope_parameters", "dtype")
 
 Shape = tuple[int, ...]
 
+SHOWN = 30
+"""Differences that an error lists; a folder with more is another kind of model."""
+
 
 def expected_shapes(config: DraftConfig) -> dict[str, Shape]:
     """Name and shape of every tensor that a draft of this config has."""
@@ -314,7 +317,8 @@ def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 
 def _raise(problems: list[str], folder: Path) -> None:
     if problems:
-        listed = "\n".join(f"- {p}" for p in problems)
+        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        listed = "\n".join(f"- {p}" for p in [*problems[:SHOWN], *more])
         raise ModelError(
             f"not a draft that SGLang loads as meant; {len(problems)} differences:\n{listed}", where=str(folder)
         )
