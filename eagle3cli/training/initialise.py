@@ -26,7 +26,7 @@ from eagle3cli.models.draft import Draft
 
 RIDGE = 1e-3
 """Ridge strength, relative to the mean of the Gram matrix's diagonal."""
-SELF_SCORE = 14.0
+SELF_SCORE = 40.0
 """Attention score of a row's own key at the start; other keys score near zero."""
 TARGET_RMS_FLOOR = 1e-3
 
