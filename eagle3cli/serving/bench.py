@@ -6,7 +6,7 @@ A configuration is in the result file whole or not at all, so a second run of th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,10 +74,11 @@ def bench(settings: Settings, report: Reporter) -> Bench:
     missing = [(task, config) for task in tasks for config in configs if not results.configuration(task.name, config)]
     engine = load_engine(settings, draft_folder, report) if missing else None
     with catch_stop(report) as stop:
+        fitting = {task.name: _fitting(task, engine, settings, report) for task, _ in missing if engine is not None}
         for task, config in missing:
             assert engine is not None
             check = partial(stop.check, f"finished configurations are in {wanted.output}")
-            run = _Run(engine, task, config, settings, report, check)
+            run = _Run(engine, fitting[task.name], config, settings, report, check)
             results.add(run.rows(results.requests(task.name, Config(config.batch, 0))))
     table = [compared(results, task.name, config) for task in tasks for config in configs]
     return Bench(wanted.output, table, len(missing))
@@ -122,6 +123,21 @@ def load_engine(settings: Settings, draft_folder: Path | None, report: Reporter)
         draft = draft.to(target.device).cast(target.dtype)
     context = int(getattr(target.model.config, "max_position_embeddings", 0) or 1 << 30)
     return Engine(target, draft, tokenizer, eos_ids(tokenizer, path), settings.data.chat_template, context)
+
+
+def _fitting(task: Task, engine: Engine, settings: Settings, report: Reporter) -> Task:
+    """The task without the questions that leave no room for an answer; raises UsageError where none is left."""
+    limit, system = settings.bench.max_tokens, system_prompt_text(settings.bench.system_prompt)
+    asked = [[*_opening(q, system), {"role": "user", "content": q.turns[0]}] for q in task.questions]
+    sizes = [len(engine.prompt(messages)) for messages in asked]
+    kept = tuple(q for q, size in zip(task.questions, sizes, strict=True) if size + limit <= engine.context)
+    if not kept:
+        what = f"{min(sizes)} prompt tokens and {limit} new ones do not fit into {engine.context}"
+        raise UsageError(what, where=f"task {task.name}", fix="lower --max-tokens, or ask shorter questions")
+    if len(kept) < len(sizes):
+        why = f"with {limit} new tokens they do not fit into {engine.context}"
+        report.warn(f"task {task.name}: {len(sizes) - len(kept)} of {len(sizes)} questions are left out: {why}")
+    return replace(task, questions=kept)
 
 
 @dataclass

@@ -41,15 +41,19 @@ def questions(tmp_path: Path) -> Path:
     return path
 
 
-def run(tiny: Path, draft: Path | None, questions: Path, *configs: str, **wanted: Any) -> Bench:
+def run(tiny: Path, draft: Path | None, questions: Path, *configs: str, **given: Any) -> Bench:
+    return bench(wanted(tiny, draft, questions, *configs, **given), Silent())
+
+
+def wanted(tiny: Path, draft: Path | None, questions: Path, *configs: str, **given: Any) -> Settings:
     table = {
         "config_list": configs or ("2,0,0,0", "2,3,1,4"),
         "benchmark_list": (str(questions),),
         "max_tokens": 10,
         "output": questions.parent / "results.jsonl",
     }
-    tables = {"target": {"model_path": str(tiny), "device": "cpu"}, "bench": table | wanted}
-    return bench(Settings.model_validate({**tables, "draft": {"path": str(draft) if draft else None}}), Silent())
+    tables = {"target": {"model_path": str(tiny), "device": "cpu"}, "bench": table | given}
+    return Settings.model_validate({**tables, "draft": {"path": str(draft) if draft else None}})
 
 
 def test_configurations_as_typed() -> None:
@@ -150,6 +154,15 @@ def test_missing_drafts_and_long_prompts_are_told(tiny: Path, questions: Path, t
         run(tiny, tmp_path / "absent", questions)
     with pytest.raises(UsageError, match="do not fit into 512"):
         run(tiny, None, questions, "1,0,0,0", max_tokens=500, output=tmp_path / "other.jsonl")
+
+
+def test_questions_without_room_for_an_answer_are_left_out_and_told(tiny: Path, questions: Path) -> None:
+    with questions.open("a") as f:
+        f.write(json.dumps({"id": "long", "turns": ["word " * 600]}) + "\n")
+    report = Silent()
+    found = bench(wanted(tiny, None, questions, "1,0,0,0"), report)
+    assert found.table[0]["requests"] == 5
+    assert "1 of 6 questions are left out" in report.warnings[0]
 
 
 def test_the_system_prompt_is_asked(tiny: Path, questions: Path, tmp_path: Path) -> None:
