@@ -144,7 +144,8 @@ class _Batch:
     ) -> None:
         self.target, self.taps, self.draft, self.prompts, self.k = target, taps, draft, prompts, k
         self.embedding_VH = draft.embedding(target.embedding_VH) if draft is not None else target.embedding_VH
-        slots = max(len(p) for p in prompts) + max_new_tokens + k + 1
+        self.longest = max(len(p) for p in prompts) + max_new_tokens
+        slots = self.longest + k + 1
         self.target_cache = PositionCache(len(prompts), slots)
         self.draft_cache = PositionCache(len(prompts), slots)
         self.length_B = torch.tensor([len(p) for p in prompts], device=target.device)
@@ -185,7 +186,8 @@ class _Batch:
             hidden_BQH = self._draft_pass(self.draft, self.draft.first_hidden(aux_BQC), verified_BQ, positions_BQ)
             self.draft_hidden_BH = hidden_BQH[rows_B, accepted_B]
         self.newest_B = verified_BQ[rows_B, accepted_B]
-        self.length_B = self.length_B + accepted_B + 1
+        # A finished row that is still in the batch goes on with junk; it must not outrun the slots.
+        self.length_B = (self.length_B + accepted_B + 1).clamp(max=self.longest)
         return accepted_B.tolist(), verified_BQ, margins_BQ
 
     def keep(self, rows: Tensor) -> None:

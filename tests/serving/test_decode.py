@@ -47,6 +47,16 @@ def prompts() -> list[list[int]]:
     return [*found, [1, 5, 20, 21, 22, *found[0][1:]], [1, 3, 10, 12, 23, 14, 4]]
 
 
+def test_a_finished_row_does_not_outrun_its_slots(counting: Path) -> None:
+    """The longest prompt is done in a few steps; its batch goes on for many more."""
+    target, draft = opened(counting, "draft")
+    fast, slow = [1, 5, 20, 21, 22, 3, 9, 12, 45, 4], [[1, 3, 10, 12, 23 + n, 14, 4] for n in range(7)]
+    given = [fast, *slow]
+    chain, _ = decode(target, draft, given, k=3, max_new_tokens=60, eos_ids=frozenset(), batch_size=8)
+    plain, _ = decode(target, None, given, k=0, max_new_tokens=60, eos_ids=frozenset(), batch_size=8)
+    assert [r.token_ids for r in chain] == [r.token_ids for r in plain]
+
+
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize("draft_name", ["draft", "draft_random"])
 def test_three_measurements_agree(counting: Path, draft_name: str, k: int) -> None:
