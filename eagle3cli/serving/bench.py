@@ -74,9 +74,11 @@ def bench(settings: Settings, report: Reporter) -> Bench:
     missing = [(task, config) for task in tasks for config in configs if not results.configuration(task.name, config)]
     engine = load_engine(settings, draft_folder, report) if missing else None
     with catch_stop(report) as stop:
-        fitting = {task.name: _fitting(task, engine, settings, report) for task, _ in missing if engine is not None}
+        fitting: dict[str, Task] = {}
         for task, config in missing:
             assert engine is not None
+            if task.name not in fitting:
+                fitting[task.name] = _fitting(task, engine, settings, report)
             check = partial(stop.check, f"finished configurations are in {wanted.output}")
             run = _Run(engine, fitting[task.name], config, settings, report, check)
             results.add(run.rows(results.requests(task.name, Config(config.batch, 0))))

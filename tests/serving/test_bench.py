@@ -160,8 +160,9 @@ def test_questions_without_room_for_an_answer_are_left_out_and_told(tiny: Path, 
     with questions.open("a") as f:
         f.write(json.dumps({"id": "long", "turns": ["word " * 600]}) + "\n")
     report = Silent()
-    found = bench(wanted(tiny, None, questions, "1,0,0,0"), report)
-    assert found.table[0]["requests"] == 5
+    found = bench(wanted(tiny, None, questions, "1,0,0,0", "2,0,0,0"), report)
+    assert [row["requests"] for row in found.table] == [5, 5]
+    assert len(report.warnings) == 1
     assert "1 of 6 questions are left out" in report.warnings[0]
 
 
