@@ -7,7 +7,9 @@ target's last hidden state at p+1, which is what the draft should produce. In cl
 2. the embedding part, of limited rank, goes through v and o of heads whose q and k make a row attend to itself (a
    fresh attention would average the newest token over all keys);
 3. the MLP keeps the target's last-layer gate and up projections, and ``down`` is the ridge solution for what is left;
-4. the draft's head is the target's head restricted to the draft vocabulary, and its norm the target's final norm.
+4. the draft's head is the target's head restricted to the draft vocabulary, and its norm the target's final norm;
+5. the norm is scaled so that the draft is as sure of its tokens as it should be: a regression's outputs are too short,
+   the norm stretches them to full length, and training would spend its first steps on that alone.
 
 Knows nothing about files or settings.
 """
@@ -29,6 +31,9 @@ RIDGE = 1e-3
 SELF_SCORE = 40.0
 """Attention score of a row's own key at the start; other keys score near zero."""
 TARGET_RMS_FLOOR = 1e-3
+CALIBRATION_ROWS = 1024
+CALIBRATION_GRID = tuple(0.1 * n for n in range(1, 16))
+"""Factors of the final norm that are tried."""
 
 
 @dataclass(frozen=True)
@@ -77,22 +82,33 @@ def initialise(
 ) -> None:
     """Set all of the draft's weights. ``last_layer_mlp`` holds the target's last ``gate_proj``/``up_proj`` and norm
     weights; what is missing or of another shape keeps its random values."""
-    layer, config = draft.midlayer, draft.config
     draft.set_aux_scale(channel_rms(sample.aux_RC).to(draft.aux_scale_C))
     draft.lm_head.weight.copy_(head_VH[draft.draft_ids])
     draft.norm.weight.copy_(final_norm_H)
     aux_RC = sample.aux_RC / draft.aux_scale_C
-    token_RH = layer.input_layernorm(embedding_VH[sample.token_R].float())
-    both = ridge(torch.cat((aux_RC, token_RH), 1), sample.wanted_RH)
-    fc_HC, token_HH = both[:, : aux_RC.shape[1]], both[:, aux_RC.shape[1] :]
-    draft.fc.weight.copy_(fc_HC)
-    _attend_to_own_row(draft, token_HH, token_RH)
-    hidden_RH = aux_RC @ draft.fc.weight.T
-    own_value = layer.self_attn.v_proj.weight[:, : config.hidden_size]
-    group = config.num_attention_heads // config.num_key_value_heads
-    seen = (token_RH @ own_value.T).unflatten(1, (config.num_key_value_heads, -1)).repeat_interleave(group, 1)
-    residual_RH = hidden_RH + seen.flatten(1) @ layer.self_attn.o_proj.weight.T
-    _fit_mlp(draft, residual_RH, sample.wanted_RH, last_layer_mlp)
+    token_RH = draft.midlayer.input_layernorm(embedding_VH[sample.token_R].float())
+    fitted, unseen = _split(len(aux_RC))
+    both = ridge(torch.cat((aux_RC[fitted], token_RH[fitted]), 1), sample.wanted_RH[fitted])
+    draft.fc.weight.copy_(both[:, : aux_RC.shape[1]])
+    _attend_to_own_row(draft, both[:, aux_RC.shape[1] :], token_RH[fitted])
+    residual_RH = _residual(draft, aux_RC, token_RH)
+    _fit_mlp(draft, residual_RH[fitted], sample.wanted_RH[fitted], last_layer_mlp)
+    _calibrate(draft, residual_RH[unseen], sample.wanted_RH[unseen] * final_norm_H)
+
+
+def _split(rows: int) -> tuple[slice, slice]:
+    """Rows to fit and rows to calibrate on; the same ones where there are too few."""
+    held_out = min(CALIBRATION_ROWS, rows // 4)
+    return (slice(0, rows - held_out), slice(rows - held_out, rows)) if held_out else (slice(0, rows), slice(0, rows))
+
+
+def _residual(draft: Draft, aux_RC: Tensor, token_RH: Tensor) -> Tensor:
+    """``h^0 + W_o att`` of rows that attend to themselves alone."""
+    config, attention = draft.config, draft.midlayer.self_attn
+    value_RKD = (token_RH @ attention.v_proj.weight[:, : config.hidden_size].T).unflatten(1, (-1, config.head_dim))
+    seen_RND = value_RKD.repeat_interleave(config.num_attention_heads // config.num_key_value_heads, 1)
+    residual: Tensor = aux_RC @ draft.fc.weight.T + seen_RND.flatten(1) @ attention.o_proj.weight.T
+    return residual
 
 
 def ridge(x_RI: Tensor, y_RO: Tensor) -> Tensor:
@@ -130,14 +146,14 @@ def _attend_to_own_row(draft: Draft, token_HH: Tensor, token_RH: Tensor) -> None
     order = torch.arange(rank).reshape(-1, groups).T.flatten() if rank % groups == 0 else torch.arange(rank)
     attention.v_proj.weight[:rank, :hidden] = value_rows[order].to(attention.v_proj.weight.dtype)
     share = heads // groups
-    columns = torch.zeros(hidden, groups * dim, dtype=torch.double)
+    columns = torch.zeros(hidden, groups * dim, dtype=torch.double, device=back.device)
     columns[:, :rank] = output_columns[:, order] / share
     per_head = columns.unflatten(1, (groups, dim)).repeat_interleave(share, 1).flatten(1)
     attention.o_proj.weight.copy_(per_head)
 
     generator = torch.Generator().manual_seed(0)
     for g in range(groups):
-        random = torch.randn(dim, hidden, generator=generator, dtype=torch.double)
+        random = torch.randn(dim, hidden, generator=generator, dtype=torch.double).to(back.device)
         basis = torch.linalg.qr(random.T)[0].T
         project = (basis * ((SELF_SCORE * dim**0.5) / dim) ** 0.5) @ back
         attention.k_proj.weight[g * dim : (g + 1) * dim, :hidden] = project.to(attention.k_proj.weight.dtype)
@@ -153,3 +169,13 @@ def _fit_mlp(draft: Draft, residual_RH: Tensor, wanted_RH: Tensor, last_layer_ml
     normed = norm(residual_RH)
     features = F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed)
     mlp.down_proj.weight.copy_(ridge(features, wanted_RH - residual_RH))
+
+
+def _calibrate(draft: Draft, residual_RH: Tensor, last_RH: Tensor) -> None:
+    """Scale the final norm by the factor of the grid with the lowest cross-entropy against the target."""
+    layer = draft.midlayer
+    hidden_RH = residual_RH + layer.mlp(layer.post_attention_layernorm(residual_RH))
+    logits_RV = draft.lm_head(draft.norm(hidden_RH)).float()
+    teacher_RV = F.softmax(F.linear(last_RH, draft.lm_head.weight).float(), -1)
+    losses = [float(F.cross_entropy(logits_RV * factor, teacher_RV)) for factor in CALIBRATION_GRID]
+    draft.norm.weight.mul_(CALIBRATION_GRID[losses.index(min(losses))])
