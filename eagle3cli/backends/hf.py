@@ -183,7 +183,8 @@ def load_target(target: Target, report: Reporter, aux_layers: tuple[int, ...] | 
     if max(layers) >= depth:
         raise UsageError(f"the target has layers 0 to {depth - 1}, not {max(layers)}", where="--aux-layers")
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    report.info(f"target {target.model_path}: {millions:.0f}M parameters, {dtype}, {device}, aux layers {list(layers)}")
+    shape = f"{millions:.0f}M parameters, {dtype}, {device}, aux layers {list(layers)}"
+    report.info(f"target {target.model_path}, backend hf ({target.backend}): {shape}")
     return HfTarget(model=model, aux_layers=layers, path=target.model_path)
 
 

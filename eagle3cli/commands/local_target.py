@@ -1,7 +1,8 @@
-"""Commands that load a target take a .gguf file as well: it is converted once, below the cache folder."""
+"""What every command that loads a target settles first: a .gguf becomes a folder, rows fit the target's context."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,11 +11,27 @@ if TYPE_CHECKING:
 
 
 def with_local_target(settings: Settings, report: Reporter) -> Settings:
-    """The settings with ``target.model_path`` a folder or hub id, whatever it was."""
+    """The settings with ``target.model_path`` a folder or hub id, and ``data.max_length`` at most its context."""
     from eagle3cli.backends.gguf import local_folder
 
     given = settings.target.model_path
     path = local_folder(given, settings.data.cache_dir / "models", report)
-    if path == given:
+    if path != given:
+        settings = settings.model_copy(update={"target": settings.target.model_copy(update={"model_path": path})})
+    context = _context(Path(path) / "config.json")
+    if context is None or settings.data.max_length <= context:
         return settings
-    return settings.model_copy(update={"target": settings.target.model_copy(update={"model_path": path})})
+    report.warn(f"data.max_length {settings.data.max_length} is more than the target's context: {context} is used")
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"max_length": context})})
+
+
+def _context(config: Path) -> int | None:
+    """The context length that a model's config names; None where there is no such file or number."""
+    import json
+
+    try:
+        raw = json.loads(config.read_text(encoding="utf-8"))
+        found = (raw.get("text_config") or raw).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, int) and found > 0 else None

@@ -33,7 +33,9 @@ class Target(Table):
         "", "Target model: a folder, a hub id, or a .gguf file.", "--target-model-path", "--model-path"
     )
     backend: Literal["auto", "hf", "custom"] = option(
-        "auto", "What runs the target; custom is another name of hf.", "--target-model-backend"
+        "auto",
+        "What runs the target: transformers (hf; also called custom), which auto chooses.",
+        "--target-model-backend",
     )
     revision: str | None = option(None, "Hub revision (branch, tag or commit) of the target.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(

@@ -67,7 +67,8 @@ def build(settings: Settings, report: Reporter) -> Trainer:
     """All parts of the run, restored from its newest checkpoint where there is one."""
     set_threads(settings.target.threads)
     torch.manual_seed(settings.train.seed)
-    run = settings.train.output_dir
+    run, budget = settings.train.output_dir, parse_duration(settings.train.time_budget)
+    _say_attention(settings, report)
     inputs = online(settings, report) if settings.train.mode == "online" else offline(settings, report)
     embedding, head = inputs.weights["embedding"], inputs.weights["head"]
     dtype = compute_type(settings.train.dtype, embedding.device)
@@ -88,7 +89,7 @@ def build(settings: Settings, report: Reporter) -> Trainer:
         eval_source=inputs.eval_source,
         order=order,
         total_steps=_total_steps(settings.train, order),
-        budget_seconds=parse_duration(settings.train.time_budget),
+        budget_seconds=budget,
         draft=draft,
         embedding_VH=embedding,
         teacher_head_VdH=head[draft.draft_ids].to(dtype),
@@ -97,6 +98,12 @@ def build(settings: Settings, report: Reporter) -> Trainer:
         report=report,
         listeners=[history_writer(run, progress.step)],
     )
+
+
+def _say_attention(settings: Settings, report: Reporter) -> None:
+    cpu = pick_device(settings.target.device).type == "cpu"
+    kernel = "the CPU's flash kernel" if cpu else "portable blocks"
+    report.info(f"attention: sdpa ({settings.train.attention_backend}), {kernel}")
 
 
 def online(settings: Settings, report: Reporter) -> Inputs:

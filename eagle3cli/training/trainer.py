@@ -79,7 +79,7 @@ def train(trainer: Trainer, stop: Stop) -> Evaluation | None:
     """Run to the end of the schedule, the time budget or a stop signal; returns the last evaluation."""
     settings, progress = trainer.settings, trainer.progress
     began = time.perf_counter() - progress.seconds
-    result = None
+    result, norm = None, torch.zeros(())
     with trainer.report.task("train", total=trainer.total_steps, unit="steps", done=progress.step) as task:
         while not _finished(trainer):
             rate = _learning_rate(trainer)
@@ -95,6 +95,8 @@ def train(trainer: Trainer, stop: Stop) -> Evaluation | None:
                 save(trainer)
             task.advance(1)
             stop.check(f"saved step {progress.step} in {trainer.output_dir}")
+        if progress.step % settings.log_interval and trainer.window.kept:
+            task.advance(0, **_log(trainer, _learning_rate(trainer), norm))
     if progress.step % settings.eval_interval or result is None:
         result = _evaluate(trainer)
     if progress.step % settings.save_interval:
