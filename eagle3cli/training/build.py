@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.devices import compute_type, set_threads
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.tables import Settings, Train
+from eagle3cli.settings.toml import to_toml
 from eagle3cli.training.checkpoints import list_checkpoints, resume
 from eagle3cli.training.history import history_writer
 from eagle3cli.training.initialise import gather_sample, initialise
@@ -80,7 +83,7 @@ def build(settings: Settings, report: Reporter) -> Trainer:
         initialise_from_target(draft, inputs, report)
     draft.cast(dtype)
     optimizer = Optimizer(list(draft.named_parameters()), max_grad_norm=settings.train.max_grad_norm, scales=scales)
-    progress = resume(run, draft, optimizer, started_with, report)
+    progress = resume(run, draft, optimizer, started_with, report, changed=changed_settings(run, settings))
     order = Order(len(inputs.source.lengths), settings.train.batch_size, settings.train.seed)
     return Trainer(
         settings=settings.train,
@@ -222,6 +225,21 @@ def _not_empty(rows: int, where: str) -> None:
         raise UsageError(
             "no rows to train on", where=where, fix="look at the summary of eagle3 cache: all were rejected"
         )
+
+
+def changed_settings(run: Path, settings: Settings) -> list[str]:
+    """What differs from the ``settings.toml`` of an earlier session of a run, as ``table.key was A, is B``."""
+    path = run / "settings.toml"
+    if not path.is_file():
+        return []
+    was, now = (tomllib.loads(text) for text in (path.read_text(encoding="utf-8"), to_toml(settings)))
+    found = []
+    for table in ("target", "draft", "data", "train"):
+        old, new = was.get(table, {}), now.get(table, {})
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key) and key not in SESSION_FIELDS:
+                found.append(f"{table}.{key} was {old.get(key, 'not set')}, is {new.get(key, 'not set')}")
+    return found
 
 
 def _fingerprint(settings: Settings, inputs: Inputs) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -81,7 +82,15 @@ def list_checkpoints(run: Path) -> list[Path]:
     return [path for _, path in sorted(found, key=lambda pair: int(pair[0][2]))]
 
 
-def resume(run: Path, draft: Draft, optimizer: Optimizer, fingerprint: str, report: Reporter) -> Progress:
+def resume(
+    run: Path,
+    draft: Draft,
+    optimizer: Optimizer,
+    fingerprint: str,
+    report: Reporter,
+    *,
+    changed: Sequence[str] = (),
+) -> Progress:
     """Load the newest usable checkpoint into draft and optimiser; a fresh Progress where there is none.
 
     A damaged checkpoint is passed over, saying so. Raises UsageError where the run was started with other settings.
@@ -98,7 +107,8 @@ def resume(run: Path, draft: Draft, optimizer: Optimizer, fingerprint: str, repo
             continue
         if progress.fingerprint != fingerprint:
             raise UsageError(
-                "the run in this folder was started with other data, draft or training settings",
+                "the run in this folder was started with other data, draft or training settings"
+                + "".join(f"; {c}" for c in changed),
                 where=str(run),
                 fix="give another --output-dir, or --overwrite to start over",
             )
