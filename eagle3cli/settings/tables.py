@@ -190,7 +190,9 @@ class Train(Table):
         None, "Sequences per forward pass; gradients accumulate to the batch.", "--draft-micro-batch-size", ge=1
     )
     learning_rate: float = option(1e-4, "Peak learning rate.", gt=0)
-    head_lr_scale: float = option(1.0, "Learning rate of the draft's head, as a factor.", gt=0)
+    head_lr_scale: float = option(
+        1.0, "Learning rate of the draft's head, as a factor; 0 keeps the target's head.", ge=0
+    )
     lr_schedule: Literal["cosine", "constant", "wsd"] = option("cosine", "Shape of the learning rate after warm-up.")
     min_lr_ratio: float = option(0.0, "Where the schedule ends, as a share of the peak.", ge=0, le=1)
     warmup_ratio: float = option(0.015, "Share of the steps that warm up.", ge=0, lt=1)

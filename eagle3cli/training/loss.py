@@ -59,9 +59,10 @@ class _FusedHead(torch.autograd.Function):
         ctx: Any, head: Tensor, teacher: Teacher, plan: RowPlan, depth_weights: list[float], *normed: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         device, training = head.device, any(ctx.needs_input_grad)
+        head_trains = ctx.needs_input_grad[0]
         loss_T = torch.zeros(len(normed), dtype=torch.float32, device=device)
         correct_T = torch.zeros(len(normed), dtype=torch.float32, device=device)
-        d_head = torch.zeros_like(head, dtype=torch.float32) if training else None
+        d_head = torch.zeros_like(head, dtype=torch.float32) if head_trains else None
         d_normed = [torch.empty_like(rows) for rows in normed] if training else []
         positions = _teacher_positions(plan)
         for chunk_U in positions.split(max(1, CHUNK_ELEMENTS // len(head))):
@@ -80,9 +81,10 @@ class _FusedHead(torch.autograd.Function):
                 # log-sum-exp of a row, from its largest logit and that logit's probability.
                 lse_r = top_r - probability_rV.gather(1, best_r[:, None])[:, 0].log()
                 loss_T[depth] += lse_r.sum() - torch.dot(teach_rV.flatten(), logits_rV.flatten())
-                if d_head is not None:
+                if training:
                     error_rV = probability_rV.sub_(teach_rV).to(head.dtype)
-                    _add_product(d_head, error_rV.T, hidden[part] * depth_weights[depth])
+                    if d_head is not None:
+                        _add_product(d_head, error_rV.T, hidden[part] * depth_weights[depth])
                     torch.mm(error_rV, head, out=d_normed[depth][part])
                     d_normed[depth][part] *= depth_weights[depth]
         ctx.save_for_backward(*d_normed, *([d_head] if d_head is not None else []))
@@ -92,9 +94,10 @@ class _FusedHead(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        *d_normed, d_head = ctx.saved_tensors
         scale = grads[0]
-        return (d_head * scale, None, None, None, *(d * scale for d in d_normed))
+        d_normed = list(ctx.saved_tensors)
+        d_head = d_normed.pop() * scale if ctx.needs_input_grad[0] else None
+        return (d_head, None, None, None, *(d * scale for d in d_normed))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -12,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from eagle3cli.backends.head import read_target_tensors
 from eagle3cli.models.checkpoint import check_folder
 from tests.conftest import ROOT, Ran, RunCli
 from tests.tiny import tiny_target
@@ -124,6 +127,18 @@ def test_gradients_accumulate_to_the_whole_batch(place: Path, run_cli: RunCli) -
         if a["event"] == "step":
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
             assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+def test_a_kept_head_is_the_targets(place: Path, tiny: Path, run_cli: RunCli) -> None:
+    """Also after going on from a checkpoint."""
+    words = ("train", "--output-dir", "run", "--head-lr-scale", "0", "--json")
+    trained(run_cli(*words))
+    newest = place / "run" / "checkpoints" / "epoch_2_step_12" / "resume" / "state.safetensors"
+    newest.write_bytes(b"")
+    assert trained(run_cli(*words))["steps_this_time"] == 3
+    best = load_file(place / "run" / "best" / "model.safetensors")
+    ids = best["d2t"] + torch.arange(len(best["d2t"]))
+    torch.testing.assert_close(best["lm_head.weight"], read_target_tensors(str(tiny))["head"][ids].float())
 
 
 def test_killed_at_any_moment_it_ends_the_same(place: Path, run_cli: RunCli) -> None:
