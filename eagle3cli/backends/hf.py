@@ -18,13 +18,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.models.config import default_aux_layers
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.tables import Target
 
+MIN_SHARED = 8
+"""Tokens from which on a common beginning is worth its own pass."""
 ARGMAX_CHUNK = 512
 """Rows of full-vocabulary logits that exist at once."""
 
@@ -116,17 +118,46 @@ class HfTarget:
         The sequences are padded on the right to the longest one; give sequences of similar length.
         """
         ids = [torch.tensor(s, dtype=torch.long, device=self.device) for s in sequences]
+        shared = shared_prefix(sequences)
         with self.tapping() as taps:
-            out = self.decoder(input_ids=pad_sequence(ids, batch_first=True), use_cache=False)
-        aux = torch.cat([taps[layer] for layer in self.aux_layers], dim=-1)
-        last = out.last_hidden_state
-        return [(aux[b, : len(s)], last[b, : len(s)]) for b, s in enumerate(ids)]
+            if shared < MIN_SHARED:
+                last_BSH = self.decoder(
+                    input_ids=pad_sequence(ids, batch_first=True), use_cache=False
+                ).last_hidden_state
+                aux_BSC = self._tapped(taps)
+            else:
+                # A system prompt that all rows begin with is run once.
+                cache = DynamicCache(config=self.model.config)
+                first = self.decoder(input_ids=ids[0][None, :shared], past_key_values=cache, use_cache=True)
+                first_aux = self._tapped(taps)
+                cache.batch_repeat_interleave(len(ids))
+                rest = pad_sequence([s[shared:] for s in ids], batch_first=True)
+                out = self.decoder(input_ids=rest, past_key_values=cache, use_cache=True)
+                last_BSH = _after(first.last_hidden_state, out.last_hidden_state)
+                aux_BSC = _after(first_aux, self._tapped(taps))
+        return [(aux_BSC[b, : len(s)], last_BSH[b, : len(s)]) for b, s in enumerate(ids)]
+
+    def _tapped(self, taps: dict[int, Tensor]) -> Tensor:
+        return torch.cat([taps[layer] for layer in self.aux_layers], dim=-1)
 
     @torch.no_grad()
     def top_tokens(self, last_RH: Tensor) -> Tensor:
         """The most likely next token over the whole vocabulary, ``[R]``, in chunks of rows."""
         head = self.model.get_output_embeddings()
         return torch.cat([head(part).argmax(-1) for part in last_RH.split(ARGMAX_CHUNK)] or [torch.zeros(0).long()])
+
+
+def shared_prefix(sequences: Sequence[Sequence[int] | npt.NDArray[np.int32]]) -> int:
+    """How many tokens all sequences begin with, at least one short of the shortest; 0 for a single one."""
+    if len(sequences) < 2:
+        return 0
+    limit = min(len(s) for s in sequences) - 1
+    first = sequences[0]
+    return next((at for at in range(limit) if any(s[at] != first[at] for s in sequences)), limit)
+
+
+def _after(prefix_1PX: Tensor, rest_BSX: Tensor) -> Tensor:
+    return torch.cat((prefix_1PX.expand(len(rest_BSX), -1, -1), rest_BSX), 1)
 
 
 def read_target_config(target: Target) -> dict[str, Any]:
