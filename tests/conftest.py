@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,14 @@ PATIENT: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesi
 hypothesis.settings.register_profile("patient", **PATIENT)
 hypothesis.settings.register_profile("fixed", derandomize=True, **PATIENT)
 hypothesis.settings.load_profile("patient")
+
+
+@pytest.fixture(autouse=True)
+def usual_floats() -> Iterator[None]:
+    """Commands flush denormal numbers to zero; the next test in this process gets the usual arithmetic back."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @dataclass(frozen=True)
