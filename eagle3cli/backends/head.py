@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from eagle3cli.errors import ModelError
+from eagle3cli.models.config import text_part
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
@@ -43,7 +44,7 @@ def read_embedding_and_head(model_path: str, *, revision: str | None = None) -> 
         raise ModelError("tie_word_embeddings is false but there is no head", where=model_path, fix=_looked_for(HEADS))
     else:
         head = _read(_file(model_path, files[head_name], revision), head_name)
-    text = {**config, **(config.get("text_config") or {})}
+    text = text_part(config)
     wanted = (text.get("vocab_size"), text.get("hidden_size"))
     for tensor, what in ((embedding, name), (head, head_name or name)):
         if None not in wanted and tuple(tensor.shape) != wanted:

@@ -282,12 +282,6 @@ def read_file(path: Path) -> Iterator[Line]:
     return readers[format_of(path)](path)
 
 
-def read_path(path: Path) -> Iterator[Line]:
-    """Rows of a file, or of all data files of a folder."""
-    for file in files_of(path):
-        yield from read_file(file)
-
-
 def read_hub(name: str, split: str, *, shuffle_seed: int | None = None) -> Iterator[Line]:
     """Rows of a hub data set, streamed; raises DataError where it cannot be reached."""
     import datasets

@@ -120,20 +120,6 @@ def choose(
     return from_ids(order[:size], vocab_size)
 
 
-def count_and_choose(
-    rows: Iterable[TokenRow],
-    size: int,
-    vocab_size: int,
-    *,
-    always: Iterable[int] = (),
-    reply_weight: int = 3,
-    prompt_weight: int = 1,
-) -> VocabMapping:
-    """Count the rows' tokens and choose the draft's vocabulary from them."""
-    reply, prompt = (fit(counts, vocab_size) for counts in count_tokens(rows))
-    return choose(reply, prompt, size, always=always, reply_weight=reply_weight, prompt_weight=prompt_weight)
-
-
 def coverage(mapping: VocabMapping, reply: Counts) -> float:
     """Share of the counted reply tokens that the draft can propose; 1.0 where nothing was counted."""
     total = int(reply.sum())

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from eagle3cli.errors import ModelError
-from eagle3cli.models.config import ARCHITECTURE, DraftConfig
+from eagle3cli.models.config import ARCHITECTURE, DraftConfig, text_part
 
 Layout = Literal["sglang", "legacy"]
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -240,7 +240,7 @@ def _rope_problems(raw: Mapping[str, Any], layout: Layout) -> list[str]:
 
 
 def _target_problems(raw: Mapping[str, Any], target: Mapping[str, Any]) -> list[str]:
-    text = {**target, **(target.get("text_config") or {})}
+    text = text_part(target)
     pairs = {
         "vocab_size": "vocab_size",
         "target_hidden_size": "hidden_size",

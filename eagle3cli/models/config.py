@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class DraftConfig:
         aux_layers: tuple[int, ...] | None = None,
     ) -> DraftConfig:
         """The draft that fits a target's ``config.json`` (its text part, for a multi-modal one)."""
-        text = {**target, **target.get("text_config", {})}
+        text = text_part(target)
         try:
             hidden, heads, layers = text["hidden_size"], text["num_attention_heads"], text["num_hidden_layers"]
             vocab = text["vocab_size"]
@@ -162,6 +163,11 @@ class DraftConfig:
         }
 
 
+def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A target's config with its text model's own values on top: of a multi-modal one they stand in ``text_config``."""
+    return {**config, **(config.get("text_config") or {})}
+
+
 def default_aux_layers(layers: int) -> tuple[int, ...]:
     """Layers whose outputs the draft reads: low, middle, high (EAGLE-3's choice ``1, L//2-1, L-4``).
 
@@ -198,7 +204,7 @@ def read_draft_config(
         raise ModelError("no such draft config", where=source, fix="give a JSON file, or auto") from error
     except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ModelError(f"not a JSON draft config: {error}", where=source) from error
-    text = {**target, **target.get("text_config", {})}
+    text = text_part(target)
     fallback = aux_layers or default_aux_layers(text["num_hidden_layers"])
     config = DraftConfig.from_dict(raw, aux_layers=fallback)
     if config.vocab_size != text["vocab_size"] or config.target_hidden_size != text["hidden_size"]:

@@ -22,7 +22,7 @@ from eagle3cli.models.checkpoint import (
     read_config,
     save_draft,
 )
-from eagle3cli.models.config import DraftConfig, default_aux_layers
+from eagle3cli.models.config import DraftConfig, default_aux_layers, text_part
 from eagle3cli.models.draft import Draft, rotate
 
 ROWS = 256
@@ -81,7 +81,7 @@ def export_draft(
     auxiliary layers. An embedding that the source carries is left out where it equals ``target_embedding``. Raises
     ModelError on any difference. For a folder that is whole or absent, call this from ``runtime.files.write_folder``.
     """
-    text = {**target, **(target.get("text_config") or {})} if target else {}
+    text = text_part(target) if target else {}
     fallback = default_aux_layers(text["num_hidden_layers"]) if "num_hidden_layers" in text else None
     config, state = load_draft(source, aux_layers=aux_layers or fallback)
     notes = []

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from eagle3cli.models.checkpoint import load_draft, own_embedding
-from eagle3cli.models.config import default_aux_layers
+from eagle3cli.models.config import default_aux_layers, text_part
 from eagle3cli.models.draft import Draft
 
 
@@ -20,8 +20,7 @@ def open_draft(folder: Path, target: Mapping[str, Any] | None, aux_layers: tuple
     config) stand in.
     """
     if aux_layers is None and target is not None:
-        text = {**target, **(target.get("text_config") or {})}
-        aux_layers = default_aux_layers(int(text["num_hidden_layers"]))
+        aux_layers = default_aux_layers(int(text_part(target)["num_hidden_layers"]))
     config, state = load_draft(folder, aux_layers=aux_layers)
     draft = Draft(config)
     draft.load_state_dict(state)

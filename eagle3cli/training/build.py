@@ -22,7 +22,7 @@ from eagle3cli.data.cache import open_or_build
 from eagle3cli.data.store import Store
 from eagle3cli.data.vocab import VocabMapping
 from eagle3cli.errors import DataError, UsageError
-from eagle3cli.models.config import DraftConfig, read_draft_config
+from eagle3cli.models.config import DraftConfig, read_draft_config, text_part
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.devices import compute_type, set_threads
 from eagle3cli.runtime.report import Reporter
@@ -220,7 +220,7 @@ def _with_vocab(config: DraftConfig, vocab: VocabMapping) -> DraftConfig:
 
 
 def _last_layer(path: str, raw: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    found = read_target_tensors(path, int({**raw, **raw.get("text_config", {})}["num_hidden_layers"]) - 1)
+    found = read_target_tensors(path, int(text_part(raw)["num_hidden_layers"]) - 1)
     return {name: value.to(device, dtype) for name, value in found.items()}
 
 

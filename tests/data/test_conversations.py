@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eagle3cli.data.conversations import cut_turns, join_runs, parse_mapping, to_conversation
-from eagle3cli.data.sources import read_path
+from eagle3cli.data.sources import read_file
 from eagle3cli.errors import DataError, UsageError
 
 USER, REPLY = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -149,7 +149,7 @@ HANDLED = {
 
 def test_every_defect_of_the_broken_rows_is_named_with_its_line(shared: Path) -> None:
     expected = json.loads((shared / "data" / "bad_rows.expected.json").read_text())["rows"]
-    lines = list(read_path(shared / "data" / "bad_rows.jsonl"))
+    lines = list(read_file(shared / "data" / "bad_rows.jsonl"))
     assert [line.number for line in lines] == [row["line"] for row in expected]
     for line, row in zip(lines, expected, strict=True):
         reason = line.problem or ""

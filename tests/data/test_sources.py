@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eagle3cli.data import sources
-from eagle3cli.data.sources import Line, read_file, read_hub, read_jsonl, read_path
+from eagle3cli.data.sources import Line, files_of, read_file, read_hub, read_jsonl
 from eagle3cli.errors import DataError
 
 ROWS = [{"id": str(i), "text": f"line {i} \u2028 \u0085 😀"} for i in range(5)]
+
+
+def read_path(path: Path) -> Iterator[Line]:
+    for file in files_of(path):
+        yield from read_file(file)
 
 
 def lines_of(rows: list[Any]) -> bytes:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from eagle3cli.data.rows import TokenRow
 from eagle3cli.data.vocab import (
+    VocabMapping,
     choose,
-    count_and_choose,
     count_tokens,
     coverage,
     fit,
@@ -26,6 +26,11 @@ COUNTS = st.lists(st.integers(0, 5), min_size=8, max_size=8).map(lambda counts: 
 
 def row(ids: list[int], mask: list[int]) -> TokenRow:
     return TokenRow("r", np.array(ids, dtype=np.int32), np.array(mask, dtype=np.uint8))
+
+
+def chosen(rows: list[TokenRow], size: int, **weights: int) -> VocabMapping:
+    reply, prompt = (fit(counts, 10) for counts in count_tokens(rows))
+    return choose(reply, prompt, size, **weights)
 
 
 @given(reply=COUNTS, prompt=COUNTS, size=st.integers(2, 8), always=st.sets(st.integers(0, 7), max_size=2))
@@ -48,9 +53,9 @@ def test_the_most_used_tokens_with_both_maps(
 
 def test_replies_weigh_three_times_a_prompt() -> None:
     rows = [row([5, 5, 6], [0, 0, 1]), row([7], [0])]
-    assert count_and_choose(rows, 1, 10).draft_ids.tolist() == [6]
-    assert count_and_choose(rows, 1, 10, reply_weight=0).draft_ids.tolist() == [5]
-    assert count_and_choose(rows, 10, 10).size == 10
+    assert chosen(rows, 1).draft_ids.tolist() == [6]
+    assert chosen(rows, 1, reply_weight=0).draft_ids.tolist() == [5]
+    assert chosen(rows, 10).size == 10
 
 
 def test_coverage() -> None:
