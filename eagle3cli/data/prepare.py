@@ -18,9 +18,9 @@ from eagle3cli.data.conversations import (
     cut_turns,
     first_prompt,
     join_runs,
-    parse_mapping,
     to_conversation,
 )
+from eagle3cli.data.layouts import parse_mapping
 from eagle3cli.data.ledger import ERRORS, Ledger
 from eagle3cli.data.presets import Origin, resolve
 from eagle3cli.data.sources import Line, files_of, read_file, read_hub

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.data.conversations import Message
+from eagle3cli.data.messages import Message
 from eagle3cli.data.sources import read_jsonl
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import Reporter

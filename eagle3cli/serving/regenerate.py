@@ -263,7 +263,8 @@ def _load_tools(settings: Settings, report: Reporter) -> _Tools:
     template = settings.data.chat_template
 
     def encode(script: Script) -> list[int]:
-        return render_prompt(tokenizer, script.prompt(), chat_template=template)
+        tools = [dict(tool) for tool in script.tools] or None
+        return render_prompt(tokenizer, script.prompt(), chat_template=template, tools=tools)
 
     set_threads(target.threads)
     loaded = load_target(target, report)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from eagle3cli.data.conversations import Conversation, Message, join_runs
+from eagle3cli.data.conversations import Conversation, join_runs
+from eagle3cli.data.messages import Message
 from eagle3cli.errors import DataError, UsageError
 
 KEPT = "kept"
@@ -30,6 +31,8 @@ class Script:
     """Tokens of the replies that were generated now."""
     line: int = 0
     """Where the input row stands in its file, from 1."""
+    tools: tuple[Message, ...] = ()
+    """Definitions of the tools that the target may call."""
 
     @property
     def is_over(self) -> bool:
@@ -64,13 +67,14 @@ class Script:
 
     def to_row(self) -> dict[str, Any]:
         """The row on disk."""
-        return {"id": self.id, "conversations": self.messages, "finish": self.finish}
+        row = {"id": self.id, "conversations": self.messages, "finish": self.finish}
+        return {**row, "tools": list(self.tools)} if self.tools else row
 
 
 def write_script(
     row: int, conversation: Conversation, turns: Literal["last", "all"], system_prompt: str | None = None
 ) -> Script:
-    """The script in which the last or every reply is rewritten; a conversation that ends with a question gets a reply.
+    """The script in which the last or every reply is rewritten; a question that has none gets a reply.
 
     Messages with tool calls stand: the tool's answers after them belong to these very calls. Raises DataError where
     there is nothing to write.
@@ -78,17 +82,18 @@ def write_script(
     messages = list(join_runs(conversation).messages)
     if system_prompt is not None:
         messages = with_system(messages, system_prompt)
-    lines: list[Message | None] = list(messages)
     spoken = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if messages[-1]["role"] != "assistant":
-        lines.append(None)
-        spoken = [] if turns == "last" else spoken
-    for i in spoken[-1:] if turns == "last" else spoken:
-        if not messages[i].get("tool_calls"):
-            lines[i] = None
+    if turns == "last":
+        spoken = spoken[-1:] if messages[-1]["role"] == "assistant" else []
+    lines: list[Message | None] = []
+    for i, message in enumerate(messages):
+        lines.append(None if i in spoken and not message.get("tool_calls") else message)
+        after = messages[i + 1]["role"] if i + 1 < len(messages) else None
+        if message["role"] != "assistant" and (after is None or message["role"] == after == "user"):
+            lines.append(None)
     if None not in lines:
         raise DataError("no reply to rewrite: the assistant's turns are tool calls")
-    return Script(row, conversation.id, lines)
+    return Script(row, conversation.id, lines, tools=conversation.tools)
 
 
 def with_system(messages: Sequence[Message], text: str) -> list[Message]:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle3cli.data.conversations import cut_turns, join_runs, parse_mapping, to_conversation
+from eagle3cli.data.conversations import cut_turns, join_runs, to_conversation
+from eagle3cli.data.layouts import parse_mapping
 from eagle3cli.data.sources import read_file
 from eagle3cli.errors import DataError, UsageError
 
@@ -27,10 +28,32 @@ USER, REPLY = {"role": "user", "content": "q"}, {"role": "assistant", "content":
         {"question": "q", "answer": "a"},
         {"instruction": "q", "input": "", "output": "a"},
         {"prompt": [USER, REPLY]},
+        {"prompt": [USER], "completion": [REPLY]},
+        {"input": [USER], "output": "a"},
+        {"problem": "q", "solution": "a"},
+        {"turns": ["q"], "reference": ["a"]},
+        {"data": ["q", "a"]},
+        {"conversations": json.dumps([USER, REPLY])},
+        {"conversations": {"role": ["user", "assistant"], "content": ["q", "a"]}},
+        {"messages": None, "conversation": [USER, REPLY]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, {**REPLY, "tool_calls": None}]},
     ],
 )
 def test_layouts(row: dict[str, Any]) -> None:
     assert to_conversation(row).messages == (USER, REPLY)
+
+
+def test_turns_alone_are_user_messages_that_stay_apart() -> None:
+    conversation = to_conversation({"id": 1, "turns": ["q", "and?"], "reference": []})
+    assert [message["content"] for message in join_runs(conversation).messages] == ["q", "and?"]
+    assert conversation.user_turns == 2
+    assert to_conversation({"turns": ["q", "and?"], "reference": ["a", "b"]}).messages[3]["content"] == "b"
+
+
+def test_alpaca_history_and_system_come_first() -> None:
+    row = {"instruction": "q2", "history": [["q1", "a1"]], "system": "s", "output": "a2"}
+    contents = [message["content"] for message in to_conversation(row).messages]
+    assert contents == ["s", "q1", "a1", "q2", "a2"]
 
 
 def test_prompts_alone_and_instructions_with_input() -> None:
@@ -58,7 +81,17 @@ def test_ids_of_any_layout() -> None:
         ({"conversations": [USER, {"role": 3, "content": "a"}]}, "unknown role"),
         ({"conversations": [USER, {"role": "assistant"}]}, "message 2 (assistant) has no content"),
         ({"conversations": [USER, {"role": "assistant", "content": None}]}, "content is null"),
-        ({"conversations": [{"role": "user", "content": [{"type": "text"}]}]}, "content is a list"),
+        ({"conversations": [{"role": "user", "content": []}]}, "content is a list"),
+        ({"conversations": [{"role": "user", "content": [{"type": "image_url"}]}]}, "a part of type 'image_url'"),
+        ({"conversations": [{"role": "user", "content": [3]}]}, "a number as a part"),
+        ({"conversations": [{"role": "user", "content": b"raw"}]}, "content is bytes"),
+        ({"conversations": [USER, {"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "no function name"),
+        ({"conversations": [USER, {"role": "assistant", "tool_calls": {}, "content": ""}]}, "is empty"),
+        ({"conversations": [USER, {"from": "function_call", "value": "f(x)"}]}, "not JSON"),
+        ({"conversations": [USER], "tools": "{"}, "tools is text that is not JSON"),
+        ({"conversations": [USER], "tools": [1]}, "not a list of objects"),
+        ({"conversations": {"role": ["user"], "content": []}}, "different lengths"),
+        ({"conversations": None}, "conversations is null"),
         ({"conversations": [{"role": "user", "content": "  "}]}, "message 1 (user) is empty"),
         ({"conversations": [USER, {"role": "assistant", "content": ""}]}, "message 2 (assistant) is empty"),
         ({"conversations": [REPLY]}, "no user message"),
@@ -88,8 +121,31 @@ def test_tool_messages_are_kept() -> None:
     tool = {"role": "tool", "tool_call_id": "1", "content": ""}
     kept = to_conversation({"messages": [USER, call, tool, REPLY]}).messages
     assert kept[1]["content"] == ""
-    assert kept[1]["tool_calls"] == call["tool_calls"]
+    assert kept[1]["tool_calls"] == [{"type": "function", "function": {"name": "f", "arguments": {}}}]
     assert kept[2] == tool
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"role": "assistant", "tool_calls": [{"id": "", "function": {"name": "f", "arguments": '{"x": 1}'}}]},
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": {"x": 1}}},
+        {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+    ],
+)
+def test_tool_calls_take_the_form_that_templates_render(said: dict[str, Any]) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    conversation = to_conversation({"messages": [USER, said], "tools": json.dumps(tools)})
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    assert conversation.messages[1] == {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert conversation.to_row()["tools"] == tools
+    assert to_conversation(conversation.to_row()) == conversation
+
+
+def test_reasoning_has_one_name() -> None:
+    for key in ("reasoning", "reasoning_content", "thinking"):
+        said = {**REPLY, key: "hm"}
+        assert to_conversation({"messages": [USER, said]}).messages[1]["reasoning_content"] == "hm"
 
 
 def test_runs_of_one_role_are_joined() -> None:
@@ -122,13 +178,18 @@ def test_mapping() -> None:
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "from", "value"]), inner)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "tool_calls"]), inner)
     ),
     max_leaves=8,
 )
 
 
-@given(st.dictionaries(st.sampled_from(["conversations", "messages", "prompt", "finish", "id"]), JSON))
+@given(
+    st.dictionaries(
+        st.sampled_from(["conversations", "messages", "prompt", "turns", "tools", "output", "finish", "id"]), JSON
+    )
+)
 def test_any_json_is_a_conversation_or_a_reason(row: dict[str, Any]) -> None:
     try:
         conversation = to_conversation(row)
@@ -141,7 +202,7 @@ HANDLED = {
     "invalid_json": "not valid JSON",
     "missing_role": "has no role",
     "empty_messages": "no messages",
-    "non_string_content": "content is a list",
+    "non_string_content": "which is no text",
     "null_content": "content is null",
     "unknown_role": "unknown role",
 }

@@ -55,6 +55,19 @@ def test_last_answers_a_question_that_is_still_open() -> None:
     assert [m["content"] for m in row["conversations"]] == ["1", "old", "2", "new 1"]
 
 
+@pytest.mark.parametrize("turns", ["all", "last"])
+def test_user_turns_alone_are_answered_one_by_one(turns: str) -> None:
+    row, seen = play([say("user", "1"), say("user", "2")], turns)
+    assert [m["content"] for m in row["conversations"]] == ["1", "new 1", "2", "new 2"]
+    assert seen == [1, 3]
+
+
+def test_tools_stay_with_the_row() -> None:
+    tools = ({"type": "function", "function": {"name": "f"}},)
+    script = write_script(0, Conversation("a", tuple(TALK), tools=tools), "all")
+    assert script.to_row()["tools"] == list(tools)
+
+
 def test_tool_calls_stand() -> None:
     calls = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
     talk = [say("user", "1"), say("assistant", "", tool_calls=calls), say("tool", "x"), say("assistant", "old")]

@@ -1,0 +1,150 @@
+"""One message in one form: a role of four, a content of text, reasoning and tool calls as chat templates read them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from eagle3cli.errors import DataError
+
+Message = dict[str, Any]
+
+ROLE_NAMES = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "system": "system",
+    "developer": "system",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "ipython": "tool",
+}
+CALLING = ("function_call", "tool_call")
+"""Role names of turns whose content is a call, as JSON text."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+LONGEST_SHOWN = 40
+
+
+def to_message(item: Any, number: int, *, written: bool) -> Message:
+    """Message ``number`` (from 1) of a row; raises DataError with the reason where it is none.
+
+    ``written``: the target wrote the replies, so an empty one is what it said.
+    """
+    if not isinstance(item, Mapping):
+        raise DataError(f"message {number} is {kind_of(item)}, not an object")
+    role = _role(item, number)
+    where = f"message {number} ({role})"
+    calls = tool_calls(item, where)
+    content = next((item[key] for key in ("content", "value") if key in item), None)
+    if not any(key in item for key in ("content", "value")) and not calls:
+        raise DataError(f"{where} has no content")
+    if role == "assistant" and _name(item) in CALLING:
+        calls, content = [_call(content, where)], ""
+    content = "" if content is None and calls else _text(content, where)
+    extra: Message = {}
+    if reasoning := next((item[key] for key in REASONING if item.get(key)), None):
+        if not isinstance(reasoning, str):
+            raise DataError(f"{where}: {_reasoning_key(item)} is {kind_of(reasoning)}, not a string")
+        extra["reasoning_content"] = reasoning
+    if calls:
+        extra["tool_calls"] = calls
+    extra |= {key: item[key] for key in ("tool_call_id", "name") if isinstance(item.get(key), str) and item[key]}
+    may_be_empty = role in ("system", "tool") or (role == "assistant" and (written or bool(extra)))
+    if not may_be_empty and not content.strip():
+        raise DataError(f"{where} is empty")
+    return {"role": role, "content": content, **extra}
+
+
+def _name(item: Mapping[str, Any]) -> Any:
+    name = item.get("role", item.get("from"))
+    return name.strip().lower() if isinstance(name, str) else name
+
+
+def _role(item: Mapping[str, Any], number: int) -> str:
+    name = _name(item)
+    if name is None:
+        raise DataError(f"message {number} has no role")
+    if name in CALLING:
+        return "assistant"
+    role = ROLE_NAMES.get(name) if isinstance(name, str) else None
+    if role is None:
+        shown = item.get("role", item.get("from"))
+        shown = shown[:LONGEST_SHOWN] if isinstance(shown, str) else kind_of(shown)
+        raise DataError(f"message {number} has the unknown role {shown!r}")
+    return role
+
+
+def _reasoning_key(item: Mapping[str, Any]) -> str:
+    return next(key for key in REASONING if item.get(key))
+
+
+def _text(content: Any, where: str) -> str:
+    """A content as text; a list of text parts is put together, a part line by part line."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        raise DataError(f"{where}: content is {kind_of(content)}, not a string")
+    texts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, Mapping) else part
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            named = (
+                f"a part of type {kind[:LONGEST_SHOWN]!r}" if isinstance(kind, str) else f"{kind_of(part)} as a part"
+            )
+            raise DataError(f"{where}: content is a list with {named}, which is no text")
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def tool_calls(item: Mapping[str, Any], where: str) -> list[Message]:
+    """The calls of a message as ``{"type": "function", "function": {"name", "arguments"}}``, arguments as an object.
+
+    Chat templates write the arguments with a JSON filter, so text that is JSON is read first.
+    """
+    raw = item.get("tool_calls") or ([item["function_call"]] if item.get("function_call") else [])
+    if not isinstance(raw, list):
+        raise DataError(f"{where}: tool_calls is {kind_of(raw)}, not a list")
+    return [_call(call, where) for call in raw]
+
+
+def _call(call: Any, where: str) -> Message:
+    if isinstance(call, str):
+        try:
+            call = json.loads(call)
+        except ValueError as error:
+            raise DataError(f"{where}: the tool call is text that is not JSON") from error
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise DataError(f"{where}: a tool call has no function name")
+    arguments = function.get("arguments", function.get("parameters"))
+    if isinstance(arguments, str):
+        try:
+            read = json.loads(arguments) if arguments.strip() else {}
+            arguments = read if isinstance(read, dict) else arguments
+        except ValueError:
+            pass  # what the model wrote is no JSON; templates write it as it is
+    told: Message = {"id": call["id"]} if isinstance(call.get("id"), str) and call["id"] else {}
+    function = {"name": function["name"], "arguments": {} if arguments is None else arguments}
+    return {**told, "type": "function", "function": function}
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in words."""
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
+    return "null" if value is None else names.get(type(value), type(value).__name__)
