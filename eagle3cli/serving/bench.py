@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from eagle3cli.backends.hf import HfTarget, load_target, read_target_config
-from eagle3cli.data.messages import Message
 from eagle3cli.data.manifest import digest_file
+from eagle3cli.data.messages import Message
 from eagle3cli.data.tokenizer import eos_ids, load_tokenizer, render_prompt
 from eagle3cli.errors import UsageError
 from eagle3cli.models.draft import Draft
