@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eagle3cli.commands.command import Command
@@ -14,50 +16,44 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, out: Out) -> int | None:
     """Build the cache (or find it) and say what is in it."""
-    from eagle3cli.backends.hf import read_target_config
     from eagle3cli.commands.local_target import with_local_target
+    from eagle3cli.console.cached import rejected, told
+    from eagle3cli.console.tokens import page
     from eagle3cli.data.cache import open_or_build
-    from eagle3cli.data.ledger import ERRORS
-    from eagle3cli.models.config import read_draft_config
 
     settings = with_local_target(settings, out)
-    wished, target = settings.draft, read_target_config(settings.target)
-    draft = read_draft_config(wished.config, target, draft_vocab_size=wished.vocab_size, aux_layers=wished.aux_layers)
-    cached = open_or_build(settings, draft.draft_vocab_size, draft.vocab_size, out)
-    summary = {name: value for name, value in cached.summary.items() if name != "special_ids"}
+    cached = open_or_build(settings, *vocab_sizes(settings), out)
+    summary = {name: value for name, value in cached.summary.items() if name not in ("always_ids", "files")}
     if settings.cache.view_train_data:
-        from eagle3cli.console.tokens import page
         from eagle3cli.data.show import show
 
         out.print(page(show(settings, rows=settings.cache.view_train_data), colour=out.colour))
-    splits = [name for name in ("train", "eval") if name in summary]
-    lines = ["cached" if summary["built"] else "already cached, nothing to do"]
-    for name in splits:
-        lines += split_lines(name, summary[name])
-    vocab = summary["vocab"]
-    sizes = ", ".join(f"{size:,}: {share:.1%}" for size, share in vocab["coverage_by_size"].items())
-    lines.append(f"draft vocabulary: {vocab['size']:,} of {vocab['target_size']:,} tokens")
-    lines.append(f"  reply tokens of {vocab['coverage_of']} that it covers, by size: {sizes}")
-    if any(summary[name]["rejected"] or summary[name]["no_span"] for name in splits):
-        lines.append(f"rows that need a look: {cached.folder / ERRORS}")
-    lines += [
-        f"rows: {cached.folder}",
-        f"vocabulary: {vocab['file']}",
-        "next: eagle3 train, with the same flags or settings file",
-    ]
-    out.result({"folder": cached.folder, **summary}, "\n".join(lines))
-    return SOME_ROWS_FAILED if any(summary[name]["rejected"] for name in splits) else None
+    out.result({"folder": cached.folder, **summary}, told(summary, cached.folder))
+    return SOME_ROWS_FAILED if any(rejected(summary)) else None
 
 
-def split_lines(name: str, counts: dict[str, Any]) -> list[str]:
-    """What a person should know of one split."""
-    share = counts["loss_tokens"] / max(1, counts["tokens"])
-    lines = [
-        f"{name}: {counts['rows']:,} rows, {counts['tokens']:,} tokens, {counts['loss_tokens']:,} trained, {share:.0%}",
-        f"  truncated {counts['truncated']:,}, without a reply {counts['no_span']:,}, rejected {counts['rejected']:,}",
-    ]
-    lines += [f"  {count:,} x {reason}" for reason, count in counts["reasons"].items()]
-    return lines + [f"  {count:,} repaired: {repair}" for repair, count in counts["repaired"].items()]
+def vocab_sizes(settings: Settings) -> tuple[int, int]:
+    """Sizes of the draft's and the target's vocabulary.
+
+    A local config.json that names all that a draft needs is read as it is: transformers takes seconds to import.
+    """
+    from eagle3cli.errors import Eagle3Error
+    from eagle3cli.models.config import read_draft_config
+    from eagle3cli.runtime.files import read_json
+
+    wished = settings.draft
+
+    def sizes(target: dict[str, Any]) -> tuple[int, int]:
+        draft = read_draft_config(
+            wished.config, target, draft_vocab_size=wished.vocab_size, aux_layers=wished.aux_layers
+        )
+        return draft.draft_vocab_size, draft.vocab_size
+
+    with suppress(Eagle3Error, KeyError, TypeError, AttributeError):
+        return sizes(read_json(Path(settings.target.model_path).expanduser() / "config.json"))
+    from eagle3cli.backends.hf import read_target_config
+
+    return sizes(read_target_config(settings.target))
 
 
 COMMAND = Command(

@@ -102,11 +102,17 @@ def finish(
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files and folders that killed runs left in ``folder``."""
-    for path in folder.glob(".*.tmp-*"):
-        found = re.search(r"\.tmp-(\d+)$", path.name)
-        if found and not _alive(int(found[1])):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    """Remove temporary files and folders that killed runs left in ``folder``; what one had set aside comes back."""
+    for path in folder.glob(".*-*"):
+        found = re.fullmatch(r"\.(.+)\.(tmp|old)-(\d+)", path.name)
+        if not found or _alive(int(found[3])):
+            continue
+        if found[2] == "old" and not (folder / found[1]).exists():  # killed between the two renames of a replacement
+            path.rename(folder / found[1])
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from eagle3cli.data.cache import SUMMARY, cache_key, data_paths, recipe_of
+from eagle3cli.data.cache import cache_key, data_paths, recipe_of
+from eagle3cli.data.cache_build import SUMMARY
 from eagle3cli.data.rows import TokenRow, TokenRows
 from eagle3cli.data.tokenise import blocks_of, encode_items
 from eagle3cli.data.tokenizer import load_tokenizer

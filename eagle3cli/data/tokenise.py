@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,8 +26,10 @@ from eagle3cli.data.tokenizer import load_tokenizer
 from eagle3cli.errors import DataError, Eagle3Error
 
 BLOCK_ROWS, BLOCK_BYTES = 256, 1 << 20
-BYTES_PER_PROCESS = 16 << 20
-"""Starting a process costs seconds, so a small input gets one."""
+BYTES_PER_PROCESS = 8 << 20
+"""Starting a process costs a second, so a small input gets one."""
+PRELOADED = ["eagle3cli.data.tokenise", "transformers.models.auto.tokenization_auto"]
+"""What a worker needs, imported once by the process that the workers are forked from."""
 
 Item = tuple[int, bytes] | Line
 
@@ -148,15 +152,42 @@ def blocks_of(path: Path) -> Iterator[list[Item]]:
         yield block
 
 
+def processes_for(path: Path, most: int) -> int:
+    """How many processes are worth starting for a file, at most ``most``."""
+    return max(1, min(most, path.stat().st_size // BYTES_PER_PROCESS))
+
+
+def prepare_workers(path: Path, most: int) -> None:
+    """Begin, in the background, to import what workers need, if ``path`` is large enough for several."""
+    if processes_for(path, most) > 1 and _can_preload():
+        _context()
+        forkserver.ensure_running()
+
+
+def _can_preload() -> bool:
+    return "forkserver" in multiprocessing.get_all_start_methods()
+
+
+def _context() -> BaseContext:
+    """How workers are started: forked from a process that did nothing but import, so that they share its memory.
+
+    A fork of this process would copy the locks of the tokenizer's threads.
+    """
+    if not _can_preload():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
 def tokenise(path: Path, recipe: Recipe, processes: int, encoder: Encoder) -> Iterator[PackedBlock]:
     """Blocks of the file in order. ``encoder`` is used where one process is enough."""
-    processes = max(1, min(processes, path.stat().st_size // BYTES_PER_PROCESS))
+    processes = processes_for(path, processes)
     if processes == 1:
         for items in blocks_of(path):
             yield _pack(encode_items(encoder, items, str(path), preformatted=recipe.is_preformatted))
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of the tokenizer's threads
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(recipe,))
+    pool = ProcessPoolExecutor(processes, mp_context=_context(), initializer=_start, initargs=(recipe, os.getcwd()))
     waiting: deque[Future[PackedBlock]] = deque()
     try:
         for items in blocks_of(path):
@@ -186,9 +217,10 @@ def _pack(block: Block) -> PackedBlock:
 _worker: tuple[Encoder, bool] | None = None
 
 
-def _start(recipe: Recipe) -> None:
+def _start(recipe: Recipe, folder: str) -> None:
     """Begin a worker: one thread, deaf to Ctrl-C (the parent decides), gone when the parent is."""
     global _worker
+    os.chdir(folder)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -162,11 +162,12 @@ def test_a_killed_build_leaves_nothing_half_used(tmp_path: Path, target: Path) -
     script = f"""
 import os
 from pathlib import Path
-from eagle3cli.data import cache
+from eagle3cli.data import cache, cache_build
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.tables import Data, Settings, Target
 cache.TokenRows.open = None
-cache.write_json = lambda path, value: os.kill(os.getpid(), 9) if path.name == "summary.json" else None
+cache.write_json = lambda path, value: None
+cache_build.write_json = lambda path, value: os.kill(os.getpid(), 9)
 data = Data(train_path=Path({str(tmp_path / "train.jsonl")!r}), cache_dir=Path({str(tmp_path / "cache")!r}))
 cache.open_or_build(Settings(target=Target(model_path={str(target)!r}), data=data), 100, {VOCAB}, Silent())
 """

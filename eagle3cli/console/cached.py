@@ -1,0 +1,53 @@
+"""What a person should know of a cache: its rows, what was wrong with some, and what the draft's vocabulary covers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def told(summary: dict[str, Any], folder: Path) -> str:
+    """The summary of ``eagle3 cache`` as text."""
+    lines = ["cached" if summary["built"] else "already cached, nothing to do"]
+    for name in _splits(summary):
+        lines += _split_lines(name, summary[name])
+    lines += _vocab_lines(summary["vocab"])
+    if any(rejected(summary)) or any(summary[name]["no_span"] for name in _splits(summary)):
+        lines.append(f"rows that need a look: {folder / 'errors.jsonl'}")
+    lines += [
+        f"rows: {folder}",
+        f"vocabulary: {summary['vocab']['file']}",
+        "next: eagle3 train, with the same flags or settings file",
+    ]
+    return "\n".join(lines)
+
+
+def rejected(summary: dict[str, Any]) -> list[int]:
+    """How many rows of each split were rejected."""
+    return [summary[name]["rejected"] for name in _splits(summary)]
+
+
+def _splits(summary: dict[str, Any]) -> list[str]:
+    return [name for name in ("train", "eval") if name in summary]
+
+
+def _split_lines(name: str, counts: dict[str, Any]) -> list[str]:
+    """What a person should know of one split."""
+    share = counts["loss_tokens"] / max(1, counts["tokens"])
+    lines = [
+        f"{name}: {counts['rows']:,} rows, {counts['tokens']:,} tokens, {counts['loss_tokens']:,} trained, {share:.0%}",
+        f"  truncated {counts['truncated']:,}, without a reply {counts['no_span']:,}, rejected {counts['rejected']:,}",
+    ]
+    lines += [f"  {count:,} x {reason}" for reason, count in counts["reasons"].items()]
+    return lines + [f"  {count:,} repaired: {repair}" for repair, count in counts["repaired"].items()]
+
+
+def _vocab_lines(vocab: dict[str, Any]) -> list[str]:
+    """What a person should know of the draft's vocabulary."""
+    sizes = ", ".join(f"{size:,}: {share:.1%}" for size, share in vocab["coverage_by_size"].items())
+    suggested = vocab["suggested_size"]
+    return [
+        f"draft vocabulary: {vocab['size']:,} of {vocab['target_size']:,} tokens, {vocab['always_in']} of them special",
+        f"  reply tokens of {vocab['coverage_of']} that it covers, by size: {sizes}",
+        f"  suggested: --draft-vocab-size {suggested}, the smallest multiple of 1,024 that covers 99% of them",
+    ]

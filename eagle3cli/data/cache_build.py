@@ -1,0 +1,141 @@
+"""Fills the folder of a cache: every split tokenised, counted, and told where a row needs a look."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors.numpy import save
+
+from eagle3cli.data.counts import Counts, add_counts, no_counts
+from eagle3cli.data.encode import NO_SPAN
+from eagle3cli.data.ledger import ERRORS, Ledger
+from eagle3cli.data.rows import write_rows
+from eagle3cli.data.sources import format_of
+from eagle3cli.data.tokenise import PackedBlock, Recipe, prepare_workers, tokenise
+from eagle3cli.errors import DataError
+from eagle3cli.runtime.files import write_json
+from eagle3cli.runtime.report import Reporter, Task
+from eagle3cli.runtime.stop import Stop, catch_stop
+
+SUMMARY, COUNTS = "summary.json", "counts.safetensors"
+
+
+def build(folder: Path, key: str, paths: Mapping[str, Path], recipe: Recipe, num_proc: int, report: Reporter) -> None:
+    """Write rows, counts, errors and, last, the summary of all splits below ``folder``."""
+    processes = num_proc or cpu_count()
+    prepare_workers(max(paths.values(), key=lambda path: path.stat().st_size), processes)
+    encoder = recipe.encoder()
+    summary: dict[str, Any] = {"model_path": recipe.model_path, "chat_template": recipe.chat_template}
+    counts: dict[str, Counts] = {}
+    with (folder / ERRORS).open("w", encoding="utf-8") as errors:
+        for split, path in paths.items():
+            found = _Split(path, Ledger(errors))
+            blocks = tokenise(path, recipe, processes, encoder)
+            with report.task(f"tokenising {split}", _lines(path)) as task, catch_stop(report) as stop:
+                write_rows(folder / split, _batches(blocks, found, task, stop), fingerprint=f"{key}-{split}")
+            summary[split] = found.summary()
+            counts |= {f"{split}_reply": found.reply, f"{split}_prompt": found.prompt}
+            if found.no_span:
+                text = f"({found.no_span} of {found.ledger.written} rows of {split}; they train nothing)"
+                report.warn(f"{NO_SPAN} {text}")
+    special = [i for i, token in encoder.tokenizer.added_tokens_decoder.items() if token.special]
+    summary["always_ids"] = sorted(encoder.end_ids.union(special))
+    (folder / COUNTS).write_bytes(save(counts))
+    summary["files"] = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
+    write_json(folder / SUMMARY, summary)
+
+
+def damage(folder: Path, summary: Mapping[str, Any]) -> str | None:
+    """What is wrong with a built folder: a file that is gone or has another size than it had; None if nothing."""
+    try:
+        for name, size in summary["files"].items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size:,} bytes, not {size:,}"
+    except (KeyError, TypeError, AttributeError):
+        return f"{SUMMARY} is not one of a cache"
+    return None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _lines(path: Path) -> int | None:
+    """How many lines there are to tokenise, for the progress; None where that is not told without parsing."""
+    with path.open("rb") as f:
+        if format_of(path) != "lines" or f.read(4)[:2] in (b"\x1f\x8b", b"\x28\xb5"):
+            return None
+        f.seek(0)
+        return sum(block.count(b"\n") for block in iter(lambda: f.read(1 << 20), b""))
+
+
+def _batches(blocks: Iterator[PackedBlock], found: _Split, task: Task, stop: Stop) -> Iterator[pa.RecordBatch]:
+    for block in blocks:
+        stop.check("nothing was kept; the cache will be built from the start")
+        yield found.take(block)
+        task.advance(block.read)
+
+
+def cpu_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Split:
+    """Counts of one split while its blocks pass."""
+
+    def __init__(self, path: Path, ledger: Ledger) -> None:
+        self.path, self.ledger = path, ledger
+        self.reply, self.prompt = no_counts(), no_counts()
+        self.tokens = self.loss_tokens = self.truncated = self.no_span = self.longest = 0
+
+    def take(self, block: PackedBlock) -> pa.RecordBatch:
+        ids = block.batch.column("input_ids").values.to_numpy()
+        trained = block.batch.column("loss_mask").values.to_numpy().astype(bool)
+        lengths = np.diff(block.batch.column("input_ids").offsets.to_numpy())
+        self.reply, self.prompt = add_counts(self.reply, ids[trained]), add_counts(self.prompt, ids[~trained])
+        self.tokens += len(ids)
+        self.loss_tokens += int(trained.sum())
+        self.truncated += block.truncated
+        self.no_span += len(block.no_span)
+        self.longest = max([self.longest, *lengths.tolist()])
+        self.ledger.read += block.read
+        self.ledger.written += block.batch.num_rows
+        for line, name, reason in block.rejected:
+            self.ledger.drop("rejected", f"{self.path}:{line}", name, reason)
+        for line, name in block.no_span:
+            self.ledger.note(f"{self.path}:{line}", name, NO_SPAN)
+        for repairs in block.repairs:
+            self.ledger.repair(repairs)
+        return block.batch
+
+    def summary(self) -> dict[str, Any]:
+        if not self.ledger.written:
+            reasons = (
+                "; ".join(f"{n} x {why}" for why, n in self.ledger.summary()["reasons"].items()) or "it has no rows"
+            )
+            raise DataError(
+                f"no usable rows ({reasons})",
+                where=str(self.path),
+                fix="rows are made by `eagle3 prepare` and `eagle3 regenerate`",
+            )
+        counts = self.ledger.summary()
+        for unused in ("duplicates", "filtered", "left_out"):
+            del counts[unused]
+        return {
+            "rows": self.ledger.written,
+            "tokens": self.tokens,
+            "loss_tokens": self.loss_tokens,
+            "longest": self.longest,
+            "truncated": self.truncated,
+            "no_span": self.no_span,
+            **counts,
+        }
