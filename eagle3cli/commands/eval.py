@@ -27,6 +27,11 @@ def run(settings: Settings, out: Out) -> int | None:
     out.table(
         "Acceptance by the walk", ("draft steps k", "acceptance length", "accepted at k", "accuracy at depth"), rows
     )
+    out.table(
+        "By place in the reply",
+        ("tokens known", "acceptance length", "steps"),
+        [(name, f"{walk.acceptance_length:.3f}", walk.steps) for name, walk in found.by_position.items()],
+    )
     turns = {"first": found.first_turns, "later": found.later_turns}
     deepest = found.walks[-1]
     result: dict[str, object] = {
@@ -34,6 +39,7 @@ def run(settings: Settings, out: Out) -> int | None:
         "accepted_per_position": [round(share, 4) for share in deepest.per_position],
         "accuracy_per_depth": [round(value, 4) for value in found.accuracy],
         "turns": {name: round(walk.acceptance_length, 4) for name, walk in turns.items() if walk.steps},
+        "by_reply_position": {name: round(walk.acceptance_length, 4) for name, walk in found.by_position.items()},
         "rows": found.rows,
         "replies": found.replies,
         "tokens": deepest.tokens,

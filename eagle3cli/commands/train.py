@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from eagle3cli.console.out import Out
     from eagle3cli.settings.tables import Settings
 
+NEW_DRAFT = ("config", "vocab_size", "aux_layers", "init", "fc_norm", "norm_output")
+
 
 def run(settings: Settings, out: Out) -> int | None:
     """Build the run, train it, say what came of it."""
@@ -67,6 +69,6 @@ COMMAND = Command(
         "eagle3 train --mode online --target-model-path MODEL --train-data-path cache/dataset/train.jsonl",
         "eagle3 train --mode offline --target-model-path MODEL --train-hidden-states-path cache/hidden_states/train",
     ),
-    fields=("train.*", "target.*", "draft.config", "draft.vocab_size", "draft.aux_layers", "draft.init", "data.*"),
+    fields=("train.*", "target.*", *(f"draft.{name}" for name in NEW_DRAFT), "data.*"),
     run=run,
 )

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from eagle3cli.errors import ModelError
-from eagle3cli.models.config import ARCHITECTURE, DraftConfig, text_part
+from eagle3cli.models.config import ARCHITECTURE, EAGLE31_FLAGS, DraftConfig, text_part
 
 Layout = Literal["sglang", "legacy"]
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -43,6 +43,11 @@ def expected_shapes(config: DraftConfig) -> dict[str, Shape]:
         **{f"midlayer.self_attn.{name}.weight": shape for name, shape in attention.items()},
         **{f"midlayer.mlp.{name}.weight": shape for name, shape in mlp.items()},
         **{f"midlayer.{name}.weight": (h,) for name in ("hidden_norm", "input_layernorm", "post_attention_layernorm")},
+        **(
+            {f"fc_norm.{i}.weight": (config.target_hidden_size,) for i in range(len(config.aux_layers))}
+            if config.fc_norm
+            else {}
+        ),
         "fc.weight": (h, len(config.aux_layers) * config.target_hidden_size),
         "norm.weight": (h,),
         "lm_head.weight": (vd, h),
@@ -215,6 +220,10 @@ def _aux_problems(raw: Mapping[str, Any], layout: Layout) -> list[str]:
         problems.append(f"config: eagle_config.eagle_aux_hidden_state_layer_ids is {ids!r}, must be a list of layers")
     elif layout == "legacy" and len(ids) != 3:
         problems.append(f"config: {len(ids)} auxiliary layers; servers that need the legacy layout read exactly three")
+    if layout == "legacy":
+        problems += [
+            f"config: {flag} is of EAGLE-3.1, unknown to older servers" for flag in EAGLE31_FLAGS if raw.get(flag)
+        ]
     if eagle.get("use_aux_hidden_state") is not True:
         problems.append("config: eagle_config.use_aux_hidden_state must be true")
     return problems

@@ -12,6 +12,8 @@ from eagle3cli.errors import ModelError
 
 DEFAULT_DRAFT_VOCAB = 32000
 ARCHITECTURE = "LlamaForCausalLMEagle3"
+EAGLE31_FLAGS = ("fc_norm", "norm_output")
+"""Options of EAGLE-3.1, under the names that SGLang reads; older servers do not know them."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class DraftConfig:
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     dtype: str = "bfloat16"
+    fc_norm: bool = False
+    """EAGLE-3.1: an RMS norm of its own for every auxiliary layer, before ``fc``."""
+    norm_output: bool = False
+    """EAGLE-3.1: the next depth gets the normed hidden state."""
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -125,6 +131,8 @@ class DraftConfig:
             eos_token_id=raw.get("eos_token_id"),
             pad_token_id=raw.get("pad_token_id"),
             dtype=raw.get("torch_dtype") or raw.get("dtype") or "bfloat16",
+            fc_norm=bool(raw.get("fc_norm") or raw.get("use_aux_norm")),
+            norm_output=bool(raw.get("norm_output")),
         )
 
     def to_sglang(self) -> dict[str, Any]:
@@ -160,6 +168,7 @@ class DraftConfig:
                 "eagle_aux_hidden_state_layer_ids": list(self.aux_layers),
                 "use_aux_hidden_state": True,
             },
+            **{flag: True for flag in EAGLE31_FLAGS if getattr(self, flag)},
         }
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from eagle3cli.models.config import DraftConfig
+from eagle3cli.models.config import EAGLE31_FLAGS, DraftConfig
 
 
 class RMSNorm(nn.Module):
@@ -75,8 +75,8 @@ class Layer(nn.Module):
 class Draft(nn.Module):
     """An EAGLE-3 draft. The embedding is the target's own and stays outside; ``d2t`` and ``t2d`` are buffers.
 
-    ``aux_scale_C`` divides the auxiliary states before ``fc``: a few channels are hundreds of times larger than the
-    rest, and one optimiser step would move them all alike. It is folded into ``fc`` in every checkpoint.
+    ``aux_scale_C`` divides what ``fc`` reads: a few channels of the auxiliary states are hundreds of times larger than
+    the rest, and one optimiser step would move them all alike. It is folded into ``fc`` in every checkpoint.
     """
 
     d2t: Tensor
@@ -88,6 +88,8 @@ class Draft(nn.Module):
         self.config = config
         self.midlayer = Layer(config)
         aux_width = len(config.aux_layers) * config.target_hidden_size
+        norms = [RMSNorm(config.target_hidden_size, config.rms_norm_eps) for _ in config.aux_layers]
+        self.fc_norm = nn.ModuleList(norms) if config.fc_norm else None
         self.fc = nn.Linear(aux_width, config.hidden_size, bias=False)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
@@ -124,10 +126,22 @@ class Draft(nn.Module):
             self.fc.weight.mul_((scale_C / self.aux_scale_C).to(self.fc.weight.dtype))
             self.aux_scale_C.copy_(scale_C)
 
+    def fc_input(self, aux_RC: Tensor) -> Tensor:
+        """What ``fc`` reads, before the auxiliary scale: the states, each layer's normed where ``fc_norm`` is on."""
+        if self.fc_norm is None:
+            return aux_RC
+        parts = aux_RC.chunk(len(self.fc_norm), dim=-1)
+        return torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], -1)
+
     def first_hidden(self, aux_RC: Tensor) -> Tensor:
         """``h^0 = fc(a)``, ``[R, H]``."""
-        hidden: Tensor = self.fc(aux_RC / self.aux_scale_C.to(aux_RC.dtype))
+        hidden: Tensor = self.fc(self.fc_input(aux_RC) / self.aux_scale_C.to(aux_RC.dtype))
         return hidden
+
+    def head_and_carry(self, hidden_RH: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head reads, and what the next depth gets: the same with ``norm_output``, else ``h`` as it is."""
+        normed_RH = self.norm(hidden_RH)
+        return normed_RH, normed_RH if self.config.norm_output else hidden_RH
 
     def serving_state(self) -> dict[str, Tensor]:
         """The state dict that a server loads: the auxiliary scale folded into ``fc``. Copies; on the CPU."""
@@ -172,6 +186,6 @@ def _rope_config(config: DraftConfig) -> LlamaConfig:
     raw = {
         k: v
         for k, v in config.to_sglang().items()
-        if k not in ("architectures", "torch_dtype", "dtype", "eagle_config")
+        if k not in ("architectures", "torch_dtype", "dtype", "eagle_config", *EAGLE31_FLAGS)
     }
     return LlamaConfig(**raw)

@@ -204,12 +204,13 @@ class _Batch:
             return self.newest_B.new_zeros(len(self.newest_B), 0)
         hidden_BH, found = self.draft_hidden_BH, []
         for depth in range(self.k):
-            logits = self.draft.lm_head(self.draft.norm(hidden_BH))
+            normed_BH, carried_BH = self.draft.head_and_carry(hidden_BH)
+            logits = self.draft.lm_head(normed_BH)
             found.append(self.draft.draft_ids[logits.argmax(-1)])
             if depth < self.k - 1:
                 # The draft's newest row stands one position before the newest token.
                 at_B1 = self.length_B[:, None] - 1 + depth
-                hidden_BH = self._draft_pass(self.draft, hidden_BH[:, None], found[-1][:, None], at_B1)[:, 0]
+                hidden_BH = self._draft_pass(self.draft, carried_BH[:, None], found[-1][:, None], at_B1)[:, 0]
         return torch.stack(found, 1)
 
     def _best(self, last_XH: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,6 +57,8 @@ class Draft(Table):
     init: Literal["target", "random"] = option(
         "target", "Initial weights: solved from the target's own states, or random.", "--draft-init"
     )
+    fc_norm: bool = option(False, "EAGLE-3.1: norm each auxiliary layer before fc (not in the legacy layout).")
+    norm_output: bool = option(False, "EAGLE-3.1: the next depth gets the normed state (not in the legacy layout).")
     path: str | None = option(
         None, "A trained draft (folder in SGLang's layout).", "--draft-model-path", "--speculative-draft-model-path"
     )
@@ -193,17 +195,35 @@ class Train(Table):
     head_lr_scale: float = option(
         1.0, "Learning rate of the draft's head, as a factor; 0 keeps the target's head.", ge=0
     )
+    optimizer: Literal["adamw", "muon"] = option(
+        "adamw", "muon: Muon for the layer's matrices, AdamW for the head and the norms."
+    )
     lr_schedule: Literal["cosine", "constant", "wsd"] = option("cosine", "Shape of the learning rate after warm-up.")
     min_lr_ratio: float = option(0.0, "Where the schedule ends, as a share of the peak.", ge=0, le=1)
     warmup_ratio: float = option(0.015, "Share of the steps that warm up.", ge=0, lt=1)
     max_grad_norm: float = option(0.5, "Gradients are clipped to this global norm.", gt=0)
     ttt_length: int = option(7, "Depths of the training-time unroll.", ge=1, le=16)
+    loss: Literal["kl", "tv", "lk", "mix"] = option(
+        "kl",
+        "kl: cross-entropy; tv: 1 - acceptance rate; lk: -log of the rate; mix: kl and tv, by --kl-scale, --kl-decay.",
+    )
+    kl_scale: float = option(1.0, "Share of kl in mix at an acceptance rate of 0.", ge=0, le=1)
+    kl_decay: float = option(1.0, "How fast that share falls as the rate rises: scale * exp(-decay * rate).", ge=0)
     loss_decay: float = option(0.8, "Weight of depth i is this to the power i.", gt=0, le=1)
+    anchor_fraction: float = option(
+        1.0, "Share of the rows with loss that a step trains on, drawn anew each step.", gt=0, le=1
+    )
     alignment: Literal["serving", "specforge"] = option(
         "serving", "Which rows carry loss (EAGLE-3 serving, or SpecForge)."
     )
-    attention_backend: Literal["auto", "sdpa"] = option(
-        "auto", "Attention kernel.", "--attention-backend", "--draft-attention-backend"
+    attention_backend: Literal["auto", "sdpa", "flex_attention"] = option(
+        "auto",
+        "Attention kernel: sdpa runs anywhere, flex_attention on CUDA; auto takes the device's own.",
+        "--attention-backend",
+        "--draft-attention-backend",
+    )
+    activation_checkpointing: bool = option(
+        False, "Keep no activations inside a depth; make them again in the backward pass (less memory, more time)."
     )
     dtype: ComputeType = option(
         "auto",
@@ -217,6 +237,10 @@ class Train(Table):
     log_interval: int = option(10, "Steps between log lines.", ge=1)
     keep_checkpoints: int = option(3, "Newest checkpoints kept (best/ is kept besides).", ge=1)
     eval_rows: int = option(64, "Held-out rows per evaluation.", ge=1)
+    early_stop: int | None = option(
+        None, "Stop after this many evaluations in a row without a better acceptance length.", ge=1
+    )
+    max_skipped_steps: int = option(10, "Stop once this many steps had no finite gradient.", ge=1)
     resume: bool = option(True, "Go on from the newest checkpoint of --output-dir.")
     overwrite: bool = option(False, "Start over and replace an earlier run.")
 

@@ -9,6 +9,7 @@ Shapes: R query rows, N heads, K key/value heads, D head size, S keys, J own key
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,18 @@ from torch import Tensor
 
 QUERY_BLOCK = 512
 """Query rows per kernel call: a block reads only the keys up to its last row, and its mask stays small."""
+
+Own = list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class QueryRows:
+    """Where the query rows stand in the packed batch."""
+
+    rows_R: Tensor
+    """Packed position of every query row, ascending."""
+    bounds: tuple[int, ...]
+    """Sequence b is ``bounds[b]:bounds[b+1]``."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +63,12 @@ def _block(rows_Q: Tensor, begin: int, rows: slice, dtype: torch.dtype) -> Block
     return Block(rows, keys, mask.masked_fill_(hidden_QS, float("-inf")))
 
 
-def attend(
-    query_RND: Tensor, keys_SKD: Tensor, values_SKD: Tensor, own: list[tuple[Tensor, Tensor]], blocks: list[Block]
-) -> Tensor:
-    """Attention output ``[R, N, D]``.
+def attend(query_RND: Tensor, keys_SKD: Tensor, values_SKD: Tensor, own: Own, rows: QueryRows) -> Tensor:
+    """Attention output ``[R, N, D]``, on any device.
 
     ``own`` holds one ``(key_RKD, value_RKD)`` per depth after the first, aligned with the query rows.
     """
+    blocks = make_blocks(rows.rows_R, rows.bounds, query_RND.dtype)
     flat = [tensor for pair in own for tensor in pair]
     out: Tensor = _UnrollAttention.apply(query_RND, keys_SKD, values_SKD, blocks, *flat)  # type: ignore[no-untyped-call]
     return out
@@ -72,7 +84,7 @@ class _UnrollAttention(torch.autograd.Function):
             out_RND[block.rows] = out[0].transpose(0, 1)
             lse_RN[block.rows] = lse[0].transpose(0, 1)
         if own:
-            out_RND, lse_RN = _merge_own(query, out_RND, lse_RN, own)
+            out_RND, lse_RN = merge_own(query, out_RND, lse_RN, own)
         ctx.blocks = blocks
         ctx.save_for_backward(query, keys, values, out_RND, lse_RN, *own)
         return out_RND
@@ -116,7 +128,11 @@ def _own_scores(query: Tensor, own_keys: list[Tensor]) -> Tensor:
     return torch.stack(scores) * float(query.shape[-1] ** -0.5)
 
 
-def _merge_own(query: Tensor, out: Tensor, lse_RN: Tensor, own: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def merge_own(query: Tensor, out: Tensor, lse_RN: Tensor, own: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of one softmax over the depth-0 keys, given their own, and the rows' own keys.
+
+    ``own`` holds keys and values in turn: ``key_1, value_1, key_2, ...``.
+    """
     keys, values = list(own[0::2]), list(own[1::2])
     scores_JRN = _own_scores(query, keys)
     total_RN = torch.logaddexp(lse_RN, torch.logsumexp(scores_JRN, 0))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,15 @@ from eagle3cli.runtime.devices import compute_type, set_threads
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.tables import Settings, Train
 from eagle3cli.settings.toml import to_toml
+from eagle3cli.training.attention import attend
 from eagle3cli.training.checkpoints import list_checkpoints, resume
+from eagle3cli.training.flex import attend_flex
 from eagle3cli.training.history import history_writer
 from eagle3cli.training.initialise import gather_sample, initialise
 from eagle3cli.training.optimizer import Optimizer
 from eagle3cli.training.order import Order
 from eagle3cli.training.trainer import Trainer
+from eagle3cli.training.unroll import Attend
 
 INIT_ELEMENTS = 100_000_000
 """Size of the auxiliary states (400 MB in fp32) that the initial weights are solved from: as many rows as it holds.
@@ -47,6 +50,8 @@ SESSION_FIELDS = (
     "eval_interval",
     "log_interval",
     "keep_checkpoints",
+    "early_stop",
+    "max_skipped_steps",
     "resume",
     "overwrite",
 )
@@ -71,7 +76,6 @@ def build(settings: Settings, report: Reporter) -> Trainer:
     set_threads(settings.target.threads)
     torch.manual_seed(settings.train.seed)
     run, budget = settings.train.output_dir, parse_duration(settings.train.time_budget)
-    _say_attention(settings, report)
     inputs = online(settings, report) if settings.train.mode == "online" else offline(settings, report)
     embedding, head = inputs.weights["embedding"], inputs.weights["head"]
     dtype = compute_type(settings.train.dtype, embedding.device)
@@ -86,7 +90,9 @@ def build(settings: Settings, report: Reporter) -> Trainer:
         draft.lm_head.requires_grad_(False)
     draft.cast(dtype)
     trained = [(name, weight) for name, weight in draft.named_parameters() if weight.requires_grad]
-    optimizer = Optimizer(trained, max_grad_norm=settings.train.max_grad_norm, scales=scales)
+    optimizer = Optimizer(
+        trained, max_grad_norm=settings.train.max_grad_norm, scales=scales, kind=settings.train.optimizer
+    )
     progress = resume(run, draft, optimizer, started_with, report, changed=changed_settings(run, settings))
     order = Order(len(inputs.source.lengths), settings.train.batch_size, settings.train.seed)
     return Trainer(
@@ -100,6 +106,8 @@ def build(settings: Settings, report: Reporter) -> Trainer:
         draft=draft,
         embedding_VH=embedding,
         teacher_head_VdH=head[draft.draft_ids].to(dtype),
+        whole_head_VH=head.to(dtype) if settings.train.loss != "kl" else None,
+        attend=choose_attention(settings.train.attention_backend, embedding.device, report),
         optimizer=optimizer,
         progress=progress,
         report=report,
@@ -107,10 +115,18 @@ def build(settings: Settings, report: Reporter) -> Trainer:
     )
 
 
-def _say_attention(settings: Settings, report: Reporter) -> None:
-    cpu = pick_device(settings.target.device).type == "cpu"
-    kernel = "the CPU's flash kernel" if cpu else "portable blocks"
-    report.info(f"attention: sdpa ({settings.train.attention_backend}), {kernel}")
+def choose_attention(name: str, device: torch.device, report: Reporter) -> Attend:
+    """The attention kernel that a setting names on this device; says which it is.
+
+    Raises UsageError for flex_attention without CUDA: it has no backward pass there.
+    """
+    if name == "flex_attention" and device.type != "cuda":
+        what = f"flex_attention trains on CUDA alone; this run is on {device.type}"
+        raise UsageError(what, where="--attention-backend", fix="use --attention-backend auto")
+    flex = name == "flex_attention" or (name == "auto" and device.type == "cuda")
+    kernel = "flex_attention, compiled" if flex else f"sdpa, {'flash kernel' if device.type == 'cpu' else 'in blocks'}"
+    report.info(f"attention on {device.type}: {kernel} ({name})")
+    return attend_flex if flex else attend
 
 
 def online(settings: Settings, report: Reporter) -> Inputs:
@@ -210,7 +226,12 @@ def parse_duration(text: str | None) -> float | None:
 
 def _draft_config(settings: Settings, raw: dict[str, Any]) -> DraftConfig:
     draft = settings.draft
-    return read_draft_config(draft.config, raw, draft_vocab_size=draft.vocab_size, aux_layers=draft.aux_layers)
+    config = read_draft_config(draft.config, raw, draft_vocab_size=draft.vocab_size, aux_layers=draft.aux_layers)
+    return replace(
+        config,
+        fc_norm=draft.fc_norm or config.fc_norm,
+        norm_output=draft.norm_output or config.norm_output,
+    )
 
 
 def _with_vocab(config: DraftConfig, vocab: VocabMapping) -> DraftConfig:

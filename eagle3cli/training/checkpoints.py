@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -39,8 +39,12 @@ class Progress:
     """Training time, earlier sessions included."""
     best: float = 0.0
     """Best held-out acceptance length so far."""
+    stale: int = 0
+    """Evaluations since that one."""
     skipped: int = 0
     """Steps left out because their gradient was not finite."""
+    rates: list[float] = field(default_factory=list)
+    """Mean acceptance rate of every depth in the last step, where the loss follows it."""
     fingerprint: str = ""
     """What the run was started with; a checkpoint of another run is refused."""
 

@@ -14,7 +14,7 @@ from eagle3cli.runtime.report import Reporter
 from eagle3cli.training.loss import best_tokens
 from eagle3cli.training.rows import RowPlan, plan_rows
 from eagle3cli.training.unroll import unroll
-from eagle3cli.training.walk import WalkCounts, agreement, reply_spans, walk
+from eagle3cli.training.walk import POSITIONS, WalkCounts, agreement, reply_spans, walk, walk_by_position
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Evaluation:
     first_turns: WalkCounts
     later_turns: WalkCounts
     """The deepest k, split by the reply's place in its conversation."""
+    by_position: dict[str, WalkCounts]
+    """The deepest k, split by the reply's tokens known before the step; ranges without a step are left out."""
     accuracy: tuple[float, ...]
     """Teacher-forced share of right tokens per depth."""
     rows: int
@@ -50,6 +52,7 @@ def evaluate(
     """Walk the replies of ``rows``; meaningful on text that the target wrote greedily."""
     walks = [WalkCounts() for _ in range(depths)]
     turns = (WalkCounts(), WalkCounts())
+    positions = {name: WalkCounts() for name in POSITIONS}
     right, counted, replies = [0] * depths, [0] * depths, 0
     with report.task("eval", total=len(rows)) as task:
         for at in range(0, len(rows), batch_size):
@@ -66,11 +69,14 @@ def evaluate(
                     counts = walk(agrees, span, k)
                     walks[k - 1].add(counts)
                 turns[sequence in starts].add(counts)
+                for name, part_counts in walk_by_position(agrees, span, depths).items():
+                    positions[name].add(part_counts)
                 starts.add(sequence)
                 replies += 1
             task.advance(len(part), acceptance=f"{walks[-1].acceptance_length:.3f}")
     accuracy = tuple(r / max(1, c) for r, c in zip(right, counted, strict=True))
-    return Evaluation(tuple(walks), *turns, accuracy, len(rows), replies)
+    seen = {name: counts for name, counts in positions.items() if counts.steps}
+    return Evaluation(tuple(walks), *turns, seen, accuracy, len(rows), replies)
 
 
 def agreements(draft: Draft, batch: TargetBatch, embedding_VH: Tensor, depths: int) -> tuple[list[list[bool]], RowPlan]:
@@ -79,7 +85,7 @@ def agreements(draft: Draft, batch: TargetBatch, embedding_VH: Tensor, depths: i
     # Row p at depth i answers x_{p+2+i}, and its teacher stands one position before that.
     expressible = draft.t2d[torch.cat((ids[1:], ids[-1:]))]
     plan = plan_rows(batch.loss_mask_N, batch.bounds, expressible, depths, "serving")
-    if not plan.kept:
+    if plan.empty:
         return [[False] * len(ids) for _ in range(depths)], plan
     normed = unroll(draft, ids, batch.aux_NC.to(draft.fc.weight.dtype), embedding_VH, plan)
     found = best_tokens(normed, draft.lm_head.weight, draft.draft_ids)

@@ -82,10 +82,11 @@ def initialise(
 ) -> None:
     """Set all of the draft's weights. ``last_layer_mlp`` holds the target's last ``gate_proj``/``up_proj`` and norm
     weights; what is missing or of another shape keeps its random values."""
-    draft.set_aux_scale(channel_rms(sample.aux_RC).to(draft.aux_scale_C))
+    read_RC = draft.fc_input(sample.aux_RC)
+    draft.set_aux_scale(channel_rms(read_RC).to(draft.aux_scale_C))
     draft.lm_head.weight.copy_(head_VH[draft.draft_ids])
     draft.norm.weight.copy_(final_norm_H)
-    aux_RC = sample.aux_RC / draft.aux_scale_C
+    aux_RC = read_RC / draft.aux_scale_C
     token_RH = draft.midlayer.input_layernorm(embedding_VH[sample.token_R].float())
     fitted, unseen = _split(len(aux_RC))
     both = ridge(torch.cat((aux_RC[fitted], token_RH[fitted]), 1), sample.wanted_RH[fitted])

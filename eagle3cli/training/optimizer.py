@@ -1,23 +1,34 @@
-"""AdamW on fp32 master weights with a clip of the global gradient norm."""
+"""AdamW, or Muon and AdamW, on fp32 master weights with a clip of the global gradient norm."""
 
 from __future__ import annotations
+
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from eagle3cli.errors import UsageError
+
 BETAS = (0.9, 0.999)
 EPS = 1e-8
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+MOMENTS = ("exp_avg", "exp_avg_sq", "step", "momentum_buffer")
+Kind = Literal["adamw", "muon"]
 
 
 class Optimizer:
     """AdamW(0.9, 0.999, weight decay 0); weights that are not fp32 get an fp32 master copy.
 
-    ``scales`` multiplies the learning rate of the parameters whose name starts with the key.
+    ``scales`` multiplies the learning rate of the parameters whose name starts with the key. ``muon`` gives the
+    matrices other than the head to Muon, with updates as large as AdamW's, so that the same learning rate serves.
     """
 
     def __init__(
-        self, named: list[tuple[str, nn.Parameter]], *, max_grad_norm: float, scales: dict[str, float] | None = None
+        self,
+        named: list[tuple[str, nn.Parameter]],
+        *,
+        max_grad_norm: float,
+        scales: dict[str, float] | None = None,
+        kind: Kind = "adamw",
     ) -> None:
         self.max_grad_norm = max_grad_norm
         self.names = [name for name, _ in named]
@@ -26,8 +37,20 @@ class Optimizer:
         factors = [
             next((s for prefix, s in (scales or {}).items() if name.startswith(prefix)), 1.0) for name in self.names
         ]
-        groups = [{"params": [m], "factor": factor} for m, factor in zip(self.masters, factors, strict=True)]
-        self.adam = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPS, weight_decay=0.0, fused=True)
+        groups: list[dict[str, Any]] = [
+            {"params": [m], "factor": factor} for m, factor in zip(self.masters, factors, strict=True)
+        ]
+        matrices = [kind == "muon" and m.ndim == 2 and not n.startswith("lm_head") for n, m in self._named_masters()]
+        adam = [group for group, matrix in zip(groups, matrices, strict=True) if not matrix]
+        muon = [group for group, matrix in zip(groups, matrices, strict=True) if matrix]
+        self.inner: list[torch.optim.Optimizer] = []
+        if adam:
+            self.inner.append(torch.optim.AdamW(adam, lr=0.0, betas=BETAS, eps=EPS, weight_decay=0.0, fused=True))
+        if muon:
+            self.inner.append(_muon(muon))
+
+    def _named_masters(self) -> list[tuple[str, Tensor]]:
+        return list(zip(self.names, self.masters, strict=True))
 
     @torch.no_grad()
     def step(self, learning_rate: float, *, divide_by: float = 1.0) -> Tensor:
@@ -45,9 +68,10 @@ class Optimizer:
             torch._foreach_mul_(gradients, 1.0 / divide_by)
         norm = nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm)
         if torch.isfinite(norm):
-            for group in self.adam.param_groups:
-                group["lr"] = learning_rate * group["factor"]
-            self.adam.step()
+            for inner in self.inner:
+                for group in inner.param_groups:
+                    group["lr"] = learning_rate * group["factor"]
+                inner.step()
             for master, weight in zip(self.masters, self.weights, strict=True):
                 if master is not weight:
                     weight.copy_(master)
@@ -57,23 +81,29 @@ class Optimizer:
 
     def state(self) -> dict[str, Tensor]:
         """Master weights and moments by parameter name, as tensors."""
-        found = {}
-        for name, master in zip(self.names, self.masters, strict=True):
-            found[f"master.{name}"] = master.detach()
-            for moment in MOMENTS:
-                if moment in self.adam.state[master]:
-                    found[f"{moment}.{name}"] = self.adam.state[master][moment]
+        found = {f"master.{name}": master.detach() for name, master in self._named_masters()}
+        for name, master in self._named_masters():
+            for inner in self.inner:
+                for moment, value in inner.state.get(master, {}).items():
+                    found[f"{moment}.{name}"] = value
         return found
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
         """Restore what :meth:`state` gave, weights included."""
-        for name, master, weight in zip(self.names, self.masters, self.weights, strict=True):
+        for (name, master), weight in zip(self._named_masters(), self.weights, strict=True):
             master.copy_(state[f"master.{name}"])
             if master is not weight:
                 weight.copy_(master)
+            inner = next(i for i in self.inner if any(master is p for g in i.param_groups for p in g["params"]))
             for moment in MOMENTS:
                 if f"{moment}.{name}" in state:
-                    self.adam.state[master][moment] = state[f"{moment}.{name}"].to(
-                        "cpu" if moment == "step" else master.device
-                    )
+                    device = "cpu" if moment == "step" else master.device
+                    inner.state[master][moment] = state[f"{moment}.{name}"].to(device)
+
+
+def _muon(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    if not hasattr(torch.optim, "Muon"):
+        what = f"torch {torch.__version__} has no Muon"
+        raise UsageError(what, where="train.optimizer", fix="pip install 'torch>=2.9', or use --optimizer adamw")
+    return torch.optim.Muon(groups, lr=0.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")

@@ -8,6 +8,7 @@ kept there or deeper: rows that are not alive are never computed (depth-0 keys a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -46,6 +47,11 @@ class RowPlan:
         """Rows that carry loss at depth 0: what a step's loss is divided by."""
         return len(self.depths[0].kept_r)
 
+    @property
+    def empty(self) -> bool:
+        """No row carries loss at any depth."""
+        return self.last_row < 0
+
 
 def masked_rows(loss_mask_N: Tensor, bounds: tuple[int, ...], depths: int, alignment: Alignment) -> Tensor:
     """Whether row p counts at depth i by the loss mask alone, ``[depths, N]`` bool.
@@ -75,15 +81,32 @@ def masked_rows(loss_mask_N: Tensor, bounds: tuple[int, ...], depths: int, align
     return torch.stack(found)
 
 
+def draw_anchors(loss_mask_N: Tensor, fraction: float, *seeds: int) -> Tensor | None:
+    """A random share of the rows, bool; None where the share is all. The same seeds draw the same rows."""
+    if fraction == 1.0:
+        return None
+    mixed = reduce(lambda found, seed: (found * 1_000_003 + seed) % 2**63, seeds)
+    generator = torch.Generator().manual_seed(mixed)
+    return (torch.rand(len(loss_mask_N), generator=generator) < fraction).to(loss_mask_N.device)
+
+
 def plan_rows(
-    loss_mask_N: Tensor, bounds: tuple[int, ...], expressible_N: Tensor, depths: int, alignment: Alignment
+    loss_mask_N: Tensor,
+    bounds: tuple[int, ...],
+    expressible_N: Tensor,
+    depths: int,
+    alignment: Alignment,
+    anchors_N: Tensor | None = None,
 ) -> RowPlan:
     """Decide the rows of every depth.
 
     ``expressible_N`` says whether the answer of a teacher position is in the draft vocabulary; a row whose answer is
-    not carries no loss, but stays alive for deeper depths.
+    not carries no loss, but stays alive for deeper depths. ``anchors_N`` (bool) names the only rows that may carry
+    loss; None is all.
     """
     masked_TN = masked_rows(loss_mask_N, bounds, depths, alignment)
+    if anchors_N is not None:
+        masked_TN &= anchors_N
     size = len(loss_mask_N)
     position = torch.arange(size, device=loss_mask_N.device)
     answer_TN = torch.stack([(position + 1 + i).clamp(max=size - 1) for i in range(depths)])

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from eagle3cli.backends.batch import BatchSource
-from eagle3cli.errors import Eagle3Error
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
@@ -24,13 +23,15 @@ from eagle3cli.settings.tables import Train
 from eagle3cli.training.checkpoints import Progress, save_best, save_checkpoint
 from eagle3cli.training.evaluate import Evaluation, evaluate
 from eagle3cli.training.loss import Teacher, depth_losses
+from eagle3cli.training.objective import Objective
 from eagle3cli.training.optimizer import Optimizer
 from eagle3cli.training.order import Order
-from eagle3cli.training.rows import plan_rows
+from eagle3cli.training.rows import draw_anchors, plan_rows
 from eagle3cli.training.schedule import learning_rate
-from eagle3cli.training.unroll import unroll
+from eagle3cli.training.skipped import leave_out
+from eagle3cli.training.unroll import Attend, unroll
+from eagle3cli.training.window import Window
 
-MAX_SKIPPED = 10
 SERVED_DEPTHS = 5
 """Held-out acceptance is measured for at least this many draft steps, whatever the unroll."""
 
@@ -56,23 +57,14 @@ class Trainer:
     draft: Draft
     embedding_VH: Tensor
     teacher_head_VdH: Tensor
+    whole_head_VH: Tensor | None
+    """The target's whole head; only losses with acceptance rates read it."""
+    attend: Attend
     optimizer: Optimizer
     progress: Progress
     report: Reporter
     listeners: Sequence[Listener] = ()
-    window: Window = field(default_factory=lambda: Window())
-
-
-@dataclass
-class Window:
-    """Sums since the last log line; tensors stay on the device until they are read."""
-
-    loss: list[Tensor] = field(default_factory=list)
-    correct: list[Tensor] = field(default_factory=list)
-    kept: int = 0
-    counted: list[int] = field(default_factory=list)
-    tokens: int = 0
-    began: float = field(default_factory=time.perf_counter)
+    window: Window = field(default_factory=Window)
 
 
 def train(trainer: Trainer, stop: Stop) -> Evaluation | None:
@@ -95,7 +87,7 @@ def train(trainer: Trainer, stop: Stop) -> Evaluation | None:
                 save(trainer)
             task.advance(1)
             stop.check(f"saved step {progress.step} in {trainer.output_dir}")
-        if progress.step % settings.log_interval and trainer.window.kept:
+        if progress.step % settings.log_interval and trainer.window.loss:
             task.advance(0, **_log(trainer, _learning_rate(trainer), norm))
     if progress.step % settings.eval_interval or result is None:
         result = _evaluate(trainer)
@@ -107,44 +99,57 @@ def train(trainer: Trainer, stop: Stop) -> Evaluation | None:
 def optimise(trainer: Trainer, rows: list[int], rate: float) -> Tensor:
     """One optimiser step over ``rows``, a micro batch at a time; returns the gradient norm before clipping.
 
-    Losses are sums over rows, divided once by the kept rows of the whole batch, so the result does not depend on how
-    the batch was cut.
+    Losses are sums over rows, divided once by the kept rows of the whole batch (in ``specforge`` alignment by the
+    whole batch's B * S), so the result does not depend on how the batch was cut. A step whose gradient is not finite
+    changes nothing but the count of such steps.
     """
-    micro = trainer.settings.micro_batch_size or len(rows)
-    kept = sum(accumulate(trainer, rows[at : at + micro]) for at in range(0, len(rows), micro))
-    norm = trainer.optimizer.step(rate, divide_by=max(1, kept))
-    if not torch.isfinite(norm):
-        trainer.progress.skipped += 1
-        trainer.report.warn(f"step {trainer.progress.step + 1}: gradient norm {float(norm)}; step left out")
-        if trainer.progress.skipped >= MAX_SKIPPED:
-            raise Eagle3Error(
-                f"{trainer.progress.skipped} steps had no finite gradient",
-                where=f"step {trainer.progress.step + 1}, rows {rows}",
-                fix="lower train.learning_rate, or look at these rows with eagle3 view",
-            )
+    settings, window, progress = trainer.settings, Window(), trainer.progress
+    micro = settings.micro_batch_size or len(rows)
+    objective = Objective.of(settings, progress.rates)
+    for at in range(0, len(rows), micro):
+        accumulate(trainer, rows[at : at + micro], objective, window)
+    window.divided_by = float(max(1, window.kept))
+    if settings.alignment == "specforge":
+        window.divided_by = float(len(rows) * max(trainer.source.lengths[row] for row in rows))
+    norm = trainer.optimizer.step(rate, divide_by=window.divided_by)
+    if torch.isfinite(norm):
+        progress.rates = objective.next_rates(window.sums, window.kept_T)
+        trainer.window.add(window)
+    else:
+        leave_out(trainer.output_dir, progress, trainer.source, rows, float(norm), settings, trainer.report)
     return norm
 
 
-def accumulate(trainer: Trainer, rows: list[int]) -> int:
-    """Add one micro batch's gradients; returns its kept rows."""
+def accumulate(trainer: Trainer, rows: list[int], objective: Objective, window: Window) -> None:
+    """Add one micro batch's gradients to the weights, and its numbers to the window."""
     settings, draft = trainer.settings, trainer.draft
     batch = trainer.source.batch(rows)
-    plan = plan_rows(batch.loss_mask_N, batch.bounds, draft.t2d[batch.top_N], settings.ttt_length, settings.alignment)
-    if not plan.kept:
-        return 0
-    normed = unroll(draft, batch.token_ids_N, batch.aux_NC.to(draft.fc.weight.dtype), trainer.embedding_VH, plan)
-    teacher = Teacher(batch.last_NH, batch.top_N, trainer.teacher_head_VdH, draft.draft_ids)
-    weights = [settings.loss_decay**depth for depth in range(settings.ttt_length)]
-    total, sums = depth_losses(normed, draft.lm_head.weight, teacher, plan, weights)
-    total.backward()
-    window = trainer.window
-    window.loss.append(sums.loss_T)
-    window.correct.append(sums.correct_T)
-    window.kept += plan.kept
+    plan = plan_rows(
+        batch.loss_mask_N,
+        batch.bounds,
+        draft.t2d[batch.top_N],
+        settings.ttt_length,
+        settings.alignment,
+        draw_anchors(batch.loss_mask_N, settings.anchor_fraction, settings.seed, trainer.progress.step, rows[0]),
+    )
     window.tokens += len(batch.token_ids_N)
-    counted = [depth.counted for depth in plan.depths]
-    window.counted = [a + b for a, b in zip(window.counted or [0] * len(counted), counted, strict=True)]
-    return plan.kept
+    if plan.empty:
+        return
+    normed = unroll(
+        draft,
+        batch.token_ids_N,
+        batch.aux_NC.to(draft.fc.weight.dtype),
+        trainer.embedding_VH,
+        plan,
+        attend=trainer.attend,
+        recompute=settings.activation_checkpointing,
+    )
+    teacher = Teacher(
+        batch.last_NH, batch.top_N, trainer.teacher_head_VdH, draft.draft_ids, whole_head_VH=trainer.whole_head_VH
+    )
+    total, sums = depth_losses(normed, draft.lm_head.weight, teacher, plan, objective.weights)
+    total.backward()
+    window.count(total.detach(), sums, plan)
 
 
 def save(trainer: Trainer) -> None:
@@ -155,6 +160,10 @@ def save(trainer: Trainer) -> None:
 
 
 def _finished(trainer: Trainer) -> bool:
+    early, stale = trainer.settings.early_stop, trainer.progress.stale
+    if early is not None and stale >= early:
+        trainer.report.info(f"stopped early: no better acceptance length in {stale} evaluations")
+        return True
     if trainer.total_steps is not None and trainer.progress.step >= trainer.total_steps:
         return True
     return trainer.budget_seconds is not None and trainer.progress.seconds >= trainer.budget_seconds
@@ -180,13 +189,13 @@ def _log(trainer: Trainer, rate: float, norm: Tensor) -> dict[str, object]:
     """Read the window back once, tell the listeners, and return what the progress bar shows."""
     window, progress = trainer.window, trainer.progress
     trainer.window = Window()
-    if not window.kept:
+    if not window.loss:
         return {"loss": "no rows with loss"}
-    loss_T = (torch.stack(window.loss).sum(0) / window.kept).tolist()
-    correct_T = torch.stack(window.correct).sum(0).tolist()
+    total = float(torch.stack(window.loss).sum()) / window.divided_by
+    loss_T = (torch.stack([sums.loss_T for sums in window.sums]).sum(0) / window.divided_by).tolist()
+    correct_T = torch.stack([sums.correct_T for sums in window.sums]).sum(0).tolist()
     accuracy = [c / max(1, n) for c, n in zip(correct_T, window.counted, strict=True)]
     rate_per_s = window.tokens / max(1e-9, time.perf_counter() - window.began)
-    total = sum(loss * trainer.settings.loss_decay**depth for depth, loss in enumerate(loss_T))
     numbers = {
         "step": progress.step,
         "epoch": trainer.order.epoch_of(progress.step - 1),
@@ -196,6 +205,7 @@ def _log(trainer: Trainer, rate: float, norm: Tensor) -> dict[str, object]:
         "grad_norm": float(norm),
         "learning_rate": rate,
         "tokens_per_s": rate_per_s,
+        "steps_left_out": progress.skipped,
         "seconds": progress.seconds,
     }
     for listener in trainer.listeners:
@@ -221,12 +231,21 @@ def _evaluate(trainer: Trainer) -> Evaluation | None:
         report=trainer.report,
     )
     acceptance = [walk.acceptance_length for walk in found.walks]
-    if acceptance[-1] > progress.best or not (trainer.output_dir / "best").exists():
+    progress.stale = 0 if acceptance[-1] > progress.best else progress.stale + 1
+    if progress.stale == 0 or not (trainer.output_dir / "best").exists():
         progress.best = max(progress.best, acceptance[-1])
         save_best(trainer.output_dir, trainer.draft)
-    numbers = {"step": progress.step, "seconds": progress.seconds, "acceptance_length": acceptance}
+    numbers = {
+        "step": progress.step,
+        "seconds": progress.seconds,
+        "acceptance_length": acceptance,
+        "accepted_per_position": found.walks[-1].per_position,
+        "by_reply_position": {name: counts.acceptance_length for name, counts in found.by_position.items()},
+        "accuracy": list(found.accuracy),
+        "rows": found.rows,
+    }
     for listener in trainer.listeners:
-        listener("eval", {**numbers, "accuracy": list(found.accuracy), "rows": found.rows})
+        listener("eval", numbers)
     trainer.report.info(
         f"step {progress.step}: acceptance length {acceptance[-1]:.3f} (k={depths}), best {progress.best:.3f}"
     )

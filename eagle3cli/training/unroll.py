@@ -7,21 +7,79 @@ and nothing about losses, teachers or optimisers. The dense reference that it mu
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from eagle3cli.models.draft import Draft, rotate
-from eagle3cli.training.attention import attend, make_blocks
-from eagle3cli.training.rows import RowPlan
+from eagle3cli.training.attention import Own, QueryRows, attend
+from eagle3cli.training.rows import DepthRows, RowPlan
+
+Attend = Callable[[Tensor, Tensor, Tensor, Own, QueryRows], Tensor]
+KeyValue = tuple[Tensor, Tensor]
 
 
-def unroll(draft: Draft, token_ids_N: Tensor, aux_NC: Tensor, embedding_VH: Tensor, plan: RowPlan) -> list[Tensor]:
+@dataclass(frozen=True)
+class _Shared:
+    """What every depth reads."""
+
+    draft: Draft
+    attend: Attend
+    bounds: tuple[int, ...]
+    position_N: Tensor
+    """Position of every packed token inside its sequence."""
+    weight_O2H: Tensor
+    """Rows of q, k and v, side by side."""
+    token_NO: Tensor
+    """What q, k and v owe to the token at each packed position."""
+    keys_SKD: Tensor
+    values_SKD: Tensor
+    """Depth-0 keys and values, of all rows that some row can see."""
+
+
+def unroll(
+    draft: Draft,
+    token_ids_N: Tensor,
+    aux_NC: Tensor,
+    embedding_VH: Tensor,
+    plan: RowPlan,
+    *,
+    attend: Attend = attend,
+    recompute: bool = False,
+) -> list[Tensor]:
     """Normed hidden states of the kept rows of every depth, each ``[r, H]``, ready for the draft's head.
 
     ``h^0 = fc(aux)``; at depth i row p reads token ``x_{p+1+i}``, attends to the depth-0 keys of its sequence up to p
-    and to its own keys of depths 1..i at RoPE position p+i, and passes ``h^{i+1}`` on without the final norm.
+    and to its own keys of depths 1..i at RoPE position p+i, and passes ``h^{i+1}`` on without the final norm (with
+    it, where the config says ``norm_output``). ``recompute`` keeps no activations inside a depth and makes them again
+    in the backward pass.
     """
+    hidden_RH, shared = _depth_zero_keys(draft, token_ids_N, aux_NC, embedding_VH, plan, attend)
+    normed, own = [], list[KeyValue]()
+    for depth, rows in enumerate(plan.depths):
+        if not len(rows.rows_R):
+            normed.append(hidden_RH.new_zeros(0, draft.config.hidden_size))
+            continue
+        hidden_RH = hidden_RH[rows.within_R]
+        own = [(key[rows.within_R], value[rows.within_R]) for key, value in own]
+        if recompute and torch.is_grad_enabled():
+            found = checkpoint(_one_depth, shared, depth, rows, hidden_RH, own, use_reentrant=False)
+        else:
+            found = _one_depth(shared, depth, rows, hidden_RH, own)
+        head_RH, hidden_RH, newest = found
+        own += newest
+        normed.append(head_RH[rows.kept_r])
+    return normed
+
+
+def _depth_zero_keys(
+    draft: Draft, token_ids_N: Tensor, aux_NC: Tensor, embedding_VH: Tensor, plan: RowPlan, attend: Attend
+) -> tuple[Tensor, _Shared]:
+    """``h^0`` of all rows that some row can see, and what the depths share."""
     used = slice(0, plan.last_row + 1)
     attention = draft.midlayer.self_attn
     position_N = _positions(plan.bounds, token_ids_N.device)
@@ -30,38 +88,35 @@ def unroll(draft: Draft, token_ids_N: Tensor, aux_NC: Tensor, embedding_VH: Tens
     # What q, k and v owe to the newest token depends on its position alone: once per position, for all depths.
     weight_O2H = torch.cat((attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight))
     token_NO = draft.embedding_half(embedded_NH, weight_O2H)
-    q_width, kv_width = attention.q_proj.out_features, attention.k_proj.out_features
+    q_width = attention.q_proj.out_features
 
     hidden_SH = draft.first_hidden(aux_NC[used])
-    normed_SH = draft.midlayer.hidden_norm(hidden_SH)
-    keys_SKD, values_SKD = _key_value(
-        draft,
-        token_NO[1 : plan.last_row + 2, q_width:] + draft.hidden_half(normed_SH, weight_O2H[q_width:]),
-        position_N[used],
-    )
+    own_half_SO = draft.hidden_half(draft.midlayer.hidden_norm(hidden_SH), weight_O2H[q_width:])
+    keys, values = _key_value(draft, token_NO[1 : plan.last_row + 2, q_width:] + own_half_SO, position_N[used])
+    return hidden_SH, _Shared(draft, attend, plan.bounds, position_N, weight_O2H, token_NO, keys, values)
 
-    normed, own = [], list[tuple[Tensor, Tensor]]()
-    hidden_RH, normed_RH = hidden_SH, normed_SH
-    for depth, rows in enumerate(plan.depths):
-        if not len(rows.rows_R):
-            normed.append(hidden_SH.new_zeros(0, draft.config.hidden_size))
-            continue
-        at_R, token_R = position_N[rows.rows_R] + depth, rows.rows_R + 1 + depth
-        hidden_RH, normed_RH = hidden_RH[rows.within_R], normed_RH[rows.within_R]
-        if depth == 0:
-            query_RO = token_NO[token_R, :q_width] + draft.hidden_half(normed_RH, weight_O2H[:q_width])
-        else:
-            own = [(key[rows.within_R], value[rows.within_R]) for key, value in own]
-            joint_RO = token_NO[token_R] + draft.hidden_half(normed_RH, weight_O2H)
-            query_RO = joint_RO[:, :q_width]
-            own.append(_key_value(draft, joint_RO[:, q_width : q_width + 2 * kv_width], at_R))
-        query_RND = rotate(_split(draft, query_RO), *draft.rope(at_R, query_RO.dtype))
-        blocks = make_blocks(rows.rows_R, plan.bounds, query_RO.dtype)
-        attended_RND = attend(query_RND, keys_SKD, values_SKD, own, blocks)
-        hidden_RH = draft.finish_layer(hidden_RH, attended_RND)
-        normed_RH = draft.midlayer.hidden_norm(hidden_RH)
-        normed.append(draft.norm(hidden_RH[rows.kept_r]))
-    return normed
+
+def _one_depth(
+    shared: _Shared, depth: int, rows: DepthRows, hidden_RH: Tensor, own: list[KeyValue]
+) -> tuple[Tensor, Tensor, list[KeyValue]]:
+    """One application of the layer to the alive rows: what the head reads, what the next depth gets, and the rows'
+    own new key and value (none at depth 0, whose keys all rows share)."""
+    draft, q_width = shared.draft, shared.draft.midlayer.self_attn.q_proj.out_features
+    at_R = shared.position_N[rows.rows_R] + depth
+    token_RO = shared.token_NO[rows.rows_R + 1 + depth]
+    normed_RH = draft.midlayer.hidden_norm(hidden_RH)
+    newest = list[KeyValue]()
+    if depth == 0:
+        query_RO = token_RO[:, :q_width] + draft.hidden_half(normed_RH, shared.weight_O2H[:q_width])
+    else:
+        joint_RO = token_RO + draft.hidden_half(normed_RH, shared.weight_O2H)
+        query_RO = joint_RO[:, :q_width]
+        newest.append(_key_value(draft, joint_RO[:, q_width:], at_R))
+    query_RND = rotate(_split(draft, query_RO), *draft.rope(at_R, query_RO.dtype))
+    where = QueryRows(rows.rows_R, shared.bounds)
+    attended_RND = shared.attend(query_RND, shared.keys_SKD, shared.values_SKD, own + newest, where)
+    head_RH, carried_RH = draft.head_and_carry(draft.finish_layer(hidden_RH, attended_RND))
+    return head_RH, carried_RH, newest
 
 
 def _positions(bounds: tuple[int, ...], device: torch.device) -> Tensor:
@@ -75,7 +130,7 @@ def _split(draft: Draft, x_RO: Tensor) -> Tensor:
     return split
 
 
-def _key_value(draft: Draft, joint_RO: Tensor, at_R: Tensor) -> tuple[Tensor, Tensor]:
+def _key_value(draft: Draft, joint_RO: Tensor, at_R: Tensor) -> KeyValue:
     """Rotated keys and values ``[R, K, D]`` from the joint projection of both."""
     key_RO, value_RO = joint_RO.chunk(2, dim=1)
     return rotate(_split(draft, key_RO), *draft.rope(at_R, joint_RO.dtype)), _split(draft, value_RO)

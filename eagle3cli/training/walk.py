@@ -7,10 +7,14 @@ that agree, gains one token from the target's own verification, and goes on from
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+POSITIONS = {"1-15": 16.0, "16-63": 64.0, "64-255": 256.0, "256-": float("inf")}
+"""Known tokens of a reply, as ranges."""
 
 
 @dataclass
@@ -63,21 +67,33 @@ def walk(agrees_TN: list[list[bool]], span: tuple[int, int], k: int) -> WalkCoun
     ``agrees_TN[i][p]``: the draft's token for row p at depth i is the text's ``x_{p+2+i}``. The reply's tokens after
     its first are counted; a step that reaches the reply's end counts the tokens that were left.
     """
-    first, end = span
     counts = WalkCounts(accepted_at=[0] * k)
+    for _, step in walk_steps(agrees_TN, span, k):
+        counts.add(step)
+    return counts
+
+
+def walk_by_position(agrees_TN: list[list[bool]], span: tuple[int, int], k: int) -> dict[str, WalkCounts]:
+    """The same counts, apart by how far into the reply a step begins."""
+    found = {name: WalkCounts(accepted_at=[0] * k) for name in POSITIONS}
+    for known, step in walk_steps(agrees_TN, span, k):
+        found[next(name for name, end in POSITIONS.items() if known < end)].add(step)
+    return found
+
+
+def walk_steps(agrees_TN: list[list[bool]], span: tuple[int, int], k: int) -> Iterator[tuple[int, WalkCounts]]:
+    """Every verification step of a reply: how many of its tokens were known before, and the step's counts."""
+    first, end = span
     known = first
     while known < end - 1:
         left = end - 1 - known
         row = known - 1
         accepted = 0
         while accepted < min(k, left) and agrees_TN[accepted][row]:
-            counts.accepted_at[accepted] += 1
             accepted += 1
         gained = min(accepted + 1, left)
-        counts.tokens += gained
-        counts.steps += 1
+        yield known - first + 1, WalkCounts(gained, 1, [int(i < accepted) for i in range(k)])
         known += gained
-    return counts
 
 
 def agreement(found: list[Tensor], rows: list[Tensor], token_ids_N: Tensor) -> list[list[bool]]:

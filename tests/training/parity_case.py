@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
+from eagle3cli.training.loss import DepthSums, TermWeights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -38,6 +40,49 @@ class Case:
             {k[6:]: v for k, v in self.tensors.items() if k.startswith("param.") and "embed" not in k}
         )
         return draft.cast(self.dtype)
+
+    def weights(self, rates: DepthSums | None, kept: list[int]) -> TermWeights:
+        """Weights of the loss's terms; ``rates`` holds those of a first pass, which the mix needs."""
+        rows = self.info["batch"]["B"] * self.info["batch"]["S"]
+        decay = [self.info["ploss_decay"] ** i for i in range(self.depths)]
+        zeros = [0.0] * self.depths
+        per_row = [d / n if n else 0.0 for d, n in zip(decay, kept, strict=True)]
+        kind = self.info["loss"]["lk_loss_type"]
+        if rates is None or kind is None:
+            return TermWeights([d / rows for d in decay], zeros, zeros)
+        if kind == "alpha":
+            return TermWeights(zeros, zeros, per_row)
+        mix = self._mix(rates, kept)
+        kl = [k * d / rows for k, d in zip(mix, decay, strict=True)]
+        return TermWeights(kl, [(1 - k) * w for k, w in zip(mix, per_row, strict=True)], zeros)
+
+    def plosses(self, sums: DepthSums, kept: list[int]) -> list[float]:
+        """Loss of every depth."""
+        rows = self.info["batch"]["B"] * self.info["batch"]["S"]
+        kl = [float(x) / rows for x in sums.loss_T]
+        kind = self.info["loss"]["lk_loss_type"]
+        if kind is None:
+            return kl
+        if kind == "alpha":
+            return [-float(x) / max(1, n) for x, n in zip(sums.log_rate_T, kept, strict=True)]
+        mean = [float(x) / max(1, n) for x, n in zip(sums.rate_T, kept, strict=True)]
+        return [k * a + (1 - k) * (1 - r) for k, a, r in zip(self._mix(sums, kept), kl, mean, strict=True)]
+
+    def total(self, plosses: list[float]) -> float:
+        """The weighted sum over depths."""
+        return sum(self.info["ploss_decay"] ** i * loss for i, loss in enumerate(plosses))
+
+    def constant(self, kept: list[int]) -> float:
+        """What depths without a counted row add to the total: their mean rate is 0, so a mix still holds 1 - k."""
+        if self.info["loss"]["lk_loss_type"] != "lambda":
+            return 0.0
+        left = 1 - self.info["loss"]["kl_scale"]
+        return self.total([0.0 if n else left for n in kept])
+
+    def _mix(self, sums: DepthSums, kept: list[int]) -> list[float]:
+        loss = self.info["loss"]
+        means = [float(x) / max(1, n) for x, n in zip(sums.rate_T, kept, strict=True)]
+        return [loss["kl_scale"] * math.exp(-loss["kl_decay"] * mean) for mean in means]
 
     def packed(self) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[int, ...]]:
         """Token ids, mask, aux and last states; each sequence gets one zero token, where its last row's teacher is."""

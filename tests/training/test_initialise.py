@@ -16,7 +16,7 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.tables import Target
 from eagle3cli.training.initialise import gather_sample, initialise, ridge
-from eagle3cli.training.loss import Teacher, depth_losses
+from eagle3cli.training.loss import Teacher, TermWeights, depth_losses
 from eagle3cli.training.rows import plan_rows
 from eagle3cli.training.unroll import unroll
 
@@ -50,7 +50,7 @@ def loss_of(draft: Draft, source: OnlineSource) -> float:
     with torch.no_grad():
         normed = unroll(draft, batch.token_ids_N, batch.aux_NC, source.target.embedding_VH, plan)
         teacher = Teacher(batch.last_NH, batch.top_N, source.target.head_VH[draft.draft_ids], draft.draft_ids)
-        total, _ = depth_losses(normed, draft.lm_head.weight, teacher, plan, [1.0])
+        total, _ = depth_losses(normed, draft.lm_head.weight, teacher, plan, TermWeights.of_cross_entropy([1.0]))
     return float(total) / plan.kept
 
 

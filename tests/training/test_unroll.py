@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
 from eagle3cli.training import attention, loss
-from eagle3cli.training.loss import Teacher, depth_losses
+from eagle3cli.training.loss import Teacher, TermWeights, depth_losses
 from eagle3cli.training.rows import masked_rows, plan_rows
 from eagle3cli.training.unroll import unroll
 from tests.training.dense import dense_loss, serving_counts
 
 VOCAB, DRAFT_VOCAB, HIDDEN, DEPTHS = 48, 24, 16, 4
+DECAY = [0.8**i for i in range(DEPTHS)]
 CONFIG = DraftConfig(
     hidden_size=HIDDEN,
     intermediate_size=24,
@@ -74,7 +75,7 @@ def both_ways(sequences: list[list[bool]], seed: int) -> tuple[dict[str, torch.T
     if plan.kept:
         normed = unroll(draft, ids, aux, embedding, plan)
         teacher = Teacher(last, top, head[draft.draft_ids], draft.draft_ids)
-        total, sums = depth_losses(normed, draft.lm_head.weight, teacher, plan, [0.8**i for i in range(DEPTHS)])
+        total, sums = depth_losses(normed, draft.lm_head.weight, teacher, plan, TermWeights.of_cross_entropy(DECAY))
         total.backward()
         got = {"loss": total.detach(), "depths": sums.loss_T, "right": sums.correct_T}
     got |= {name: torch.zeros_like(w) if w.grad is None else w.grad for name, w in draft.named_parameters()}

@@ -1,0 +1,50 @@
+"""What training counts between two log lines."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+from torch import Tensor
+
+from eagle3cli.training.loss import DepthSums
+from eagle3cli.training.rows import RowPlan
+
+
+@dataclass
+class Window:
+    """Sums since the last log line; tensors stay on the device until they are read."""
+
+    loss: list[Tensor] = field(default_factory=list)
+    """Weighted sums over rows."""
+    sums: list[DepthSums] = field(default_factory=list)
+    divided_by: float = 0.0
+    kept: int = 0
+    counted: list[int] = field(default_factory=list)
+    kept_T: list[int] = field(default_factory=list)
+    """Rows that carried loss, by depth."""
+    tokens: int = 0
+    began: float = field(default_factory=time.perf_counter)
+
+    def count(self, loss: Tensor, sums: DepthSums, plan: RowPlan) -> None:
+        """Add a micro batch."""
+        self.loss.append(loss)
+        self.sums.append(sums)
+        self.kept += plan.kept
+        self.counted = _added(self.counted, [depth.counted for depth in plan.depths])
+        self.kept_T = _added(self.kept_T, [len(depth.kept_r) for depth in plan.depths])
+
+    def add(self, step: Window) -> None:
+        """Add a step."""
+        self.loss += step.loss
+        self.sums += step.sums
+        self.divided_by += step.divided_by
+        self.kept += step.kept
+        self.counted = _added(self.counted, step.counted)
+        self.kept_T = _added(self.kept_T, step.kept_T)
+        self.tokens += step.tokens
+
+
+def _added(left: list[int], right: list[int]) -> list[int]:
+    return [a + b for a, b in zip_longest(left, right, fillvalue=0)]
