@@ -20,7 +20,8 @@ How the draft sees it
     reads the embedding of ``x_{p+1}`` and stands at RoPE position p. Row n-1 therefore proposes ``x_{n+1}``. Depth i
     goes on from row n-1: its hidden state is the layer's output (before the final norm) of depth i-1, it reads the
     embedding of the last proposal, stands at position n-1+i, and sees the depth-0 keys of all rows and the keys of the
-    chain before it.
+    chain before it. With ``fc_norm`` in the config each layer of aux is normed first; with ``norm_output`` the next
+    depth gets the output after the final norm.
 
 By hand: ``python tests/independent_eagle3.py TARGET DRAFT --k 3 --prompts prompts.jsonl``, a JSON list of token ids a
 line.
@@ -75,6 +76,17 @@ class NaiveDraft:
         self.heads, self.groups = self.config["num_attention_heads"], self.config["num_key_value_heads"]
         self.dim, self.eps = self.config["head_dim"], self.config["rms_norm_eps"]
         self.frequencies = self._frequencies()
+
+    def first(self, aux: Tensor) -> Tensor:
+        """Hidden state of a row before any depth."""
+        if self.config.get("fc_norm"):
+            parts = aux.chunk(len(self.aux_layers))
+            aux = torch.cat([rms_norm(p, self.w[f"fc_norm.{i}.weight"], self.eps) for i, p in enumerate(parts)])
+        return self.w["fc.weight"] @ aux
+
+    def carried(self, hidden: Tensor) -> Tensor:
+        """What the next depth gets of a hidden state."""
+        return rms_norm(hidden, self.w["norm.weight"], self.eps) if self.config.get("norm_output") else hidden
 
     def _frequencies(self) -> Tensor:
         base = self.config.get("rope_theta") or self.config["rope_parameters"]["rope_theta"]
@@ -139,12 +151,13 @@ class NaiveDraft:
         """``k`` tokens after ``tokens`` (x_0 .. x_n); ``aux`` are the auxiliary states of x_0 .. x_{n-1}."""
         embedding = self.w.get("embed_tokens.weight", embedding)
         newest = len(tokens) - 1
-        hidden = [self.w["fc.weight"] @ aux[p] for p in range(newest)]
+        hidden = [self.first(aux[p]) for p in range(newest)]
         projected = [self.project(hidden[p], embedding[tokens[p + 1]], p) for p in range(newest)]
         keys, values = [key for _, key, _ in projected], [value for _, _, value in projected]
         current = self.layer(hidden[-1], projected[-1][0], keys, values)
         proposals = [self.best(current)]
         for depth in range(1, k):
+            current = self.carried(current)
             query, key, value = self.project(current, embedding[proposals[-1]], newest - 1 + depth)
             keys, values = [*keys, key], [*values, value]
             current = self.layer(current, query, keys, values)

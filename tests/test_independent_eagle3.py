@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eagle3cli.backends.hf import load_target
 from eagle3cli.backends.online import OnlineSource
@@ -32,8 +34,6 @@ def folder(shared: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def prompts(folder: Path) -> list[list[int]]:
-    from transformers import AutoTokenizer
-
     tokenizer: Any = AutoTokenizer.from_pretrained(folder / "target")
     chats = [[{"role": "user", "content": text}] for text in PROMPTS]
     return [
@@ -41,10 +41,35 @@ def prompts(folder: Path) -> list[list[int]]:
     ]
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("draft", 3.6, 4.0), ("draft_random", 1.0, 1.1)])
+@pytest.fixture
+def newer(folder: Path, tmp_path: Path) -> Path:
+    """The trained draft with EAGLE-3.1's two norms put in, which cost it some of its acceptance."""
+    config, state = load_draft(folder / "draft", aux_layers=(1, 3, 4))
+    config = replace(config, fc_norm=True, norm_output=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder / "target", output_hidden_states=True)
+    with torch.no_grad():
+        states = model(torch.arange(20, 60)[None]).hidden_states
+    # Norm weights that undo the norm on average, so that the draft still works.
+    for i, layer in enumerate(config.aux_layers):
+        state[f"fc_norm.{i}.weight"] = torch.full((config.hidden_size,), float(states[layer + 1].pow(2).mean() ** 0.5))
+    save_draft(tmp_path / "newer", state, config, dtype=torch.float32)
+    return tmp_path / "newer"
+
+
+def test_newer_drafts_mean_the_same_to_all(folder: Path, prompts: list[list[int]], newer: Path) -> None:
+    plain = measure(folder / "target", folder / "draft", prompts, k=K, max_new_tokens=8, default_layers=(1, 3, 4))
+    changed = measure(folder / "target", newer, prompts, k=K, max_new_tokens=8)
+    assert plain.steps != changed.steps
+    assert changed.acceptance_length > 1.5
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("draft", 3.6, 4.0), ("draft_random", 1.0, 1.1), ("newer", 1.5, 4.0)]
+)
 def test_walk_engine_and_independent_decoder_agree(
-    folder: Path, prompts: list[list[int]], tmp_path: Path, name: str, low: float, high: float
+    folder: Path, prompts: list[list[int]], newer: Path, tmp_path: Path, name: str, low: float, high: float
 ) -> None:
+    name = str(newer) if name == "newer" else name
     options: dict[str, Any] = {"k": K, "max_new_tokens": NEW_TOKENS, "eos_ids": frozenset([2])}
     independent = measure(folder / "target", folder / name, prompts, **options, default_layers=(1, 3, 4))
     assert low <= independent.acceptance_length <= high

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from eagle3cli.training.attention import Own, QueryRows, merge_own
+
+AuxRequest: Any = getattr(flex, "AuxRequest", None)
+"""How torch 2.9 and newer are asked for the log-sum-exp; torch 2.8 takes ``return_lse``."""
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -29,11 +33,14 @@ def attend_flex(query_RND: Tensor, keys_SKD: Tensor, values_SKD: Tensor, own: Ow
     kernel = _compiled() if device.type == "cuda" else flex_attention
     query, keys, values = (states.transpose(0, 1)[None] for states in (query_RND, keys_SKD, values_SKD))
     grouped = keys.shape[1] != query.shape[1]
-    out, lse = cast(
-        tuple[Tensor, Tensor],
-        kernel(query, keys, values, block_mask=block_mask, enable_gqa=grouped, return_lse=True),
-    )
-    out_RND, lse_RN = out[0].transpose(0, 1), lse[0].transpose(0, 1)
+    if AuxRequest is None:
+        out, lse = kernel(query, keys, values, block_mask=block_mask, enable_gqa=grouped, return_lse=True)
+    else:
+        wanted = AuxRequest(lse=True)
+        out, aux = kernel(query, keys, values, block_mask=block_mask, enable_gqa=grouped, return_aux=wanted)
+        lse = aux.lse
+    out_RND: Tensor = out[0].transpose(0, 1)
+    lse_RN = lse[0].transpose(0, 1)
     if not own:
         return out_RND
     return merge_own(query_RND, out_RND, lse_RN.float(), [states for pair in own for states in pair])[0]

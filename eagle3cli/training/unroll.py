@@ -71,7 +71,7 @@ def unroll(
         else:
             found = _one_depth(shared, depth, rows, hidden_RH, own)
         head_RH, hidden_RH, newest = found
-        own += newest
+        own = [*own, *newest]  # a new list: the old one is kept for the backward pass
         normed.append(head_RH[rows.kept_r])
     return normed
 

@@ -205,6 +205,24 @@ def test_other_settings_do_not_mix_with_an_earlier_run(place: Path, run_cli: Run
     assert run_cli("train", "--output-dir", "run", "--learning-rate", "5e-4", "--overwrite").code == 0
 
 
+def test_every_option_of_the_step_resumes_exactly(place: Path, run_cli: RunCli) -> None:
+    options = ("--loss", "mix", "--kl-scale", "0.9", "--optimizer", "muon", "--anchor-fraction", "0.7", "--fc-norm")
+    more = ("--norm-output", "--activation-checkpointing", "--alignment", "specforge", "--early-stop", "50", "--json")
+    trained(run_cli("train", "--output-dir", "whole", *options, *more))
+    cut = ("train", "--output-dir", "cut", *options, *more)
+    trained(run_cli(*cut))
+    newest = place / "cut" / "checkpoints" / "epoch_2_step_12" / "resume" / "state.safetensors"
+    newest.write_bytes(b"")
+    assert trained(run_cli(*cut))["steps_this_time"] == 3
+    assert last_state(place / "cut") == last_state(place / "whole")
+    config = json.loads((place / "cut" / "best" / "config.json").read_text())
+    assert (config["fc_norm"], config["norm_output"]) == (True, True)
+    assert run_cli("eval", "--draft-model-path", "cut/best").code == 0
+    assert run_cli("export", "--draft-model-path", "cut/best", "--output-path", "out").code == 0
+    legacy = run_cli("export", "--draft-model-path", "cut/best", "--output-path", "old", "--layout", "legacy")
+    assert (legacy.code, "fc_norm is of EAGLE-3.1" in legacy.err) == (1, True), legacy.err
+
+
 def test_a_time_budget_ends_the_run(place: Path, run_cli: RunCli) -> None:
     words = ("--total-steps", "100000", "--num-epochs", "100000", "--time-budget", "1s", "--eval-interval", "100000")
     result = trained(run_cli("train", "--output-dir", "run", *words, "--json"))
@@ -232,6 +250,9 @@ def test_eval_measures_a_draft(place: Path, run_cli: RunCli) -> None:
         (("--mode", "offline"), 1, "no hidden-state store"),
         (("--draft-model-config", "absent.json"), 1, "no such draft config"),
         (("--learning-rat", "1"), 2, "--learning-rate"),
+        (("--attention-backend", "flex_attention"), 2, "flex_attention trains on CUDA alone"),
+        (("--anchor-fraction", "0"), 2, "anchor-fraction"),
+        (("--loss", "kld"), 2, "loss"),
     ],
 )
 def test_mistakes_are_named(place: Path, run_cli: RunCli, words: tuple[str, ...], code: int, said: str) -> None:

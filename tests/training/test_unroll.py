@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,12 +13,20 @@ from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
 from eagle3cli.training import attention, loss
 from eagle3cli.training.loss import Teacher, TermWeights, depth_losses
-from eagle3cli.training.rows import masked_rows, plan_rows
+from eagle3cli.training.rows import draw_anchors, masked_rows, plan_rows
 from eagle3cli.training.unroll import unroll
 from tests.training.dense import dense_loss, serving_counts
 
 VOCAB, DRAFT_VOCAB, HIDDEN, DEPTHS = 48, 24, 16, 4
 DECAY = [0.8**i for i in range(DEPTHS)]
+ZEROS = [0.0] * DEPTHS
+KL = TermWeights.of_cross_entropy(DECAY)
+TERMS = {
+    "kl": KL,
+    "tv": TermWeights(ZEROS, DECAY, ZEROS),
+    "lk": TermWeights(ZEROS, ZEROS, DECAY),
+    "mix": TermWeights([0.7, 0.5, 0.3, 0.1], [0.3, 0.2, 0.3, 0.4], [0.0, 0.1, 0.0, 0.2]),
+}
 CONFIG = DraftConfig(
     hidden_size=HIDDEN,
     intermediate_size=24,
@@ -27,12 +38,13 @@ CONFIG = DraftConfig(
     target_hidden_size=HIDDEN,
     aux_layers=(0, 1, 2),
 )
+NEWER = replace(CONFIG, fc_norm=True, norm_output=True, head_dim=4, rope_theta=500.0)
 masks = st.lists(st.lists(st.booleans(), min_size=1, max_size=14), min_size=1, max_size=3)
 
 
-def random_draft(seed: int) -> Draft:
+def random_draft(seed: int, config: DraftConfig = CONFIG) -> Draft:
     torch.manual_seed(seed)
-    draft = Draft(CONFIG)
+    draft = Draft(config)
     ids = torch.randperm(VOCAB)[:DRAFT_VOCAB].sort().values
     t2d = torch.zeros(VOCAB, dtype=torch.bool)
     t2d[ids] = True
@@ -43,9 +55,18 @@ def random_draft(seed: int) -> Draft:
     return draft
 
 
-def both_ways(sequences: list[list[bool]], seed: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def both_ways(
+    sequences: list[list[bool]],
+    seed: int,
+    *,
+    terms: TermWeights = KL,
+    config: DraftConfig = CONFIG,
+    anchored: bool = False,
+    recompute: bool = False,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Loss, sums and every gradient: by the product, and sequence by sequence by the dense reference."""
     generator = torch.Generator().manual_seed(seed)
-    draft = random_draft(seed)
+    draft = random_draft(seed, config)
     embedding, head = (torch.randn(VOCAB, HIDDEN, generator=generator) for _ in range(2))
     rows = []
     for mask in sequences:
@@ -54,49 +75,72 @@ def both_ways(sequences: list[list[bool]], seed: int) -> tuple[dict[str, torch.T
         ids = torch.randint(VOCAB, (size,), generator=generator)
         aux = torch.randn(size, 3 * HIDDEN, generator=generator)
         rows.append((ids, torch.tensor(mask), aux, last, (last @ head.T).argmax(-1)))
-    want: dict[str, torch.Tensor] = {
-        "loss": torch.zeros(()),
-        "depths": torch.zeros(DEPTHS),
-        "right": torch.zeros(DEPTHS),
-    }
-    for row in rows:
-        total, losses, right = dense_loss(draft, *row, embedding, head, DEPTHS, 0.8)
-        if total.requires_grad:
-            total.backward()
-        want["loss"] += total.detach()
-        want["depths"] += torch.tensor(losses)
-        want["right"] += torch.tensor(right)
+    bounds = tuple(torch.tensor([0, *(len(s) for s in sequences)]).cumsum(0).tolist())
+    mask = torch.cat([row[1] for row in rows])
+    anchors = draw_anchors(mask, 0.5, seed) if anchored else None
+    want = {name: torch.zeros(DEPTHS) for name in ("depths", "right", "rates")} | {"loss": torch.zeros(())}
+    for row, begin, end in zip(rows, bounds[:-1], bounds[1:], strict=True):
+        own = None if anchors is None else anchors[begin:end]
+        found = dense_loss(draft, *row, embedding, head, terms, own)
+        if found.total.requires_grad:
+            found.total.backward()
+        want["loss"] += found.total.detach()
+        want["depths"] += torch.tensor(found.losses)
+        want["right"] += torch.tensor(found.right)
+        want["rates"] += torch.tensor(found.rates)
     want |= {name: torch.zeros_like(w) if w.grad is None else w.grad.clone() for name, w in draft.named_parameters()}
     draft.zero_grad()
-    ids, mask, aux, last, top = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    bounds = tuple(torch.tensor([0, *(len(s) for s in sequences)]).cumsum(0).tolist())
-    plan = plan_rows(mask, bounds, draft.t2d[top], DEPTHS, "serving")
-    got = {"loss": torch.zeros(()), "depths": torch.zeros(DEPTHS), "right": torch.zeros(DEPTHS)}
-    if plan.kept:
-        normed = unroll(draft, ids, aux, embedding, plan)
-        teacher = Teacher(last, top, head[draft.draft_ids], draft.draft_ids)
-        total, sums = depth_losses(normed, draft.lm_head.weight, teacher, plan, TermWeights.of_cross_entropy(DECAY))
+    ids, _, aux, last, top = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    plan = plan_rows(mask, bounds, draft.t2d[top], DEPTHS, "serving", anchors)
+    got = {name: torch.zeros(DEPTHS) for name in ("depths", "right", "rates")} | {"loss": torch.zeros(())}
+    if not plan.empty:
+        normed = unroll(draft, ids, aux, embedding, plan, recompute=recompute)
+        teacher = Teacher(last, top, head[draft.draft_ids], draft.draft_ids, whole_head_VH=head)
+        total, sums = depth_losses(normed, draft.lm_head.weight, teacher, plan, terms)
         total.backward()
-        got = {"loss": total.detach(), "depths": sums.loss_T, "right": sums.correct_T}
+        got = {"loss": total.detach(), "depths": sums.loss_T, "right": sums.correct_T, "rates": sums.rate_T}
     got |= {name: torch.zeros_like(w) if w.grad is None else w.grad for name, w in draft.named_parameters()}
     return got, want
+
+
+def assert_equal(pair: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]) -> None:
+    got, want = pair
+    assert got.keys() == want.keys()
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=2e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @settings(max_examples=25, deadline=None)
 @given(masks, st.integers(0, 1000))
 def test_equals_the_dense_step(sequences: list[list[bool]], seed: int) -> None:
-    got, want = both_ways(sequences, seed)
-    for name in want:
-        torch.testing.assert_close(got[name], want[name], rtol=2e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert_equal(both_ways(sequences, seed))
+
+
+@settings(max_examples=20, deadline=None)
+@given(masks, st.integers(0, 1000), st.sampled_from(sorted(TERMS)), st.booleans(), st.booleans())
+def test_other_losses_norms_and_anchors_equal_the_dense_step(
+    sequences: list[list[bool]], seed: int, loss: str, newer: bool, anchored: bool
+) -> None:
+    config = NEWER if newer else CONFIG
+    assert_equal(both_ways(sequences, seed, terms=TERMS[loss], config=config, anchored=anchored))
+
+
+@pytest.mark.parametrize("config", [CONFIG, NEWER], ids=["plain", "fc_norm+norm_output"])
+def test_recomputed_activations_change_nothing(config: DraftConfig) -> None:
+    sequences = [[False] * 3 + [True] * 9, [True] * 11]
+    kept, _ = both_ways(sequences, 7, config=config)
+    again, _ = both_ways(sequences, 7, config=config, recompute=True)
+    for name in kept:
+        assert torch.equal(kept[name], again[name]), name
 
 
 def test_small_blocks_and_chunks_change_nothing(monkeypatch) -> None:
     """A query block of 3 rows and a chunk of 2 positions: the same numbers as in one piece."""
     monkeypatch.setattr(attention, "QUERY_BLOCK", 3)
-    monkeypatch.setattr(loss, "CHUNK_ELEMENTS", 2 * DRAFT_VOCAB)
-    got, want = both_ways([[False] * 3 + [True] * 9, [True] * 11], seed=5)
-    for name in want:
-        torch.testing.assert_close(got[name], want[name], rtol=2e-4, atol=2e-5)
+    monkeypatch.setattr(loss, "CHUNK_ELEMENTS", 2 * VOCAB)
+    sequences = [[False] * 3 + [True] * 9, [True] * 11]
+    assert_equal(both_ways(sequences, 5))
+    assert_equal(both_ways(sequences, 5, terms=TERMS["mix"]))
 
 
 def test_portable_kernel_equals_the_flash_one(monkeypatch) -> None:
