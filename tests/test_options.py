@@ -52,12 +52,12 @@ def test_a_flag_may_also_be_repeated_or_joined_with_equals() -> None:
 
 def test_several_assignments_after_one_set_and_a_position_after_them() -> None:
     settings = parse(["--set", "train.seed=3", "view.seed=4", "gsm8k"])
-    assert (settings.train.seed, settings.view.seed, settings.prepare.source) == (3, 4, "gsm8k")
+    assert (settings.train.seed, settings.view.seed, settings.prepare.source) == (3, 4, ("gsm8k",))
 
 
 def test_a_position_after_numbers_is_not_taken_for_one() -> None:
     settings = parse(["--aux-layers", "1", "2", "gsm8k"])
-    assert (settings.draft.aux_layers, settings.prepare.source) == ((1, 2), "gsm8k")
+    assert (settings.draft.aux_layers, settings.prepare.source) == ((1, 2), ("gsm8k",))
 
 
 def test_what_is_not_typed_leaves_the_file_in_force() -> None:

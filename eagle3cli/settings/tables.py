@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Table(BaseModel):
@@ -86,10 +86,15 @@ class Data(Table):
 class Prepare(Table):
     """eagle3 prepare: any source of conversations to one layout."""
 
-    source: str = option("sharegpt", "Preset, hub data set, or local json/jsonl/parquet file or folder.")
+    source: tuple[str, ...] = option(
+        ("sharegpt",),
+        "Presets, hub data sets, local json, jsonl (.gz, .zst) or parquet files, or folders; several are joined, "
+        "with NAME:WEIGHT in these shares.",
+    )
     output_path: Path | None = option(None, "Folder for the result; default ./cache/dataset/NAME.", "--output-path")
     data_path: Path | None = option(None, "Read a preset's layout from this local file.", "--data-path")
     split: str = option("train", "Split of a hub data set.")
+    subset: str | None = option(None, "Subset (configuration) of a hub data set.")
     sample_size: int | None = option(None, "Rows to keep, drawn with --seed.", ge=1)
     split_eval: bool = option(False, "Also write an evaluation file (5% of the rows, at most 1,000).", "--split-eval")
     seed: int = option(0, "Seed of sampling and splitting.")
@@ -97,8 +102,24 @@ class Prepare(Table):
     min_turns: int = option(1, "Drop conversations with fewer user turns.", ge=1)
     max_turns: int | None = option(None, "Cut conversations after this many user turns.", ge=1)
     max_prompt_words: int | None = option(None, "Drop rows whose first user message is longer.", ge=1)
+    near_duplicates: float = option(
+        0.0,
+        "Also drop rows of which at least this share of the words is in an earlier row, e.g. 0.9; 0 keeps them "
+        "(exact duplicates always go).",
+        ge=0,
+        le=1,
+    )
+    drop_truncated: bool = option(False, "Drop rows with a reply that the length limit cut (where the row says so).")
+    drop_loops: bool = option(False, "Drop rows with a reply that repeats itself to its end.")
+    drop_refusals: bool = option(False, "Drop rows with a reply that refuses.")
     map: tuple[str, ...] = option((), "Field mapping role=column, e.g. user=question assistant=answer.", "--map")
     overwrite: bool = option(False, "Replace an existing result.")
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _one_source(cls, value: object) -> object:
+        """One source may stand as plain text."""
+        return (value,) if isinstance(value, str) else value
 
 
 class Regenerate(Table):
@@ -133,7 +154,9 @@ class Merge(Table):
     train_size: int | None = option(None, "Training rows; default: all that remain.", ge=1)
     eval_size: int = option(10000, "Held-out rows; at most a tenth of all unless set.", ge=0)
     seed: int = option(0, "Seed of the split.")
-    drop_truncated: bool = option(False, "Leave out replies that the length limit cut.")
+    drop_truncated: bool = option(False, "Leave out rows with a reply that the length limit cut.")
+    drop_loops: bool = option(False, "Leave out rows with a reply that repeats itself to its end.")
+    drop_refusals: bool = option(False, "Leave out rows with a reply that refuses.")
     overwrite: bool = option(False, "Replace earlier files.")
 
 

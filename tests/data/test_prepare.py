@@ -27,14 +27,16 @@ def talk(number: int, turns: int = 1, words: int = 3) -> dict[str, Any]:
     return {"id": f"row{number}", "conversations": pair * turns}
 
 
-def go(source: Path | str, tmp_path: Path, **options: Any) -> Prepared:
-    done = prepare(Prepare(source=str(source), output_path=tmp_path / "out", **options), Silent())
+def go(source: Path | str | list[Path | str], tmp_path: Path, **options: Any) -> Prepared:
+    sources = tuple(map(str, source if isinstance(source, list) else [source]))
+    done = prepare(Prepare(source=sources, output_path=tmp_path / "out", **options), Silent())
     counts = done.summary
     dropped = counts["rejected"] + counts["duplicates"] + counts["filtered"] + counts["left_out"]
     assert counts["read"] == counts["written"] + dropped
     assert len(rows_of(done.folder / "train.jsonl")) == counts["train_rows"]
     errors = rows_of(done.folder / "errors.jsonl")
-    assert len(errors) == counts["rejected"] + counts["duplicates"] + counts["filtered"]
+    gone = [error for error in errors if error["kind"] not in ("repaired", "warning")]
+    assert len(gone) == counts["rejected"] + counts["duplicates"] + counts["filtered"]
     assert all(error["place"] and error["reason"] for error in errors)
     return done
 
@@ -44,10 +46,14 @@ def test_duplicates_ids_and_bad_rows_are_accounted_for(tmp_path: Path) -> None:
     same_id = {**talk(2), "id": "row1"}
     source = write(tmp_path / "in.jsonl", [talk(1), twice, same_id, {"id": "bad"}, talk(3)])
     done = go(source, tmp_path)
-    assert [row["id"] for row in rows_of(done.folder / "train.jsonl")] == ["row1", "row1~2", "row3"]
-    errors = rows_of(done.folder / "errors.jsonl")
-    assert [(e["place"], e["kind"]) for e in errors] == [(f"{source}:2", "duplicate"), (f"{source}:4", "rejected")]
-    assert errors[0]["reason"] == f"duplicate of {source}:1"
+    names = [row["id"] for row in rows_of(done.folder / "train.jsonl")]
+    assert [name.partition("~")[0] for name in names] == ["row1", "row1", "row3"]
+    assert len(set(names)) == 3
+    errors = {e["place"]: (e["kind"], e["reason"]) for e in rows_of(done.folder / "errors.jsonl")}
+    assert errors[f"{source}:2"] == ("duplicate", f"duplicate of {source}:1")
+    assert errors[f"{source}:3"] == ("repaired", "id made unique")
+    assert errors[f"{source}:4"][0] == "rejected"
+    assert len(errors) == 3
 
 
 def test_the_shared_dirty_rows(shared: Path, tmp_path: Path) -> None:
@@ -137,7 +143,7 @@ def test_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no usable rows"):
         go(empty, tmp_path)
     with pytest.raises(UsageError, match="names a file"):
-        prepare(Prepare(source=str(empty), output_path=tmp_path / "x.jsonl"), Silent())
+        prepare(Prepare(source=(str(empty),), output_path=tmp_path / "x.jsonl"), Silent())
 
 
 def test_a_preset_reads_the_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +168,7 @@ def test_a_preset_reads_the_installed_package(tmp_path: Path, monkeypatch: pytes
     every = go("sharegpt", tmp_path / "1")
     assert not every.own_data
     assert every.summary["written"] == 4
-    assert "breaks off" in rows_of(every.folder / "errors.jsonl")[0]["reason"]
+    assert "breaks off" in rows_of(every.folder / "errors.jsonl")[-1]["reason"]
     quick = go("quickstart", tmp_path / "2")
     expected = [{"id": "a_0", "conversations": [{"role": "user", "content": "How do I sort a list?"}]}]
     assert rows_of(quick.folder / "train.jsonl") == expected

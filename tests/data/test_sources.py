@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eagle3cli.data import sources
-from eagle3cli.data.sources import Line, files_of, read_file, read_hub, read_jsonl
+from eagle3cli.data import json_array, sources
+from eagle3cli.data.hub import read_hub
+from eagle3cli.data.sources import Line, files_of, read_file, read_jsonl
 from eagle3cli.errors import DataError
 
 ROWS = [{"id": str(i), "text": f"line {i} \u2028 \u0085 😀"} for i in range(5)]
@@ -71,7 +72,7 @@ def test_a_gzip_file_that_breaks_off_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 20])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_arrays_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, indent: int | None) -> None:
-    monkeypatch.setattr(sources, "_CHUNK", chunk)
+    monkeypatch.setattr(json_array, "_CHUNK", chunk)
     path = tmp_path / "a.json"
     path.write_text(json.dumps(ROWS, indent=indent, ensure_ascii=False), encoding="utf-8")
     assert values(list(read_file(path))) == ROWS
