@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
+from eagle3cli.backends.positions import cached
 from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.models.config import default_aux_layers
 from eagle3cli.runtime.report import Reporter
@@ -128,11 +129,11 @@ class HfTarget:
             else:
                 # A system prompt that all rows begin with is run once.
                 cache = DynamicCache(config=self.model.config)
-                first = self.decoder(input_ids=ids[0][None, :shared], past_key_values=cache, use_cache=True)
+                first = self.decoder(input_ids=ids[0][None, :shared], use_cache=True, **cached(self.decoder, cache))
                 first_aux = self._tapped(taps)
                 cache.batch_repeat_interleave(len(ids))
                 rest = pad_sequence([s[shared:] for s in ids], batch_first=True)
-                out = self.decoder(input_ids=rest, past_key_values=cache, use_cache=True)
+                out = self.decoder(input_ids=rest, use_cache=True, **cached(self.decoder, cache))
                 last_BSH = _after(first.last_hidden_state, out.last_hidden_state)
                 aux_BSC = _after(first_aux, self._tapped(taps))
         return [(aux_BSC[b, : len(s)], last_BSH[b, : len(s)]) for b, s in enumerate(ids)]

@@ -7,6 +7,7 @@ query can see it, and right-padding of a prompt disappears the same way. Knows n
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -95,6 +96,12 @@ def position_mask(positions_BQ: Tensor, extent: int, dtype: torch.dtype) -> Tens
     slots = torch.arange(extent, device=positions_BQ.device)
     hidden = slots[None, None, None, :] > positions_BQ[:, None, :, None]
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
+
+
+def cached(model: torch.nn.Module, cache: Any) -> dict[str, Any]:
+    """The key/value cache as a keyword argument of ``model``; newer transformers call it ``cache``."""
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    return {name: cache}
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eagle3cli.backends.hf import HfTarget
-from eagle3cli.backends.positions import PositionCache, grouped, grouped_attention, position_mask
+from eagle3cli.backends.positions import PositionCache, cached, grouped, grouped_attention, position_mask
 from eagle3cli.models.draft import Draft, rotate
 
 COMPACT_BELOW = 0.75
@@ -224,8 +224,8 @@ class _Batch:
             input_ids=ids_BQ,
             position_ids=positions_BQ,
             attention_mask=position_mask(positions_BQ, extent, self.target.dtype),
-            past_key_values=self.target_cache,
             use_cache=True,
+            **cached(self.target.decoder, self.target_cache),
         )
         return torch.cat([self.taps[layer] for layer in self.target.aux_layers], -1), out.last_hidden_state
 

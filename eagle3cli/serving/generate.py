@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from eagle3cli.backends.hf import HfTarget
-from eagle3cli.backends.positions import PositionCache, grouped, position_mask
+from eagle3cli.backends.positions import PositionCache, cached, grouped, position_mask
 
 SLOT_STEP = 128
 """The cache grows by at least this many positions, and by a half."""
@@ -151,9 +151,9 @@ class Decoder:
             input_ids=ids_BQ,
             position_ids=position_BQ,
             attention_mask=position_mask(position_BQ, extent, self.model.dtype),
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            **cached(self.model, self.cache),
         ).logits
         if self.sampling.temperature == 0:
             best_B: Tensor = logits_B1V[:, -1].argmax(-1)
