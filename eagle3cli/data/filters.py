@@ -46,6 +46,12 @@ _OTHERS = (
 _REFUSAL = re.compile("|".join((*_ENGLISH, *_OTHERS)), re.IGNORECASE)
 
 
+def unwanted_kinds(truncated: bool, loops: bool, refusals: bool) -> list[Unwanted]:
+    """The kinds that options ask to drop."""
+    kinds: tuple[tuple[Unwanted, bool], ...] = (("truncated", truncated), ("loops", loops), ("refusals", refusals))
+    return [kind for kind, wanted in kinds if wanted]
+
+
 def unwanted_reply(conversation: Conversation, unwanted: Collection[Unwanted]) -> str:
     """Why a reply of the conversation is not wanted; empty where all are."""
     if "truncated" in unwanted and "length" in conversation.finish:

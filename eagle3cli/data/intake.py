@@ -6,7 +6,7 @@ What is held in memory does not grow with the rows, but for one byte each.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from eagle3cli.data.conversations import Conversation, cut_turns, first_prompt, join_runs, to_conversation
 from eagle3cli.data.duplicates import NearDuplicates, mark_duplicates
 from eagle3cli.data.fates import HELD_OUT, KEPT, ROW, TWIN, Fates, count, note, pack_place, unpack_place
-from eagle3cli.data.filters import Unwanted, unwanted_reply
+from eagle3cli.data.filters import unwanted_kinds, unwanted_reply
 from eagle3cli.data.layouts import parse_mapping
 from eagle3cli.data.ledger import Ledger
 from eagle3cli.data.messages import Message
@@ -69,7 +69,7 @@ class Intake:
             self.near = NearDuplicates(self.folder, self.options.near_duplicates)
             self.stack.callback(self.near.bands.close)
             self.spans = self._records(_SPAN)
-        self.unwanted = _unwanted_kinds(self.options)
+        self.unwanted = unwanted_kinds(self.options.drop_truncated, self.options.drop_loops, self.options.drop_refusals)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -180,15 +180,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, DataError):
         return error.what
     return "nested too deeply" if isinstance(error, RecursionError) else f"holds what JSON cannot: {error}"
-
-
-def _unwanted_kinds(options: Prepare) -> list[Unwanted]:
-    kinds: Iterable[tuple[Unwanted, bool]] = (
-        ("truncated", options.drop_truncated),
-        ("loops", options.drop_loops),
-        ("refusals", options.drop_refusals),
-    )
-    return [kind for kind, wanted in kinds if wanted]
 
 
 def _unwanted(conversation: Conversation, options: Prepare) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,7 +19,7 @@ from eagle3cli.data.ledger import ERRORS, Ledger
 from eagle3cli.data.mixture import interleave, quotas, streamed_rows
 from eagle3cli.data.origins import Origin, lines_of, resolve
 from eagle3cli.data.outcome import written_rows
-from eagle3cli.data.records import Records
+from eagle3cli.data.records import Records, work_folder
 from eagle3cli.data.sources import Line
 from eagle3cli.data.split import hold_out, sample
 from eagle3cli.errors import DataError, UsageError
@@ -109,24 +107,12 @@ def _options_that_count(options: Prepare, origins: list[Origin], author: Author 
     return told | ({"target": author.made_with} if author else {})
 
 
-@contextmanager
-def _work_folder(folder: Path) -> Iterator[Path]:
-    """A folder for what is needed until the result is whole."""
-    work = folder / f".rows.tmp-{os.getpid()}"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
 def _write(
     folder: Path, origins: list[Origin], options: Prepare, author: Author | None, report: Reporter
 ) -> dict[str, Any]:
     with (
         writing(folder / ERRORS) as errors,
-        _work_folder(folder) as work,
+        work_folder(folder) as work,
         catch_stop(report) as stop,
         Intake(work, options, Ledger(errors)) as intake,
     ):

@@ -7,8 +7,10 @@ number of rows costs disk and not memory.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -90,6 +92,12 @@ class Records:
         finally:
             runs.close()
 
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Give the file back."""
         if self._file is not None:
@@ -148,3 +156,15 @@ def _merged(runs: Records, sizes: Sequence[int], key: str, size: int) -> Iterato
             heads[i] = heads[i][count:]
         block = np.concatenate(parts)
         yield block[np.argsort(block[key], kind="stable")]
+
+
+@contextmanager
+def work_folder(folder: Path) -> Iterator[Path]:
+    """A folder in ``folder`` for what is needed only until a result is whole."""
+    work = folder / f".work.tmp-{os.getpid()}"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eagle3cli.data.merge import Merged, group, merge, split
+from eagle3cli.data.fates import APART, HELD_OUT, KEPT, ROW
+from eagle3cli.data.merge import Merged, merge, split
+from eagle3cli.data.records import Records
+from eagle3cli.data.split import sample
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.tables import Merge
@@ -111,20 +114,68 @@ def test_errors(tmp_path: Path) -> None:
         go(tmp_path, train_size=5)
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=20), st.integers(0, 9))
-def test_groups_are_the_connected_rows(pairs: list[tuple[int, int]], seed: int) -> None:
-    names, prompts = (np.array(column, dtype=np.uint64) for column in zip(*pairs, strict=True))
-    groups = group(names, prompts)
-    expected = list(range(len(pairs)))
-    for _ in pairs:
-        for a, first in enumerate(pairs):
-            for b, second in enumerate(pairs):
-                if first[0] == second[0] or first[1] == second[1]:
-                    expected[a] = expected[b] = min(expected[a], expected[b])
-    assert groups.tolist() == expected
+def rows_with(folder: Path, pairs: list[tuple[int, int]]) -> Records:
+    """A record for each (name, prompt)."""
+    rows = Records(ROW, folder, memory=3 * ROW.itemsize)
+    for row, (name, prompt) in enumerate(pairs):
+        rows.append(row, row, row, 0, name, prompt)
+    return rows
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30), st.integers(0, 9))
+def test_no_id_or_prompt_is_on_both_sides(tmp_path: Path, pairs: list[tuple[int, int]], seed: int) -> None:
+    fates = np.zeros(len(pairs), np.uint8)
+    rows = rows_with(tmp_path, pairs)
     try:
-        train, held_out = split(groups, Merge(eval_size=3, seed=seed))
+        split(rows, fates, Merge(eval_size=3, seed=seed), tmp_path)
     except UsageError:
+        assert (
+            len(pairs) < 4
+            or len(set(pairs)) < len(pairs)
+            or len({prompt for _, prompt in pairs}) < len(pairs)
+            or (len({name for name, _ in pairs}) < len(pairs))
+        )
         return
+    finally:
+        rows.close()
+    train, held_out = ([pairs[i] for i in np.flatnonzero(fates == fate)] for fate in (KEPT, HELD_OUT))
     assert len(held_out) == 3
-    assert not set(groups[train]) & set(groups[held_out])
+    for side in (0, 1):
+        assert not {pair[side] for pair in train} & {pair[side] for pair in held_out}
+    assert len(train) + len(held_out) + np.count_nonzero(fates == APART) == len(pairs)
+
+
+def test_a_group_too_large_to_be_held_out_is_cut(tmp_path: Path) -> None:
+    shard(tmp_path / "in", 0, [talk(i, prompt=f"prompt {i % 3}") for i in range(12)])
+    counts = go(tmp_path, eval_size=2).summary
+    assert (counts["eval_rows"], counts["train_rows"], counts["left_out"]) == (2, 8, 2)
+    assert counts["reasons"] == {"an equal prompt is held out": 2}
+
+
+def test_every_choice_is_equally_likely(tmp_path: Path) -> None:
+    drawn = np.zeros(6, int)
+    for seed in range(600):
+        fates = np.zeros(8, np.uint8)
+        fates[[0, 5]] = HELD_OUT
+        assert sample(fates, 2, seed) == 2
+        drawn += fates[[1, 2, 3, 4, 6, 7]] == KEPT
+    assert drawn.sum() == 1200
+    assert drawn.min() > 150
+    assert drawn.max() < 250
+
+
+def test_filters_and_repairs(tmp_path: Path) -> None:
+    refusing = talk(2)
+    refusing["conversations"][1]["content"] = "I'm sorry, but I can't help with that."
+    looping = talk(3)
+    looping["conversations"][1]["content"] = "Yes. " + "and so on, " * 200
+    shard(tmp_path / "in", 0, [talk(1), refusing, looping, talk(4)])
+    with (tmp_path / "in" / "shard_0-4.jsonl").open("ab") as f:
+        f.write(b"\xef\xbb\xbf" + json.dumps({**talk(5), "id": "x\ud83d"}).encode() + b",\r\n")
+    counts = go(tmp_path, drop_loops=True, drop_refusals=True, eval_size=0).summary
+    assert (counts["written"], counts["filtered"]) == (3, 2)
+    assert counts["reasons"] == {"a reply is a refusal": 1, "a reply goes round in a loop": 1}
+    assert [row["id"] for row in rows_of(tmp_path / "out" / "train.jsonl")] == ["row1", "row4", "x\ufffd"]
+    places = {error["place"]: error["kind"] for error in rows_of(tmp_path / "out" / "errors.jsonl")}
+    assert places[str(tmp_path / "in" / "shard_0-4.jsonl") + ":5"] == "repaired"
