@@ -1,4 +1,4 @@
-"""eagle3 prepare: any source of conversations to one layout."""
+"""eagle3 prepare: any sources of conversations to one layout."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from eagle3cli.errors import SOME_ROWS_FAILED
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out
+    from eagle3cli.data.prepare import Author
     from eagle3cli.settings.tables import Settings
 
 FATES = ("written", "rejected", "duplicates", "filtered", "left_out")
 
 
 def run(settings: Settings, out: Out) -> int | None:
-    """Prepare the source and say where every row went."""
+    """Prepare the sources and say where every row went."""
     from eagle3cli.data.ledger import ERRORS
     from eagle3cli.data.prepare import prepare
 
-    done = prepare(settings.prepare, out)
+    done = prepare(settings.prepare, out, _author(settings, out))
     counts = done.summary
     made = "already done" if done.already else "prepared"
     held_out = f", {counts['eval_rows']:,} evaluation rows" if counts["eval_rows"] else ""
     fates = ", ".join(f"{name.replace('_', ' ')} {counts[name]:,}" for name in FATES)
     lines = [f"{made}: {counts['train_rows']:,} training rows{held_out}", f"read {counts['read']:,}: {fates}"]
+    lines += [f"  {count:,} rows of {name}" for name, count in counts.get("sources", {}).items()]
     lines += [f"  {count:,} x {reason}" for reason, count in counts["reasons"].items()]
     lines += [f"  {count:,} repaired: {repair}" for repair, count in counts["repaired"].items()]
-    if counts["rejected"] or counts["duplicates"] or counts["filtered"]:
+    if counts["reasons"] or counts["repaired"]:
         lines.append(f"each with its place and reason: {done.folder / ERRORS}")
     lines += [
         f"result: {done.folder / 'train.jsonl'}",
@@ -38,14 +40,29 @@ def run(settings: Settings, out: Out) -> int | None:
     return SOME_ROWS_FAILED if done.own_data and counts["rejected"] else None
 
 
+def _author(settings: Settings, out: Out) -> Author | None:
+    """The target, where it is to write prompts."""
+    from eagle3cli.data.origins import split_weight
+    from eagle3cli.data.presets import SELF
+
+    if all(split_weight(word)[0] != SELF for word in settings.prepare.source):
+        return None
+    from eagle3cli.commands.local_target import with_local_target
+    from eagle3cli.serving.self_prompts import self_author
+
+    return self_author(with_local_target(settings, out), out)
+
+
 COMMAND = Command(
     name="prepare",
-    summary="Conversations from a preset, a hub data set or local files, in one layout.",
+    summary="Conversations from presets, hub data sets, local files or the target itself, in one layout.",
     examples=(
         "eagle3 prepare sharegpt --sample-size 1000 --split-eval",
         "eagle3 prepare questions.parquet --map user=question assistant=answer",
+        "eagle3 prepare ultrachat:0.7 my.jsonl:0.3 --sample-size 10000",
+        "eagle3 prepare self --model-path MODEL --sample-size 1000",
     ),
-    fields=("prepare.*",),
+    fields=("prepare.*", "target.*", "data.chat_template", "data.cache_dir"),
     arguments=("prepare.source",),
     run=run,
 )
