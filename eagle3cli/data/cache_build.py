@@ -16,7 +16,8 @@ from eagle3cli.data.encode import NO_SPAN
 from eagle3cli.data.ledger import ERRORS, Ledger
 from eagle3cli.data.rows import write_rows
 from eagle3cli.data.sources import format_of
-from eagle3cli.data.tokenise import PackedBlock, Recipe, prepare_workers, tokenise
+from eagle3cli.data.tokenise import PackedBlock, Recipe
+from eagle3cli.data.workers import processes_for, tokeniser
 from eagle3cli.errors import DataError
 from eagle3cli.runtime.files import write_json
 from eagle3cli.runtime.report import Reporter, Task
@@ -27,24 +28,24 @@ SUMMARY, COUNTS = "summary.json", "counts.safetensors"
 
 def build(folder: Path, key: str, paths: Mapping[str, Path], recipe: Recipe, num_proc: int, report: Reporter) -> None:
     """Write rows, counts, errors and, last, the summary of all splits below ``folder``."""
-    processes = num_proc or cpu_count()
-    prepare_workers(max(paths.values(), key=lambda path: path.stat().st_size), processes)
-    encoder = recipe.encoder()
+    size = sum(path.stat().st_size for path in paths.values())
     summary: dict[str, Any] = {"model_path": recipe.model_path, "chat_template": recipe.chat_template}
     counts: dict[str, Counts] = {}
-    with (folder / ERRORS).open("w", encoding="utf-8") as errors:
+    with (
+        (folder / ERRORS).open("w", encoding="utf-8") as errors,
+        tokeniser(recipe, processes_for(size, num_proc or cpu_count())) as tokens,
+    ):
+        summary["always_ids"] = tokens.always_ids
         for split, path in paths.items():
             found = _Split(path, Ledger(errors))
-            blocks = tokenise(path, recipe, processes, encoder)
             with report.task(f"tokenising {split}", _lines(path)) as task, catch_stop(report) as stop:
-                write_rows(folder / split, _batches(blocks, found, task, stop), fingerprint=f"{key}-{split}")
+                batches = _batches(tokens.blocks(path), found, task, stop)
+                write_rows(folder / split, batches, fingerprint=f"{key}-{split}")
             summary[split] = found.summary()
             counts |= {f"{split}_reply": found.reply, f"{split}_prompt": found.prompt}
             if found.no_span:
                 text = f"({found.no_span} of {found.ledger.written} rows of {split}; they train nothing)"
                 report.warn(f"{NO_SPAN} {text}")
-    special = [i for i, token in encoder.tokenizer.added_tokens_decoder.items() if token.special]
-    summary["always_ids"] = sorted(encoder.end_ids.union(special))
     (folder / COUNTS).write_bytes(save(counts))
     summary["files"] = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
     write_json(folder / SUMMARY, summary)

@@ -1,19 +1,9 @@
-"""Rows of files to token rows, in this process or over several; results come back in the order of the input."""
+"""Blocks of a file's rows to blocks of token rows; a bad row is told with its place and reason and stops nothing."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
-from multiprocessing.connection import wait
-from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,13 +13,11 @@ from eagle3cli.data.encode import Encoded, Encoder, make_encoder
 from eagle3cli.data.rows import TokenRow, to_batch
 from eagle3cli.data.sources import Line, format_of, parse_line, read_file, read_raw_lines
 from eagle3cli.data.tokenizer import load_tokenizer
-from eagle3cli.errors import DataError, Eagle3Error
+from eagle3cli.errors import DataError
 
 BLOCK_ROWS, BLOCK_BYTES = 256, 1 << 20
-BYTES_PER_PROCESS = 8 << 20
-"""Starting a process costs a second, so a small input gets one."""
-PRELOADED = ["eagle3cli.data.tokenise", "transformers.models.auto.tokenization_auto"]
-"""What a worker needs, imported once by the process that the workers are forked from."""
+CACHED_WORDS = 100_000
+"""Words whose tokens the tokenizer remembers; its own 10,000 are full after some hundred conversations."""
 
 Item = tuple[int, bytes] | Line
 
@@ -49,6 +37,9 @@ class Recipe:
     def encoder(self) -> Encoder:
         """The encoder; loads the tokenizer."""
         tokenizer = load_tokenizer(self.model_path, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        model = tokenizer.backend_tokenizer.model
+        if hasattr(model, "_resize_cache"):
+            model._resize_cache(CACHED_WORDS)
         return make_encoder(
             tokenizer,
             self.model_path,
@@ -152,58 +143,8 @@ def blocks_of(path: Path) -> Iterator[list[Item]]:
         yield block
 
 
-def processes_for(path: Path, most: int) -> int:
-    """How many processes are worth starting for a file, at most ``most``."""
-    return max(1, min(most, path.stat().st_size // BYTES_PER_PROCESS))
-
-
-def prepare_workers(path: Path, most: int) -> None:
-    """Begin, in the background, to import what workers need, if ``path`` is large enough for several."""
-    if processes_for(path, most) > 1 and _can_preload():
-        _context()
-        forkserver.ensure_running()
-
-
-def _can_preload() -> bool:
-    return "forkserver" in multiprocessing.get_all_start_methods()
-
-
-def _context() -> BaseContext:
-    """How workers are started: forked from a process that did nothing but import, so that they share its memory.
-
-    A fork of this process would copy the locks of the tokenizer's threads.
-    """
-    if not _can_preload():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
-
-
-def tokenise(path: Path, recipe: Recipe, processes: int, encoder: Encoder) -> Iterator[PackedBlock]:
-    """Blocks of the file in order. ``encoder`` is used where one process is enough."""
-    processes = processes_for(path, processes)
-    if processes == 1:
-        for items in blocks_of(path):
-            yield _pack(encode_items(encoder, items, str(path), preformatted=recipe.is_preformatted))
-        return
-    pool = ProcessPoolExecutor(processes, mp_context=_context(), initializer=_start, initargs=(recipe, os.getcwd()))
-    waiting: deque[Future[PackedBlock]] = deque()
-    try:
-        for items in blocks_of(path):
-            waiting.append(pool.submit(_work, items, str(path)))
-            if len(waiting) >= 3 * processes:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        fix = "look for a memory limit, or use fewer processes: --build-dataset-num-proc 1"
-        raise Eagle3Error("a tokenising process died", fix=fix) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _pack(block: Block) -> PackedBlock:
+def pack(block: Block) -> PackedBlock:
+    """The block as Arrow columns."""
     return PackedBlock(
         read=block.read,
         batch=to_batch(encoded.row for encoded in block.rows),
@@ -212,25 +153,3 @@ def _pack(block: Block) -> PackedBlock:
         rejected=block.rejected,
         repairs=block.repairs,
     )
-
-
-_worker: tuple[Encoder, bool] | None = None
-
-
-def _start(recipe: Recipe, folder: str) -> None:
-    """Begin a worker: one thread, deaf to Ctrl-C (the parent decides), gone when the parent is."""
-    global _worker
-    os.chdir(folder)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        sentinel = parent.sentinel
-        threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
-    _worker = (recipe.encoder(), recipe.is_preformatted)
-
-
-def _work(items: list[Item], path: str) -> PackedBlock:
-    assert _worker is not None
-    encoder, preformatted = _worker
-    return _pack(encode_items(encoder, items, path, preformatted=preformatted))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eagle3cli.data import tokenise
+from eagle3cli.data import workers
 from eagle3cli.data.cache import Cached, open_or_build
 from eagle3cli.data.rows import TokenRows
 from eagle3cli.errors import DataError, ModelError, UsageError
@@ -150,7 +150,7 @@ def test_preformatted_text(tmp_path: Path, target: Path) -> None:
 def test_several_processes_give_the_same_rows(tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "train.jsonl", [talk(i) if i % 7 else {"id": "bad"} for i in range(600)])
     one = build(tmp_path, target, num_proc=1)
-    monkeypatch.setattr(tokenise, "BYTES_PER_PROCESS", 1)
+    monkeypatch.setattr(workers, "BYTES_PER_PROCESS", 1)
     two = build(tmp_path, target, num_proc=2, cache=CacheTable(overwrite=True))
     assert [row.id for row in two.train] == [row.id for row in one.train]
     assert all(np.array_equal(a.token_ids, b.token_ids) for a, b in zip(one.train, two.train, strict=True))
