@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import random
 import resource
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +46,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--loss", default="kl")
     parser.add_argument("--micro-batch", type=int, help="sequences per forward pass (default: the whole batch)")
     parser.add_argument(
-        "--lengths", help="instead of --batch and --seq: 700,90,1500 or a file with one length (in tokens) a line"
+        "--lengths",
+        help="instead of --batch and --seq: 700,90,1500, or a file with one length (in tokens) a line, or "
+        "lognormal:MEDIAN:SIGMA for --batch random ones of at most --seq",
     )
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -52,28 +58,22 @@ def read_lengths(a: argparse.Namespace) -> list[int]:
     """Tokens of every sequence of the batch."""
     if a.lengths is None:
         return [a.seq] * a.batch
+    if a.lengths.startswith("lognormal:"):
+        median, sigma = map(float, a.lengths.split(":")[1:])
+        drawn = random.Random(a.seed)
+        return [min(a.seq, max(8, round(drawn.lognormvariate(math.log(median), sigma)))) for _ in range(a.batch)]
     text = Path(a.lengths).read_text() if Path(a.lengths).is_file() else a.lengths
     return [int(word) for word in text.replace(",", " ").split()]
 
 
-def make_trainer(a: argparse.Namespace, lengths: list[int]) -> Any:
-    """The product's trainer over random states of these lengths."""
+def make_draft(a: argparse.Namespace, lengths: list[int]) -> Any:
+    """A draft with random weights and a random draft vocabulary."""
     import torch
 
-    from eagle3cli.backends.batch import TargetBatch
     from eagle3cli.models.config import DraftConfig
     from eagle3cli.models.draft import Draft
-    from eagle3cli.runtime.report import Silent
-    from eagle3cli.settings.tables import Train
-    from eagle3cli.training.build import choose_attention
-    from eagle3cli.training.checkpoints import Progress
-    from eagle3cli.training.optimizer import Optimizer
-    from eagle3cli.training.order import Order
-    from eagle3cli.training.trainer import Trainer
 
-    generator = torch.Generator().manual_seed(a.seed)
     torch.manual_seed(a.seed)
-    dtype = torch.float32 if a.dtype == "fp32" else torch.bfloat16
     config = DraftConfig(
         hidden_size=a.hidden,
         intermediate_size=a.inter,
@@ -86,43 +86,67 @@ def make_trainer(a: argparse.Namespace, lengths: list[int]) -> Any:
         aux_layers=(1, 2, 3),
         max_position_embeddings=max(2048, *lengths),
     )
-    draft = Draft(config).to(a.device).cast(dtype)
-    ids = torch.randperm(a.vocab, generator=generator)[: a.draft_vocab].sort().values
+    draft = Draft(config)
+    ids = torch.randperm(a.vocab)[: a.draft_vocab].sort().values
     t2d = torch.zeros(a.vocab, dtype=torch.bool)
     t2d[ids] = True
     draft.set_vocab(ids - torch.arange(a.draft_vocab), t2d)
-    head = torch.randn(a.vocab, a.hidden, generator=generator) * 0.02
+    return draft.to(a.device).cast(torch.float32 if a.dtype == "fp32" else torch.bfloat16)
+
+
+@dataclass
+class RandomSource:
+    """States as they come from a store: in the draft's type, the target's answers known."""
+
+    lengths: Sequence[int]
+    rows: list[dict[str, Any]]
+    device: str
+
+    def batch(self, rows: Sequence[int]) -> Any:
+        """The rows side by side."""
+        import torch
+
+        from eagle3cli.backends.batch import TargetBatch
+
+        parts = [self.rows[i] for i in rows]
+        joined = {key: torch.cat([part[key] for part in parts]).to(self.device) for key in parts[0]}
+        bounds = (0, *accumulate(self.lengths[i] for i in rows))
+        return TargetBatch(bounds=bounds, rows=tuple(rows), **joined)
+
+
+def make_source(a: argparse.Namespace, lengths: list[int], head: Any, dtype: Any) -> RandomSource:
+    """Random states; the last rows of each sequence carry loss."""
+    import torch
+
+    def row(n: int) -> dict[str, Any]:
+        last = torch.randn(n, a.hidden)
+        return {
+            "token_ids_N": torch.randint(a.vocab, (n,)),
+            "loss_mask_N": torch.arange(n) >= n - round(n * a.mask_fraction),
+            "aux_NC": torch.randn(n, 3 * a.hidden).to(dtype),
+            "last_NH": last.to(dtype),
+            "top_N": torch.cat([(part @ head.T).argmax(-1) for part in last.split(256)]),
+        }
+
+    return RandomSource(lengths, [row(n) for n in lengths], a.device)
+
+
+def make_trainer(a: argparse.Namespace, lengths: list[int]) -> Any:
+    """The product's trainer over random states of these lengths."""
+    import torch
+
+    from eagle3cli.runtime.report import Silent
+    from eagle3cli.settings.tables import Train
+    from eagle3cli.training.build import choose_attention
+    from eagle3cli.training.checkpoints import Progress
+    from eagle3cli.training.optimizer import Optimizer
+    from eagle3cli.training.order import Order
+    from eagle3cli.training.trainer import Trainer
+
+    draft = make_draft(a, lengths)
+    dtype, ids = draft.fc.weight.dtype, draft.draft_ids.cpu()
+    head = torch.randn(a.vocab, a.hidden) * 0.02
     head[ids] *= 3.0  # draft tokens win nearly every teacher argmax, as with a mapping made from real data
-    embedding = (torch.randn(a.vocab, a.hidden, generator=generator) * 0.02).to(a.device, dtype)
-
-    class RandomSource:
-        """States as they come from a store: bf16 or fp32, answers known."""
-
-        def __init__(self) -> None:
-            self.lengths: Sequence[int] = lengths
-            self._rows = [self._row(n) for n in lengths]
-
-        def _row(self, n: int) -> dict[str, torch.Tensor]:
-            mask = torch.zeros(n, dtype=torch.bool)
-            mask[n - round(n * a.mask_fraction) :] = True
-            last = torch.randn(n, a.hidden, generator=generator)
-            top = torch.cat([(part @ head.T).argmax(-1) for part in last.split(256)])
-            return {
-                "token_ids_N": torch.randint(a.vocab, (n,), generator=generator),
-                "loss_mask_N": mask,
-                "aux_NC": torch.randn(n, 3 * a.hidden, generator=generator).to(dtype),
-                "last_NH": last.to(dtype),
-                "top_N": top,
-            }
-
-        def batch(self, rows: Sequence[int]) -> TargetBatch:
-            parts = [self._rows[i] for i in rows]
-            joined = {key: torch.cat([part[key] for part in parts]).to(a.device) for key in parts[0]}
-            bounds = [0]
-            for i in rows:
-                bounds.append(bounds[-1] + lengths[i])
-            return TargetBatch(bounds=tuple(bounds), rows=tuple(rows), **joined)
-
     settings = Train(
         ttt_length=a.ttt,
         batch_size=len(lengths),
@@ -134,13 +158,13 @@ def make_trainer(a: argparse.Namespace, lengths: list[int]) -> Any:
     return Trainer(
         settings=settings,
         output_dir=Path(),
-        source=RandomSource(),
+        source=make_source(a, lengths, head, dtype),
         eval_source=None,
         order=Order(len(lengths), len(lengths), a.seed),
         total_steps=a.steps,
         budget_seconds=None,
         draft=draft,
-        embedding_VH=embedding,
+        embedding_VH=(torch.randn(a.vocab, a.hidden) * 0.02).to(a.device, dtype),
         teacher_head_VdH=head[ids].to(a.device, dtype),
         whole_head_VH=head.to(a.device, dtype) if a.loss != "kl" else None,
         attend=choose_attention(a.attention_backend, torch.device(a.device), Silent()),
