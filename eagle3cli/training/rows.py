@@ -7,8 +7,8 @@ kept there or deeper: rows that are not alive are never computed (depth-0 keys a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Literal
 
 import torch
@@ -81,13 +81,20 @@ def masked_rows(loss_mask_N: Tensor, bounds: tuple[int, ...], depths: int, align
     return torch.stack(found)
 
 
-def draw_anchors(loss_mask_N: Tensor, fraction: float, *seeds: int) -> Tensor | None:
-    """A random share of the rows, bool; None where the share is all. The same seeds draw the same rows."""
+def draw_anchors(
+    rows: Sequence[int], bounds: tuple[int, ...], fraction: float, *, seed: int, step: int
+) -> Tensor | None:
+    """A random share of a packed batch's positions, ``[N]`` bool on the CPU; None where the share is all.
+
+    Drawn sequence by sequence from seed, step and row number, so it does not depend on how a batch is cut.
+    """
     if fraction == 1.0:
         return None
-    mixed = reduce(lambda found, seed: (found * 1_000_003 + seed) % 2**63, seeds)
-    generator = torch.Generator().manual_seed(mixed)
-    return (torch.rand(len(loss_mask_N), generator=generator) < fraction).to(loss_mask_N.device)
+    found = []
+    for row, begin, end in zip(rows, bounds[:-1], bounds[1:], strict=True):
+        generator = torch.Generator().manual_seed(((seed * 1_000_003 + step) * 1_000_003 + row) % 2**63)
+        found.append(torch.rand(end - begin, generator=generator) < fraction)
+    return torch.cat(found)
 
 
 def plan_rows(
@@ -106,7 +113,7 @@ def plan_rows(
     """
     masked_TN = masked_rows(loss_mask_N, bounds, depths, alignment)
     if anchors_N is not None:
-        masked_TN &= anchors_N
+        masked_TN &= anchors_N.to(masked_TN.device)
     size = len(loss_mask_N)
     position = torch.arange(size, device=loss_mask_N.device)
     answer_TN = torch.stack([(position + 1 + i).clamp(max=size - 1) for i in range(depths)])

@@ -130,7 +130,9 @@ def accumulate(trainer: Trainer, rows: list[int], objective: Objective, window: 
         draft.t2d[batch.top_N],
         settings.ttt_length,
         settings.alignment,
-        draw_anchors(batch.loss_mask_N, settings.anchor_fraction, settings.seed, trainer.progress.step, rows[0]),
+        draw_anchors(
+            batch.rows, batch.bounds, settings.anchor_fraction, seed=settings.seed, step=trainer.progress.step
+        ),
     )
     window.tokens += len(batch.token_ids_N)
     if plan.empty:

@@ -96,11 +96,12 @@ def make_trainer(folder: Path, source: RandomSource | None = None, **settings: A
 
 
 @pytest.mark.parametrize("loss", ["kl", "tv", "lk", "mix"])
-@pytest.mark.parametrize("alignment", ["serving", "specforge"])
-def test_accumulation_gives_what_the_large_batch_gives(tmp_path: Path, loss: str, alignment: str) -> None:
+@pytest.mark.parametrize(("alignment", "share"), [("serving", 1.0), ("serving", 0.6), ("specforge", 1.0)])
+def test_accumulation_gives_what_the_large_batch_gives(tmp_path: Path, loss: str, alignment: str, share: float) -> None:
     found = []
     for micro in (None, 1, 2):
-        trainer = make_trainer(tmp_path, loss=loss, alignment=alignment, micro_batch_size=micro)
+        options = {"loss": loss, "alignment": alignment, "anchor_fraction": share, "micro_batch_size": micro}
+        trainer = make_trainer(tmp_path, **options)
         norms = [float(optimise(trainer, list(range(6)), 1e-3)) for _ in range(2)]
         found.append((norms, float(sum(trainer.window.loss)) / trainer.window.divided_by))
     for norms, total in found[1:]:

@@ -77,7 +77,7 @@ def both_ways(
         rows.append((ids, torch.tensor(mask), aux, last, (last @ head.T).argmax(-1)))
     bounds = tuple(torch.tensor([0, *(len(s) for s in sequences)]).cumsum(0).tolist())
     mask = torch.cat([row[1] for row in rows])
-    anchors = draw_anchors(mask, 0.5, seed) if anchored else None
+    anchors = draw_anchors(range(len(rows)), bounds, 0.5, seed=seed, step=3) if anchored else None
     want = {name: torch.zeros(DEPTHS) for name in ("depths", "right", "rates")} | {"loss": torch.zeros(())}
     for row, begin, end in zip(rows, bounds[:-1], bounds[1:], strict=True):
         own = None if anchors is None else anchors[begin:end]
