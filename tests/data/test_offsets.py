@@ -14,8 +14,6 @@ from tests.tiny import END, START, TEXT, tiny_tokenizer
 WORDS = st.sampled_from(
     [*TEXT, START, END, " ", "  ", "\n", "\t", "é", "e\u0301", "😀", "你好", "\u2028", "'s", "12", "a"]
 )
-    [*TEXT, START, END, " ", "  ", "\n", "\t", "é", "e\u0301", "😀", "你好", "\u2028", "'s", "12", "a"]
-)
 
 
 @lru_cache
