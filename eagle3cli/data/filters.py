@@ -66,7 +66,7 @@ def unwanted_reply(conversation: Conversation, unwanted: Collection[Unwanted]) -
 
 
 def is_loop(text: str) -> bool:
-    """Whether the text says the same over and over until it ends."""
+    """Whether the text says the same over and over in one of the windows at its end."""
     data = text.encode("utf-8", "replace")
     for window in LOOP_WINDOWS:
         tail = data[-window:]

@@ -29,6 +29,8 @@ LONGEST = 32 << 20
 """Bytes of the longest row that is read; a longer one would not fit a context, but might not fit the memory either."""
 _MARK = b"\xef\xbb\xbf"
 _BUFFER = 1 << 20
+_STEP = 1 << 13
+"""Bytes unpacked at once: what comes before a damaged place is wanted."""
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -65,7 +67,7 @@ class _Unpacked(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill the buffer; where the stream is damaged is its end."""
         try:
-            data = self.stream.read1(len(buffer))  # not more at once: what comes before the damage is wanted
+            data = self.stream.read1(min(len(buffer), _STEP))
         except (EOFError, OSError, zlib.error) as error:
             self.problem = str(error)
             return 0
