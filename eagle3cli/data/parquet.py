@@ -19,7 +19,7 @@ def read_parquet(path: Path) -> Iterator[Line]:
 
     number, name = 0, str(path)
     try:
-        with pq.ParquetFile(path, buffer_size=1 << 20) as file:
+        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             stored = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
             each = stored // max(1, file.metadata.num_rows)
             for batch in file.iter_batches(batch_size=max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, each)))):

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def write(folder: Path, kind: str, size: int, row_bytes: int) -> None:
         for shard in range(0, 10_000_000, 500_000):
             path = folder / f"shard_{shard}-{shard + 500_000}.jsonl"
             with path.open("w") as f:
-                for _, row in zip(range(500_000), made, strict=False):
+                for row in islice(made, 500_000):
                     f.write(json.dumps(row) + "\n")
             if not path.stat().st_size:
                 path.unlink()
@@ -79,10 +80,8 @@ def write(folder: Path, kind: str, size: int, row_bytes: int) -> None:
 
         table = pa.Table.from_pylist([next(made)])
         with pq.ParquetWriter(path, table.schema) as writer:
-            block = [row for _, row in zip(range(200_000), made, strict=False)]
-            while block:  # row groups of some hundred megabytes
+            while block := list(islice(made, 300_000)):  # row groups of some hundred megabytes
                 writer.write_table(pa.Table.from_pylist(block, schema=table.schema), row_group_size=len(block))
-                block = [row for _, row in zip(range(200_000), made, strict=False)]
         return
     with gzip.open(path, "wt", compresslevel=1) if kind == "gz" else path.open("w") as f:
         between = ",\n" if kind == "array" else "\n"
