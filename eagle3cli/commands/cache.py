@@ -18,7 +18,7 @@ def run(settings: Settings, out: Out) -> int | None:
     """Build the cache (or find it) and say what is in it."""
     from eagle3cli.commands.local_target import with_local_target
     from eagle3cli.console.cached import rejected, told
-    from eagle3cli.console.tokens import page
+    from eagle3cli.console.tokens import Look, page
     from eagle3cli.data.cache import open_or_build
 
     settings = with_local_target(settings, out)
@@ -27,7 +27,7 @@ def run(settings: Settings, out: Out) -> int | None:
     if settings.cache.view_train_data:
         from eagle3cli.data.show import show
 
-        out.print(page(show(settings, rows=settings.cache.view_train_data), colour=out.colour))
+        out.print(page(show(settings, rows=settings.cache.view_train_data), Look(out.colour)))
     out.result({"folder": cached.folder, **summary}, told(summary, cached.folder))
     return SOME_ROWS_FAILED if any(rejected(summary)) else None
 

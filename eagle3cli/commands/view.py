@@ -15,25 +15,26 @@ if TYPE_CHECKING:
 def run(settings: Settings, out: Out) -> None:
     """Show rows in the terminal, and as an HTML page where one was asked for."""
     from eagle3cli.commands.local_target import with_local_target
-    from eagle3cli.console.tokens import PAGE_START, as_data, html, page
+    from eagle3cli.console.tokens import PAGE_START, Look, as_data, html, page
     from eagle3cli.data.show import show
     from eagle3cli.runtime.files import write_text
 
     settings = with_local_target(settings, out)
     shown = show(settings)
     view = settings.view
-    text = page(shown, colour=out.colour, ids=view.ids)
+    look = Look(out.colour, view.ids, view.whitespace)
+    text = page(shown, look)
     if view.html is not None:
         if view.html.exists() and not view.html.read_bytes().startswith(PAGE_START.encode()):
             raise UsageError("exists and is no page of eagle3 view", where=str(view.html), fix="choose another --html")
-        write_text(view.html, html(shown, ids=view.ids))
+        write_text(view.html, html(shown, look))
         text += f"\n\npage: {view.html}"
-    data: dict[str, object] = {"source": shown.source, "total": shown.total, "draft_vocab": shown.draft_vocab}
+    data: dict[str, object] = {"source": shown.source, "draft_vocab": shown.draft_vocab}
     out.result({**data, "html": view.html, "rows": as_data(shown)}, text)
 
 
 FIELDS = (
-    *("view.path", "view.random", "view.seed", "view.ids", "view.html"),
+    *("view.path", "view.id", "view.random", "view.seed", "view.ids", "view.whitespace", "view.html"),
     *("target.model_path", "target.revision", "target.trust_remote_code"),
     *("data.train_path", "data.eval_path", "data.cache_dir", "data.chat_template", "data.max_length"),
     *("data.is_preformatted", "data.last_turn_only"),
@@ -45,6 +46,7 @@ COMMAND = Command(
     examples=(
         "eagle3 view 1 2 --path cache/dataset/train.jsonl --target-model-path TARGET",
         "eagle3 view --random 3 --seed 1 --html rows.html",
+        "eagle3 view 7 --path cache/hidden_states/train --ids --whitespace",
     ),
     fields=FIELDS,
     arguments=("view.rows",),

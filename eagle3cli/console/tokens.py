@@ -1,11 +1,14 @@
 """Rows of tokens for the eye: green is trained, red is not, underlined is missing from the draft's vocabulary.
 
-Without colour the same is said with marks: ``{+trained+}`` and ``{?missing?}``.
+Without colour the same is said with marks: ``{+trained+}`` and ``{?missing?}``. Below each row stand the two edges of
+every reply, where a mask is wrong if it is wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 from typing import Any, Protocol
@@ -26,6 +29,23 @@ class Piece(Protocol):
     def role(self) -> str: ...  # noqa: D102
 
 
+class Reply(Protocol):
+    """A run of trained tokens and its edges."""
+
+    @property
+    def first(self) -> int: ...  # noqa: D102
+    @property
+    def last(self) -> int: ...  # noqa: D102
+    @property
+    def behind(self) -> str: ...  # noqa: D102
+    @property
+    def begins(self) -> str: ...  # noqa: D102
+    @property
+    def ends(self) -> str: ...  # noqa: D102
+    @property
+    def ended(self) -> bool: ...  # noqa: D102
+
+
 class Row(Protocol):
     """A row in pieces."""
 
@@ -40,9 +60,15 @@ class Row(Protocol):
     @property
     def trained(self) -> int: ...  # noqa: D102
     @property
+    def truncated(self) -> bool: ...  # noqa: D102
+    @property
     def missing(self) -> int: ...  # noqa: D102
     @property
+    def rejected(self) -> str | None: ...  # noqa: D102
+    @property
     def pieces(self) -> Sequence[Piece]: ...  # noqa: D102
+    @property
+    def replies(self) -> Sequence[Reply]: ...  # noqa: D102
 
 
 class Rows(Protocol):
@@ -56,90 +82,130 @@ class Rows(Protocol):
     def rows(self) -> Sequence[Row]: ...  # noqa: D102
 
 
-GREEN, RED, DIM, UNDERLINE, RESET = "\x1b[32m", "\x1b[31m", "\x1b[2m", "\x1b[4m", "\x1b[0m"
+GREEN, RED, DIM, UNDERLINE, NO_UNDERLINE, RESET = "\x1b[32m", "\x1b[31m", "\x1b[2m", "\x1b[4m", "\x1b[24m", "\x1b[0m"
+WHITE_SPACE = {" ": "·", "\t": "→", "\n": "↵\n"}
+STEERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that turn the direction of writing, so that text would be read in another order than it is in."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How rows are shown."""
+
+    colour: bool = False
+    ids: bool = False
+    """Each token's id behind it."""
+    whitespace: bool = False
+    """Blanks, tabs and line ends as signs, invisible characters by number."""
+
+    def text(self, piece: Piece) -> str:
+        """A piece as it is shown."""
+        shown = visible(piece.text, whitespace=self.whitespace)
+        return shown + (f"<{' '.join(map(str, piece.ids))}>" if self.ids else "")
+
+
+def visible(text: str, *, whitespace: bool = False) -> str:
+    """Text that cannot move the cursor, change colours or turn the direction of writing.
+
+    >>> visible("a\\tb\\x1b[2J", whitespace=True)
+    'a→b\\\\x1b[2J'
+    """
+    return "".join(_visible(c, whitespace) for c in text)
+
+
+def _visible(character: str, whitespace: bool) -> str:
+    if whitespace and character in WHITE_SPACE:
+        return WHITE_SPACE[character]
+    if character in " \n\t":
+        return character
+    code, kind = ord(character), unicodedata.category(character)
+    hidden = kind == "Cc" or character in STEERING or (whitespace and kind in ("Cf", "Zs", "Zl", "Zp"))
+    return (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}") if hidden else character
 
 
 def title(row: Row) -> str:
     """One line about a row."""
-    place = ", ".join(
-        part for part in (f"id {row.id}" if row.id else "", f"line {row.line}" if row.line else "") if part
-    )
-    missing = f", {row.missing} trained tokens missing from the draft's vocabulary" if row.missing else ""
-    return (
-        f"row {row.number}"
-        + (f" ({place})" if place else "")
-        + f": {row.tokens} tokens, {row.trained} trained{missing}"
-    )
+    parts = [f"id {visible(row.id)}"] if row.id else []
+    parts += [f"line {row.line}"] if row.line else []
+    name = f"row {row.number}" + (f" ({', '.join(parts)})" if parts else "")
+    if row.rejected is not None:
+        return f"{name}: rejected: {visible(row.rejected)}"
+    count = len(row.replies)
+    told = [f"{row.tokens:,} tokens", f"{row.trained:,} trained in {count} {'reply' if count == 1 else 'replies'}"]
+    told += ["cut at the maximum length"] if row.truncated else []
+    told += [f"{row.missing:,} trained tokens missing from the draft's vocabulary"] if row.missing else []
+    return f"{name}: {', '.join(told)}" + ("" if row.trained else "; it trains nothing")
 
 
-def page(shown: Rows, *, colour: bool, ids: bool = False) -> str:
+def page(shown: Rows, look: Look) -> str:
     """All rows as text for a terminal or a plain stream."""
-    key = (
-        f"{GREEN}trained{RESET}  {RED}not trained{RESET}  {UNDERLINE}missing from the draft's vocabulary{RESET}"
-        if colour
-        else "{+trained+}  not trained" + ("  {?missing from the draft's vocabulary?}" if shown.draft_vocab else "")
-    )
+    missing = shown.draft_vocab is not None
+    if look.colour:
+        key = f"{GREEN}trained{RESET}  {RED}not trained{RESET}"
+        key += f"  {UNDERLINE}missing from the draft's vocabulary{RESET}" if missing else ""
+    else:
+        key = "{+trained+}  not trained" + ("  {?missing from the draft's vocabulary?}" if missing else "")
     parts = [shown.source, key]
     for row in shown.rows:
-        parts += ["", title(row), _body(row, colour=colour, ids=ids)]
+        parts += ["", title(row), *_body(row, look), *edges(row)]
     return "\n".join(parts)
 
 
-def _body(row: Row, *, colour: bool, ids: bool) -> str:
-    lines = []
+def _body(row: Row, look: Look) -> Iterator[str]:
     for role, pieces in groupby(row.pieces, key=lambda piece: piece.role):
         if role:
-            lines.append(f"{DIM}[{role}]{RESET}" if colour else f"[{role}]")
-        runs = []
-        for trained, run in groupby(pieces, key=lambda piece: piece.trained):
-            text = "".join(_piece(piece, colour=colour, ids=ids) for piece in run)
-            if colour:
-                runs.append(f"{GREEN if trained else RED}{text}{RESET}")
-            else:
-                runs.append("{+" + text + "+}" if trained else text)
-        lines.append("".join(runs))
-    return "\n".join(lines)
+            yield f"{DIM}[{role}]{RESET}" if look.colour else f"[{role}]"
+        run = groupby(pieces, key=lambda piece: piece.trained)
+        yield "".join(_run([*inside], look, trained=trained) for trained, inside in run)
 
 
-def _piece(piece: Piece, *, colour: bool, ids: bool) -> str:
-    text = visible(piece.text) + (f"<{' '.join(map(str, piece.ids))}>" if ids else "")
-    if piece.known:
-        return text
-    return f"{UNDERLINE}{text}\x1b[24m" if colour else "{?" + text + "?}"
+def _run(pieces: Sequence[Piece], look: Look, *, trained: bool) -> str:
+    if not look.colour:
+        text = "".join(look.text(piece) if piece.known else "{?" + look.text(piece) + "?}" for piece in pieces)
+        return "{+" + text + "+}" if trained else text
+    text = "".join(
+        look.text(piece) if piece.known else f"{UNDERLINE}{look.text(piece)}{NO_UNDERLINE}" for piece in pieces
+    )
+    colour = GREEN if trained else RED
+    # Line by line, as pagers forget the colour at the end of a line.
+    return "\n".join(f"{colour}{line}{RESET}" if line else "" for line in text.split("\n"))
 
 
-def visible(text: str) -> str:
-    """Text whose control characters cannot move the cursor or change colours."""
-    return "".join(c if c in "\n\t" or (ord(c) >= 32 and not 127 <= ord(c) < 160) else f"\\x{ord(c):02x}" for c in text)
+def edges(row: Row) -> Iterator[str]:
+    """A line for each reply: its tokens (from 0), what stands before it, its first and its last piece."""
+    for number, reply in enumerate(row.replies, 1):
+        ends = "" if reply.ended else ", no end token"
+        yield (
+            f"reply {number}: tokens {reply.first} to {reply.last - 1}, behind {reply.behind!r} "
+            f"from {reply.begins!r} to {reply.ends!r}{ends}"
+        )
 
 
 def as_data(shown: Rows) -> list[dict[str, Any]]:
-    """The rows for --json: runs of equal role and training, with their token ids."""
-    told = []
-    for row in shown.rows:
-        runs = []
-        for (role, trained), pieces in groupby(row.pieces, key=lambda piece: (piece.role, piece.trained)):
-            group = list(pieces)
-            runs.append(
-                {
-                    "role": role,
-                    "trained": trained,
-                    "text": "".join(piece.text for piece in group),
-                    "token_ids": [i for piece in group for i in piece.ids],
-                    "missing": [i for piece in group if not piece.known for i in piece.ids],
-                }
-            )
-        told.append(
+    """The rows for --json: runs of equal role and training, with their token ids, and the edges of the replies."""
+    return [_row_data(row) for row in shown.rows]
+
+
+def _row_data(row: Row) -> dict[str, Any]:
+    told: dict[str, Any] = {"row": row.number, "id": row.id, "line": row.line}
+    if row.rejected is not None:
+        return {**told, "rejected": row.rejected}
+    runs = []
+    for (role, trained), pieces in groupby(row.pieces, key=lambda piece: (piece.role, piece.trained)):
+        group = list(pieces)
+        runs.append(
             {
-                "row": row.number,
-                "id": row.id,
-                "line": row.line,
-                "tokens": row.tokens,
-                "trained": row.trained,
-                "runs": runs,
+                "role": role,
+                "trained": trained,
+                "text": "".join(piece.text for piece in group),
+                "token_ids": [i for piece in group for i in piece.ids],
+                "missing": [i for piece in group if not piece.known for i in piece.ids],
             }
         )
-    return told
+    names = ("first", "last", "behind", "begins", "ends", "ended")
+    replies = [{name: getattr(reply, name) for name in names} for reply in row.replies]
+    counts = {"tokens": row.tokens, "trained": row.trained, "truncated": row.truncated, "missing": row.missing}
+    return {**told, **counts, "replies": replies, "runs": runs}
 
 
 STYLE = """
@@ -148,6 +214,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto
 pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #8884; border-radius: 6px; padding: .8rem; }
 .t { color: #177d2f; background: #22c55e22; } .n { color: #b3261e; }
 .m { text-decoration: underline wavy; } .r { color: #777; font-weight: 600; }
+.e { font: 13px ui-monospace, monospace; color: #777; margin: .2rem 0; }
 @media (prefers-color-scheme: dark) { .t { color: #5fd784; } .n { color: #ff8a80; } }
 """
 
@@ -156,23 +223,27 @@ PAGE_START = "<!doctype html><!-- eagle3 view -->"
 """How a page begins, so that a later run knows it for its own."""
 
 
-def html(shown: Rows, *, ids: bool = False) -> str:
+def html(shown: Rows, look: Look) -> str:
     """All rows as one page that needs nothing else; every text is escaped."""
     parts = [
         f"{PAGE_START}<html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
         f"<title>{escape(shown.source)}</title><style>{STYLE}</style><h1>What is trained</h1>",
-        f"<p>{escape(shown.source)}</p><p><span class='t'>trained</span> <span class='n'>not trained</span> "
-        "<span class='m'>missing from the draft's vocabulary</span>; rest the pointer on a token for its id.</p>",
+        f"<p>{escape(shown.source)}</p><p><span class='t'>trained</span> <span class='n'>not trained</span> ",
+        "" if shown.draft_vocab is None else "<span class='m'>missing from the draft's vocabulary</span> ",
+        "(rest the pointer on a token for its id)</p>",
     ]
     for row in shown.rows:
-        parts.append(f"<h2>{escape(title(row))}</h2><pre>")
-        for role, pieces in groupby(row.pieces, key=lambda piece: piece.role):
-            parts.append(f"<span class='r'>[{escape(role)}]</span>\n" if role else "")
-            for piece in pieces:
-                names = ("t" if piece.trained else "n") + ("" if piece.known else " m")
-                numbers = " ".join(map(str, piece.ids))
-                text = visible(piece.text) + (f"<{numbers}>" if ids else "")
-                parts.append(f"<span class='{names}' title='{numbers}'>{escape(text)}</span>")
-            parts.append("\n")
-        parts.append("</pre>")
+        parts.append(f"<h2>{escape(title(row))}</h2>")
+        parts.append(f"<pre>{''.join(_html_body(row, look))}</pre>" if row.pieces else "")
+        parts += [f"<p class='e'>{escape(line)}</p>" for line in edges(row)]
     return "".join(parts) + "</html>\n"
+
+
+def _html_body(row: Row, look: Look) -> Iterator[str]:
+    for role, pieces in groupby(row.pieces, key=lambda piece: piece.role):
+        yield f"<span class='r'>[{escape(role)}]</span>\n" if role else ""
+        for piece in pieces:
+            names = ("t" if piece.trained else "n") + ("" if piece.known else " m")
+            numbers = " ".join(map(str, piece.ids))
+            yield f"<span class='{names}' title='{numbers}'>{escape(look.text(piece))}</span>"
+        yield "\n"

@@ -37,7 +37,7 @@ from eagle3cli.settings.tables import Settings
 if TYPE_CHECKING:
     from eagle3cli.data.vocab import VocabMapping
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the same inputs would give other rows."""
 DIGESTS = "inputs.json"
 TOKENIZER_PARTS = (

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from eagle3cli.errors import DataError
 
@@ -28,6 +29,7 @@ SCHEMA = pa.schema(
         ("line", pa.int64()),
         ("turn_starts", pa.list_(pa.int32())),
         ("turn_roles", pa.list_(pa.int8())),
+        ("truncated", pa.bool_()),
     ]
 )
 
@@ -43,6 +45,8 @@ class TokenRow:
     """Line of the input file, from 1; 0 where unknown."""
     turns: tuple[tuple[int, str], ...] = field(default=())
     """First token and role of each message, in order; empty where unknown."""
+    truncated: bool = False
+    """Cut at the maximum length."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -58,6 +62,7 @@ def to_batch(rows: Iterable[TokenRow]) -> pa.RecordBatch:
         pa.array([row.line for row in kept], pa.int64()),
         _lists([np.array([start for start, _ in row.turns], dtype=np.int32) for row in kept], pa.int32()),
         _lists([np.array([ROLES.index(role) for _, role in row.turns], dtype=np.int8) for row in kept], pa.int8()),
+        pa.array([row.truncated for row in kept], pa.bool_()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
@@ -91,6 +96,7 @@ def write_rows(folder: Path, batches: Iterable[pa.RecordBatch], *, fingerprint: 
             ("line", "int64", False),
             ("turn_starts", "int32", True),
             ("turn_roles", "int8", True),
+            ("truncated", "bool", False),
         )
     }
     state: dict[str, object] = {
@@ -157,7 +163,16 @@ class TokenRows:
             loss_mask=values("loss_mask").view(np.uint8),
             line=batch.column("line")[at].as_py(),
             turns=tuple(zip((int(start) for start in values("turn_starts")), roles, strict=True)),
+            truncated=batch.column("truncated")[at].as_py(),
         )
+
+    def index_of(self, name: str) -> int | None:
+        """The first row with this id, counted from 0; None where there is none."""
+        for batch, end in zip(self._batches, self._ends, strict=True):
+            at = int(pc.index(batch.column("id"), name).as_py())
+            if at >= 0:
+                return int(end) - int(batch.num_rows) + at
+        return None
 
     def __iter__(self) -> Iterator[TokenRow]:
         return (self[index] for index in range(len(self)))

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from eagle3cli.data.cache import cache_key, data_paths, recipe_of
 from eagle3cli.data.cache_build import SUMMARY
 from eagle3cli.data.rows import TokenRow, TokenRows
-from eagle3cli.data.tokenise import blocks_of, encode_items
 from eagle3cli.data.tokenizer import load_tokenizer
-from eagle3cli.data.vocab import VocabMapping, load_vocab
-from eagle3cli.errors import DataError, UsageError
+from eagle3cli.data.viewed import Viewed, Wanted, of_cache, of_file, of_store
+from eagle3cli.errors import DataError
 from eagle3cli.runtime.files import read_json
 from eagle3cli.settings.tables import Settings
 
 MOST_IDS_OF_A_CHARACTER = 8
+TOKENS_BEHIND = 8
+"""Tokens shown before a reply where it is not known where its header begins."""
+
+Known = npt.NDArray[np.bool_]
+"""Whether the draft's vocabulary holds each of the target's token ids."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,20 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Reply:
+    """A run of trained tokens ``[first, last)``, counted from 0, and its two edges."""
+
+    first: int
+    last: int
+    behind: str
+    """What the target reads last before it writes: the reply's header."""
+    begins: str
+    ends: str
+    ended: bool
+    """The last token is a special one, as the end of a turn is."""
+
+
+@dataclass(frozen=True)
 class ShownRow:
     """A row for the eye. ``number`` counts from 1."""
 
@@ -45,9 +66,13 @@ class ShownRow:
     line: int
     tokens: int
     trained: int
+    truncated: bool
     missing: int
     """Trained tokens that the draft's vocabulary lacks."""
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Piece, ...] = ()
+    replies: tuple[Reply, ...] = ()
+    rejected: str | None = None
+    """Why the row is none, where it was rejected."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +80,6 @@ class Shown:
     """Rows to show, and where they come from."""
 
     source: str
-    total: int | None
-    """Rows of the source, if known."""
     draft_vocab: int | None
     rows: tuple[ShownRow, ...]
 
@@ -66,21 +89,19 @@ def show(settings: Settings, *, path: Path | None = None, rows: Sequence[int] | 
 
     Raises UsageError for a row that is not there, DataError for a path that is none of these.
     """
-    wanted = tuple(settings.view.rows if rows is None else rows)
+    wanted = _wanted(settings) if rows is None else Wanted(numbers=tuple(rows))
     path = path or settings.view.path
-    count = settings.view.random if rows is None else None
-    draw = None if count is None else (lambda total: _drawn(total, count, settings.view.seed))
     if path is None:
         recipe, paths = recipe_of(settings), data_paths(settings)
         folder = settings.data.cache_dir / "processed_dataset" / cache_key(settings, recipe, paths)
         if (folder / SUMMARY).is_file():
-            return _of_cache(folder, "train", settings, wanted, draw)
-        return _of_file(paths["train"], settings, wanted, draw)
+            return _cache(folder, "train", settings, wanted)
+        return _file(paths["train"], settings, wanted)
     if (path / "manifest.json").is_file():
-        return _of_store(path, settings, wanted, draw)
+        return _store(path, settings, wanted)
     for folder, split in ((path, "train"), (path.parent, path.name)):
         if (folder / SUMMARY).is_file() and (folder / split).is_dir():
-            return _of_cache(folder, split, settings, wanted, draw)
+            return _cache(folder, split, settings, wanted)
     if not path.is_file():
         what = (
             "neither a cache (processed_dataset/KEY) nor a hidden-state store"
@@ -88,41 +109,47 @@ def show(settings: Settings, *, path: Path | None = None, rows: Sequence[int] | 
             else "no such file or folder"
         )
         raise DataError(what, where=str(path), fix="check --path")
-    return _of_file(path, settings, wanted, draw)
+    return _file(path, settings, wanted)
 
 
-Draw = Callable[[int], list[int]] | None
+def _wanted(settings: Settings) -> Wanted:
+    """The rows that the view table names: numbers and, where a word is none, ids; the first row by default."""
+    view = settings.view
+    if view.random is not None:
+        return Wanted(count=view.random, seed=view.seed)
+    numbers = tuple(int(word) for word in view.rows if _is_number(word))
+    ids = (*(word for word in view.rows if not _is_number(word)), *view.id)
+    return Wanted(numbers if numbers or ids else (1,), ids)
 
 
-def _drawn(total: int, count: int, seed: int) -> list[int]:
-    return sorted(random.Random(seed).sample(range(1, total + 1), min(count, total)))
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.removeprefix("-").isdigit()
 
 
-def _of_cache(folder: Path, split: str, settings: Settings, wanted: tuple[int, ...], draw: Draw) -> Shown:
-    rows = TokenRows.open(folder / split)
+def _cache(folder: Path, split: str, settings: Settings, wanted: Wanted) -> Shown:
+    source = str(folder / split)
     tokenizer = _tokenizer(settings, str(read_json(folder / SUMMARY)["model_path"]))
-    vocab = _newest_vocab(folder)
-    return _shown(str(folder / split), len(rows), vocab, tokenizer, wanted, draw, rows.__getitem__)
+    viewed = of_cache(TokenRows.open(folder / split), source, wanted)
+    return _shown(source, viewed, tokenizer, _newest_vocab(folder))
 
 
-def _newest_vocab(folder: Path) -> VocabMapping | None:
+def _newest_vocab(folder: Path) -> Known | None:
+    """What the draft knows by the vocabulary chosen last for these rows."""
     files = (folder.parent.parent / "vocab_mapping").glob(f"{folder.name}-*.safetensors")
     newest = max(files, key=lambda file: file.stat().st_mtime, default=None)
-    return load_vocab(newest) if newest else None
+    try:
+        return load_file(newest)["t2d"] if newest else None
+    except (OSError, SafetensorError, KeyError) as error:
+        fix = "build the cache again with --overwrite"
+        raise DataError(f"not a vocabulary mapping: {error}", where=str(newest), fix=fix) from error
 
 
-def _of_store(path: Path, settings: Settings, wanted: tuple[int, ...], draw: Draw) -> Shown:
+def _store(path: Path, settings: Settings, wanted: Wanted) -> Shown:
     from eagle3cli.data.store import Store
 
     store = Store(path)
-
-    def row(index: int) -> TokenRow:
-        state = store[index]
-        mask = state.loss_mask_S.numpy().astype(np.uint8)
-        return TokenRow("", state.token_ids_S.numpy().astype(np.int32), mask)
-
-    tokenizer = _tokenizer(settings, store.meta.target)
-    return _shown(str(path), len(store), store.vocab, tokenizer, wanted, draw, row)
+    viewed = of_store(store, settings.data.cache_dir / "processed_dataset", str(path), wanted)
+    return _shown(str(path), viewed, _tokenizer(settings, store.meta.target), store.vocab.t2d.numpy())
 
 
 def _tokenizer(settings: Settings, made_with: str) -> Any:
@@ -132,57 +159,86 @@ def _tokenizer(settings: Settings, made_with: str) -> Any:
     )
 
 
-def _of_file(path: Path, settings: Settings, wanted: tuple[int, ...], draw: Draw) -> Shown:
-    """Rows encoded from conversations on the spot, numbered as in a cache: rejected rows have no number."""
+def _file(path: Path, settings: Settings, wanted: Wanted) -> Shown:
     recipe = recipe_of(settings)
     encoder = recipe.encoder()
-    last = None if draw else max(wanted, default=0)
-    rows: list[TokenRow] = []
-    for items in blocks_of(path):
-        block = encode_items(encoder, items, str(path), preformatted=recipe.is_preformatted)
-        rows += [encoded.row for encoded in block.rows]
-        if last is not None and len(rows) >= last:
-            break
-    return _shown(str(path), len(rows), None, encoder.tokenizer, wanted, draw, rows.__getitem__)
+    viewed = of_file(path, encoder, wanted, preformatted=recipe.is_preformatted)
+    return _shown(str(path), viewed, encoder.tokenizer, None)
 
 
-def _shown(
-    source: str,
-    total: int,
-    vocab: VocabMapping | None,
-    tokenizer: Any,
-    wanted: tuple[int, ...],
-    draw: Draw,
-    row: Callable[[int], TokenRow],
-) -> Shown:
-    numbers = draw(total) if draw else list(wanted)
-    for number in numbers:
-        if not 1 <= number <= total:
-            raise UsageError(f"no row {number}; the rows are 1 to {total}", where=source, fix="rows are counted from 1")
-    shown = tuple(show_row(number, row(number - 1), tokenizer, vocab) for number in numbers)
-    return Shown(source, total, vocab.size if vocab else None, shown)
+def _shown(source: str, viewed: Sequence[Viewed], tokenizer: Any, known: Known | None) -> Shown:
+    size = None if known is None else int(known.sum())
+    return Shown(source, size, tuple(show_row(one, tokenizer, known) for one in viewed))
 
 
-def show_row(number: int, row: TokenRow, tokenizer: Any, vocab: VocabMapping | None) -> ShownRow:
+def show_row(viewed: Viewed, tokenizer: Any, known: Known | None) -> ShownRow:
     """One row in pieces."""
-    ids = [int(i) for i in row.token_ids]
-    trained = [bool(m) for m in row.loss_mask]
-    known = vocab.t2d.numpy()[np.asarray(ids, dtype=np.int64)].tolist() if vocab else [True] * len(ids)
-    starts = dict(row.turns)
-    pieces: list[Piece] = []
-    role, at = "", 0
+    row = viewed.row
+    ids, trained = row.token_ids.tolist(), row.loss_mask.astype(bool)
+    in_draft = np.ones(len(ids), dtype=bool) if known is None else known[row.token_ids]
+    pieces = tuple(_pieces(row, in_draft.tolist(), tokenizer.backend_tokenizer))
+    return ShownRow(
+        number=viewed.number,
+        id=row.id,
+        line=row.line,
+        tokens=len(ids),
+        trained=int(trained.sum()),
+        truncated=row.truncated,
+        missing=int((trained & ~in_draft).sum()),
+        pieces=pieces,
+        replies=tuple(_replies(row, pieces, tokenizer)),
+        rejected=viewed.rejected,
+    )
+
+
+def _pieces(row: TokenRow, known: list[bool], backend: Any) -> Iterator[Piece]:
+    """The row's pieces: each is what its tokens add to the text of the piece before."""
+    ids, trained, starts = row.token_ids.tolist(), row.loss_mask.astype(bool).tolist(), dict(row.turns)
+
+    def text_of(at: int, end: int) -> str:
+        """Some decoders leave out a first blank, so that a token's text shows only behind another."""
+        before = backend.decode(ids[begun:at], skip_special_tokens=False)
+        both: str = backend.decode(ids[begun:end], skip_special_tokens=False)
+        if before and both.startswith(before):
+            return both[len(before) :]
+        return str(backend.decode(ids[at:end], skip_special_tokens=False))
+
+    role, at, begun = "", 0, 0
     while at < len(ids):
         role = starts.get(at, role)
         end = at + 1
-        text = tokenizer.decode(ids[at:end])
-        while (
-            "\ufffd" in text and end < len(ids) and end - at < MOST_IDS_OF_A_CHARACTER and trained[end] == trained[at]
-        ):
+        while "\ufffd" in (text := text_of(at, end)) and _may_grow(at, end, trained, starts):
             end += 1
-            text = tokenizer.decode(ids[at:end])
         if "\ufffd" in text:  # bytes that never become a character: one token at a time
-            end, text = at + 1, tokenizer.decode(ids[at : at + 1])
-        pieces.append(Piece(tuple(ids[at:end]), text, trained[at], all(known[at:end]), role))
-        at = end
-    missing = sum(t and not k for t, k in zip(trained, known, strict=True))
-    return ShownRow(number, row.id, row.line, len(ids), sum(trained), missing, tuple(pieces))
+            end, text = at + 1, text_of(at, at + 1)
+        yield Piece(tuple(ids[at:end]), text, trained[at], all(known[at:end]), role)
+        begun, at = at, end
+
+
+def _may_grow(at: int, end: int, trained: list[bool], starts: dict[int, str]) -> bool:
+    inside = end < len(trained) and trained[end] == trained[at] and end not in starts
+    return inside and end - at < MOST_IDS_OF_A_CHARACTER
+
+
+def _replies(row: TokenRow, pieces: Sequence[Piece], tokenizer: Any) -> Iterator[Reply]:
+    """The row's runs of trained tokens; two replies without a token between them are two."""
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    starts = {at for at, _ in row.turns}
+    texts: list[str] = []
+    """By token: the text of a piece at its first token."""
+    for piece in pieces:
+        texts += [piece.text, *[""] * (len(piece.ids) - 1)]
+    run = np.cumsum([row.loss_mask[i] != row.loss_mask[i - 1] or i in starts for i in range(len(row))])
+    for _, places in groupby(np.flatnonzero(row.loss_mask).tolist(), key=lambda at: int(run[at])):
+        inside = list(places)
+        first, last = inside[0], inside[-1] + 1
+        header = max((at for at in starts if at <= first), default=0)
+        behind = "".join(texts[header if header < first else max(0, first - TOKENS_BEHIND) : first])
+        yield Reply(
+            first=first,
+            last=last,
+            behind=behind,
+            begins=next((text for text in texts[first:last] if text), ""),
+            ends=next((text for text in reversed(texts[first:last]) if text), ""),
+            ended=int(row.token_ids[last - 1]) in special,
+        )

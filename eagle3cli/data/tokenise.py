@@ -103,7 +103,8 @@ def encode_items(encoder: Encoder, items: list[Item], path: str, *, preformatted
             block.rejected.append((number, name, result.what))
         else:
             row = result.row
-            kept = TokenRow(row.id or f"line-{number}", row.token_ids, row.loss_mask, number, row.turns)
+            name = row.id or f"line-{number}"
+            kept = TokenRow(name, row.token_ids, row.loss_mask, number, row.turns, result.truncated)
             block.rows.append(Encoded(kept, result.truncated))
     block.rejected.sort()
     return block

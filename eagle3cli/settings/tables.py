@@ -172,13 +172,17 @@ class CacheTable(Table):
 class View(Table):
     """eagle3 view, eagle3 view-train-data: what is trained on, token by token."""
 
-    rows: tuple[int, ...] = option((1,), "Rows to show, counted from 1.")
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # rows = [1, 2] in a settings file
+
+    rows: tuple[str, ...] = option((), "Rows to show: numbers, counted from 1, or ids; default: the first.")
+    id: tuple[str, ...] = option((), "Ids of rows to show, also such as look like a number.")
     path: Path | None = option(
         None, "A jsonl file, a cache folder or a hidden-state store; default: the training data."
     )
     random: int | None = option(None, "Show this many random rows (drawn with --seed).", ge=1)
     seed: int = option(0, "Seed of --random.")
     ids: bool = option(False, "Show token ids.")
+    whitespace: bool = option(False, "Show blanks, tabs, line ends and invisible characters.")
     html: Path | None = option(None, "Also write an HTML page.")
 
 
