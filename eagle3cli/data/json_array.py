@@ -75,9 +75,9 @@ def read_array(path: Path) -> Iterator[Line]:
                 yield _element(line, value, source, name) if problem is None else Line(line, None, problem, path=name)
                 text.move(end)
             elif first_key and _resume(text, first_key):
-                yield Line(line, None, f"not valid JSON: {problem}; reading goes on at line {text.line}", path=name)
+                yield Line(line, None, f"{problem}; reading goes on at line {text.line}", path=name)
             else:
-                what = f"the file breaks off or is damaged in the object that begins here ({problem})"
+                what = f"{problem}: the file breaks off or is damaged in the object that begins here"
                 yield Line(line, None, f"{what}; the rest is unread", path=name)
                 return
         if inside:
@@ -107,16 +107,16 @@ def _value(text: _Text) -> tuple[Any, int, str | None]:
                 decoder = LENIENT
                 continue
             if not problem.startswith("Unterminated string") and error.pos < len(text.buffer) - 8:
-                return None, 0, problem
+                return None, 0, f"not valid JSON: {problem}"
         except RecursionError:
-            return None, 0, "nested too deeply"
+            return None, 0, "not valid JSON: nested too deeply"
         except ValueError as error:  # well-formed, but what it says is not clear: go on behind it
             decoder, told = _PLAIN, f"not valid JSON: {error}"
             continue
         if len(text.buffer) - text.at > LONGEST:
             return None, 0, f"longer than {LONGEST >> 20} MB"
         if not text.more(size):
-            return None, 0, problem
+            return None, 0, f"not valid JSON: {problem}"
         size *= 2
 
 

@@ -88,8 +88,12 @@ class Prepare(Table):
 
     source: tuple[str, ...] = option(
         ("sharegpt",),
-        "Presets, hub data sets, local json, jsonl (.gz, .zst) or parquet files, or folders; several are joined, "
-        "with NAME:WEIGHT in these shares.",
+        "Presets, hub data sets (OWNER/NAME), local json, jsonl (.gz, .zst) or parquet files, or folders. Several are "
+        "joined, with NAME:WEIGHT in these shares. Presets: ultrachat, sharegpt, eaglechat, perfectblend, "
+        "perfectblend-llama3.1-8b-instruct, perfectblend-llama3.3-70b-instruct, perfectblend-llama4-scout-instruct, "
+        "perfectblend-llama4-maverick-instruct, metamath, ultrainteract, orca-math, ultrafeedback, evol-codealpaca, "
+        "autoif, lmsys-arena, magpie, opc, nemotron-post-training, opencodeinstruct, magicoder, codealpaca, gsm8k, "
+        "hendrycks-math, camel, self (the target writes the prompts), quickstart.",
     )
     output_path: Path | None = option(None, "Folder for the result; default ./cache/dataset/NAME.", "--output-path")
     data_path: Path | None = option(None, "Read a preset's layout from this local file.", "--data-path")

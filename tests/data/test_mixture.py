@@ -10,6 +10,7 @@ from eagle3cli.data.mixture import SELF_ROWS, interleave, quotas, streamed_rows
 from eagle3cli.data.origins import resolve, split_weight
 from eagle3cli.data.presets import ALIASES, PRESETS
 from eagle3cli.errors import DataError, UsageError
+from eagle3cli.settings.tables import Prepare
 
 COUNTS = st.lists(st.tuples(st.integers(0, 500), st.floats(0.01, 10)), min_size=1, max_size=5)
 
@@ -82,6 +83,11 @@ def test_what_a_word_names(tmp_path: Path) -> None:
         resolve([])
     with pytest.raises(DataError, match="no such file"):
         resolve(["data/with/many/parts"])
+
+
+def test_the_help_lists_the_presets() -> None:
+    text = str(Prepare.model_fields["source"].description).partition("Presets: ")[2].rstrip(".")
+    assert [name.partition(" ")[0] for name in text.split(", ")] == list(PRESETS)
 
 
 def test_every_preset_says_where_it_is_and_under_which_terms() -> None:
