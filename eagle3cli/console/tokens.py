@@ -101,7 +101,10 @@ class Look:
     def text(self, piece: Piece) -> str:
         """A piece as it is shown."""
         shown = visible(piece.text, whitespace=self.whitespace)
-        return shown + (f"<{' '.join(map(str, piece.ids))}>" if self.ids else "")
+        if not self.ids:
+            return shown
+        words = shown.rstrip("\n")
+        return f"{words}<{' '.join(map(str, piece.ids))}>{shown[len(words) :]}"
 
 
 def visible(text: str, *, whitespace: bool = False) -> str:

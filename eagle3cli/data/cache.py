@@ -76,6 +76,7 @@ def open_or_build(settings: Settings, draft_vocab_size: int, vocab_size: int, re
     """
     paths = data_paths(settings)
     recipe = recipe_of(settings)
+    settings.data.cache_dir.mkdir(parents=True, exist_ok=True)
     key = cache_key(settings, recipe, paths)
     folder = settings.data.cache_dir / "processed_dataset" / key
     built = settings.cache.overwrite or not (folder / SUMMARY).is_file()
@@ -136,7 +137,7 @@ def cache_key(settings: Settings, recipe: Recipe, paths: dict[str, Path]) -> str
     found = {file for pattern in TOKENIZER_PARTS for file in folder.glob(pattern)} if folder.is_dir() else set()
     parts = sorted(file for file in found if file.is_file())
     described = describe([*paths.values(), *parts], known)
-    if any(known.get(name) != stat for name, stat in described.items()):
+    if settings.data.cache_dir.is_dir() and any(known.get(name) != stat for name, stat in described.items()):
         write_json(known_file, {**known, **described})
     content = {
         "format": FORMAT,

@@ -1,9 +1,8 @@
-"""prepare, merge, cache, view and view-train-data as typed."""
+"""prepare, merge and cache as typed."""
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,29 +98,3 @@ def test_cache_errors(tmp_path: Path, target: Path, run_cli: RunCli) -> None:
     template = run_cli(*words, target, "--chat-template", "lama3")
     assert template.code == 2
     assert "llama3" in template.err
-
-
-@pytest.mark.parametrize("command", ["view", "view-train-data"])
-def test_view_as_typed_beside_a_settings_file(tmp_path: Path, target: Path, run_cli: RunCli, command: str) -> None:
-    write(tmp_path / "train.jsonl", [talk(i) for i in range(3)])
-    (tmp_path / "eagle3.toml").write_text('[target]\nmodel_path = "target"\n[data]\ntrain_path = "train.jsonl"\n')
-    done = run_cli(command, 1, 2)
-    assert done.code == 0, done.err
-    assert "{+answer 0<|im_end|>+}" in done.out
-    assert "{+answer 1<|im_end|>+}" in done.out
-    told = run_cli(command, 3, "--json", "--html", "page.html")
-    assert told.json["rows"][0]["id"] == "row2"
-    assert "answer 2" in re.sub("<[^>]*>", "", (tmp_path / "page.html").read_text())
-    assert run_cli(command, 2, "--html", "page.html").code == 0
-    (tmp_path / "notes.html").write_text("my notes")
-    assert run_cli(command, 2, "--html", "notes.html").code == 2
-    assert (tmp_path / "notes.html").read_text() == "my notes"
-    beyond = run_cli(command, 9)
-    assert beyond.code == 2
-    assert "no row 9" in beyond.err
-
-
-def test_view_without_data_says_what_to_give(run_cli: RunCli) -> None:
-    done = run_cli("view", 1)
-    assert done.code == 2
-    assert "train_path" in done.err
