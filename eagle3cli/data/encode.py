@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,10 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from eagle3cli.data.chat import Chat
+from eagle3cli.data.chat_format import Format, learn_format
 from eagle3cli.data.conversations import Conversation
+from eagle3cli.data.preformatted import TextMarks, find_replies_in_text
 from eagle3cli.data.rows import Ids, Mask, TokenRow
-from eagle3cli.data.spans import Format, Messages, Rendered, find_replies, learn_format
-from eagle3cli.data.tokenizer import eos_ids, render, tokenize, turn_end_ids
+from eagle3cli.data.spans import Rendered, find_replies
+from eagle3cli.data.system_prompt import with_system
+from eagle3cli.data.tokenizer import eos_ids, tokenize, turn_end_ids
 from eagle3cli.errors import DataError
 
 NO_SPAN = "No assistant response spans found in the conversation text."
@@ -43,16 +46,22 @@ class Encoder:
     chat_template: str = "auto"
     max_length: int = 2048
     last_turn_only: bool = False
+    system_prompt: str | None = None
+    """Replaces each row's own."""
+    text_marks: TextMarks | None = None
+    """What stands around replies in pre-formatted rows, where it is not the template's."""
     format: Format = field(init=False)
+    _chat: Chat | None = field(init=False)
     _special: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self._special = frozenset(self.tokenizer.added_tokens_decoder)
+        if self.text_marks is not None:
+            self._chat, self.format = None, self.text_marks.as_format()
+            return
         ends = self.end_ids | turn_end_ids(self.tokenizer, self.chat_template)
-        self.format = learn_format(self._render, [self.tokenizer.convert_ids_to_tokens(i) or "" for i in sorted(ends)])
-
-    def _render(self, messages: Messages, opened: bool) -> str:
-        return render(self.tokenizer, messages, chat_template=self.chat_template, generation_prompt=opened)
+        self._chat = Chat(self.tokenizer, self.chat_template)
+        self.format = learn_format(self._chat, [self.tokenizer.convert_ids_to_tokens(i) or "" for i in sorted(ends)])
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | DataError]:
         """Token rows in order; a row that cannot be encoded exactly is the DataError that says why."""
@@ -65,29 +74,23 @@ class Encoder:
         return self._encode([name for name, _ in texts], [self._preformatted(text) for _, text in texts])
 
     def _rendered(self, conversation: Conversation) -> Rendered | DataError:
-        replies = [i for i, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+        assert self._chat is not None
+        messages = conversation.messages
+        if self.system_prompt is not None:
+            messages = tuple(with_system(messages, self.system_prompt))
+        replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         ended = zip(replies, conversation.finish, strict=False)
         cut = frozenset(index for index, reason in ended if reason == "length")
         try:
             return find_replies(
-                self._render, conversation.messages, self.format, cut=cut, last_only=self.last_turn_only
+                self._chat, messages, self.format, tools=conversation.tools, cut=cut, last_only=self.last_turn_only
             )
         except DataError as error:
             return error
 
     def _preformatted(self, text: str) -> Rendered:
-        replies: list[tuple[int, int]] = []
-        turns = [(0, "user")] if text else []
-        for match in re.finditer(re.escape(self.format.header), text):
-            if replies and match.start() < replies[-1][1]:
-                continue
-            end = self.format.first_end(text, match.end())
-            stop = len(text) if end is None else self.format.end_at(text, end)
-            replies.append((match.end(), stop))
-            turns += [(match.start(), "assistant"), (stop, "user")]
-        if self.last_turn_only:
-            replies = replies[-1:]
-        return Rendered(text, tuple(replies), tuple(turn for turn in turns if turn[0] < len(text)))
+        until_user = self.text_marks is not None
+        return find_replies_in_text(text, self.format, until_user=until_user, last_only=self.last_turn_only)
 
     def _encode(self, names: list[str], rendered: list[Rendered | DataError]) -> list[Encoded | DataError]:
         good = [item for item in rendered if isinstance(item, Rendered)]
@@ -190,7 +193,15 @@ def _find(pieces: list[_Piece], position: int) -> int:
 
 
 def make_encoder(
-    tokenizer: Any, model_path: str, *, chat_template: str, max_length: int, last_turn_only: bool
+    tokenizer: Any,
+    model_path: str,
+    *,
+    chat_template: str,
+    max_length: int,
+    last_turn_only: bool,
+    system_prompt: str | None = None,
+    text_marks: TextMarks | None = None,
 ) -> Encoder:
     """The encoder for a target; its end tokens come from the target's configuration."""
-    return Encoder(tokenizer, eos_ids(tokenizer, model_path), chat_template, max_length, last_turn_only)
+    ends = eos_ids(tokenizer, model_path)
+    return Encoder(tokenizer, ends, chat_template, max_length, last_turn_only, system_prompt, text_marks)

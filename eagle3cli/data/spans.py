@@ -1,12 +1,15 @@
 """Where in a rendered conversation the target's replies stand, to the character.
 
 A reply is what the target writes after the header that the chat template gives it, up to and including the token that
-ends the turn. Two exact ways, and a row that neither can follow is rejected:
+ends the turn. A row is what a server would show at the last turn: the template's whole rendering where that goes on
+from the server's prompt, else (templates that drop reasoning or move the system prompt) the prompt and the reply.
 
-- *markers*: the conversation is rendered a second time with a unique marker in place of every content. The text between
-  the markers is the template's own; if it and the contents together give the first rendering, all places are known.
-- *prefixes*: templates that look into the contents (drop reasoning, write tool calls) are followed message by message:
-  the conversation up to a reply, rendered with the reply's header, must be a prefix of the whole.
+Replies are found in two exact ways, and a row that neither can follow is rejected with the reason:
+
+- *marks*: the conversation is rendered a second time with a mark in place of every content. If the template's own
+  pieces and the contents together give the first rendering, all places are known. (`_by_marks`)
+- *neighbours*: where the template looks into replies (drops reasoning, writes tool calls), only the contents around
+  them are marked, and a reply is what stands between header and end. (`eagle3cli.data.neighbours`)
 
 Text inside a content that looks like a header or an end token never makes or ends a reply.
 """
@@ -14,18 +17,19 @@ Text inside a content that looks like a header or an end token never makes or en
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eagle3cli.data.chat import Chat, Messages, Tools
+from eagle3cli.data.chat_format import EMPTY_BLOCK, OPEN_BLOCK, Format
+from eagle3cli.data.markers import CONTENT, MARK_PAIRS, REASONING, Marks, Pieces, Span, align, forms_of, free_marks
+from eagle3cli.data.neighbours import Found, Talk, by_neighbours
 from eagle3cli.errors import DataError, ModelError
 
-Messages = Sequence[Mapping[str, Any]]
-Render = Callable[[Messages, bool], str]
-"""(messages, with a reply's header at the end) -> text; raises ModelError where the template refuses."""
-
-_MARKS = (("\ue000", "\ue001"), ("\uf8f0", "\uf8f1"), ("\U000f0000", "\U000f0001"))
+_PLAIN_KEYS = {"role", "content", "reasoning_content"}
+_MOST_SHAPES = 1000
+NEWLINE = "\n"
 
 
 @dataclass(frozen=True)
@@ -33,50 +37,20 @@ class Rendered:
     """A conversation as text. Spans and turns are character positions."""
 
     text: str
-    replies: tuple[tuple[int, int], ...]
+    replies: tuple[Span, ...]
     """Start and end of each reply, end token included (where the target wrote it)."""
     turns: tuple[tuple[int, str], ...]
     """Start and role of each message, header included."""
 
 
-@dataclass(frozen=True)
-class Format:
-    """What a chat template writes around replies, learnt from two tiny renderings."""
-
-    header: str
-    """The text right before a reply, e.g. ``<|im_start|>assistant\\n``."""
-    ends: tuple[str, ...]
-    """Texts of the tokens that end a turn, longest first."""
-
-    def end_at(self, text: str, position: int) -> int:
-        """Where the end token behind ``position`` (white space apart) ends; ``position`` itself if there is none."""
-        after = position
-        while after < len(text) and text[after].isspace():
-            after += 1
-        end = next((end for end in self.ends if text.startswith(end, after)), None)
-        return after + len(end) if end else position
-
-    def first_end(self, text: str, position: int) -> int | None:
-        """Where the first end token from ``position`` on begins."""
-        found = [at for end in self.ends if (at := text.find(end, position)) >= 0]
-        return min(found, default=None)
-
-
-def learn_format(render: Render, ends: Sequence[str]) -> Format:
-    """The template's format; ``ends`` are the texts of the target's end tokens.
-
-    Raises ModelError where the template refuses a plain turn.
-    """
-    user: list[Mapping[str, Any]] = [{"role": "user", "content": "\ue000"}]
-    plain, opened = render(user, False), render(user, True)
-    header = opened[len(plain) :] if opened.startswith(plain) else ""
-    if not header.strip():
-        header = opened.rpartition("\ue000")[2]
-    return Format(header, tuple(sorted({end for end in ends if end}, key=lambda end: (-len(end), end))))
-
-
 def find_replies(
-    render: Render, messages: Messages, form: Format, *, cut: frozenset[int] = frozenset(), last_only: bool = False
+    chat: Chat,
+    messages: Messages,
+    form: Format,
+    *,
+    tools: Tools = (),
+    cut: frozenset[int] = frozenset(),
+    last_only: bool = False,
 ) -> Rendered:
     """Render the conversation and find its replies.
 
@@ -84,169 +58,213 @@ def find_replies(
     Raises DataError where the template refuses the row or the places cannot be told exactly.
     """
     try:
-        text = render(messages, False)
-        found = _by_markers(render, messages, text, form) or _by_prefixes(render, messages, text, form)
+        talk = Talk(chat, chat.settle(messages, tools), tools, form)
+        text, found = _as_served(talk)
     except ModelError as error:
         raise DataError(error.what) from error
-    spans, turns = found
-    wanted = {max(spans)} if last_only and spans else set(spans)
+    wanted = {max(found.spans)} if last_only and found.spans else set(found.spans)
     replies = []
     for index in sorted(wanted):
-        start, end = spans[index]
+        start, end = found.spans[index]
         replies.append((start, end if index in cut else form.end_at(text, end)))
-    roles = sorted((at, messages[index]["role"]) for index, at in turns.items())
-    if roles and roles[0][0] > 0:
-        roles.insert(0, (0, "system"))  # the template's own system prompt
-    return Rendered(text, tuple(replies), tuple(roles))
+    return Rendered(text, tuple(replies), tuple(_turns(talk, text, found)))
 
 
-Found = tuple[dict[int, tuple[int, int]], dict[int, int]]
-"""By message index: (start, end without the end token) of replies, and the start of every message."""
+def _as_served(talk: Talk) -> tuple[str, Found]:
+    """The row's text, and what stands where in it."""
+    whole = talk.render()
+    if talk.chat.marks_replies(talk.tools):
+        return whole, _as_the_template_marks(talk, whole)
+    found = _by_marks(talk, whole)
+    last = len(talk.messages) - 1
+    if talk.messages[last]["role"] != "assistant" or (found and _continues(talk)):
+        return whole, found or by_neighbours(talk, whole)
+    before = talk.before(last)
+    prompt = before.render()
+    found = found or by_neighbours(talk, whole)
+    start, end = found.spans[last]
+    closing = whole[end : talk.form.end_at(whole, end)]
+    continues = whole.startswith(prompt)
+    said = _as_emitted(prompt, talk.messages[last], whole[start:end], continues)
+    if said is None:
+        found.spans[last] = (max(start, len(prompt)) if continues else start, end)
+        return whole, found
+    found = _located(before, prompt)
+    found.spans[last] = (len(prompt), len(prompt) + len(said))
+    return prompt + said + closing, found
 
 
-def _by_markers(render: Render, messages: Messages, text: str, form: Format) -> Found | None:
-    if any(message.get("tool_calls") for message in messages):
+def _located(talk: Talk, text: str) -> Found:
+    return _by_marks(talk, text) or by_neighbours(talk, text)
+
+
+def _as_emitted(prompt: str, message: Mapping[str, Any], shown: str, continues: bool) -> str | None:
+    """The last reply as the target wrote it behind ``prompt``, where the whole rendering does not show it so.
+
+    ``shown`` is the reply in the whole rendering, which begins with the prompt where ``continues``. A server's prompt
+    may open a block of reasoning: a message without any then stays where the template shows it.
+    """
+    content, reasoning = message["content"] or "", message.get("reasoning_content")
+    block = OPEN_BLOCK.search(prompt)
+    if block is None:
+        thought, closing, _ = content.partition("</think>")
+        lost = closing and thought.rpartition("<think>")[2].strip() and closing not in shown
+        skipped = prompt.rstrip().endswith("</think>") or message.get("tool_calls")
+        return content if lost and not skipped else None if continues else shown
+    if continues:
         return None
-    marks = next((pair for pair in _MARKS if pair[0] not in text and pair[1] not in text), None)
-    if marks is None:
+    opening, space = block[1], block[3]
+    closing = f"</{block[2]}>" if block[2] else "[/THINK]"
+    if closing in shown:
+        return shown
+    if reasoning:
+        return f"{reasoning.strip(NEWLINE)}\n{closing}\n\n{shown.lstrip(NEWLINE)}"
+    if message.get("tool_calls"):
         return None
-    keys = ("content", "reasoning_content")
-    originals: dict[str, str] = {}
+    if content.lstrip().startswith(opening):
+        return str(content.lstrip()[len(opening) :].removeprefix(space))
+    return content if closing in content else None
+
+
+def _as_the_template_marks(talk: Talk, whole: str) -> Found:
+    """Replies of a template that marks them itself: what lies outside its marks is none, and where nothing else tells
+    the places, the marks do."""
+    marked = talk.chat.replies(talk.messages, talk.tools)
+    try:
+        found = _located(talk, whole)
+    except DataError:
+        spans = [_bare_reply(talk.form, whole, span) for span in marked]
+        replies = [i for i, message in enumerate(talk.messages) if message["role"] == "assistant"]
+        if len(spans) != len(replies):
+            raise
+        return Found(dict(zip(replies, spans, strict=True)), {})
+    inside = {i for i, (start, end) in found.spans.items() if any(a <= end and start < b for a, b in marked)}
+    return Found({i: span for i, span in found.spans.items() if i in inside}, found.places)
+
+
+def _bare_reply(form: Format, text: str, span: Span) -> Span:
+    """A span without the header before the reply and the end token behind it."""
+    start, end = span
+    header = next((h for h in (form.header, form.past_header) if h and text.startswith(h, start)), "")
+    start += len(header)
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    closing = next((token for token in form.ends if text.endswith(token, start, end)), "")
+    return (start, end - len(closing)) if closing else (start, max(start, span[1]))
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """A conversation of marks alone, which all conversations of the same roles share."""
+
+    text: str
+    pieces: Pieces
+
+
+def _shape(talk: Talk, marks: Marks) -> _Shape:
+    """The talk with a mark in place of every content; raises ModelError where the template refuses it."""
+    messages = talk.messages
+    plain = all(message.keys() <= _PLAIN_KEYS for message in messages)
+    roles = tuple((message["role"], bool(message.get("reasoning_content"))) for message in messages)
+    key = (talk.opened, marks, roles, json.dumps(talk.tools) if talk.tools else "")
+    known: dict[Any, _Shape] = talk.chat.shapes
+    if plain and key in known:
+        return known[key]
     marked = []
     for index, message in enumerate(messages):
-        changed = dict(message)
-        for key in keys:
-            if isinstance(message.get(key), str) and (key == "content" or message[key]):
-                name = f"{marks[0]}{index}{key[0]}{marks[1]}"
-                originals[name] = message[key]
-                changed[key] = name
+        changed = {**message, "content": marks.name(index, CONTENT)}
+        if message.get("reasoning_content"):
+            changed["reasoning_content"] = marks.name(index, REASONING)
         marked.append(changed)
-    pieces = re.split(f"({marks[0]}\\d+[cr]{marks[1]})", render(marked, False))
-    names = pieces[1::2]
-    if len(set(names)) != len(names) or any(name[-2] == "c" and name not in names for name in originals):
+    text = talk.render(marked)
+    shape = _Shape(text, marks.cut(text, CONTENT + REASONING))
+    if plain:
+        if len(known) >= _MOST_SHAPES:
+            known.clear()
+        known[key] = shape
+    return shape
+
+
+def _continues(talk: Talk) -> bool:
+    """Whether the rendering of a conversation of this shape begins with the server's prompt for its last reply."""
+    marks = Marks(*MARK_PAIRS[0])
+    try:
+        return _shape(talk, marks).text.startswith(_shape(talk.before(len(talk.messages) - 1), marks).text)
+    except ModelError:
+        return False
+
+
+def _by_marks(talk: Talk, text: str) -> Found | None:
+    """The replies, if the template writes every content of this conversation as it writes a mark."""
+    marks = free_marks(text)
+    messages = talk.messages
+    if marks is None or any(message.get("tool_calls") for message in messages):
         return None
-    places = _walk(text, pieces[0::2], [originals.get(name) for name in names])
-    if places is None:
+    try:
+        pieces = _shape(talk, marks).pieces
+    except ModelError:
         return None
-    spans: dict[int, tuple[int, int]] = {}
-    turns: dict[int, int] = {}
+    missing = set(range(len(messages))) - {index for index, kind in pieces.names if kind == CONTENT}
+    if len(set(pieces.names)) != len(pieces.names) or any(messages[i]["role"] == "assistant" for i in missing):
+        return None
+    spans = align(text, pieces.texts, [_forms(messages[i], kind) for i, kind in pieces.names])
+    if spans is None:
+        return None
+    found = Found({}, {})
+    for (index, kind), lead, (start, end) in zip(pieces.names, pieces.texts, spans, strict=False):
+        if messages[index]["role"] != "assistant":
+            found.places[index] = (start, end)
+        elif index in found.spans:
+            found.spans[index] = (found.spans[index][0], end)
+        else:
+            header = _header_end(lead, talk.form, kind == REASONING)
+            if header is None:
+                return None
+            found.spans[index] = (start - len(lead) + header, end)
+    return found
+
+
+def _forms(message: Mapping[str, Any], kind: str) -> Sequence[str]:
+    if kind == REASONING:
+        return forms_of(message["reasoning_content"])
+    return forms_of(message["content"], quoted=message["role"] == "tool")
+
+
+def _header_end(lead: str, form: Format, reasons: bool) -> int | None:
+    """Where the header of a reply ends in the text before its content (or, ``reasons``, before its reasoning)."""
+    for header in (form.header, form.past_header):
+        at = lead.rfind(header)
+        if at >= 0 and header:
+            after = at + len(header)
+            return len(lead) if not reasons and EMPTY_BLOCK.fullmatch(lead, after) else after
+    return None
+
+
+def _turns(talk: Talk, text: str, found: Found) -> list[tuple[int, str]]:
+    """Where each message begins, with its role; a system prompt of the template's own is one too."""
+    places = sorted((span, index) for index, span in (found.spans | found.places).items())
+    turns: list[tuple[int, str]] = []
     reached = 0
-    for name, (start, end) in zip(names, places, strict=True):
-        index = int(name[1:-2])
-        reply = messages[index]["role"] == "assistant"
-        if index not in turns:
-            turns[index] = _turn_start(text, reached, start, form, messages[index]["role"])
-        if reply:
-            opening = _reply_start(text, reached, start, form, name[-2] == "r")
-            spans[index] = (spans[index][0] if index in spans else opening, end)
+    for (start, end), index in places:
+        role = talk.messages[index]["role"]
+        turns.append((_turn_start(text, reached, start, talk.form, role), role))
         reached = end
-    return spans, turns
-
-
-def _walk(text: str, template: list[str], contents: list[str | None]) -> list[tuple[int, int]] | None:
-    """Places of the contents in ``text``, if template pieces and contents give exactly that text."""
-    if not text.startswith(template[0]):
-        return None
-    places: list[tuple[int, int]] = []
-    position = len(template[0])
-    for content, following in zip(contents, template[1:], strict=True):
-        if content is None:
-            return None
-        forms = dict.fromkeys(
-            (content, content.strip(), content.rstrip(), content.lstrip(), content.strip("\n"), content.lstrip("\n"))
-        )
-        last = len(places) == len(contents) - 1
-        written = next(
-            (
-                form
-                for form in forms
-                if text.startswith(form, position)
-                and text.startswith(following, position + len(form))
-                and (not last or position + len(form) + len(following) == len(text))
-            ),
-            None,
-        )
-        if written is None:
-            return None
-        places.append((position, position + len(written)))
-        position += len(written) + len(following)
-    return places
-
-
-def _reply_start(text: str, reached: int, start: int, form: Format, reasoning: bool) -> int:
-    """After the reply's header; text that the template puts between header and content (an empty reasoning block) is
-    not the target's unless it leads to the message's own reasoning."""
-    at = text.rfind(form.header, reached, start) if form.header else -1
-    after = at + len(form.header) if at >= 0 else start
-    return after if reasoning or not text[after:start].strip() else start
+    if turns and turns[0][0] > 0:
+        turns.insert(0, (0, "system"))
+    return turns
 
 
 def _turn_start(text: str, reached: int, start: int, form: Format, role: str) -> int:
     """Start of the message whose content begins at ``start``, after a content that ended at ``reached``."""
     if reached == 0:
         ends = [at for end in form.ends if role != "system" and (at := text.rfind(end, 0, start)) >= 0]
-        return _next_turn(text, max(ends), form) if ends else 0
-    at = text.rfind(form.header, reached, start) if role == "assistant" and form.header else -1
+        return min(start, _next_turn(text, max(ends), form)) if ends else 0
+    header = form.header if role == "assistant" else ""
+    at = text.rfind(header, reached, start) if header else -1
     return max(at, min(start, _next_turn(text, reached, form)))
-
-
-def _by_prefixes(render: Render, messages: Messages, text: str, form: Format) -> Found:
-    spans: dict[int, tuple[int, int]] = {}
-    turns: dict[int, int] = {0: 0}
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            before = _try(render, messages[:index], False) if index else ""
-            if before and text.startswith(before):
-                turns[index] = len(before)
-            elif index - 1 in spans:
-                turns[index] = _next_turn(text, spans[index - 1][1], form)
-            continue
-        opened = _try(render, messages[:index], True)
-        if not opened or not text.startswith(opened):
-            what = (
-                f"message {index + 1}: the chat template rewrites what comes before the reply, so its place is unknown"
-            )
-            raise DataError(what)
-        spans[index] = _follow(text, len(opened), index, message, form)
-        turns[index] = len(opened) - len(form.header) if opened.endswith(form.header) else len(opened)
-    return spans, turns
 
 
 def _next_turn(text: str, reached: int, form: Format) -> int:
     """Start of the message after the one whose content ends at ``reached``."""
     ended = form.end_at(text, reached)
     return len(text) - len(text[ended:].lstrip())
-
-
-def _try(render: Render, messages: Messages, opened: bool) -> str:
-    """A part of the conversation, or "" where the template wants the whole."""
-    try:
-        return render(messages, opened)
-    except ModelError:
-        return ""
-
-
-def _follow(text: str, start: int, index: int, message: Mapping[str, Any], form: Format) -> tuple[int, int]:
-    own = [message["content"], message.get("reasoning_content") or ""]
-    calls = json.dumps(message.get("tool_calls") or [], ensure_ascii=False)
-    if any(end in part for end in form.ends for part in (*own, calls)):
-        raise DataError(
-            f"message {index + 1}: the reply holds the text of an end token and the chat template rewrites it"
-        )
-    end = form.first_end(text, start)
-    if end is None:
-        raise DataError(f"message {index + 1}: the chat template writes no end of turn after the reply")
-    written, content = text[start:end], own[0].strip()
-    names = [str((call.get("function") or call).get("name", "")) for call in message.get("tool_calls") or ()]
-    if any(name not in written for name in names):
-        raise DataError(f"message {index + 1}: the chat template does not write tool calls")
-    if content and not written.strip():
-        raise DataError(f"message {index + 1}: the chat template leaves the reply out")
-    if message.get("tool_calls") or own[1] or written.strip() in content:
-        return start, end
-    answer = content.rpartition("</think>")[2].strip() if "</think>" in content else content
-    at = written.rfind(answer)
-    if at < 0 or written[at + len(answer) :].strip():
-        raise DataError(f"message {index + 1}: the chat template rewrites the reply")
-    carried = "".join(written[:at].split()) in "".join(content.split())
-    return (start if carried else start + at), end

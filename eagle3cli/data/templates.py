@@ -1,126 +1,101 @@
 """Named chat templates, for tokenizers that come without one or when a person asks for one by name.
 
-Written for this project from the models' documented formats. They know plain turns (system, user, assistant) and, where
-the format has it, reasoning; other roles are refused, so such a row is rejected with the reason.
+Written for this project from the models' documented formats; ``eagle3 view --check-template`` compares them with a
+tokenizer's own. What a format has no place for (another role, a tool call) is refused, so that such a row is rejected
+with the reason.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from eagle3cli.errors import ModelError, UsageError
 
-_REFUSE = "{{ raise_exception('this named template has no role ' ~ m.role) }}"
-
-_CHATML_TURNS = (
-    "{% for m in messages %}"
-    "{% if m.role not in ['system', 'user', 'assistant'] %}" + _REFUSE + "{% endif %}"
-    "{{ '<|im_start|>' ~ m.role ~ '\n' ~ m.content ~ '<|im_end|>\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-_QWEN3 = (
-    "{% set seen = namespace(last_user=-1) %}"
-    "{% for m in messages %}{% if m.role == 'user' %}{% set seen.last_user = loop.index0 %}{% endif %}{% endfor %}"
-    "{% for m in messages %}"
-    "{% if m.role not in ['system', 'user', 'assistant'] %}" + _REFUSE + "{% endif %}"
-    "{% if m.role != 'assistant' %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ m.content ~ '<|im_end|>\n' }}"
-    "{% else %}"
-    "{% set reasoning = m.reasoning_content or '' %}{% set content = m.content %}"
-    "{% if not reasoning and '</think>' in content %}"
-    "{% set reasoning = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}"
-    "{% set content = content.split('</think>')[-1].lstrip('\n') %}"
-    "{% endif %}"
-    "{{ '<|im_start|>assistant\n' }}"
-    "{% if loop.index0 > seen.last_user and (loop.last or reasoning) %}"
-    "{{ '<think>\n' ~ reasoning.strip('\n') ~ '\n</think>\n\n' ~ content.lstrip('\n') }}"
-    "{% else %}{{ content }}{% endif %}"
-    "{{ '<|im_end|>\n' }}"
-    "{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
-    "{% endif %}"
-)
-
-_LLAMA3 = (
-    "{{ '<|begin_of_text|>' }}"
-    "{% for m in messages %}"
-    "{% if m.role not in ['system', 'user', 'assistant'] %}" + _REFUSE + "{% endif %}"
-    "{{ '<|start_header_id|>' ~ m.role ~ '<|end_header_id|>\n\n' ~ m.content.strip() ~ '<|eot_id|>' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
-
-_PHI3 = (
-    "{% for m in messages %}"
-    "{% if m.role not in ['system', 'user', 'assistant'] %}" + _REFUSE + "{% endif %}"
-    "{{ '<|' ~ m.role ~ '|>\n' ~ m.content ~ '<|end|>\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ '<|endoftext|>' }}{% endif %}"
-)
-
-_GEMMA = (
-    "{{ '<bos>' }}{% set before = namespace(text='') %}"
-    "{% for m in messages %}"
-    "{% if m.role == 'system' %}{% set before.text = before.text ~ m.content ~ '\n\n' %}"
-    "{% elif m.role in ['user', 'assistant'] %}"
-    "{{ '<start_of_turn>' ~ ('model' if m.role == 'assistant' else 'user') ~ '\n' }}"
-    "{% if m.role == 'user' %}{{ before.text }}{% set before.text = '' %}{% endif %}"
-    "{{ m.content.strip() ~ '<end_of_turn>\n' }}"
-    "{% else %}" + _REFUSE + "{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-)
-
-_MISTRAL = (
-    "{{ '<s>' }}{% set found = namespace(system='', last_user=-1) %}"
-    "{% for m in messages %}"
-    "{% if m.role == 'system' %}{% set found.system = m.content ~ '\n\n' %}"
-    "{% elif m.role == 'user' %}{% set found.last_user = loop.index0 %}{% endif %}"
-    "{% endfor %}"
-    "{% for m in messages %}"
-    "{% if m.role == 'user' %}"
-    "{{ '[INST] ' ~ (found.system if loop.index0 == found.last_user else '') ~ m.content ~ '[/INST]' }}"
-    "{% elif m.role == 'assistant' %}{{ ' ' ~ m.content.strip() ~ '</s>' }}"
-    "{% elif m.role != 'system' %}" + _REFUSE + "{% endif %}"
-    "{% endfor %}"
-)
+SUFFIXES = (".jinja", ".jinja2")
+_BEGIN, _END = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
+_USER, _ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
 
 
-def _default_system(prompt: str) -> str:
-    return (
-        "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\n"
-        + prompt
-        + "<|im_end|>\n' }}{% endif %}"
-        + _CHATML_TURNS
-    )
+@dataclass(frozen=True)
+class Named:
+    """A named template: one of the package's Jinja files and the values it is filled with."""
+
+    models: str
+    """Whose format it is."""
+    tokens: tuple[str, ...]
+    """Tokens it writes, each of which the tokenizer must know as one token; the last one ends a turn."""
+    file: str
+    values: dict[str, Any] = field(default_factory=dict)
 
 
-TEMPLATES: dict[str, str] = {
-    "chatml": _CHATML_TURNS,
-    "qwen": _default_system("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
-    "qwen3": _QWEN3,
-    "llama3": _LLAMA3,
-    "phi3": _PHI3,
-    "gemma": _GEMMA,
-    "mistral": _MISTRAL,
+def _plain(
+    before: str, between: str, after: str, *, first: str = "", final: str = "", trims: bool = False
+) -> dict[str, Any]:
+    return {"first": first, "before": before, "between": between, "after": after, "final": final, "trims": trims}
+
+
+_CHATML = ("<|im_start|>", "<|im_end|>")
+_QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+_QWEN3 = {"opening": "", "empty_block": True, "switches": True}
+_LLAMA3 = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+_LLAMA4 = ("<|begin_of_text|>", "<|header_start|>", "<|header_end|>", "<|eot|>")
+_PHI = ("<|user|>", "<|assistant|>", "<|end|>")
+_HARMONY = ("<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|call|>", "<|return|>")
+_GEMMA = ("<bos>", "<start_of_turn>", "<end_of_turn>")
+
+NAMED: dict[str, Named] = {
+    "chatml": Named("ChatML", _CHATML, "plain", _plain("<|im_start|>", "\n", "<|im_end|>\n")),
+    "qwen": Named("Qwen 2.5", _CHATML, "qwen", {"default_system": _QWEN, "thinks": False, "opening": ""}),
+    "qwq": Named("QwQ", _CHATML, "qwen", {"default_system": "", "thinks": True, "opening": "<think>\n"}),
+    "qwen3": Named("Qwen 3", _CHATML, "qwen3", _QWEN3),
+    "qwen3-instruct": Named(
+        "Qwen 3 Instruct 2507", _CHATML, "qwen3", {"opening": "", "empty_block": False, "switches": False}
+    ),
+    "qwen3-thinking": Named(
+        "Qwen 3 Thinking 2507", _CHATML, "qwen3", {"opening": "<think>\n", "empty_block": True, "switches": False}
+    ),
+    "llama3": Named(
+        "Llama 3",
+        _LLAMA3,
+        "plain",
+        _plain("<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>", first="<|begin_of_text|>", trims=True),
+    ),
+    "llama3.1": Named("Llama 3.1 and 3.3", _LLAMA3, "llama3.1"),
+    "llama4": Named("Llama 4", _LLAMA4, "llama4"),
+    "phi3": Named("Phi 3", _PHI, "plain", _plain("<|", "|>\n", "<|end|>\n", final="<|endoftext|>")),
+    "phi4": Named(
+        "Phi 4",
+        ("<|im_start|>", "<|im_sep|>", "<|im_end|>"),
+        "plain",
+        _plain("<|im_start|>", "<|im_sep|>", "<|im_end|>"),
+    ),
+    "phi4-mini": Named("Phi 4 mini", _PHI, "plain", _plain("<|", "|>", "<|end|>", final="<|endoftext|>")),
+    "deepseek-v2": Named("DeepSeek LLM, V2 and V2 Lite", (_BEGIN, _END), "deepseek-v2"),
+    "deepseek-v3": Named("DeepSeek V3 0324", (_BEGIN, _USER, _ASSISTANT, _END), "deepseek-v3", {"opening": ""}),
+    "deepseek-r1": Named("DeepSeek R1", (_BEGIN, _USER, _ASSISTANT, _END), "deepseek-v3", {"opening": "<think>\n"}),
+    "deepseek-v3.1": Named("DeepSeek V3.1", (_BEGIN, _USER, _ASSISTANT, _END), "deepseek-v3.1"),
+    "gpt-oss": Named("GPT-OSS (harmony)", _HARMONY, "gpt-oss"),
+    "gemma": Named("Gemma 3", _GEMMA, "gemma"),
+    "mistral": Named("Mistral 7B v0.3", ("[INST]", "[/INST]", "</s>"), "mistral", {"gap": " "}),
+    "mistral-nemo": Named("Mistral Nemo", ("[INST]", "[/INST]", "</s>"), "mistral", {"gap": ""}),
+    "glm": Named("GLM 4.5 and 4.6", ("[gMASK]", "<sop>", "<|assistant|>", "<|user|>"), "glm"),
 }
-"""Jinja text by name."""
 
-MARKERS: dict[str, tuple[str, ...]] = {
-    "chatml": ("<|im_start|>", "<|im_end|>"),
-    "qwen": ("<|im_start|>", "<|im_end|>"),
-    "qwen3": ("<|im_start|>", "<|im_end|>"),
-    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    "phi3": ("<|assistant|>", "<|end|>"),
-    "gemma": ("<start_of_turn>", "<end_of_turn>"),
-    "mistral": ("</s>",),
-}
-"""The tokens of a named template, each of which the tokenizer must know as one token."""
+
+@cache
+def named_template(name: str) -> str:
+    """Jinja text of the named template ``name``."""
+    named = NAMED[name]
+    filled = {key: json.dumps(value, ensure_ascii=False) for key, value in named.values.items()}
+    values = "".join(f"{{%- set {key} = {value} -%}}" for key, value in filled.items())
+    folder = resources.files("eagle3cli.data") / "chat_templates"
+    return values + (folder / f"{named.file}.jinja").read_text(encoding="utf-8")
 
 
 def template_text(name: str, tokenizer: Any) -> str | None:
@@ -130,22 +105,22 @@ def template_text(name: str, tokenizer: Any) -> str | None:
     """
     if name == "auto":
         if not tokenizer.chat_template:
-            fix = f"pass --chat-template NAME ({', '.join(TEMPLATES)}) or a .jinja file"
+            fix = f"pass --chat-template NAME ({', '.join(NAMED)}) or a .jinja file"
             raise ModelError("the tokenizer has no chat template of its own", where="data.chat_template", fix=fix)
         return None
-    if name in TEMPLATES:
-        known = tokenizer.get_vocab()
-        missing = [marker for marker in MARKERS[name] if marker not in known]
+    if name in NAMED:
+        known = tokenizer.backend_tokenizer.token_to_id
+        missing = [token for token in NAMED[name].tokens if known(token) is None]
         if missing:
             what = f"the tokenizer does not know {missing[0]}, which the template {name!r} writes"
             raise ModelError(what, where="data.chat_template", fix="use the tokenizer's own: --chat-template auto")
-        return TEMPLATES[name]
-    if name.endswith((".jinja", ".jinja2")):
+        return named_template(name)
+    if name.endswith(SUFFIXES):
         try:
             return Path(name).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read the template file: {error}", where="data.chat_template") from error
-    near = get_close_matches(name, ["auto", *TEMPLATES], n=1)
+    near = get_close_matches(name, ["auto", *NAMED], n=1)
     fix = f"did you mean {near[0]!r}? " if near else ""
-    fix += f"known: auto, {', '.join(TEMPLATES)}, or a .jinja file"
+    fix += f"known: auto, {', '.join(NAMED)}, or a .jinja file"
     raise UsageError(f"unknown chat template {name!r}", where="data.chat_template", fix=fix)

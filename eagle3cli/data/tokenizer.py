@@ -1,4 +1,4 @@
-"""The target's tokenizer: loading it, rendering messages with its chat template, and the tokens that end a turn."""
+"""The target's tokenizer: loading it, the prompts that a server feeds the target, and the tokens that end a turn."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.data.templates import template_text
-from eagle3cli.errors import ModelError
+from eagle3cli.data.chat import Chat, Messages
+from eagle3cli.errors import DataError, ModelError
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -49,42 +49,27 @@ def load_tokenizer(model_path: str, *, revision: str | None = None, trust_remote
     return tokenizer
 
 
-def render(
-    tokenizer: Any,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    chat_template: str = "auto",
-    generation_prompt: bool = False,
-    **kwargs: Any,
-) -> str:
-    """The messages as the chat template writes them; raises ModelError with the template's own complaint."""
-    from jinja2.exceptions import TemplateError
-
-    template = template_text(chat_template, tokenizer)
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                **kwargs,
-            )
-        )
-    except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise ModelError(f"the chat template refuses the conversation: {error}") from error
-
-
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Any]:
     """The `tokenizers` encodings of rendered texts (special tokens are in the text already)."""
     return list(tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False))
 
 
 def render_prompt(
-    tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, chat_template: str = "auto", **kwargs: Any
+    tokenizer: Any,
+    messages: Messages,
+    *,
+    chat_template: str = "auto",
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[int]:
-    """Token ids of the messages followed by the header of a reply: what a server feeds the target."""
-    text = render(tokenizer, messages, chat_template=chat_template, generation_prompt=True, **kwargs)
+    """Token ids of the messages followed by the header of a reply: what a server feeds the target.
+
+    Raises ModelError where the chat template refuses the messages.
+    """
+    chat = Chat(tokenizer, chat_template)
+    try:
+        text = chat.render(chat.settle(messages, tools or ()), True, tools or ())
+    except DataError as error:
+        raise ModelError(error.what) from error
     return list(tokenize(tokenizer, [text])[0].ids)
 
 
@@ -118,7 +103,7 @@ def turn_end_ids(tokenizer: Any, chat_template: str = "auto") -> frozenset[int]:
     try:
         marker = "\ue000\ue001"
         messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": marker}]
-        text = render(tokenizer, messages, chat_template=chat_template)
+        text = Chat(tokenizer, chat_template).render(messages)
     except ModelError:
         return frozenset()
     tail = text.rpartition(marker)[2].lstrip()

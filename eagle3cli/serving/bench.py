@@ -16,6 +16,7 @@ import torch
 from eagle3cli.backends.hf import HfTarget, load_target, read_target_config
 from eagle3cli.data.manifest import digest_file
 from eagle3cli.data.messages import Message
+from eagle3cli.data.system_prompt import system_prompt_text, with_system
 from eagle3cli.data.tokenizer import eos_ids, load_tokenizer, render_prompt
 from eagle3cli.errors import UsageError
 from eagle3cli.models.draft import Draft
@@ -26,7 +27,6 @@ from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import catch_stop
 from eagle3cli.serving.decode import Decoded, Speed, decode
 from eagle3cli.serving.results import Config, Results, Row, compared, parse_config, with_baselines
-from eagle3cli.serving.script import system_prompt_text, with_system
 from eagle3cli.serving.tasks import Question, Task, load_task
 from eagle3cli.settings.tables import Settings
 

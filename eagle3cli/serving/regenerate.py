@@ -20,6 +20,7 @@ from eagle3cli.backends.hf import HfTarget, load_target, read_target_config
 from eagle3cli.backends.positions import grouped
 from eagle3cli.data.conversations import to_conversation
 from eagle3cli.data.sources import Line, format_of, parse_line, read_raw_lines
+from eagle3cli.data.system_prompt import system_prompt_text
 from eagle3cli.data.tokenizer import eos_ids, load_tokenizer, render_prompt
 from eagle3cli.errors import DataError, ModelError, UsageError
 from eagle3cli.runtime.devices import set_threads
@@ -27,7 +28,7 @@ from eagle3cli.runtime.report import Reporter, Task
 from eagle3cli.runtime.stop import Stop, catch_stop
 from eagle3cli.serving.generate import Decoder, Reply, Sampling
 from eagle3cli.serving.recorded import Recorded, load_recorded
-from eagle3cli.serving.script import Script, system_prompt_text, without_reasoning, write_script
+from eagle3cli.serving.script import Script, without_reasoning, write_script
 from eagle3cli.serving.shards import Entry, Shard, ShardFolder, read_rows
 from eagle3cli.settings.tables import Regenerate, Settings
 

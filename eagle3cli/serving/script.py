@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from eagle3cli.data.conversations import Conversation, join_runs
 from eagle3cli.data.messages import Message
-from eagle3cli.errors import DataError, UsageError
+from eagle3cli.data.system_prompt import with_system
+from eagle3cli.errors import DataError
 
 KEPT = "kept"
 """The ``finish`` of an assistant message that was not rewritten."""
@@ -94,22 +93,6 @@ def write_script(
     if None not in lines:
         raise DataError("no reply to rewrite: the assistant's turns are tool calls")
     return Script(row, conversation.id, lines, tools=conversation.tools)
-
-
-def with_system(messages: Sequence[Message], text: str) -> list[Message]:
-    """The messages with ``text`` as their only system message; an empty text leaves none."""
-    others = [message for message in messages if message["role"] != "system"]
-    return [{"role": "system", "content": text}, *others] if text else others
-
-
-def system_prompt_text(value: str | None) -> str | None:
-    """The system prompt that a setting means: text, or ``@FILE``. Raises UsageError where the file cannot be read."""
-    if value is None or not value.startswith("@"):
-        return value
-    try:
-        return Path(value[1:]).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {value[1:]}: {error}", where="--system-prompt", fix="check the path") from error
 
 
 def without_reasoning(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Masks against an oracle that writes each reply token by token behind its prompt."""
+"""Single cases of masks; the oracle over all templates is in test_masks."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 
 from eagle3cli.data.conversations import Conversation
 from eagle3cli.data.encode import Encoded, Encoder
-from eagle3cli.data.templates import MARKERS
-from eagle3cli.data.tokenizer import render
 from eagle3cli.errors import DataError, ModelError, UsageError
-from tests.data.templates import END, TRIMMED, conversations, encoder_for, tokenizer_for
+from tests.data.templates import encoder_for, real_template, tokenizer_for
 from tests.tiny import tiny_tokenizer
-
-PROPERTY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def encode(encoder: Encoder, messages: list[dict[str, Any]], finish: tuple[str, ...] = ()) -> Encoded | DataError:
@@ -35,73 +29,6 @@ def good(encoder: Encoder, messages: list[dict[str, Any]], finish: tuple[str, ..
     encoded = encode(encoder, messages, finish)
     assert isinstance(encoded, Encoded), encoded
     return encoded
-
-
-def oracle(template: str, messages: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
-    """Tokens and mask by serving: the prompt as a server renders it, then the reply's tokens one after the other."""
-    tokenizer = tokenizer_for(template)
-
-    def tokens(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    whole = render(tokenizer, messages, chat_template=template)
-    ids: list[int] = []
-    mask: list[int] = []
-    done = 0
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = render(tokenizer, messages[:index], chat_template=template, generation_prompt=True)
-        assert whole.startswith(prompt)
-        lead = tokens(prompt[done:])
-        content = message["content"].strip() if template in TRIMMED else message["content"]
-        reply = " " * (template == "mistral") + content + END[template]
-        assert whole.startswith(reply, len(prompt))
-        written = tokens(reply)
-        ids += lead + written
-        mask += [0] * len(lead) + [1] * len(written)
-        done = len(prompt) + len(reply)
-    rest = tokens(whole[done:])
-    return ids + rest, mask + [0] * len(rest)
-
-
-@pytest.mark.parametrize("template", sorted(set(MARKERS) - {"qwen3"}))
-@PROPERTY
-@given(messages=conversations())
-def test_masks_equal_the_token_by_token_oracle(template: str, messages: list[dict[str, str]]) -> None:
-    if template == "mistral" and len(messages) > 3:  # it moves the system prompt to the last turn
-        messages = [message for message in messages if message["role"] != "system"]
-    encoded = good(encoder_for(template), messages)
-    ids, mask = oracle(template, messages)
-    tokenizer = tokenizer_for(template)
-    # Where header and reply do not merge, the whole text has one tokenization; else both are cut at the header.
-    assert tokenizer.decode(encoded.row.token_ids.tolist()) == tokenizer.decode(ids)
-    assert encoded.row.token_ids.tolist() == ids
-    assert encoded.row.loss_mask.tolist() == mask
-
-
-@PROPERTY
-@given(messages=conversations(reasoning=True))
-@example(messages=[{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "reasoning_content": "r"}])
-def test_reasoning_is_trained_where_the_template_keeps_it(messages: list[dict[str, str]]) -> None:
-    encoder = encoder_for("qwen3")
-    encoded = encode(encoder, messages)
-    if isinstance(encoded, DataError):  # only texts that the template takes apart may be refused
-        assert any("</think>" in message["content"] or "<|im_end|>" in message["content"] for message in messages)
-        return
-    expected = []
-    replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    for index in replies:
-        content, reasoning = messages[index]["content"], messages[index].get("reasoning_content", "")
-        if not reasoning and "</think>" in content:
-            return
-        last = index == replies[-1]
-        if last and reasoning:
-            reasoning = reasoning.strip("\n")
-            expected.append(f"<think>\n{reasoning}\n</think>\n\n{content.lstrip(chr(10))}<|im_end|>")
-        else:
-            expected.append((content.lstrip("\n") if last else content) + "<|im_end|>")
-    assert "".join(trained_texts(encoder, encoded)) == "".join(expected)
 
 
 def test_a_think_block_inside_the_content_follows_the_template() -> None:
@@ -151,10 +78,87 @@ def test_a_row_without_a_reply_trains_nothing() -> None:
     assert encoded.no_span
 
 
+TEXTBOOK = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n"
+    "{% generation %}{{ SAID }}<|im_end|>\n{% endgeneration %}"
+    "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TWO_TURNS = [{"role": role, "content": role[0] + str(i)} for i in (1, 2) for role in ("user", "assistant")]
+
+
+def test_generation_marks_of_the_template() -> None:
+    """The mark holds the line break behind the end token, which the target never writes."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEXTBOOK.replace("SAID", "m.content")
+    encoder = Encoder(tokenizer, frozenset())
+    assert trained_texts(encoder, good(encoder, TWO_TURNS)) == ["a1<|im_end|>", "a2<|im_end|>"]
+
+
+def test_generation_marks_tell_what_nothing_else_does() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEXTBOOK.replace("SAID", "m.content | upper")
+    encoder = Encoder(tokenizer, frozenset())
+    assert trained_texts(encoder, good(encoder, TWO_TURNS)) == ["A1<|im_end|>", "A2<|im_end|>"]
+
+
+def test_a_reply_outside_all_generation_marks_is_not_trained() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        TEXTBOOK.replace("{% generation %}", "{% if loop.last %}{% generation %}")
+        .replace("{% endgeneration %}", "{% endgeneration %}{% else %}{{ m.content }}<|im_end|>\n{% endif %}")
+        .replace("SAID", "m.content")
+    )
+    encoder = Encoder(tokenizer, frozenset())
+    assert trained_texts(encoder, good(encoder, TWO_TURNS)) == ["a2<|im_end|>"]
+
+
+@pytest.mark.parametrize(("system", "block"), [("/no_think /system_override", True), ("/system_override", False)])
+def test_smollm3_marks_its_header_too(system: str, block: bool) -> None:
+    """A published template whose generation marks hold the header and, without reasoning, an empty block."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = real_template("smollm3")
+    encoder = Encoder(tokenizer, frozenset())
+    encoded = good(encoder, [{"role": "system", "content": system}, *TWO_TURNS])
+    assert ("<think>" in encoder.tokenizer.decode(encoded.row.token_ids.tolist())) is block
+    assert trained_texts(encoder, encoded) == ["a1<|im_end|>", "a2<|im_end|>"]
+
+
+def test_the_system_prompt_takes_the_place_of_the_rows_own() -> None:
+    encoder = Encoder(tokenizer_for("qwen"), frozenset(), "qwen", system_prompt="Be kind.")
+    for messages in (TWO_TURNS, [{"role": "system", "content": "Be rude."}, *TWO_TURNS]):
+        encoded = good(encoder, messages, ("stop", "length"))
+        text = encoder.tokenizer.decode(encoded.row.token_ids.tolist())
+        assert text.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nu1")
+        assert trained_texts(encoder, encoded) == ["a1<|im_end|>", "a2"]
+
+
+def test_a_cut_reply_whose_reasoning_the_template_drops() -> None:
+    """DeepSeek R1 opens the block of reasoning in the prompt; what the limit cut stands behind it."""
+    encoder = encoder_for("deepseek-r1")
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>\nhm, hm"}]
+    encoded = good(encoder, messages, ("length",))
+    text = encoder.tokenizer.decode(encoded.row.token_ids.tolist())
+    assert text.endswith("<｜Assistant｜><think>\nhm, hm<｜end▁of▁sentence｜>")
+    assert trained_texts(encoder, encoded) == ["hm, hm"]
+
+
+def test_r1_rows_are_what_a_server_shows() -> None:
+    encoder = encoder_for("deepseek-r1")
+    said = "<think>\nhm\n</think>\n\nanswer"
+    messages = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": said},
+        {"role": "user", "content": "two"},
+        {"role": "assistant", "content": said},
+    ]
+    end = "<｜end▁of▁sentence｜>"
+    assert trained_texts(encoder, good(encoder, messages)) == ["\n\nanswer" + end, "hm\n</think>\n\nanswer" + end]
+
+
 def test_only_the_last_turn_on_demand() -> None:
     encoder = Encoder(tokenizer_for("chatml"), frozenset(), "chatml", 4096, last_turn_only=True)
-    messages = [{"role": role, "content": role[0] + str(i)} for i in (1, 2) for role in ("user", "assistant")]
-    assert trained_texts(encoder, good(encoder, messages)) == ["a2<|im_end|>"]
+    assert trained_texts(encoder, good(encoder, TWO_TURNS)) == ["a2<|im_end|>"]
 
 
 def test_turns_name_the_messages() -> None:
@@ -163,15 +167,6 @@ def test_turns_name_the_messages() -> None:
     assert [role for _, role in encoded.row.turns] == ["system", "user", "assistant"]
     ids = encoded.row.token_ids.tolist()
     assert all(encoder.tokenizer.decode(ids[at : at + 1]) == "<|im_start|>" for at, _ in encoded.row.turns)
-
-
-def test_preformatted_text() -> None:
-    encoder = encoder_for("chatml")
-    text = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\none<|im_end|>\n<|im_start|>assistant\ntwo"
-    encoded = encoder.encode_text([("row", text)])[0]
-    assert isinstance(encoded, Encoded)
-    assert trained_texts(encoder, encoded) == ["one<|im_end|>", "two"]
-    assert encoder.tokenizer.decode(encoded.row.token_ids.tolist()) == text
 
 
 CALLS = [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}]
@@ -224,8 +219,7 @@ def test_an_end_token_that_swallows_white_space_keeps_the_mask_exact() -> None:
     markers = [AddedToken(name, rstrip=True, special=True) for name in ("<|end|>", "<|assistant|>", "<|user|>")]
     tokenizer.add_special_tokens({"additional_special_tokens": markers})
     encoder = Encoder(tokenizer, frozenset(), "phi3")
-    messages = [{"role": role, "content": role[0] + str(i)} for i in (1, 2) for role in ("user", "assistant")]
-    assert trained_texts(encoder, good(encoder, messages)) == ["a1<|end|>", "a2<|end|>"]
+    assert trained_texts(encoder, good(encoder, TWO_TURNS)) == ["a1<|end|>", "a2<|end|>"]
 
 
 def test_a_tokenizer_that_marks_word_starts() -> None:
@@ -254,11 +248,3 @@ def test_a_template_must_fit_the_tokenizer() -> None:
     bare.chat_template = None
     with pytest.raises(ModelError, match="no chat template"):
         Encoder(bare, frozenset(), "auto")
-
-
-@PROPERTY
-@given(st.text(max_size=60))
-def test_preformatted_masks_never_leave_the_text(text: str) -> None:
-    encoded = encoder_for("chatml").encode_text([("row", text)])[0]
-    assert isinstance(encoded, Encoded)
-    assert len(encoded.row.loss_mask) == len(encoded.row.token_ids)

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eagle3cli.data.conversations import Conversation
+from eagle3cli.data.system_prompt import system_prompt_text
 from eagle3cli.errors import DataError, UsageError
-from eagle3cli.serving.script import system_prompt_text, without_reasoning, write_script
+from eagle3cli.serving.script import without_reasoning, write_script
 
 
 def say(role: str, content: str, **extra: Any) -> dict[str, Any]:

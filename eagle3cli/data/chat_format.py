@@ -1,0 +1,99 @@
+"""What a chat template writes around replies, learnt from two tiny renderings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eagle3cli.data.chat import Chat
+from eagle3cli.errors import ModelError
+
+EMPTY_BLOCK = re.compile(r"\s*(?:<(\w+)>\s*</\1>|</\w+>|\[THINK\]\s*\[/THINK\])\s*")
+"""A block of reasoning with nothing in it, or the end of one that the header opened: the template's own, which a
+server writes for the target when it is not to reason."""
+OPEN_BLOCK = re.compile(r"(<(\w+)>|\[THINK\])(\s*)\Z")
+"""The start of a block of reasoning at the end of a prompt: the target writes on from there."""
+
+_MARK = "\ue000{}\ue001"
+_ALWAYS_END = ("<|call|>", "<|eom_id|>", "<|eom|>")
+"""Tokens that end a turn with a tool call, and nothing else, in every format that has them."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """The text around replies. ``ends`` are the texts of the tokens that end a turn, longest first."""
+
+    header: str
+    """Right before a reply in a server's prompt, e.g. ``<|im_start|>assistant\\n``."""
+    past_header: str
+    """The same before a reply that others follow; some templates open a block of reasoning only in the prompt."""
+    block: str
+    """An empty block of reasoning that the template writes before a last reply that has none."""
+    closing: str
+    """What ends a conversation's last reply: an end token, or "" where the template writes none."""
+    user_header: str
+    """Right before a user's text, e.g. ``<|im_start|>user\\n``."""
+    ends: tuple[str, ...]
+    stops: tuple[str, ...]
+    """Those of ``ends`` at which the target stops. At another (harmony's ``<|end|>``) it may go on by itself."""
+
+    def end_at(self, text: str, position: int) -> int:
+        """Where the end token behind ``position`` (white space apart) ends; ``position`` itself if there is none."""
+        after = position
+        while after < len(text) and text[after].isspace():
+            after += 1
+        end = next((end for end in self.ends if text.startswith(end, after)), None)
+        return after + len(end) if end else position
+
+    def first_end(self, text: str, position: int) -> int | None:
+        """Where the first end token from ``position`` on begins."""
+        found = [at for end in self.ends if (at := text.find(end, position)) >= 0]
+        return min(found, default=None)
+
+
+def learn_format(chat: Chat, stops: Sequence[str]) -> Format:
+    """The template's format; ``stops`` are the texts of the tokens at which the target stops.
+
+    Raises ModelError where the template refuses a plain turn.
+    """
+    special = sorted((t.content for t in chat.tokenizer.added_tokens_decoder.values() if t.special), key=len)[::-1]
+    marks = [_MARK.format(i) for i in range(4)]
+    turns: list[Mapping[str, Any]] = [
+        {"role": ("user", "assistant")[i % 2], "content": mark} for i, mark in enumerate(marks)
+    ]
+    unanswered, opened = chat.render(turns[:1], False), chat.render(turns[:1], True)
+    before = opened.rpartition(marks[0])[2]
+    pieces = re.split("|".join(marks), chat.render(turns, False))
+    if len(pieces) != len(marks) + 1:
+        raise ModelError("the chat template does not write a plain conversation", where="data.chat_template")
+    _, first, again, last, tail = pieces
+    closings = [_leading(special, tail), _leading(special, again)]
+    ends = {*stops, *closings, *(token for token in _ALWAYS_END if token in special)} - {""}
+    header = opened[len(unanswered) :] if opened.startswith(unanswered) else ""
+    header = header if header.strip() else _without_leading(ends, before)
+    closed = before[: len(before) - len(header)] if before.endswith(header) else ""
+    past_header = first.removeprefix(closed)
+    block = last.removeprefix(closed + header)
+    return Format(
+        header=header,
+        past_header=header if past_header.startswith(header) else past_header,
+        block=block if block != last and EMPTY_BLOCK.fullmatch(block) else "",
+        closing=closings[0],
+        user_header=_without_leading(ends, again),
+        ends=tuple(sorted(ends, key=lambda end: (-len(end), end))),
+        stops=tuple(stop for stop in stops if stop),
+    )
+
+
+def _leading(tokens: Sequence[str], text: str) -> str:
+    """The special token with which ``text`` begins, white space apart."""
+    start = text.lstrip()
+    return next((token for token in tokens if start.startswith(token)), "")
+
+
+def _without_leading(ends: set[str], text: str) -> str:
+    start = text.lstrip()
+    end = next((end for end in sorted(ends, key=len)[::-1] if start.startswith(end)), None)
+    return start[len(end) :].lstrip() if end else text
