@@ -89,6 +89,23 @@ def test_near_duplicates_are_found_and_named_and_nothing_else_is(tmp_path: Path,
     assert mark(tmp_path, talks)[1] == []
 
 
+def numbered(*changed: range) -> tuple[dict[str, Any], ...]:
+    """A hundred words, of which those in ``changed`` are others."""
+    return said(" ".join(f"{'x' if any(i in part for part in changed) else 'w'}{i}" for i in range(100)))
+
+
+def test_what_meets_in_a_band_but_is_not_near_stays(tmp_path: Path) -> None:
+    assert jaccard(shingles(numbered()), shingles(numbered(range(20)))) == pytest.approx(78 / 118)
+    assert mark(tmp_path, [numbered(), numbered(range(20))], 0.67)[1] == []
+    assert mark(tmp_path, [numbered(), numbered(range(20))], 0.66)[1] == [(1, 0)]
+
+
+def test_a_row_near_only_to_one_that_is_left_out_stays(tmp_path: Path) -> None:
+    chain = [numbered(), numbered(range(88, 100)), numbered(range(88, 100), range(12))]
+    assert mark(tmp_path, chain, 0.7)[1] == [(1, 0)]
+    assert mark(tmp_path, chain[1:], 0.7)[1] == [(1, 0)]
+
+
 def test_an_exact_duplicate_is_not_told_twice(tmp_path: Path) -> None:
     text = " ".join(f"word{i}" for i in range(50))
     fates, pairs = mark(tmp_path, [said(text), said(text), said(text + "!"), said(text.upper())], 0.9)
