@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -68,12 +68,8 @@ def resolve(
     origins = [_resolve(name, weight, data_path, split, subset) for name, weight in parted]
     names = [origin.name for origin in origins]
     if len(set(names)) < len(names):  # ids made of the names must differ
-        origins = [_named(origin, f"{origin.name}-{i}") for i, origin in enumerate(origins, 1)]
+        origins = [replace(origin, name=f"{origin.name}-{i}") for i, origin in enumerate(origins, 1)]
     return origins
-
-
-def _named(origin: Origin, name: str) -> Origin:
-    return Origin(**{**vars(origin), "name": name})
 
 
 def _resolve(name: str, weight: float | None, data_path: Path | None, split: str | None, subset: str | None) -> Origin:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -61,20 +61,15 @@ def prepare(options: Prepare, report: Reporter, author: Author | None = None) ->
 
     Raises UsageError for options or an existing result, DataError where nothing usable is found.
     """
-    given = options.model_fields_set
-    split = options.split if "split" in given else None
+    split = options.split if "split" in options.model_fields_set else None
     origins = resolve(options.source, data_path=options.data_path, split=split, subset=options.subset)
     folder = options.output_path or Path("cache/dataset") / "+".join(origin.name for origin in origins)[:80]
     if folder.suffix in (".jsonl", ".json"):
         fix = f"pass {folder.with_suffix('')}"
         raise UsageError("names a file, but the result is a folder", where=f"--output-path {folder}", fix=fix)
-    origins = [_without(origin, folder) for origin in origins]
-    for origin in origins:
-        if origin.remark:
-            report.info(origin.remark)
-        if origin.endless and (author is None or (len(origins) > 1 and not (origin.weight and options.sample_size))):
-            fix = "e.g. eagle3 prepare self:0.5 ultrachat:0.5 --sample-size 10000"
-            raise UsageError("self beside other sources needs weights and a size", where="prepare.source", fix=fix)
+    origins = [_checked(origin, len(origins) > 1, folder, options) for origin in origins]
+    for remark in filter(None, (origin.remark for origin in origins)):
+        report.info(remark)
     inputs = [path for origin in origins for path in origin.files]
     chosen = _options_that_count(options, origins, author)
     own_data = any(origin.preset is None for origin in origins)
@@ -91,13 +86,16 @@ def prepare(options: Prepare, report: Reporter, author: Author | None = None) ->
     return Prepared(folder, summary, already=False, own_data=own_data)
 
 
-def _without(origin: Origin, folder: Path) -> Origin:
-    """The origin without the files of an earlier result, where that lies below it."""
+def _checked(origin: Origin, several: bool, folder: Path, options: Prepare) -> Origin:
+    """The origin without the files of an earlier result, where that lies below it; raises UsageError without any."""
+    if origin.endless and several and not (origin.weight and options.sample_size):
+        fix = "e.g. eagle3 prepare self:0.5 ultrachat:0.5 --sample-size 10000"
+        raise UsageError(f"{origin.name} beside others needs weights and a size", where="prepare.source", fix=fix)
     files = tuple(path for path in origin.files if folder.resolve() not in path.resolve().parents)
     if origin.files and not files:
         fix = "choose another --output-path"
         raise UsageError("the result would replace what it is made of", where=str(folder), fix=fix)
-    return Origin(**{**vars(origin), "files": files})
+    return replace(origin, files=files)
 
 
 def _options_that_count(options: Prepare, origins: list[Origin], author: Author | None) -> dict[str, Any]:
@@ -122,17 +120,16 @@ def _write(
         fates, twins = intake.resolve()
         _choose(intake, fates, work, report)
         stop.check("nothing was written")
-        ledger = intake.ledger
-        if not count(fates, KEPT):
-            errors.flush()
-            where = ", ".join(str(origin.path or origin.name) for origin in origins)
-            fix = "check the layout; columns are named with --map role=column"
-            raise DataError(f"no usable rows ({ledger.read} read; {_top(ledger)})", where=where, fix=fix)
-        sizes = {"train_rows": count(fates, KEPT), "eval_rows": count(fates, HELD_OUT)}
+        ledger, sizes = intake.ledger, {"train_rows": count(fates, KEPT), "eval_rows": count(fates, HELD_OUT)}
         ledger.written = sum(sizes.values())
         ledger.left_out += Counter({NOT_SAMPLED: count(fates, LEFT_OUT), EQUAL_PROMPT: count(fates, APART)})
-        _copy(intake, fates, twins, folder)
+        if ledger.written:
+            _copy(intake, fates, twins, folder)
         sources = {source.origin.name: source.written(fates) for source in intake.sources}
+    if not ledger.written:
+        where = ", ".join(str(origin.path or origin.name) for origin in origins)
+        fix = f"each row's reason is in {folder / ERRORS}; columns are named with --map role=column"
+        raise DataError(f"no usable rows ({ledger.read} read; {_top(ledger)})", where=where, fix=fix)
     return {**ledger.summary(), **sizes, **({"sources": sources} if len(sources) > 1 else {})}
 
 

@@ -141,8 +141,10 @@ def test_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         go("ultrachat", tmp_path, data_path=tmp_path / "none.jsonl")
     empty = write(tmp_path / "text.jsonl", [{"text": "x"}])
-    with pytest.raises(DataError, match="no usable rows"):
+    with pytest.raises(DataError, match="no usable rows") as unusable:
         go(empty, tmp_path)
+    assert "errors.jsonl" in (unusable.value.fix or "")
+    assert len(rows_of(tmp_path / "out" / "errors.jsonl")) == 1
     with pytest.raises(UsageError, match="names a file"):
         prepare(Prepare(source=(str(empty),), output_path=tmp_path / "x.jsonl"), Silent())
 
