@@ -129,13 +129,9 @@ def test_no_id_or_prompt_is_on_both_sides(tmp_path: Path, pairs: list[tuple[int,
     rows = rows_with(tmp_path, pairs)
     try:
         split(rows, fates, Merge(eval_size=3, seed=seed), tmp_path)
-    except UsageError:
-        assert (
-            len(pairs) < 4
-            or len(set(pairs)) < len(pairs)
-            or len({prompt for _, prompt in pairs}) < len(pairs)
-            or (len({name for name, _ in pairs}) < len(pairs))
-        )
+    except UsageError:  # four rows that share nothing with any other always allow it
+        alone = [pair for pair in pairs if all(sum(pair[i] == other[i] for other in pairs) == 1 for i in (0, 1))]
+        assert len(alone) < 4
         return
     finally:
         rows.close()

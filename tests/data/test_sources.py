@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,27 @@ def test_a_hub_data_set_out_of_reach_is_an_error_with_a_fix() -> None:
 def test_no_bytes_raise(raw: bytes) -> None:
     line = sources.parse_line(1, raw)
     assert (line.value is None) == (line.problem is not None)
+
+
+PIECES = st.sampled_from(
+    [b'{"id": 1, "prompt": "q"}', b"[", b"]", b",", b"\n", b"{", b"}", b'"', b"\\", b"\xff", b"\0", b"\xef\xbb\xbf"]
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(PIECES | st.binary(max_size=5), max_size=12),
+    st.sampled_from(["a.json", "a.jsonl", "a.parquet"]),
+    st.sampled_from([b"", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1", b"\xff\xfe"]),
+    st.booleans(),
+)
+def test_no_file_raises_anything_but_a_reason(
+    tmp_path: Path, pieces: list[bytes], name: str, head: bytes, packed: bool
+) -> None:
+    data = head + b"".join(pieces)
+    (tmp_path / name).write_bytes(gzip.compress(data)[: -1 if len(pieces) % 2 else None] if packed else data)
+    lines: list[Line] = []
+    with suppress(DataError):
+        lines += read_file(tmp_path / name)
+    assert all((line.value is None) == bool(line.problem) for line in lines)
+    assert [line.number for line in lines] == sorted(line.number for line in lines)
