@@ -155,11 +155,15 @@ def spread(words: Sequence[str], command: Command | None) -> list[str]:
     """Repeat a flag before each of several values: ``--aux-layers 1 2 3`` becomes three times ``--aux-layers N``.
 
     The values end where the next word is a flag, or does not look like the first value (``a=b``, a number), so that
-    ``--set a.b=1 c.d=2 quickstart`` leaves ``quickstart`` where it is.
+    ``--set a.b=1 c.d=2 quickstart`` leaves ``quickstart`` where it is. A flag that may stand without a value gets its
+    usual one where no word follows.
     """
     several = {"--set": str}
+    bare: dict[str, str] = {}
     if command is not None:
-        several |= {flag: field.type for field in fields_of(command)[0] if field.many for flag in field.flags}
+        known = fields_of(command)[0]
+        several |= {flag: field.type for field in known if field.many for flag in field.flags}
+        bare = {flag: field.bare for field in known if field.bare is not None for flag in field.flags}
     done: list[str] = []
     flag: str | None = None
     first: str | None = None
@@ -175,6 +179,8 @@ def spread(words: Sequence[str], command: Command | None) -> list[str]:
         else:
             flag = None
         done.append(word)
+        if word in bare and (position + 1 == len(words) or words[position + 1].startswith("-")):
+            done.append(bare[word])
     return done
 
 

@@ -69,7 +69,8 @@ COMMAND = Command(
             f"data.{name}"
             for name in ("train_path", "eval_path", "cache_dir", "chat_template", "max_length", "num_proc")
         ),
-        *("data.is_preformatted", "data.last_turn_only", "cache.*"),
+        *("data.is_preformatted", "data.assistant_header", "data.end_of_turn_token", "data.user_header"),
+        *("data.system_prompt", "data.last_turn_only", "cache.*"),
     ),
     run=run,
 )

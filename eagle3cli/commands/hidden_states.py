@@ -71,6 +71,7 @@ COMMAND = Command(
     examples=("eagle3 hidden-states --model-path TARGET --data-path cache/dataset/train.jsonl",),
     fields=("target.*", "draft.config", "draft.vocab_size", "draft.aux_layers", "hidden_states.*")
     + tuple(f"data.{name}" for name in ("train_path", "eval_path", "cache_dir", "chat_template", "max_length"))
-    + ("data.is_preformatted", "data.num_proc", "data.last_turn_only"),
+    + ("data.is_preformatted", "data.assistant_header", "data.end_of_turn_token", "data.user_header")
+    + ("data.system_prompt", "data.num_proc", "data.last_turn_only"),
     run=run,
 )

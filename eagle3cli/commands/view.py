@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from eagle3cli.settings.tables import Settings
 
 
-def run(settings: Settings, out: Out) -> None:
+def run(settings: Settings, out: Out) -> int | None:
     """Show rows in the terminal, and as an HTML page where one was asked for."""
+    if settings.view.check_template is not None:
+        from eagle3cli.commands.check_template import check
+
+        return check(settings, settings.view.check_template, out)
     from eagle3cli.commands.local_target import with_local_target
     from eagle3cli.console.tokens import PAGE_START, Look, as_data, html, page
     from eagle3cli.data.show import show
@@ -31,13 +35,16 @@ def run(settings: Settings, out: Out) -> None:
         text += f"\n\npage: {view.html}"
     data: dict[str, object] = {"source": shown.source, "draft_vocab": shown.draft_vocab}
     out.result({**data, "html": view.html, "rows": as_data(shown)}, text)
+    return None
 
 
 FIELDS = (
     *("view.path", "view.id", "view.random", "view.seed", "view.ids", "view.whitespace", "view.html"),
+    "view.check_template",
     *("target.model_path", "target.revision", "target.trust_remote_code"),
     *("data.train_path", "data.eval_path", "data.cache_dir", "data.chat_template", "data.max_length"),
-    *("data.is_preformatted", "data.last_turn_only"),
+    *("data.is_preformatted", "data.assistant_header", "data.end_of_turn_token", "data.user_header"),
+    *("data.system_prompt", "data.last_turn_only"),
 )
 
 COMMAND = Command(
@@ -47,6 +54,7 @@ COMMAND = Command(
         "eagle3 view 1 2 --path cache/dataset/train.jsonl --target-model-path TARGET",
         "eagle3 view --random 3 --seed 1 --html rows.html",
         "eagle3 view 7 --path cache/hidden_states/train --ids --whitespace",
+        "eagle3 view --check-template qwen --target-model-path TARGET",
     ),
     fields=FIELDS,
     arguments=("view.rows",),

@@ -25,7 +25,9 @@ from eagle3cli.data.cache_build import COUNTS, SUMMARY, build, damage
 from eagle3cli.data.counts import Counts, fit, rank
 from eagle3cli.data.ledger import ERRORS
 from eagle3cli.data.manifest import Stat, describe, remove_leftovers
+from eagle3cli.data.preformatted import TextMarks
 from eagle3cli.data.rows import TokenRows
+from eagle3cli.data.system_prompt import system_prompt_text
 from eagle3cli.data.templates import template_text
 from eagle3cli.data.tokenise import Recipe
 from eagle3cli.data.tokenizer import load_tokenizer
@@ -37,7 +39,7 @@ from eagle3cli.settings.tables import Settings
 if TYPE_CHECKING:
     from eagle3cli.data.vocab import VocabMapping
 
-FORMAT = 3
+FORMAT = 4
 """Raised when the same inputs would give other rows."""
 DIGESTS = "inputs.json"
 TOKENIZER_PARTS = (
@@ -118,6 +120,8 @@ def data_paths(settings: Settings) -> dict[str, Path]:
 def recipe_of(settings: Settings) -> Recipe:
     """What decides the rows' tokens and masks."""
     target, data = settings.target, settings.data
+    header = data.assistant_header
+    marks = TextMarks(header, data.end_of_turn_token, data.user_header) if header is not None else None
     return Recipe(
         model_path=target.model_path,
         revision=target.revision,
@@ -126,6 +130,8 @@ def recipe_of(settings: Settings) -> Recipe:
         max_length=data.max_length,
         last_turn_only=data.last_turn_only,
         is_preformatted=data.is_preformatted,
+        system_prompt=system_prompt_text(data.system_prompt),
+        text_marks=marks,
     )
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from eagle3cli.data.conversations import Conversation, to_conversation
 from eagle3cli.data.encode import Encoded, Encoder, make_encoder
+from eagle3cli.data.preformatted import TextMarks
 from eagle3cli.data.rows import TokenRow, to_batch
 from eagle3cli.data.sources import Line, format_of, parse_line, read_file, read_raw_lines
 from eagle3cli.data.tokenizer import load_tokenizer
@@ -33,6 +34,8 @@ class Recipe:
     max_length: int
     last_turn_only: bool
     is_preformatted: bool
+    system_prompt: str | None = None
+    text_marks: TextMarks | None = None
 
     def encoder(self) -> Encoder:
         """The encoder; loads the tokenizer."""
@@ -46,6 +49,8 @@ class Recipe:
             chat_template=self.chat_template,
             max_length=self.max_length,
             last_turn_only=self.last_turn_only,
+            system_prompt=self.system_prompt,
+            text_marks=self.text_marks,
         )
 
 

@@ -48,6 +48,13 @@ class SettingsField:
             return tuple(str(flag) for flag in named)
         return ("--" + self.name.replace("_", "-"),)
 
+    @property
+    def bare(self) -> str | None:
+        """The value of its flag where none follows; None where one must."""
+        extra = self.info.json_schema_extra
+        value = extra.get("bare") if isinstance(extra, dict) else None
+        return value if isinstance(value, str) else None
+
     @cached_property
     def _union(self) -> tuple[Any, ...]:
         annotation = self.info.annotation

@@ -17,10 +17,14 @@ class Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-def option(default: Any, help: str, *flags: str, **bounds: Any) -> Any:
-    """A field with its help text and, where they differ from the field's name, its flags."""
-    extra: dict[str, Any] | None = {"flags": list(flags)} if flags else None
-    return Field(default, description=help, json_schema_extra=extra, **bounds)
+def option(default: Any, help: str, *flags: str, bare: str | None = None, **bounds: Any) -> Any:
+    """A field with its help text and, where they differ from the field's name, its flags.
+
+    ``bare`` is the value of a flag that stands without one.
+    """
+    extra: dict[str, Any] = {"flags": list(flags)} if flags else {}
+    extra |= {"bare": bare} if bare is not None else {}
+    return Field(default, description=help, json_schema_extra=extra or None, **bounds)
 
 
 ComputeType = Literal["auto", "float32", "bfloat16", "fastest"]
@@ -57,8 +61,12 @@ class Draft(Table):
     init: Literal["target", "random"] = option(
         "target", "Initial weights: solved from the target's own states, or random.", "--draft-init"
     )
-    fc_norm: bool = option(False, "EAGLE-3.1: norm each auxiliary layer before fc (not in the legacy layout).")
-    norm_output: bool = option(False, "EAGLE-3.1: the next depth gets the normed state (not in the legacy layout).")
+    fc_norm: bool | None = option(
+        None, "EAGLE-3.1: norm each auxiliary layer before fc; default: as the draft config says, auto: no."
+    )
+    norm_output: bool | None = option(
+        None, "EAGLE-3.1: the next depth gets the normed state; default: as the draft config says, auto: yes."
+    )
     path: str | None = option(
         None, "A trained draft (folder in SGLang's layout).", "--draft-model-path", "--speculative-draft-model-path"
     )
@@ -78,9 +86,30 @@ class Data(Table):
     )
     chat_template: str = option("auto", "auto (the tokenizer's own), a named template, or a .jinja file.")
     max_length: int = option(2048, "Tokens per row; longer rows are cut and counted.", ge=8)
+    system_prompt: str | None = option(None, "System prompt (text, or @FILE) that replaces each row's own.")
     is_preformatted: bool = option(False, "Rows are {id, text}, already in the chat template's format.")
+    assistant_header: str | None = option(
+        None,
+        "Pre-formatted rows: what stands before a reply, if not the template's header; \\n is a line break.",
+    )
+    end_of_turn_token: str | None = option(None, "Pre-formatted rows: what ends a reply; needs --assistant-header.")
+    user_header: str | None = option(
+        None, "Pre-formatted rows: what stands before a user's text; a reply without its end stops there."
+    )
     num_proc: int = option(0, "Processes for tokenising; 0: one per core.", "--build-dataset-num-proc", ge=0)
     last_turn_only: bool = option(False, "Train only the last assistant turn of a row.", "--train-only-last-turn")
+
+    @model_validator(mode="after")
+    def _marks_are_for_text(self) -> Data:
+        marks = ("assistant_header", "end_of_turn_token", "user_header")
+        given = [name for name in marks if getattr(self, name) is not None]
+        if given and not self.is_preformatted:
+            raise ValueError(f"data.{given[0]} is for pre-formatted rows; set data.is_preformatted too")
+        if given and not self.assistant_header:
+            raise ValueError(f"data.{given[0]} needs data.assistant_header, which tells where a reply begins")
+        if self.system_prompt is not None and self.is_preformatted:
+            raise ValueError("data.system_prompt cannot change pre-formatted rows; leave one of the two out")
+        return self
 
 
 class Prepare(Table):
@@ -188,6 +217,12 @@ class View(Table):
     ids: bool = option(False, "Show token ids.")
     whitespace: bool = option(False, "Show blanks, tabs, line ends and invisible characters.")
     html: Path | None = option(None, "Also write an HTML page.")
+    check_template: str | None = option(
+        None,
+        "Compare this named template or .jinja file with the tokenizer's own; without a name: the one of "
+        "--chat-template, else all that fit.",
+        bare="auto",
+    )
 
 
 class HiddenStates(Table):

@@ -1,0 +1,56 @@
+"""eagle3 view --check-template: whether a named template is the tokenizer's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eagle3cli.errors import FAILED, ModelError
+
+if TYPE_CHECKING:
+    from eagle3cli.console.out import Out
+    from eagle3cli.data.template_check import Answer
+    from eagle3cli.settings.tables import Settings
+
+
+def check(settings: Settings, name: str, out: Out) -> int | None:
+    """Compare ``name`` (auto: the template of the settings, else all that fit) with the tokenizer's own.
+
+    Returns exit code 1 where none renders every probing conversation as the tokenizer's own does.
+    """
+    from eagle3cli.commands.local_target import with_local_target
+    from eagle3cli.data.template_check import check_template, fitting_templates
+    from eagle3cli.data.tokenizer import load_tokenizer
+
+    target = with_local_target(settings, out).target
+    tokenizer = load_tokenizer(target.model_path, revision=target.revision, trust_remote_code=target.trust_remote_code)
+    name = settings.data.chat_template if name == "auto" else name
+    if name != "auto":
+        checked = [(name, check_template(tokenizer, name))]
+    else:
+        checked = fitting_templates(tokenizer)
+        if not checked:
+            raise ModelError("the tokenizer knows the tokens of no named template", where=target.model_path)
+    equal = [name for name, answers in checked if all(answer.equal for answer in answers)]
+    told = {name: [_as_data(answer) for answer in answers] for name, answers in checked}
+    lines = [line for name, answers in checked for line in _lines(name, answers, details=len(checked) == 1)]
+    if len(checked) > 1:
+        lines.append(f"equal: {', '.join(equal)}" if equal else "none is equal; name one to see where it differs")
+    out.result({"tokenizer": target.model_path, "equal": equal, "templates": told}, "\n".join(lines))
+    return None if equal else FAILED
+
+
+def _as_data(answer: Answer) -> dict[str, object]:
+    found = answer.difference
+    where = {"at": found.at, "own": found.own, "named": found.named} if found else None
+    return {"probe": answer.probe, "equal": answer.equal, "detail": answer.detail, "difference": where}
+
+
+def _lines(name: str, answers: list[Answer], *, details: bool) -> list[str]:
+    same = sum(answer.equal for answer in answers)
+    lines = [f"{name}: {same} of {len(answers)} conversations render as the tokenizer's own template renders them"]
+    for answer in answers if details else ():
+        lines.append(f"  {'equal' if answer.equal else 'DIFFERS':<8} {answer.probe}: {answer.detail}")
+        if answer.difference is not None:
+            lines.append(f"           tokenizer's own: {answer.difference.own!r}")
+            lines.append(f"           {name}: {answer.difference.named!r}")
+    return lines

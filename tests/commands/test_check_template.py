@@ -1,0 +1,57 @@
+"""eagle3 view --check-template as typed, with a tokenizer's folder as the target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RunCli
+from tests.data.templates import tokenizer_for
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    tokenizer_for("qwen3").save_pretrained(tmp_path / "target")
+    return tmp_path / "target"
+
+
+def test_an_equal_template(run_cli: RunCli, target: Path) -> None:
+    ran = run_cli("view", "--check-template", "qwen3", "--target-model-path", target)
+    assert ran.code == 0, ran.err
+    assert "qwen3: 12 of 12 conversations" in ran.out
+    assert "equal    tool call" in ran.out
+
+
+def test_a_template_that_differs(run_cli: RunCli, target: Path) -> None:
+    ran = run_cli("view", "--check-template=qwen", "--target-model-path", target)
+    assert ran.code == 1
+    assert "DIFFERS  plain: differs at character 12" in ran.out
+    assert "You are Qwen" in ran.out
+
+
+def test_without_a_name_all_that_fit_are_tried(run_cli: RunCli, target: Path) -> None:
+    ran = run_cli("view", "--check-template", "--target-model-path", target, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["equal"] == ["qwen3"]
+    assert "chatml" in ran.json["templates"]
+    assert "gemma" not in ran.json["templates"]
+
+
+def test_without_a_name_the_chosen_template_is_tried(run_cli: RunCli, target: Path) -> None:
+    ran = run_cli("view", "--target-model-path", target, "--chat-template", "chatml", "--check-template")
+    assert ran.code == 1
+    assert ran.out.startswith("chatml: ")
+
+
+def test_a_jinja_file(run_cli: RunCli, target: Path) -> None:
+    (target / "copy.jinja").write_text(tokenizer_for("qwen3").chat_template, encoding="utf-8")
+    ran = run_cli("view", "--check-template", target / "copy.jinja", "--target-model-path", target)
+    assert ran.code == 0, ran.err
+
+
+@pytest.mark.parametrize(("name", "code", "said"), [("qwen9", 2, "did you mean"), ("llama3", 1, "does not know")])
+def test_what_cannot_be_compared(run_cli: RunCli, target: Path, name: str, code: int, said: str) -> None:
+    ran = run_cli("view", "--check-template", name, "--target-model-path", target)
+    assert ran.code == code
+    assert said in ran.err
