@@ -222,7 +222,9 @@ def _aux_problems(raw: Mapping[str, Any], layout: Layout) -> list[str]:
         problems.append(f"config: {len(ids)} auxiliary layers; servers that need the legacy layout read exactly three")
     if layout == "legacy":
         problems += [
-            f"config: {flag} is of EAGLE-3.1, unknown to older servers" for flag in EAGLE31_FLAGS if raw.get(flag)
+            f"config: {flag} is of EAGLE-3.1, unknown to older servers (train with --no-{flag.replace('_', '-')})"
+            for flag in EAGLE31_FLAGS
+            if raw.get(flag)
         ]
     if eagle.get("use_aux_hidden_state") is not True:
         problems.append("config: eagle_config.use_aux_hidden_state must be true")

@@ -229,8 +229,8 @@ def _draft_config(settings: Settings, raw: dict[str, Any]) -> DraftConfig:
     config = read_draft_config(draft.config, raw, draft_vocab_size=draft.vocab_size, aux_layers=draft.aux_layers)
     return replace(
         config,
-        fc_norm=draft.fc_norm or config.fc_norm,
-        norm_output=draft.norm_output or config.norm_output,
+        fc_norm=config.fc_norm if draft.fc_norm is None else draft.fc_norm,
+        norm_output=config.norm_output if draft.norm_output is None else draft.norm_output,
     )
 
 

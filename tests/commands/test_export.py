@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,12 @@ def test_without_best_the_newest_checkpoint(run_cli: RunCli, run_folder: Path) -
 
 
 def test_legacy_layout(run_cli: RunCli, run_folder: Path, tmp_path: Path) -> None:
-    assert run_cli("export", "--layout", "legacy", "--output-path", "old").code == 0
+    newer = run_cli("export", "--layout", "legacy", "--output-path", "old")
+    assert (newer.code, "train with --no-norm-output" in newer.err) == (1, True), newer.err
+    config, state = load_draft(run_folder / "best")
+    save_draft(run_folder / "plain", state, replace(config, norm_output=False), dtype=torch.float32)
+    plain = ("--draft-model-path", run_folder / "plain", "--output-path", "old")
+    assert run_cli("export", "--layout", "legacy", *plain).code == 0
     raw = json.loads((tmp_path / "old" / "config.json").read_text())
     assert "rope_parameters" not in raw
     check_folder(tmp_path / "old", layout="legacy")
