@@ -69,8 +69,9 @@ def learn_format(chat: Chat, stops: Sequence[str]) -> Format:
     if len(pieces) != len(marks) + 1:
         raise ModelError("the chat template does not write a plain conversation", where="data.chat_template")
     _, first, again, last, tail = pieces
-    closings = [_leading(special, tail), _leading(special, again)]
-    ends = {*stops, *closings, *(token for token in _ALWAYS_END if token in special)} - {""}
+    past_closing = _closing(special, stops, again)
+    closing = past_closing if tail.lstrip().startswith(past_closing) else _leading(special, tail)
+    ends = {*stops, closing, past_closing, *(token for token in _ALWAYS_END if token in special)} - {""}
     header = opened[len(unanswered) :] if opened.startswith(unanswered) else ""
     header = header if header.strip() else _without_leading(ends, before)
     closed = before[: len(before) - len(header)] if before.endswith(header) else ""
@@ -80,11 +81,19 @@ def learn_format(chat: Chat, stops: Sequence[str]) -> Format:
         header=header,
         past_header=header if past_header.startswith(header) else past_header,
         block=block if block != last and EMPTY_BLOCK.fullmatch(block) else "",
-        closing=closings[0],
+        closing=closing,
         user_header=_without_leading(ends, again),
         ends=tuple(sorted(ends, key=lambda end: (-len(end), end))),
         stops=tuple(stop for stop in stops if stop),
     )
+
+
+def _closing(special: Sequence[str], stops: Sequence[str], text: str) -> str:
+    """What ends the past reply before ``text``: a special token, and with it the one at which the target stops where
+    that follows at once (Cohere's ``<|END_RESPONSE|><|END_OF_TURN_TOKEN|>``)."""
+    end = _leading(special, text)
+    after = text.lstrip()[len(end) :]
+    return end + next((stop for stop in stops if end and stop and after.startswith(stop)), "")
 
 
 def _leading(tokens: Sequence[str], text: str) -> str:

@@ -85,9 +85,12 @@ def _as_served(talk: Talk) -> tuple[str, Found]:
     start, end = found.spans[last]
     closing = whole[end : talk.form.end_at(whole, end)]
     continues = whole.startswith(prompt)
-    said = _as_emitted(prompt, talk.messages[last], whole[start:end], continues)
+    start = max(start, len(prompt)) if continues else start
+    said = None
+    if not continues or start == len(prompt):  # else the template wrote an empty block of reasoning itself
+        said = _as_emitted(prompt, talk.messages[last], whole[start:end], continues)
     if said is None:
-        found.spans[last] = (max(start, len(prompt)) if continues else start, end)
+        found.spans[last] = (start, end)
         return whole, found
     found = _located(before, prompt)
     found.spans[last] = (len(prompt), len(prompt) + len(said))
@@ -104,25 +107,26 @@ def _as_emitted(prompt: str, message: Mapping[str, Any], shown: str, continues: 
     ``shown`` is the reply in the whole rendering, which begins with the prompt where ``continues``. A server's prompt
     may open a block of reasoning: a message without any then stays where the template shows it.
     """
-    content, reasoning = message["content"] or "", message.get("reasoning_content")
+    content, reasoning = str(message["content"] or ""), str(message.get("reasoning_content") or "")
     block = OPEN_BLOCK.search(prompt)
     if block is None:
         thought, closing, _ = content.partition("</think>")
         lost = closing and thought.rpartition("<think>")[2].strip() and closing not in shown
         skipped = prompt.rstrip().endswith("</think>") or message.get("tool_calls")
         return content if lost and not skipped else None if continues else shown
-    if continues:
-        return None
     opening, space = block[1], block[3]
     closing = f"</{block[2]}>" if block[2] else "[/THINK]"
+    if reasoning.strip() and closing not in shown:
+        return f"{reasoning.strip(NEWLINE)}\n{closing}\n\n{shown.lstrip(NEWLINE)}"
+    if content.lstrip().startswith(opening) and shown.strip().startswith(content.strip()):
+        # The prompt has written the opening already.
+        return shown.lstrip()[len(opening) :].removeprefix(space)
+    if continues or message.get("tool_calls") and closing not in shown:
+        return None
     if closing in shown:
         return shown
-    if reasoning:
-        return f"{reasoning.strip(NEWLINE)}\n{closing}\n\n{shown.lstrip(NEWLINE)}"
-    if message.get("tool_calls"):
-        return None
     if content.lstrip().startswith(opening):
-        return str(content.lstrip()[len(opening) :].removeprefix(space))
+        return content.lstrip()[len(opening) :].removeprefix(space)
     return content if closing in content else None
 
 
@@ -186,12 +190,15 @@ def _shape(talk: Talk, marks: Marks) -> _Shape:
 
 
 def _continues(talk: Talk) -> bool:
-    """Whether the rendering of a conversation of this shape begins with the server's prompt for its last reply."""
-    marks = Marks(*MARK_PAIRS[0])
+    """Whether the rendering of a conversation of this shape is the server's prompt for its last reply and what the
+    target wrote behind it."""
+    marks, last = Marks(*MARK_PAIRS[0]), len(talk.messages) - 1
     try:
-        return _shape(talk, marks).text.startswith(_shape(talk.before(len(talk.messages) - 1), marks).text)
+        shape, prompt = _shape(talk, marks), _shape(talk.before(last), marks)
     except ModelError:
         return False
+    drops = talk.messages[last].get("reasoning_content") and (last, REASONING) not in shape.pieces.names
+    return shape.text.startswith(prompt.text) and not (drops and OPEN_BLOCK.search(prompt.text))
 
 
 def _by_marks(talk: Talk, text: str) -> Found | None:

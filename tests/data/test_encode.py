@@ -156,6 +156,36 @@ def test_r1_rows_are_what_a_server_shows() -> None:
     assert trained_texts(encoder, good(encoder, messages)) == ["\n\nanswer" + end, "hm\n</think>\n\nanswer" + end]
 
 
+def test_an_end_of_two_tokens() -> None:
+    """As Cohere's models: the reply's own end, and behind it the token at which they stop."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|END_RESPONSE|>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{% if m.role == 'assistant' %}<|END_RESPONSE|>{% endif %}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    encoder = Encoder(tokenizer, frozenset({tokenizer.eos_token_id}))
+    end = "<|END_RESPONSE|><|im_end|>"
+    assert trained_texts(encoder, good(encoder, TWO_TURNS)) == ["a1" + end, "a2" + end]
+
+
+@pytest.mark.parametrize(
+    "reply", [{"content": "<think>\nhm\n</think>\n\na"}, {"content": "a", "reasoning_content": "hm"}]
+)
+def test_a_template_that_opens_reasoning_but_does_not_read_it(reply: dict[str, str]) -> None:
+    """As Nemotron Nano's: `<think>` stands before the last reply whatever that holds."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{{ '<think>\n' if loop.last and m.role == 'assistant' }}{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    encoder = Encoder(tokenizer, frozenset())
+    encoded = good(encoder, [{"role": "user", "content": "q"}, {"role": "assistant", **reply}])
+    assert trained_texts(encoder, encoded) == ["hm\n</think>\n\na<|im_end|>"]
+
+
 def test_only_the_last_turn_on_demand() -> None:
     encoder = Encoder(tokenizer_for("chatml"), frozenset(), "chatml", 4096, last_turn_only=True)
     assert trained_texts(encoder, good(encoder, TWO_TURNS)) == ["a2<|im_end|>"]
