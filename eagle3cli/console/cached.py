@@ -44,8 +44,11 @@ def _split_lines(name: str, counts: dict[str, Any]) -> list[str]:
 
 def _vocab_lines(vocab: dict[str, Any]) -> list[str]:
     """What a person should know of the draft's vocabulary."""
-    sizes = ", ".join(f"{size:,}: {share:.1%}" for size, share in vocab["coverage_by_size"].items())
-    suggested = vocab["suggested_size"]
+    shares, suggested = vocab["coverage_by_size"], vocab["suggested_size"]
+    enough = next((size for size, share in shares.items() if share == 1.0), vocab["target_size"])
+    sizes = ", ".join(
+        f"{n:,}: {share:.1%}" for n, share in shares.items() if n <= max(enough, vocab["size"], suggested)
+    )
     return [
         f"draft vocabulary: {vocab['size']:,} of {vocab['target_size']:,} tokens, {vocab['always_in']} of them special",
         f"  reply tokens of {vocab['coverage_of']} that it covers, by size: {sizes}",

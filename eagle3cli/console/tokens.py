@@ -1,7 +1,7 @@
-"""Rows of tokens for the eye: green is trained, red is not, underlined is missing from the draft's vocabulary.
+"""Rows of tokens for the eye: green is trained, red is not, underlined is unknown to the draft.
 
-Without colour the same is said with marks: ``{+trained+}`` and ``{?missing?}``. Below each row stand the two edges of
-every reply, where a mask is wrong if it is wrong.
+Without colour the same is said with marks: ``{+trained+}`` and ``{?unknown to the draft?}``. Below each row stand the
+two edges of every reply, where a mask is wrong if it is wrong.
 """
 
 from __future__ import annotations
@@ -135,19 +135,19 @@ def title(row: Row) -> str:
         return f"{name}: rejected: {visible(row.rejected)}"
     count = len(row.replies)
     told = [f"{row.tokens:,} tokens", f"{row.trained:,} trained in {count} {'reply' if count == 1 else 'replies'}"]
+    told += [f"{row.missing:,} of them unknown to the draft"] if row.missing else []
     told += ["cut at the maximum length"] if row.truncated else []
-    told += [f"{row.missing:,} trained tokens missing from the draft's vocabulary"] if row.missing else []
     return f"{name}: {', '.join(told)}" + ("" if row.trained else "; it trains nothing")
 
 
 def page(shown: Rows, look: Look) -> str:
     """All rows as text for a terminal or a plain stream."""
-    missing = shown.draft_vocab is not None
+    unknown = shown.draft_vocab is not None
     if look.colour:
         key = f"{GREEN}trained{RESET}  {RED}not trained{RESET}"
-        key += f"  {UNDERLINE}missing from the draft's vocabulary{RESET}" if missing else ""
+        key += f"  {UNDERLINE}unknown to the draft{RESET}" if unknown else ""
     else:
-        key = "{+trained+}  not trained" + ("  {?missing from the draft's vocabulary?}" if missing else "")
+        key = "{+trained+}  not trained" + ("  {?unknown to the draft?}" if unknown else "")
     parts = [shown.source, key]
     for row in shown.rows:
         parts += ["", title(row), *_body(row, look), *edges(row)]
@@ -232,7 +232,7 @@ def html(shown: Rows, look: Look) -> str:
         f"{PAGE_START}<html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
         f"<title>{escape(shown.source)}</title><style>{STYLE}</style><h1>What is trained</h1>",
         f"<p>{escape(shown.source)}</p><p><span class='t'>trained</span> <span class='n'>not trained</span> ",
-        "" if shown.draft_vocab is None else "<span class='m'>missing from the draft's vocabulary</span> ",
+        "" if shown.draft_vocab is None else "<span class='m'>unknown to the draft</span> ",
         "(rest the pointer on a token for its id)</p>",
     ]
     for row in shown.rows:

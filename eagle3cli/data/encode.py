@@ -12,11 +12,12 @@ import numpy as np
 from eagle3cli.data.chat import Chat
 from eagle3cli.data.chat_format import Format, learn_format
 from eagle3cli.data.conversations import Conversation
+from eagle3cli.data.offsets import tokenize
 from eagle3cli.data.preformatted import TextMarks, find_replies_in_text
 from eagle3cli.data.rows import Ids, Mask, TokenRow
 from eagle3cli.data.spans import Rendered, find_replies
 from eagle3cli.data.system_prompt import with_system
-from eagle3cli.data.tokenizer import eos_ids, tokenize, turn_end_ids
+from eagle3cli.data.tokenizer import eos_ids, turn_end_ids
 from eagle3cli.errors import DataError
 
 NO_SPAN = "No assistant response spans found in the conversation text."

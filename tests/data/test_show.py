@@ -133,11 +133,12 @@ def test_missing_tokens_are_underlined_and_counted() -> None:
     row = shown.rows[0]
     assert "".join(piece.text for piece in row.pieces) == "ok 😀"
     assert row.missing == row.tokens - 1
+    assert f"trained in 1 reply, {row.missing} of them unknown to the draft" in title(row)
     assert "\x1b[4m" in page(shown, Look(colour=True))
     assert "{?" in page(shown, Look())
     assert "class='t m'" in html(shown, Look())
     without = Shown("x", None, (shown_row("ok", trained=True),))
-    assert "missing" not in page(without, Look()) + page(without, Look(colour=True)) + html(without, Look())
+    assert "unknown" not in page(without, Look()) + page(without, Look(colour=True)) + html(without, Look())
 
 
 def test_tokens_without_their_blank_get_it_back() -> None:
