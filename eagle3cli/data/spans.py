@@ -197,8 +197,11 @@ def _continues(talk: Talk) -> bool:
         shape, prompt = _shape(talk, marks), _shape(talk.before(last), marks)
     except ModelError:
         return False
-    drops = talk.messages[last].get("reasoning_content") and (last, REASONING) not in shape.pieces.names
-    return shape.text.startswith(prompt.text) and not (drops and OPEN_BLOCK.search(prompt.text))
+    if not shape.text.startswith(prompt.text):
+        return False
+    block, message = OPEN_BLOCK.search(prompt.text), talk.messages[last]
+    dropped = message.get("reasoning_content") and (last, REASONING) not in shape.pieces.names
+    return block is None or not (dropped or message["content"].lstrip().startswith(block[1]))
 
 
 def _by_marks(talk: Talk, text: str) -> Found | None:
