@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eagle3cli.commands.command import Command
+from eagle3cli.commands.command import ENCODING, Command
 from eagle3cli.errors import SOME_ROWS_FAILED
 
 if TYPE_CHECKING:
@@ -65,12 +65,7 @@ COMMAND = Command(
     fields=(
         *("target.model_path", "target.revision", "target.trust_remote_code"),
         *("draft.config", "draft.vocab_size"),
-        *(
-            f"data.{name}"
-            for name in ("train_path", "eval_path", "cache_dir", "chat_template", "max_length", "num_proc")
-        ),
-        *("data.is_preformatted", "data.assistant_header", "data.end_of_turn_token", "data.user_header"),
-        *("data.system_prompt", "data.last_turn_only", "cache.*"),
+        *("data.train_path", "data.eval_path", "data.cache_dir", "data.num_proc", *ENCODING, "cache.*"),
     ),
     run=run,
 )

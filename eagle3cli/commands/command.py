@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     from eagle3cli.settings.tables import Settings
 
 
+ENCODING = (
+    *("data.chat_template", "data.chat_template_kwargs", "data.max_length", "data.system_prompt"),
+    *("data.is_preformatted", "data.assistant_header", "data.end_of_turn_token", "data.user_header"),
+    "data.last_turn_only",
+)
+"""The fields that decide the tokens and the mask of a row."""
+
+
 @dataclass(frozen=True)
 class Command:
     """One command of the program.

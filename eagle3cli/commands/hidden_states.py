@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eagle3cli.commands.command import Command
+from eagle3cli.commands.command import ENCODING, Command
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out
@@ -70,8 +70,6 @@ COMMAND = Command(
     summary="Capture the target's hidden states to disk, for training without the target.",
     examples=("eagle3 hidden-states --model-path TARGET --data-path cache/dataset/train.jsonl",),
     fields=("target.*", "draft.config", "draft.vocab_size", "draft.aux_layers", "hidden_states.*")
-    + tuple(f"data.{name}" for name in ("train_path", "eval_path", "cache_dir", "chat_template", "max_length"))
-    + ("data.is_preformatted", "data.assistant_header", "data.end_of_turn_token", "data.user_header")
-    + ("data.system_prompt", "data.num_proc", "data.last_turn_only"),
+    + ("data.train_path", "data.eval_path", "data.cache_dir", "data.num_proc", *ENCODING),
     run=run,
 )

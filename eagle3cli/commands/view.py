@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eagle3cli.commands.command import Command
+from eagle3cli.commands.command import ENCODING, Command
 from eagle3cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,9 +42,7 @@ FIELDS = (
     *("view.path", "view.id", "view.random", "view.seed", "view.ids", "view.whitespace", "view.html"),
     "view.check_template",
     *("target.model_path", "target.revision", "target.trust_remote_code"),
-    *("data.train_path", "data.eval_path", "data.cache_dir", "data.chat_template", "data.max_length"),
-    *("data.is_preformatted", "data.assistant_header", "data.end_of_turn_token", "data.user_header"),
-    *("data.system_prompt", "data.last_turn_only"),
+    *("data.train_path", "data.eval_path", "data.cache_dir", *ENCODING),
 )
 
 COMMAND = Command(

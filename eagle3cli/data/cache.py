@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from eagle3cli.data.cache_build import COUNTS, SUMMARY, build, damage
+from eagle3cli.data.chat import template_options
 from eagle3cli.data.counts import Counts, fit, rank
 from eagle3cli.data.ledger import ERRORS
 from eagle3cli.data.manifest import Stat, describe, remove_leftovers
@@ -132,6 +133,7 @@ def recipe_of(settings: Settings) -> Recipe:
         is_preformatted=data.is_preformatted,
         system_prompt=system_prompt_text(data.system_prompt),
         text_marks=marks,
+        chat_options=tuple(sorted(template_options(data.chat_template_kwargs).items())),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eagle3cli.data.templates import template_text
-from eagle3cli.errors import DataError, ModelError
+from eagle3cli.errors import DataError, ModelError, UsageError
 
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
@@ -28,6 +28,8 @@ class Chat:
 
     tokenizer: Any
     name: str = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Values that the template reads, e.g. ``{"enable_thinking": False}``."""
     shapes: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
     """Renderings of marks alone, kept by `eagle3cli.data.spans`."""
     _template: str | None = field(init=False)
@@ -62,7 +64,7 @@ class Chat:
             tools=_listed(tools),
             chat_template=self.template(tools),
             return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map,
+            **{**self.tokenizer.special_tokens_map, **self.options},
         )
         return [(int(start), int(end)) for start, end in spans[0]]
 
@@ -98,10 +100,31 @@ class Chat:
                 [_spoken(message) for message in messages],
                 tools=_listed(tools),
                 chat_template=self._template,
-                **kwargs,
+                **{**self.options, **kwargs},
             )
         except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise ModelError(f"the chat template refuses the conversation: {error}") from error
+
+
+def template_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """``name=value`` pairs for a template; a value that reads as JSON is what it reads as, any other is text.
+
+    Raises UsageError for what is no pair.
+
+    >>> template_options(["enable_thinking=false", "reasoning_effort=high"])
+    {'enable_thinking': False, 'reasoning_effort': 'high'}
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            fix = "e.g. --chat-template-kwargs enable_thinking=false reasoning_effort=high"
+            raise UsageError(f"{pair!r} is not name=value", where="data.chat_template_kwargs", fix=fix)
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
 
 
 def _listed(tools: Tools) -> list[dict[str, Any]] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -51,6 +51,8 @@ class Encoder:
     """Replaces each row's own."""
     text_marks: TextMarks | None = None
     """What stands around replies in pre-formatted rows, where it is not the template's."""
+    chat_options: Mapping[str, Any] = field(default_factory=dict)
+    """Values that the chat template reads."""
     format: Format = field(init=False)
     _chat: Chat | None = field(init=False)
     _special: frozenset[int] = field(init=False)
@@ -61,7 +63,7 @@ class Encoder:
             self._chat, self.format = None, self.text_marks.as_format()
             return
         ends = self.end_ids | turn_end_ids(self.tokenizer, self.chat_template)
-        self._chat = Chat(self.tokenizer, self.chat_template)
+        self._chat = Chat(self.tokenizer, self.chat_template, self.chat_options)
         self.format = learn_format(self._chat, [self.tokenizer.convert_ids_to_tokens(i) or "" for i in sorted(ends)])
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | DataError]:
@@ -202,7 +204,10 @@ def make_encoder(
     last_turn_only: bool,
     system_prompt: str | None = None,
     text_marks: TextMarks | None = None,
+    chat_options: Mapping[str, Any] | None = None,
 ) -> Encoder:
     """The encoder for a target; its end tokens come from the target's configuration."""
     ends = eos_ids(tokenizer, model_path)
-    return Encoder(tokenizer, ends, chat_template, max_length, last_turn_only, system_prompt, text_marks)
+    return Encoder(
+        tokenizer, ends, chat_template, max_length, last_turn_only, system_prompt, text_marks, chat_options or {}
+    )

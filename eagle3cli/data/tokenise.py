@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -36,6 +37,7 @@ class Recipe:
     is_preformatted: bool
     system_prompt: str | None = None
     text_marks: TextMarks | None = None
+    chat_options: tuple[tuple[str, Any], ...] = ()
 
     def encoder(self) -> Encoder:
         """The encoder; loads the tokenizer."""
@@ -51,6 +53,7 @@ class Recipe:
             last_turn_only=self.last_turn_only,
             system_prompt=self.system_prompt,
             text_marks=self.text_marks,
+            chat_options=dict(self.chat_options),
         )
 
 

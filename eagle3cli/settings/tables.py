@@ -85,6 +85,9 @@ class Data(Table):
         None, "Hidden-state store to evaluate on.", "--eval-hidden-states-path"
     )
     chat_template: str = option("auto", "auto (the tokenizer's own), a named template, or a .jinja file.")
+    chat_template_kwargs: tuple[str, ...] = option(
+        (), "Values that the template reads, e.g. enable_thinking=false reasoning_effort=high."
+    )
     max_length: int = option(2048, "Tokens per row; longer rows are cut and counted.", ge=8)
     system_prompt: str | None = option(None, "System prompt (text, or @FILE) that replaces each row's own.")
     is_preformatted: bool = option(False, "Rows are {id, text}, already in the chat template's format.")

@@ -48,6 +48,21 @@ def test_a_system_prompt_for_all_rows(run_cli: RunCli, tmp_path: Path, target: P
     assert trained(ran.json) == "yo<|im_end|>"
 
 
+def test_values_for_the_template(run_cli: RunCli, tmp_path: Path, target: Path) -> None:
+    (tmp_path / "own.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }} {{ mood }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant {{ mood }}\n{% endif %}"
+    )
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    file = rows(tmp_path / "talk.jsonl", {"id": "a", "conversations": talk})
+    words = ("view", "1", "--path", file, "--target-model-path", target, "--chat-template", tmp_path / "own.jinja")
+    ran = run_cli(*words, "--chat-template-kwargs", "mood=calm", "--json")
+    assert ran.code == 0, ran.err
+    assert "<|im_start|>assistant calm\n" in "".join(run["text"] for run in ran.json["rows"][0]["runs"])
+    assert trained(ran.json) == "yo<|im_end|>"
+    assert run_cli(*words, "--chat-template-kwargs", "mood").code == 2
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eagle3cli.data.chat import template_options
 from eagle3cli.data.conversations import Conversation
 from eagle3cli.data.encode import Encoded, Encoder
 from eagle3cli.errors import DataError, ModelError, UsageError
@@ -184,6 +185,49 @@ def test_a_template_that_opens_reasoning_but_does_not_read_it(reply: dict[str, s
     encoder = Encoder(tokenizer, frozenset())
     encoded = good(encoder, [{"role": "user", "content": "q"}, {"role": "assistant", **reply}])
     assert trained_texts(encoder, encoded) == ["hm\n</think>\n\na<|im_end|>"]
+
+
+def with_options(name: str, **options: Any) -> Encoder:
+    tokenizer = tokenizer_for(name)
+    return Encoder(tokenizer, frozenset({tokenizer.eos_token_id}), name, chat_options=options)
+
+
+def text_of(encoder: Encoder, encoded: Encoded) -> str:
+    return str(encoder.tokenizer.decode(encoded.row.token_ids.tolist()))
+
+
+def test_options_of_the_template() -> None:
+    encoder = with_options("gpt-oss", reasoning_effort="high")
+    assert "Reasoning: high" in text_of(encoder, good(encoder, TWO_TURNS))
+    encoder = with_options("qwen3", enable_thinking=False)
+    encoded = good(encoder, TWO_TURNS)
+    assert text_of(encoder, encoded).endswith("assistant\n<think>\n\n</think>\n\na2<|im_end|>\n")
+    assert trained_texts(encoder, encoded) == ["a1<|im_end|>", "a2<|im_end|>"]
+
+
+def test_a_prompt_that_asks_for_reasoning_which_the_template_never_writes() -> None:
+    encoder = with_options("deepseek-v3.1", thinking=True)
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": "hm"}]
+    encoded = good(encoder, messages)
+    reply = "hm\n</think>\n\na<｜end▁of▁sentence｜>"
+    assert text_of(encoder, encoded).endswith("<｜Assistant｜><think>" + reply)
+    assert trained_texts(encoder, encoded) == [reply]
+
+
+def test_options_are_pairs() -> None:
+    assert template_options(["a=1", "b=false", "c=high", 'd={"e": [2]}', "f="]) == {
+        "a": 1, "b": False, "c": "high", "d": {"e": [2]}, "f": ""
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="is not name=value"):
+        template_options(["thinking"])
+
+
+def test_a_system_prompt_that_the_template_moves_to_the_last_question() -> None:
+    """Mistral's whole rendering has no system prompt at all; a server's prompt has it."""
+    encoder = encoder_for("mistral")
+    encoded = good(encoder, [{"role": "system", "content": "Be kind."}, *TWO_TURNS])
+    assert text_of(encoder, encoded) == "<s>[INST] u1[/INST] a1</s>[INST] Be kind.\n\nu2[/INST] a2</s>"
+    assert trained_texts(encoder, encoded) == [" a1</s>", " a2</s>"]
 
 
 def test_only_the_last_turn_on_demand() -> None:
