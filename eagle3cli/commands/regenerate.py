@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, out: Out) -> int | None:
     """Write the shards and say where every row went."""
-    from eagle3cli.commands.local_target import with_local_target
+    from eagle3cli.serving.engines import engine_of
     from eagle3cli.serving.regenerate import regenerate
 
-    done = regenerate(with_local_target(settings, out), out)
+    if engine_of(settings.regenerate.engine, settings.server) != "running":
+        settings = _with_folder(settings, out)
+    done = regenerate(settings, out)
     speed = f", {done.tokens_now / done.seconds:.0f} reply tokens/s" if done.tokens_now else ""
     lines = [
         f"{done.rows:,} rows in {done.shards} shards: {done.generated:,} generated ({done.tokens:,} reply tokens), "
@@ -33,13 +35,23 @@ def run(settings: Settings, out: Out) -> int | None:
     return SOME_ROWS_FAILED if done.errors else None
 
 
+def _with_folder(settings: Settings, out: Out) -> Settings:
+    """The settings with a .gguf target as the folder that it is converted to."""
+    from eagle3cli.backends.gguf import local_folder
+
+    path = local_folder(settings.target.model_path, settings.data.cache_dir / "models", out)
+    return settings.model_copy(update={"target": settings.target.model_copy(update={"model_path": path})})
+
+
 COMMAND = Command(
     name="regenerate",
     summary="Rewrite the replies with the target, so that the draft learns the target's own words.",
     examples=(
         "eagle3 regenerate --model-path MODEL --input-path cache/dataset/sharegpt/train.jsonl --turns all",
+        "eagle3 regenerate --server-address-port 10.0.0.1:30000 10.0.0.2:30000 "
+        "--input-path cache/dataset/sharegpt/train.jsonl",
         "eagle3 regenerate --model-path MODEL --input-path cache/dataset/sharegpt/train.jsonl --retry-errors",
     ),
-    fields=("regenerate.*", "target.*", "data.chat_template", "data.cache_dir"),
+    fields=("regenerate.*", "server.*", "target.*", "data.chat_template", "data.cache_dir"),
     run=run,
 )

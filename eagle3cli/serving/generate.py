@@ -19,19 +19,10 @@ from transformers import PreTrainedModel
 
 from eagle3cli.backends.hf import HfTarget
 from eagle3cli.backends.positions import PositionCache, cached, grouped, position_mask
+from eagle3cli.serving.sampling import Sampling
 
 SLOT_STEP = 128
 """The cache grows by at least this many positions, and by a half."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen; temperature 0 is greedy, ``top_k`` 0 keeps all tokens."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
 
 
 @dataclass(frozen=True)

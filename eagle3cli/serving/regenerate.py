@@ -9,28 +9,28 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.backends.head import fingerprint
-from eagle3cli.backends.hf import HfTarget, load_target, read_target_config
-from eagle3cli.backends.positions import grouped
 from eagle3cli.data.conversations import to_conversation
 from eagle3cli.data.sources import Line, format_of, parse_line, read_raw_lines
 from eagle3cli.data.system_prompt import system_prompt_text
-from eagle3cli.data.tokenizer import eos_ids, load_tokenizer, render_prompt
-from eagle3cli.errors import DataError, ModelError, UsageError
-from eagle3cli.runtime.devices import set_threads
-from eagle3cli.runtime.report import Reporter, Task
-from eagle3cli.runtime.stop import Stop, catch_stop
-from eagle3cli.serving.generate import Decoder, Reply, Sampling
+from eagle3cli.errors import DataError, UsageError
+from eagle3cli.runtime.report import Reporter, SilentTask, Task
+from eagle3cli.runtime.stop import catch_stop
+from eagle3cli.serving.engines import identify_target, open_writer
+from eagle3cli.serving.outputs import Outputs
+from eagle3cli.serving.pool import Rules
 from eagle3cli.serving.recorded import Recorded, load_recorded
-from eagle3cli.serving.script import Script, without_reasoning, write_script
-from eagle3cli.serving.shards import Entry, Shard, ShardFolder, read_rows
+from eagle3cli.serving.script import Script, write_script
+from eagle3cli.serving.shards import Entry, Shard, ShardFolder, failed, read_rows
 from eagle3cli.settings.tables import Regenerate, Settings
+
+LONGEST_REASON = 200
 
 
 @dataclass
@@ -50,17 +50,17 @@ class Regenerated:
     seconds: float = 0.0
 
 
-def regenerate(settings: Settings, report: Reporter) -> Regenerated:
+def regenerate(settings: Settings, report: Reporter, rules: Rules | None = None) -> Regenerated:
     """Write the shards of ``settings.regenerate``; goes on where an earlier run ended.
 
-    Raises UsageError for settings that do not fit what is in the folder, Stopped after a signal (work is saved).
+    Raises UsageError for settings that do not fit what is in the folder, Stopped after a signal (work is saved),
+    Eagle3Error when no server is left.
     """
     wanted = settings.regenerate
     path = _input_path(wanted)
     total, digest = _survey(path)
     first, end = _range(wanted.sample_range, total)
     made_with = _made_with(settings, digest)
-    result = Regenerated(wanted.output_dir)
     begun = time.monotonic()
     folder = ShardFolder(wanted.output_dir)
     with folder.locked(), catch_stop(report) as stop:
@@ -69,14 +69,18 @@ def regenerate(settings: Settings, report: Reporter) -> Regenerated:
         if wanted.retry_errors and not sum([folder.reopen(shard) for shard in shards]):
             report.info("no failed rows to retry")
         recorded = load_recorded(wanted.recorded, made_with, report)
-        writer = _Writer(settings, recorded, made_with["system_prompt"], report)
-        finished = sum(shard.end - shard.first for shard in shards if folder.summary(shard))
-        with report.task("regenerate", total=end - first, unit="rows", done=finished) as task:
-            for shard in shards:
-                if not folder.summary(shard):
-                    _one_shard(folder, shard, path, writer, task, stop)
-        _count(result, folder, shards)
-    result.rows_now, result.tokens_now = writer.rows, writer.tokens
+        outputs = Outputs(folder, shards)
+        with outputs.opened(), ExitStack() as stack:
+            rows = _Rows(settings, made_with["system_prompt"], recorded, outputs)
+            scripts = rows.scripts(path, first, end)
+            script = next(scripts, None)
+            writer = None if script is None else stack.enter_context(open_writer(settings, report, rules))
+            with report.task("regenerate", total=end - first, unit="rows", done=outputs.done) as rows.task:
+                if script is not None and writer is not None:
+                    writer.write(chain([script], scripts), rows.add, rows.show, stop)
+            stop.check(f"{outputs.done} of {end - first} rows are in {folder.folder}")
+        result = _count(folder, shards)
+    result.rows_now, result.tokens_now = rows.good, rows.tokens
     result.seconds = time.monotonic() - begun
     return result
 
@@ -118,12 +122,10 @@ def _range(text: str | None, total: int) -> tuple[int, int]:
 
 def _made_with(settings: Settings, digest: str) -> dict[str, Any]:
     """The settings that the shards depend on. Raises for a wrong model before anything claims the folder."""
-    wanted, target = settings.regenerate, settings.target
-    read_target_config(target)
-    names = ("turns", "max_tokens", "temperature", "top_p", "top_k", "seed", "is_reasoning_model")
+    wanted = settings.regenerate
+    names = ("turns", "max_tokens", "temperature", "top_p", "top_k", "seed", "is_reasoning_model", "reasoning_effort")
     return {
-        "target": Path(target.model_path).name,
-        "target_weights": fingerprint(target.model_path, revision=target.revision),
+        **identify_target(settings),
         "input_sha256": digest,
         "chat_template": settings.data.chat_template,
         "system_prompt": system_prompt_text(wanted.system_prompt),
@@ -133,151 +135,58 @@ def _made_with(settings: Settings, digest: str) -> dict[str, Any]:
     }
 
 
-def _one_shard(folder: ShardFolder, shard: Shard, path: Path, writer: _Writer, task: Task, stop: Stop) -> None:
-    """Bring one shard to its end, or to where the person stopped it."""
-    part = folder.part(shard)
-    task.advance(len(part.done))
-    scripts = []
-    for row, (number, raw) in enumerate(islice(read_raw_lines(path), shard.first, shard.end), shard.first):
-        if row not in part.done:
-            script = writer.read(row, parse_line(number, raw, str(path)))
+class _Rows:
+    """The input's rows on their way from scripts to outcomes."""
+
+    def __init__(self, settings: Settings, system_prompt: str | None, recorded: Recorded, outputs: Outputs) -> None:
+        self.turns, self.system_prompt = settings.regenerate.turns, system_prompt
+        self.recorded, self.outputs = recorded, outputs
+        self.task: Task = SilentTask()
+        self.good = self.tokens = 0
+
+    def scripts(self, path: Path, first: int, end: int) -> Iterator[Script]:
+        """What the target has to write; rows that it need not write for get their outcome on the way."""
+        for row, (number, raw) in enumerate(islice(read_raw_lines(path), first, end), first):
+            if self.outputs.is_done(row):
+                continue
+            script = self._read(row, parse_line(number, raw, str(path)))
             if isinstance(script, Entry):
-                part.add(script)
-                task.advance()
+                self.add(script)
+                continue
+            used = self.recorded.find(script.id, script.prompt()) if script.replies == 0 else None
+            if used is not None:
+                script.reply(*used)
+            if script.is_over:
+                self.add(Entry(row, "recorded", script.to_row()))
             else:
-                scripts.append(script)
-    try:
-        for entry in writer.write(scripts, stop):
-            part.add(entry)
-            task.advance(1, **writer.notes())
-        stop.check(f"{len(part.done)} of {shard.end - shard.first} rows of the shard are in {part.path}")
-    except BaseException:
-        part.close()
-        raise
-    folder.finish(shard, part)
+                yield script
 
+    def add(self, entry: Entry) -> None:
+        """Keep an outcome."""
+        self.outputs.add(entry)
+        self.good += entry.by != "error"
+        self.tokens += entry.tokens
+        self.task.advance()
 
-class _Writer:
-    """The target at work on scripts; it is loaded when the first reply has to be generated."""
+    def show(self, **notes: object) -> None:
+        """Show how it goes."""
+        self.task.advance(0, **notes)
 
-    def __init__(self, settings: Settings, recorded: Recorded, system_prompt: str | None, report: Reporter) -> None:
-        self.settings, self.recorded, self.system_prompt, self.report = settings, recorded, system_prompt, report
-        self.rows = self.tokens = 0
-        self._begun: float | None = None
-        self._tools: _Tools | None = None
-
-    def notes(self) -> dict[str, object]:
-        """What is shown beside the bar."""
-        if self._begun is None:
-            return {}
-        return {"reply_tokens_per_s": round(self.tokens / max(1e-9, time.monotonic() - self._begun), 1)}
-
-    def read(self, row: int, line: Line) -> Script | Entry:
+    def _read(self, row: int, line: Line) -> Script | Entry:
         """The script of an input row, or its error."""
         row_id = str((line.value or {}).get("id") or "")
         try:
             if line.value is None:
                 raise DataError(line.problem or "not a row")
-            conversation = to_conversation(line.value)
-            script = write_script(row, conversation, self.settings.regenerate.turns, self.system_prompt)
+            script = write_script(row, to_conversation(line.value), self.turns, self.system_prompt)
         except DataError as error:
-            return _failed(row, line.number, row_id, error.what)
+            return failed(row, line.number, row_id, error.what)
         script.line = line.number
         return script
 
-    def write(self, scripts: list[Script], stop: Stop) -> Iterator[Entry]:
-        """The outcome of every script, in the order in which they end."""
-        left = []
-        for script in scripts:
-            used = self.recorded.find(script.id, script.prompt()) if script.replies == 0 else None
-            if used is not None:
-                script.reply(*used)
-            if script.is_over:
-                self.rows += 1
-                yield Entry(script.row, "recorded", script.to_row())
-            else:
-                left.append(script)
-        if left and stop.requested is None:
-            self._tools = self._tools or _load_tools(self.settings, self.report)
-            self._begun = self._begun or time.monotonic()
-            yield from self._generate(left, self._tools, stop)
 
-    def _generate(self, scripts: list[Script], tools: _Tools, stop: Stop) -> Iterator[Entry]:
-        wanted = self.settings.regenerate
-        sampling = Sampling(wanted.temperature, wanted.top_p, wanted.top_k, wanted.seed)
-        decoder = Decoder(tools.target.model, min(wanted.batch_size, len(scripts)), tools.ends, sampling)
-        running = {script.row: script for script in scripts}
-        # Rows of similar length run together; the letters are close enough to the tokens to sort by.
-        waiting = iter(sorted(scripts, key=lambda script: sum(len(m["content"]) for m in script.prompt())))
-        with grouped(tools.target.model):
-            while stop.requested is None:
-                while decoder.wants_more and (script := next(waiting, None)) is not None:
-                    yield from self._ask(script, tools, decoder)
-                if decoder.is_finished:
-                    return
-                for reply in decoder.step():
-                    script = running[reply.index]
-                    script.tokens += len(reply.token_ids)
-                    self.tokens += len(reply.token_ids)
-                    script.reply(tools.text(reply, keep_reasoning=wanted.is_reasoning_model), reply.finish)
-                    yield from self._ask(script, tools, decoder)
-
-    def _ask(self, script: Script, tools: _Tools, decoder: Decoder) -> Iterator[Entry]:
-        """Queue the script's next prompt; where there is none, or no room for a reply, the row's outcome."""
-        if not script.is_over:
-            try:
-                prompt = tools.encode(script)
-            except ModelError as error:
-                yield _failed(script.row, script.line, script.id, error.what)
-                return
-            room = tools.context - len(prompt)
-            if room > 0:
-                limit = min(self.settings.regenerate.max_tokens, room)
-                decoder.add(script.row, prompt, limit, stream=f"{script.row}:{script.replies}", soon=script.replies > 0)
-                return
-            if not script.replies:
-                reason = f"too long for the context: {len(prompt)} tokens of {tools.context}"
-                yield _failed(script.row, script.line, script.id, reason)
-                return
-            script.cut()
-        self.rows += 1
-        yield Entry(script.row, "generated", script.to_row(), script.tokens)
-
-
-@dataclass(frozen=True)
-class _Tools:
-    target: HfTarget
-    tokenizer: Any
-    ends: frozenset[int]
-    context: int
-    encode: Callable[[Script], list[int]]
-
-    def text(self, reply: Reply, *, keep_reasoning: bool) -> str:
-        ids = reply.token_ids[:-1] if reply.finish == "stop" else reply.token_ids
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-        return text if keep_reasoning else without_reasoning(text)
-
-
-def _load_tools(settings: Settings, report: Reporter) -> _Tools:
-    target = settings.target
-    tokenizer = load_tokenizer(target.model_path, revision=target.revision, trust_remote_code=target.trust_remote_code)
-    template = settings.data.chat_template
-
-    def encode(script: Script) -> list[int]:
-        tools = [dict(tool) for tool in script.tools] or None
-        return render_prompt(tokenizer, script.prompt(), chat_template=template, tools=tools)
-
-    set_threads(target.threads)
-    loaded = load_target(target, report)
-    context = int(getattr(loaded.model.config, "max_position_embeddings", 0) or 1 << 30)
-    return _Tools(loaded, tokenizer, eos_ids(tokenizer, target.model_path), context, encode)
-
-
-def _failed(row: int, line: int, row_id: str, reason: str) -> Entry:
-    return Entry(row, "error", {"row": row, "line": line, "id": row_id, "reason": reason})
-
-
-def _count(result: Regenerated, folder: ShardFolder, shards: list[Shard]) -> None:
+def _count(folder: ShardFolder, shards: list[Shard]) -> Regenerated:
+    result = Regenerated(folder.folder)
     for shard in shards:
         counts = folder.summary(shard)
         assert counts is not None
@@ -287,8 +196,9 @@ def _count(result: Regenerated, folder: ShardFolder, shards: list[Shard]) -> Non
         if counts["errors"]:
             errors = read_rows(folder.folder / f"error_{shard.name}.jsonl")
             result.reasons.update(_general(row["reason"]) for row in errors)
+    return result
 
 
 def _general(reason: str) -> str:
     """The reason without a row's own numbers, so that equal reasons are counted together."""
-    return reason.partition(":")[0] if reason.startswith(("too long", "not valid JSON")) else reason
+    return reason.partition(":")[0] if reason.startswith(("too long", "not valid JSON")) else reason[:LONGEST_REASON]

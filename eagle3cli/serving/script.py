@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -32,6 +32,10 @@ class Script:
     """Where the input row stands in its file, from 1."""
     tools: tuple[Message, ...] = ()
     """Definitions of the tools that the target may call."""
+    token_ids: dict[int, list[int]] = field(default_factory=dict)
+    """What the target wrote, by the place of its ``finish``."""
+    is_cut: bool = False
+    """The conversation ends before its time."""
 
     @property
     def is_over(self) -> bool:
@@ -48,13 +52,33 @@ class Script:
                 self.finish.append(KEPT)
         return self.messages
 
-    def reply(self, text: str, finish: str) -> None:
-        """What the target said after :meth:`prompt`; at the end the messages after it are settled too."""
+    def reply(
+        self,
+        text: str,
+        finish: str,
+        *,
+        reasoning: str | None = None,
+        tool_calls: Sequence[Message] = (),
+        token_ids: Sequence[int] | None = None,
+    ) -> None:
+        """What the target said after :meth:`prompt`; at the end the messages after it are settled too.
+
+        A reply that calls tools ends the script: what the tools would have answered is not known.
+        """
         assert self.lines[0] is None
         self.lines.pop(0)
-        self.messages.append({"role": "assistant", "content": text})
+        message: Message = {"role": "assistant", "content": text}
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        if tool_calls:
+            message["tool_calls"] = list(tool_calls)
+            self.is_cut = bool(self.lines)
+            self.lines = []
+        self.messages.append(message)
         self.finish.append(finish)
         self.replies += 1
+        if token_ids is not None:
+            self.token_ids[len(self.finish) - 1] = list(token_ids)
         if self.is_over:
             self.prompt()
 
@@ -62,11 +86,15 @@ class Script:
         """End before the question whose reply cannot be written."""
         last = max(i for i, message in enumerate(self.messages) if message["role"] == "assistant")
         del self.messages[last + 1 :]
-        self.lines = []
+        self.lines, self.is_cut = [], True
 
     def to_row(self) -> dict[str, Any]:
-        """The row on disk."""
-        row = {"id": self.id, "conversations": self.messages, "finish": self.finish}
+        """The row on disk: ``finish`` says how each assistant message ended, ``truncated`` whether a limit cut a reply
+        or the conversation, ``token_ids`` (where known) what the target wrote, None for messages that stand."""
+        row: dict[str, Any] = {"id": self.id, "conversations": self.messages, "finish": self.finish}
+        row["truncated"] = self.is_cut or "length" in self.finish
+        if self.token_ids:
+            row["token_ids"] = [self.token_ids.get(place) for place in range(len(self.finish))]
         return {**row, "tools": list(self.tools)} if self.tools else row
 
 
@@ -93,10 +121,3 @@ def write_script(
     if None not in lines:
         raise DataError("no reply to rewrite: the assistant's turns are tool calls")
     return Script(row, conversation.id, lines, tools=conversation.tools)
-
-
-def without_reasoning(text: str) -> str:
-    """The answer alone: what stands before ``</think>`` is left out, all of it where the limit cut the reasoning."""
-    if "</think>" in text:
-        return text.rpartition("</think>")[2].lstrip()
-    return "" if re.match(r"\s*<think>", text) else text

@@ -24,7 +24,8 @@ from eagle3cli.errors import ModelError
 from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import catch_stop
-from eagle3cli.serving.generate import Decoder, Sampling
+from eagle3cli.serving.generate import Decoder
+from eagle3cli.serving.sampling import Sampling
 from eagle3cli.settings.tables import Settings
 
 PART = "self.part.jsonl"

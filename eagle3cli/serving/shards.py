@@ -97,6 +97,13 @@ class ShardFolder:
         """The part file of an unfinished shard, with what earlier runs appended."""
         return PartFile(self._path(shard, ".part"))
 
+    def left_part(self, shard: Shard) -> PartFile | None:
+        """The part file that an earlier run left; one of a finished shard is dropped."""
+        path = self._path(shard, ".part")
+        if self.summary(shard):
+            path.unlink(missing_ok=True)
+        return PartFile(path) if path.exists() else None
+
     def reopen(self, shard: Shard) -> int:
         """Turn a finished shard with errors back into an unfinished one without them; returns how many."""
         counts = self.summary(shard)
@@ -112,21 +119,21 @@ class ShardFolder:
 
     def finish(self, shard: Shard, part: PartFile) -> None:
         """Write the shard and its errors in input order, note it as finished, drop the part file."""
-        entries = sorted(part.entries(), key=lambda entry: entry.row)
-        if [entry.row for entry in entries] != list(range(shard.first, shard.end)):
+        if sorted(part.done) != list(range(shard.first, shard.end)):
             fix = "delete the file and run again"
             raise Eagle3Error("not every row has one outcome", where=str(part.path), fix=fix)
-        errors = [entry for entry in entries if entry.by == "error"]
-        _write_entries(self._path(shard, "shard"), [entry for entry in entries if entry.by != "error"])
+        errors = [row for row in range(shard.first, shard.end) if part.done[row].by == "error"]
+        good = [row for row in range(shard.first, shard.end) if part.done[row].by != "error"]
+        _write_values(self._path(shard, "shard"), part, good)
         if errors:
-            _write_entries(self._path(shard, "error"), errors)
+            _write_values(self._path(shard, "error"), part, errors)
         else:
             self._path(shard, "error").unlink(missing_ok=True)
         counts = self.manifest["shards"].get(shard.name) or {}
         for name in ("recorded", "generated"):
-            counts[name] = counts.get(name, 0) + sum(entry.by == name for entry in entries)
-        tokens = counts.get("tokens", 0) + sum(entry.tokens for entry in entries)
-        self._note(shard, {**counts, "tokens": tokens, "rows": len(entries), "errors": len(errors), "finished": 1})
+            counts[name] = counts.get(name, 0) + sum(done.by == name for done in part.done.values())
+        tokens = counts.get("tokens", 0) + sum(done.tokens for done in part.done.values())
+        self._note(shard, {**counts, "tokens": tokens, "rows": len(part.done), "errors": len(errors), "finished": 1})
         part.remove()
 
     def _note(self, shard: Shard, counts: dict[str, int]) -> None:
@@ -143,42 +150,54 @@ class ShardFolder:
                 path.unlink()
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Where one outcome's value stands in a part file."""
+
+    by: By
+    tokens: int
+    offset: int
+    length: int
+
+
 class PartFile:
-    """Outcomes in the order they came, one JSON line each; a last line that a kill tore is dropped."""
+    """Outcomes in the order they came, one JSON line each; a last line that a kill tore is dropped.
+
+    Memory holds where each value stands, not the values.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.done: set[int] = set()
-        self.failed = 0
+        self.done: dict[int, Done] = {}
         self._synced = time.monotonic()
         try:
             self._file = path.open("a+b")
-            self._file.truncate(self._read())
+            self._end = self._read()
+            self._file.truncate(self._end)
         except OSError as error:
             raise disk_error(error, path) from error
 
     def add(self, entry: Entry) -> None:
         """Append one outcome; it survives a kill of the process at once, and of the machine after some seconds."""
-        self.done.add(entry.row)
-        self.failed += entry.by == "error"
+        line = _line(entry).encode("utf-8", "replace")
         try:
-            self._file.write(_line(entry).encode())
+            self._file.write(line)
             self._file.flush()
             if time.monotonic() - self._synced > SYNC_SECONDS:
                 self.sync()
         except OSError as error:
             raise disk_error(error, self.path) from error
+        self._take_in(entry.row, entry.by, entry.tokens, line)
 
     def sync(self) -> None:
         """Wait until all outcomes are on the disk."""
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
-    def entries(self) -> Iterator[Entry]:
-        """All outcomes."""
-        self._file.seek(0)
-        for line in self._file:
-            yield Entry(**json.loads(line))
+    def value(self, row: int) -> bytes:
+        """The value of a row that is done, as JSON."""
+        self._file.seek(self.done[row].offset)
+        return self._file.read(self.done[row].length)
 
     def close(self) -> None:
         """Sync and close; a later run goes on from here."""
@@ -195,19 +214,23 @@ class PartFile:
 
     def _read(self) -> int:
         """Take in what is there; returns where its whole lines end."""
-        whole = 0
+        self._end = 0
         self._file.seek(0)
         for line in self._file:
             try:
-                entry = Entry(**json.loads(line))
-            except (ValueError, TypeError):
-                return whole
-            if not line.endswith(b"\n"):
-                return whole
-            whole += len(line)
-            self.done.add(entry.row)
-            self.failed += entry.by == "error"
-        return whole
+                entry = json.loads(line)
+                row, by, tokens = entry["row"], entry["by"], entry["tokens"]
+                if not line.endswith(b"\n") or _VALUE not in line:
+                    break
+            except (ValueError, TypeError, KeyError):
+                break
+            self._take_in(row, by, tokens, line)
+        return self._end
+
+    def _take_in(self, row: int, by: By, tokens: int, line: bytes) -> None:
+        start = line.index(_VALUE) + len(_VALUE)
+        self.done[row] = Done(by, tokens, self._end + start, len(line) - start - len(b"}\n"))
+        self._end += len(line)
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -217,11 +240,21 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
+_VALUE = b', "value": '
+"""Before it a part file's lines hold numbers and one word, behind it the row as it will stand in the shard."""
+
+
 def _line(entry: Entry) -> str:
-    return json.dumps(vars(entry), ensure_ascii=False) + "\n"
+    value = json.dumps(entry.value, ensure_ascii=False)
+    return f'{{"row": {entry.row}, "by": "{entry.by}", "tokens": {entry.tokens}, "value": {value}}}\n'
 
 
-def _write_entries(path: Path, entries: list[Entry]) -> None:
-    with writing(path) as f:
-        for entry in entries:
-            f.write(json.dumps(entry.value, ensure_ascii=False) + "\n")
+def _write_values(path: Path, part: PartFile, rows: list[int]) -> None:
+    with writing(path, "wb") as f:
+        for row in rows:
+            f.write(part.value(row) + b"\n")
+
+
+def failed(row: int, line: int, row_id: str, reason: str) -> Entry:
+    """The outcome of a row that has no replies; ``line`` is where it stands in its file, from 1."""
+    return Entry(row, "error", {"row": row, "line": line, "id": row_id, "reason": reason})

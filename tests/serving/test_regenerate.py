@@ -17,7 +17,9 @@ import pytest
 from eagle3cli.errors import DataError, ModelError, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving import record
+from eagle3cli.serving.prompts import Prompts
 from eagle3cli.serving.regenerate import Regenerated, regenerate
+from eagle3cli.serving.script import Script
 from eagle3cli.settings.tables import Settings
 from tests.conftest import ROOT
 from tests.tiny import tiny_target
@@ -43,6 +45,7 @@ def write_rows(path: Path, count: int = 10) -> Path:
 
 def settings(tiny: Path, rows: Path, out: Path, **wanted: Any) -> Settings:
     table = {"input_path": rows, "output_dir": out, "max_tokens": 12, "batch_size": 4, "num_per_shard": 4} | wanted
+    table.setdefault("engine", "local")
     return Settings.model_validate({"target": {"model_path": str(tiny), "device": "cpu"}, "regenerate": table})
 
 
@@ -140,17 +143,14 @@ def test_dirty_rows_all_end_somewhere(tiny: Path, tmp_path: Path, shared: Path) 
 def test_retry_takes_in_rows_that_work_now(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_rows(tmp_path / "in.jsonl", 6)
     run(tiny, path, tmp_path / "expected")
-    from eagle3cli.errors import ModelError
-    from eagle3cli.serving import regenerate as module
+    real = Prompts.encode
 
-    real = module.render_prompt
-
-    def refuse(tokenizer: Any, messages: Any, **kwargs: Any) -> list[int]:
-        if messages[0]["content"].startswith(("1:", "5:")):
+    def refuse(self: Prompts, script: Script) -> list[int]:
+        if script.prompt()[0]["content"].startswith(("1:", "5:")):
             raise ModelError("the template refuses")
-        return real(tokenizer, messages, **kwargs)
+        return real(self, script)
 
-    monkeypatch.setattr(module, "render_prompt", refuse)
+    monkeypatch.setattr(Prompts, "encode", refuse)
     assert run(tiny, path, tmp_path / "out").errors == 2
     monkeypatch.undo()
     done = run(tiny, path, tmp_path / "out", retry_errors=True)
@@ -195,7 +195,7 @@ def test_a_torn_part_file_goes_on(tiny: Path, tmp_path: Path) -> None:
     run(tiny, path, tmp_path / "expected", num_per_shard=100)
     lines = []
     for i, row in enumerate(rows_of(tmp_path / "expected", "shard")):
-        lines.append(json.dumps({"row": i, "by": "generated", "value": row, "tokens": 1}) + "\n")
+        lines.append(json.dumps({"row": i, "by": "generated", "tokens": 1, "value": row}, ensure_ascii=False) + "\n")
     (tmp_path / "out").mkdir()
     whole = "".join(lines[::-1][:4])
     part = tmp_path / "out" / ".part_0-10.jsonl"

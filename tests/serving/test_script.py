@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from eagle3cli.data.conversations import Conversation
 from eagle3cli.data.system_prompt import system_prompt_text
 from eagle3cli.errors import DataError, UsageError
-from eagle3cli.serving.script import without_reasoning, write_script
+from eagle3cli.serving.reasoning import without_reasoning
+from eagle3cli.serving.script import write_script
 
 
 def say(role: str, content: str, **extra: Any) -> dict[str, Any]:

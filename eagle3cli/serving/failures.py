@@ -1,0 +1,44 @@
+"""What can go wrong with a request to a server, sorted by what should happen next."""
+
+from __future__ import annotations
+
+
+class RequestFailed(Exception):
+    """A request that brought no answer; ``kind`` is a word to count by, e.g. ``reset`` or ``500``."""
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        super().__init__(f"{kind}: {detail}" if detail else kind)
+        self.kind, self.detail = kind, detail
+
+
+class Refused(RequestFailed):
+    """The server will never answer this request: it is wrong. Trying again changes nothing."""
+
+
+class TooLong(Refused):
+    """The prompt, or the prompt with the wanted reply, does not fit the context; lengths in tokens where told."""
+
+    def __init__(self, detail: str, context: int | None = None, prompt: int | None = None) -> None:
+        super().__init__("too long", detail)
+        self.context, self.prompt = context, prompt
+
+    @property
+    def room(self) -> int | None:
+        """Tokens that are left for a reply (0 or less: none); None where the server did not tell."""
+        return None if self.context is None or self.prompt is None else self.context - self.prompt
+
+
+class Lost(RequestFailed):
+    """The request may have been worked on, but no whole answer came. A reply has no side effects: try again."""
+
+
+class Unreachable(Lost):
+    """No connection: the request never left. Another server can have it at once."""
+
+
+class Busy(Lost):
+    """The server asks for less (429, 503); ``retry_after`` is in seconds where it says."""
+
+    def __init__(self, kind: str, detail: str = "", retry_after: float | None = None) -> None:
+        super().__init__(kind, detail)
+        self.retry_after = retry_after

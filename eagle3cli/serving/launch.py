@@ -1,0 +1,159 @@
+"""How SGLang and vLLM are started: the words of the command line and what they need in the environment.
+
+Words are lists, never text for a shell. What the user adds comes last, so it wins.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from eagle3cli.errors import UsageError
+from eagle3cli.settings.tables import Server, Target
+
+Product = Literal["sglang", "vllm"]
+CPU_TOKENS, CPU_REQUESTS = 32768, 16
+"""On a CPU: tokens in the key/value cache, and requests decoded together."""
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """A draft and its use: a tree of ``topk`` branches a step, ``steps`` deep, of which ``tokens`` are checked."""
+
+    draft: str
+    steps: int
+    topk: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One server to start on 127.0.0.1:``port``. ``environment`` is added to our own."""
+
+    words: tuple[str, ...]
+    port: int
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def launches(
+    product: Product, server: Server, target: Target, ports: Sequence[int], speculation: Speculation | None = None
+) -> list[Launch]:
+    """One launch per port, spread over the visible GPUs. Raises UsageError where there are too few of them."""
+    gpus = [] if target.device == "cpu" else visible_gpus()
+    if gpus and len(gpus) < server.tp_size * len(ports):
+        fix = "lower --tp-size or --replicas"
+        what = f"{len(ports)} servers of {server.tp_size} GPUs each do not fit into {len(gpus)} GPUs"
+        raise UsageError(what, where="--tp-size", fix=fix)
+    found = []
+    for index, port in enumerate(ports):
+        own = gpus[index * server.tp_size : (index + 1) * server.tp_size]
+        make = _sglang if product == "sglang" else _vllm
+        words, environment = make(server, target, port, speculation, on_cpu=not own)
+        if own:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+        else:
+            environment |= _cpu_threads(target, len(ports))
+        found.append(Launch((*python_words(server.python), *words, *shlex.split(server.args)), port, environment))
+    return found
+
+
+def replicas_of(server: Server, target: Target) -> int:
+    """Servers to start: as asked, else as many as the visible GPUs hold, one on a CPU."""
+    if server.replicas is not None:
+        return server.replicas
+    gpus = [] if target.device == "cpu" else visible_gpus()
+    return max(1, len(gpus) // server.tp_size)
+
+
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that a server may be given, as CUDA_VISIBLE_DEVICES takes them."""
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is not None:
+        return [name.strip() for name in told.split(",") if name.strip() not in ("", "-1")]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return [str(index) for index, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
+
+
+def python_words(python: str) -> list[str]:
+    """The setting as words: a path, or words that end with a Python (``docker run ... python3``)."""
+    if not python:
+        return [sys.executable]
+    if Path(python).expanduser().is_file():
+        return [str(Path(python).expanduser().absolute())]
+    words = shlex.split(python)
+    if shutil.which(words[0]) is None:
+        raise UsageError(f"no such program: {words[0]}", where="--server-python", fix="give the path of a Python")
+    return words
+
+
+def _sglang(
+    server: Server, target: Target, port: int, speculation: Speculation | None, *, on_cpu: bool
+) -> tuple[list[str], dict[str, str]]:
+    words = ["-m", "sglang.launch_server", "--model-path", target.model_path]
+    words += ["--host", "127.0.0.1", "--port", str(port), "--tp-size", str(server.tp_size)]
+    words += ["--dist-timeout", str(server.dist_timeout)]
+    if target.revision:
+        words += ["--revision", target.revision]
+    if target.dtype != "auto":
+        words += ["--dtype", target.dtype]
+    if target.trust_remote_code:
+        words.append("--trust-remote-code")
+    if server.mem_fraction_static is not None:
+        words += ["--mem-fraction-static", str(server.mem_fraction_static)]
+    environment = {"SGLANG_HOST_IP": "127.0.0.1"}
+    if on_cpu:
+        environment["SGLANG_USE_CPU_ENGINE"] = "1"
+        words += ["--device", "cpu", "--disable-overlap-schedule"]
+        words += ["--cuda-graph-backend-decode", "disabled", "--cuda-graph-backend-prefill", "disabled"]
+        words += ["--max-total-tokens", str(CPU_TOKENS), "--max-running-requests", str(CPU_REQUESTS)]
+        # Both by name: --attention-backend alone is replaced by one that cannot draft where a CPU has no AMX.
+        words += ["--prefill-attention-backend", "intel_amx", "--decode-attention-backend", "intel_amx"]
+    if speculation is not None:
+        words += ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", speculation.draft]
+        words += ["--speculative-num-steps", str(speculation.steps)]
+        words += ["--speculative-eagle-topk", str(speculation.topk)]
+        words += ["--speculative-num-draft-tokens", str(speculation.tokens)]
+        if on_cpu and speculation.topk > 1:
+            # A tree near the context's end leaks some slots of the cache there, and the check would stop the server.
+            environment["SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE"] = "0"
+    return words, environment
+
+
+def _vllm(
+    server: Server, target: Target, port: int, speculation: Speculation | None, *, on_cpu: bool
+) -> tuple[list[str], dict[str, str]]:
+    words = ["-m", "vllm.entrypoints.openai.api_server", "--model", target.model_path]
+    words += ["--host", "127.0.0.1", "--port", str(port), "--tensor-parallel-size", str(server.tp_size)]
+    if target.revision:
+        words += ["--revision", target.revision]
+    if target.dtype != "auto":
+        words += ["--dtype", target.dtype]
+    if target.trust_remote_code:
+        words.append("--trust-remote-code")
+    if server.mem_fraction_static is not None:
+        words += ["--gpu-memory-utilization", str(server.mem_fraction_static)]
+    environment = {"VLLM_HOST_IP": "127.0.0.1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if on_cpu:
+        environment["VLLM_CPU_KVCACHE_SPACE"] = "1"
+        words += ["--enforce-eager", "--max-num-seqs", str(CPU_REQUESTS)]
+    if speculation is not None:  # it drafts a chain: top-k and tokens follow from the steps
+        draft = {"method": "eagle3", "model": speculation.draft, "num_speculative_tokens": speculation.steps}
+        words += ["--speculative-config", json.dumps(draft)]
+    return words, environment
+
+
+def _cpu_threads(target: Target, servers: int) -> dict[str, str]:
+    """Threads of one of several servers on this CPU; one core is left for their other processes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = target.threads or max(1, (cores - 1) // servers)
+    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
