@@ -29,9 +29,9 @@ from eagle3cli.data.manifest import Stat, describe, remove_leftovers
 from eagle3cli.data.preformatted import TextMarks
 from eagle3cli.data.rows import TokenRows
 from eagle3cli.data.system_prompt import system_prompt_text
-from eagle3cli.data.templates import template_text
+from eagle3cli.data.templates import NAMED, named_template, template_text
 from eagle3cli.data.tokenise import Recipe
-from eagle3cli.data.tokenizer import load_tokenizer
+from eagle3cli.data.tokenizer import eos_ids, load_tokenizer
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.files import read_json, write_folder, write_json
 from eagle3cli.runtime.report import Reporter
@@ -159,12 +159,14 @@ def cache_key(settings: Settings, recipe: Recipe, paths: dict[str, Path]) -> str
 def _tokenizer_content(recipe: Recipe, files: dict[str, str]) -> dict[str, Any]:
     """Files of a local tokenizer, or for one of the hub what it holds in memory; and the template's text."""
     name = recipe.chat_template
-    if files and name == "auto":
-        return {"files": files, "template": None}
+    if files:  # whether a named template fits the tokenizer is seen when rows are encoded, without which is no cache
+        named = named_template(name) if name in NAMED else None
+        return {"files": files, "template": named if named or name == "auto" else template_text(name, None)}
     tokenizer = load_tokenizer(recipe.model_path, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
-    own = json.dumps(tokenizer.chat_template, sort_keys=True)
-    whole = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    return {"files": files or {"tokenizer": whole, "chat_template": own}, "template": template_text(name, tokenizer)}
+    content = [tokenizer.backend_tokenizer.to_str(), json.dumps(tokenizer.chat_template, sort_keys=True)]
+    content.append(str(sorted(eos_ids(tokenizer, recipe.model_path))))
+    digests = [hashlib.sha256(text.encode()).hexdigest() for text in content]
+    return {"tokenizer": digests, "template": template_text(name, tokenizer)}
 
 
 def _vocabulary(

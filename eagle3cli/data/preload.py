@@ -14,7 +14,6 @@ hidden = "torch" not in sys.modules
 if hidden:
     sys.modules["torch"] = None  # type: ignore[assignment]
 try:
-    import transformers.activations
     import transformers.models.auto.tokenization_auto  # noqa: F401
 
     import eagle3cli.data.workers  # noqa: F401

@@ -16,7 +16,7 @@ from eagle3cli.data.rows import TokenRows
 from eagle3cli.errors import DataError, ModelError, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.tables import CacheTable, Data, Settings, Target
-from tests.tiny import VOCAB, tiny_tokenizer
+from tests.tiny import VOCAB, tiny_config, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,11 +80,32 @@ def test_datasets_reads_the_rows(tmp_path: Path, target: Path) -> None:
     assert rows[3]["loss_mask"] == cached.train[3].loss_mask.tolist()
 
 
-def test_the_second_call_builds_nothing(tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("template", ["auto", "chatml", "own.jinja"])
+def test_the_second_call_builds_nothing(
+    tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
     write(tmp_path / "train.jsonl", [talk(i) for i in range(5)])
-    assert build(tmp_path, target).summary["built"]
-    monkeypatch.setattr("eagle3cli.data.tokenise.load_tokenizer", None)
-    assert not build(tmp_path, target).summary["built"]
+    if template.endswith(".jinja"):
+        template = str((target / "chat_template.jinja").rename(tmp_path / template))
+    assert build(tmp_path, target, chat_template=template).summary["built"]
+    for module in ("tokenise", "cache"):
+        monkeypatch.setattr(f"eagle3cli.data.{module}.load_tokenizer", None)
+    assert not build(tmp_path, target, chat_template=template).summary["built"]
+
+
+def test_finding_a_cache_imports_neither_torch_nor_transformers(tmp_path: Path, target: Path) -> None:
+    write(tmp_path / "train.jsonl", [talk(i) for i in range(5)])
+    tiny_config("llama").save_pretrained(target)
+    words = ["cache", "--model-path", "target", "--train-data-path", "train.jsonl", "--draft-vocab-size", "100"]
+    heavy = "sorted({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    script = (
+        f"import sys; from eagle3cli.cli import main; code = main({words!r}); print(code, {heavy}, file=sys.stderr)"
+    )
+    for found in (["torch", "transformers"], []):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.stderr.endswith(f"0 {found}\n"), done.stderr
 
 
 def test_the_key_follows_the_content(tmp_path: Path, target: Path) -> None:
@@ -177,6 +198,49 @@ cache.open_or_build(Settings(target=Target(model_path={str(target)!r}), data=dat
     assert list((tmp_path / "cache" / "processed_dataset").glob(".*"))
     assert len(build(tmp_path, target).train) == 50
     assert not list((tmp_path / "cache" / "processed_dataset").glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["train/data-00000-of-00001.arrow", "counts.safetensors"])
+def test_a_damaged_cache_is_built_anew(tmp_path: Path, target: Path, name: str) -> None:
+    write(tmp_path / "train.jsonl", [talk(i) for i in range(600)])
+    whole = build(tmp_path, target)
+    file = whole.folder / name
+    for size in (file.stat().st_size // 2, None):  # a stream cut at a block's end reads as a shorter one
+        file.unlink() if size is None else os.truncate(file, size)
+        report = Silent()
+        again = build(tmp_path, target, report)
+        assert again.summary["built"]
+        assert f"the cache is damaged ({name} " in report.warnings[0]
+        assert len(again.train) == 600
+    assert not build(tmp_path, target).summary["built"]
+
+
+def test_a_vocabulary_that_is_not_what_the_counts_say_is_written_anew(tmp_path: Path, target: Path) -> None:
+    write(tmp_path / "train.jsonl", [talk(i) for i in range(5)])
+    first = build(tmp_path, target)
+    right = first.vocab_file.read_bytes()
+    for wrong in (b"damaged", build(tmp_path, target, size=99).vocab_file.read_bytes()):
+        first.vocab_file.write_bytes(wrong)
+        assert build(tmp_path, target).vocab_file.read_bytes() == right
+
+
+def test_special_tokens_are_always_in_and_a_size_is_suggested(tmp_path: Path, target: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|never_used|>"]})
+    tokenizer.save_pretrained(target)
+    write(tmp_path / "train.jsonl", [talk(i) for i in range(5)])
+    settings = Settings(
+        target=Target(model_path=str(target)),
+        data=Data(train_path=tmp_path / "train.jsonl", cache_dir=tmp_path / "cache"),
+    )
+    cached = open_or_build(settings, 8, len(tokenizer), Silent())
+    assert set(tokenizer.all_special_ids) <= set(cached.vocab.draft_ids.tolist())
+    told = cached.summary["vocab"]
+    assert told["always_in"] == len({*tokenizer.all_special_ids, 0, 1, 2})
+    assert told["suggested_size"] == len(tokenizer)
+    assert told["coverage_by_size"][8] == told["coverage"] < told["coverage_by_size"][len(tokenizer)] == 1.0
+    with pytest.raises(UsageError, match="cannot hold the 4 special tokens"):
+        open_or_build(settings, 3, len(tokenizer), Silent())
 
 
 def test_errors(tmp_path: Path, target: Path) -> None:
