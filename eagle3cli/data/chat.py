@@ -16,6 +16,8 @@ Tools = Sequence[Mapping[str, Any]]
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _NAME = "\ue000{}\ue001"
+_COMPLAINTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a template may raise by itself where a conversation is not what it expects."""
 UNWRITTEN = "the chat template does not write the tool calls"
 
 
@@ -102,7 +104,7 @@ class Chat:
                 chat_template=self._template,
                 **{**self.options, **kwargs},
             )
-        except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        except (TemplateError, *_COMPLAINTS) as error:
             raise ModelError(f"the chat template refuses the conversation: {error}") from error
 
 

@@ -65,10 +65,7 @@ def learn_format(chat: Chat, stops: Sequence[str]) -> Format:
     ]
     unanswered, opened = chat.render(turns[:1], False), chat.render(turns[:1], True)
     before = opened.rpartition(marks[0])[2]
-    pieces = re.split("|".join(marks), chat.render(turns, False))
-    if len(pieces) != len(marks) + 1:
-        raise ModelError("the chat template does not write a plain conversation", where="data.chat_template")
-    _, first, again, last, tail = pieces
+    first, again, last, tail = _between(chat, turns, marks)
     past_closing = _closing(special, stops, again)
     closing = past_closing if tail.lstrip().startswith(past_closing) else _leading(special, tail)
     ends = {*stops, closing, past_closing, *(token for token in _ALWAYS_END if token in special)} - {""}
@@ -79,13 +76,26 @@ def learn_format(chat: Chat, stops: Sequence[str]) -> Format:
     block = last.removeprefix(closed + header)
     return Format(
         header=header,
-        past_header=header if past_header.startswith(header) else past_header,
+        past_header=header if header and past_header.startswith(header) else past_header,
         block=block if block != last and EMPTY_BLOCK.fullmatch(block) else "",
         closing=closing,
         user_header=_without_leading(ends, again),
         ends=tuple(sorted(ends, key=lambda end: (-len(end), end))),
         stops=tuple(stop for stop in stops if stop),
     )
+
+
+def _between(chat: Chat, turns: Sequence[Mapping[str, Any]], marks: Sequence[str]) -> list[str]:
+    """What stands between and behind the texts of two questions and replies; a template that takes no more than one
+    turn tells less."""
+    try:
+        text, most = chat.render(turns, False), len(marks)
+    except ModelError:
+        text, most = chat.render(turns[:2], False), 2
+    pieces = re.split("|".join(marks), text)[1:]
+    if len(pieces) != most:
+        raise ModelError("the chat template does not write a plain conversation", where="data.chat_template")
+    return pieces if most > 2 else [pieces[0], "", *pieces]
 
 
 def _closing(special: Sequence[str], stops: Sequence[str], text: str) -> str:

@@ -200,6 +200,8 @@ class _Surroundings:
         """Where the reply begins in ``piece``, which ends with it; ``lead`` is what comes before a bare one."""
         form = self.talk.form
         header = self._server_header(index, number)
+        if header is not None and not form.header:  # a template without a generation prompt
+            header += form.past_header
         if header is not None and piece.startswith(header):
             block = lead[len(header) :] if lead is not None and lead.startswith(header) else form.block
             return len(header) + _own_block(piece[len(header) :], block, self.talk.messages[index])

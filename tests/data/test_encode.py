@@ -157,6 +157,30 @@ def test_r1_rows_are_what_a_server_shows() -> None:
     assert trained_texts(encoder, good(encoder, messages)) == ["\n\nanswer" + end, "hm\n</think>\n\nanswer" + end]
 
 
+@pytest.mark.parametrize("look", ["", "{{ m.content[:0] }}"])
+def test_a_template_without_a_generation_prompt(look: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n" + look + "{{ m.content }}"
+        "{% for call in m.tool_calls or [] %}{{ call | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+    )  # fmt: skip
+    encoder = Encoder(tokenizer, frozenset())
+    assert trained_texts(encoder, good(encoder, TWO_TURNS)) == ["a1<|im_end|>", "a2<|im_end|>"]
+    first, last = trained_texts(encoder, good(encoder, TOOL_MESSAGES))
+    assert first.startswith('{"id": "1"')
+    assert last == "It is sunny.<|im_end|>"
+
+
+def test_a_template_for_one_turn_only() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% if messages | length > 2 %}{{ 1 / 0 }}{% endif %}" + tokenizer.chat_template
+    encoder = Encoder(tokenizer, frozenset())
+    assert trained_texts(encoder, good(encoder, TWO_TURNS[:2])) == ["a1<|im_end|>"]
+    refused = encode(encoder, TWO_TURNS)
+    assert isinstance(refused, DataError)
+    assert "division by zero" in refused.what
+
+
 def test_an_end_of_two_tokens() -> None:
     """As Cohere's models: the reply's own end, and behind it the token at which they stop."""
     tokenizer = tiny_tokenizer()
