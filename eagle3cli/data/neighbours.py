@@ -242,8 +242,7 @@ def _own_block(reply: str, block: str, message: Mapping[str, Any]) -> int:
     """Length of the template's own empty block of reasoning at the start of a reply; 0 where the target wrote it."""
     if not EMPTY_BLOCK.fullmatch(block):
         return 0
-    said = EMPTY_BLOCK.match(message["content"] or "")
-    if said:
+    if not message.get("reasoning_content") and EMPTY_BLOCK.match(message["content"] or ""):
         return 0
     if reply.startswith(block):
         return len(block)

@@ -31,11 +31,12 @@ def reasoning_of(message: Message) -> tuple[str, str]:
     return "", content
 
 
-def begins_with_empty_block(content: str) -> bool:
+def begins_with_empty_block(message: Message) -> bool:
     """The target itself said that it had nothing to think about."""
-    start = content.lstrip()
-    return start.startswith("</think>") or (
-        start.startswith("<think>") and start.removeprefix("<think>").lstrip().startswith("</think>")
+    start = message["content"].lstrip()
+    return "reasoning_content" not in message and (
+        start.startswith("</think>")
+        or (start.startswith("<think>") and start.removeprefix("<think>").lstrip().startswith("</think>"))
     )
 
 
@@ -128,7 +129,7 @@ def qwen3_turn(message: Message, place: Place, opening: str = "<think>\n", keeps
     gap = "\n" if said and calls else ""
     if place == "past" or not thought and not (place == "last" and keeps_empty):
         return [(said + gap + calls, True)]
-    own = bool(thought.strip("\n")) or begins_with_empty_block(message["content"])
+    own = bool(thought.strip("\n")) or begins_with_empty_block(message)
     block = opening + thought.strip("\n") + "\n</think>\n\n"
     return [(block, own), (said.lstrip("\n") + gap + calls, True)]
 
@@ -185,7 +186,7 @@ def llama4_calls(message: Message) -> str:
 def glm_turn(message: Message, place: Place) -> list[Part]:
     thought, said = reasoning_of(message)
     thought = "" if place == "past" else thought.strip()
-    own = bool(thought) or begins_with_empty_block(message["content"])
+    own = bool(thought) or begins_with_empty_block(message)
     after = "\n" + said.strip() if said.strip() else ""
     for call in message.get("tool_calls", ()):
         after += "\n<tool_call>" + call["function"]["name"] + "\n"
