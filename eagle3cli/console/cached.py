@@ -44,13 +44,13 @@ def _split_lines(name: str, counts: dict[str, Any]) -> list[str]:
 
 def _vocab_lines(vocab: dict[str, Any]) -> list[str]:
     """What a person should know of the draft's vocabulary."""
-    shares, suggested = vocab["coverage_by_size"], vocab["suggested_size"]
-    enough = next((size for size, share in shares.items() if share == 1.0), vocab["target_size"])
-    sizes = ", ".join(
-        f"{n:,}: {share:.1%}" for n, share in shares.items() if n <= max(enough, vocab["size"], suggested)
-    )
+    shares, size, suggested = vocab["coverage_by_size"], vocab["size"], vocab["suggested_size"]
+    enough = next((n for n, share in shares.items() if share == 1.0), vocab["target_size"])
+    by_size = ", ".join(f"{n:,}: {share:.1%}" for n, share in shares.items() if n <= enough or n in (size, suggested))
+    judged = "eval" if vocab["coverage_of"] == "eval" else "each 20th row, by a vocabulary chosen without them"
     return [
-        f"draft vocabulary: {vocab['size']:,} of {vocab['target_size']:,} tokens, {vocab['always_in']} of them special",
-        f"  reply tokens of {vocab['coverage_of']} that it covers, by size: {sizes}",
-        f"  suggested: --draft-vocab-size {suggested}, the smallest multiple of 1,024 that covers 99% of them",
+        f"draft vocabulary: {size:,} of {vocab['target_size']:,} tokens, {vocab['always_in']} of them special; "
+        f"it covers {vocab['coverage_of_train']:.1%} of the reply tokens of train",
+        f"  covered reply tokens of {judged}: {by_size}",
+        f"  suggested: --draft-vocab-size {suggested}, the smallest multiple of 1,024 that covers 99% of those",
     ]

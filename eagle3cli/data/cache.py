@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 
 from eagle3cli.data.cache_build import COUNTS, SUMMARY, build, damage
 from eagle3cli.data.chat import template_options
-from eagle3cli.data.counts import Counts, fit, rank
+from eagle3cli.data.counts import Counts, Ranking, fit, rank
 from eagle3cli.data.ledger import ERRORS
 from eagle3cli.data.manifest import Stat, describe, remove_leftovers
 from eagle3cli.data.preformatted import TextMarks
@@ -176,7 +176,7 @@ def _vocabulary(
     weights = {"reply_weight": settings.cache.reply_weight, "prompt_weight": settings.cache.prompt_weight}
     if not any(weights.values()):
         raise UsageError("both weights are 0", where="cache.reply_weight", fix="leave one of them above 0")
-    counts = {split: fit(array, vocab_size) for split, array in load_file(folder / COUNTS).items()}
+    counts = {name: fit(array, vocab_size) for name, array in load_file(folder / COUNTS).items()}
     ranking = rank(counts["train_reply"], counts["train_prompt"], always=always, **weights)
     size = min(draft_vocab_size, vocab_size)
     ids = ranking.first(size)
@@ -187,20 +187,23 @@ def _vocabulary(
 
         remove_leftovers(path.parent)
         save_vocab(path, from_ids(ids, vocab_size))
-    judged = "eval" if "eval_reply" in counts else "train"
-    covered = ranking.coverage(counts[f"{judged}_reply"])
-    suggested = ranking.suggested(counts[f"{judged}_reply"])
-    sizes = sorted({size, suggested, *(s for s in COVERAGE_SIZES if ranking.fixed <= s < vocab_size)})
-    return path, {
-        "size": size,
-        "target_size": vocab_size,
-        "file": str(path),
-        "always_in": ranking.fixed,
-        "coverage": float(covered[size]),
-        "coverage_of": judged,
-        "coverage_by_size": {s: float(covered[s]) for s in sizes},
-        "suggested_size": suggested,
-    }
+    judged = "eval" if "eval_reply" in counts else "train_aside"
+    judges = ranking
+    if judged == "train_aside":
+        reply, prompt = (counts[f"train_{kind}"] - counts[f"train_{kind}_aside"] for kind in ("reply", "prompt"))
+        judges = rank(reply, prompt, always=always, **weights)
+    told = {"size": size, "target_size": vocab_size, "file": str(path), "always_in": ranking.fixed}
+    told["coverage_of_train"] = float(ranking.coverage(counts["train_reply"])[size])
+    held_out = counts["eval_reply" if judged == "eval" else "train_reply_aside"]
+    return path, {**told, "coverage_of": judged, **_coverage(judges, held_out, size)}
+
+
+def _coverage(ranking: Ranking, reply: Counts, size: int) -> dict[str, Any]:
+    """What draft vocabularies of several sizes cover of these tokens, and which size suits them."""
+    covered, suggested = ranking.coverage(reply), ranking.suggested(reply)
+    sizes = sorted({size, suggested, *(s for s in COVERAGE_SIZES if ranking.fixed <= s < len(ranking.ids))})
+    by_size = {s: float(covered[s]) for s in sizes}
+    return {"coverage": by_size[size], "coverage_by_size": by_size, "suggested_size": suggested}
 
 
 def _holds(path: Path, ids: Counts, vocab_size: int) -> bool:

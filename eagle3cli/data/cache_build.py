@@ -24,6 +24,9 @@ from eagle3cli.runtime.report import Reporter, Task
 from eagle3cli.runtime.stop import Stop, catch_stop
 
 SUMMARY, COUNTS = "summary.json", "counts.safetensors"
+ASIDE = 20
+"""Each row of this number is counted apart, so that what a vocabulary covers can be judged by rows that did not choose
+it where there is no evaluation file."""
 
 
 def build(folder: Path, key: str, paths: Mapping[str, Path], recipe: Recipe, num_proc: int, report: Reporter) -> None:
@@ -42,7 +45,7 @@ def build(folder: Path, key: str, paths: Mapping[str, Path], recipe: Recipe, num
                 batches = _batches(tokens.blocks(path), found, task, stop)
                 write_rows(folder / split, batches, fingerprint=f"{key}-{split}")
             summary[split] = found.summary()
-            counts |= {f"{split}_reply": found.reply, f"{split}_prompt": found.prompt}
+            counts |= {f"{split}_{name}": array for name, array in found.counts.items()}
             if found.no_span:
                 text = f"({found.no_span} of {found.ledger.written} rows of {split}; they train nothing)"
                 report.warn(f"{NO_SPAN} {text}")
@@ -75,7 +78,10 @@ def _lines(path: Path) -> int | None:
         if format_of(path) != "lines" or f.read(4)[:2] in (b"\x1f\x8b", b"\x28\xb5"):
             return None
         f.seek(0)
-        return sum(block.count(b"\n") for block in iter(lambda: f.read(1 << 20), b""))
+        lines, last = 0, b""
+        while block := f.read(1 << 20):
+            lines, last = lines + block.count(b"\n"), block
+        return lines + (not last.endswith(b"\n"))
 
 
 def _batches(blocks: Iterator[PackedBlock], found: _Split, task: Task, stop: Stop) -> Iterator[pa.RecordBatch]:
@@ -95,14 +101,17 @@ class _Split:
 
     def __init__(self, path: Path, ledger: Ledger) -> None:
         self.path, self.ledger = path, ledger
-        self.reply, self.prompt = no_counts(), no_counts()
+        self.counts = {name: no_counts() for name in ("reply", "prompt", "reply_aside", "prompt_aside")}
         self.tokens = self.loss_tokens = self.truncated = self.no_span = self.longest = 0
 
     def take(self, block: PackedBlock) -> pa.RecordBatch:
         ids = block.batch.column("input_ids").values.to_numpy()
         trained = block.batch.column("loss_mask").values.to_numpy().astype(bool)
         lengths = np.diff(block.batch.column("input_ids").offsets.to_numpy())
-        self.reply, self.prompt = add_counts(self.reply, ids[trained]), add_counts(self.prompt, ids[~trained])
+        aside = np.repeat((self.ledger.written + np.arange(len(lengths))) % ASIDE == 0, lengths)
+        for name, here in (("reply", trained), ("prompt", ~trained)):
+            self.counts[name] = add_counts(self.counts[name], ids[here])
+            self.counts[f"{name}_aside"] = add_counts(self.counts[f"{name}_aside"], ids[here & aside])
         self.tokens += len(ids)
         self.loss_tokens += int(trained.sum())
         self.truncated += block.truncated

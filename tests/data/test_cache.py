@@ -200,6 +200,26 @@ cache.open_or_build(Settings(target=Target(model_path={str(target)!r}), data=dat
     assert not list((tmp_path / "cache" / "processed_dataset").glob(".*"))
 
 
+def test_coverage_is_judged_by_rows_that_did_not_choose(tmp_path: Path, target: Path) -> None:
+    """Without an evaluation file by each 20th row: what it alone says is not covered."""
+
+    def said(number: int) -> dict[str, Any]:
+        row = talk(number)
+        row["conversations"][1]["content"] = "~~~~" if number % 20 == 0 else "a"
+        return row
+
+    write(tmp_path / "train.jsonl", [said(i) for i in range(41)])
+    told = build(tmp_path, target, size=60).summary["vocab"]
+    per_row = len(tiny_tokenizer()("~~~~")["input_ids"])
+    assert told["coverage_of"] == "train_aside"
+    assert told["coverage"] == pytest.approx(1 / (per_row + 1))  # the end token
+    assert told["coverage_of_train"] == 1.0
+    assert told["suggested_size"] == VOCAB
+    eval_path = write(tmp_path / "eval.jsonl", [said(1)])
+    told = build(tmp_path, target, size=60, eval_path=eval_path).summary["vocab"]
+    assert (told["coverage_of"], told["coverage"]) == ("eval", 1.0)
+
+
 @pytest.mark.parametrize("name", ["train/data-00000-of-00001.arrow", "counts.safetensors"])
 def test_a_damaged_cache_is_built_anew(tmp_path: Path, target: Path, name: str) -> None:
     write(tmp_path / "train.jsonl", [talk(i) for i in range(600)])
@@ -239,6 +259,7 @@ def test_special_tokens_are_always_in_and_a_size_is_suggested(tmp_path: Path, ta
     assert told["always_in"] == len({*tokenizer.all_special_ids, 0, 1, 2})
     assert told["suggested_size"] == len(tokenizer)
     assert told["coverage_by_size"][8] == told["coverage"] < told["coverage_by_size"][len(tokenizer)] == 1.0
+    assert told["coverage_of_train"] < 1.0
     with pytest.raises(UsageError, match="cannot hold the 4 special tokens"):
         open_or_build(settings, 3, len(tokenizer), Silent())
 
