@@ -105,7 +105,7 @@ def template_text(name: str, tokenizer: Any) -> str | None:
     """
     if name == "auto":
         if not tokenizer.chat_template:
-            fix = f"pass --chat-template NAME ({', '.join(NAMED)}) or a .jinja file"
+            fix = f"pass --chat-template NAME ({', '.join(NAMED)}) or a .jinja file; pre-formatted rows: --assistant-header"
             raise ModelError("the tokenizer has no chat template of its own", where="data.chat_template", fix=fix)
         return None
     if name in NAMED:
