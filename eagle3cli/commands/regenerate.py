@@ -43,6 +43,8 @@ def _with_folder(settings: Settings, out: Out) -> Settings:
     return settings.model_copy(update={"target": settings.target.model_copy(update={"model_path": path})})
 
 
+CHAT = ("data.chat_template", "data.chat_template_kwargs")
+
 COMMAND = Command(
     name="regenerate",
     summary="Rewrite the replies with the target, so that the draft learns the target's own words.",
@@ -52,6 +54,6 @@ COMMAND = Command(
         "--input-path cache/dataset/sharegpt/train.jsonl",
         "eagle3 regenerate --model-path MODEL --input-path cache/dataset/sharegpt/train.jsonl --retry-errors",
     ),
-    fields=("regenerate.*", "server.*", "target.*", "data.chat_template", "data.cache_dir"),
+    fields=("regenerate.*", "server.*", "target.*", *CHAT, "data.cache_dir"),
     run=run,
 )

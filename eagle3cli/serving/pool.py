@@ -34,7 +34,7 @@ FIRST_SECONDS = 30.0
 class Rules:
     """When the pool gives up on what; times in seconds."""
 
-    attempts: int = 6
+    attempts: int = 8
     """Tries of a request that was sent and lost."""
     turned_away: int = 100
     """Within one of them: tries that no server let in."""
@@ -155,7 +155,8 @@ class Pool:
             self._answered(server, answer.tokens)
             return answer
         except TimeoutError as error:
-            raise Lost("server hangs", f"{server.address} stopped answering") from error
+            self.failures["hang"] += 1
+            raise Lost("hang", f"{server.address} stopped answering") from error
         except Refused:
             self._answered(server, 0)
             raise

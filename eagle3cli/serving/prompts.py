@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from eagle3cli.data.chat import Chat
+from eagle3cli.data.chat import Chat, template_options
 from eagle3cli.data.chat_format import OPEN_BLOCK
 from eagle3cli.data.tokenizer import eos_ids, load_tokenizer, tokenize
 from eagle3cli.serving.script import Script
@@ -45,5 +45,5 @@ def load_prompts(settings: Settings, model_path: str | None = None) -> Prompts:
     """The target's tokenizer with the chat template of the settings."""
     target, path = settings.target, model_path or settings.target.model_path
     tokenizer = load_tokenizer(path, revision=target.revision, trust_remote_code=target.trust_remote_code)
-    chat = Chat(tokenizer, settings.data.chat_template)
+    chat = Chat(tokenizer, settings.data.chat_template, template_options(settings.data.chat_template_kwargs))
     return Prompts(tokenizer, chat, eos_ids(tokenizer, path), settings.regenerate.reasoning_effort)

@@ -27,7 +27,7 @@ def record(shards: Path, output: Path) -> int:
     made_with = manifest["made_with"]
     if made_with["temperature"] != 0:
         raise UsageError("sampled replies cannot be recorded", where=str(shards), fix="regenerate with --temperature 0")
-    header = {key: made_with[key] for key in HEADER}
+    header = {key: made_with.get(key, usual) for key, usual in HEADER.items()}
     finished = [name for name, counts in manifest["shards"].items() if counts["finished"]]
     replies = [reply for name in finished for reply in _replies(shards / f"shard_{name}.jsonl")]
     with writing(output, "wb") as f:

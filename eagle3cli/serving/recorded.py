@@ -24,6 +24,8 @@ HEADER: dict[str, Any] = {
     "max_tokens": None,
     "temperature": 0,
     "chat_template": "auto",
+    "chat_template_kwargs": [],
+    "reasoning_effort": None,
     "system_prompt": None,
     "is_reasoning_model": False,
 }

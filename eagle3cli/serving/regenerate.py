@@ -128,6 +128,7 @@ def _made_with(settings: Settings, digest: str) -> dict[str, Any]:
         **identify_target(settings),
         "input_sha256": digest,
         "chat_template": settings.data.chat_template,
+        "chat_template_kwargs": list(settings.data.chat_template_kwargs),
         "system_prompt": system_prompt_text(wanted.system_prompt),
         **{name: getattr(wanted, name) for name in names},
         "num_per_shard": wanted.num_per_shard,

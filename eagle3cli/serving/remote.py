@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 
+from eagle3cli.data.chat import template_options
 from eagle3cli.errors import DataError, ModelError
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
@@ -45,6 +46,7 @@ class RemoteWriter:
         self.settings, self.addresses, self.report = settings, addresses, report
         self.prompts, self.rules, self.tend = prompts, rules or Rules(), tend
         self._is_harmony = False
+        self._template_options = template_options(settings.data.chat_template_kwargs)
 
     def write(
         self, scripts: Iterator[Script], add: Callable[[Entry], None], show: Callable[..., None], stop: Stop
@@ -143,6 +145,7 @@ class RemoteWriter:
             sampling=sampling,
             tools=script.tools,
             reasoning_effort=wanted.reasoning_effort,
+            template_options=self._template_options,
             special_tokens=self._is_harmony,
         )
 

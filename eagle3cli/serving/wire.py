@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from eagle3cli.data.messages import Message, tool_calls
@@ -33,6 +33,8 @@ class Request:
     sampling: Sampling = Sampling()
     tools: Sequence[Message] = ()
     reasoning_effort: str | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    """Values that the server's chat template reads."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_end: bool = False
     """Go on behind the end token, always to ``max_tokens``."""
@@ -112,6 +114,8 @@ def _chat_body(request: Request, kind: Kind, model: str, stream: bool) -> dict[s
         body["tools"] = list(request.tools)
     if request.reasoning_effort is not None:
         body["reasoning_effort"] = request.reasoning_effort
+    if request.template_options:
+        body["chat_template_kwargs"] = dict(request.template_options)
     if kind == "sglang" and not stream:  # in a stream it refuses them
         body["return_meta_info"] = body["return_token_ids"] = True
     return body

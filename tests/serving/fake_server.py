@@ -10,9 +10,11 @@ import asyncio
 import json
 import random
 import sys
+import threading
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -40,6 +42,7 @@ class Faults:
     tells_load: bool = True
     context: int = 4096
     owner: str = "sglang"
+    model: str = MODEL
     words: int = 8
     """Words of a reply."""
     seed: int = 0
@@ -58,12 +61,15 @@ class FakeServer:
     port: int = 0
     served: Counter[str] = field(default_factory=Counter)
     seen: Counter[str] = field(default_factory=Counter)
+    bodies: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=1000))
     running: int = 0
     most_running: int = 0
     waiting: int = 0
     is_healthy: bool = True
     answer: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """In place of the usual body."""
+    do: Callable[[Coroutine[Any, Any, None]], None] = lambda step: None
+    """Runs a step of a server of :func:`running` in its loop and waits for it."""
 
     async def start(self) -> None:
         self._free = asyncio.Semaphore(self.faults.places)
@@ -91,8 +97,8 @@ class FakeServer:
                 raw = await reader.readexactly(int(headers.get("content-length", 0)))
                 method, path, _ = head[0].split(" ")
                 await self._respond(method, path.partition("?")[0], raw, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # the client has left, or the test is over
         finally:
             self._writers.discard(writer)
             writer.close()
@@ -100,9 +106,12 @@ class FakeServer:
     async def _respond(self, method: str, path: str, raw: bytes, writer: asyncio.StreamWriter) -> None:
         if method == "GET":
             found = self._page(path)
-            _send(writer, 200 if found is not None else 404, found if found is not None else {"detail": "Not Found"})
+            ill = path == "/health" and not self.is_healthy
+            status = 503 if ill else 404 if found is None else 200
+            _send(writer, status, {"detail": "Not Found"} if found is None else found)
             return
         body = json.loads(raw)
+        self.bodies.append(body)
         text = json.dumps(body.get("messages") or body.get("input_ids"))
         self.seen[text] += 1
         fate = self._fate(text)
@@ -122,7 +131,7 @@ class FakeServer:
                 await asyncio.sleep(10**6 if fate == "silent" else self.faults.seconds)
             finally:
                 self.running -= 1
-        found = self.answer(body) if self.answer else self._chat(body, fate)
+        found = self.answer(body) if self.answer else self.chat(body, fate)
         status = found.pop("status", 200)
         if fate == "malformed":
             _send(writer, 200, raw=b'{"choices": [{"mess')
@@ -136,14 +145,14 @@ class FakeServer:
             _send(writer, status, found)
 
     def _fate(self, text: str) -> str:
-        draw = random.Random(f"{self.faults.seed}:{self.port}:{text}:{self.seen[text]}").random()
+        draw = random.Random(f"{self.faults.seed}:{text}:{self.seen[text]}").random()
         for name in ("error_500", "busy_429", "reset", "silent", "malformed", "aborted"):
             draw -= getattr(self.faults, name)
             if draw < 0:
                 return name
         return ""
 
-    def _chat(self, body: dict[str, Any], fate: str) -> dict[str, Any]:
+    def chat(self, body: dict[str, Any], fate: str = "") -> dict[str, Any]:
         text = reply_to(body["messages"], self.faults.words)
         prompt = sum(len(message["content"].split()) for message in body["messages"])
         if prompt >= self.faults.context:
@@ -183,11 +192,18 @@ class FakeServer:
     def _page(self, path: str) -> Any:
         faults = self.faults
         if path == "/health":
-            return {} if self.is_healthy else None
+            return {}
         if path == "/v1/models":
             return {
                 "object": "list",
-                "data": [{"id": MODEL, "owned_by": faults.owner, "root": MODEL, "max_model_len": faults.context}],
+                "data": [
+                    {
+                        "id": faults.model,
+                        "owned_by": faults.owner,
+                        "root": faults.model,
+                        "max_model_len": faults.context,
+                    }
+                ],
             }
         if path == "/counts":
             return {"served": dict(self.served), "most_running": self.most_running, "time": time.monotonic()}
@@ -217,6 +233,43 @@ def _send(
 ) -> None:
     body = json.dumps(value).encode() if raw is None else raw
     writer.write(_head(status, len(body), more) + body)
+
+
+@contextmanager
+def running(*faults: Faults) -> Iterator[list[FakeServer]]:
+    """Servers in a thread, one for each of ``faults``, for code that runs an event loop of its own."""
+    servers = [FakeServer(fault) for fault in faults]
+    loop = asyncio.new_event_loop()
+
+    def serve() -> None:
+        asyncio.set_event_loop(loop)
+        loop.run_forever()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+
+    def do(step: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(step, loop).result(10)
+
+    for server in servers:
+        do(server.start())
+        server.do = do
+    try:
+        yield servers
+    finally:
+        for server in servers:
+            do(server.stop())
+        do(_end_other_tasks())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+async def _end_other_tasks() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 async def _serve(port: int, faults: Faults) -> None:
