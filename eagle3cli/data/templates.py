@@ -105,7 +105,8 @@ def template_text(name: str, tokenizer: Any) -> str | None:
     """
     if name == "auto":
         if not tokenizer.chat_template:
-            fix = f"pass --chat-template NAME ({', '.join(NAMED)}) or a .jinja file; pre-formatted rows: --assistant-header"
+            fix = f"pass --chat-template NAME ({', '.join(NAMED)}) or a .jinja file; "
+            fix += "for pre-formatted rows --assistant-header will do"
             raise ModelError("the tokenizer has no chat template of its own", where="data.chat_template", fix=fix)
         return None
     if name in NAMED:
