@@ -234,7 +234,9 @@ class CacheTable(Table):
     """eagle3 cache: token rows with masks, and the draft vocabulary."""
 
     reply_weight: int = option(3, "Weight of reply tokens when counting the draft vocabulary.", ge=0)
-    prompt_weight: int = option(1, "Weight of prompt tokens when counting the draft vocabulary.", ge=0)
+    prompt_weight: int = option(
+        1, "Weight of prompt tokens when counting the draft vocabulary; 0 counts replies only.", ge=0
+    )
     view_train_data: tuple[int, ...] = option((), "Show these rows (from 1) after caching.", "--view-train-data")
     overwrite: bool = option(False, "Rebuild even if a current cache exists.")
 
