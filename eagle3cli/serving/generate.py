@@ -35,12 +35,38 @@ class Reply:
 
 
 @dataclass
-class _Row:
+class Row:
+    """A prompt and what was written behind it so far."""
+
     index: int
     prompt: Sequence[int]
     limit: int
     stream: random.Random
     token_ids: list[int] = field(default_factory=list)
+
+
+def settle(rows: list[Row | None], places: Sequence[int], tokens_B: Tensor, eos_ids: frozenset[int]) -> list[Reply]:
+    """Write the new tokens of some places down; a row that has ended leaves its place and is returned."""
+    finished = []
+    for place, token in zip(places, tokens_B.tolist(), strict=True):
+        row = rows[place]
+        if row is None:
+            continue
+        row.token_ids.append(token)
+        ended = token in eos_ids
+        if ended or len(row.token_ids) >= row.limit:
+            finished.append(Reply(row.index, row.token_ids, "stop" if ended else "length"))
+            rows[place] = None
+    return finished
+
+
+def choose(logits_BV: Tensor, rows: Sequence[Row | None], sampling: Sampling) -> Tensor:
+    """The next token of every row, ``[B]``; each row draws from its own random stream."""
+    if sampling.temperature == 0:
+        best_B: Tensor = logits_BV.argmax(-1)
+        return best_B
+    draws_B = torch.tensor([row.stream.random() if row else 0.0 for row in rows], device=logits_BV.device)
+    return sample(logits_BV, draws_B, sampling)
 
 
 class Decoder:
@@ -60,8 +86,8 @@ class Decoder:
     ) -> None:
         self.model, self.eos_ids, self.sampling = model, eos_ids, sampling or Sampling()
         self.cache = PositionCache(batch_size, 0)
-        self.waiting: deque[_Row] = deque()
-        self.rows: list[_Row | None] = [None] * batch_size
+        self.waiting: deque[Row] = deque()
+        self.rows: list[Row | None] = [None] * batch_size
         self.length_B = torch.zeros(batch_size, dtype=torch.long, device=model.device)
         self.last_B = torch.zeros(batch_size, dtype=torch.long, device=model.device)
 
@@ -83,7 +109,7 @@ class Decoder:
         ``stream`` names its random numbers; the index does unless given.
         """
         name = f"{self.sampling.seed}:{index if stream is None else stream}"
-        row = _Row(index, prompt, limit, random.Random(name))
+        row = Row(index, prompt, limit, random.Random(name))
         if soon:
             self.waiting.appendleft(row)
         else:
@@ -103,18 +129,7 @@ class Decoder:
         return finished + self._settle(range(len(self.rows)), self._next_tokens())
 
     def _settle(self, places: Sequence[int], tokens_B: Tensor) -> list[Reply]:
-        """Write the new tokens down; a row that has ended leaves its place."""
-        finished = []
-        for place, token in zip(places, tokens_B.tolist(), strict=True):
-            row = self.rows[place]
-            if row is None:
-                continue
-            row.token_ids.append(token)
-            ended = token in self.eos_ids
-            if ended or len(row.token_ids) >= row.limit:
-                finished.append(Reply(row.index, row.token_ids, "stop" if ended else "length"))
-                self.rows[place] = None
-        return finished
+        return settle(self.rows, places, tokens_B, self.eos_ids)
 
     def _read_prompt(self, place: int) -> Tensor:
         row = self.rows[place]
@@ -134,7 +149,7 @@ class Decoder:
         self.length_B += 1
         return self.last_B
 
-    def _forward(self, ids_BQ: Tensor, place_B: Tensor, position_BQ: Tensor, rows: Sequence[_Row | None]) -> Tensor:
+    def _forward(self, ids_BQ: Tensor, place_B: Tensor, position_BQ: Tensor, rows: Sequence[Row | None]) -> Tensor:
         extent = int(position_BQ.max()) + 1
         self._grow(extent)
         self.cache.point(place_B, position_BQ, extent)
@@ -146,11 +161,7 @@ class Decoder:
             logits_to_keep=1,
             **cached(self.model, self.cache),
         ).logits
-        if self.sampling.temperature == 0:
-            best_B: Tensor = logits_B1V[:, -1].argmax(-1)
-            return best_B
-        draws_B = torch.tensor([row.stream.random() if row else 0.0 for row in rows], device=ids_BQ.device)
-        return sample(logits_B1V[:, -1], draws_B, self.sampling)
+        return choose(logits_B1V[:, -1], rows, self.sampling)
 
     def _grow(self, extent: int) -> None:
         """Make room for ``extent`` positions."""

@@ -1,4 +1,4 @@
-"""Replies written in this process, through transformers, with continuous batching: for small models and CPUs."""
+"""Replies written in this process, through transformers: for small models and CPUs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from itertools import islice
 
 from eagle3cli.backends.hf import HfTarget, load_target
-from eagle3cli.backends.positions import grouped
 from eagle3cli.errors import DataError, ModelError
 from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
+from eagle3cli.serving.batches import BatchDecoder, decoding
 from eagle3cli.serving.generate import Decoder, Reply
 from eagle3cli.serving.prompts import Prompts, load_prompts
 from eagle3cli.serving.reasoning import from_harmony, without_reasoning
@@ -45,11 +45,11 @@ class LocalWriter:
     def _generate(self, scripts: list[Script], stop: Stop) -> Iterator[Entry]:
         wanted, tools = self.settings.regenerate, self.tools
         sampling = Sampling(wanted.temperature, wanted.top_p, wanted.top_k, wanted.seed)
-        decoder = Decoder(tools.target.model, min(wanted.batch_size, len(scripts)), tools.prompts.ends, sampling)
+        batch = min(wanted.batch_size, len(scripts))
         running = {script.row: script for script in scripts}
         # Rows of similar length run together; the letters are close enough to the tokens to sort by.
         waiting = iter(sorted(scripts, key=lambda script: sum(len(m["content"]) for m in script.prompt())))
-        with grouped(tools.target.model):
+        with decoding(tools.target.model, batch, tools.prompts.ends, sampling) as decoder:
             while stop.requested is None:
                 while decoder.wants_more and (script := next(waiting, None)) is not None:
                     yield from self._ask(script, decoder)
@@ -62,7 +62,7 @@ class LocalWriter:
                     tools.settle(script, reply, keep_reasoning=wanted.is_reasoning_model)
                     yield from self._ask(script, decoder)
 
-    def _ask(self, script: Script, decoder: Decoder) -> Iterator[Entry]:
+    def _ask(self, script: Script, decoder: Decoder | BatchDecoder) -> Iterator[Entry]:
         """Queue the script's next prompt; where there is none, or no room for a reply, the row's outcome."""
         tools = self.tools
         if not script.is_over:

@@ -14,7 +14,6 @@ from typing import IO, Any
 
 from eagle3cli.backends.head import fingerprint
 from eagle3cli.backends.hf import HfTarget, load_target, read_target_config
-from eagle3cli.backends.positions import grouped
 from eagle3cli.data.chat import Chat
 from eagle3cli.data.mixture import SELF_ROWS
 from eagle3cli.data.prepare import Author
@@ -24,7 +23,7 @@ from eagle3cli.errors import ModelError
 from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import catch_stop
-from eagle3cli.serving.generate import Decoder
+from eagle3cli.serving.batches import decoding
 from eagle3cli.serving.sampling import Sampling
 from eagle3cli.settings.tables import Settings
 
@@ -114,10 +113,9 @@ class _Tools:
     def write(self, indices: list[int], seed: int) -> Iterator[dict[str, Any]]:
         """The prompts with these numbers, as they end."""
         sampling = Sampling(TEMPERATURE, TOP_P, 0, seed)
-        decoder = Decoder(self.target.model, min(BATCH, len(indices)), self.ends, sampling)
-        for index in indices:
-            decoder.add(index, self.header, self.limit)
-        with grouped(self.target.model):
+        with decoding(self.target.model, min(BATCH, len(indices)), self.ends, sampling) as decoder:
+            for index in indices:
+                decoder.add(index, self.header, self.limit)
             while not decoder.is_finished:
                 for reply in decoder.step():
                     ids = reply.token_ids[:-1] if reply.finish == "stop" else reply.token_ids

@@ -47,6 +47,11 @@ class ServerProcess:
         return f"127.0.0.1:{self.launch.port}"
 
     @property
+    def guard_pid(self) -> int | None:
+        """The process that the server is the child of."""
+        return self._guard.pid if self._guard else None
+
+    @property
     def exit_code(self) -> int | None:
         """None while it runs."""
         return self._guard.poll() if self._guard else None
