@@ -10,12 +10,15 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from eagle3cli import __version__
 from eagle3cli.errors import DONE, FAILED, Eagle3Error, UsageError
+
+if TYPE_CHECKING:
+    from eagle3cli.commands.command import Command
 
 DATA, TRAINING, SERVING, CHAIN = "Data", "Training", "Serving", "Whole chain & settings"
 DEBUG_HINT = "run again with --debug to see where it happened"
@@ -109,11 +112,24 @@ def build(words: Sequence[str]) -> tuple[typer.Typer, list[str]]:
             ready = [*options.spread(words, None), *(["--help"] if words == [line.name] else [])]
             app.add_typer(module.app, name=line.name, help=line.summary)
             continue
-        ready = options.spread(words, module.COMMAND)
-        command = module.COMMAND
-        register = app.command(line.name, help=command.summary, epilog=options.epilog(command.examples))
-        register(options.function(command))
+        ready = options.spread(words, options.meant(words, module.COMMAND))
+        _add(app, module.COMMAND)
     return app, ready
+
+
+def _add(app: typer.Typer, command: Command) -> None:
+    """Add a command, with its actions where it has any."""
+    from eagle3cli import options
+
+    told: dict[str, Any] = {"help": command.summary, "epilog": options.epilog(command.examples)}
+    if not command.actions:
+        app.command(command.name, **told)(options.function(command))
+        return
+    group = typer.Typer(rich_markup_mode=None)
+    group.callback(invoke_without_command=True, **told)(options.function(command))
+    for action in command.actions:
+        _add(group, action)
+    app.add_typer(group, name=command.name)
 
 
 def _completion_words() -> list[str] | None:

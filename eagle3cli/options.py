@@ -63,6 +63,9 @@ def function(command: Command) -> Callable[..., int]:
     flags, arguments = fields_of(command)
 
     def call(context: typer.Context, **given: Any) -> int:
+        if context.invoked_subcommand is not None:
+            _refuse_flags_before(context.invoked_subcommand, context, given)
+            return 0
         typed: dict[str, tuple[str, Any]] = {}
         for field in (*arguments, *flags):
             source = context.get_parameter_source(_parameter(field))
@@ -82,6 +85,20 @@ def function(command: Command) -> Callable[..., int]:
     call.__annotations__ = {p.name: p.annotation for p in parameters}
     call.__doc__ = command.summary
     return call
+
+
+def _refuse_flags_before(action: str, context: typer.Context, given: dict[str, Any]) -> None:
+    """Flags before the name of an action would be read by nobody."""
+    for name in given:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"flags stand before {action}", fix=f"put them after the word {action}")
+
+
+def meant(words: Sequence[str], command: Command) -> Command:
+    """The action of a command that these words name, else the command."""
+    named = [word for word in words if not word.startswith("-")][1:2]
+    return next((action for action in command.actions if [action.name] == named), command)
 
 
 def _parameter(field: SettingsField) -> str:

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
 from eagle3cli.backends.head import fingerprint
 from eagle3cli.backends.hf import HfTarget, pick_device
+from eagle3cli.backends.passes import length_batches, run_batch
+from eagle3cli.backends.sample import take_sample
+from eagle3cli.data.encodings import Encoding
 from eagle3cli.data.rows import TokenRow, TokenRows
-from eagle3cli.data.store import StateRow, StoreMeta, aux_count, teacher_positions, vocab_hash
-from eagle3cli.data.store_writer import Plan, StoreWriter, plan_store
+from eagle3cli.data.store import Index, StoreMeta, vocab_hash
+from eagle3cli.data.store_forecast import check_space, choose_encoding, tell_forecast, time_text
+from eagle3cli.data.store_rows import TOKENS, RowCodec, RowCounts, count_rows, empty_codec
+from eagle3cli.data.store_writer import StoreWriter, earlier_index, plan_store, refuse_other
 from eagle3cli.data.vocab import VocabMapping
-from eagle3cli.errors import DataError, Eagle3Error, ModelError
+from eagle3cli.errors import DataError
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.devices import compute_type
+from eagle3cli.runtime.ranks import Ranks
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
 from eagle3cli.settings.tables import Target
 
-SPARE_BYTES = 64_000_000
-"""Free space that is left over on top of the forecast."""
+Rows = Sequence[TokenRow] | TokenRows
+ALONE = Ranks()
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,35 @@ class Origin:
     """What the states come from, known before the target is loaded."""
 
     target: str
+    revision: str | None
     target_hash: str
     aux_layers: tuple[int, ...]
     hidden_size: int
     vocab_size: int
     compute_dtype: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How a store is to be made."""
+
+    encoding: Encoding | Literal["auto"]
+    batch_tokens: int
+    shard_mb: int
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What one capture did; sizes are those of the whole store."""
+
+    rows: int
+    tokens: int
+    bytes: int
+    encoding: Encoding
+    shards: int
+    shards_before: int
+    seconds: float
 
 
 def computing_in(target: Target, name: str) -> Target:
@@ -52,6 +82,7 @@ def origin_of(target: Target, draft: DraftConfig) -> Origin:
     own_type = "float32" if pick_device(target.device).type == "cpu" else "checkpoint"
     return Origin(
         target=target.model_path,
+        revision=target.revision,
         target_hash=fingerprint(target.model_path, revision=target.revision),
         aux_layers=draft.aux_layers,
         hidden_size=draft.target_hidden_size,
@@ -60,128 +91,140 @@ def origin_of(target: Target, draft: DraftConfig) -> Origin:
     )
 
 
-@dataclass(frozen=True)
-class Captured:
-    """What one capture did; sizes are those of the whole store."""
-
-    rows: int
-    tokens: int
-    bytes: int
-    shards: int
-    shards_before: int
-    seconds: float
-
-
 def capture(
     load: Callable[[], HfTarget],
-    rows: Sequence[TokenRow] | TokenRows,
+    rows: Rows,
     folder: Path,
     origin: Origin,
     vocab: VocabMapping,
+    wanted: Wanted,
     *,
-    batch_tokens: int,
-    shard_mb: int,
     report: Reporter,
     stop: Stop,
+    ranks: Ranks = ALONE,
 ) -> Captured:
     """Capture the rows' states into ``folder``, or what an earlier capture has left to do.
 
-    ``load`` is called only when there is something to capture. Raises Eagle3Error when the forecast does not fit the
-    disk or the disk fills up, Stopped on a signal; finished shards are kept.
+    Of several ranks each captures every ``ranks.count``-th shard. ``load`` is called only when there is something to
+    capture. Raises Eagle3Error when the forecast does not fit the disk or the disk fills up, Stopped on a signal;
+    finished shards are kept.
     """
     began = time.monotonic()
-    plan = plan_store(rows, hidden_size=origin.hidden_size, aux_layers=len(origin.aux_layers), shard_mb=shard_mb)
-    tokens, _, teachers = (int(n) for n in plan.counts_N3.sum(0))
-    if not teachers:
+    counts = count_rows(rows)
+    if not bool((counts.counts_N3 > 0).all(1).any()):
         fix = "check --chat-template, and look at the rows with `eagle3 view`"
         raise DataError(f"none of the {len(rows)} rows has a token that carries loss", where=str(folder), fix=fix)
-    meta = StoreMeta(
-        **vars(origin), data_hash=plan.data_hash, rows=len(rows), vocab_hash=vocab_hash(vocab), shard_mb=shard_mb
-    )
-    with StoreWriter(folder, meta, plan, vocab, report) as writer:
-        pending = writer.pending
-        needed = sum(plan.shard_bytes(shard) for shard in pending)
-        if pending:
-            _forecast(folder, plan, needed, tokens, report)
-            target = load()
-            before = [n for s in range(plan.shards) if s not in pending for n in plan.shard_rows(s)]
-            done = int(plan.counts_N3[before, 0].sum())
-            with report.task(f"capturing {folder.name}", tokens, unit="tokens", done=done) as task:
-                for saved, shard in enumerate(pending, plan.shards - len(pending)):
-                    numbers = plan.shard_rows(shard)
-                    states: dict[int, StateRow] = {}
-                    for batch in length_batches(numbers, [len(rows[n]) for n in numbers], batch_tokens):
-                        stop.check(f"{saved} of {plan.shards} shards are saved in {folder}")
-                        states.update(zip(batch, capture_batch(target, [rows[n] for n in batch]), strict=True))
-                        task.advance(sum(len(rows[n]) for n in batch))
-                    writer.write(shard, [states[n] for n in numbers])
-        if not writer.complete:
+    with ranks.first_alone():
+        writer, codec, rate = _open(load, rows, folder, origin, vocab, wanted, counts, ranks, report)
+    with writer:
+        before = writer.plan.shards - len(writer.pending)
+        if writer.pending:
+            if ranks.first:
+                _tell_time(writer, counts, rate, report)
+            _fill(writer, codec, load(), rows, counts, wanted, report, stop)
+        ranks.wait()
+        if ranks.first and not writer.complete:
             writer.finish()
     total = sum(file.stat().st_size for file in folder.iterdir())
-    return Captured(len(rows), tokens, total, plan.shards, plan.shards - len(pending), time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return Captured(len(rows), counts.tokens, total, writer.meta.encoding, writer.plan.shards, before, seconds)
 
 
-def length_batches(numbers: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Rows grouped so that a group, padded to its longest row, has at most ``batch_tokens``; longest rows first.
-
-    A row longer than that comes alone.
-    """
-    order = sorted(range(len(numbers)), key=lambda i: (-lengths[i], i))
-    batch: list[int] = []
-    longest = 0
-    for i in order:
-        if batch and (len(batch) + 1) * longest > batch_tokens:
-            yield batch
-            batch = []
-        if not batch:
-            longest = lengths[i]
-        batch.append(numbers[i])
-    if batch:
-        yield batch
-
-
-def capture_batch(target: HfTarget, rows: Sequence[TokenRow]) -> list[StateRow]:
-    """One pass of the target; of each row what a store keeps, in the store's type on the CPU."""
-    try:
-        states = target.capture([row.token_ids.tolist() for row in rows])
-        found = []
-        for row, (aux_SC, last_SH) in zip(rows, states, strict=True):
-            mask = torch.from_numpy(row.loss_mask.astype(bool))
-            where = teacher_positions(mask)
-            last_RH = last_SH[where.to(last_SH.device)]
-            found.append(
-                StateRow(
-                    token_ids_S=torch.from_numpy(row.token_ids.astype("int64")),
-                    loss_mask_S=mask,
-                    aux_UC=aux_SC[: aux_count(where)].to("cpu", torch.bfloat16, copy=True),
-                    last_RH=last_RH.to("cpu", torch.bfloat16),
-                    top_R=target.top_tokens(last_RH).cpu(),
-                )
-            )
-    except torch.cuda.OutOfMemoryError as error:
-        fix = "lower --batch-tokens (or --max-length) and run the same command again"
-        raise ModelError("the GPU's memory is too small for a batch", where="--batch-tokens", fix=fix) from error
-    return found
-
-
-def _forecast(folder: Path, plan: Plan, needed: int, tokens: int, report: Reporter) -> None:
-    """Say what the capture will take, and stop where it does not fit."""
-    free = shutil.disk_usage(folder).free
-    total = sum(plan.bytes_per_row)
-    report.info(
-        f"{folder}: {len(plan.bytes_per_row)} rows, {tokens} tokens, {plan.shards} shards, {size_text(total)} "
-        f"({total / max(tokens, 1):.0f} bytes a token); {size_text(needed)} to write, {size_text(free)} free"
+def _open(
+    load: Callable[[], HfTarget],
+    rows: Rows,
+    folder: Path,
+    origin: Origin,
+    vocab: VocabMapping,
+    wanted: Wanted,
+    counts: RowCounts,
+    ranks: Ranks,
+    report: Reporter,
+) -> tuple[StoreWriter, RowCodec, float | None]:
+    """Begin the store, with its encoding fitted to a sample, or find what an earlier run left; also tokens a second."""
+    shape = {"layers": len(origin.aux_layers), "hidden": origin.hidden_size}
+    earlier = earlier_index(folder, report)
+    encoding = choose_encoding(wanted.encoding, counts, folder, **shape)
+    if earlier is not None and wanted.encoding == "auto":
+        encoding = earlier[0].encoding
+    meta = StoreMeta(
+        **vars(origin),
+        data_hash=counts.data_hash,
+        rows=len(rows),
+        vocab_hash=vocab_hash(vocab),
+        shard_mb=wanted.shard_mb,
+        encoding=encoding,
     )
-    if needed + SPARE_BYTES > free:
-        fix = "make space, choose another disk with --output-path, or capture fewer rows with --sample-size"
-        raise Eagle3Error(f"needs {size_text(needed)} but {size_text(free)} are free", where=str(folder), fix=fix)
+    if earlier is not None:
+        refuse_other(earlier[0], meta, folder)
+    plan = plan_store(counts, empty_codec(encoding, **shape), wanted.shard_mb)
+    index, sample = earlier[1] if earlier is not None else None, None
+    if ranks.first:
+        tell_forecast(folder, plan, counts, encoding, report, **shape)
+    if index is None:
+        check_space(folder, plan.total, report)
+        sample = take_sample(load(), rows, counts, encoding, wanted.batch_tokens)
+        index = Index(counts, sample.codec, vocab)
+        report.info(
+            f"{encoding}: relative error {sample.error['aux']:.2g} of auxiliary states, {sample.error['last']:.2g} of "
+            f"last ones (on {sample.tokens} tokens)"
+        )
+    writer = StoreWriter(
+        folder,
+        meta,
+        plan,
+        index,
+        report,
+        sample={"tokens": sample.tokens, "error": sample.error} if sample is not None else None,
+        computed=_computed(wanted),
+        rank=ranks.index,
+        ranks=ranks.count,
+    )
+    if sample is None and writer.pending and ranks.first:
+        check_space(folder, sum(writer.plan.bytes(shard) for shard in writer.pending), report)
+    return writer, index.codec, sample.tokens_per_second * ranks.count if sample is not None else None
 
 
-def size_text(count: int) -> str:
-    """Bytes for people: 1.3 GB."""
-    value = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit in ("bytes", "kB") else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
+def _computed(wanted: Wanted) -> dict[str, Any]:
+    """What may change a state's last bits: the shapes and the number of parts in which it is computed."""
+    return {
+        "batch_tokens": wanted.batch_tokens,
+        "batch_size": wanted.batch_size,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
+    }
+
+
+def _tell_time(writer: StoreWriter, counts: RowCounts, rate: float | None, report: Reporter) -> None:
+    if rate is not None:
+        report.info(f"about {time_text(counts.tokens / rate)} at {rate:,.0f} tokens a second")
+
+
+def _fill(
+    writer: StoreWriter,
+    codec: RowCodec,
+    target: HfTarget,
+    rows: Rows,
+    counts: RowCounts,
+    wanted: Wanted,
+    report: Reporter,
+    stop: Stop,
+) -> None:
+    """Capture this rank's pending shards; only one batch of states is in memory at a time."""
+    codec, plan, folder = codec.to(target.device), writer.plan, writer.folder
+    lengths_N = counts.counts_N3[:, TOKENS]
+    tokens = [int(lengths_N[plan.rows(shard).start : plan.rows(shard).stop].sum()) for shard in range(plan.shards)]
+    left = sum(tokens[shard] for shard in writer.pending)
+    total = left if writer.ranks > 1 else sum(tokens)
+    with report.task(f"capturing {folder.name}", total, unit="tokens", done=total - left) as task:
+        for saved, shard in enumerate(writer.pending, plan.shards - len(writer.pending)):
+            numbers = plan.rows(shard)
+            lengths: list[int] = lengths_N[numbers.start : numbers.stop].tolist()
+            with writer.writing(shard) as put:
+                for batch in length_batches(numbers, lengths, wanted.batch_tokens, wanted.batch_size):
+                    stop.check(f"{saved} of {plan.shards} shards are saved in {folder}")
+                    states = run_batch(target, [rows[n] for n in batch])
+                    for number, blob in zip(batch, codec.pack(states), strict=True):
+                        put(number, blob)
+                    task.advance(sum(len(row.token_ids_S) for row in states))

@@ -10,7 +10,7 @@ import torch
 from eagle3cli.backends.batch import TargetBatch
 from eagle3cli.backends.hf import HfTarget
 from eagle3cli.data.rows import TokenRows
-from eagle3cli.data.store import teacher_positions
+from eagle3cli.data.store_rows import teacher_positions
 
 
 class OnlineSource:

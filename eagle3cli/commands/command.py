@@ -25,7 +25,8 @@ class Command:
 
     ``fields`` are settings fields shown as flags (``"train.*"`` or ``"data.train_path"``), ``arguments`` those given
     by position. ``recipe`` adds a first argument RECIPE: a packaged recipe's name or a TOML file, read before
-    ``--config``. ``run`` returns the exit code, None for 0.
+    ``--config``. ``actions`` are commands under the same name, chosen by the word after it
+    (``eagle3 hidden-states verify``). ``run`` returns the exit code, None for 0.
     """
 
     name: str
@@ -35,3 +36,4 @@ class Command:
     fields: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     recipe: bool = False
+    actions: tuple[Command, ...] = ()

@@ -1,69 +1,40 @@
-"""The target's hidden states on disk: shards of many rows, a manifest of what is complete, random access by row.
+"""The target's hidden states on disk: shards of many rows, a manifest of what there is, random access by row.
 
 A store is a folder::
 
-    manifest.json            what was captured, and every finished shard with its size and checksum
-    index.safetensors        tokens, auxiliary rows and teacher positions of each row; the draft vocabulary
-    shard_00000.safetensors  the rows' tensors one after the other
-    stats.safetensors        RMS of every auxiliary channel; written last
+    manifest.json            what was captured and how; once complete, every file with its size and checksum
+    index.safetensors        size of every row, the draft vocabulary, what the encoding divides channels by
+    shard_00000.safetensors  the rows' bytes one after the other, each with its checksum (``data/store_shard.py``)
 
-Written by ``data/store_writer.py``. Knows nothing about models. Shapes: S tokens of a row, U of them with
-auxiliary states, R teacher positions, C = auxiliary layers x hidden size, H hidden size.
+Written by ``data/store_writer.py``. Knows nothing about models.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
+from eagle3cli.data.encodings import Codec, Encoding
+from eagle3cli.data.store_rows import TOKENS, PackedRow, RowCodec, RowCounts, StateRow
+from eagle3cli.data.store_shard import Entry, Shard, ShardShape, shard_header, shard_name
 from eagle3cli.data.vocab import VocabMapping
 from eagle3cli.errors import DataError
 from eagle3cli.runtime.files import read_json
 
-MANIFEST, INDEX, STATS = "manifest.json", "index.safetensors", "stats.safetensors"
-FORMAT = 1
+MANIFEST, INDEX = "manifest.json", "index.safetensors"
+FORMAT = 2
 OPEN_SHARDS = 64
 """Shards that a reader keeps mapped."""
-
-
-def teacher_positions(loss_mask_S: Tensor) -> Tensor:
-    """Positions t at which some loss reads the target's distribution: ``m[t+1]`` or ``m[t-1]``; int64 ``[R]``."""
-    mask = loss_mask_S.bool()
-    wanted = torch.zeros_like(mask)
-    wanted[:-1] |= mask[1:]
-    wanted[1:] |= mask[:-1]
-    return wanted.nonzero()[:, 0]
-
-
-def aux_count(teacher_R: Tensor) -> int:
-    """How many rows, from the first, need auxiliary states: row p predicts from the teacher at p+1 or later."""
-    return int(teacher_R[-1]) if len(teacher_R) else 0
-
-
-@dataclass(frozen=True)
-class StateRow:
-    """One row: its tokens and what the target says about them."""
-
-    token_ids_S: Tensor
-    """int64."""
-    loss_mask_S: Tensor
-    """bool."""
-    aux_UC: Tensor
-    """Auxiliary states of the first U tokens, side by side; nothing reads later ones."""
-    last_RH: Tensor
-    """What the target's head reads, at :func:`teacher_positions` only."""
-    top_R: Tensor
-    """int64: the target's most likely next token there."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +42,20 @@ class StoreMeta:
     """What a store was captured from; two captures may share a folder only if all of this is equal."""
 
     target: str
+    revision: str | None
     target_hash: str
     aux_layers: tuple[int, ...]
     hidden_size: int
     vocab_size: int
     compute_dtype: str
+    """Type that the target computed in."""
     data_hash: str
     rows: int
     vocab_hash: str
     shard_mb: int
-    encoding: str = "bf16"
+    encoding: Encoding
+    source: str = "captured"
+    """How the states came here; conversions name the encodings that they went through."""
 
     @property
     def aux_width(self) -> int:
@@ -91,19 +66,6 @@ class StoreMeta:
 def vocab_hash(vocab: VocabMapping) -> str:
     """Identifies a draft vocabulary."""
     return blake2b(vocab.d2t.numpy().tobytes() + vocab.t2d.numpy().tobytes(), digest_size=16).hexdigest()
-
-
-def shard_name(shard: int) -> str:
-    """File name of a shard."""
-    return f"shard_{shard:05d}.safetensors"
-
-
-def _checksum(path: Path) -> str:
-    digest = blake2b(digest_size=16)
-    with path.open("rb") as f:
-        while block := f.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_meta(manifest: Any, folder: Path) -> StoreMeta:
@@ -118,91 +80,147 @@ def read_meta(manifest: Any, folder: Path) -> StoreMeta:
     return StoreMeta(**{**raw, "aux_layers": tuple(raw["aux_layers"])})
 
 
-def damaged(folder: Path, entries: dict[str, dict[str, Any]], *, names: Sequence[str] | None = None) -> dict[str, str]:
-    """Files of a store that differ from the manifest's size or checksum, with the reason."""
-    found = {}
-    for name in names or entries:
-        path, entry = folder / name, entries[name]
-        if not path.is_file():
-            found[name] = "missing"
-        elif path.stat().st_size != entry["bytes"]:
-            found[name] = f"{path.stat().st_size} bytes, not {entry['bytes']}"
-        elif _checksum(path) != entry["blake2b"]:
-            found[name] = "checksum differs: the file was damaged after it was written"
-    return found
+@dataclass(frozen=True)
+class Index:
+    """What a reader needs to find and decode rows."""
+
+    counts: RowCounts
+    codec: RowCodec
+    vocab: VocabMapping
+
+    def to_bytes(self) -> bytes:
+        """The index file."""
+        tensors = {"counts": self.counts.counts_N3, "d2t": self.vocab.d2t, "t2d": self.vocab.t2d}
+        return save({**tensors, "aux_scale": self.codec.aux.scale_C, "last_scale": self.codec.last.scale_C})
+
+
+def read_index(blob: bytes, meta: StoreMeta) -> Index:
+    """The index of a store with this meta; raises SafetensorError or KeyError where it is none."""
+    tensors = load(blob)
+    aux = Codec(meta.encoding, len(meta.aux_layers), meta.hidden_size, tensors["aux_scale"])
+    last = Codec(meta.encoding, 1, meta.hidden_size, tensors["last_scale"])
+    vocab = VocabMapping(d2t=tensors["d2t"], t2d=tensors["t2d"])
+    return Index(RowCounts(tensors["counts"], meta.data_hash), RowCodec(aux, last), vocab)
+
+
+def file_entry(blob: bytes) -> Entry:
+    """What a manifest says of a file with this content."""
+    return {"bytes": len(blob), "blake2b": blake2b(blob, digest_size=16).hexdigest()}
+
+
+def shard_shapes(meta: StoreMeta, index: Index, starts: Sequence[int]) -> list[ShardShape]:
+    """Header and sizes of every shard."""
+    what = {name: value for name, value in asdict(meta).items() if name not in ("target", "revision")}
+    key = blake2b(repr(sorted(what.items())).encode() + index.to_bytes(), digest_size=16).hexdigest()
+    sizes = index.codec.sizes(index.counts.counts_N3).tolist()
+    return [
+        ShardShape(shard_header(key, shard, sizes[begin:end]), tuple(sizes[begin:end]))
+        for shard, (begin, end) in enumerate(pairwise(starts))
+    ]
 
 
 class Store:
-    """A finished store; ``store[i]`` reads one row from its memory-mapped shard.
+    """A finished store; ``store[i]`` reads one row from its memory-mapped shard. Threads may read at once.
 
-    Raises DataError where the store is absent, unfinished or incomplete.
+    Raises DataError where the store is absent, unfinished or incomplete, and for a row whose checksum differs.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        if not (folder / MANIFEST).is_file():
-            fix = "run `eagle3 hidden-states`, or give the folder that holds manifest.json"
-            raise DataError("no hidden-state store here", where=str(folder), fix=fix)
-        manifest = read_json(folder / MANIFEST)
-        self.meta = read_meta(manifest, folder)
-        self.files: dict[str, dict[str, Any]] = manifest["files"]
-        self.starts: list[int] = manifest["starts"]
-        if not manifest["complete"]:
-            done = sum(name.startswith("shard_") for name in self.files)
-            fix = "run the same `eagle3 hidden-states` again; it goes on where it stopped"
+        self.manifest = read_manifest(folder)
+        self.meta = read_meta(self.manifest, folder)
+        self.starts: list[int] = self.manifest["starts"]
+        if not self.manifest["complete"]:
+            done = sum(path.name.startswith("shard_") for path in folder.iterdir())
+            fix = "run the same command again; it goes on where it stopped"
             raise DataError(f"not finished: {done} of {len(self.starts) - 1} shards", where=str(folder), fix=fix)
-        wrong = damaged(folder, self.files, names=[INDEX, STATS])
-        for name, entry in self.files.items():
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != entry["bytes"]:
-                wrong.setdefault(name, "missing or cut off")
-        if wrong:
-            fix = "run the same `eagle3 hidden-states` again; it captures what is damaged"
-            listed = ", ".join(f"{name} ({reason})" for name, reason in sorted(wrong.items())[:5])
-            raise DataError(f"{len(wrong)} damaged files: {listed}", where=str(folder), fix=fix)
-        index = load_file(folder / INDEX)
-        self.vocab = VocabMapping(d2t=index["d2t"], t2d=index["t2d"])
-        self.aux_rms_C = load_file(folder / STATS)["aux_rms"]
-        counts_N3 = index["counts"]
-        self.lengths: list[int] = counts_N3[:, 0].tolist()
-        ends = torch.cat((torch.zeros(1, 3, dtype=torch.int64), counts_N3.cumsum(0)))
-        first = torch.repeat_interleave(
-            torch.tensor(self.starts[:-1]), torch.tensor([b - a for a, b in pairwise(self.starts)])
-        )
-        self._shard_of = torch.bucketize(torch.arange(len(counts_N3)), torch.tensor(self.starts[1:]), right=True)
-        self._from_N3, self._to_N3 = ends[:-1] - ends[first], ends[1:] - ends[first]
-        self._open: OrderedDict[int, Any] = OrderedDict()
+        self.index = self._read_index()
+        self.vocab, self.codec = self.index.vocab, self.index.codec
+        self.counts_N3 = self.index.counts.counts_N3
+        self.lengths: list[int] = self.counts_N3[:, TOKENS].tolist()
+        self.shapes = shard_shapes(self.meta, self.index, self.starts)
+        missing = [shard_name(i) for i, shape in enumerate(self.shapes) if not _has_size(self.path(i), shape.bytes)]
+        if missing:
+            fix = "run the command that wrote it again; it makes the missing shards anew"
+            raise DataError(
+                f"{len(missing)} shards missing or cut off: {', '.join(missing[:5])}", where=str(folder), fix=fix
+            )
+        self._shard_of = torch.bucketize(torch.arange(len(self)), torch.tensor(self.starts[1:]), right=True).tolist()
+        self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def _read_index(self) -> Index:
+        path, entry = self.folder / INDEX, self.manifest["files"].get(INDEX)
+        try:
+            blob = path.read_bytes()
+            if file_entry(blob) != entry:
+                raise DataError(
+                    "damaged: size or checksum differs", where=str(path), fix="capture again with --overwrite"
+                )
+            return read_index(blob, self.meta)
+        except (OSError, SafetensorError, KeyError) as error:
+            raise DataError(f"cannot be read: {error}", where=str(path)) from error
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> StateRow:
+        return self.codec.decoded(self.packed(index))
+
+    def packed(self, index: int) -> PackedRow:
+        """A row whose states are still encoded."""
+        shard, at = self.place(index)
+        return self.codec.unpack(self.shard(shard).read(at), self.counts_N3[index].tolist())
+
+    def expect(self, index: int) -> None:
+        """Say that a row will be read soon."""
+        shard, at = self.place(index)
+        self.shard(shard).expect(at)
+
+    def size(self, index: int) -> int:
+        """Bytes of a row."""
+        shard, at = self.place(index)
+        return self.shapes[shard].sizes[at]
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Shard of a row and its place in it; rows are in the order of their numbers on the disk."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        shard = int(self._shard_of[index])
-        (s0, u0, r0), (s1, u1, r1) = self._from_N3[index].tolist(), self._to_N3[index].tolist()
-        file = self._shard(shard)
-        try:
-            return StateRow(
-                token_ids_S=file.get_slice("token_ids")[s0:s1].long(),
-                loss_mask_S=file.get_slice("loss_mask")[s0:s1].bool(),
-                aux_UC=file.get_slice("aux")[u0:u1],
-                last_RH=file.get_slice("last")[r0:r1],
-                top_R=file.get_slice("top")[r0:r1].long(),
-            )
-        except SafetensorError as error:
-            raise DataError(
-                f"row {index} cannot be read: {error}", where=str(self.folder / shard_name(shard))
-            ) from error
+        shard: int = self._shard_of[index]
+        return shard, index - self.starts[shard]
 
-    def _shard(self, shard: int) -> Any:
-        if shard not in self._open:
-            path = self.folder / shard_name(shard)
-            try:
-                self._open[shard] = safe_open(path, "pt")
-            except (SafetensorError, OSError) as error:
-                raise DataError(f"cannot be read: {error}", where=str(path)) from error
-            if len(self._open) > OPEN_SHARDS:
-                self._open.popitem(last=False)
-        self._open.move_to_end(shard)
-        return self._open[shard]
+    def path(self, shard: int) -> Path:
+        """File of a shard."""
+        return self.folder / shard_name(shard)
+
+    def shard(self, shard: int) -> Shard:
+        """An open shard."""
+        with self._lock:
+            if shard not in self._open:
+                self._open[shard] = Shard(self.path(shard), self.shapes[shard])
+                if len(self._open) > OPEN_SHARDS:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(shard)
+            return self._open[shard]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(shape.bytes for shape in self.shapes) + sum(
+            (self.folder / f).stat().st_size for f in (INDEX, MANIFEST)
+        )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a store, finished or not; raises DataError where there is none."""
+    if not (folder / MANIFEST).is_file():
+        fix = "run `eagle3 hidden-states`, or give the folder that holds manifest.json"
+        raise DataError("no hidden-state store here", where=str(folder), fix=fix)
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict):
+        raise DataError("not a manifest of hidden states", where=str(folder / MANIFEST))
+    return manifest
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size

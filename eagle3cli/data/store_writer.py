@@ -1,47 +1,44 @@
-"""Writes a hidden-state store (``data/store.py``) shard by shard, and goes on where an earlier capture was cut off.
+"""Writes a hidden-state store (``data/store.py``) shard by shard, and goes on where an earlier run was cut off.
 
-Which rows a shard holds follows from the rows' masks alone, so every size is known before anything is captured, and
-a capture that was killed and resumed gives the same bytes as one that was not.
+Which rows a shard holds, and every size, follow from the rows' masks and the encoding: they are known before anything
+is captured. A finished shard is one whose file is there under its own name, so several processes may write side by
+side, each its own shards, and one that was killed and started again gives the same bytes as one that was not.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from hashlib import blake2b
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
 from torch import Tensor
 
-from eagle3cli.data.rows import TokenRow
 from eagle3cli.data.store import (
     FORMAT,
     INDEX,
     MANIFEST,
-    STATS,
-    StateRow,
+    Index,
     StoreMeta,
-    aux_count,
-    damaged,
+    file_entry,
+    read_index,
+    read_manifest,
     read_meta,
-    shard_name,
-    teacher_positions,
+    shard_shapes,
 )
-from eagle3cli.data.vocab import VocabMapping
-from eagle3cli.errors import DataError, Eagle3Error, ModelError, UsageError
+from eagle3cli.data.store_rows import RowCodec, RowCounts
+from eagle3cli.data.store_shard import Shard, shard_name, writing_shard
+from eagle3cli.errors import DataError, Eagle3Error, UsageError
 from eagle3cli.runtime.files import read_json, write_json, writing
 from eagle3cli.runtime.report import Reporter
 
-RMS_ROWS = 65536
-"""Auxiliary rows, from the first shard on, whose RMS is taken."""
-
-
+MB = 1_000_000
+SHARDS_WANTED, LEAST_TOKENS = 32, 16_384
+"""A small store gets about this many shards, so that a kill costs little, unless they had fewer tokens than this."""
 HASHES = {
     "target_hash": "the target's config or weights",
     "data_hash": "the rows' tokens or masks",
@@ -51,185 +48,216 @@ HASHES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """The size of every row and the first row of every shard (and, last, the number of rows)."""
+    """Bytes of every row, and the first row of every shard (and, last, the number of rows)."""
 
-    counts_N3: Tensor
-    """int64: tokens, auxiliary rows and teacher positions of each row."""
-    starts: tuple[int, ...]
     bytes_per_row: tuple[int, ...]
-    data_hash: str
+    starts: tuple[int, ...]
 
     @property
     def shards(self) -> int:
         """Number of shards."""
         return len(self.starts) - 1
 
-    def shard_rows(self, shard: int) -> range:
+    def rows(self, shard: int) -> range:
         """The rows of a shard."""
         return range(self.starts[shard], self.starts[shard + 1])
 
-    def shard_bytes(self, shard: int) -> int:
-        """Bytes of a shard's tensors."""
-        return sum(self.bytes_per_row[self.starts[shard] : self.starts[shard + 1]])
+    def bytes(self, shard: int) -> int:
+        """Bytes of a shard's rows and their checksums."""
+        rows = self.rows(shard)
+        return sum(self.bytes_per_row[rows.start : rows.stop]) + 4 * len(rows)
+
+    @property
+    def total(self) -> int:
+        """Bytes of all shards."""
+        return sum(self.bytes(shard) for shard in range(self.shards))
 
 
-def plan_store(rows: Iterable[TokenRow], *, hidden_size: int, aux_layers: int, shard_mb: int) -> Plan:
-    """Read every row's mask once: what it will take on disk, and where the shards begin."""
-    counts, sizes, starts, filled = [], [], [0], 0
-    digest = blake2b(digest_size=16)
-    for number, row in enumerate(rows):
-        teacher = teacher_positions(torch.from_numpy(row.loss_mask.astype(bool)))
-        tokens, aux, last = len(row), aux_count(teacher), len(teacher)
-        size = tokens * 5 + aux * aux_layers * hidden_size * 2 + last * (hidden_size * 2 + 4)
-        if filled and filled + size > shard_mb * 1_000_000:
+def plan_store(counts: RowCounts, codec: RowCodec, shard_mb: int) -> Plan:
+    """What every row takes on disk, and where the shards begin: of ``shard_mb`` at most, unless one row is larger."""
+    sizes = codec.sizes(counts.counts_N3).tolist()
+    small = max(sum(sizes) / SHARDS_WANTED, sum(sizes) / max(1, counts.tokens) * LEAST_TOKENS)
+    limit, starts, filled = min(shard_mb * MB, small), [0], 0
+    for number, size in enumerate(sizes):
+        if filled and filled + size > limit:
             starts.append(number)
             filled = 0
         filled += size
-        counts.append((tokens, aux, last))
-        sizes.append(size)
-        digest.update(tokens.to_bytes(8, "little") + row.token_ids.astype("<i4").tobytes())
-        digest.update(row.loss_mask.astype("u1").tobytes())
-    if counts:
-        starts.append(len(counts))
-    return Plan(torch.tensor(counts, dtype=torch.int64).reshape(-1, 3), tuple(starts), tuple(sizes), digest.hexdigest())
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Write a safetensors file atomically; returns its entry in the manifest."""
-    blob = save(tensors)
-    with writing(path, "wb") as f:
-        f.write(blob)
-    return {"bytes": len(blob), "blake2b": blake2b(blob, digest_size=16).hexdigest()}
+    return Plan(tuple(sizes), tuple(starts + ([len(sizes)] if sizes else [])))
 
 
 class StoreWriter:
-    """Fills a store shard by shard; opening a folder that an interrupted capture left goes on with it.
+    """Fills a store; opening a folder that an interrupted run left goes on with it.
 
-    Use as a context manager. Raises UsageError when the folder holds something else, DataError when it was captured
-    from another target, other data or other settings.
+    Use as a context manager. With several processes the first one (``rank`` 0) opens the folder before the others do
+    and closes it after them. ``computed`` says what else decides the last bits of the states (batch size, threads);
+    going on with other values is told. Raises UsageError when the folder holds something else, DataError when it was
+    made from another target, other data or other settings.
     """
 
-    def __init__(self, folder: Path, meta: StoreMeta, plan: Plan, vocab: VocabMapping, report: Reporter) -> None:
-        self.folder, self.meta, self.plan = folder, meta, plan
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(folder)
+    def __init__(
+        self,
+        folder: Path,
+        meta: StoreMeta,
+        plan: Plan,
+        index: Index,
+        report: Reporter,
+        *,
+        sample: Mapping[str, Any] | None = None,
+        computed: Mapping[str, Any] | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self.folder, self.meta, self.ranks = folder, meta, ranks
+        self._lock: int | None = None
+        if rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(folder)
         try:
-            self._open(vocab, report)
+            if rank == 0:
+                self._open(plan, index, dict(sample or {}), dict(computed or {}), report)
+            self._manifest = read_json(folder / MANIFEST)
+            refuse_other(read_meta(self._manifest, folder), meta, folder)
+            self.plan = replace(plan, starts=tuple(self._manifest["starts"]))
+            self._shapes = shard_shapes(meta, index, self.plan.starts)
+            self.pending = [s for s in range(self.plan.shards) if not self._finished(s)]
         except BaseException:
-            os.close(self._lock)
+            self.__exit__()
             raise
+        if rank == 0 and self.complete and self.pending:
+            self._reopen(report)
+        self.pending = [s for s in self.pending if s % ranks == rank]
 
-    def _open(self, vocab: VocabMapping, report: Reporter) -> None:
+    def _reopen(self, report: Reporter) -> None:
+        """Make a complete store an unfinished one: shards that are damaged go, and are written again."""
+        for shard in self.pending:
+            name = shard_name(shard)
+            report.warn(f"{self.folder / name}: missing or damaged; it is made again")
+            self._manifest["files"].pop(name, None)
+            (self.folder / name).unlink(missing_ok=True)
+        self._manifest["complete"] = False
+        write_json(self.folder / MANIFEST, self._manifest)
+
+    def _open(
+        self, plan: Plan, index: Index, sample: dict[str, Any], computed: dict[str, Any], report: Reporter
+    ) -> None:
         for leftover in self.folder.glob(".*.tmp-*"):
             leftover.unlink()
-        if (self.folder / MANIFEST).exists():
-            self._manifest = read_json(self.folder / MANIFEST)
-            _refuse_other(read_meta(self._manifest, self.folder), self.meta, self.folder)
-            entries = self._manifest["files"]
-            with report.task("checking finished shards", len(entries), unit="files") as task:
-                for name in list(entries):
-                    for _, reason in damaged(self.folder, entries, names=[name]).items():
-                        report.warn(f"{self.folder / name}: {reason}; it is captured again")
-                        del entries[name]
-                        self._manifest["complete"] = False
-                    task.advance()
-        else:
+        blob = index.to_bytes()
+        if not (self.folder / MANIFEST).exists():
             others = [f.name for f in self.folder.iterdir() if f.name != INDEX and not f.name.startswith("shard_")]
             if others:
                 fix = "choose another --output-path"
                 raise UsageError(f"holds other files ({others[0]}), no store", where=str(self.folder), fix=fix)
-            self._manifest = {"format": FORMAT, "meta": asdict(self.meta), "complete": False, "files": {}}
-        if INDEX not in self._manifest["files"]:
-            self._manifest["starts"] = list(self.plan.starts)
-            index = {"counts": self.plan.counts_N3, "d2t": vocab.d2t, "t2d": vocab.t2d}
-            self._record(INDEX, _write_tensors(self.folder / INDEX, index))
+            _write(self.folder / INDEX, blob)
+            manifest = {
+                "format": FORMAT,
+                "meta": asdict(self.meta),
+                "complete": False,
+                "sample": sample,
+                "computed": [computed],
+                "starts": list(plan.starts),
+                "files": {INDEX: file_entry(blob)},
+            }
+            write_json(self.folder / MANIFEST, manifest)
+            return
+        manifest = read_json(self.folder / MANIFEST)
+        refuse_other(read_meta(manifest, self.folder), self.meta, self.folder)
+        if file_entry(blob) != manifest["files"][INDEX]:
+            fix = "capture again with --overwrite"
+            raise DataError(
+                "the index differs from the one that the shards were written with", where=str(self.folder), fix=fix
+            )
+        _write(self.folder / INDEX, blob)
+        if computed not in manifest["computed"]:
+            told = ", ".join(f"{k} {v}" for k, v in computed.items() if v != manifest["computed"][-1].get(k))
+            report.warn(f"{self.folder}: going on with {told}; rows from here on may differ in their last bits")
+            manifest["computed"].append(computed)
+            write_json(self.folder / MANIFEST, manifest)
 
     def __enter__(self) -> StoreWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     @property
     def complete(self) -> bool:
-        """Whether everything was captured."""
+        """Whether everything is there."""
         return bool(self._manifest["complete"])
 
-    @property
-    def pending(self) -> list[int]:
-        """Shards that are still to be captured."""
-        return [s for s in range(self.plan.shards) if shard_name(s) not in self._manifest["files"]]
+    def _finished(self, shard: int) -> bool:
+        """Whether a shard is there and of this store; what it holds is for ``verify`` to check."""
+        try:
+            entry = Shard(self.folder / shard_name(shard), self._shapes[shard]).entry
+        except DataError:
+            return False
+        return bool(entry == self._manifest["files"].get(shard_name(shard), entry))
 
-    def write(self, shard: int, rows: Sequence[StateRow]) -> None:
-        """Write the rows of a shard, in order. Raises Eagle3Error when the disk is full; earlier shards are kept."""
-        numbers = self.plan.shard_rows(shard)
-        tensors = {
-            "token_ids": torch.cat([row.token_ids_S for row in rows]).int(),
-            "loss_mask": torch.cat([row.loss_mask_S for row in rows]).to(torch.uint8),
-            "aux": torch.cat([row.aux_UC.to("cpu", torch.bfloat16) for row in rows]),
-            "last": torch.cat([row.last_RH.to("cpu", torch.bfloat16) for row in rows]),
-            "top": torch.cat([row.top_R for row in rows]).to("cpu", torch.int32),
-        }
-        planned = self.plan.counts_N3[numbers.start : numbers.stop].sum(0).tolist()
-        if [len(tensors["token_ids"]), len(tensors["aux"]), len(tensors["last"])] != planned:
-            raise ValueError(f"shard {shard} does not have the planned rows {numbers}")
-        for name in ("aux", "last"):
-            if not bool(torch.isfinite(tensors[name]).all()):
-                fix = "run the target in bfloat16 or float32 (--dtype)"
-                raise ModelError(
-                    f"not finite in rows {numbers.start} to {numbers.stop - 1}", where=f"{name} states", fix=fix
-                )
-        self._record(shard_name(shard), _write_tensors(self.folder / shard_name(shard), tensors))
+    @contextmanager
+    def writing(self, shard: int) -> Iterator[Callable[[int, Tensor], None]]:
+        """A function that puts a row (its number, its bytes); the shard is there once the block has ended."""
+        first = self.plan.starts[shard]
+        with writing_shard(self.folder / shard_name(shard), self._shapes[shard]) as put:
+            yield lambda number, blob: put(number - first, blob)
 
     def finish(self) -> None:
-        """Take the auxiliary channels' RMS and mark the store complete."""
-        if self.pending:
-            raise ValueError(f"shards {self.pending} were not captured")
-        self._record(STATS, _write_tensors(self.folder / STATS, {"aux_rms": self._aux_rms()}), complete=True)
-
-    def _aux_rms(self) -> Tensor:
-        squares, seen = torch.zeros(self.meta.aux_width, dtype=torch.float64), 0
-        for shard in range(self.plan.shards):
-            if seen >= RMS_ROWS:
-                break
-            with safe_open(self.folder / shard_name(shard), "pt") as f:
-                for part in f.get_slice("aux")[: RMS_ROWS - seen].split(4096):
-                    squares += part.double().square().sum(0)
-                    seen += len(part)
-        return (squares / seen).sqrt().float() if seen else torch.ones(self.meta.aux_width)
-
-    def _record(self, name: str, entry: dict[str, Any], *, complete: bool = False) -> None:
-        files = {**self._manifest["files"], name: entry}
-        self._manifest["files"] = {key: files[key] for key in sorted(files)}
-        self._manifest["complete"] = complete
+        """Mark the store complete. Raises DataError where a shard is missing."""
+        files = {name: entry for name, entry in self._manifest["files"].items() if name == INDEX}
+        for shard, shape in enumerate(self._shapes):
+            files[shard_name(shard)] = Shard(self.folder / shard_name(shard), shape).entry
+        self._manifest.update(complete=True, files=files)
         write_json(self.folder / MANIFEST, self._manifest)
+
+
+def earlier_index(folder: Path, report: Reporter) -> tuple[StoreMeta, Index | None] | None:
+    """Meta and index of a store that an earlier run began here, None where there is none; no index if it is damaged."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    manifest = read_manifest(folder)
+    meta = read_meta(manifest, folder)
+    try:
+        blob = (folder / INDEX).read_bytes()
+        if file_entry(blob) == manifest["files"][INDEX]:
+            return meta, read_index(blob, meta)
+    except (OSError, SafetensorError, KeyError):
+        pass
+    report.warn(f"{folder / INDEX}: damaged; it is made anew")
+    return meta, None
 
 
 def discard_store(folder: Path) -> None:
     """Remove a store, finished or not; other files in the folder are left alone."""
-    for pattern in (MANIFEST, INDEX, STATS, "shard_*.safetensors", ".*.tmp-*"):
+    for pattern in (MANIFEST, INDEX, "shard_*.safetensors", ".*.tmp-*"):
         for path in folder.glob(pattern):
             path.unlink()
 
 
+def _write(path: Path, blob: bytes) -> None:
+    if not path.is_file() or path.read_bytes() != blob:
+        with writing(path, "wb") as f:
+            f.write(blob)
+
+
 def _lock(folder: Path) -> int:
-    """Keep a second capture out of the folder, for as long as this process lives or the handle is open."""
+    """Keep a second writer out of the folder, for as long as this process lives or the handle is open."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(handle)
-        raise Eagle3Error(
-            "another capture is writing here", where=str(folder), fix="wait for it, or stop it"
-        ) from error
+        fix = "wait for it, or stop it"
+        raise Eagle3Error("another process is writing here", where=str(folder), fix=fix) from error
     return handle
 
 
-def _refuse_other(found: StoreMeta, wanted: StoreMeta, folder: Path) -> None:
-    """Raise DataError where a store was captured from something else; a target may have moved to another place."""
+def refuse_other(found: StoreMeta, wanted: StoreMeta, folder: Path) -> None:
+    """Raise DataError where a store was made from something else; a target may have moved to another place."""
     old, new = asdict(found), asdict(wanted)
     lines = []
-    for key in new.keys() - {"target"}:
+    for key in new.keys() - {"target", "revision"}:
         if old[key] != new[key]:
             lines.append(f"- {HASHES[key]} differ" if key in HASHES else f"- {key}: {old[key]} there, {new[key]} now")
     if lines:

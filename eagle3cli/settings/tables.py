@@ -274,10 +274,24 @@ class HiddenStates(Table):
         "Type the target computes in here; auto: target.dtype; fastest: bfloat16 where the processor has it.",
         "--states-dtype",
     )
+    encoding: Literal["auto", "bf16", "fp8", "int8", "int4"] = option(
+        "bf16",
+        "How states are kept: bf16 (exact), fp8, int8 (half of it), int4 (a quarter); auto: int8, or int4 where int8 "
+        "would take over half of the free space.",
+    )
+    enable_aux_hidden_states: bool = option(
+        True, "Keep the auxiliary layers' states; without them there is nothing that EAGLE-3 learns from."
+    )
     batch_tokens: int = option(4096, "Tokens per target pass.", ge=1)
-    shard_mb: int = option(256, "Size of a shard in MB.", ge=1)
+    batch_size: int | None = option(
+        None, "Rows per target pass, at most; default: as many as --batch-tokens allows.", ge=1
+    )
+    mem_frac: float | None = option(None, "Share of a GPU's memory that the capture may take.", gt=0, le=1)
+    shard_mb: int = option(1000, "Size of a shard in MB, at most; small stores have smaller ones.", ge=1)
     sample_size: int | None = option(None, "Only the first N rows.", ge=1)
     overwrite: bool = option(False, "Start over and replace an earlier store.")
+    paths: tuple[Path, ...] = option((), "Stores; default: those of --output-path.", "--paths")
+    recompute: int = option(8, "Rows of each store that verify computes again with the target; 0: none.", ge=0)
 
 
 class Train(Table):

@@ -1,0 +1,59 @@
+"""Passes of the target over token rows: batches of similar length, and of each row what a store keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from eagle3cli.backends.hf import HfTarget
+from eagle3cli.data.rows import TokenRow
+from eagle3cli.data.store_rows import StateRow, aux_count, teacher_positions
+from eagle3cli.errors import ModelError
+
+
+def length_batches(
+    numbers: Sequence[int], lengths: Sequence[int], batch_tokens: int, batch_size: int | None = None
+) -> Iterator[list[int]]:
+    """Rows grouped so that a group has at most ``batch_size`` rows and, padded to its longest row, at most
+    ``batch_tokens`` tokens; longest rows first. A row longer than that comes alone.
+    """
+    order = sorted(range(len(numbers)), key=lambda i: (-lengths[i], i))
+    batch: list[int] = []
+    longest = 0
+    for i in order:
+        if batch and ((len(batch) + 1) * longest > batch_tokens or len(batch) == batch_size):
+            yield batch
+            batch = []
+        if not batch:
+            longest = lengths[i]
+        batch.append(numbers[i])
+    if batch:
+        yield batch
+
+
+def run_batch(target: HfTarget, rows: Sequence[TokenRow]) -> list[StateRow]:
+    """One pass of the target; of each row what a store keeps, states and top tokens where the target is.
+
+    Raises ModelError when the GPU's memory does not suffice.
+    """
+    try:
+        states = target.capture([row.token_ids.tolist() for row in rows])
+        found = []
+        for row, (aux_SC, last_SH) in zip(rows, states, strict=True):
+            mask = torch.from_numpy(row.loss_mask.astype(bool))
+            where = teacher_positions(mask)
+            last_RH = last_SH[where.to(last_SH.device)]
+            found.append(
+                StateRow(
+                    token_ids_S=torch.from_numpy(row.token_ids.astype("int64")),
+                    loss_mask_S=mask,
+                    aux_UC=aux_SC[: aux_count(where)],
+                    last_RH=last_RH,
+                    top_R=target.top_tokens(last_RH),
+                )
+            )
+    except torch.cuda.OutOfMemoryError as error:
+        fix = "lower --batch-tokens (or --max-length) and run the same command again"
+        raise ModelError("the GPU's memory is too small for a batch", where="--batch-tokens", fix=fix) from error
+    return found
