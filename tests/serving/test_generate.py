@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from eagle3cli.backends.hf import HfTarget, load_target
+from eagle3cli.backends.positions import grouped
 from eagle3cli.runtime.report import Silent
-from eagle3cli.serving.generate import Reply, Sampling, generate, sample
+from eagle3cli.serving.generate import Decoder, Reply, sample
+from eagle3cli.serving.sampling import Sampling
 from eagle3cli.settings.tables import Target
 from tests.tiny import tiny_target
 
@@ -29,7 +31,13 @@ def prompts(seed: int = 0) -> list[list[int]]:
 def replies(
     target: HfTarget, batch_size: int, sampling: Sampling | None = None, eos: frozenset[int] = NO_END
 ) -> list[Reply]:
-    found = generate(target, prompts(), max_new_tokens=24, eos_ids=eos, batch_size=batch_size, sampling=sampling)
+    decoder = Decoder(target.model, batch_size, eos, sampling)
+    for index, prompt in enumerate(prompts()):
+        decoder.add(index, prompt, 24)
+    found: list[Reply] = []
+    with grouped(target.model):
+        while not decoder.is_finished:
+            found += decoder.step()
     return sorted(found, key=lambda reply: reply.index)
 
 
