@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -99,11 +101,26 @@ def _start(recipe: Recipe, folder: str) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        sentinel = parent.sentinel
-        threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
+    _end_with_parent()
     _recipe = recipe
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent does, whose end closes a pipe.
+
+    Linux can be asked for a signal then (SIGIO, which ends a process). A thread that waits, as elsewhere, makes every
+    allocation dearer: a seventh of the time that tokenising takes.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    sentinel = parent.sentinel
+    if sys.platform == "linux":
+        fcntl.fcntl(sentinel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+        if not parent.is_alive():
+            os._exit(1)
+    else:
+        threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
 
 
 def _ready() -> tuple[Recipe, Encoder]:

@@ -80,6 +80,19 @@ def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
         go_on()
 
 
+def descendants(pid: int) -> list[int]:
+    found = [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+    return found + [pid for child in found for pid in descendants(child)]
+
+
+def wait_for_the_end(pids: list[int]) -> None:
+    """Fails where a process outlives its killed parent."""
+    until = time.monotonic() + 20
+    while left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < until, f"still running: {left}"
+        time.sleep(0.05)
+
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -112,8 +125,10 @@ def test_killed_at_any_moment_it_is_built_whole_or_not_at_all(tmp_path: Path) ->
         while process.poll() is None and not list(folder.glob(f".*-{process.pid}")):
             time.sleep(0.01)
         time.sleep(moments.uniform(0, longest))
+        family = descendants(process.pid)
         process.kill()
         process.communicate()
+        wait_for_the_end(family)
         finished = [path for path in folder.glob("*") if not path.name.startswith(".")]
         assert [len(TokenRows.open(path / "train")) for path in finished] in ([], [4_000])
     told = json.loads(start("cache").communicate()[0])
