@@ -88,8 +88,9 @@ class Breaker:
             self.opened += 1
             self.next_check = now + self._wait
 
-    def still_ill(self, now: float) -> None:
+    def still_ill(self, reason: str, now: float) -> None:
         """A health check failed: the next one comes later."""
+        self.reason = reason
         self._wait = min(self.longest_wait, self._wait * 2)
         self.next_check = now + self._wait
 

@@ -104,6 +104,8 @@ class Pool:
         self._last_in_service = clock()
         self._watches: list[asyncio.Task[None]] = []
         self._broken: Eagle3Error | None = None
+        self.model = ""
+        """What the servers serve; one that comes back with another model stays out."""
 
     @property
     def in_flight(self) -> int:
@@ -257,6 +259,7 @@ class Pool:
             told = ", ".join(f"{s.address} {s.client.info.model}" for s in self.servers if s.client.info)
             fix = "give only servers of one model"
             raise UsageError(f"the servers serve different models: {told}", where="--server-address-port", fix=fix)
+        self.model = models.pop()
 
     async def _greet(self, server: Server) -> RequestFailed | None:
         try:
@@ -290,16 +293,23 @@ class Pool:
 
     async def _check(self, server: Server) -> None:
         """See whether a server that is left alone is back."""
-        healthy = await server.client.is_healthy(self.rules.health)
-        if healthy and server.client.info is None:
-            healthy = await self._greet(server) is None
-        if healthy:
-            server.breaker.recovered()
-            server.limit.restart()
-            server.last_sign = self._clock()
-            self.report.info(f"{server.address} is back")
-        else:
-            server.breaker.still_ill(self._clock())
+        problem = "it is not healthy"
+        if await server.client.is_healthy(self.rules.health):
+            try:
+                model = (await server.client.identify()).model
+                problem = "" if model == self.model else f"it serves {model} now, not {self.model}"
+            except (RequestFailed, Eagle3Error) as error:
+                problem = str(error)
+        now = self._clock()
+        if problem:
+            server.breaker.still_ill(problem, now)
+            if now - server.last_sign > self.rules.silence:
+                _let_go(server)
+            return
+        server.breaker.recovered()
+        server.limit.restart()
+        server.last_sign = now
+        self.report.info(f"{server.address} is back")
 
     async def _doubt(self, server: Server) -> None:
         """A silent server: slow, or dead? Slow ones answer for their health."""
@@ -307,8 +317,7 @@ class Pool:
             server.last_sign = self._clock()
             return
         self._break(server, "it holds requests, answers none and is not healthy", is_dead=True)
-        for alarm in tuple(server.alarms):
-            alarm.reschedule(asyncio.get_running_loop().time())
+        _let_go(server)
 
     def _give_up(self, now: float) -> None:
         if self._broken is not None or now - self._last_in_service <= self.rules.patience:
@@ -324,3 +333,9 @@ class Pool:
     async def _close_clients(self) -> None:
         for server in self.servers:
             await server.client.__aexit__()
+
+
+def _let_go(server: Server) -> None:
+    """End the requests that a dead server holds: they go to another one."""
+    for alarm in tuple(server.alarms):
+        alarm.reschedule(asyncio.get_running_loop().time())

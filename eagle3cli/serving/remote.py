@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from eagle3cli.data.chat import template_options
 from eagle3cli.errors import DataError, ModelError
@@ -68,7 +69,9 @@ class RemoteWriter:
                     return
 
         async with Pool(clients, self.report, concurrency=wanted.max_concurrency, rules=self.rules) as pool:
-            self._is_harmony = any(_is_harmony(s.client.info) for s in pool.servers if s.client.info)
+            info = next(server.client.info for server in pool.servers if server.client.info)
+            self._is_harmony = info.architecture.startswith("GptOss") or "gpt-oss" in info.model.lower()
+            self._compare(info)
             try:
                 async with asyncio.TaskGroup() as group:
                     workers = [group.create_task(work(pool)) for _ in range(wanted.max_concurrency)]
@@ -77,6 +80,12 @@ class RemoteWriter:
                     looking.cancel()
             except BaseExceptionGroup as failures:
                 raise failures.exceptions[0] from None
+
+    def _compare(self, info: Info) -> None:
+        """Warn where the servers' model is not the one that was asked for."""
+        asked = self.settings.target.model_path
+        if asked and Path(asked).name not in (Path(info.model).name, Path(info.path).name):
+            self.report.warn(f"the servers say that their model is {info.model}, which --model-path {asked} is not")
 
     async def _look(
         self, monitor: Monitor, show: Callable[..., None], stop: Stop, workers: Sequence[asyncio.Task[None]]
@@ -165,7 +174,3 @@ class RemoteWriter:
             tool_calls=answer.tool_calls,
             token_ids=answer.token_ids,
         )
-
-
-def _is_harmony(info: Info) -> bool:
-    return info.architecture.startswith("GptOss") or "gpt-oss" in info.model.lower()

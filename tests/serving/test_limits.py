@@ -87,10 +87,10 @@ def test_a_breaker_opens_after_failures_in_a_row_and_waits_longer_each_time() ->
     assert not breaker.is_open
     breaker.failed("500", 10)
     assert (breaker.is_open, breaker.next_check, breaker.reason) == (True, 11, "500")
-    breaker.still_ill(11)
+    breaker.still_ill("ill", 11)
     assert breaker.next_check == 13
     for _ in range(10):
-        breaker.still_ill(20)
+        breaker.still_ill("ill", 20)
     assert breaker.next_check == 35
     breaker.recovered()
     assert not breaker.is_open

@@ -87,6 +87,33 @@ def test_a_dead_servers_work_moves_and_it_is_used_again_when_it_is_back() -> Non
     assert any("left alone" in text for text in report.warnings)
 
 
+def test_a_server_that_comes_back_with_another_model_stays_out() -> None:
+    async def act(pool: Pool, one: FakeServer, two: FakeServer) -> None:
+        await one.stop()
+        await all_of(pool, 50)
+        one.faults.model = "other"
+        await one.start()
+        before = one.served.total()
+        await asyncio.sleep(1.3)
+        await all_of(pool, 50)
+        assert one.served.total() == before
+        assert "serves other now" in pool.servers[0].breaker.reason
+
+    play(act, Faults(), Faults())
+
+
+def test_a_server_whose_machine_is_gone_lets_its_requests_go() -> None:
+    async def act(pool: Pool, gone: FakeServer, _: FakeServer) -> None:
+        gone.is_healthy = False
+        work = asyncio.create_task(all_of(pool, 40))
+        await asyncio.sleep(0.1)
+        assert gone.running
+        pool.servers[0].breaker.failed("no connection", 0, is_dead=True)  # found out by another request
+        await asyncio.wait_for(work, 10)
+
+    play(act, Faults(silent=1.0), Faults())
+
+
 def test_a_silent_server_is_found_out_and_its_work_moves() -> None:
     async def act(pool: Pool, hung: FakeServer, _: FakeServer) -> None:
         hung.is_healthy = False
