@@ -181,7 +181,7 @@ def _open(
         ranks=ranks.count,
     )
     if sample is None and writer.pending and ranks.first:
-        check_space(folder, sum(writer.plan.bytes(shard) for shard in writer.pending), report)
+        check_space(folder, writer.bytes_left, report)
     return writer, index.codec, sample.tokens_per_second * ranks.count if sample is not None else None
 
 

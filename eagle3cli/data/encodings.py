@@ -102,8 +102,8 @@ class Codec:
         return tuple(torch.cat(plane) for plane in zip(*parts, strict=True))
 
     def decode(self, planes: tuple[Tensor, ...]) -> Tensor:
-        """The states ``[R, C]``: bfloat16 for bf16, else fp32."""
-        return _DECODE[self.name](self, *planes)
+        """The states ``[R, C]``, bfloat16 for bf16, else fp32, where the codec is."""
+        return _DECODE[self.name](self, *(plane.to(self.scale_C.device) for plane in planes))
 
     def to(self, device: torch.device) -> Codec:
         """The same, for states on ``device``."""

@@ -37,6 +37,8 @@ from eagle3cli.runtime.files import read_json, write_json, writing
 from eagle3cli.runtime.report import Reporter
 
 MB = 1_000_000
+ERRORS = "errors.jsonl"
+"""Beside the shards where some of what was imported could not be used."""
 SHARDS_WANTED, LEAST_TOKENS = 32, 16_384
 """A small store gets about this many shards, so that a kill costs little, unless they had fewer tokens than this."""
 HASHES = {
@@ -188,6 +190,11 @@ class StoreWriter:
         """Whether everything is there."""
         return bool(self._manifest["complete"])
 
+    @property
+    def bytes_left(self) -> int:
+        """Bytes of the pending shards."""
+        return sum(self.plan.bytes(shard) for shard in self.pending)
+
     def _finished(self, shard: int) -> bool:
         """Whether a shard is there and of this store; what it holds is for ``verify`` to check."""
         try:
@@ -230,7 +237,7 @@ def earlier_index(folder: Path, report: Reporter) -> tuple[StoreMeta, Index | No
 
 def discard_store(folder: Path) -> None:
     """Remove a store, finished or not; other files in the folder are left alone."""
-    for pattern in (MANIFEST, INDEX, "shard_*.safetensors", ".*.tmp-*"):
+    for pattern in (MANIFEST, INDEX, ERRORS, "shard_*.safetensors", ".*.tmp-*"):
         for path in folder.glob(pattern):
             path.unlink()
 

@@ -1,0 +1,67 @@
+"""eagle3 hidden-states convert: a store written again in another encoding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eagle3cli.commands.command import Command
+from eagle3cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from eagle3cli.console.out import Out
+    from eagle3cli.settings.tables import Settings
+
+
+def convert(settings: Settings, out: Out) -> None:
+    """Write a store again in another encoding."""
+    from eagle3cli.backends.hf import pick_device
+    from eagle3cli.data.store import Store
+    from eagle3cli.data.store_convert import convert as write_again
+    from eagle3cli.data.store_forecast import choose_encoding, size_text
+    from eagle3cli.data.store_writer import discard_store
+    from eagle3cli.runtime.devices import set_threads
+    from eagle3cli.runtime.stop import catch_stop
+
+    set_threads(settings.target.threads)
+    wanted, source = settings.hidden_states, one_path(settings)
+    store = Store(source)
+    shape = {"layers": len(store.meta.aux_layers), "hidden": store.meta.hidden_size}
+    encoding = choose_encoding(wanted.encoding, store.index.counts, source, **shape)
+    folder = wanted.output_path
+    if "output_path" not in wanted.model_fields_set:
+        folder = source.with_name(f"{source.resolve().name}-{encoding}")
+    if wanted.overwrite and folder.resolve() != source.resolve():
+        discard_store(folder)
+    device = pick_device(settings.target.device)
+    with catch_stop(out) as stop:
+        made = write_again(store, folder, encoding, shard_mb=wanted.shard_mb, device=device, report=out, stop=stop)
+    error = made.manifest["sample"]["error"]
+    out.result(
+        {"folder": folder, "encoding": encoding, "bytes": made.bytes, "bytes_before": store.bytes, "error": error},
+        f"{len(made)} rows in {folder}: {size_text(made.bytes)} as {encoding}, {size_text(store.bytes)} as "
+        f"{store.meta.encoding}; relative error {error['aux']:.2g} of auxiliary, {error['last']:.2g} of last states\n"
+        f"next: eagle3 train --mode offline --train-hidden-states-path {folder}",
+    )
+
+
+def one_path(settings: Settings) -> Path:
+    """The one folder that was named; raises UsageError for none or several."""
+    paths = settings.hidden_states.paths
+    if len(paths) != 1:
+        raise UsageError(f"{len(paths)} folders, not one", where="PATHS", fix="name the folder to read")
+    return paths[0]
+
+
+CONVERT = Command(
+    name="convert",
+    summary="Write a hidden-state store again in another encoding; beside it, unless --output-path says where.",
+    examples=("eagle3 hidden-states convert cache/hidden_states/train --encoding int8",),
+    fields=(
+        *(f"hidden_states.{name}" for name in ("encoding", "output_path", "shard_mb", "overwrite")),
+        *("target.device", "target.threads"),
+    ),
+    arguments=("hidden_states.paths",),
+    run=convert,
+)

@@ -1,0 +1,48 @@
+"""eagle3 hidden-states import: a store made of another program's files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eagle3cli.commands.command import Command
+from eagle3cli.commands.hidden_states_convert import one_path
+from eagle3cli.errors import SOME_ROWS_FAILED
+
+if TYPE_CHECKING:
+    from eagle3cli.console.out import Out
+    from eagle3cli.settings.tables import Settings
+
+
+def import_(settings: Settings, out: Out) -> int | None:
+    """Make a store of SpecForge's per-row files; 3 where some of them could not be used."""
+    from eagle3cli.backends.import_specforge import import_split
+    from eagle3cli.data.store_forecast import size_text
+    from eagle3cli.runtime.devices import set_threads
+    from eagle3cli.runtime.stop import catch_stop
+
+    set_threads(settings.target.threads)
+    split = "eval" if settings.hidden_states.split == "eval" else "train"
+    folder = settings.hidden_states.output_path / split
+    with catch_stop(out) as stop:
+        done = import_split(settings, one_path(settings), folder, out, stop)
+    text = f"{done.rows} rows, {done.tokens} tokens, {done.encoding}, {size_text(done.bytes)} in {folder}"
+    if done.rejected:
+        text += f"; {done.rejected} files could not be used, each with its reason in {folder / 'errors.jsonl'}"
+    flag = f"--{split}-hidden-states-path {folder}"
+    text += f"\nnext: eagle3 train --mode offline --target-model-path {settings.target.model_path} {flag}"
+    out.result({**vars(done), "folder": folder}, text)
+    return SOME_ROWS_FAILED if done.rejected else None
+
+
+IMPORT = Command(
+    name="import",
+    summary="Make a hidden-state store of SpecForge's .ckpt files, one a row.",
+    examples=("eagle3 hidden-states import cache/specforge/rows_0-5000 --model-path TARGET --aux-layers 1 15 28",),
+    fields=(
+        *(f"hidden_states.{name}" for name in ("encoding", "output_path", "split", "shard_mb", "overwrite")),
+        *("target.model_path", "target.revision", "target.device", "target.threads", "target.trust_remote_code"),
+        *("draft.config", "draft.vocab_size", "draft.aux_layers", "cache.reply_weight", "cache.prompt_weight"),
+    ),
+    arguments=("hidden_states.paths",),
+    run=import_,
+)
