@@ -38,7 +38,9 @@ class Monitor:
         self._moments.append(moment)
         seconds = max(1e-9, moment.time - first.time)
         speeds = [(now - before) / seconds for now, before in zip(moment.tokens, first.tokens, strict=True)]
-        found: dict[str, object] = {"tokens/s": round(sum(speeds), 1), "in flight": self.pool.in_flight}
+        total = sum(speeds)
+        shown = round(total) if total >= 100 else round(total, 1)
+        found: dict[str, object] = {"tokens/s": shown, "in flight": self.pool.in_flight}
         if len(speeds) > 1:
             pairs = zip(self.pool.servers, speeds, strict=True)
             found["servers"] = " | ".join(_server(server, speed) for server, speed in pairs)

@@ -131,7 +131,8 @@ class FakeServer:
                 await asyncio.sleep(10**6 if fate == "silent" else self.faults.seconds)
             finally:
                 self.running -= 1
-        found = self.answer(body) if self.answer else self.chat(body, fate)
+        usual = self.chat if "messages" in body else self.generate
+        found = self.answer(body) if self.answer else usual(body, fate)
         status = found.pop("status", 200)
         if fate == "malformed":
             _send(writer, 200, raw=b'{"choices": [{"mess')
@@ -188,6 +189,13 @@ class FakeServer:
             "choices": [choice],
             "usage": usage,
         }
+
+    def generate(self, body: dict[str, Any], fate: str = "") -> dict[str, Any]:
+        """The answer to token ids, with them in the text."""
+        ids = body["input_ids"]
+        finish = {"type": "abort", "message": "x"} if fate == "aborted" else {"type": "stop", "matched": 2}
+        meta = {"finish_reason": finish, "prompt_tokens": len(ids), "completion_tokens": 2}
+        return {"text": f"reply to {ids}", "output_ids": [7, 2], "meta_info": meta}
 
     def _page(self, path: str) -> Any:
         faults = self.faults

@@ -19,7 +19,7 @@ from eagle3cli.serving.regenerate import regenerate
 from eagle3cli.serving.server import ServerProcess, free_ports, started
 from eagle3cli.settings.tables import Server, Settings, Target
 from tests.conftest import ROOT
-from tests.serving.test_remote import QUICK, check, write_rows
+from tests.serving.remote_run import QUICK, check, write_rows
 
 STUB = """#!{python}
 # Stands in for the Python that has SGLang: serves the fake at the port that it is given, with a process beside it.
