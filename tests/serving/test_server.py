@@ -118,6 +118,8 @@ def test_it_ends_with_the_program_that_wants_it(stub: Path, tmp_path: Path, numb
         [sys.executable, "-c", WANTS_IT, str(stub), str(tmp_path / "logs")],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        # Whoever runs the tests may ignore it (nohup does), and a child would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     assert program.stdout is not None
     assert program.stdout.readline() == b"up\n"

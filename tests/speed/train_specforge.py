@@ -20,22 +20,22 @@ from typing import Any
 
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
-import specforge.algorithms.eagle3.model as eagle3  # noqa: E402
-import specforge.core.loss as losses  # noqa: E402
-import torch  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-from specforge.modeling.draft.llama3_eagle import LlamaForCausalLMEagle3  # noqa: E402
-from specforge.modeling.target.target_head import TargetHead  # noqa: E402
-from specforge.optimizer import BF16Optimizer  # noqa: E402
-from specforge.runtime.contracts import TrainBatch  # noqa: E402
-from specforge.training.strategies.base import Eagle3TrainStrategy  # noqa: E402
-from transformers import LlamaConfig  # noqa: E402
+import specforge.algorithms.eagle3.model as eagle3
+import specforge.core.loss as losses
+import torch
+from safetensors.torch import save_file
+from specforge.modeling.draft.llama3_eagle import LlamaForCausalLMEagle3
+from specforge.modeling.target.target_head import TargetHead
+from specforge.optimizer import BF16Optimizer
+from specforge.runtime.contracts import TrainBatch
+from specforge.training.strategies.base import Eagle3TrainStrategy
+from transformers import LlamaConfig
 
-from eagle3cli.backends.head import read_target_tensors  # noqa: E402
-from eagle3cli.backends.store import StoreSource  # noqa: E402
-from eagle3cli.data.store import Store  # noqa: E402
-from eagle3cli.models.config import EAGLE31_FLAGS, DraftConfig  # noqa: E402
-from eagle3cli.runtime.devices import set_threads  # noqa: E402
+from eagle3cli.backends.head import read_target_tensors
+from eagle3cli.backends.store import StoreSource
+from eagle3cli.data.store import Store
+from eagle3cli.models.config import EAGLE31_FLAGS, DraftConfig
+from eagle3cli.runtime.devices import set_threads
 
 
 class PlainLoss:
