@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import ssl
 import time
 from collections.abc import Mapping
@@ -21,7 +20,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from eagle3cli.errors import Eagle3Error, UsageError
-from eagle3cli.serving.failures import Lost, RequestFailed, Unreachable
+from eagle3cli.serving.failures import Lost, Refused, RequestFailed, Unreachable
+from eagle3cli.serving.metrics import acceptance_in_metrics, read_metrics
 from eagle3cli.serving.stream import StreamedAnswer
 from eagle3cli.serving.wire import Acceptance, Answer, Kind, Request, error_message, path_and_body, read_answer
 from eagle3cli.serving.wire import read_failure as failure_of
@@ -115,8 +115,8 @@ class Client:
         owner = str(first.get("owned_by"))
         kind: Kind = "sglang" if owner == "sglang" else "vllm" if owner == "vllm" else "openai"
         context = first.get("max_model_len")
-        told = await self.get("/server_info") if kind == "sglang" else {}
-        model = await self.get("/model_info") if kind == "sglang" else {}
+        told = await self._page("/get_server_info") if kind == "sglang" else {}
+        model = await self._page("/get_model_info") if kind == "sglang" else {}
         states = told.get("internal_states") or [{}]
         self.info = Info(
             kind,
@@ -129,6 +129,13 @@ class Client:
             _speculation(told),
         )
         return self.info
+
+    async def _page(self, path: str) -> Any:
+        """The JSON at a path of SGLang's, empty where this version has no such page."""
+        try:
+            return await self.get(path)
+        except Refused:
+            return {}
 
     async def is_healthy(self, seconds: float = ASK_SECONDS) -> bool:
         """Whether the server works. SGLang generates a token for the answer, so it may take a second or more."""
@@ -146,7 +153,7 @@ class Client:
                 waiting = sum(int(load["num_waiting_reqs"]) for load in loads)
                 return Load(sum(int(load["num_running_reqs"]) for load in loads), waiting)
             if self.info is not None and self.info.kind == "vllm":
-                found = await self.metrics()
+                found = read_metrics(await self.metrics())
                 return Load(int(found["vllm:num_requests_running"]), int(found["vllm:num_requests_waiting"]))
         except (RequestFailed, KeyError, TypeError, ValueError):
             pass
@@ -158,27 +165,16 @@ class Client:
         SGLang tells them with every answer that is not streamed from chat, see :attr:`Answer.acceptance`.
         """
         try:
-            found = await self.metrics()
+            return acceptance_in_metrics(await self.metrics())
         except RequestFailed:
             return None
-        names = ("num_drafts_total", "num_accepted_tokens_total", "num_draft_tokens_total")
-        if not all(f"vllm:spec_decode_{name}" in found for name in names):
-            return None
-        passes, accepted, proposed = (int(found[f"vllm:spec_decode_{name}"]) for name in names)
-        return Acceptance(passes, accepted, proposed)
 
-    async def metrics(self) -> dict[str, float]:
-        """The numbers of ``/metrics`` by name, summed over their labels."""
+    async def metrics(self) -> str:
+        """The text of ``/metrics``; raises a RequestFailed (Refused where there is none)."""
         status, _, raw = await self._send("GET", "/metrics", None, ASK_SECONDS)
         if status != 200:
             raise failure_of(status, raw)
-        found: dict[str, float] = {}
-        for name, number in re.findall(
-            r"^([\w:]+)(?:\{[^}\n]*\})? (\S+)", raw.decode("utf-8", "replace"), re.MULTILINE
-        ):
-            with suppress(ValueError):
-                found[name] = found.get(name, 0.0) + float(number)
-        return found
+        return raw.decode("utf-8", "replace")
 
     async def get(self, path: str) -> Any:
         """The JSON at ``path``; raises a RequestFailed."""

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any, Literal
 
 from eagle3cli.data.messages import Message, tool_calls
@@ -50,26 +51,39 @@ class Request:
 class Acceptance:
     """What speculation did: drafts proposed and accepted over ``passes`` of the target.
 
-    The token that every pass gives by itself is not counted as accepted. ``histogram[n]`` is the number of passes that
-    accepted n drafts, empty where the server does not say.
+    The token that every pass gives by itself is not counted as accepted. ``positions[k]`` is the number of passes that
+    accepted the draft of depth k (from 0), empty where the server does not say.
     """
 
     passes: int
     accepted: int
     proposed: int
-    histogram: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()
 
     @property
     def length(self) -> float:
         """Tokens per pass of the target: 1 + accepted / passes."""
         return 1 + self.accepted / self.passes if self.passes else 1.0
 
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Share of the passes that accepted the draft of each depth."""
+        return tuple(count / self.passes for count in self.positions) if self.passes else ()
+
     def __add__(self, other: Acceptance) -> Acceptance:
-        longer, shorter = sorted((self.histogram, other.histogram), key=len, reverse=True)
-        padded = (*shorter, *[0] * (len(longer) - len(shorter)))
-        histogram = tuple(a + b for a, b in zip(longer, padded, strict=True))
+        return self._with(other, 1)
+
+    def __sub__(self, other: Acceptance) -> Acceptance:
+        """What happened since ``other``, for counters over a server's life."""
+        return self._with(other, -1)
+
+    def _with(self, other: Acceptance, sign: int) -> Acceptance:
+        pairs = zip_longest(self.positions, other.positions, fillvalue=0)
         return Acceptance(
-            self.passes + other.passes, self.accepted + other.accepted, self.proposed + other.proposed, histogram
+            self.passes + sign * other.passes,
+            self.accepted + sign * other.accepted,
+            self.proposed + sign * other.proposed,
+            tuple(mine + sign * theirs for mine, theirs in pairs),
         )
 
 
@@ -237,7 +251,8 @@ def acceptance_of(meta: Mapping[str, Any]) -> Acceptance | None:
         return None
     names = ("spec_verify_ct", "spec_num_correct_drafts", "spec_num_proposed_drafts")
     passes, accepted, proposed = (int(meta.get(name) or 0) for name in names)
-    return Acceptance(passes, accepted, proposed, tuple(meta.get("spec_correct_drafts_histogram") or ()))
+    histogram = meta.get("spec_correct_drafts_histogram") or ()  # passes by the number of drafts that they accepted
+    return Acceptance(passes, accepted, proposed, tuple(sum(histogram[k:]) for k in range(1, len(histogram))))
 
 
 def read_failure(status: int, body: bytes, retry_after: str | None = None) -> RequestFailed:

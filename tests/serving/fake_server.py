@@ -217,9 +217,9 @@ class FakeServer:
             return {"served": dict(self.served), "most_running": self.most_running, "time": time.monotonic()}
         if faults.owner != "sglang":
             return None
-        if path == "/server_info":
+        if path == "/get_server_info":
             return {"version": "0.5.23", "speculative_algorithm": None, "internal_states": [{}]}
-        if path == "/model_info":
+        if path == "/get_model_info":
             return {"model_path": MODEL, "architectures": ["LlamaForCausalLM"]}
         if path == "/v1/loads" and faults.tells_load:
             return {"loads": [{"dp_rank": 0, "num_running_reqs": self.running, "num_waiting_reqs": self.waiting}]}

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eagle3cli.serving.failures import Busy, Lost, Refused, RequestFailed, TooLong
+from eagle3cli.serving.metrics import acceptance_in_metrics
 from eagle3cli.serving.sampling import Sampling
 from eagle3cli.serving.wire import Acceptance, Answer, Request, error_message, path_and_body, read_answer, read_failure
 
@@ -44,9 +45,27 @@ def test_sglang_chat(shared: Path) -> None:
 def test_sglang_tells_what_speculation_did(shared: Path) -> None:
     for name in ("chain_chat_return_meta_info", "chain_generate"):
         answer = read(shared, f"sglang_http/{name}")
-        assert answer.acceptance == Acceptance(6, 18, 18, (0, 0, 0, 6))
+        assert answer.acceptance == Acceptance(6, 18, 18, (6, 6, 6))
         assert answer.acceptance.length == 4.0
     assert read(shared, "sglang_http/chain_generate").token_ids == tuple(range(60, 84))
+
+
+def test_acceptance_adds_up_and_is_taken_apart() -> None:
+    one, two = Acceptance(4, 6, 12, (4, 2)), Acceptance(2, 5, 6, (2, 2, 1))
+    assert one + two == Acceptance(6, 11, 18, (6, 4, 1))
+    assert (one + two) - two == Acceptance(4, 6, 12, (4, 2, 0))
+    assert (one.rates, one.length) == ((1.0, 0.5), 2.5)
+    assert (Acceptance(0, 0, 0).length, Acceptance(0, 0, 0).rates) == (1.0, ())
+
+
+def test_vllm_counts_in_its_metrics(shared: Path) -> None:
+    told = json.loads((shared / "fixtures" / "vllm_http" / "eagle3_metrics.json").read_text())["response"]["raw"]
+    found = acceptance_in_metrics(told)
+    assert found is not None
+    assert sum(found.positions) == found.accepted
+    assert len(found.positions) == 3
+    assert found.passes >= found.positions[0] >= found.positions[2] > 0
+    assert acceptance_in_metrics("sglang:spec_accept_length 2.5\n") is None
 
 
 def test_reasoning_is_apart_where_the_server_parses_it(shared: Path) -> None:
