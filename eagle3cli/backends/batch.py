@@ -25,7 +25,7 @@ class TargetBatch:
     aux_NC: Tensor
     """``[N, A*H]``: outputs of the auxiliary layers, low to high, side by side."""
     last_NH: Tensor
-    """``[N, H]``: what the head reads. Valid at positions t with loss_mask[t+1] or loss_mask[t-1], else zero."""
+    """``[N, H]``: what the head reads. Valid at the positions of ``data.store_rows.teacher_positions``."""
     top_N: Tensor
     """int64: the target's most likely next token over its whole vocabulary, where last_NH is valid, else -1."""
     rows: tuple[int, ...]

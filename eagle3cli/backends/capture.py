@@ -117,7 +117,6 @@ def capture(
     with ranks.first_alone():
         writer, codec, rate = _open(load, rows, folder, origin, vocab, wanted, counts, ranks, report)
     with writer:
-        before = writer.plan.shards - len(writer.pending)
         if writer.pending:
             if ranks.first:
                 _tell_time(writer, counts, rate, report)
@@ -127,7 +126,8 @@ def capture(
             writer.finish()
     total = sum(file.stat().st_size for file in folder.iterdir())
     seconds = time.monotonic() - began
-    return Captured(len(rows), counts.tokens, total, writer.meta.encoding, writer.plan.shards, before, seconds)
+    shards = (writer.plan.shards, writer.done_before)
+    return Captured(len(rows), counts.tokens, total, writer.meta.encoding, *shards, seconds)
 
 
 def _open(
@@ -218,7 +218,7 @@ def _fill(
     left = sum(tokens[shard] for shard in writer.pending)
     total = left if writer.ranks > 1 else sum(tokens)
     with report.task(f"capturing {folder.name}", total, unit="tokens", done=total - left) as task:
-        for saved, shard in enumerate(writer.pending, plan.shards - len(writer.pending)):
+        for saved, shard in enumerate(writer.pending, writer.done_before):
             numbers = plan.rows(shard)
             lengths: list[int] = lengths_N[numbers.start : numbers.stop].tolist()
             with writer.writing(shard) as put:

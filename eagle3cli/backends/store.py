@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eagle3cli.backends.batch import TargetBatch
 from eagle3cli.data.store import Store
-from eagle3cli.data.store_rows import teacher_positions
+from eagle3cli.data.store_rows import PackedRow, teacher_positions
 from eagle3cli.data.stores import Stores
 
 Planes = tuple[Tensor, ...]
@@ -62,8 +62,7 @@ class HostBatch:
 class StoreSource:
     """A BatchSource over one or several hidden-state stores; encoded states are decoded on the device.
 
-    ``dtype`` of the states: as a live target's by default, float32 on a CPU and bfloat16 on a GPU. Threads may call
-    :meth:`host_batch` at once.
+    ``dtype`` of the states: as a live target's by default, float32 on a CPU and bfloat16 on a GPU.
     """
 
     def __init__(
@@ -81,11 +80,10 @@ class StoreSource:
 
     def batch(self, rows: Sequence[int]) -> TargetBatch:
         """Read these rows; positions whose states nobody reads are zero."""
-        return self.decoded(self.host_batch(rows))
+        return self.decoded(self.joined(rows, [self.stores.packed(row) for row in rows]))
 
-    def host_batch(self, rows: Sequence[int]) -> HostBatch:
-        """Read these rows and leave their states encoded."""
-        packed = [self.stores.packed(row) for row in rows]
+    def joined(self, rows: Sequence[int], packed: Sequence[PackedRow]) -> HostBatch:
+        """Put rows side by side and leave their states encoded."""
         bounds = tuple(accumulate((len(row.token_ids_S) for row in packed), initial=0))
         masks = [row.loss_mask_S.bool() for row in packed]
         aux_at = [at + torch.arange(len(row.aux[0])) for at, row in zip(bounds, packed, strict=False)]

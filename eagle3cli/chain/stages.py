@@ -146,7 +146,7 @@ def placed(settings: Settings) -> Settings:
     if settings.train.mode == "offline":
         states = settings.hidden_states.output_path
         states = states if "output_path" in settings.hidden_states.model_fields_set else folder / "hidden_states"
-        paths["data"] |= {"train_hidden_states_path": states / "train", "eval_hidden_states_path": states / "eval"}
+        paths["data"] |= {"train_hidden_states_path": (states / "train",), "eval_hidden_states_path": states / "eval"}
     if run.regenerate:
         settings = _update(settings, "regenerate", {"recorded": None})
     for table, values in paths.items():

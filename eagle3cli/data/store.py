@@ -172,11 +172,6 @@ class Store:
         shard, at = self.place(index)
         return self.codec.unpack(self.shard(shard).read(at), self.counts_N3[index].tolist())
 
-    def expect(self, index: int) -> None:
-        """Say that a row will be read soon."""
-        shard, at = self.place(index)
-        self.shard(shard).expect(at)
-
     def size(self, index: int) -> int:
         """Bytes of a row."""
         shard, at = self.place(index)

@@ -141,36 +141,20 @@ class Shard:
         """First byte of a row in the file, and the one after its last."""
         return self._starts[index], self._starts[index + 1]
 
-    def expect(self, index: int) -> None:
-        """Let the system begin to read a row from the disk."""
-        begin, length = self._pages(index)
-        if length and hasattr(mmap, "MADV_WILLNEED"):
-            self._map.madvise(mmap.MADV_WILLNEED, begin, length)
-
-    def intact(self, index: int) -> bool:
-        """Whether a row's bytes have their checksum."""
-        begin, end = self.place(index)
-        found = zlib.crc32(self._bytes[begin:end].data)
-        self._forget(index)
-        return found == int(self._checks[index])
-
     def read(self, index: int) -> Tensor:
         """A copy of a row's bytes, uint8. Raises DataError where they do not have their checksum."""
         begin, end = self.place(index)
+        self._advise("MADV_WILLNEED", index)  # one request for all of the row, not one a page
         blob = self._bytes[begin:end].copy()
-        self._forget(index)
+        # Its pages leave this process (they stay in the system's cache), so that its memory stays flat.
+        self._advise("MADV_DONTNEED", index)
         if zlib.crc32(blob.data) != int(self._checks[index]):
             fix = "eagle3 hidden-states verify says what else is damaged, and what to do"
             raise DataError(f"checksum differs in bytes {begin} to {end}", where=str(self.path), fix=fix)
         return torch.from_numpy(blob)
 
-    def _forget(self, index: int) -> None:
-        """Drop the pages from this process (they stay in the system's cache), so that its memory stays flat."""
-        begin, length = self._pages(index)
-        if length and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED, begin, length)
-
-    def _pages(self, index: int) -> tuple[int, int]:
+    def _advise(self, advice: str, index: int) -> None:
         begin, end = self.place(index)
         first = begin - begin % mmap.PAGESIZE
-        return first, end - first
+        if end > first and hasattr(mmap, advice):
+            self._map.madvise(getattr(mmap, advice), first, end - first)

@@ -128,6 +128,7 @@ class StoreWriter:
             raise
         if rank == 0 and self.complete and self.pending:
             self._reopen(report)
+        self.done_before = self.plan.shards - len(self.pending)
         self.pending = [s for s in self.pending if s % ranks == rank]
 
     def _reopen(self, report: Reporter) -> None:

@@ -79,11 +79,6 @@ class Stores:
         store, row = self.at(index)
         return self.stores[store].size(row)
 
-    def expect(self, index: int) -> None:
-        """Say that a row will be read soon."""
-        store, row = self.at(index)
-        self.stores[store].expect(row)
-
 
 def open_stores(folders: Sequence[Path]) -> Stores:
     """The stores in these folders."""

@@ -78,8 +78,8 @@ class Data(Table):
     train_path: Path | None = option(None, "Training conversations (jsonl).", "--train-data-path", "--data-path")
     eval_path: Path | None = option(None, "Held-out conversations (jsonl).", "--eval-data-path")
     cache_dir: Path = option(Path("cache"), "Where tokenised data are kept.", "--cache-dir")
-    train_hidden_states_path: Path | None = option(
-        None, "Hidden-state store to train on.", "--train-hidden-states-path"
+    train_hidden_states_path: tuple[Path, ...] = option(
+        (), "Hidden-state store to train on; several are read as one.", "--train-hidden-states-path"
     )
     eval_hidden_states_path: Path | None = option(
         None, "Hidden-state store to evaluate on.", "--eval-hidden-states-path"
@@ -113,6 +113,12 @@ class Data(Table):
         if self.system_prompt is not None and self.is_preformatted:
             raise ValueError("data.system_prompt cannot change pre-formatted rows; leave one of the two out")
         return self
+
+    @field_validator("train_hidden_states_path", mode="before")
+    @classmethod
+    def _one_store(cls, value: object) -> object:
+        """One store may stand as plain text."""
+        return (value,) if isinstance(value, (str, Path)) else value
 
 
 class Prepare(Table):

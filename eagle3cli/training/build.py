@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from eagle3cli.backends.batch import BatchSource
 from eagle3cli.backends.head import fingerprint, read_target_tensors
 from eagle3cli.backends.hf import load_target, pick_device, read_target_config
 from eagle3cli.backends.online import OnlineSource
+from eagle3cli.backends.prefetch import read_ahead
 from eagle3cli.backends.store import StoreSource
 from eagle3cli.data.cache import open_or_build
 from eagle3cli.data.store import Store
+from eagle3cli.data.stores import open_stores
 from eagle3cli.data.vocab import VocabMapping
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.models.config import DraftConfig, read_draft_config, text_part
@@ -98,7 +101,7 @@ def build(settings: Settings, report: Reporter) -> Trainer:
     return Trainer(
         settings=settings.train,
         output_dir=run,
-        source=inputs.source,
+        source=read_ahead(inputs.source, coming(order, progress.step, settings.train.micro_batch_size)),
         eval_source=inputs.eval_source,
         order=order,
         total_steps=_total_steps(settings.train, order),
@@ -113,6 +116,15 @@ def build(settings: Settings, report: Reporter) -> Trainer:
         report=report,
         listeners=[history_writer(run, progress.step)],
     )
+
+
+def coming(order: Order, step: int, micro_batch_size: int | None) -> Iterator[list[int]]:
+    """Rows of every micro batch from a 0-based step on, as the trainer will ask for them."""
+    while True:
+        rows = order.batch(step)
+        size = micro_batch_size or len(rows)
+        yield from (rows[at : at + size] for at in range(0, len(rows), size))
+        step += 1
 
 
 def choose_attention(name: str, device: torch.device, report: Reporter) -> Attend:
@@ -148,9 +160,9 @@ def online(settings: Settings, report: Reporter) -> Inputs:
 
 
 def offline(settings: Settings, report: Reporter) -> Inputs:
-    """Inputs of a run that reads hidden states from disk: a store, the target's folder and a draft config."""
-    path = settings.data.train_hidden_states_path or settings.hidden_states.output_path / "train"
-    store = Store(path)
+    """Inputs of a run that reads hidden states from disk: stores, the target's folder and a draft config."""
+    paths = settings.data.train_hidden_states_path or (settings.hidden_states.output_path / "train",)
+    store, path = open_stores(paths), paths[0]
     _not_empty(len(store), str(path))
     eval_path = settings.data.eval_hidden_states_path or path.parent / "eval"
     wanted = settings.data.eval_hidden_states_path is not None or (eval_path / "manifest.json").exists()
@@ -176,14 +188,14 @@ def offline(settings: Settings, report: Reporter) -> Inputs:
         )
     held_out = Store(eval_path) if wanted else None
     now = fingerprint(settings.target.model_path, revision=settings.target.revision)
-    for each in filter(None, (store, held_out)):
+    for each in filter(None, (*store.stores, held_out)):
         if each.meta.target_hash != now:
             fix = f"give the target it came from ({each.meta.target}), or capture again"
             what = "was captured from another target: config or weights differ"
             raise UsageError(what, where=str(each.folder), fix=fix)
     evaluation = StoreSource(held_out, device=device) if held_out is not None else None
-    report.info(f"hidden states of {len(store)} rows, {sum(store.lengths)} tokens from {path}")
-    return Inputs(StoreSource(store, device=device), evaluation, store.vocab, config, weights, store.meta.data_hash)
+    report.info(f"hidden states of {len(store)} rows, {sum(store.lengths)} tokens from {', '.join(map(str, paths))}")
+    return Inputs(StoreSource(store, device=device), evaluation, store.vocab, config, weights, store.key)
 
 
 def initialise_from_target(draft: Draft, inputs: Inputs, report: Reporter) -> None:

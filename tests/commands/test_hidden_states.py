@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -85,6 +86,34 @@ def test_kill_9_and_the_same_command_again_gives_the_same_bytes(run_cli: RunCli,
     assert contents(folder) == contents(tmp_path / "whole" / "train")
 
 
+@pytest.mark.slow
+def test_ranks_share_the_shards(run_cli: RunCli, tiny: Path, tmp_path: Path) -> None:
+    """Two processes as torchrun starts them leave what one leaves; the second says nothing."""
+    data = write_data(tmp_path / "train.jsonl", 150, 0)
+    flags = ["hidden-states", "--model-path", str(tiny), "--data-path", str(data), "--threads", "1"]
+    flags += ["--shard-mb", "1", "--batch-tokens", "512", "--encoding", "int8", "--json", "--output-path"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    rendezvous = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(ROOT)}
+    children = []
+    for rank in ("0", "1"):
+        env = {**os.environ, **rendezvous, "RANK": rank, "LOCAL_RANK": rank}
+        command = [sys.executable, "-m", "eagle3cli", *flags, str(tmp_path / "two")]
+        children.append(subprocess.Popen(command, cwd=tmp_path, env=env, text=True, stdout=-1, stderr=-1))
+    first, second = [child.communicate(timeout=150) for child in children]
+    assert [child.returncode for child in children] == [0, 0], first[1] + second[1]
+    told = json.loads(first[0])["splits"]["train"]
+    assert (told["shards_before"], told["rows"]) == (0, 150)
+    shares = [
+        int(line.split("/")[1].split()[0].replace(",", "")) for line in first[1].splitlines() if "capturing" in line
+    ]
+    assert 0 < shares[0] < told["tokens"], "the first captured its own share"
+    assert second[0] == ""
+    assert run_cli(*flags, tmp_path / "one").code == 0
+    assert contents(tmp_path / "two" / "train") == contents(tmp_path / "one" / "train")
+
+
 def test_changed_settings_are_refused_until_overwrite(run_cli: RunCli, tiny: Path, tmp_path: Path) -> None:
     data = write_data(tmp_path / "train.jsonl", 8, 0)
     flags = ("hidden-states", "--model-path", tiny, "--data-path", data)
@@ -99,7 +128,9 @@ def test_changed_settings_are_refused_until_overwrite(run_cli: RunCli, tiny: Pat
 
 def test_only_the_first_rows(run_cli: RunCli, tiny: Path, tmp_path: Path) -> None:
     data = write_data(tmp_path / "train.jsonl", 8, 0)
-    ran = run_cli("hidden-states", "--model-path", tiny, "--data-path", data, "--sample-size", 3, "--json")
+    flags = ("--sample-size", 3, "--mem-frac", 0.5, "--batch-size", 2, "--json")
+    ran = run_cli("hidden-states", "--model-path", tiny, "--data-path", data, *flags)
+    assert "--mem-frac: there is no GPU here" in ran.err
     assert ran.json["splits"]["train"]["rows"] == 3
 
 
@@ -111,6 +142,8 @@ def test_wrong_use_is_a_clear_error(run_cli: RunCli, tiny: Path, tmp_path: Path)
     no_eval = run_cli("hidden-states", "--model-path", tiny, "--data-path", data, "--split", "eval")
     assert no_eval.code == 2
     assert "--eval-data-path" in no_eval.err
+    no_aux = run_cli("hidden-states", "--model-path", tiny, "--data-path", data, "--no-enable-aux-hidden-states")
+    assert (no_aux.code, "EAGLE-3 drafts read auxiliary states" in no_aux.err) == (2, True)
     no_model = run_cli("hidden-states", "--model-path", tmp_path / "nowhere", "--data-path", data)
     assert no_model.code == 1
     assert "nowhere" in no_model.err
