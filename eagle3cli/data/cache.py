@@ -17,8 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from eagle3cli.data.cache_build import COUNTS, SUMMARY, build, damage
@@ -32,6 +30,7 @@ from eagle3cli.data.system_prompt import system_prompt_text
 from eagle3cli.data.templates import NAMED, named_template, template_text
 from eagle3cli.data.tokenise import Recipe
 from eagle3cli.data.tokenizer import eos_ids, load_tokenizer
+from eagle3cli.data.vocab_file import holds, write_vocab
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.files import read_json, write_folder, write_json
 from eagle3cli.runtime.report import Reporter
@@ -182,11 +181,9 @@ def _vocabulary(
     ids = ranking.first(size)
     name = f"{folder.name}-{size}-{weights['reply_weight']}x{weights['prompt_weight']}.safetensors"
     path = settings.data.cache_dir / "vocab_mapping" / name
-    if settings.cache.overwrite or not _holds(path, ids, vocab_size):
-        from eagle3cli.data.vocab import from_ids, save_vocab
-
+    if settings.cache.overwrite or not holds(path, ids, vocab_size):
         remove_leftovers(path.parent)
-        save_vocab(path, from_ids(ids, vocab_size))
+        write_vocab(path, ids, vocab_size)
     judged = "eval" if "eval_reply" in counts else "train_aside"
     judges = ranking
     if judged == "train_aside":
@@ -204,14 +201,3 @@ def _coverage(ranking: Ranking, reply: Counts, size: int) -> dict[str, Any]:
     sizes = sorted({size, suggested, *(s for s in COVERAGE_SIZES if ranking.fixed <= s < len(ranking.ids))})
     by_size = {s: float(covered[s]) for s in sizes}
     return {"coverage": by_size[size], "coverage_by_size": by_size, "suggested_size": suggested}
-
-
-def _holds(path: Path, ids: Counts, vocab_size: int) -> bool:
-    """Whether the file is a mapping of exactly these target ids."""
-    try:
-        tensors = load_file(path)
-        t2d = np.zeros(vocab_size, dtype=np.bool_)
-        t2d[ids] = True
-        return np.array_equal(tensors["t2d"], t2d) and np.array_equal(tensors["d2t"], ids - np.arange(len(ids)))
-    except (OSError, SafetensorError, KeyError):
-        return False

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from eagle3cli.data.counts import Counts
 from eagle3cli.errors import DataError
-from eagle3cli.runtime.files import writing
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,6 @@ def from_ids(ids: Sequence[int] | Counts, vocab_size: int) -> VocabMapping:
     t2d = torch.zeros(vocab_size, dtype=torch.bool)
     t2d[chosen] = True
     return VocabMapping(d2t=chosen - torch.arange(len(chosen)), t2d=t2d)
-
-
-def save_vocab(path: Path, mapping: VocabMapping) -> None:
-    """Write ``d2t`` and ``t2d`` as safetensors, atomically."""
-    with writing(path, "wb") as f:
-        f.write(save({"d2t": mapping.d2t, "t2d": mapping.t2d}))
 
 
 def load_vocab(path: Path) -> VocabMapping:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import multiprocessing
 import os
@@ -25,6 +26,8 @@ from eagle3cli.errors import Eagle3Error
 BYTES_PER_PROCESS = 8 << 20
 """Starting a process costs a second, so a small input gets one."""
 PRELOADED = "eagle3cli.data.preload"
+M_MXFAST = 1
+"""Of glibc's mallopt: the largest block whose freeing is put off."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def tokeniser(recipe: Recipe, processes: int) -> Iterator[Tokeniser]:
     initial = (recipe, os.getcwd())
     pool = ProcessPoolExecutor(processes, mp_context=_context(recipe), initializer=_start, initargs=initial)
     try:
-        yield Tokeniser(pool.submit(_always_ids).result(), lambda path: _in_order(pool, 3 * processes, path))
+        ready = [pool.submit(_always_ids) for _ in range(processes)]  # a worker starts when there is a task for it
+        yield Tokeniser(ready[0].result(), lambda path: _in_order(pool, 3 * processes, path))
     except BrokenProcessPool as error:
         fix = "look for a memory limit, or use fewer processes: --build-dataset-num-proc 1"
         raise Eagle3Error("a tokenising process died", fix=fix) from error
@@ -102,7 +106,16 @@ def _start(recipe: Recipe, folder: str) -> None:
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()
+    _free_at_once()
     _recipe = recipe
+
+
+def _free_at_once() -> None:
+    """Have glibc put small freed blocks where they belong at once: tokenising frees so many together that sorting them
+    later costs a twentieth of its time."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MXFAST, 0)
 
 
 def _end_with_parent() -> None:
