@@ -54,7 +54,10 @@ def capture_splits(settings: Settings, report: Reporter, stop: Stop, ranks: Rank
             folder,
             origin,
             cached.vocab,
-            Wanted(wanted.encoding, wanted.batch_tokens, wanted.shard_mb, wanted.batch_size),
+            # An evaluation on states that lost something would measure that loss too.
+            Wanted(
+                "bf16" if name == "eval" else wanted.encoding, wanted.batch_tokens, wanted.shard_mb, wanted.batch_size
+            ),
             report=report,
             stop=stop,
             ranks=ranks,

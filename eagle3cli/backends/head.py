@@ -90,14 +90,18 @@ def read_config(model_path: str, *, revision: str | None = None) -> dict[str, An
 
 
 def fingerprint(model_path: str, *, revision: str | None = None) -> str:
-    """Tells one target from another: its config, and size and a few samples of every weight file it has here.
+    """Tells one target from another: its config, and size and a few samples of the weight files that training reads.
 
-    Reads some 64 kB of each file. Two fine-tunes of one model differ; a copy of a folder does not.
+    Those hold the embedding, the head and the last layer, so that offline training fetches no others. Reads some 64 kB
+    of each file. Two fine-tunes of one model differ; a copy of a folder does not.
     """
     digest = blake2b(digest_size=16)
     config = read_config(model_path, revision=revision)
     digest.update(json.dumps({k: v for k, v in config.items() if not k.startswith("_")}, sort_keys=True).encode())
-    for name in sorted(set(_tensor_files(model_path, revision).values())):
+    files = _tensor_files(model_path, revision)
+    last_layer = f"layers.{text_part(config).get('num_hidden_layers', 0) - 1}."
+    read = {file for name, file in files.items() if last_layer in name or name.endswith((*EMBEDDINGS, *HEADS))}
+    for name in sorted(read or set(files.values())):
         path = _file(model_path, name, revision)
         size = path.stat().st_size
         digest.update(f"{name} {size}".encode())

@@ -283,7 +283,7 @@ class HiddenStates(Table):
     encoding: Literal["auto", "bf16", "fp8", "int8", "int4"] = option(
         "bf16",
         "How states are kept: bf16 (exact), fp8, int8 (half of it), int4 (a quarter); auto: int8, or int4 where int8 "
-        "would take over half of the free space.",
+        "would take over half of the free space. Held-out rows are always kept in bf16.",
     )
     enable_aux_hidden_states: bool = option(
         True, "Keep the auxiliary layers' states; without them there is nothing that EAGLE-3 learns from."

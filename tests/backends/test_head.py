@@ -96,3 +96,15 @@ def test_fingerprint_tells_targets_apart(tmp_path: Path) -> None:
     assert fingerprint(str(write(tmp_path / "copy", tensors))) == first
     assert fingerprint(str(write(tmp_path / "b", {**tensors, "lm_head.weight": HEAD + 1}))) != first
     assert fingerprint(str(write(tmp_path / "c", tensors, rope_theta=5.0))) != first
+
+
+def test_fingerprint_needs_only_the_files_that_training_reads(tmp_path: Path) -> None:
+    tensors = {f"model.layers.{n}.mlp.up_proj.weight": torch.full((8, 4), float(n)) for n in range(4)}
+    tensors = {"model.embed_tokens.weight": EMBEDDING, **tensors, "lm_head.weight": HEAD}
+    folder = write(tmp_path / "a", tensors, 6, num_hidden_layers=4, tie_word_embeddings=False)
+    first = fingerprint(str(folder))
+    for number in (2, 3, 4):  # layers 0 to 2
+        (folder / f"model-{number:05d}-of-00006.safetensors").unlink()
+    assert fingerprint(str(folder)) == first
+    tuned = {**tensors, "model.layers.3.mlp.up_proj.weight": torch.full((8, 4), 9.0)}
+    assert fingerprint(str(write(tmp_path / "b", tuned, 6, num_hidden_layers=4, tie_word_embeddings=False))) != first

@@ -46,13 +46,15 @@ def test_both_splits_are_captured_and_a_second_run_has_nothing_to_do(
     target = tiny_target(tmp_path / "target", kind)
     train, held_out = write_data(tmp_path / "train.jsonl", 20, 0), write_data(tmp_path / "eval.jsonl", 6, 1)
     flags = ("--model-path", target, "--data-path", train, "--eval-data-path", held_out, "--draft-vocab-size", 64)
+    flags = (*flags, "--encoding", "int8")
     ran = run_cli("hidden-states", *flags)
     assert ran.code == 0, ran.err
     assert "next: eagle3 train --mode offline" in ran.out
     assert "bytes a token" in ran.err
     store = Store(tmp_path / "cache" / "hidden_states" / "train")
-    assert len(store) == 20
-    assert len(Store(tmp_path / "cache" / "hidden_states" / "eval")) == 6
+    assert (len(store), store.meta.encoding) == (20, "int8")
+    held = Store(tmp_path / "cache" / "hidden_states" / "eval")
+    assert (len(held), held.meta.encoding) == (6, "bf16"), "what is measured on held-out rows is what a server sees"
     assert store.vocab.size == 64
     row = store[7]
     assert len(row.last_RH) == len(teacher_positions(row.loss_mask_S)) > 0
