@@ -75,7 +75,7 @@ class _Table:
         raw, table = text.encode(), self.bytes
         if b"".join([table[i] for i in ids]) != raw:
             return None
-        numbers = np.array(ids, dtype=np.int32)
+        numbers = np.fromiter(ids, dtype=np.int32, count=len(ids))
         ends = np.cumsum(self.lengths[numbers])
         starts = ends - self.lengths[numbers]
         if len(raw) != len(text) and len(ids):
