@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from itertools import accumulate
 from pathlib import Path
@@ -58,7 +59,7 @@ class ShardShape:
     header: bytes
     sizes: tuple[int, ...]
 
-    @property
+    @cached_property
     def starts(self) -> tuple[int, ...]:
         """Place of every row in the file, and of the checksums."""
         return tuple(accumulate(self.sizes, initial=len(self.header)))
@@ -116,7 +117,7 @@ class Shard:
     """An open shard. Raises DataError where the file is not the one that ``shape`` describes."""
 
     def __init__(self, path: Path, shape: ShardShape) -> None:
-        self.path, self.shape, self._starts = path, shape, shape.starts
+        self.path, self.shape = path, shape
         try:
             with path.open("rb") as f:
                 size = os.fstat(f.fileno()).st_size
@@ -128,7 +129,7 @@ class Shard:
         if self._map[: len(shape.header)] != shape.header:
             raise DataError("the header is damaged, or of another store", where=str(path))
         self._bytes = np.frombuffer(self._map, dtype=np.uint8)
-        self._checks = self._bytes[self._starts[-1] :].view("<u4")
+        self._checks = self._bytes[self.shape.starts[-1] :].view("<u4")
 
     @property
     def entry(self) -> Entry:
@@ -139,7 +140,7 @@ class Shard:
 
     def place(self, index: int) -> tuple[int, int]:
         """First byte of a row in the file, and the one after its last."""
-        return self._starts[index], self._starts[index + 1]
+        return self.shape.starts[index], self.shape.starts[index + 1]
 
     def read(self, index: int) -> Tensor:
         """A copy of a row's bytes, uint8. Raises DataError where they do not have their checksum."""
