@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -47,23 +48,22 @@ def check_store(store: Store, report: Reporter) -> list[Damage]:
                 continue
             if entry != store.manifest["files"].get(path.name):
                 found.append(Damage(path, None, "its table of checksums is not the one that was written"))
-            for number, (row, wrong) in zip(numbers, pool.map(lambda n: _read(store, n), numbers), strict=True):
+            for number, (ids, mask, wrong) in zip(numbers, pool.map(partial(_read, store), numbers), strict=True):
                 found += [Damage(path, number, what) for what in wrong]
-                if row is not None:
-                    add_row(digest, row.token_ids_S.numpy().tobytes(), row.loss_mask_S.numpy().tobytes())
+                add_row(digest, ids, mask)
                 task.advance()
     if not found and digest.hexdigest() != store.meta.data_hash:
         found.append(Damage(store.folder, None, "tokens and masks are not those that were captured"))
     return found
 
 
-def _read(store: Store, number: int) -> tuple[PackedRow | None, list[str]]:
-    """A row, and what is wrong with it; no row where its bytes are damaged."""
+def _read(store: Store, number: int) -> tuple[bytes, bytes, list[str]]:
+    """A row's token ids and mask, and what is wrong with it; no ids where its bytes are damaged."""
     try:
         row = store.packed(number)
     except DataError as error:
-        return None, [error.what]
-    return row, list(_wrong(store, row, number))
+        return b"", b"", [error.what]
+    return row.token_ids_S.numpy().tobytes(), row.loss_mask_S.numpy().tobytes(), list(_wrong(store, row, number))
 
 
 def _wrong(store: Store, row: PackedRow, number: int) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pytest
 from eagle3cli.data.store import Store
 from eagle3cli.data.store_check import check_store
 from eagle3cli.data.store_info import describe_store, stores_below
+from eagle3cli.data.store_rows import StateRow
 from eagle3cli.data.store_shard import shard_name
 from eagle3cli.errors import DataError
 from eagle3cli.runtime.report import Silent
-from tests.data.test_store import contents, fill, make_rows
+from tests.data.test_store import contents, fill, make_index, make_rows, states_of, writer
 
 
 @pytest.fixture
@@ -64,6 +66,31 @@ def test_a_shard_in_the_place_of_another_is_found(folder: Path) -> None:
     fill(other, [replace(row, token_ids=15 - row.token_ids) for row in make_rows()], "int4")
     (folder / shard_name(1)).write_bytes((other / shard_name(1)).read_bytes())
     assert "of another store" in str(check_store(Store(folder), Silent())[0])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda row: replace(row, token_ids_S=row.token_ids_S.flip(0)), "tokens and masks are not those"),
+        (lambda row: replace(row, token_ids_S=row.token_ids_S + 100), "row 4: token ids outside the vocabulary of 16"),
+        (lambda row: replace(row, top_R=row.top_R - 50), "row 4: top tokens outside the vocabulary of 16"),
+        (lambda row: replace(row, loss_mask_S=row.loss_mask_S.flip(0)), "row 4: its counts do not fit its mask"),
+        (lambda row: replace(row, loss_mask_S=row.loss_mask_S * 3), "row 4: its mask holds other values"),
+    ],
+)
+def test_rows_that_were_written_wrong_are_found(
+    tmp_path: Path, spoil: Callable[[StateRow], StateRow], said: str
+) -> None:
+    rows, codec = make_rows(), make_index(make_rows()).codec
+    with writer(tmp_path / "store", rows) as store:
+        for shard in store.pending:
+            with store.writing(shard) as put:
+                for n in store.plan.rows(shard):
+                    row = states_of(rows[n])
+                    put(n, codec.pack([spoil(row) if n == 4 else row])[0])
+        store.finish()
+    found = check_store(Store(tmp_path / "store"), Silent())
+    assert said in str(found[0])
 
 
 def test_describing_needs_no_shards(folder: Path) -> None:
