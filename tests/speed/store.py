@@ -28,7 +28,7 @@ from eagle3cli.backends.store import StoreSource
 from eagle3cli.data.encodings import ENCODINGS
 from eagle3cli.data.rows import TokenRow
 from eagle3cli.data.store import Index, Store, StoreMeta, vocab_hash
-from eagle3cli.data.store_rows import StateRow, aux_count, count_rows, row_codec, teacher_positions
+from eagle3cli.data.store_rows import PackedRow, StateRow, aux_count, count_rows, row_codec, teacher_positions
 from eagle3cli.data.store_writer import StoreWriter, plan_store
 from eagle3cli.data.vocab import from_ids
 from eagle3cli.options import find_recipe
@@ -85,6 +85,30 @@ def loader_speed(folder: Path, batch_size: int, *, cold: bool) -> float:
     for step in range(order.steps_per_epoch):
         source.batch(order.batch(step))
     return sum(store.lengths) / (time.perf_counter() - began)
+
+
+def head_travel_gb(folder: Path, batch_size: int) -> tuple[float, float]:
+    """How far a disk's head goes in one epoch, in training order and in the order in which rows are read ahead."""
+    store, read = Store(folder), list[int]()
+    source = StoreSource(store)
+    inner = source.stores.packed
+
+    def packed(row: int) -> PackedRow:
+        read.append(row)
+        return inner(row)
+
+    source.stores.packed = packed  # type: ignore[method-assign]
+    order = Order(len(store), batch_size, seed=0)
+    ahead = read_ahead(source, (order.batch(step) for step in range(order.steps_per_epoch)))
+    for step in range(order.steps_per_epoch):
+        ahead.batch(order.batch(step))
+    begins = np.concatenate([[0], np.cumsum([store.size(row) for row in range(len(store))])])
+
+    def travel(rows: list[int]) -> float:
+        at = np.array(rows)
+        return float(np.abs(begins[at[1:]] - begins[at[:-1] + 1]).sum() / 1e9)
+
+    return travel(order.shuffled(0)), travel(read)
 
 
 def made_rows(count: int) -> Iterator[TokenRow]:
@@ -157,7 +181,9 @@ def main() -> int:
         good &= ratio >= WANTED_RATIO
         told = {"store": str(a.store), "encoding": Store(a.store).meta.encoding, "step_tokens_per_s": round(step, 1)}
         loader = {f"loader_{name}_tokens_per_s": round(speed) for name, speed in found.items()}
-        print(json.dumps({**told, **loader, "ratio": round(ratio, 1)}), flush=True)
+        apart, ahead = head_travel_gb(a.store, batch)
+        travel = {"head_travel_gb": round(apart, 1), "head_travel_read_ahead_gb": round(ahead, 1)}
+        print(json.dumps({**told, **loader, "ratio": round(ratio, 1), **travel}), flush=True)
     if a.rows:
         with tempfile.TemporaryDirectory() as place:
             make_store(Path(place) / "store", a.rows, a.encoding)
