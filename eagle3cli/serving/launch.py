@@ -104,8 +104,7 @@ def _sglang(
     words += ["--dist-timeout", str(server.dist_timeout)]
     if target.revision:
         words += ["--revision", target.revision]
-    if target.dtype != "auto":
-        words += ["--dtype", target.dtype]
+    words += _dtype_words(target, speculation)
     if target.trust_remote_code:
         words.append("--trust-remote-code")
     if server.mem_fraction_static is not None:
@@ -136,8 +135,7 @@ def _vllm(
     words += ["--host", "127.0.0.1", "--port", str(port), "--tensor-parallel-size", str(server.tp_size)]
     if target.revision:
         words += ["--revision", target.revision]
-    if target.dtype != "auto":
-        words += ["--dtype", target.dtype]
+    words += _dtype_words(target, speculation)
     if target.trust_remote_code:
         words.append("--trust-remote-code")
     if server.mem_fraction_static is not None:
@@ -150,6 +148,17 @@ def _vllm(
         draft = {"method": "eagle3", "model": speculation.draft, "num_speculative_tokens": speculation.steps}
         words += ["--speculative-config", json.dumps(draft)]
     return words, environment
+
+
+def _dtype_words(target: Target, speculation: Speculation | None) -> list[str]:
+    """The type that was asked for, else the draft's: left alone, servers run a float32 target in float16, which a draft
+    in bfloat16 cannot follow."""
+    wanted = target.dtype
+    if wanted == "auto" and speculation is not None:
+        path = Path(speculation.draft) / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        wanted = str(config.get("dtype") or config.get("torch_dtype") or "auto").removeprefix("torch.")
+    return [] if wanted == "auto" else ["--dtype", wanted]
 
 
 def _cpu_threads(target: Target, servers: int) -> dict[str, str]:

@@ -232,6 +232,20 @@ def test_words_are_words() -> None:
         launches("sglang", Server(python="no-such-program python3"), target, [5])
 
 
+def test_the_target_runs_in_the_type_of_its_draft(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}')
+    draft = Speculation(str(tmp_path), 3, 1, 4)
+
+    def dtype(*words: str) -> str | None:
+        return words[words.index("--dtype") + 1] if "--dtype" in words else None
+
+    for product in ("sglang", "vllm"):
+        assert dtype(*launches(product, Server(), CPU, [5], draft)[0].words) == "bfloat16"
+        assert dtype(*launches(product, Server(), CPU, [5])[0].words) is None
+        asked = CPU.model_copy(update={"dtype": "float32"})
+        assert dtype(*launches(product, Server(), asked, [5], draft)[0].words) == "float32"
+
+
 def test_speculation_in_the_words_of_both_servers() -> None:
     draft = Speculation("d", 3, 1, 4)
     words = " ".join(launches("sglang", Server(), CPU, [5], draft)[0].words)
