@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import gc
 import multiprocessing
 import os
 import signal
@@ -140,7 +141,9 @@ def _ready() -> tuple[Recipe, Encoder]:
     """The worker's encoder, made at its first task: there an error reaches the parent as it is."""
     global _encoder
     assert _recipe is not None
-    _encoder = _encoder or _recipe.encoder()
+    if _encoder is None:
+        _encoder = _recipe.encoder()
+        gc.freeze()  # what is here stays: the garbage collector need not look at it again and again
     return _recipe, _encoder
 
 
