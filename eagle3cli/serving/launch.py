@@ -153,7 +153,7 @@ def _vllm(
 def _dtype_words(target: Target, speculation: Speculation | None) -> list[str]:
     """The type that was asked for, else the draft's: left alone, servers run a float32 target in float16, which a draft
     in bfloat16 cannot follow."""
-    wanted = target.dtype
+    wanted: str = target.dtype
     if wanted == "auto" and speculation is not None:
         path = Path(speculation.draft) / "config.json"
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
