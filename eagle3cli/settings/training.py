@@ -1,0 +1,98 @@
+"""Training, its evaluation, and the whole chain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from eagle3cli.settings.table import ComputeType, Table, option
+
+
+class Train(Table):
+    """eagle3 train."""
+
+    mode: Literal["online", "offline"] = option(
+        "online", "online: the target runs live; offline: hidden states come from disk."
+    )
+    output_dir: Path = option(Path("runs/train"), "The run's folder.", "--output-dir")
+    num_epochs: int = option(10, "Passes over the data.", ge=1)
+    total_steps: int | None = option(None, "Stop after this many optimiser steps.", ge=1)
+    time_budget: str | None = option(
+        None, "Train for this time, e.g. 40m, whatever num_epochs says; the schedule ends with it."
+    )
+    batch_size: int = option(4, "Sequences per optimiser step.", "--batch-size", "--draft-global-batch-size", ge=1)
+    micro_batch_size: int | None = option(
+        None, "Sequences per forward pass; gradients accumulate to the batch.", "--draft-micro-batch-size", ge=1
+    )
+    learning_rate: float = option(1e-4, "Peak learning rate.", gt=0)
+    head_lr_scale: float = option(
+        1.0, "Learning rate of the draft's head, as a factor; 0 keeps the target's head.", ge=0
+    )
+    optimizer: Literal["adamw", "muon"] = option(
+        "adamw", "muon: Muon for the layer's matrices, AdamW for the head and the norms."
+    )
+    lr_schedule: Literal["cosine", "constant", "wsd"] = option("cosine", "Shape of the learning rate after warm-up.")
+    min_lr_ratio: float = option(0.0, "Where the schedule ends, as a share of the peak.", ge=0, le=1)
+    warmup_ratio: float = option(0.015, "Share of the steps that warm up.", ge=0, lt=1)
+    max_grad_norm: float = option(0.5, "Gradients are clipped to this global norm.", gt=0)
+    ttt_length: int = option(7, "Depths of the training-time unroll.", ge=1, le=16)
+    loss: Literal["kl", "tv", "lk", "mix"] = option(
+        "kl",
+        "kl: cross-entropy; tv: 1 - acceptance rate; lk: -log of the rate; mix: kl and tv, by --kl-scale, --kl-decay.",
+    )
+    kl_scale: float = option(1.0, "Share of kl in mix at an acceptance rate of 0.", ge=0, le=1)
+    kl_decay: float = option(1.0, "How fast that share falls as the rate rises: scale * exp(-decay * rate).", ge=0)
+    loss_decay: float = option(0.8, "Weight of depth i is this to the power i.", gt=0, le=1)
+    anchor_fraction: float = option(
+        1.0, "Share of the rows with loss that a step trains on, drawn anew each step.", gt=0, le=1
+    )
+    alignment: Literal["serving", "specforge"] = option(
+        "serving", "Which rows carry loss (EAGLE-3 serving, or SpecForge)."
+    )
+    attention_backend: Literal["auto", "sdpa", "flex_attention"] = option(
+        "auto",
+        "Attention kernel: sdpa runs anywhere, flex_attention on CUDA; auto takes the device's own.",
+        "--attention-backend",
+        "--draft-attention-backend",
+    )
+    activation_checkpointing: bool = option(
+        False, "Keep no activations inside a depth; make them again in the backward pass (less memory, more time)."
+    )
+    dtype: ComputeType = option(
+        "auto",
+        "Type the draft computes in (its master weights are float32); auto: float32 on a CPU, else bfloat16; "
+        "fastest: bfloat16 where the processor has it.",
+        "--draft-dtype",
+    )
+    seed: int = option(0, "Seed of initial weights and data order.")
+    save_interval: int = option(1000, "Steps between checkpoints.", ge=1)
+    eval_interval: int = option(1000, "Steps between evaluations.", ge=1)
+    log_interval: int = option(10, "Steps between log lines.", ge=1)
+    keep_checkpoints: int = option(3, "Newest checkpoints kept (best/ is kept besides).", ge=1)
+    eval_rows: int = option(64, "Held-out rows per evaluation.", ge=1)
+    early_stop: int | None = option(
+        None, "Stop after this many evaluations in a row without a better acceptance length.", ge=1
+    )
+    max_skipped_steps: int = option(10, "Stop once this many steps had no finite gradient.", ge=1)
+    resume: bool = option(True, "Go on from the newest checkpoint of --output-dir.")
+    overwrite: bool = option(False, "Start over and replace an earlier run.")
+
+
+class Eval(Table):
+    """eagle3 eval: acceptance length by the walk."""
+
+    depths: int = option(7, "Draft depths (k) that are measured.", ge=1, le=16)
+    rows: int | None = option(None, "Only the first N held-out rows.", ge=1)
+
+
+class Run(Table):
+    """eagle3 run: the whole chain from one settings file."""
+
+    output_dir: Path = option(Path("runs/run"), "The run's folder.", "--output-dir")
+    k: int = option(5, "Draft depth of the final measurement.", ge=1, le=16)
+    held_out_prompts: int = option(64, "Held-out prompts of the final measurement.", ge=1)
+    new_tokens: int = option(128, "New tokens per held-out prompt.", ge=1)
+    speed_prompts: int = option(4, "Prompts on which tokens/s are timed, one at a time.", ge=1)
+    batch_size: int = option(16, "Held-out prompts decoded together.", "--measure-batch-size", ge=1)
+    regenerate: bool = option(False, "Have the target write every reply anew instead of using recorded ones.")
+    overwrite: bool = option(False, "Redo the stages whose settings changed, and all after them.")
