@@ -17,6 +17,7 @@ from eagle3cli.models.config import text_part
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+BIASES = ("lm_head.bias", "embed_out.bias")
 OTHER_PARTS = ("vision", "visual", "audio", "mtp", "encoder")
 """Parts of a model whose tensors are never its text embedding or head."""
 SAMPLES, SAMPLE_BYTES = 16, 4096
@@ -55,13 +56,19 @@ def read_embedding_and_head(model_path: str, *, revision: str | None = None) -> 
 def read_target_tensors(
     model_path: str, last_layer: int | None = None, *, revision: str | None = None
 ) -> dict[str, Tensor]:
-    """What training reads of a target: ``embedding`` and ``head``; with ``last_layer`` also ``final_norm`` and, where
-    the target has them, that layer's ``gate_proj``, ``up_proj`` and ``norm`` (the one before its MLP)."""
+    """What training reads of a target: ``embedding``, ``head`` and its ``head_bias`` where it has one.
+
+    With ``last_layer`` also ``final_norm`` and, where the target has them, that layer's ``gate_proj``, ``up_proj`` and
+    ``norm`` (the one before its MLP).
+    """
     embedding, head = read_embedding_and_head(model_path, revision=revision)
     found = {"embedding": embedding, "head": head}
+    files = _tensor_files(model_path, revision)
+    bias = _find(files, BIASES)
+    if bias is not None:
+        found["head_bias"] = _read(_file(model_path, files[bias], revision), bias)
     if last_layer is None:
         return found
-    files = _tensor_files(model_path, revision)
     endings = {
         "final_norm": ("model.norm.weight", "norm.weight"),
         "gate_proj": (f"layers.{last_layer}.mlp.gate_proj.weight",),

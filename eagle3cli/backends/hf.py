@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
+from eagle3cli.backends.logits import Head, make_head
 from eagle3cli.backends.positions import cached
 from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.models.config import default_aux_layers
@@ -37,6 +38,7 @@ class HfTarget:
     """A loaded target; ``decoder`` ends with the final norm, ``head`` maps its output to logits."""
 
     model: PreTrainedModel
+    head: Head
     aux_layers: tuple[int, ...]
     path: str
 
@@ -53,12 +55,6 @@ class HfTarget:
         found = self.decoder.layers
         assert isinstance(found, nn.ModuleList)
         return found
-
-    @property
-    def head_VH(self) -> Tensor:
-        """Weight of the language-model head, ``[V, H]``."""
-        weight: Tensor = self.model.get_output_embeddings().weight
-        return weight.detach()
 
     @property
     def embedding_VH(self) -> Tensor:
@@ -83,7 +79,7 @@ class HfTarget:
     @property
     def vocab_size(self) -> int:
         """Rows of the head."""
-        return self.head_VH.shape[0]
+        return len(self.head)
 
     @property
     def device(self) -> torch.device:
@@ -144,8 +140,8 @@ class HfTarget:
     @torch.no_grad()
     def top_tokens(self, last_RH: Tensor) -> Tensor:
         """The most likely next token over the whole vocabulary, ``[R]``, in chunks of rows."""
-        head = self.model.get_output_embeddings()
-        return torch.cat([head(part).argmax(-1) for part in last_RH.split(ARGMAX_CHUNK)] or [torch.zeros(0).long()])
+        found = [self.head(part).argmax(-1) for part in last_RH.split(ARGMAX_CHUNK)]
+        return torch.cat(found) if found else torch.zeros(0, dtype=torch.long, device=last_RH.device)
 
 
 def shared_prefix(sequences: Sequence[Sequence[int] | npt.NDArray[np.int32]]) -> int:
@@ -217,7 +213,14 @@ def load_target(target: Target, report: Reporter, aux_layers: tuple[int, ...] | 
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     shape = f"{millions:.0f}M parameters, {dtype}, {device}, aux layers {list(layers)}"
     report.info(f"target {target.model_path}, backend hf ({target.backend}): {shape}")
-    return HfTarget(model=model, aux_layers=layers, path=target.model_path)
+    return HfTarget(model=model, head=_head(model), aux_layers=layers, path=target.model_path)
+
+
+def _head(model: PreTrainedModel) -> Head:
+    """The model's head, as its family applies it."""
+    linear = model.get_output_embeddings()
+    bias = getattr(linear, "bias", None)
+    return make_head(model.config.to_dict(), linear.weight.detach(), None if bias is None else bias.detach())
 
 
 def pick_device(name: str) -> torch.device:

@@ -17,6 +17,7 @@ from torch import Tensor
 from eagle3cli.backends.batch import BatchSource
 from eagle3cli.backends.head import fingerprint, read_target_tensors
 from eagle3cli.backends.hf import load_target, pick_device, read_target_config
+from eagle3cli.backends.logits import Head, make_head
 from eagle3cli.backends.online import OnlineSource
 from eagle3cli.backends.prefetch import read_ahead
 from eagle3cli.backends.store import StoreSource
@@ -69,8 +70,9 @@ class Inputs:
     eval_source: BatchSource | None
     vocab: VocabMapping
     config: DraftConfig
+    head: Head
     weights: dict[str, Tensor]
-    """``embedding``, ``head``, ``final_norm`` and, where the target has them, the last layer's MLP."""
+    """``embedding``, ``final_norm`` and, where the target has them, the last layer's MLP."""
     data_key: str
 
 
@@ -80,7 +82,7 @@ def build(settings: Settings, report: Reporter) -> Trainer:
     torch.manual_seed(settings.train.seed)
     run, budget = settings.train.output_dir, parse_duration(settings.train.time_budget)
     inputs = online(settings, report) if settings.train.mode == "online" else offline(settings, report)
-    embedding, head = inputs.weights["embedding"], inputs.weights["head"]
+    embedding, head = inputs.weights["embedding"], inputs.head
     dtype = compute_type(settings.train.dtype, embedding.device)
     draft = Draft(inputs.config).to(embedding.device)
     draft.set_vocab(inputs.vocab.d2t, inputs.vocab.t2d)
@@ -89,7 +91,7 @@ def build(settings: Settings, report: Reporter) -> Trainer:
     if settings.draft.init == "target" and not list_checkpoints(run):
         initialise_from_target(draft, inputs, report)
     if settings.train.head_lr_scale == 0:
-        draft.lm_head.weight.data.copy_(head[draft.draft_ids])
+        draft.lm_head.weight.data.copy_(head.weight_VH[draft.draft_ids])
         draft.lm_head.requires_grad_(False)
     draft.cast(dtype)
     trained = [(name, weight) for name, weight in draft.named_parameters() if weight.requires_grad]
@@ -108,8 +110,8 @@ def build(settings: Settings, report: Reporter) -> Trainer:
         budget_seconds=budget,
         draft=draft,
         embedding_VH=embedding,
-        teacher_head_VdH=head[draft.draft_ids].to(dtype),
-        whole_head_VH=head.to(dtype) if settings.train.loss != "kl" else None,
+        teacher_head=head.rows(draft.draft_ids).to(dtype),
+        whole_head=head.to(dtype) if settings.train.loss != "kl" else None,
         attend=choose_attention(settings.train.attention_backend, embedding.device, report),
         optimizer=optimizer,
         progress=progress,
@@ -151,11 +153,11 @@ def online(settings: Settings, report: Reporter) -> Inputs:
         fix = "look at the rows with eagle3 view; replies are made by eagle3 regenerate"
         raise DataError("no row holds a reply to train on", where=str(settings.data.train_path), fix=fix)
     target = load_target(settings.target, report, config.aux_layers)
-    weights = {"embedding": target.embedding_VH, "head": target.head_VH}
+    weights = {"embedding": target.embedding_VH}
     weights |= _last_layer(settings.target.model_path, raw, target.device, target.dtype)
     evaluation = OnlineSource(target, cached.eval) if cached.eval is not None and len(cached.eval) else None
     return Inputs(
-        OnlineSource(target, cached.train), evaluation, cached.vocab, config, weights, str(cached.folder.name)
+        OnlineSource(target, cached.train), evaluation, cached.vocab, config, target.head, weights, cached.folder.name
     )
 
 
@@ -195,7 +197,8 @@ def offline(settings: Settings, report: Reporter) -> Inputs:
             raise UsageError(what, where=str(each.folder), fix=fix)
     evaluation = StoreSource(held_out, device=device) if held_out is not None else None
     report.info(f"hidden states of {len(store)} rows, {sum(store.lengths)} tokens from {', '.join(map(str, paths))}")
-    return Inputs(StoreSource(store, device=device), evaluation, store.vocab, config, weights, store.key)
+    head = make_head(raw, weights["head"], weights.get("head_bias"))
+    return Inputs(StoreSource(store, device=device), evaluation, store.vocab, config, head, weights, store.key)
 
 
 def initialise_from_target(draft: Draft, inputs: Inputs, report: Reporter) -> None:
@@ -212,7 +215,7 @@ def initialise_from_target(draft: Draft, inputs: Inputs, report: Reporter) -> No
             draft,
             sample,
             embedding_VH=weights["embedding"],
-            head_VH=weights["head"],
+            head=inputs.head,
             final_norm_H=weights["final_norm"],
             last_layer_mlp={k: weights[k] for k in ("gate_proj", "up_proj", "norm") if k in weights},
         )

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eagle3cli.backends.batch import TargetBatch
+from eagle3cli.backends.logits import Head
 from eagle3cli.models.draft import Draft
 
 RIDGE = 1e-3
@@ -76,7 +77,7 @@ def initialise(
     sample: Sample,
     *,
     embedding_VH: Tensor,
-    head_VH: Tensor,
+    head: Head,
     final_norm_H: Tensor,
     last_layer_mlp: dict[str, Tensor],
 ) -> None:
@@ -84,7 +85,7 @@ def initialise(
     weights; what is missing or of another shape keeps its random values."""
     read_RC = draft.fc_input(sample.aux_RC)
     draft.set_aux_scale(channel_rms(read_RC).to(draft.aux_scale_C))
-    draft.lm_head.weight.copy_(head_VH[draft.draft_ids])
+    draft.lm_head.weight.copy_(head.weight_VH[draft.draft_ids])
     draft.norm.weight.copy_(final_norm_H)
     aux_RC = read_RC / draft.aux_scale_C
     token_RH = draft.midlayer.input_layernorm(embedding_VH[sample.token_R].float())
@@ -94,7 +95,9 @@ def initialise(
     _attend_to_own_row(draft, both[:, aux_RC.shape[1] :], token_RH[fitted])
     residual_RH = _residual(draft, aux_RC, token_RH)
     _fit_mlp(draft, residual_RH[fitted], sample.wanted_RH[fitted], last_layer_mlp)
-    _calibrate(draft, residual_RH[unseen], sample.wanted_RH[unseen] * final_norm_H)
+    teach = head.rows(draft.draft_ids).to(torch.float32)
+    teacher_RV = F.softmax(teach(sample.wanted_RH[unseen] * final_norm_H.float()), -1)
+    _calibrate(draft, residual_RH[unseen], teacher_RV)
 
 
 def _split(rows: int) -> tuple[slice, slice]:
@@ -172,11 +175,10 @@ def _fit_mlp(draft: Draft, residual_RH: Tensor, wanted_RH: Tensor, last_layer_ml
     mlp.down_proj.weight.copy_(ridge(features, wanted_RH - residual_RH))
 
 
-def _calibrate(draft: Draft, residual_RH: Tensor, last_RH: Tensor) -> None:
+def _calibrate(draft: Draft, residual_RH: Tensor, teacher_RV: Tensor) -> None:
     """Scale the final norm by the factor of the grid with the lowest cross-entropy against the target."""
     layer = draft.midlayer
     hidden_RH = residual_RH + layer.mlp(layer.post_attention_layernorm(residual_RH))
     logits_RV = draft.lm_head(draft.norm(hidden_RH)).float()
-    teacher_RV = F.softmax(F.linear(last_RH, draft.lm_head.weight).float(), -1)
     losses = [float(F.cross_entropy(logits_RV * factor, teacher_RV)) for factor in CALIBRATION_GRID]
     draft.norm.weight.mul_(CALIBRATION_GRID[losses.index(min(losses))])

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eagle3cli.backends.logits import Head
 from eagle3cli.training.rows import RowPlan
 
 CHUNK_ELEMENTS = 4_000_000
@@ -69,11 +70,11 @@ class Teacher:
     """Target's last hidden states by packed position."""
     answer_N: Tensor
     """Target token by packed teacher position that counts as right."""
-    head_VdH: Tensor
+    head: Head
     """The target's head, restricted to the draft vocabulary."""
     draft_ids_Vd: Tensor
     """Target token of every draft token."""
-    whole_head_VH: Tensor | None = None
+    whole_head: Head | None = None
     """The target's whole head, for acceptance rates."""
 
 
@@ -81,7 +82,7 @@ def depth_losses(
     normed: list[Tensor], head_weight_VdH: Tensor, teacher: Teacher, plan: RowPlan, weights: TermWeights
 ) -> tuple[Tensor, DepthSums]:
     """The weighted sum of all terms over all kept rows (differentiable, not normalised), and the sums behind it."""
-    assert teacher.whole_head_VH is not None or not weights.need_rates, "acceptance rates need the whole head"
+    assert teacher.whole_head is not None or not weights.need_rates, "acceptance rates need the whole head"
     found = _FusedHead.apply(head_weight_VdH, teacher, plan, weights, *normed)  # type: ignore[no-untyped-call]
     total, *sums = found
     return total, DepthSums(*sums)
@@ -96,7 +97,7 @@ class _FusedHead(torch.autograd.Function):
         sums = DepthSums(*torch.zeros(4, len(normed), dtype=torch.float32, device=head.device))
         d_head = torch.zeros_like(head, dtype=torch.float32) if head_trains else None
         d_normed = [torch.empty_like(rows) for rows in normed] if training else []
-        width = len(head if teacher.whole_head_VH is None else teacher.whole_head_VH)
+        width = len(teacher.whole_head or head)
         for chunk_U in _teacher_positions(plan).split(max(1, CHUNK_ELEMENTS // width)):
             teach_UV, whole_UV = _teach(teacher, chunk_U, head.dtype)
             for depth, (rows, hidden) in enumerate(zip(plan.depths, normed, strict=True)):
@@ -132,10 +133,10 @@ class _FusedHead(torch.autograd.Function):
 def _teach(teacher: Teacher, chunk_U: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """The teacher's probabilities of the draft tokens: normalised over the draft vocabulary, and over the whole one."""
     last_UH = teacher.last_NH[chunk_U].to(dtype)
-    logits_UV = F.linear(last_UH, teacher.head_VdH).float()
+    logits_UV = teacher.head(last_UH).float()
     whole_UV = None
-    if teacher.whole_head_VH is not None:
-        lse_U1 = torch.logsumexp(F.linear(last_UH, teacher.whole_head_VH).float(), -1, keepdim=True)
+    if teacher.whole_head is not None:
+        lse_U1 = torch.logsumexp(teacher.whole_head(last_UH).float(), -1, keepdim=True)
         whole_UV = (logits_UV - lse_U1).exp()
     return F.softmax(logits_UV, -1), whole_UV
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from eagle3cli.backends.batch import BatchSource
+from eagle3cli.backends.logits import Head
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
@@ -56,8 +57,9 @@ class Trainer:
     budget_seconds: float | None
     draft: Draft
     embedding_VH: Tensor
-    teacher_head_VdH: Tensor
-    whole_head_VH: Tensor | None
+    teacher_head: Head
+    """The target's head, restricted to the draft vocabulary."""
+    whole_head: Head | None
     """The target's whole head; only losses with acceptance rates read it."""
     attend: Attend
     optimizer: Optimizer
@@ -146,9 +148,7 @@ def accumulate(trainer: Trainer, rows: list[int], objective: Objective, window: 
         attend=trainer.attend,
         recompute=settings.activation_checkpointing,
     )
-    teacher = Teacher(
-        batch.last_NH, batch.top_N, trainer.teacher_head_VdH, draft.draft_ids, whole_head_VH=trainer.whole_head_VH
-    )
+    teacher = Teacher(batch.last_NH, batch.top_N, trainer.teacher_head, draft.draft_ids, whole_head=trainer.whole_head)
     total, sums = depth_losses(normed, draft.lm_head.weight, teacher, plan, objective.weights)
     total.backward()
     window.count(total.detach(), sums, plan)

@@ -57,7 +57,7 @@ def write_file(path: Path, target: HfTarget, seed: int, **changes: Any) -> dict[
 def run(target: HfTarget, source: Path, folder: Path, tiny: Path, **other: Any) -> Imported:
     raw = json.loads((tiny / "config.json").read_text())
     config = DraftConfig.from_target(raw, draft_vocab_size=200)
-    wanted = ImportTarget(str(tiny), None, "hash", config, target.head_VH)
+    wanted = ImportTarget(str(tiny), None, "hash", config, target.head.weight_VH)
     options = {"encoding": "bf16", "shard_mb": 1, "weights": (3, 1), "report": Silent(), "stop": Stop(), **other}
     return import_files(source, folder, wanted, **options)
 

@@ -135,6 +135,7 @@ def make_trainer(a: argparse.Namespace, lengths: list[int]) -> Any:
     """The product's trainer over random states of these lengths."""
     import torch
 
+    from eagle3cli.backends.logits import Head
     from eagle3cli.runtime.report import Silent
     from eagle3cli.settings.tables import Train
     from eagle3cli.training.build import choose_attention
@@ -165,8 +166,8 @@ def make_trainer(a: argparse.Namespace, lengths: list[int]) -> Any:
         budget_seconds=None,
         draft=draft,
         embedding_VH=(torch.randn(a.vocab, a.hidden) * 0.02).to(a.device, dtype),
-        teacher_head_VdH=head[ids].to(a.device, dtype),
-        whole_head_VH=head.to(a.device, dtype) if a.loss != "kl" else None,
+        teacher_head=Head(head[ids].to(a.device, dtype)),
+        whole_head=Head(head.to(a.device, dtype)) if a.loss != "kl" else None,
         attend=choose_attention(a.attention_backend, torch.device(a.device), Silent()),
         optimizer=Optimizer(list(draft.named_parameters()), max_grad_norm=settings.max_grad_norm),
         progress=Progress(),

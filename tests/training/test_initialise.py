@@ -49,7 +49,7 @@ def loss_of(draft: Draft, source: OnlineSource) -> float:
     plan = plan_rows(batch.loss_mask_N, batch.bounds, draft.t2d[batch.top_N], 1, "serving")
     with torch.no_grad():
         normed = unroll(draft, batch.token_ids_N, batch.aux_NC, source.target.embedding_VH, plan)
-        teacher = Teacher(batch.last_NH, batch.top_N, source.target.head_VH[draft.draft_ids], draft.draft_ids)
+        teacher = Teacher(batch.last_NH, batch.top_N, source.target.head.rows(draft.draft_ids), draft.draft_ids)
         total, _ = depth_losses(normed, draft.lm_head.weight, teacher, plan, TermWeights.of_cross_entropy([1.0]))
     return float(total) / plan.kept
 
@@ -63,11 +63,11 @@ def test_starts_closer_to_the_target_than_noise(source: OnlineSource) -> None:
     sample = gather_sample([source.batch(range(24))], target.final_norm_H, 10_000)
     assert len(sample.token_R) == 24 * 23
     initialise(
-        draft, sample, embedding_VH=target.embedding_VH, head_VH=target.head_VH, final_norm_H=target.final_norm_H,
+        draft, sample, embedding_VH=target.embedding_VH, head=target.head, final_norm_H=target.final_norm_H,
         last_layer_mlp={},
     )  # fmt: skip
     assert loss_of(draft, source) < before
-    assert torch.equal(draft.lm_head.weight, target.head_VH)
+    assert torch.equal(draft.lm_head.weight, target.head.weight_VH)
     rms = sample.aux_RC.pow(2).mean(0).sqrt()
     torch.testing.assert_close(draft.aux_scale_C, rms.clamp(min=1e-3 * float(rms.mean())))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from eagle3cli.backends.logits import Head
 from eagle3cli.models.draft import Draft
 from eagle3cli.training.loss import DepthSums, Teacher, depth_losses
 from eagle3cli.training.optimizer import Optimizer
@@ -54,7 +55,7 @@ def step(case: Case, draft: Draft) -> Step:
         none = DepthSums(zeros, zeros, zeros, zeros)
         plosses = case.plosses(none, kept)
         return Step(torch.tensor(case.total(plosses)), plosses, none, kept, counted)
-    teacher = Teacher(last, answer, head[draft.draft_ids], draft.draft_ids, whole_head_VH=head)
+    teacher = Teacher(last, answer, Head(head[draft.draft_ids]), draft.draft_ids, whole_head=Head(head))
     normed = unroll(draft, ids, aux, case.tensors["param.embed_tokens.weight"], plan)
     with torch.no_grad():
         _, sums = depth_losses(normed, draft.lm_head.weight, teacher, plan, case.weights(None, kept))

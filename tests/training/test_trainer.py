@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from eagle3cli.backends.batch import TargetBatch
+from eagle3cli.backends.logits import Head
 from eagle3cli.errors import Eagle3Error
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
@@ -86,8 +87,8 @@ def make_trainer(folder: Path, source: RandomSource | None = None, **settings: A
         budget_seconds=None,
         draft=draft,
         embedding_VH=torch.randn(VOCAB, HIDDEN, generator=torch.Generator().manual_seed(5)),
-        teacher_head_VdH=HEAD[ids],
-        whole_head_VH=HEAD if chosen.loss != "kl" else None,
+        teacher_head=Head(HEAD[ids]),
+        whole_head=Head(HEAD) if chosen.loss != "kl" else None,
         attend=attend,
         optimizer=Optimizer(list(draft.named_parameters()), max_grad_norm=0.5),
         progress=Progress(),

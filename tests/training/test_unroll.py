@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eagle3cli.backends.logits import Head
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
 from eagle3cli.training import attention, loss
@@ -95,7 +96,7 @@ def both_ways(
     got = {name: torch.zeros(DEPTHS) for name in ("depths", "right", "rates")} | {"loss": torch.zeros(())}
     if not plan.empty:
         normed = unroll(draft, ids, aux, embedding, plan, recompute=recompute)
-        teacher = Teacher(last, top, head[draft.draft_ids], draft.draft_ids, whole_head_VH=head)
+        teacher = Teacher(last, top, Head(head[draft.draft_ids]), draft.draft_ids, whole_head=Head(head))
         total, sums = depth_losses(normed, draft.lm_head.weight, teacher, plan, terms)
         total.backward()
         got = {"loss": total.detach(), "depths": sums.loss_T, "right": sums.correct_T, "rates": sums.rate_T}
