@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -163,8 +164,11 @@ class Draft(nn.Module):
         return normed_RH, normed_RH if self.config.norm_output else hidden_RH
 
     def serving_state(self) -> dict[str, Tensor]:
-        """The state dict that a server loads: the auxiliary scale folded into ``fc``. Copies; on the CPU."""
-        state = {name: value.detach().to("cpu", copy=True) for name, value in self.state_dict().items()}
+        """The state dict that a server loads: the auxiliary scale folded into ``fc``. Copies; on the CPU.
+
+        Of weights in shards all ranks must ask for it.
+        """
+        state = {name: whole(value.detach()).to("cpu", copy=True) for name, value in self.state_dict().items()}
         scale = self.aux_scale_C.detach().to("cpu", torch.float32)
         state["fc.weight"] = (state["fc.weight"].float() / scale).to(state["fc.weight"].dtype)
         return state
@@ -192,6 +196,12 @@ class Draft(nn.Module):
         """Cosine and sine tables ``[R, D]`` for these positions."""
         cos, sin = self.rotary(torch.empty(0, dtype=dtype, device=positions_R.device), positions_R[None])
         return cos[0], sin[0]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be in shards; all ranks must ask."""
+    found: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return found
 
 
 def rotate(x_RND: Tensor, cos_RD: Tensor, sin_RD: Tensor) -> Tensor:

@@ -76,6 +76,14 @@ def read_json(path: Path) -> Any:
         raise Eagle3Error(f"not valid JSON: {error}", where=str(path)) from error
 
 
+def sync_tree(folder: Path) -> None:
+    """Have every file below a folder on the disk."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as f:
+                os.fsync(f.fileno())
+
+
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Fill a temporary folder and rename it to ``folder``: a reader sees all of it or none."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -84,10 +92,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     temporary.mkdir()
     try:
         fill(temporary)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as f:
-                    os.fsync(f.fileno())
+        sync_tree(temporary)
         if folder.exists():
             old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
             folder.rename(old)

@@ -1,12 +1,21 @@
-"""The processes that torchrun started for one command, where each does its own share of the work."""
+"""The processes that torchrun or ``--gpus`` started for one command, where each does its own share of the work."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from eagle3cli.errors import Eagle3Error
+from eagle3cli.runtime.heart import Heart
+from eagle3cli.runtime.launch import tell_error
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONGEST_WAIT = timedelta(days=30)
 """The others may be at work for as long as that; one that dies ends the wait at once."""
@@ -14,22 +23,40 @@ LONGEST_WAIT = timedelta(days=30)
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its equals."""
+    """This process among its equals; every method that talks to the others must be called by all of them."""
 
     index: int = 0
     count: int = 1
+    heart: Heart | None = field(default=None, compare=False)
 
     @property
     def first(self) -> bool:
         """Whether this is the process that opens, closes and reports."""
         return self.index == 0
 
+    @property
+    def alone(self) -> bool:
+        """Whether there are no others."""
+        return self.count == 1
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within the block this process may have to wait for the others."""
+        with nullcontext() if self.heart is None else self.heart.waiting():
+            yield
+
+    def at(self, place: str) -> None:
+        """Tell the others where in the training loop this process is."""
+        if self.heart is not None:
+            self.heart.at(place)
+
     def wait(self) -> None:
         """Go on once all have come here."""
-        if self.count > 1:
+        if not self.alone:
             import torch.distributed as dist
 
-            dist.barrier()
+            with self.waiting():
+                dist.barrier()
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
@@ -40,21 +67,106 @@ class Ranks:
         if self.first:
             self.wait()
 
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Sums over the ranks, in double precision and through the hosts' memory."""
+        if self.alone:
+            return list(values)
+        import torch
+        import torch.distributed as dist
+
+        found = torch.tensor(values, dtype=torch.float64)
+        with self.waiting():
+            dist.all_reduce(found)
+        total: list[float] = found.tolist()
+        return total
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Put the ranks' sum into each of these tensors (of one type), by one message."""
+        if self.alone or not tensors:
+            return
+        import torch
+        import torch.distributed as dist
+
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        with self.waiting():
+            dist.all_reduce(flat)
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def from_first(self, tensors: Sequence[Tensor]) -> None:
+        """Put the first rank's values into each of these tensors."""
+        if not self.alone:
+            import torch.distributed as dist
+
+            with self.waiting():
+                for tensor in tensors:
+                    dist.broadcast(tensor, 0)
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """The largest of each of these values over the ranks."""
+        if self.alone:
+            return list(values)
+        import torch
+        import torch.distributed as dist
+
+        found = torch.tensor(values, dtype=torch.float64)
+        with self.waiting():
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        total: list[float] = found.tolist()
+        return total
+
+
+ALONE = Ranks()
+
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
-    """The ranks that ``WORLD_SIZE`` and ``RANK`` announce, each with its own GPU where there are any; else one."""
+def joined(timeout: float | None = None) -> Iterator[Ranks]:
+    """The ranks that ``WORLD_SIZE`` and ``RANK`` announce, each with its own GPU where there are any; else one.
+
+    With ``timeout`` (seconds) this process ends when another one is silent, or keeps the others waiting in the
+    training loop, for as long.
+    """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Ranks()
         return
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
+    backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    dist.init_process_group("gloo", timeout=LONGEST_WAIT)
+        backend = "cpu:gloo,cuda:nccl"
+    store, index, count = next(rendezvous("env://", timeout=LONGEST_WAIT))
+    dist.init_process_group(backend, store=store, rank=index, world_size=count, timeout=LONGEST_WAIT)
+    heart = None
+    if timeout is not None:
+        beats = PrefixStore("eagle3", store.clone())
+        heart = Heart(
+            beats, index, count, timeout, lambda said: _give_up(index, said), _warn_of if index == 0 else _hush
+        )
+        heart.thread.start()
     try:
-        yield Ranks(dist.get_rank(), count)
+        yield Ranks(index, count, heart)
     finally:
+        if heart is not None:
+            heart.ended.set()
         dist.destroy_process_group()
+
+
+def _give_up(rank: int, said: str) -> None:
+    """End this process, which waits for one that will not come."""
+    error = Eagle3Error(said, where="--dist-timeout", fix="see what that process does; then run the same command again")
+    tell_error(rank, error)
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    os._exit(error.exit_code)
+
+
+def _warn_of(said: str) -> None:
+    print(f"warning: {said}", file=sys.stderr, flush=True)
+
+
+def _hush(said: str) -> None:
+    """The first rank has said it."""

@@ -11,7 +11,7 @@ from eagle3cli.settings.data import CacheTable, Data, HiddenStates, Merge, Prepa
 from eagle3cli.settings.models import Draft, Export, Target
 from eagle3cli.settings.serving import Bench, Regenerate, Server
 from eagle3cli.settings.table import Table
-from eagle3cli.settings.training import Eval, Run, Train
+from eagle3cli.settings.training import Eval, Launch, Run, Train
 
 __all__ = [
     "Bench",
@@ -21,6 +21,7 @@ __all__ = [
     "Eval",
     "Export",
     "HiddenStates",
+    "Launch",
     "Merge",
     "Prepare",
     "Regenerate",
@@ -48,6 +49,7 @@ class Settings(Table):
     view: View = View()
     hidden_states: HiddenStates = HiddenStates()
     train: Train = Train()
+    launch: Launch = Launch()
     eval: Eval = Eval()
     export: Export = Export()
     bench: Bench = Bench()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from pydantic import field_validator
+
 from eagle3cli.settings.table import ComputeType, Table, option
 
 
@@ -64,6 +66,11 @@ class Train(Table):
         "fastest: bfloat16 where the processor has it.",
         "--draft-dtype",
     )
+    sharding: Literal["auto", "replicate", "fsdp"] = option(
+        "auto",
+        "On several GPUs: replicate keeps the whole draft on each, fsdp a share of it; auto shards large drafts.",
+        "--draft-sharding",
+    )
     seed: int = option(0, "Seed of initial weights and data order.")
     save_interval: int = option(1000, "Steps between checkpoints.", ge=1)
     eval_interval: int = option(1000, "Steps between evaluations.", ge=1)
@@ -76,6 +83,26 @@ class Train(Table):
     max_skipped_steps: int = option(10, "Stop once this many steps had no finite gradient.", ge=1)
     resume: bool = option(True, "Go on from the newest checkpoint of --output-dir.")
     overwrite: bool = option(False, "Start over and replace an earlier run.")
+
+
+class Launch(Table):
+    """Several processes for one command."""
+
+    gpus: str | None = option(
+        None,
+        "Start one process for each of N GPUs (or auto: all) of this machine; without GPUs, N on the CPU.",
+        "--gpus",
+    )
+    dist_timeout: float = option(
+        20.0, "Minutes after which a process that keeps the others waiting ends the run.", "--dist-timeout", gt=0
+    )
+
+    @field_validator("gpus")
+    @classmethod
+    def _number_or_auto(cls, value: str | None) -> str | None:
+        if value is not None and value != "auto" and not (value.isdecimal() and int(value) > 0):
+            raise ValueError(f"{value} is neither a number of GPUs nor auto")
+        return value
 
 
 class Eval(Table):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,21 @@ from eagle3cli.errors import DataError, UsageError
 from eagle3cli.models.config import DraftConfig, read_draft_config, text_part
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.devices import compute_type, set_threads
+from eagle3cli.runtime.ranks import ALONE, Ranks
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.tables import Settings, Train
 from eagle3cli.settings.toml import to_toml
 from eagle3cli.training.attention import attend
-from eagle3cli.training.checkpoints import list_checkpoints, resume
+from eagle3cli.training.checkpoints import Progress, newest_sound, resume
 from eagle3cli.training.flex import attend_flex
+from eagle3cli.training.forward import Forward
 from eagle3cli.training.history import history_writer
 from eagle3cli.training.initialise import gather_sample, initialise
 from eagle3cli.training.optimizer import Optimizer
 from eagle3cli.training.order import Order
+from eagle3cli.training.saver import Saver
+from eagle3cli.training.shares import micro_batches, shares
+from eagle3cli.training.spread import spread_out
 from eagle3cli.training.trainer import Trainer
 from eagle3cli.training.unroll import Attend
 
@@ -58,6 +63,9 @@ SESSION_FIELDS = (
     "max_skipped_steps",
     "resume",
     "overwrite",
+    "micro_batch_size",
+    "activation_checkpointing",
+    "sharding",
 )
 """Settings that may change between the sessions of one run."""
 
@@ -76,8 +84,8 @@ class Inputs:
     data_key: str
 
 
-def build(settings: Settings, report: Reporter) -> Trainer:
-    """All parts of the run, restored from its newest checkpoint where there is one."""
+def build(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Trainer:
+    """All parts of the run, restored from its newest sound checkpoint where there is one."""
     set_threads(settings.target.threads)
     torch.manual_seed(settings.train.seed)
     run, budget = settings.train.output_dir, parse_duration(settings.train.time_budget)
@@ -88,22 +96,31 @@ def build(settings: Settings, report: Reporter) -> Trainer:
     draft.set_vocab(inputs.vocab.d2t, inputs.vocab.t2d)
     scales = {"lm_head": settings.train.head_lr_scale}
     started_with = _fingerprint(settings, inputs)
-    if settings.draft.init == "target" and not list_checkpoints(run):
+    checkpoint = newest_sound(run, report, ranks)
+    if settings.draft.init == "target" and checkpoint is None:
         initialise_from_target(draft, inputs, report)
     if settings.train.head_lr_scale == 0:
         draft.lm_head.weight.data.copy_(head.weight_VH[draft.draft_ids])
         draft.lm_head.requires_grad_(False)
-    draft.cast(dtype)
+    attend = choose_attention(settings.train.attention_backend, embedding.device, report)
+    forward = Forward(draft, attend, recompute=settings.train.activation_checkpointing)
+    spread = spread_out(forward, ranks, settings.train.sharding, dtype)
     trained = [(name, weight) for name, weight in draft.named_parameters() if weight.requires_grad]
     optimizer = Optimizer(
         trained, max_grad_norm=settings.train.max_grad_norm, scales=scales, kind=settings.train.optimizer
     )
-    progress = resume(run, draft, optimizer, started_with, report, changed=changed_settings(run, settings))
+    progress = Progress(fingerprint=started_with)
+    if checkpoint is not None:
+        changed = changed_settings(run, settings)
+        progress = resume(checkpoint, draft, optimizer, started_with, report, changed=changed)
     order = Order(len(inputs.source.lengths), settings.train.batch_size, settings.train.seed)
     return Trainer(
         settings=settings.train,
         output_dir=run,
-        source=read_ahead(inputs.source, coming(order, progress.step, settings.train.micro_batch_size)),
+        source=read_ahead(
+            inputs.source,
+            coming(order, progress.step, settings.train.micro_batch_size, inputs.source.lengths, ranks),
+        ),
         eval_source=inputs.eval_source,
         order=order,
         total_steps=_total_steps(settings.train, order),
@@ -112,20 +129,22 @@ def build(settings: Settings, report: Reporter) -> Trainer:
         embedding_VH=embedding,
         teacher_head=head.rows(draft.draft_ids).to(dtype),
         whole_head=head.to(dtype) if settings.train.loss != "kl" else None,
-        attend=choose_attention(settings.train.attention_backend, embedding.device, report),
+        forward=forward,
+        spread=spread,
         optimizer=optimizer,
         progress=progress,
+        saver=Saver(run, settings.train.keep_checkpoints, ranks, report, saved_step=progress.step),
         report=report,
-        listeners=[history_writer(run, progress.step)],
+        listeners=[history_writer(run, progress.step)] if ranks.first else [],
     )
 
 
-def coming(order: Order, step: int, micro_batch_size: int | None) -> Iterator[list[int]]:
-    """Rows of every micro batch from a 0-based step on, as the trainer will ask for them."""
+def coming(
+    order: Order, step: int, micro_batch_size: int | None, lengths: Sequence[int], ranks: Ranks
+) -> Iterator[list[int]]:
+    """Rows of every micro batch of a rank from a 0-based step on, as the trainer will ask for them."""
     while True:
-        rows = order.batch(step)
-        size = micro_batch_size or len(rows)
-        yield from (rows[at : at + size] for at in range(0, len(rows), size))
+        yield from micro_batches(shares(order.batch(step), lengths, ranks.count)[ranks.index], micro_batch_size)
         step += 1
 
 

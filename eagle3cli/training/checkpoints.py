@@ -1,32 +1,36 @@
 """Checkpoints of a run: ``epoch_E_step_N/`` folders that SGLang loads as they are, each with the state to resume.
 
-``resume/`` inside a checkpoint holds fp32 masters, moments and counters as safetensors and JSON; servers read only
-the folder's top level. ``best/`` is a copy without it.
+``resume/`` inside a checkpoint holds fp32 masters and moments as safetensors, in as many files as there were ranks
+(``torch.distributed.checkpoint``; any number of ranks reads them back), the counters, and the checksum of every file.
+Servers read only the folder's top level. ``best/`` is a copy without ``resume/``. ``training/saver.py`` writes them.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
+import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from eagle3cli.data.manifest import remove_leftovers
 from eagle3cli.errors import UsageError
 from eagle3cli.models.checkpoint import save_draft
 from eagle3cli.models.draft import Draft
-from eagle3cli.runtime.files import write_folder
+from eagle3cli.runtime.files import read_json, write_folder
+from eagle3cli.runtime.ranks import Ranks
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.training.optimizer import Optimizer
 
 NAME = re.compile(r"epoch_(\d+)_step_(\d+)")
+RESUME, PROGRESS, CHECKSUMS = "resume", "progress.json", "checksums.json"
+READ_AT_ONCE = 16 * 2**20
 
 
 @dataclass
@@ -49,35 +53,14 @@ class Progress:
     """What the run was started with; a checkpoint of another run is refused."""
 
 
-def save_checkpoint(
-    run: Path, epoch: int, draft: Draft, optimizer: Optimizer, progress: Progress, *, keep: int
-) -> Path:
-    """Write a checkpoint atomically and remove all but the newest ``keep``."""
-    folder = run / "checkpoints" / f"epoch_{epoch}_step_{progress.step}"
-
-    def fill(temporary: Path) -> None:
-        save_draft(temporary, draft.serving_state(), draft.config, dtype=draft.fc.weight.dtype)
-        resume = temporary / "resume"
-        resume.mkdir()
-        state = {name: value.cpu().contiguous() for name, value in optimizer.state().items()}
-        try:
-            save_file({**state, "aux_scale": draft.aux_scale_C.cpu()}, resume / "state.safetensors")
-        except SafetensorError as error:  # what safetensors makes of a full disk
-            raise OSError(str(error)) from error
-        (resume / "progress.json").write_text(json.dumps(asdict(progress), indent=1) + "\n", encoding="utf-8")
-
-    write_folder(folder, fill)
-    for old in list_checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
-    return folder
+def save_best(run: Path, draft: Draft, state: dict[str, Tensor]) -> None:
+    """Replace ``best/`` by the draft with these weights (:meth:`Draft.serving_state`)."""
+    write_folder(run / "best", lambda folder: save_draft(folder, state, draft.config, dtype=kept_type(state)))
 
 
-def save_best(run: Path, draft: Draft) -> None:
-    """Replace ``best/`` by the draft as it is now."""
-    write_folder(
-        run / "best",
-        lambda folder: save_draft(folder, draft.serving_state(), draft.config, dtype=draft.fc.weight.dtype),
-    )
+def kept_type(state: dict[str, Tensor]) -> torch.dtype:
+    """The type that a draft's weights are kept in: the one they are in."""
+    return state["fc.weight"].dtype
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -86,43 +69,70 @@ def list_checkpoints(run: Path) -> list[Path]:
     return [path for _, path in sorted(found, key=lambda pair: int(pair[0][2]))]
 
 
-def resume(
-    run: Path,
-    draft: Draft,
-    optimizer: Optimizer,
-    fingerprint: str,
-    report: Reporter,
-    *,
-    changed: Sequence[str] = (),
-) -> Progress:
-    """Load the newest usable checkpoint into draft and optimiser; a fresh Progress where there is none.
+def checksums(folder: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file below a folder, by its path there."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != CHECKSUMS)
+    return {str(path.relative_to(folder)): [path.stat().st_size, _crc(path)] for path in files}
 
-    A damaged checkpoint is passed over, saying so. Raises UsageError where the run was started with other settings.
+
+def _crc(path: Path) -> int:
+    found = 0
+    with path.open("rb") as f:
+        while part := f.read(READ_AT_ONCE):
+            found = zlib.crc32(part, found)
+    return found
+
+
+def newest_sound(run: Path, report: Reporter, ranks: Ranks) -> Path | None:
+    """The newest checkpoint whose files are all as they were written; None where there is none.
+
+    A damaged one is passed over, saying so. The ranks share the reading.
     """
-    for folder in (run, run / "checkpoints"):
-        remove_leftovers(folder)
-    for folder in reversed(list_checkpoints(run)):
-        try:
-            raw = json.loads((folder / "resume" / "progress.json").read_text(encoding="utf-8"))
-            progress = Progress(**raw)
-            state = load_file(folder / "resume" / "state.safetensors")
-        except (OSError, ValueError, TypeError, SafetensorError) as error:
-            report.warn(f"{folder}: cannot be resumed ({error}); trying the one before")
-            continue
-        if progress.fingerprint != fingerprint:
-            raise UsageError(
-                "the run in this folder was started with other data, draft or training settings"
-                + "".join(f"; {c}" for c in changed),
-                where=str(run),
-                fix="give another --output-dir, or --overwrite to start over",
-            )
-        _restore(draft, optimizer, state)
-        report.info(f"going on from {folder.name}")
-        return progress
-    return Progress(fingerprint=fingerprint)
+    if ranks.first:
+        for folder in (run, run / "checkpoints"):
+            remove_leftovers(folder)
+    ranks.wait()
+    for at, folder in enumerate(reversed(list_checkpoints(run))):
+        reason = _damage(folder) if at % ranks.count == ranks.index else None
+        damaged = ranks.largest([reason is not None])[0]
+        if not damaged:
+            return folder
+        report.warn(f"{folder}: cannot be resumed ({reason or 'damaged'}); trying the one before")
+    return None
 
 
-def _restore(draft: Draft, optimizer: Optimizer, state: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        draft.aux_scale_C.copy_(state.pop("aux_scale"))
-    optimizer.load(state)
+def _damage(folder: Path) -> str | None:
+    try:
+        written = read_json(folder / RESUME / CHECKSUMS)
+        read_json(folder / RESUME / PROGRESS)
+        found = checksums(folder)
+    except Exception as error:  # whatever is wrong with the files of a checkpoint, another one may be sound
+        return str(error)
+    different = [name for name, entry in written.items() if found.get(name) != entry]
+    return f"damaged or missing: {', '.join(different[:3])}" if different else None
+
+
+def resume(
+    folder: Path, draft: Draft, optimizer: Optimizer, fingerprint: str, report: Reporter, *, changed: Sequence[str] = ()
+) -> Progress:
+    """Load a sound checkpoint into draft and optimiser, wherever their shards lie.
+
+    Raises UsageError where the run was started with other settings.
+    """
+    progress = Progress(**read_json(folder / RESUME / PROGRESS))
+    if progress.fingerprint != fingerprint:
+        raise UsageError(
+            "the run in this folder was started with other data, draft or training settings"
+            + "".join(f"; {c}" for c in changed),
+            where=str(folder.parent.parent),
+            fix="give another --output-dir, or --overwrite to start over",
+        )
+    load(resumable(draft, optimizer), storage_reader=HuggingFaceStorageReader(str(folder / RESUME)))
+    optimizer.filled()
+    report.info(f"going on from {folder.name}")
+    return progress
+
+
+def resumable(draft: Draft, optimizer: Optimizer) -> dict[str, Any]:
+    """The tensors that a run needs to go on, to be written or to be filled."""
+    return {**optimizer.state(), "aux_scale": draft.aux_scale_C}

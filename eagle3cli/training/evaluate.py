@@ -10,6 +10,7 @@ from torch import Tensor
 
 from eagle3cli.backends.batch import BatchSource, TargetBatch
 from eagle3cli.models.draft import Draft
+from eagle3cli.runtime.ranks import ALONE, Ranks
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.training.loss import best_tokens
 from eagle3cli.training.rows import RowPlan, plan_rows
@@ -48,8 +49,10 @@ def evaluate(
     rows: Sequence[int],
     batch_size: int,
     report: Reporter,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Walk the replies of ``rows``; meaningful on text that the target wrote greedily."""
+    """Walk the replies of ``rows``, a part of them on each rank; meaningful on text that the target wrote greedily."""
+    wanted, rows = len(rows), rows[ranks.index :: ranks.count]
     walks = [WalkCounts() for _ in range(depths)]
     turns = (WalkCounts(), WalkCounts())
     positions = {name: WalkCounts() for name in POSITIONS}
@@ -74,9 +77,12 @@ def evaluate(
                 starts.add(sequence)
                 replies += 1
             task.advance(len(part), acceptance=f"{walks[-1].acceptance_length:.3f}")
-    accuracy = tuple(r / max(1, c) for r, c in zip(right, counted, strict=True))
+    for counts in (*walks, *turns, *positions.values()):
+        counts.add_up(ranks)
+    replies, *by_depth = map(int, ranks.sums([replies, *right, *counted]))
+    accuracy = tuple(r / max(1, c) for r, c in zip(by_depth[:depths], by_depth[depths:], strict=True))
     seen = {name: counts for name, counts in positions.items() if counts.steps}
-    return Evaluation(tuple(walks), *turns, seen, accuracy, len(rows), replies)
+    return Evaluation(tuple(walks), *turns, seen, accuracy, wanted, replies)
 
 
 def agreements(draft: Draft, batch: TargetBatch, embedding_VH: Tensor, depths: int) -> tuple[list[list[bool]], RowPlan]:

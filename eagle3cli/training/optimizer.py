@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from eagle3cli.errors import UsageError
+from eagle3cli.models.draft import whole
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
-MOMENTS = ("exp_avg", "exp_avg_sq", "step", "momentum_buffer")
 Kind = Literal["adamw", "muon"]
 
 
@@ -48,15 +49,21 @@ class Optimizer:
             self.inner.append(torch.optim.AdamW(adam, lr=0.0, betas=BETAS, eps=EPS, weight_decay=0.0, fused=True))
         if muon:
             self.inner.append(_muon(muon))
+        for inner in self.inner:
+            for master in (weight for group in inner.param_groups for weight in group["params"]):
+                inner.state[master].update(_moments(master, muon=not isinstance(inner, torch.optim.AdamW)))
 
     def _named_masters(self) -> list[tuple[str, Tensor]]:
         return list(zip(self.names, self.masters, strict=True))
 
     @torch.no_grad()
-    def step(self, learning_rate: float, *, divide_by: float = 1.0) -> Tensor:
+    def step(
+        self, learning_rate: float, *, divide_by: float = 1.0, add_up: Callable[[Sequence[Tensor]], None] | None = None
+    ) -> Tensor:
         """One update from the weights' gradients divided by ``divide_by``; the gradients are cleared.
 
-        Returns the gradients' global norm before clipping. A norm that is not finite leaves the weights alone.
+        ``add_up`` makes each gradient (fp32) its sum over the ranks first. Returns the gradients' global norm before
+        clipping. A norm that is not finite leaves the weights alone.
         """
         for master, weight in zip(self.masters, self.weights, strict=True):
             if weight.grad is None:
@@ -64,9 +71,11 @@ class Optimizer:
             if master is not weight:
                 master.grad = weight.grad.float()
         gradients = [m.grad for m in self.masters if m.grad is not None]
+        if add_up is not None:
+            add_up(gradients)
         if divide_by != 1.0:
             torch._foreach_mul_(gradients, 1.0 / divide_by)
-        norm = nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm)
+        norm = whole(nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm))
         if torch.isfinite(norm):
             for inner in self.inner:
                 for group in inner.param_groups:
@@ -80,7 +89,7 @@ class Optimizer:
         return norm
 
     def state(self) -> dict[str, Tensor]:
-        """Master weights and moments by parameter name, as tensors."""
+        """Master weights and moments by parameter name; the tensors themselves, to be read or to be filled."""
         found = {f"master.{name}": master.detach() for name, master in self._named_masters()}
         for name, master in self._named_masters():
             for inner in self.inner:
@@ -89,17 +98,19 @@ class Optimizer:
         return found
 
     @torch.no_grad()
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Restore what :meth:`state` gave, weights included."""
-        for (name, master), weight in zip(self._named_masters(), self.weights, strict=True):
-            master.copy_(state[f"master.{name}"])
+    def filled(self) -> None:
+        """After the tensors of :meth:`state` were filled: the weights are their masters again."""
+        for master, weight in zip(self.masters, self.weights, strict=True):
             if master is not weight:
                 weight.copy_(master)
-            inner = next(i for i in self.inner if any(master is p for g in i.param_groups for p in g["params"]))
-            for moment in MOMENTS:
-                if f"{moment}.{name}" in state:
-                    device = "cpu" if moment == "step" else master.device
-                    inner.state[master][moment] = state[f"{moment}.{name}"].to(device)
+
+
+def _moments(master: Tensor, *, muon: bool) -> dict[str, Tensor]:
+    """What the optimisers of torch begin with."""
+    if muon:
+        return {"momentum_buffer": torch.zeros_like(master)}
+    step = torch.zeros((), dtype=torch.float32, device=master.device)
+    return {"step": step, "exp_avg": torch.zeros_like(master), "exp_avg_sq": torch.zeros_like(master)}
 
 
 def _muon(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

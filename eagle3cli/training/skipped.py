@@ -11,6 +11,7 @@ from safetensors.torch import save
 from eagle3cli.backends.batch import BatchSource
 from eagle3cli.errors import Eagle3Error
 from eagle3cli.runtime.files import writing
+from eagle3cli.runtime.ranks import Ranks
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.tables import Train
 from eagle3cli.training.checkpoints import Progress
@@ -24,6 +25,7 @@ def leave_out(
     norm: float,
     settings: Train,
     report: Reporter,
+    ranks: Ranks,
 ) -> None:
     """Count the step that ``progress`` has reached and save its batch to ``run/skipped/``.
 
@@ -32,7 +34,8 @@ def leave_out(
     progress.skipped += 1
     step = progress.step + 1
     path = run / "skipped" / f"step_{step}.safetensors"
-    save_batch(path, source, rows)
+    if ranks.first:
+        save_batch(path, source, rows)
     report.warn(f"step {step}: gradient norm {norm}; step left out, its batch is in {path}")
     if progress.skipped >= settings.max_skipped_steps:
         raise Eagle3Error(

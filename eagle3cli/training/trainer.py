@@ -21,16 +21,15 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
 from eagle3cli.settings.tables import Train
-from eagle3cli.training.checkpoints import Progress, save_best, save_checkpoint
+from eagle3cli.training.checkpoints import Progress, save_best
 from eagle3cli.training.evaluate import Evaluation, evaluate
-from eagle3cli.training.loss import Teacher, depth_losses
-from eagle3cli.training.objective import Objective
+from eagle3cli.training.forward import Forward
 from eagle3cli.training.optimizer import Optimizer
 from eagle3cli.training.order import Order
-from eagle3cli.training.rows import draw_anchors, plan_rows
+from eagle3cli.training.saver import Saver
 from eagle3cli.training.schedule import learning_rate
-from eagle3cli.training.skipped import leave_out
-from eagle3cli.training.unroll import Attend, unroll
+from eagle3cli.training.spread import Spread
+from eagle3cli.training.step import optimise
 from eagle3cli.training.window import Window
 
 SERVED_DEPTHS = 5
@@ -61,9 +60,13 @@ class Trainer:
     """The target's head, restricted to the draft vocabulary."""
     whole_head: Head | None
     """The target's whole head; only losses with acceptance rates read it."""
-    attend: Attend
+    forward: Forward
+    """Unroll and loss of the draft."""
+    spread: Spread
+    """How the draft lies on the ranks."""
     optimizer: Optimizer
     progress: Progress
+    saver: Saver
     report: Reporter
     listeners: Sequence[Listener] = ()
     window: Window = field(default_factory=Window)
@@ -77,88 +80,46 @@ def train(trainer: Trainer, stop: Stop) -> Evaluation | None:
     with trainer.report.task("train", total=trainer.total_steps, unit="steps", done=progress.step) as task:
         while not _finished(trainer):
             rate = _learning_rate(trainer)
+            trainer.spread.ranks.at(f"step {progress.step + 1}")
             norm = optimise(trainer, trainer.order.batch(progress.step), rate)
             progress.step += 1
-            progress.seconds = time.perf_counter() - began
+            progress.seconds, stop.requested = _agree(trainer, time.perf_counter() - began, stop)
             if progress.step % settings.log_interval == 0:
                 task.advance(0, **_log(trainer, rate, norm))
             if progress.step % settings.eval_interval == 0:
                 result = _evaluate(trainer)
                 began = time.perf_counter() - progress.seconds
-            if progress.step % settings.save_interval == 0 or stop.requested:
+            if stop.requested:
+                save(trainer, now=True)
+            elif progress.step % settings.save_interval == 0:
                 save(trainer)
             task.advance(1)
             stop.check(f"saved step {progress.step} in {trainer.output_dir}")
-        if progress.step % settings.log_interval and trainer.window.loss:
+        if progress.step % settings.log_interval and trainer.window.kept:
             task.advance(0, **_log(trainer, _learning_rate(trainer), norm))
     if progress.step % settings.eval_interval or result is None:
         result = _evaluate(trainer)
-    if progress.step % settings.save_interval:
-        save(trainer)
+    save(trainer, now=True)
     return result
 
 
-def optimise(trainer: Trainer, rows: list[int], rate: float) -> Tensor:
-    """One optimiser step over ``rows``, a micro batch at a time; returns the gradient norm before clipping.
-
-    Losses are sums over rows, divided once by the kept rows of the whole batch (in ``specforge`` alignment by the
-    whole batch's B * S), so the result does not depend on how the batch was cut. A step whose gradient is not finite
-    changes nothing but the count of such steps.
-    """
-    settings, window, progress = trainer.settings, Window(), trainer.progress
-    micro = settings.micro_batch_size or len(rows)
-    objective = Objective.of(settings, progress.rates)
-    for at in range(0, len(rows), micro):
-        accumulate(trainer, rows[at : at + micro], objective, window)
-    window.divided_by = float(max(1, window.kept))
-    if settings.alignment == "specforge":
-        window.divided_by = float(len(rows) * max(trainer.source.lengths[row] for row in rows))
-    norm = trainer.optimizer.step(rate, divide_by=window.divided_by)
-    if torch.isfinite(norm):
-        progress.rates = objective.next_rates(window.sums, window.kept_T)
-        trainer.window.add(window)
-    else:
-        leave_out(trainer.output_dir, progress, trainer.source, rows, float(norm), settings, trainer.report)
-    return norm
+def _agree(trainer: Trainer, seconds: float, stop: Stop) -> tuple[float, int | None]:
+    """Time and stop signal, the same on all ranks: the longest, and any."""
+    longest, requested = trainer.spread.ranks.largest([seconds, stop.requested or 0])
+    return longest, int(requested) or None
 
 
-def accumulate(trainer: Trainer, rows: list[int], objective: Objective, window: Window) -> None:
-    """Add one micro batch's gradients to the weights, and its numbers to the window."""
-    settings, draft = trainer.settings, trainer.draft
-    batch = trainer.source.batch(rows)
-    plan = plan_rows(
-        batch.loss_mask_N,
-        batch.bounds,
-        draft.t2d[batch.top_N],
-        settings.ttt_length,
-        settings.alignment,
-        draw_anchors(
-            batch.rows, batch.bounds, settings.anchor_fraction, seed=settings.seed, step=trainer.progress.step
-        ),
-    )
-    window.tokens += len(batch.token_ids_N)
-    if plan.empty:
-        return
-    normed = unroll(
-        draft,
-        batch.token_ids_N,
-        batch.aux_NC.to(draft.fc.weight.dtype),
-        trainer.embedding_VH,
-        plan,
-        attend=trainer.attend,
-        recompute=settings.activation_checkpointing,
-    )
-    teacher = Teacher(batch.last_NH, batch.top_N, trainer.teacher_head, draft.draft_ids, whole_head=trainer.whole_head)
-    total, sums = depth_losses(normed, draft.lm_head.weight, teacher, plan, objective.weights)
-    total.backward()
-    window.count(total.detach(), sums, plan)
-
-
-def save(trainer: Trainer) -> None:
-    """Write a checkpoint of the run as it is now."""
+def save(trainer: Trainer, *, now: bool = False) -> None:
+    """Write a checkpoint of the run as it is: in the background, or ``now``."""
     epoch = trainer.order.epoch_of(max(0, trainer.progress.step - 1))
-    keep = trainer.settings.keep_checkpoints
-    save_checkpoint(trainer.output_dir, epoch, trainer.draft, trainer.optimizer, trainer.progress, keep=keep)
+    write = trainer.saver.now if now else trainer.saver.begin
+    write(epoch, trainer.draft, trainer.optimizer, trainer.progress)
+
+
+def _save_best(trainer: Trainer) -> None:
+    state = trainer.draft.serving_state()
+    if trainer.spread.ranks.first:
+        save_best(trainer.output_dir, trainer.draft, state)
 
 
 def _finished(trainer: Trainer) -> bool:
@@ -191,12 +152,11 @@ def _log(trainer: Trainer, rate: float, norm: Tensor) -> dict[str, object]:
     """Read the window back once, tell the listeners, and return what the progress bar shows."""
     window, progress = trainer.window, trainer.progress
     trainer.window = Window()
-    if not window.loss:
+    if not window.kept:
         return {"loss": "no rows with loss"}
-    total = float(torch.stack(window.loss).sum()) / window.divided_by
-    loss_T = (torch.stack([sums.loss_T for sums in window.sums]).sum(0) / window.divided_by).tolist()
-    correct_T = torch.stack([sums.correct_T for sums in window.sums]).sum(0).tolist()
-    accuracy = [c / max(1, n) for c, n in zip(correct_T, window.counted, strict=True)]
+    sums = window.totals(trainer.spread.ranks, trainer.settings.ttt_length)
+    total, loss_T = sums[0] / window.divided_by, [loss / window.divided_by for loss in sums[1]]
+    accuracy = [c / max(1, n) for c, n in zip(sums[2], window.counted, strict=True)]
     rate_per_s = window.tokens / max(1e-9, time.perf_counter() - window.began)
     numbers = {
         "step": progress.step,
@@ -218,25 +178,27 @@ def _log(trainer: Trainer, rate: float, norm: Tensor) -> dict[str, object]:
 def _evaluate(trainer: Trainer) -> Evaluation | None:
     """Measure held-out acceptance, keep ``best/`` by it, tell the listeners."""
     if trainer.eval_source is None:
-        save_best(trainer.output_dir, trainer.draft)
+        _save_best(trainer)
         return None
     settings, progress = trainer.settings, trainer.progress
     rows = range(min(settings.eval_rows, len(trainer.eval_source.lengths)))
     depths = max(SERVED_DEPTHS, settings.ttt_length)
-    found = evaluate(
-        trainer.draft,
-        trainer.eval_source,
-        trainer.embedding_VH,
-        depths=depths,
-        rows=rows,
-        batch_size=settings.micro_batch_size or settings.batch_size,
-        report=trainer.report,
-    )
+    with trainer.spread.whole():
+        found = evaluate(
+            trainer.draft,
+            trainer.eval_source,
+            trainer.draft.embedding(trainer.embedding_VH),
+            depths=depths,
+            rows=rows,
+            batch_size=settings.micro_batch_size or settings.batch_size,
+            report=trainer.report,
+            ranks=trainer.spread.ranks,
+        )
     acceptance = [walk.acceptance_length for walk in found.walks]
     progress.stale = 0 if acceptance[-1] > progress.best else progress.stale + 1
-    if progress.stale == 0 or not (trainer.output_dir / "best").exists():
+    if progress.stale == 0 or not progress.best:
         progress.best = max(progress.best, acceptance[-1])
-        save_best(trainer.output_dir, trainer.draft)
+        _save_best(trainer)
     numbers = {
         "step": progress.step,
         "seconds": progress.seconds,

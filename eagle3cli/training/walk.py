@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from eagle3cli.runtime.ranks import Ranks
+
 POSITIONS = {"1-15": 16.0, "16-63": 64.0, "64-255": 256.0, "256-": float("inf")}
 """Known tokens of a reply, as ranges."""
 
@@ -43,6 +45,12 @@ class WalkCounts:
         width = max(len(self.accepted_at), len(other.accepted_at))
         pad = [counts + [0] * (width - len(counts)) for counts in (self.accepted_at, other.accepted_at)]
         self.accepted_at = [a + b for a, b in zip(*pad, strict=True)]
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Make the counts those of all ranks."""
+        width = int(ranks.largest([len(self.accepted_at)])[0])
+        padded = self.accepted_at + [0] * (width - len(self.accepted_at))
+        self.tokens, self.steps, *self.accepted_at = map(int, ranks.sums([self.tokens, self.steps, *padded]))
 
 
 def reply_spans(loss_mask: list[bool], bounds: tuple[int, ...]) -> list[tuple[int, int]]:

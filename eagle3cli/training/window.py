@@ -6,8 +6,10 @@ import time
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
+import torch
 from torch import Tensor
 
+from eagle3cli.runtime.ranks import Ranks
 from eagle3cli.training.loss import DepthSums
 from eagle3cli.training.rows import RowPlan
 
@@ -44,6 +46,24 @@ class Window:
         self.counted = _added(self.counted, step.counted)
         self.kept_T = _added(self.kept_T, step.kept_T)
         self.tokens += step.tokens
+
+    def add_up(self, ranks: Ranks, depths: int) -> None:
+        """Make the counts those of all ranks; losses and their sums stay this rank's."""
+        none = [0] * depths
+        kept, tokens, *by_depth = ranks.sums([self.kept, self.tokens, *(self.counted or none), *(self.kept_T or none)])
+        self.kept, self.tokens = int(kept), int(tokens)
+        self.counted, self.kept_T = [int(n) for n in by_depth[:depths]], [int(n) for n in by_depth[depths:]]
+
+    def totals(self, ranks: Ranks, depths: int) -> tuple[float, list[float], list[float]]:
+        """Over all ranks: the loss, cross-entropies by depth and right answers by depth, all as sums over rows."""
+        mine = [0.0] * (1 + 2 * depths)
+        if self.loss:
+            parts = (
+                torch.stack([getattr(sums, name) for sums in self.sums]).sum(0) for name in ("loss_T", "correct_T")
+            )
+            mine = [float(torch.stack(self.loss).sum()), *(value for part in parts for value in part.tolist())]
+        total, *by_depth = ranks.sums(mine)
+        return total, by_depth[:depths], by_depth[depths:]
 
 
 def _added(left: list[int], right: list[int]) -> list[int]:

@@ -61,6 +61,9 @@ def place(tmp_path: Path, tiny: Path) -> Path:
     return tmp_path
 
 
+STATE = Path("resume", "shard-00001-model-00001-of-00001.safetensors")
+
+
 def start(place: Path, *words: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "eagle3cli", "train", *words]
@@ -77,9 +80,13 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> N
         time.sleep(0.01)
 
 
-def last_state(run: Path) -> bytes:
+def last_state(run: Path) -> dict[str, bytes]:
+    """Every bit of what the newest checkpoint would go on from."""
     newest = max((run / "checkpoints").iterdir(), key=lambda p: int(p.name.rsplit("_", 1)[1]))
-    return (newest / "resume" / "state.safetensors").read_bytes()
+    tensors: dict[str, torch.Tensor] = {}
+    for path in (newest / "resume").glob("*.safetensors"):
+        tensors |= load_file(path)
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
 
 def trained(ran: Ran) -> dict[str, object]:
@@ -133,7 +140,7 @@ def test_a_kept_head_is_the_targets(place: Path, tiny: Path, run_cli: RunCli) ->
     """Also after going on from a checkpoint."""
     words = ("train", "--output-dir", "run", "--head-lr-scale", "0", "--json")
     trained(run_cli(*words))
-    newest = place / "run" / "checkpoints" / "epoch_2_step_12" / "resume" / "state.safetensors"
+    newest = place / "run" / "checkpoints" / "epoch_2_step_12" / STATE
     newest.write_bytes(b"")
     assert trained(run_cli(*words))["steps_this_time"] == 3
     best = load_file(place / "run" / "best" / "model.safetensors")
@@ -188,7 +195,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(place: Path, run_cli:
     trained(run_cli("train", "--output-dir", "run", "--json"))
     torn = place / "run" / "checkpoints" / ".epoch_9_step_99.tmp-999999999"  # of a save that kill -9 ended
     torn.mkdir()
-    newest = place / "run" / "checkpoints" / "epoch_2_step_12" / "resume" / "state.safetensors"
+    newest = place / "run" / "checkpoints" / "epoch_2_step_12" / STATE
     newest.write_bytes(newest.read_bytes()[:100])
     ran = run_cli("train", "--output-dir", "run", "--json")
     assert trained(ran)["steps_this_time"] == 3
@@ -211,7 +218,7 @@ def test_every_option_of_the_step_resumes_exactly(place: Path, run_cli: RunCli) 
     trained(run_cli("train", "--output-dir", "whole", *options, *more))
     cut = ("train", "--output-dir", "cut", *options, *more)
     trained(run_cli(*cut))
-    newest = place / "cut" / "checkpoints" / "epoch_2_step_12" / "resume" / "state.safetensors"
+    newest = place / "cut" / "checkpoints" / "epoch_2_step_12" / STATE
     newest.write_bytes(b"")
     assert trained(run_cli(*cut))["steps_this_time"] == 3
     assert last_state(place / "cut") == last_state(place / "whole")

@@ -36,7 +36,7 @@ from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.load import load
 from eagle3cli.training.build import build, coming
 from eagle3cli.training.order import Order
-from eagle3cli.training.trainer import optimise
+from eagle3cli.training.step import optimise
 
 WANTED_RATIO, WANTED_GROWTH_MB = 5.0, 32.0
 HIDDEN, LAYERS = 64, (1, 3, 4)

@@ -2,7 +2,7 @@
 
     python tests/speed/train_step.py --seq 2048 --mask-fraction 0.5
 
-The step is the product's own (``training.trainer.optimise``) with the trainer's default settings; only the target's
+The step is the product's own (``training.step.optimise``) with the trainer's default settings; only the target's
 states are random, as they would come from a hidden-state store. ``compare_specforge.py`` runs it beside SpecForge's.
 """
 
@@ -136,12 +136,16 @@ def make_trainer(a: argparse.Namespace, lengths: list[int]) -> Any:
     import torch
 
     from eagle3cli.backends.logits import Head
+    from eagle3cli.runtime.ranks import ALONE
     from eagle3cli.runtime.report import Silent
     from eagle3cli.settings.tables import Train
     from eagle3cli.training.build import choose_attention
     from eagle3cli.training.checkpoints import Progress
+    from eagle3cli.training.forward import Forward
     from eagle3cli.training.optimizer import Optimizer
     from eagle3cli.training.order import Order
+    from eagle3cli.training.saver import Saver
+    from eagle3cli.training.spread import Spread
     from eagle3cli.training.trainer import Trainer
 
     draft = make_draft(a, lengths)
@@ -156,6 +160,7 @@ def make_trainer(a: argparse.Namespace, lengths: list[int]) -> Any:
         activation_checkpointing=a.activation_checkpointing,
         loss=a.loss,
     )
+    attend = choose_attention(a.attention_backend, torch.device(a.device), Silent())
     return Trainer(
         settings=settings,
         output_dir=Path(),
@@ -168,9 +173,11 @@ def make_trainer(a: argparse.Namespace, lengths: list[int]) -> Any:
         embedding_VH=(torch.randn(a.vocab, a.hidden) * 0.02).to(a.device, dtype),
         teacher_head=Head(head[ids].to(a.device, dtype)),
         whole_head=Head(head.to(a.device, dtype)) if a.loss != "kl" else None,
-        attend=choose_attention(a.attention_backend, torch.device(a.device), Silent()),
+        forward=Forward(draft, attend, recompute=a.activation_checkpointing),
+        spread=Spread(),
         optimizer=Optimizer(list(draft.named_parameters()), max_grad_norm=settings.max_grad_norm),
         progress=Progress(),
+        saver=Saver(Path(), 1, ALONE, Silent()),
         report=Silent(),
     )
 
@@ -182,7 +189,7 @@ def main() -> None:
     import torch
 
     from eagle3cli.runtime.devices import set_threads
-    from eagle3cli.training.trainer import optimise
+    from eagle3cli.training.step import optimise
 
     set_threads(a.threads)
     lengths = read_lengths(a)

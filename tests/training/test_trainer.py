@@ -17,14 +17,19 @@ from eagle3cli.backends.logits import Head
 from eagle3cli.errors import Eagle3Error
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
+from eagle3cli.runtime.ranks import ALONE
 from eagle3cli.runtime.report import Silent
 from eagle3cli.runtime.stop import Stop
 from eagle3cli.settings.tables import Train
 from eagle3cli.training.attention import attend
 from eagle3cli.training.checkpoints import Progress
+from eagle3cli.training.forward import Forward
 from eagle3cli.training.optimizer import Optimizer
 from eagle3cli.training.order import Order
-from eagle3cli.training.trainer import Trainer, optimise, train
+from eagle3cli.training.saver import Saver
+from eagle3cli.training.spread import Spread
+from eagle3cli.training.step import optimise
+from eagle3cli.training.trainer import Trainer, train
 
 VOCAB, DRAFT_VOCAB, HIDDEN = 40, 20, 16
 LENGTHS = [9, 24, 5, 17, 12, 30]
@@ -89,9 +94,11 @@ def make_trainer(folder: Path, source: RandomSource | None = None, **settings: A
         embedding_VH=torch.randn(VOCAB, HIDDEN, generator=torch.Generator().manual_seed(5)),
         teacher_head=Head(HEAD[ids]),
         whole_head=Head(HEAD) if chosen.loss != "kl" else None,
-        attend=attend,
+        forward=Forward(draft, attend),
+        spread=Spread(),
         optimizer=Optimizer(list(draft.named_parameters()), max_grad_norm=0.5),
         progress=Progress(),
+        saver=Saver(folder, chosen.keep_checkpoints, ALONE, Silent()),
         report=Silent(),
     )
 

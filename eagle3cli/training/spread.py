@@ -1,0 +1,95 @@
+"""How a draft's weights lie on the ranks: whole on each of them, or in shards (FSDP2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+
+from eagle3cli.models.draft import Draft
+from eagle3cli.runtime.ranks import Ranks
+from eagle3cli.training.forward import Forward
+
+Sharding = Literal["auto", "replicate", "fsdp"]
+SHARD_FROM = 250_000_000
+"""Weights from which ``auto`` shards: with masters and moments in fp32 they take 4 GB on every rank."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The draft's place on the ranks."""
+
+    ranks: Ranks = Ranks()
+    shards: FSDPModule | None = None
+    """The sharded :class:`Forward`; None where each rank has all weights."""
+
+    @contextmanager
+    def of_step(self) -> Iterator[None]:
+        """Backward passes within the block add up on this rank alone; the ranks' sum is made at its end, in one go.
+
+        With shards the end is a pass without rows: ranks may have different numbers of micro batches, or none.
+        """
+        if self.shards is None:
+            yield
+            return
+        self.shards.set_requires_gradient_sync(False)
+        self.shards.set_reshard_after_backward(False)
+        yield
+        self.shards.set_requires_gradient_sync(True)
+        self.shards.set_reshard_after_backward(True)
+        assert isinstance(self.shards, Forward)
+        self.shards.nothing().backward()
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Within the block every rank can read all weights."""
+        if self.shards is None:
+            yield
+            return
+        self.shards.unshard()
+        try:
+            yield
+        finally:
+            self.shards.reshard()
+
+    def add_up(self, gradients: Sequence[Tensor]) -> None:
+        """Make each gradient its sum over the ranks."""
+        if self.shards is None:
+            self.ranks.add(gradients)
+        else:  # FSDP has made it the mean
+            torch._foreach_mul_(list(gradients), float(self.ranks.count))
+
+
+def spread_out(forward: Forward, ranks: Ranks, how: Sharding, dtype: torch.dtype) -> Spread:
+    """Give every rank the first one's weights, or its shard of them; ``dtype`` is what passes compute in.
+
+    Replicated weights are cast to ``dtype``; shards stay fp32 and are their own masters.
+    """
+    draft = forward.draft
+    ranks.from_first([*draft.parameters(), *draft.buffers()])
+    if ranks.alone or how == "replicate" or (how == "auto" and size(draft) < SHARD_FROM):
+        draft.cast(dtype)
+        return Spread(ranks)
+    device = draft.fc.weight.device.type
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    mesh = init_device_mesh(device, (ranks.count,))
+    fully_shard(forward, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    register_fsdp_forward_method(forward, "nothing")
+    assert isinstance(forward, FSDPModule)
+    return Spread(ranks, forward)
+
+
+def size(draft: Draft) -> int:
+    """Number of weights."""
+    return sum(weight.numel() for weight in draft.parameters())

@@ -1,0 +1,69 @@
+"""One optimiser step: micro batches accumulate, ranks add up, the optimiser moves the weights once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from eagle3cli.training.loss import Teacher
+from eagle3cli.training.objective import Objective
+from eagle3cli.training.rows import draw_anchors, plan_rows
+from eagle3cli.training.shares import micro_batches, shares
+from eagle3cli.training.skipped import leave_out
+from eagle3cli.training.window import Window
+
+if TYPE_CHECKING:
+    from eagle3cli.training.trainer import Trainer
+
+
+def optimise(trainer: Trainer, rows: list[int], rate: float) -> Tensor:
+    """One optimiser step over ``rows``, each rank's share a micro batch at a time; the gradient norm before clipping.
+
+    Losses are sums over rows, divided once by the kept rows of the whole batch (in ``specforge`` alignment by the
+    whole batch's B * S), so the result does not depend on how the batch was cut. A step whose gradient is not finite
+    changes nothing but the count of such steps.
+    """
+    settings, window, progress = trainer.settings, Window(), trainer.progress
+    ranks = trainer.spread.ranks
+    lengths = trainer.source.lengths
+    mine = shares(rows, lengths, ranks.count)[ranks.index]
+    objective = Objective.of(settings, progress.rates)
+    with trainer.spread.of_step():
+        for part in micro_batches(mine, settings.micro_batch_size):
+            accumulate(trainer, part, objective, window)
+    window.add_up(ranks, settings.ttt_length)
+    window.divided_by = float(max(1, window.kept))
+    if settings.alignment == "specforge":
+        window.divided_by = float(len(rows) * max(lengths[row] for row in rows))
+    norm = trainer.optimizer.step(rate, divide_by=window.divided_by, add_up=trainer.spread.add_up)
+    if torch.isfinite(norm):
+        progress.rates = objective.next_rates(window.sums, window.kept_T, ranks)
+        trainer.window.add(window)
+    else:
+        leave_out(trainer.output_dir, progress, trainer.source, rows, float(norm), settings, trainer.report, ranks)
+    return norm
+
+
+def accumulate(trainer: Trainer, rows: list[int], objective: Objective, window: Window) -> None:
+    """Add one micro batch's gradients to the weights, and its numbers to the window."""
+    settings, draft = trainer.settings, trainer.draft
+    batch = trainer.source.batch(rows)
+    plan = plan_rows(
+        batch.loss_mask_N,
+        batch.bounds,
+        draft.t2d[batch.top_N],
+        settings.ttt_length,
+        settings.alignment,
+        draw_anchors(
+            batch.rows, batch.bounds, settings.anchor_fraction, seed=settings.seed, step=trainer.progress.step
+        ),
+    )
+    window.tokens += len(batch.token_ids_N)
+    if plan.empty:
+        return
+    teacher = Teacher(batch.last_NH, batch.top_N, trainer.teacher_head, draft.draft_ids, whole_head=trainer.whole_head)
+    total, sums = trainer.forward(batch, plan, teacher, trainer.embedding_VH, objective.weights)
+    total.backward()
+    window.count(total.detach(), sums, plan)
