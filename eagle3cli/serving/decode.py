@@ -230,23 +230,24 @@ class _Batch:
         return torch.cat([self.taps[layer] for layer in self.target.aux_layers], -1), out.last_hidden_state
 
     def _draft_pass(self, draft: Draft, hidden_BQH: Tensor, next_BQ: Tensor, positions_BQ: Tensor) -> Tensor:
-        """The draft's layer once: row p reads ``next`` = token p+1; returns hidden states ``[B, Q, H]``."""
-        attention, (batch, queries) = draft.midlayer.self_attn, next_BQ.shape
-        embedded = draft.midlayer.input_layernorm(F.embedding(next_BQ, self.embedding_VH))
-        joint = torch.cat((embedded, draft.midlayer.hidden_norm(hidden_BQH)), -1).flatten(0, 1)
-        cos, sin = draft.rope(positions_BQ.flatten(), joint.dtype)
-        split = [
-            projection(joint).unflatten(1, (-1, draft.config.head_dim))
-            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-        ]
-        query, key = rotate(split[0], cos, sin), rotate(split[1], cos, sin)
-        heads = [states.unflatten(0, (batch, queries)).transpose(1, 2) for states in (query, key, split[2])]
+        """The draft's layers once: row p reads ``next`` = token p+1; returns hidden states ``[B, Q, H]``."""
+        batch, queries = next_BQ.shape
+        embedded = draft.midlayer.input_layernorm(F.embedding(next_BQ, self.embedding_VH)).flatten(0, 1)
+        cos, sin = draft.rope(positions_BQ.flatten(), embedded.dtype)
         extent = int(positions_BQ.max()) + 1
-        self.draft_cache.point(torch.arange(batch, device=joint.device), positions_BQ, extent)
-        keys, values = self.draft_cache.update(heads[1], heads[2], 0)
-        mask = position_mask(positions_BQ, extent, joint.dtype)
-        attended, _ = grouped_attention(attention, heads[0], keys, values, mask)
-        out: Tensor = draft.finish_layer(hidden_BQH.flatten(0, 1), attended.flatten(0, 1)).unflatten(
-            0, (batch, queries)
-        )
+        self.draft_cache.point(torch.arange(batch, device=embedded.device), positions_BQ, extent)
+        mask = position_mask(positions_BQ, extent, embedded.dtype)
+        hidden_RH = hidden_BQH.flatten(0, 1)
+        for index, layer in enumerate(draft.stack):
+            normed_RH, attention = layer.hidden_norm(hidden_RH), layer.self_attn
+            read = torch.cat((embedded, normed_RH), -1) if index == 0 else normed_RH
+            projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+            query, key, value = (p(read).unflatten(1, (-1, draft.config.head_dim)) for p in projections)
+            turned = (rotate(query, cos, sin), rotate(key, cos, sin), value)
+            heads = [states.unflatten(0, (batch, queries)).transpose(1, 2) for states in turned]
+            keys, values = self.draft_cache.update(heads[1], heads[2], index)
+            attended, _ = grouped_attention(attention, heads[0], keys, values, mask)
+            residual_RH = draft.residual(hidden_RH, normed_RH) if index == 0 else hidden_RH
+            hidden_RH = layer.finish(residual_RH, attended.flatten(0, 1))
+        out: Tensor = hidden_RH.unflatten(0, (batch, queries))
         return out

@@ -31,7 +31,12 @@ class Target(Table):
 class Draft(Table):
     """The EAGLE-3 draft model."""
 
-    config: str = option("auto", "Draft config: auto (derived from the target) or a JSON file.", "--draft-model-config")
+    config: str = option(
+        "auto",
+        "Draft config: auto (derived from the target), a packaged one (llama-3.1-8b, qwen3-8b ...) or a JSON file; a "
+        "file of a few keys changes those of auto.",
+        "--draft-model-config",
+    )
     vocab_size: int | None = option(None, "Draft vocabulary; overrides the config.", "--draft-vocab-size", ge=1)
     aux_layers: tuple[int, ...] | None = option(
         None, "Target layers whose outputs feed the draft, low to high; default 1, L//2-1, L-4.", "--aux-layers"
@@ -51,10 +56,14 @@ class Draft(Table):
 
 
 class Export(Table):
-    """eagle3 export: a draft folder that SGLang loads."""
+    """eagle3 export and import: a draft folder that servers load."""
 
     output_path: Path = option(Path("runs/draft"), "Folder to write.", "--output-path")
-    layout: Literal["sglang", "legacy"] = option("sglang", "Layout of the folder.")
+    layout: Literal["sglang", "vllm", "legacy"] = option(
+        "sglang",
+        "Whose options the draft may use: sglang (vLLM loads the same folder), vllm (what it alone can run, such as an "
+        "own embedding), legacy (older servers: one layer, three auxiliary layers, no EAGLE-3.1).",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = option(
         "bfloat16", "Type of the exported weights.", "--export-dtype"
     )
