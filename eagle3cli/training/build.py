@@ -86,6 +86,8 @@ def build(settings: Settings, report: Reporter) -> Trainer:
     dtype = compute_type(settings.train.dtype, embedding.device)
     draft = Draft(inputs.config).to(embedding.device)
     draft.set_vocab(inputs.vocab.d2t, inputs.vocab.t2d)
+    if draft.embed_tokens is not None:
+        draft.embed_tokens.weight.data.copy_(embedding)
     scales = {"lm_head": settings.train.head_lr_scale}
     started_with = _fingerprint(settings, inputs)
     if settings.draft.init == "target" and not list_checkpoints(run):
