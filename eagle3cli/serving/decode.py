@@ -19,7 +19,9 @@ from torch.nn import functional as F
 
 from eagle3cli.backends.hf import HfTarget
 from eagle3cli.backends.positions import PositionCache, cached, grouped, grouped_attention, position_mask
+from eagle3cli.errors import ModelError
 from eagle3cli.models.draft import Draft, rotate
+from eagle3cli.serving.batches import serves_positions
 
 COMPACT_BELOW = 0.75
 """Finished rows are dropped from the batch once no more than this share is live."""
@@ -65,9 +67,13 @@ def decode(
 ) -> tuple[list[Decoded], Speed]:
     """Greedy continuations of token prompts, with ``k`` draft steps per verification (0: none).
 
-    The prompts are decoded in batches of similar length; results keep the order given.
+    The prompts are decoded in batches of similar length; results keep the order given. Raises ModelError for a target
+    whose past is not addressed by position (linear attention).
     """
     assert k == 0 or draft is not None, "k > 0 needs a draft"
+    if not serves_positions(target.model):
+        what = f"{type(target.model).__name__} keeps a past that cannot be rolled back to a rejected token's position"
+        raise ModelError(what, where=target.path, fix="measure it on a server: eagle3 bench without --engine local")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     results = [Decoded(accepted_at=[0] * k) for _ in prompts]
     prefill = total = 0.0
@@ -214,7 +220,7 @@ class _Batch:
         return torch.stack(found, 1)
 
     def _best(self, last_XH: Tensor) -> tuple[Tensor, Tensor]:
-        top = self.target.model.get_output_embeddings()(last_XH).topk(2, dim=-1)
+        top = self.target.head(last_XH).topk(2, dim=-1)
         return top.indices[..., 0], (top.values[..., 0] - top.values[..., 1]).float()
 
     def _target_pass(self, ids_BQ: Tensor, positions_BQ: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,7 +229,6 @@ class _Batch:
         out = self.target.decoder(
             input_ids=ids_BQ,
             position_ids=positions_BQ,
-            attention_mask=position_mask(positions_BQ, extent, self.target.dtype),
             use_cache=True,
             **cached(self.target.decoder, self.target_cache),
         )
