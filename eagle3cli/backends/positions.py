@@ -64,7 +64,7 @@ def grouped_attention(
 
 
 def grouped_mask(*, mask_function: Callable[..., Tensor], dtype: torch.dtype, **_: Any) -> Tensor:
-    """The additive mask ``[B, 1, Q, S]`` of a kind of layer: ``mask_function(row, head, query, key)`` is what it sees."""
+    """The additive mask ``[B, 1, Q, S]`` of one kind of layers: ``mask_function(row, head, query, key)`` they see."""
     cache = _now.get()
     rows, queries = torch.arange(len(cache.positions_BQ), device=cache.positions_BQ.device), cache.positions_BQ
     slots = torch.arange(cache.extent, device=queries.device)

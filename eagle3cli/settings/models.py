@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from pydantic import model_validator
+
 from eagle3cli.settings.table import Table, option
 
 
@@ -14,10 +16,12 @@ class Target(Table):
     model_path: str = option(
         "", "Target model: a folder, a hub id, or a .gguf file.", "--target-model-path", "--model-path"
     )
-    backend: Literal["auto", "hf", "custom"] = option(
+    backend: Literal["auto", "hf", "custom", "sglang"] = option(
         "auto",
-        "What runs the target: transformers (hf; also called custom), which auto chooses.",
+        "What runs the target: transformers (hf; also called custom) or sglang; auto: by model type, installed "
+        "packages and devices.",
         "--target-model-backend",
+        "--backend",
     )
     revision: str | None = option(None, "Hub revision (branch, tag or commit) of the target.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
@@ -26,6 +30,29 @@ class Target(Table):
     device: str = option("auto", "cpu, cuda, cuda:0 ...; auto takes a GPU where there is one.")
     threads: int | None = option(None, "CPU threads for torch; default: one per core.", ge=1)
     trust_remote_code: bool = option(False, "Run Python code that the model's repository ships.")
+    tp_size: int = option(1, "Processes (torchrun) or GPUs that one target is spread over: tensor parallel.", ge=1)
+    mem_fraction_static: float | None = option(
+        None,
+        "Share of a GPU's memory for SGLang's weights and cache; default: SGLang's own.",
+        "--sglang-mem-fraction-static",
+        gt=0,
+        lt=1,
+    )
+    device_map: Literal["none", "auto", "balanced", "balanced_low_0", "sequential"] = option(
+        "none", "Spread the layers over GPUs, memory and disk, as accelerate does (hf); none: all on --device."
+    )
+    max_memory: tuple[str, ...] = option(
+        (), "What --device-map may use of each device: 0=20GiB cpu=60GiB; the rest goes to disk.", "--max-memory"
+    )
+    offload_folder: Path = option(Path("cache/offload"), "Where --device-map puts weights that the disk holds.")
+
+    @model_validator(mode="after")
+    def _one_way_to_spread(self) -> Target:
+        if self.tp_size > 1 and self.device_map != "none":
+            raise ValueError("target.tp_size and target.device_map both spread the layers; leave one at its default")
+        if self.max_memory and self.device_map == "none":
+            raise ValueError("target.max_memory limits target.device_map; set that to auto")
+        return self
 
 
 class Draft(Table):
