@@ -21,7 +21,7 @@ def load_model(target: Target, config: Any, device: torch.device, dtype: torch.d
     where: dict[str, Any] = {}
     if target.tp_size > 1:
         where = _sharded(target.tp_size)
-    elif target.device_map != "none":
+    elif target.spreads:
         where = _spread(target)
     model: PreTrainedModel = _auto_class(config).from_pretrained(
         target.model_path,
@@ -114,5 +114,6 @@ def _spread(target: Target) -> dict[str, Any]:
         if not name or not size:
             raise UsageError(f"not DEVICE=SIZE: {text}", where="--max-memory", fix="write 0=20GiB cpu=60GiB")
         limits[int(name) if name.isdigit() else name] = size
-    where = {"device_map": target.device_map, "max_memory": limits or None}
+    how = "auto" if target.device_map == "none" else target.device_map
+    where = {"device_map": how, "max_memory": limits or None}
     return {**where, "offload_folder": str(target.offload_folder)}

@@ -39,20 +39,25 @@ class Target(Table):
         lt=1,
     )
     device_map: Literal["none", "auto", "balanced", "balanced_low_0", "sequential"] = option(
-        "none", "Spread the layers over GPUs, memory and disk, as accelerate does (hf); none: all on --device."
+        "none",
+        "Spread the layers over GPUs, memory and disk, as accelerate does (hf); none: all on --device, unless "
+        "--max-memory is given.",
     )
     max_memory: tuple[str, ...] = option(
-        (), "What --device-map may use of each device: 0=20GiB cpu=60GiB; the rest goes to disk.", "--max-memory"
+        (), "What each device may hold of the target: 0=20GiB cpu=60GiB; the rest goes to disk.", "--max-memory"
     )
     offload_folder: Path = option(Path("cache/offload"), "Where --device-map puts weights that the disk holds.")
 
     @model_validator(mode="after")
     def _one_way_to_spread(self) -> Target:
-        if self.tp_size > 1 and self.device_map != "none":
+        if self.tp_size > 1 and self.spreads:
             raise ValueError("target.tp_size and target.device_map both spread the layers; leave one at its default")
-        if self.max_memory and self.device_map == "none":
-            raise ValueError("target.max_memory limits target.device_map; set that to auto")
         return self
+
+    @property
+    def spreads(self) -> bool:
+        """Whether the layers go to several devices."""
+        return self.device_map != "none" or bool(self.max_memory)
 
 
 class Draft(Table):
