@@ -11,9 +11,10 @@ from typing import Any, Literal
 import torch
 
 from eagle3cli.backends.head import fingerprint
-from eagle3cli.backends.hf import HfTarget, pick_device
+from eagle3cli.backends.hf import pick_device
 from eagle3cli.backends.passes import length_batches, run_batch
 from eagle3cli.backends.sample import take_sample
+from eagle3cli.backends.target import LiveTarget
 from eagle3cli.data.encodings import Encoding
 from eagle3cli.data.rows import TokenRow, TokenRows
 from eagle3cli.data.store import Index, StoreMeta, vocab_hash
@@ -92,7 +93,7 @@ def origin_of(target: Target, draft: DraftConfig) -> Origin:
 
 
 def capture(
-    load: Callable[[], HfTarget],
+    load: Callable[[], LiveTarget],
     rows: Rows,
     folder: Path,
     origin: Origin,
@@ -131,7 +132,7 @@ def capture(
 
 
 def _open(
-    load: Callable[[], HfTarget],
+    load: Callable[[], LiveTarget],
     rows: Rows,
     folder: Path,
     origin: Origin,
@@ -204,7 +205,7 @@ def _tell_time(writer: StoreWriter, counts: RowCounts, rate: float | None, repor
 def _fill(
     writer: StoreWriter,
     codec: RowCodec,
-    target: HfTarget,
+    target: LiveTarget,
     rows: Rows,
     counts: RowCounts,
     wanted: Wanted,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from eagle3cli.backends.logits import Head, make_head
 from eagle3cli.errors import ModelError
 from eagle3cli.models.config import text_part
 
@@ -18,8 +19,17 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 BIASES = ("lm_head.bias", "embed_out.bias")
-OTHER_PARTS = ("vision", "visual", "audio", "mtp", "encoder")
+FINAL_NORMS = (
+    *("language_model.norm.weight", "model.norm.weight", "norm.weight", "final_layernorm.weight"),
+    *("final_layer_norm.weight", "ln_f.weight", "norm_f.weight"),
+)
+MLP_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm")
+"""Names of the norm before a layer's MLP, the surest first."""
+OTHER_PARTS = ("vision", "visual", "audio", "mtp", "encoder", "projector")
 """Parts of a model whose tensors are never its text embedding or head."""
+ONE_MORE = ("gemma", "gemma2", "gemma3", "nemotron", "qwen3_next", "qwen3_5", "recurrent_gemma", "vaultgemma")
+"""Beginnings of the model types whose norms multiply by one more than their weight."""
+NOT_ONE_MORE = ("gemma3n",)
 SAMPLES, SAMPLE_BYTES = 16, 4096
 
 
@@ -59,7 +69,7 @@ def read_target_tensors(
     """What training reads of a target: ``embedding``, ``head`` and its ``head_bias`` where it has one.
 
     With ``last_layer`` also ``final_norm`` and, where the target has them, that layer's ``gate_proj``, ``up_proj`` and
-    ``norm`` (the one before its MLP).
+    ``norm`` (the one before its MLP); norms are what they multiply by.
     """
     embedding, head = read_embedding_and_head(model_path, revision=revision)
     found = {"embedding": embedding, "head": head}
@@ -69,11 +79,13 @@ def read_target_tensors(
         found["head_bias"] = _read(_file(model_path, files[bias], revision), bias)
     if last_layer is None:
         return found
+    layer = f"layers.{last_layer}"
     endings = {
-        "final_norm": ("model.norm.weight", "norm.weight"),
-        "gate_proj": (f"layers.{last_layer}.mlp.gate_proj.weight",),
-        "up_proj": (f"layers.{last_layer}.mlp.up_proj.weight",),
-        "norm": (f"layers.{last_layer}.post_attention_layernorm.weight",),
+        "final_norm": FINAL_NORMS,
+        "gate_proj": (f"{layer}.mlp.gate_proj.weight",),
+        "up_proj": (f"{layer}.mlp.up_proj.weight",),
+        "gate_up": (f"{layer}.mlp.gate_up_proj.weight",),
+        "norm": tuple(f"{layer}.{norm}.weight" for norm in MLP_NORMS),
     }
     for key, wanted in endings.items():
         name = _find(files, wanted)
@@ -81,7 +93,20 @@ def read_target_tensors(
             found[key] = _read(_file(model_path, files[name], revision), name)
     if "final_norm" not in found:
         raise ModelError("no norm before the head", where=model_path, fix="start with --draft-init random")
+    if "gate_up" in found:
+        found["gate_proj"], found["up_proj"] = found.pop("gate_up").chunk(2)
+    # Quantised projections mean nothing without their scales; the draft can start without them.
+    found = {key: value for key, value in found.items() if value.is_floating_point() and value.element_size() > 1}
+    kind = str(text_part(read_config(model_path, revision=revision)).get("model_type"))
+    if kind.startswith(ONE_MORE) and not kind.startswith(NOT_ONE_MORE):
+        found |= {key: found[key].float() + 1 for key in ("final_norm", "norm") if key in found}
     return found
+
+
+def read_head(model_path: str, config: Mapping[str, Any], *, revision: str | None = None) -> Head:
+    """A target's head as its family applies it; ``config`` is the target's, with its family's defaults."""
+    found = read_target_tensors(model_path, revision=revision)
+    return make_head(config, found["head"], found.get("head_bias"))
 
 
 def read_config(model_path: str, *, revision: str | None = None) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""The frozen target through transformers: any Llama- or Qwen-like causal LM, its auxiliary and last hidden states.
+"""The frozen target through transformers: any causal LM, its auxiliary and last hidden states.
 
 Only the decoder runs here; the head is applied by whoever needs logits, and only on the rows it needs.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,15 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoConfig, DynamicCache, PreTrainedModel
 
-from eagle3cli.backends.logits import Head, make_head
+from eagle3cli.backends.hf_load import ends_of, load_model, placement
+from eagle3cli.backends.logits import Head
 from eagle3cli.backends.positions import cached
+from eagle3cli.backends.structure import decoder_of
+from eagle3cli.backends.target import States, Tokens
 from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.models.config import default_aux_layers
 from eagle3cli.runtime.report import Reporter
@@ -29,8 +29,9 @@ from eagle3cli.settings.tables import Target
 
 MIN_SHARED = 8
 """Tokens from which on a common beginning is worth its own pass."""
-ARGMAX_CHUNK = 512
-"""Rows of full-vocabulary logits that exist at once."""
+PROBE = (3, 17, 5, 40)
+TOLERANCE = 0.05
+"""Of the largest logit, for a target in bfloat16; a factor or a cap that is missed changes far more."""
 
 
 @dataclass(frozen=True)
@@ -38,38 +39,13 @@ class HfTarget:
     """A loaded target; ``decoder`` ends with the final norm, ``head`` maps its output to logits."""
 
     model: PreTrainedModel
+    decoder: nn.Module
+    """The text model without its head."""
+    layers: nn.ModuleList
+    embedding_VH: Tensor
     head: Head
     aux_layers: tuple[int, ...]
     path: str
-
-    @property
-    def decoder(self) -> nn.Module:
-        """The model without its head."""
-        found = self.model.base_model
-        assert isinstance(found, nn.Module)
-        return found
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """The decoder's layers."""
-        found = self.decoder.layers
-        assert isinstance(found, nn.ModuleList)
-        return found
-
-    @property
-    def embedding_VH(self) -> Tensor:
-        """Weight of the input embedding, ``[V, H]``."""
-        weight = self.model.get_input_embeddings().weight
-        assert isinstance(weight, Tensor)
-        return weight.detach()
-
-    @property
-    def final_norm_H(self) -> Tensor:
-        """Weight of the norm before the head, ``[H]``."""
-        norm = self.decoder.norm
-        assert isinstance(norm, nn.Module)
-        assert isinstance(norm.weight, Tensor)
-        return norm.weight.detach()
 
     @property
     def hidden_size(self) -> int:
@@ -83,7 +59,7 @@ class HfTarget:
 
     @property
     def device(self) -> torch.device:
-        """Where the target is."""
+        """Where the target takes tokens and leaves states."""
         return self.embedding_VH.device
 
     @property
@@ -109,7 +85,7 @@ class HfTarget:
             yield taps
 
     @torch.no_grad()
-    def capture(self, sequences: Sequence[Sequence[int] | npt.NDArray[np.int32]]) -> list[tuple[Tensor, Tensor]]:
+    def capture(self, sequences: Sequence[Tokens]) -> States:
         """Auxiliary states ``[S, A*H]`` and last hidden states ``[S, H]`` of each sequence.
 
         The sequences are padded on the right to the longest one; give sequences of similar length.
@@ -118,33 +94,25 @@ class HfTarget:
         shared = shared_prefix(sequences)
         with self.tapping() as taps:
             if shared < MIN_SHARED:
-                last_BSH = self.decoder(
-                    input_ids=pad_sequence(ids, batch_first=True), use_cache=False
-                ).last_hidden_state
-                aux_BSC = self._tapped(taps)
+                aux_BSC, last_BSH = self._pass(taps, pad_sequence(ids, batch_first=True), use_cache=False)
             else:
                 # A system prompt that all rows begin with is run once.
                 cache = DynamicCache(config=self.model.config)
-                first = self.decoder(input_ids=ids[0][None, :shared], use_cache=True, **cached(self.decoder, cache))
-                first_aux = self._tapped(taps)
+                past = {"use_cache": True, **cached(self.decoder, cache)}
+                first = self._pass(taps, ids[0][None, :shared], **past)
                 cache.batch_repeat_interleave(len(ids))
-                rest = pad_sequence([s[shared:] for s in ids], batch_first=True)
-                out = self.decoder(input_ids=rest, use_cache=True, **cached(self.decoder, cache))
-                last_BSH = _after(first.last_hidden_state, out.last_hidden_state)
-                aux_BSC = _after(first_aux, self._tapped(taps))
+                rest = self._pass(taps, pad_sequence([s[shared:] for s in ids], batch_first=True), **past)
+                aux_BSC, last_BSH = (_after(begin, end) for begin, end in zip(first, rest, strict=True))
         return [(aux_BSC[b, : len(s)], last_BSH[b, : len(s)]) for b, s in enumerate(ids)]
 
-    def _tapped(self, taps: dict[int, Tensor]) -> Tensor:
-        return torch.cat([taps[layer] for layer in self.aux_layers], dim=-1)
-
-    @torch.no_grad()
-    def top_tokens(self, last_RH: Tensor) -> Tensor:
-        """The most likely next token over the whole vocabulary, ``[R]``, in chunks of rows."""
-        found = [self.head(part).argmax(-1) for part in last_RH.split(ARGMAX_CHUNK)]
-        return torch.cat(found) if found else torch.zeros(0, dtype=torch.long, device=last_RH.device)
+    def _pass(self, taps: dict[int, Tensor], ids_BS: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        """Auxiliary and last hidden states of one forward pass."""
+        last: Tensor = self.decoder(input_ids=ids_BS, **options).last_hidden_state
+        # Layers may be spread over devices.
+        return torch.cat([taps[n].to(self.device) for n in self.aux_layers], dim=-1), last.to(self.device)
 
 
-def shared_prefix(sequences: Sequence[Sequence[int] | npt.NDArray[np.int32]]) -> int:
+def shared_prefix(sequences: Sequence[Tokens]) -> int:
     """How many tokens all sequences begin with, at least one short of the shortest; 0 for a single one."""
     if len(sequences) < 2:
         return 0
@@ -159,16 +127,20 @@ def _after(prefix_1PX: Tensor, rest_BSX: Tensor) -> Tensor:
 
 def read_target_config(target: Target) -> dict[str, Any]:
     """The target's ``config.json`` as a dict; raises a ModelError that says what is wrong with the folder."""
+    found: dict[str, Any] = read_config(target).to_dict()
+    return found
+
+
+def read_config(target: Target) -> Any:
+    """The target's config as transformers reads it."""
     if not target.model_path:
         raise UsageError("no target model", where="--target-model-path", fix="give a folder or a hub id")
     try:
-        config = AutoConfig.from_pretrained(
+        return AutoConfig.from_pretrained(
             target.model_path, revision=target.revision, trust_remote_code=target.trust_remote_code
         )
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise model_error(target.model_path, error) from error
-    found: dict[str, Any] = config.to_dict()
-    return found
 
 
 def model_error(path: str, error: Exception) -> ModelError:
@@ -189,38 +161,44 @@ def model_error(path: str, error: Exception) -> ModelError:
 
 
 def load_target(target: Target, report: Reporter, aux_layers: tuple[int, ...] | None = None) -> HfTarget:
-    """Load the frozen target; ``aux_layers`` defaults to EAGLE-3's choice for its depth."""
-    config = read_target_config(target)
+    """Load the frozen target; ``aux_layers`` defaults to EAGLE-3's choice for its depth.
+
+    Raises ModelError where the head's logits would not be the model's own.
+    """
+    config = read_config(target)
     device = pick_device(target.device)
-    dtype = _dtype(target.dtype, device, config)
+    dtype = _dtype(target.dtype, device, config.to_dict())
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            target.model_path,
-            revision=target.revision,
-            trust_remote_code=target.trust_remote_code,
-            dtype=dtype,
-            use_safetensors=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        model = load_model(target, config, device, dtype)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise model_error(target.model_path, error) from error
-    model = model.eval().requires_grad_(False)
-    torch.nn.Module.to(model, device)
-    gc.collect()
-    depth = len(model.base_model.layers)
-    layers = aux_layers or default_aux_layers(depth)
-    if max(layers) >= depth:
-        raise UsageError(f"the target has layers 0 to {depth - 1}, not {max(layers)}", where="--aux-layers")
+    decoder, layers = decoder_of(model)
+    wanted = aux_layers or default_aux_layers(len(layers))
+    if max(wanted) >= len(layers):
+        raise UsageError(f"the target has layers 0 to {len(layers) - 1}, not {max(wanted)}", where="--aux-layers")
+    embedding_VH, head = ends_of(model, target, dtype)
+    found = HfTarget(model, decoder, layers, embedding_VH, head, wanted, target.model_path)
+    check_logits(found)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    shape = f"{millions:.0f}M parameters, {dtype}, {device}, aux layers {list(layers)}"
-    report.info(f"target {target.model_path}, backend hf ({target.backend}): {shape}")
-    return HfTarget(model=model, head=_head(model), aux_layers=layers, path=target.model_path)
+    shape = f"{millions:.0f}M parameters, {dtype}, {placement(model, device)}, aux layers {list(wanted)}"
+    report.info(f"target {target.model_path}, backend hf: {shape}")
+    return found
 
 
-def _head(model: PreTrainedModel) -> Head:
-    """The model's head, as its family applies it."""
-    linear = model.get_output_embeddings()
-    bias = getattr(linear, "bias", None)
-    return make_head(model.config.to_dict(), linear.weight.detach(), None if bias is None else bias.detach())
+@torch.no_grad()
+def check_logits(target: HfTarget) -> None:
+    """One short pass: our head on the last hidden states must give the logits that the model itself gives."""
+    ids = [n % len(target.head) for n in PROBE]
+    with target.tapping() as taps:
+        wanted = target.model(input_ids=torch.tensor([ids], device=target.device), use_cache=False).logits[0].float()
+    _, last_SH = target.capture([ids])[0]
+    name, shape = type(target.model).__name__, (1, len(ids), last_SH.shape[1])
+    if any(tuple(tap.shape) != shape for tap in taps.values()):
+        raise ModelError(f"the layers of {name} put out something else than hidden states", where=target.path)
+    got = target.head(last_SH).float().to(wanted.device)
+    if (got - wanted).abs().max() > TOLERANCE * wanted.abs().max():
+        what = f"{name} makes its logits in a way that eagle3 does not know: a factor, or a step before the head"
+        raise ModelError(what, where=target.path, fix="report its name, with its config.json")
 
 
 def pick_device(name: str) -> torch.device:

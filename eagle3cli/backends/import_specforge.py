@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from eagle3cli.backends.head import fingerprint, read_embedding_and_head
-from eagle3cli.backends.hf import ARGMAX_CHUNK, pick_device, read_target_config
+from eagle3cli.backends.head import fingerprint, read_head
+from eagle3cli.backends.hf import pick_device, read_target_config
+from eagle3cli.backends.logits import Head
 from eagle3cli.data.counts import count_tokens, fit, rank
 from eagle3cli.data.encodings import Encoding
 from eagle3cli.data.specforge_files import FeatureRow, Listed, list_files, read_features, read_listed
@@ -58,9 +58,8 @@ def import_split(settings: Settings, source: Path, folder: Path, report: Reporte
     wanted, named, target = settings.hidden_states, settings.draft, settings.target
     raw = read_target_config(target)
     config = read_draft_config(named.config, raw, draft_vocab_size=named.vocab_size, aux_layers=named.aux_layers)
-    _, head_VH = read_embedding_and_head(target.model_path, revision=target.revision)
     device = pick_device(target.device)
-    head_VH = head_VH.to(device, torch.float32 if device.type == "cpu" else torch.bfloat16)
+    head = read_head(target.model_path, raw, revision=target.revision)
     if wanted.overwrite:
         discard_store(folder)
     return import_files(
@@ -71,7 +70,7 @@ def import_split(settings: Settings, source: Path, folder: Path, report: Reporte
             target.revision,
             fingerprint(target.model_path, revision=target.revision),
             config,
-            head_VH,
+            head.to(device, torch.float32 if device.type == "cpu" else torch.bfloat16),
         ),
         wanted.encoding,
         shard_mb=wanted.shard_mb,
@@ -90,7 +89,7 @@ class ImportTarget:
     hash: str
     config: DraftConfig
     """Of the draft: it names the auxiliary layers."""
-    head_VH: Tensor
+    head: Head
 
 
 def import_files(
@@ -147,7 +146,7 @@ def import_files(
         check_space(folder, plan.total, report)
 
     def read(number: int) -> StateRow:
-        return state_row(read_features(listed.files[number], **sizes), listed.files[number], target.head_VH)
+        return state_row(read_features(listed.files[number], **sizes), listed.files[number], target.head)
 
     sample = [read(number) for number in sample_rows(counts, SAMPLE_TOKENS)]
     index = (earlier[1] if earlier else None) or Index(counts, fit_codec(chosen, sample), vocab)
@@ -168,7 +167,7 @@ def import_files(
 
 
 @torch.no_grad()
-def state_row(features: FeatureRow, path: Path, head_VH: Tensor) -> StateRow:
+def state_row(features: FeatureRow, path: Path, head: Head) -> StateRow:
     """What a store keeps of one file. Raises DataError where its states are not finite."""
     mask = torch.from_numpy(features.row.loss_mask.astype(bool))
     where = teacher_positions(mask)
@@ -176,13 +175,12 @@ def state_row(features: FeatureRow, path: Path, head_VH: Tensor) -> StateRow:
     if not bool(torch.isfinite(aux_UC).all()) or not bool(torch.isfinite(last_RH).all()):
         fix = "move the file away and import again with --overwrite"
         raise DataError("holds states that are not finite", where=str(path), fix=fix)
-    top = [(part.to(head_VH) @ head_VH.T).argmax(-1).cpu() for part in last_RH.split(ARGMAX_CHUNK)]
     return StateRow(
         token_ids_S=torch.from_numpy(features.row.token_ids.astype("int64")),
         loss_mask_S=mask,
         aux_UC=aux_UC,
         last_RH=last_RH,
-        top_R=torch.cat(top) if top else torch.zeros(0, dtype=torch.long),
+        top_R=head.top_tokens(last_RH.to(head.weight_VH)).cpu(),
     )
 
 

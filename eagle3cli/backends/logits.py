@@ -17,6 +17,8 @@ from eagle3cli.models.config import text_part
 
 MULTIPLIES = ("hyperclovax",)
 """Families whose ``logits_scaling`` is a factor; elsewhere it is a divisor."""
+ARGMAX_CHUNK = 512
+"""Rows of full-vocabulary logits that exist at once."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,20 @@ class Head:
     def __len__(self) -> int:
         return len(self.weight_VH)
 
+    @torch.no_grad()
+    def top_tokens(self, last_RH: Tensor) -> Tensor:
+        """The most likely tokens, ``[R]``, in chunks of rows."""
+        found = [self(part).argmax(-1) for part in last_RH.split(ARGMAX_CHUNK)]
+        return torch.cat(found) if found else torch.zeros(0, dtype=torch.long, device=last_RH.device)
+
     def rows(self, ids: Tensor) -> Head:
         """The head of these tokens alone."""
         return replace(self, weight_VH=self.weight_VH[ids], bias_V=None if self.bias_V is None else self.bias_V[ids])
 
-    def to(self, dtype: torch.dtype) -> Head:
-        """The same with weights of another type."""
-        bias = None if self.bias_V is None else self.bias_V.to(dtype)
-        return replace(self, weight_VH=self.weight_VH.to(dtype), bias_V=bias)
+    def to(self, *place: Any) -> Head:
+        """The same with weights of another type or on another device, as ``Tensor.to`` takes them."""
+        bias = None if self.bias_V is None else self.bias_V.to(*place)
+        return replace(self, weight_VH=self.weight_VH.to(*place), bias_V=bias)
 
 
 def make_head(config: Mapping[str, Any], weight_VH: Tensor, bias_V: Tensor | None = None) -> Head:

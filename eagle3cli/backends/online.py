@@ -8,7 +8,7 @@ from itertools import accumulate
 import torch
 
 from eagle3cli.backends.batch import TargetBatch
-from eagle3cli.backends.hf import HfTarget
+from eagle3cli.backends.target import LiveTarget
 from eagle3cli.data.rows import TokenRows
 from eagle3cli.data.store_rows import teacher_positions
 
@@ -16,7 +16,7 @@ from eagle3cli.data.store_rows import teacher_positions
 class OnlineSource:
     """A BatchSource over token rows: one target pass per batch."""
 
-    def __init__(self, target: HfTarget, rows: TokenRows) -> None:
+    def __init__(self, target: LiveTarget, rows: TokenRows) -> None:
         self.target, self.rows = target, rows
 
     @property
@@ -34,7 +34,7 @@ class OnlineSource:
         where = where.to(self.target.device)
         last_NH = torch.cat([last for _, last in states])
         top_N = torch.full((len(last_NH),), -1, dtype=torch.long, device=last_NH.device)
-        top_N[where] = self.target.top_tokens(last_NH[where])
+        top_N[where] = self.target.head.top_tokens(last_NH[where])
         return TargetBatch(
             token_ids_N=torch.cat([torch.tensor(row.token_ids, dtype=torch.long) for row in picked]).to(last_NH.device),
             loss_mask_N=torch.cat(masks).to(last_NH.device),

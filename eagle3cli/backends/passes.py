@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from eagle3cli.backends.hf import HfTarget
+from eagle3cli.backends.target import LiveTarget
 from eagle3cli.data.rows import TokenRow
 from eagle3cli.data.store_rows import StateRow, aux_count, teacher_positions
 from eagle3cli.errors import ModelError
@@ -32,7 +32,7 @@ def length_batches(
         yield batch
 
 
-def run_batch(target: HfTarget, rows: Sequence[TokenRow]) -> list[StateRow]:
+def run_batch(target: LiveTarget, rows: Sequence[TokenRow]) -> list[StateRow]:
     """One pass of the target; of each row what a store keeps, states and top tokens where the target is.
 
     Raises ModelError when the GPU's memory does not suffice.
@@ -50,7 +50,7 @@ def run_batch(target: HfTarget, rows: Sequence[TokenRow]) -> list[StateRow]:
                     loss_mask_S=mask,
                     aux_UC=aux_SC[: aux_count(where)],
                     last_RH=last_RH,
-                    top_R=target.top_tokens(last_RH),
+                    top_R=target.head.top_tokens(last_RH),
                 )
             )
     except torch.cuda.OutOfMemoryError as error:

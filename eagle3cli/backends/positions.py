@@ -2,23 +2,28 @@
 
 Every row of the batch has its own length. A token at position ``p`` is written to slot ``p`` of its row and a query at
 position ``q`` sees the slots ``<= q``, so a rejected token needs no clean-up: its slot is written again before any
-query can see it, and right-padding of a prompt disappears the same way. Knows nothing about sampling or drafting.
+query can see it, and right-padding of a prompt disappears the same way. What else a family's attention does (sliding
+windows, chunks, soft-caps, sinks) is kept: transformers says which slots a layer sees, and hands over the rest as
+arguments. Knows nothing about sampling or drafting.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache
 
 GROUPED_ATTENTION = "eagle3_grouped"
+_now: ContextVar[PositionCache] = ContextVar("_now")
+"""The cache that was pointed last: transformers asks for a layer's mask without saying where the rows stand."""
 
 
 def grouped_attention(
@@ -28,23 +33,48 @@ def grouped_attention(
     value_BKSD: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention that never repeats keys for grouped queries: the group is folded into the query rows.
 
-    ``attention_mask`` is additive, ``[B, 1, Q, S]``; the result is ``[B, Q, N, D]`` as transformers expects.
+    ``attention_mask`` is additive, ``[B, 1, Q, S]``; ``softcap`` bounds the scores, ``s_aux`` ``[N]`` is the score of
+    a sink, a key that every query sees and that has no value. The result is ``[B, Q, N, D]`` as transformers expects.
     """
-    batch, heads, queries, dim = query_BNQD.shape
-    groups = heads // key_BKSD.shape[1]
-    query = query_BNQD.reshape(batch, key_BKSD.shape[1], groups * queries, dim)
+    (batch, heads, queries, dim), kept = query_BNQD.shape, key_BKSD.shape[1]
+    groups = heads // kept
+    query = query_BNQD.reshape(batch, kept, groups * queries, dim)
     mask = attention_mask
     if mask is not None and groups > 1 and queries > 1:
         mask = mask.repeat(1, 1, groups, 1)
-    out = F.scaled_dot_product_attention(query, key_BKSD, value_BKSD, attn_mask=mask, scale=scaling)
-    return out.reshape(batch, heads, queries, dim).transpose(1, 2), None
+    if s_aux is not None:
+        key_BKSD, value_BKSD = (F.pad(states, (0, 0, 0, 1)) for states in (key_BKSD, value_BKSD))
+        sink = s_aux.reshape(1, kept, groups, 1, 1).expand(batch, -1, -1, queries, 1).reshape(batch, kept, -1, 1)
+        assert mask is not None, "sinks come with a mask"
+        mask = torch.cat((mask.expand(batch, kept, groups * queries, -1), sink.to(mask.dtype)), -1)
+    if softcap is None:
+        out = F.scaled_dot_product_attention(query, key_BKSD, value_BKSD, attn_mask=mask, scale=scaling)
+    else:
+        scores = query @ key_BKSD.mT * (dim**-0.5 if scaling is None else scaling)
+        scores = torch.tanh(scores / softcap) * softcap
+        chances = torch.softmax((scores if mask is None else scores + mask).float(), -1)
+        out = chances.to(query.dtype) @ value_BKSD
+    return out.reshape(batch, heads, queries, -1).transpose(1, 2), None
+
+
+def grouped_mask(*, mask_function: Callable[..., Tensor], dtype: torch.dtype, **_: Any) -> Tensor:
+    """The additive mask ``[B, 1, Q, S]`` of one kind of layers: ``mask_function(row, head, query, key)`` they see."""
+    cache = _now.get()
+    rows, queries = torch.arange(len(cache.positions_BQ), device=cache.positions_BQ.device), cache.positions_BQ
+    slots = torch.arange(cache.extent, device=queries.device)
+    sees = mask_function(rows[:, None, None, None], slots.new_zeros(()), queries[:, None, :, None], slots)
+    hidden = torch.zeros(sees.shape, dtype=dtype, device=queries.device).masked_fill_(~sees, float("-inf"))
+    return hidden.expand(len(rows), -1, -1, -1)
 
 
 AttentionInterface.register(GROUPED_ATTENTION, grouped_attention)
+AttentionMaskInterface.register(GROUPED_ATTENTION, grouped_mask)
 
 
 class PositionCache(Cache):
@@ -64,6 +94,7 @@ class PositionCache(Cache):
         """Say where the next forward pass writes, and how many slots it may see."""
         self.at_B1, self.positions_BQ, self.extent = rows_B[:, None], positions_BQ, extent
         self.whole = len(rows_B) == self.rows
+        _now.set(self)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -89,6 +120,14 @@ class PositionCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Zero: positions are always given, never counted."""
         return 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Zero, for the same reason."""
+        return 0
+
+    def get_mask_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Slots that the pass may see, from the first one on."""
+        return self.extent, 0
 
 
 def position_mask(positions_BQ: Tensor, extent: int, dtype: torch.dtype) -> Tensor:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eagle3cli.backends.hf import HfTarget
 from eagle3cli.backends.passes import length_batches, run_batch
+from eagle3cli.backends.target import LiveTarget
 from eagle3cli.data.encodings import Encoding
 from eagle3cli.data.rows import TokenRow, TokenRows
 from eagle3cli.data.store_fit import fit, sample_error, sample_rows
@@ -32,7 +32,7 @@ class Sample:
 
 
 def take_sample(
-    target: HfTarget, rows: Sequence[TokenRow] | TokenRows, counts: RowCounts, encoding: Encoding, batch_tokens: int
+    target: LiveTarget, rows: Sequence[TokenRow] | TokenRows, counts: RowCounts, encoding: Encoding, batch_tokens: int
 ) -> Sample:
     """Run the target over a few rows."""
     at_once = min(batch_tokens, CPU_TOKENS) if target.device.type == "cpu" else batch_tokens

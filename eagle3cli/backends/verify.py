@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from eagle3cli.backends.head import fingerprint
-from eagle3cli.backends.hf import HfTarget, load_target
+from eagle3cli.backends.hf import load_target
 from eagle3cli.backends.passes import run_batch
+from eagle3cli.backends.target import LiveTarget
 from eagle3cli.data.encodings import Encoding, relative_error
 from eagle3cli.data.rows import TokenRow
 from eagle3cli.data.store import Store
@@ -54,7 +55,7 @@ def target_of(store: Store, target: Target) -> Target:
     return target.model_copy(update={"model_path": path, "dtype": dtype, "revision": target.revision or meta.revision})
 
 
-def recompute(store: Store, target: HfTarget, rows: int, report: Reporter) -> Recomputed:
+def recompute(store: Store, target: LiveTarget, rows: int, report: Reporter) -> Recomputed:
     """Run the target over ``rows`` rows from all over the store and compare."""
     mean = store.index.counts.tokens / max(1, len(store))
     chosen = sample_rows(store.index.counts, max(1, round(rows * mean)))[:rows]

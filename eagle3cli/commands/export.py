@@ -18,8 +18,8 @@ def run(settings: Settings, out: Out) -> None:
 
     from eagle3cli.backends.gguf import local_folder
     from eagle3cli.backends.head import read_config, read_embedding_and_head
-    from eagle3cli.models.checkpoint import own_embedding
-    from eagle3cli.models.export import Exported, export_draft, find_draft, serve_line, target_of
+    from eagle3cli.models.checkpoint import has_embedding
+    from eagle3cli.models.export import Exported, export_draft, find_draft, serve_lines, target_of
     from eagle3cli.runtime.files import refuse_existing, write_folder
 
     wanted = settings.export
@@ -28,7 +28,7 @@ def run(settings: Settings, out: Out) -> None:
     target = local_folder(target, settings.data.cache_dir / "models", out) if target else None
     config = read_config(target, revision=settings.target.revision) if target else None
     embedding = None
-    if target and own_embedding(source) is not None:
+    if target and has_embedding(source):
         embedding, _ = read_embedding_and_head(target, revision=settings.target.revision)
     if not wanted.overwrite:
         refuse_existing(wanted.output_path, overwrite=False)
@@ -52,15 +52,17 @@ def run(settings: Settings, out: Out) -> None:
         out.info(note)
     if not target:
         out.warn("the target is not known: context length and vocabulary were not checked; give --target-model-path")
-    line = serve_line(target or "TARGET", wanted.output_path, steps=settings.run.k)
+    lines = serve_lines(target or "TARGET", wanted.output_path, draft.config, steps=settings.run.k)
     shares = {"same_proposals": draft.same_proposals, "largest_change": draft.largest_change}
     data = {"source": source, "draft": wanted.output_path, "layout": wanted.layout, "dtype": wanted.dtype}
     text = (
         f"{source} -> {wanted.output_path} ({wanted.layout}, {wanted.dtype})\n"
         f"names, shapes, types and config checked; reloads to the same logits; {wanted.dtype} kept the best token on "
-        f"{draft.same_proposals:.1%} of random states\nserve it:\n  {line}"
+        f"{draft.same_proposals:.1%} of random states\nserve it:"
     )
-    out.result({**data, "aux_layers": draft.config.aux_layers, **shares, "serve": line}, text)
+    text += "".join(f"\n  {line}" for line in lines.values())
+    served = {"served_by": list(lines), "serve": next(iter(lines.values())), "serve_lines": lines}
+    out.result({**data, "aux_layers": draft.config.aux_layers, **shares, **served}, text)
 
 
 COMMAND = Command(

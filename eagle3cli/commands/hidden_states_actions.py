@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from eagle3cli.commands.command import Command
+from eagle3cli.commands.command import LOCAL_TARGET, Command
 from eagle3cli.commands.hidden_states_convert import CONVERT
 from eagle3cli.commands.hidden_states_import import IMPORT
 from eagle3cli.errors import FAILED
@@ -64,7 +64,7 @@ VERIFY = Command(
         "eagle3 hidden-states verify cache/hidden_states/train",
         "eagle3 hidden-states verify cache/hidden_states/train --recompute 0",
     ),
-    fields=("hidden_states.recompute", "target.*"),
+    fields=("hidden_states.recompute", *LOCAL_TARGET),
     arguments=("hidden_states.paths",),
     run=verify,
 )

@@ -11,28 +11,26 @@ if TYPE_CHECKING:
     from eagle3cli.console.out import Out
     from eagle3cli.settings.tables import Settings
 
-FATES = ("written", "rejected", "duplicates", "filtered", "left_out")
-
 
 def run(settings: Settings, out: Out) -> int | None:
     """Merge the shards and say where every row went."""
+    from eagle3cli.console.accounts import are_told, fates, remarks
     from eagle3cli.data.ledger import ERRORS
     from eagle3cli.data.merge import merge
 
     done = merge(settings.merge, out)
     counts = done.summary
-    fates = ", ".join(f"{name.replace('_', ' ')} {counts[name]:,}" for name in FATES)
     made = "already done" if done.already else "merged"
     lines = [
         f"{made}: {counts['train_rows']:,} training and {counts['eval_rows']:,} held-out rows",
-        f"read {counts['read']:,} of {counts['shards']} shards: {fates}",
+        f"read {counts['read']:,} of {counts['shards']} shards: {fates(counts)}",
     ]
-    lines += [f"  {count:,} x {reason}" for reason, count in counts["reasons"].items()]
+    lines += remarks(counts)
     if counts["failed_rows"]:
         lines.append(
             f"{counts['failed_rows']:,} rows in error files were left aside (eagle3 regenerate --retry-errors)"
         )
-    if counts["rejected"] or counts["duplicates"] or counts["filtered"]:
+    if are_told(counts):
         lines.append(f"each with its place and reason: {done.folder / ERRORS}")
     train, held_out = done.folder / "train.jsonl", done.folder / "eval.jsonl"
     lines.append(f"result: {train} and {held_out}")

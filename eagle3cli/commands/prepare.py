@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eagle3cli.commands.command import Command
+from eagle3cli.commands.command import LOCAL_TARGET, Command
 from eagle3cli.errors import SOME_ROWS_FAILED
 
 if TYPE_CHECKING:
@@ -12,11 +12,10 @@ if TYPE_CHECKING:
     from eagle3cli.data.prepare import Author
     from eagle3cli.settings.tables import Settings
 
-FATES = ("written", "rejected", "duplicates", "filtered", "left_out")
-
 
 def run(settings: Settings, out: Out) -> int | None:
     """Prepare the sources and say where every row went."""
+    from eagle3cli.console.accounts import are_told, fates, remarks
     from eagle3cli.data.ledger import ERRORS
     from eagle3cli.data.prepare import prepare
 
@@ -24,12 +23,10 @@ def run(settings: Settings, out: Out) -> int | None:
     counts = done.summary
     made = "already done" if done.already else "prepared"
     held_out = f", {counts['eval_rows']:,} evaluation rows" if counts["eval_rows"] else ""
-    fates = ", ".join(f"{name.replace('_', ' ')} {counts[name]:,}" for name in FATES)
-    lines = [f"{made}: {counts['train_rows']:,} training rows{held_out}", f"read {counts['read']:,}: {fates}"]
+    lines = [f"{made}: {counts['train_rows']:,} training rows{held_out}", f"read {counts['read']:,}: {fates(counts)}"]
     lines += [f"  {count:,} rows of {name}" for name, count in counts.get("sources", {}).items()]
-    lines += [f"  {count:,} x {reason}" for reason, count in counts["reasons"].items()]
-    lines += [f"  {count:,} repaired: {repair}" for repair, count in counts["repaired"].items()]
-    if counts["reasons"] or counts["repaired"]:
+    lines += remarks(counts)
+    if are_told(counts):
         lines.append(f"each with its place and reason: {done.folder / ERRORS}")
     lines += [
         f"result: {done.folder / 'train.jsonl'}",
@@ -62,7 +59,7 @@ COMMAND = Command(
         "eagle3 prepare ultrachat:0.7 my.jsonl:0.3 --sample-size 10000",
         "eagle3 prepare self --model-path MODEL --sample-size 1000",
     ),
-    fields=("prepare.*", "target.*", "data.chat_template", "data.cache_dir"),
+    fields=("prepare.*", *LOCAL_TARGET, "data.chat_template", "data.cache_dir"),
     arguments=("prepare.source",),
     run=run,
 )

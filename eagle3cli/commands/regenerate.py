@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eagle3cli.commands.command import Command
+from eagle3cli.commands.command import LOCAL_TARGET, Command
 from eagle3cli.errors import SOME_ROWS_FAILED
 
 if TYPE_CHECKING:
@@ -54,6 +54,6 @@ COMMAND = Command(
         "--input-path cache/dataset/sharegpt/train.jsonl",
         "eagle3 regenerate --model-path MODEL --input-path cache/dataset/sharegpt/train.jsonl --retry-errors",
     ),
-    fields=("regenerate.*", "server.*", "target.*", *CHAT, "data.cache_dir"),
+    fields=("regenerate.*", "server.*", *LOCAL_TARGET, *CHAT, "data.cache_dir"),
     run=run,
 )

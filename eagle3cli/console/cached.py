@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from eagle3cli.console.accounts import are_told, remarks
+
 
 def told(summary: dict[str, Any], folder: Path) -> str:
     """The summary of ``eagle3 cache`` as text."""
@@ -12,7 +14,7 @@ def told(summary: dict[str, Any], folder: Path) -> str:
     for name in _splits(summary):
         lines += _split_lines(name, summary[name])
     lines += _vocab_lines(summary["vocab"])
-    if any(rejected(summary)) or any(summary[name]["no_span"] for name in _splits(summary)):
+    if any(are_told(summary[name]) for name in _splits(summary)):
         lines.append(f"rows that need a look: {folder / 'errors.jsonl'}")
     lines += [
         f"rows: {folder}",
@@ -38,8 +40,7 @@ def _split_lines(name: str, counts: dict[str, Any]) -> list[str]:
         f"{name}: {counts['rows']:,} rows, {counts['tokens']:,} tokens, {counts['loss_tokens']:,} trained, {share:.0%}",
         f"  truncated {counts['truncated']:,}, without a reply {counts['no_span']:,}, rejected {counts['rejected']:,}",
     ]
-    lines += [f"  {count:,} x {reason}" for reason, count in counts["reasons"].items()]
-    return lines + [f"  {count:,} repaired: {repair}" for repair, count in counts["repaired"].items()]
+    return lines + remarks(counts)
 
 
 def _vocab_lines(vocab: dict[str, Any]) -> list[str]:

@@ -39,7 +39,7 @@ from eagle3cli.settings.tables import Settings
 if TYPE_CHECKING:
     from eagle3cli.data.vocab import VocabMapping
 
-FORMAT = 4
+FORMAT = 5
 """Raised when the same inputs would give other rows."""
 DIGESTS = "inputs.json"
 TOKENIZER_PARTS = (

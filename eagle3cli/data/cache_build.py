@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +121,20 @@ class _Split:
         self.longest = max([self.longest, *lengths.tolist()])
         self.ledger.read += block.read
         self.ledger.written += block.batch.num_rows
-        for line, name, reason in block.rejected:
-            self.ledger.drop("rejected", f"{self.path}:{line}", name, reason)
-        for line, name in block.no_span:
-            self.ledger.note(f"{self.path}:{line}", name, NO_SPAN)
-        for repairs in block.repairs:
-            self.ledger.repair(repairs)
+        self._tell(block)
         return block.batch
+
+    def _tell(self, block: PackedBlock) -> None:
+        """Rejected, repaired and idle rows to the ledger, in the order of the file."""
+        tell: list[tuple[int, Callable[..., None]]] = []
+        for line, name, reason in block.rejected:
+            tell.append((line, partial(self.ledger.drop, "rejected", name=name, reason=reason)))
+        for line, name, repairs in block.repairs:
+            tell.append((line, partial(self.ledger.repair, repairs, name=name)))
+        for line, name in block.no_span:
+            tell.append((line, partial(self.ledger.note, name=name, reason=NO_SPAN)))
+        for line, told in sorted(tell, key=itemgetter(0)):
+            told(place=f"{self.path}:{line}")
 
     def summary(self) -> dict[str, Any]:
         if not self.ledger.written:

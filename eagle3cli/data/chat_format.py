@@ -38,6 +38,9 @@ class Format:
     ends: tuple[str, ...]
     stops: tuple[str, ...]
     """Those of ``ends`` at which the target stops. At another (harmony's ``<|end|>``) it may go on by itself."""
+    unwritten: str = ""
+    """What the target writes at the end of a reply, where the template leaves that to the next turn (GLM's
+    ``<|user|>``) and so ends a conversation without it."""
 
     def end_at(self, text: str, position: int) -> int:
         """Where the end token behind ``position`` (white space apart) ends; ``position`` itself if there is none."""
@@ -82,6 +85,7 @@ def learn_format(chat: Chat, stops: Sequence[str]) -> Format:
         user_header=_without_leading(ends, again),
         ends=tuple(sorted(ends, key=lambda end: (-len(end), end))),
         stops=tuple(stop for stop in stops if stop),
+        unwritten=past_closing if not closing and past_closing in stops else "",
     )
 
 

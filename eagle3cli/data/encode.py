@@ -90,6 +90,8 @@ class Encoder:
             )
         except DataError as error:
             return error
+        except RecursionError:
+            return DataError("nested too deeply")
 
     def _preformatted(self, text: str) -> Rendered:
         until_user = self.text_marks is not None

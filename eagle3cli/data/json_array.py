@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from eagle3cli.data.messages import kind_of
-from eagle3cli.data.sources import LENIENT, LONGEST, STRICT, Line, open_bytes, without_lone_surrogates
+from eagle3cli.data.sources import LENIENT, LONGEST, STRICT, TOO_DEEP, Line, complaint, open_bytes, repairable
 
 _CHUNK = 1 << 20
-_PLAIN = json.JSONDecoder()
+_PLAIN = json.JSONDecoder(parse_int=float)
 _BAD_BYTE = re.compile("[\udc80-\udcff]")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _FIRST_KEY = re.compile(r'\{\s*("(?:[^"\\]|\\.){0,100}")\s*:')
@@ -109,9 +108,9 @@ def _value(text: _Text) -> tuple[Any, int, str | None]:
             if not problem.startswith("Unterminated string") and error.pos < len(text.buffer) - 8:
                 return None, 0, f"not valid JSON: {problem}"
         except RecursionError:
-            return None, 0, "not valid JSON: nested too deeply"
+            return None, 0, TOO_DEEP
         except ValueError as error:  # well-formed, but what it says is not clear: go on behind it
-            decoder, told = _PLAIN, f"not valid JSON: {error}"
+            decoder, told = _PLAIN, complaint(error)
             continue
         if len(text.buffer) - text.at > LONGEST:
             return None, 0, f"longer than {LONGEST >> 20} MB"
@@ -135,9 +134,9 @@ def _resume(text: _Text, first_key: str) -> bool:
 
 
 def _element(line: int, value: Any, source: str, path: str) -> Line:
-    if not isinstance(value, dict):
-        return Line(line, None, f"a JSON {kind_of(value).removeprefix('a ')}, not an object", path=path)
     if not source.isascii() and _BAD_BYTE.search(source):
         return Line(line, None, "not UTF-8", path=path)
-    value, changed = without_lone_surrogates(value) if _SURROGATE.search(source) else (value, False)
-    return Line(line, value, None, ("lone surrogate replaced by U+FFFD",) if changed else (), path)
+    repaired = repairable(value, surrogates=_SURROGATE.search(source) is not None)
+    if isinstance(repaired, str):
+        return Line(line, None, repaired, path=path)
+    return Line(line, repaired[0], None, repaired[1], path)

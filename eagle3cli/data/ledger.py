@@ -53,10 +53,14 @@ class Ledger:
 
     def dropped(self, kind: Kind) -> int:
         """Rows dropped for one kind of reason."""
-        return sum(self.reasons.get(kind, Counter()).values())
+        return sum(self._counted(kind).values())
+
+    def _counted(self, kind: Kind) -> Counter[str]:
+        return self.reasons.get(kind, Counter())
 
     def summary(self) -> dict[str, Any]:
-        """All counts; read = written + rejected + duplicates + filtered + left out."""
+        """All counts; read = written + rejected + duplicates + filtered + left out, and ``reasons`` are of the last
+        four."""
         told: dict[str, Any] = {"read": self.read, "written": self.written}
         kinds: tuple[tuple[str, Kind], ...] = (
             ("rejected", "rejected"),
@@ -67,9 +71,10 @@ class Ledger:
             told[name] = self.dropped(kind)
         told["left_out"] = sum(self.left_out.values())
         told["reasons"] = {
-            **{reason: count for kind in self.reasons.values() for reason, count in kind.most_common()},
+            **{reason: count for _, kind in kinds for reason, count in self._counted(kind).most_common()},
             **dict(self.left_out.most_common()),
         }
+        told["warnings"] = dict(self._counted("warning").most_common())
         told["repaired"] = dict(self.repairs.most_common())
         return told
 

@@ -77,8 +77,9 @@ def _role(item: Mapping[str, Any], number: int) -> str:
     role = ROLE_NAMES.get(name) if isinstance(name, str) else None
     if role is None:
         shown = item.get("role", item.get("from"))
-        shown = shown[:LONGEST_SHOWN] if isinstance(shown, str) else kind_of(shown)
-        raise DataError(f"message {number} has the unknown role {shown!r}")
+        if not isinstance(shown, str):
+            raise DataError(f"message {number}: its role is {kind_of(shown)}, not a string")
+        raise DataError(f"message {number} has the unknown role {shown[:LONGEST_SHOWN]!r}")
     return role
 
 

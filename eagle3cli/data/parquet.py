@@ -26,8 +26,8 @@ def read_parquet(path: Path) -> Iterator[Line]:
                 for value, repairs in _rows(batch):
                     number += 1
                     yield Line(number, value, None, repairs, name)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # a name that is not UTF-8 is a ValueError
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         if number == 0:
             raise DataError(f"not a readable parquet file: {reason}", where=name) from error
         yield Line(number + 1, None, f"the parquet file is damaged from here on: {reason}", path=name)

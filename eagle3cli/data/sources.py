@@ -27,6 +27,7 @@ SIDE_FILES = (
 """What stands beside data in a folder and is none."""
 LONGEST = 32 << 20
 """Bytes of the longest row that is read; a longer one would not fit a context, but might not fit the memory either."""
+TOO_DEEP = "not valid JSON: nested too deeply"
 _MARK = b"\xef\xbb\xbf"
 _BUFFER = 1 << 20
 _STEP = 1 << 13
@@ -155,15 +156,30 @@ def parse_line(number: int, raw: bytes, path: str = "") -> Line:
     except json.JSONDecodeError as error:
         return Line(number, None, f"not valid JSON: {error.msg} (column {error.pos + 1})", path=path)
     except RecursionError:
-        return Line(number, None, "not valid JSON: nested too deeply", path=path)
+        return Line(number, None, TOO_DEEP, path=path)
     except ValueError as error:
-        return Line(number, None, f"not valid JSON: {error}", path=path)
+        return Line(number, None, complaint(error), path=path)
+    repaired = repairable(value, surrogates=_SURROGATE_ESCAPE.search(raw) is not None)
+    if isinstance(repaired, str):
+        return Line(number, None, repaired, path=path)
+    return Line(number, repaired[0], None, (*repairs, *repaired[1], *more), path)
+
+
+def complaint(error: ValueError) -> str:
+    """What the JSON decoder says against a value that is well-formed."""
+    long_number = "integer string conversion" in str(error)
+    return f"not valid JSON: {'a number of thousands of digits' if long_number else error}"
+
+
+def repairable(value: Any, *, surrogates: bool) -> tuple[dict[str, Any], tuple[str, ...]] | str:
+    """The object of a row and what was repaired in it, or why it is none; ``surrogates``: look for lone ones."""
     if not isinstance(value, dict):
-        return Line(number, None, f"a JSON {kind_of(value).removeprefix('a ')}, not an object", path=path)
-    if _SURROGATE_ESCAPE.search(raw):
-        value, changed = without_lone_surrogates(value)
-        repairs += ["lone surrogate replaced by U+FFFD"] if changed else []
-    return Line(number, value, None, (*repairs, *more), path)
+        return f"a JSON {kind_of(value).removeprefix('a ')}, not an object"
+    try:
+        value, changed = without_lone_surrogates(value) if surrogates else (value, False)
+    except RecursionError:
+        return TOO_DEEP
+    return value, ("lone surrogate replaced by U+FFFD",) if changed else ()
 
 
 def _decode(text: str) -> tuple[Any, tuple[str, ...]]:

@@ -62,12 +62,24 @@ def find_replies(
         text, found = _as_served(talk)
     except ModelError as error:
         raise DataError(error.what) from error
+    if len(messages) - 1 not in cut:
+        text = _with_unwritten_end(talk, text, found)
     wanted = {max(found.spans)} if last_only and found.spans else set(found.spans)
     replies = []
     for index in sorted(wanted):
         start, end = found.spans[index]
         replies.append((start, end if index in cut else form.end_at(text, end)))
     return Rendered(text, tuple(replies), tuple(_turns(talk, text, found)))
+
+
+def _with_unwritten_end(talk: Talk, text: str, found: Found) -> str:
+    """The text with the end of its last reply, where the template leaves that to a next turn."""
+    last, unwritten = len(talk.messages) - 1, talk.form.unwritten
+    calls = talk.messages[last].get("tool_calls")  # behind a call another token may follow
+    if not unwritten or calls or last not in found.spans:
+        return text
+    end = found.spans[last][1]
+    return text if text[end:].strip() else text[:end] + unwritten
 
 
 def _as_served(talk: Talk) -> tuple[str, Found]:

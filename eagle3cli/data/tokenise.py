@@ -22,6 +22,8 @@ CACHED_WORDS = 100_000
 """Words whose tokens the tokenizer remembers; its own 10,000 are full after some hundred conversations."""
 
 Item = tuple[int, bytes] | Line
+Repaired = tuple[int, str, tuple[str, ...]]
+"""Line and id of a row that was set right, and how."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Block:
     rows: list[Encoded] = field(default_factory=list)
     rejected: list[tuple[int, str, str]] = field(default_factory=list)
     """Line, id and reason."""
-    repairs: list[tuple[str, ...]] = field(default_factory=list)
+    repairs: list[Repaired] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,14 @@ class PackedBlock:
     no_span: list[tuple[int, str]]
     """Line and id of rows that train nothing."""
     rejected: list[tuple[int, str, str]]
-    repairs: list[tuple[str, ...]]
+    repairs: list[Repaired]
 
 
 def encode_items(encoder: Encoder, items: list[Item], path: str, *, preformatted: bool) -> Block:
     """Encode rows; a bad one is told with its reason and stops nothing."""
     block = Block(read=len(items))
     good: list[tuple[int, Conversation | tuple[str, str]]] = []
+    repairs: dict[int, tuple[str, ...]] = {}
     for item in items:
         line = item if isinstance(item, Line) else parse_line(*item, path)
         try:
@@ -95,12 +98,11 @@ def encode_items(encoder: Encoder, items: list[Item], path: str, *, preformatted
             else:
                 conversation = to_conversation(line.value)
                 good.append((line.number, conversation))
-                if conversation.repairs:
-                    block.repairs.append(conversation.repairs)
-            if line.repairs:
-                block.repairs.append(line.repairs)
-        except DataError as error:
-            block.rejected.append((line.number, str((line.value or {}).get("id") or ""), error.what))
+                repairs[line.number] = conversation.repairs
+            repairs[line.number] = (*line.repairs, *repairs.get(line.number, ()))
+        except (DataError, RecursionError) as error:
+            reason = error.what if isinstance(error, DataError) else "nested too deeply"
+            block.rejected.append((line.number, str((line.value or {}).get("id") or ""), reason))
     if preformatted:
         encoded = encoder.encode_text([row for _, row in good if isinstance(row, tuple)])
     else:
@@ -114,7 +116,8 @@ def encode_items(encoder: Encoder, items: list[Item], path: str, *, preformatted
             name = row.id or f"line-{number}"
             kept = TokenRow(name, row.token_ids, row.loss_mask, number, row.turns, result.truncated)
             block.rows.append(Encoded(kept, result.truncated))
-    block.rejected.sort()
+            if repairs[number]:
+                block.repairs.append((number, name, repairs[number]))
     return block
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,16 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from eagle3cli.errors import ModelError
+from eagle3cli.models.packaged import packaged_configs
+from eagle3cli.models.rope import read_rope, reduced_rope
 
 DEFAULT_DRAFT_VOCAB = 32000
 ARCHITECTURE = "LlamaForCausalLMEagle3"
 EAGLE31_FLAGS = ("fc_norm", "norm_output")
-"""Options of EAGLE-3.1, under the names that SGLang reads; older servers do not know them."""
+"""Options of EAGLE-3.1, under the names that servers read; older ones do not know them."""
+FLAGS = (*EAGLE31_FLAGS, "norm_before_fc", "norm_before_residual", "own_embedding")
+"""All that a draft's config.json says by a key of its own, written where it is true."""
+
+OUTER_LAYERS = "eagle_aux_hidden_state_layer_ids"
 
 
 @dataclass(frozen=True)
 class DraftConfig:
-    """An EAGLE-3 draft: one decoder layer as wide as the target, over a reduced vocabulary."""
+    """An EAGLE-3 draft: decoder layers (usually one) as wide as the target, over a reduced vocabulary."""
 
     hidden_size: int
     intermediate_size: int
@@ -41,6 +48,13 @@ class DraftConfig:
     """EAGLE-3.1: an RMS norm of its own for every auxiliary layer, before ``fc``."""
     norm_output: bool = False
     """EAGLE-3.1: the next depth gets the normed hidden state."""
+    norm_before_fc: bool = False
+    """One RMS norm over all auxiliary states together, before ``fc``."""
+    norm_before_residual: bool = False
+    """The first layer's residual starts from the normed hidden state; a habit of speculators, which vLLM follows."""
+    num_hidden_layers: int = 1
+    own_embedding: bool = False
+    """An embedding that is trained with the draft, in place of the target's."""
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -54,6 +68,8 @@ class DraftConfig:
                 where="draft config",
                 fix="choose a smaller --draft-vocab-size",
             )
+        if self.num_hidden_layers < 1:
+            raise ModelError("num_hidden_layers must be at least 1", where="draft config")
         if list(self.aux_layers) != sorted(set(self.aux_layers)) or min(self.aux_layers, default=0) < 0:
             raise ModelError(f"aux layers {list(self.aux_layers)} must ascend from 0 on", where="--aux-layers")
 
@@ -74,13 +90,14 @@ class DraftConfig:
             raise ModelError(
                 f"the target's config has no {error.args[0]}", where="config.json", fix="give --draft-model-config FILE"
             ) from error
-        theta, scaling = _rope(text)
+        theta, scaling = reduced_rope(text)
+        heads, groups, head_dim = _heads(text, hidden, heads)
         return cls(
             hidden_size=hidden,
-            intermediate_size=text.get("intermediate_size") or 4 * hidden,
+            intermediate_size=_mlp_width(text, hidden),
             num_attention_heads=heads,
-            num_key_value_heads=text.get("num_key_value_heads") or heads,
-            head_dim=text.get("head_dim") or hidden // heads,
+            num_key_value_heads=groups,
+            head_dim=head_dim,
             vocab_size=vocab,
             draft_vocab_size=draft_vocab_size or min(DEFAULT_DRAFT_VOCAB, vocab),
             target_hidden_size=hidden,
@@ -97,7 +114,7 @@ class DraftConfig:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any], *, aux_layers: tuple[int, ...] | None = None) -> DraftConfig:
-        """Read a draft's own ``config.json`` (SGLang, SpecForge or EAGLE layout).
+        """Read a draft's own ``config.json`` (SGLang, vLLM, SpecForge or EAGLE layout).
 
         ``aux_layers`` stands in where the file does not name them.
         """
@@ -106,14 +123,14 @@ class DraftConfig:
             intermediate = raw["intermediate_size"]
         except KeyError as error:
             raise ModelError(f"the draft config has no {error.args[0]}", where="config.json") from error
-        named = raw.get("eagle_config", {}).get("eagle_aux_hidden_state_layer_ids") or aux_layers
+        named = named_aux_layers(raw) or aux_layers
         if not named:
             raise ModelError(
                 "the draft config does not say which target layers feed it (eagle_aux_hidden_state_layer_ids)",
                 where="config.json",
                 fix="give --aux-layers LOW MID HIGH, or --target-model-path to use its default layers",
             )
-        theta, scaling = _rope(raw)
+        theta, scaling = read_rope(raw)
         return cls(
             hidden_size=hidden,
             intermediate_size=intermediate,
@@ -134,17 +151,25 @@ class DraftConfig:
             dtype=raw.get("torch_dtype") or raw.get("dtype") or "bfloat16",
             fc_norm=bool(raw.get("fc_norm") or raw.get("use_aux_norm")),
             norm_output=bool(raw.get("norm_output")),
+            norm_before_fc=bool(raw.get("norm_before_fc") or (raw.get("eagle_config") or {}).get("norm_before_fc")),
+            norm_before_residual=bool(raw.get("norm_before_residual")),
+            num_hidden_layers=raw.get("num_hidden_layers") or 1,
+            own_embedding=bool(raw.get("own_embedding")),
         )
 
     def to_sglang(self) -> dict[str, Any]:
-        """The ``config.json`` that SGLang's EAGLE-3 loader reads; RoPE is written both ways."""
+        """The ``config.json`` that the EAGLE-3 loaders of SGLang and vLLM read; RoPE is written both ways.
+
+        So are the auxiliary layers: SGLang takes ``eagle_config`` and means the layer whose output is read, vLLM takes
+        the outer list first and means the layer whose input that is.
+        """
         rope = {"rope_type": "default", **(self.rope_scaling or {}), "rope_theta": self.rope_theta}
         return {
             "architectures": [ARCHITECTURE],
             "model_type": "llama",
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": 1,
+            "num_hidden_layers": self.num_hidden_layers,
             "num_attention_heads": self.num_attention_heads,
             "num_key_value_heads": self.num_key_value_heads,
             "head_dim": self.head_dim,
@@ -169,7 +194,8 @@ class DraftConfig:
                 "eagle_aux_hidden_state_layer_ids": list(self.aux_layers),
                 "use_aux_hidden_state": True,
             },
-            **{flag: True for flag in EAGLE31_FLAGS if getattr(self, flag)},
+            OUTER_LAYERS: [layer + 1 for layer in self.aux_layers],
+            **{flag: True for flag in FLAGS if getattr(self, flag)},
         }
 
 
@@ -191,38 +217,103 @@ def default_aux_layers(layers: int) -> tuple[int, ...]:
     return (0, (layers - 1) // 2, layers - 1)
 
 
-def _rope(text: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
-    """RoPE base and scaling from either way of writing them; scaling is None for plain RoPE."""
-    new = text.get("rope_parameters") or {}
-    old = text.get("rope_scaling") or {}
-    merged = {**old, **new}
-    theta = float(merged.pop("rope_theta", None) or text.get("rope_theta") or 10000.0)
-    kind = merged.get("rope_type") or merged.pop("type", None) or "default"
-    return theta, None if kind == "default" else {**merged, "rope_type": kind}
+def named_aux_layers(raw: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Layers whose outputs feed a draft, as its config names them for SGLang or for vLLM; None where it does not."""
+    inner = (raw.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
+    if inner:
+        return tuple(inner)
+    outer = raw.get(OUTER_LAYERS)
+    return tuple(layer - 1 for layer in outer) if outer else None
+
+
+def _heads(text: Mapping[str, Any], hidden: int, heads: int) -> tuple[int, int, int]:
+    """Heads, key/value heads and head size of a draft for this target.
+
+    Latent attention (DeepSeek) has no heads that a draft could copy: it gets as many of the values' size as fill the
+    hidden state, and at most eight of keys and values.
+    """
+    if text.get("kv_lora_rank"):
+        size = text.get("v_head_dim") or 128
+        heads = max(1, hidden // size)
+        return heads, max(n for n in range(1, 9) if heads % n == 0), size
+    groups = text.get("num_key_value_heads") or heads
+    return heads, groups, text.get("head_dim") or hidden // heads
+
+
+def _mlp_width(text: Mapping[str, Any], hidden: int) -> int:
+    """Width of the draft's MLP: the target's dense one, or four times hidden where there are only narrow experts."""
+    width = int(text.get("intermediate_size_mlp") or text.get("intermediate_size") or 4 * hidden)
+    return width if width >= 2 * hidden else 4 * hidden
 
 
 def read_draft_config(
     source: str, target: dict[str, Any], *, draft_vocab_size: int | None, aux_layers: tuple[int, ...] | None
 ) -> DraftConfig:
-    """The draft config that ``--draft-model-config`` names: ``auto``, or a JSON file checked against the target."""
+    """The draft config that ``--draft-model-config`` names: ``auto``, a packaged one, or a JSON file.
+
+    A file or packaged config is checked against the target; what it leaves out is derived from it.
+    """
     if source == "auto":
         return DraftConfig.from_target(target, draft_vocab_size=draft_vocab_size, aux_layers=aux_layers)
+    raw, text = _read_json(source), text_part(target)
+    config = DraftConfig.from_dict(_completed(raw, target))
+    theta, scaling = reduced_rope({"max_position_embeddings": config.max_position_embeddings, **_rope_of(config)})
+    pairs = (
+        ("vocab_size", config.vocab_size, text.get("vocab_size")),
+        ("target_hidden_size", config.target_hidden_size, text.get("hidden_size")),
+        ("hidden_size", config.hidden_size, text.get("hidden_size")),
+    )
+    problems = [f"{key} is {mine}, the target's is {its}" for key, mine, its in pairs if its and mine != its]
+    if problems:
+        fix = "use --draft-model-config auto; a draft here is as wide as its target"
+        raise ModelError(f"made for another target: {'; '.join(problems)}", where=source, fix=fix)
+    return replace(
+        config,
+        draft_vocab_size=draft_vocab_size or config.draft_vocab_size,
+        aux_layers=aux_layers or config.aux_layers,
+        rope_theta=theta,
+        rope_scaling=scaling,
+    )
+
+
+def _completed(raw: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
+    """A draft's JSON with what it leaves out derived from the target.
+
+    A whole one (it names its width) says itself which options it has; one of a few keys changes those of ``auto``.
+    """
+    named = named_aux_layers(raw)
+    inner = {"eagle_config": {"eagle_aux_hidden_state_layer_ids": list(named)}} if named else {}
+    try:
+        derived = DraftConfig.from_target(target).to_sglang()
+    except ModelError:
+        if named and "hidden_size" in raw:
+            return raw | inner
+        raise
+    of_its_own = (*FLAGS, "head_dim", "num_key_value_heads", "intermediate_size") if "hidden_size" in raw else ()
+    given_rope = any(key.startswith("rope_") for key in raw)
+    left_out = {key for key in derived if key in of_its_own or (given_rope and key.startswith("rope_"))}
+    return {key: value for key, value in derived.items() if key not in left_out} | raw | inner
+
+
+def _rope_of(config: DraftConfig) -> dict[str, Any]:
+    return {"rope_theta": config.rope_theta, "rope_scaling": config.rope_scaling}
+
+
+def _read_json(source: str) -> dict[str, Any]:
     path = Path(source)
+    if not path.exists():
+        packaged = packaged_configs()
+        if source in packaged:
+            path = packaged[source]
+        else:
+            close = difflib.get_close_matches(source, packaged, n=1)
+            fix = f"did you mean {close[0]}? " if close else ""
+            fix += f"give a JSON file, auto, or one of: {', '.join(packaged)}"
+            raise ModelError("no such draft config", where=source, fix=fix)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError("no such draft config", where=source, fix="give a JSON file, or auto") from error
     except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ModelError(f"not a JSON draft config: {error}", where=source) from error
-    text = text_part(target)
-    fallback = aux_layers or default_aux_layers(text["num_hidden_layers"])
-    config = DraftConfig.from_dict(raw, aux_layers=fallback)
-    if config.vocab_size != text["vocab_size"] or config.target_hidden_size != text["hidden_size"]:
-        raise ModelError(
-            f"made for a target with vocab_size {config.vocab_size} and hidden_size {config.target_hidden_size}; this "
-            f"one has {text['vocab_size']} and {text['hidden_size']}",
-            where=source,
-            fix="use --draft-model-config auto",
-        )
-    config = replace(config, draft_vocab_size=draft_vocab_size or config.draft_vocab_size)
-    return replace(config, aux_layers=aux_layers or config.aux_layers)
+    if not isinstance(raw, dict):
+        raise ModelError("not a JSON object", where=source)
+    return raw

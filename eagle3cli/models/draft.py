@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from eagle3cli.models.config import EAGLE31_FLAGS, DraftConfig
+from eagle3cli.models.config import FLAGS, OUTER_LAYERS, DraftConfig
 
 
 class RMSNorm(nn.Module):
@@ -37,14 +37,14 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """The projections of the draft's only attention; q, k, v read ``[embedding ; hidden]``, 2H wide."""
+    """The projections of an attention; q, k, v read ``width`` channels."""
 
-    def __init__(self, c: DraftConfig) -> None:
+    def __init__(self, c: DraftConfig, width: int) -> None:
         super().__init__()
         heads, groups = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-        self.q_proj = nn.Linear(2 * c.hidden_size, heads, bias=False)
-        self.k_proj = nn.Linear(2 * c.hidden_size, groups, bias=False)
-        self.v_proj = nn.Linear(2 * c.hidden_size, groups, bias=False)
+        self.q_proj = nn.Linear(width, heads, bias=False)
+        self.k_proj = nn.Linear(width, groups, bias=False)
+        self.v_proj = nn.Linear(width, groups, bias=False)
         self.o_proj = nn.Linear(heads, c.hidden_size, bias=False)
 
 
@@ -80,20 +80,33 @@ class _SiluGate(torch.autograd.Function):
         return d_gate, d_up
 
 
-class Layer(nn.Module):
-    """The decoder layer, named ``midlayer`` in checkpoints."""
+class InnerLayer(nn.Module):
+    """A decoder layer after the first: its attention reads the normed hidden state alone."""
 
-    def __init__(self, c: DraftConfig) -> None:
+    def __init__(self, c: DraftConfig, width: int) -> None:
         super().__init__()
-        self.self_attn = Attention(c)
+        self.self_attn = Attention(c, width)
         self.mlp = MLP(c)
         self.hidden_norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+
+    def finish(self, residual_RH: Tensor, attended_RND: Tensor) -> Tensor:
+        """Residuals and MLP after attention: ``r = residual + W_o att``, then ``r + MLP(RMS_post(r))``; ``[R, H]``."""
+        residual_RH = residual_RH + self.self_attn.o_proj(attended_RND.flatten(1))
+        out: Tensor = residual_RH + self.mlp(self.post_attention_layernorm(residual_RH))
+        return out
+
+
+class Layer(InnerLayer):
+    """The first decoder layer, ``midlayer`` in checkpoints: its attention reads ``[embedding ; hidden]``, 2H wide."""
+
+    def __init__(self, c: DraftConfig) -> None:
+        super().__init__(c, 2 * c.hidden_size)
+        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
 
 class Draft(nn.Module):
-    """An EAGLE-3 draft. The embedding is the target's own and stays outside; ``d2t`` and ``t2d`` are buffers.
+    """An EAGLE-3 draft. ``d2t`` and ``t2d`` are buffers; the embedding is usually the target's and stays outside.
 
     ``aux_scale_C`` divides what ``fc`` reads: a few channels of the auxiliary states are hundreds of times larger than
     the rest, and one optimiser step would move them all alike. It is folded into ``fc`` in every checkpoint.
@@ -107,18 +120,29 @@ class Draft(nn.Module):
         super().__init__()
         self.config = config
         self.midlayer = Layer(config)
+        inner = {str(index): InnerLayer(config, config.hidden_size) for index in range(1, config.num_hidden_layers)}
+        self.layers = nn.ModuleDict(inner)
+        """Layers after the first, under the numbers that they have in checkpoints."""
         aux_width = len(config.aux_layers) * config.target_hidden_size
         norms = [RMSNorm(config.target_hidden_size, config.rms_norm_eps) for _ in config.aux_layers]
         self.fc_norm = nn.ModuleList(norms) if config.fc_norm else None
+        self.input_norm = RMSNorm(aux_width, config.rms_norm_eps) if config.norm_before_fc else None
         self.fc = nn.Linear(aux_width, config.hidden_size, bias=False)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
         self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.long))
         self.register_buffer("t2d", torch.ones(config.vocab_size, dtype=torch.bool))
         self.register_buffer("aux_scale_C", torch.ones(aux_width), persistent=False)
-        self.own_embedding_VH: Tensor | None = None
-        """Set for a draft that brings its own embedding; read it through :meth:`embedding`."""
+        own = nn.Embedding(config.vocab_size, config.hidden_size) if config.own_embedding else None
+        self.embed_tokens = own
+        """Of a draft that has its own; read it through :meth:`embedding`."""
         self.rotary = LlamaRotaryEmbedding(_rope_config(config))
+
+    @property
+    def stack(self) -> list[InnerLayer]:
+        """All decoder layers in order; the first one is a :class:`Layer`."""
+        inner = [layer for layer in self.layers.values() if isinstance(layer, InnerLayer)]
+        return [self.midlayer, *inner]
 
     @property
     def draft_ids(self) -> Tensor:
@@ -133,7 +157,7 @@ class Draft(nn.Module):
 
     def embedding(self, target_VH: Tensor) -> Tensor:
         """The embedding that the draft reads: its own where it has one, else the target's."""
-        return target_VH if self.own_embedding_VH is None else self.own_embedding_VH.to(target_VH)
+        return target_VH if self.embed_tokens is None else self.embed_tokens.weight
 
     def set_vocab(self, d2t: Tensor, t2d: Tensor) -> None:
         """Use this draft vocabulary (``d2t`` as offsets, ``t2d`` as a mask over the target's tokens)."""
@@ -147,7 +171,9 @@ class Draft(nn.Module):
             self.aux_scale_C.copy_(scale_C)
 
     def fc_input(self, aux_RC: Tensor) -> Tensor:
-        """What ``fc`` reads, before the auxiliary scale: the states, each layer's normed where ``fc_norm`` is on."""
+        """What ``fc`` reads, before the auxiliary scale: the states, normed together or each layer's where asked."""
+        if self.input_norm is not None:
+            aux_RC = self.input_norm(aux_RC)
         if self.fc_norm is None:
             return aux_RC
         parts = aux_RC.chunk(len(self.fc_norm), dim=-1)
@@ -185,12 +211,9 @@ class Draft(nn.Module):
         """The part of q, k or v that depends on the hidden state: ``W[:, H:] RMS_hidden(h)``."""
         return F.linear(normed_RH, weight_O2H[:, self.config.hidden_size :])
 
-    def finish_layer(self, hidden_RH: Tensor, attended_RND: Tensor) -> Tensor:
-        """Residuals and MLP after attention: ``r = h + W_o att``, then ``r + MLP(RMS_post(r))``; ``[R, H]``."""
-        layer = self.midlayer
-        residual = hidden_RH + layer.self_attn.o_proj(attended_RND.flatten(1))
-        out: Tensor = residual + layer.mlp(layer.post_attention_layernorm(residual))
-        return out
+    def residual(self, hidden_RH: Tensor, normed_RH: Tensor) -> Tensor:
+        """What the first layer's residual starts from."""
+        return normed_RH if self.config.norm_before_residual else hidden_RH
 
     def rope(self, positions_R: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosine and sine tables ``[R, D]`` for these positions."""
@@ -215,6 +238,6 @@ def _rope_config(config: DraftConfig) -> LlamaConfig:
     raw = {
         k: v
         for k, v in config.to_sglang().items()
-        if k not in ("architectures", "torch_dtype", "dtype", "eagle_config", *EAGLE31_FLAGS)
+        if k not in ("architectures", "torch_dtype", "dtype", "eagle_config", OUTER_LAYERS, *FLAGS)
     }
     return LlamaConfig(**raw)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,16 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eagle3cli.errors import ModelError
-from eagle3cli.models.checkpoint import (
-    EMBEDDING,
-    Layout,
-    check_folder,
-    load_draft,
-    own_embedding,
-    read_config,
-    save_draft,
-)
-from eagle3cli.models.config import DraftConfig, default_aux_layers, text_part
+from eagle3cli.models.checkpoint import check_folder, load_draft, read_config, save_draft
+from eagle3cli.models.config import DraftConfig, default_aux_layers, named_aux_layers, text_part
+from eagle3cli.models.contract import EMBEDDING, LAYOUTS, Layout, refusals, serving_layout
 from eagle3cli.models.draft import Draft, rotate
 
 ROWS = 256
@@ -34,6 +29,7 @@ class Exported:
     """What was written, and how far its logits are from those of the checkpoint."""
 
     config: DraftConfig
+    layout: Layout
     notes: list[str]
     largest_change: float
     """Largest change of a logit through the type of the export, over logits' standard deviation."""
@@ -69,46 +65,70 @@ def export_draft(
     source: Path,
     folder: Path,
     *,
-    dtype: torch.dtype,
-    layout: Layout,
+    dtype: torch.dtype | None,
+    layout: Layout | None,
     target: Mapping[str, Any] | None = None,
     target_embedding: Tensor | None = None,
     aux_layers: tuple[int, ...] | None = None,
 ) -> Exported:
-    """Write the draft in ``source`` to ``folder``, check it and compare its logits with the checkpoint's.
+    """Write the draft in ``source`` to ``folder``, check it and compare its logits with the source's.
 
     ``target`` is the target's config: it supplies the context length and, where the source does not name them, the
-    auxiliary layers. An embedding that the source carries is left out where it equals ``target_embedding``. Raises
-    ModelError on any difference. For a folder that is whole or absent, call this from ``runtime.files.write_folder``.
+    auxiliary layers. An embedding that the source carries is left out where it equals ``target_embedding``. ``dtype``
+    None is the source's own, ``layout`` None the first one whose servers can run the draft. Raises ModelError on any
+    difference, and for a draft that the layout cannot hold. For a folder that is whole or absent, call this from
+    ``runtime.files.write_folder``.
     """
     text = text_part(target) if target else {}
     fallback = default_aux_layers(text["num_hidden_layers"]) if "num_hidden_layers" in text else None
     config, state = load_draft(source, aux_layers=aux_layers or fallback)
     notes = []
-    named = (read_config(source).get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
-    if not named:
+    if named_aux_layers(read_config(source)) is None:
         notes.append(f"the source does not name its auxiliary layers; {list(config.aux_layers)} written")
     context = text.get("max_position_embeddings")
     if context and context != config.max_position_embeddings:
         notes.append(f"max_position_embeddings {config.max_position_embeddings} became the target's {context}")
         config = replace(config, max_position_embeddings=context)
-    written = dict(state)
-    embedding = own_embedding(source)
-    if embedding is not None and target_embedding is not None and torch.equal(embedding, target_embedding):
-        notes.append("the embedding equals the target's and was left out")
-    elif embedding is not None:
-        notes.append("the draft brings its own embedding")
-        written[EMBEDDING] = embedding
+    embedding = state.get(EMBEDDING)
+    if embedding is not None and target_embedding is not None:
+        if torch.equal(embedding, target_embedding.to(embedding.dtype)):
+            notes.append("the embedding equals the target's and was left out")
+            config = replace(config, own_embedding=False)
+            del state[EMBEDDING]
+        else:
+            notes.append("the draft brings its own embedding")
+    layout = layout or serving_layout(config)
+    _refuse(config, layout, source, compared=target_embedding is not None)
+    dtype = dtype or state["fc.weight"].dtype
     try:
-        save_draft(folder, written, config, dtype=dtype, layout=layout)
+        save_draft(folder, state, config, dtype=dtype, layout=layout)
         check_folder(folder, target=target, layout=layout)
     except ModelError as error:
         raise ModelError(error.what, where=str(source), fix=error.fix) from error
-    return _compare(folder, config, state, dtype, notes)
+    return _compare(folder, config, layout, state, dtype, notes)
+
+
+def _refuse(config: DraftConfig, layout: Layout, source: Path, *, compared: bool) -> None:
+    reasons = refusals(config, layout)
+    if not reasons:
+        return
+    other = [name for name in LAYOUTS if not refusals(config, name)]
+    fix = f"use --layout {other[0]}"
+    if config.own_embedding and not compared:
+        fix += ", or give --target-model-path: an embedding that equals the target's is left out"
+    listed = "".join(f"\n- {reason}" for reason in reasons)
+    raise ModelError(
+        f"the {layout} layout cannot serve this draft as it was trained:{listed}", where=str(source), fix=fix
+    )
 
 
 def _compare(
-    folder: Path, config: DraftConfig, state: Mapping[str, Tensor], dtype: torch.dtype, notes: list[str]
+    folder: Path,
+    config: DraftConfig,
+    layout: Layout,
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    notes: list[str],
 ) -> Exported:
     """Load the folder again and hold its logits on random states against the checkpoint's."""
     cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
@@ -117,7 +137,7 @@ def _compare(
     if not torch.equal(rounded, _logits(reloaded_config, reloaded)):
         raise ModelError("the folder's logits differ from the checkpoint's after loading it again", where=str(folder))
     change = float((rounded - exact).abs().max() / exact.std().clamp(min=1e-12))
-    return Exported(config, notes, change, float((rounded.argmax(-1) == exact.argmax(-1)).float().mean()))
+    return Exported(config, layout, notes, change, float((rounded.argmax(-1) == exact.argmax(-1)).float().mean()))
 
 
 @torch.no_grad()
@@ -128,22 +148,31 @@ def _logits(config: DraftConfig, state: Mapping[str, Tensor]) -> Tensor:
     random = torch.Generator().manual_seed(0)
     aux_RC = torch.randn(ROWS, draft.fc.in_features, generator=random)
     embedded_RH = torch.randn(ROWS, config.hidden_size, generator=random)
-    hidden_RH, layer = draft.first_hidden(aux_RC), draft.midlayer
-    joint = torch.cat((layer.input_layernorm(embedded_RH), layer.hidden_norm(hidden_RH)), -1)
-    attention = layer.self_attn
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    query, key, value = (p(joint).unflatten(1, (-1, config.head_dim)) for p in projections)
-    turns = draft.rope(torch.arange(ROWS), joint.dtype)
-    q, k, v = (x.transpose(0, 1) for x in (rotate(query, *turns), rotate(key, *turns), value))
-    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    logits: Tensor = draft.lm_head(draft.norm(draft.finish_layer(hidden_RH, mixed.transpose(0, 1))))
+    hidden_RH, turns = draft.first_hidden(aux_RC), draft.rope(torch.arange(ROWS), torch.float32)
+    embedded_RH = draft.midlayer.input_layernorm(embedded_RH)
+    for index, layer in enumerate(draft.stack):
+        normed_RH, attention = layer.hidden_norm(hidden_RH), layer.self_attn
+        read = torch.cat((embedded_RH, normed_RH), -1) if index == 0 else normed_RH
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        query, key, value = (p(read).unflatten(1, (-1, config.head_dim)) for p in projections)
+        q, k, v = (x.transpose(0, 1) for x in (rotate(query, *turns), rotate(key, *turns), value))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        residual_RH = draft.residual(hidden_RH, normed_RH) if index == 0 else hidden_RH
+        hidden_RH = layer.finish(residual_RH, mixed.transpose(0, 1))
+    logits: Tensor = draft.lm_head(draft.norm(hidden_RH))
     return logits
 
 
-def serve_line(target: str, folder: Path, *, steps: int) -> str:
-    """The command that serves the target with this draft."""
-    return (
-        f"python -m sglang.launch_server --model-path {target} --speculative-algorithm EAGLE3 "
+def serve_lines(target: str, folder: Path, config: DraftConfig, *, steps: int) -> dict[str, str]:
+    """The commands that serve the target with this draft, by server; only servers that can run it."""
+    lines = {
+        "sglang": f"python -m sglang.launch_server --model-path {target} --speculative-algorithm EAGLE3 "
         f"--speculative-draft-model-path {folder} --speculative-num-steps {steps} --speculative-eagle-topk 1 "
-        f"--speculative-num-draft-tokens {steps + 1} --host 127.0.0.1 --port 30000"
-    )
+        f"--speculative-num-draft-tokens {steps + 1} --host 127.0.0.1 --port 30000",
+        "vllm": f"vllm serve {target} --speculative-config "
+        + shlex.quote(json.dumps({"method": "eagle3", "model": str(folder), "num_speculative_tokens": steps}))
+        + " --host 127.0.0.1 --port 30000",
+    }
+    return {
+        server: line for server, line in lines.items() if not refusals(config, "vllm" if server == "vllm" else "sglang")
+    }

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from eagle3cli.models.checkpoint import load_draft, own_embedding
+from eagle3cli.models.checkpoint import load_draft
 from eagle3cli.models.config import default_aux_layers, text_part
 from eagle3cli.models.draft import Draft
 
@@ -24,5 +24,4 @@ def open_draft(folder: Path, target: Mapping[str, Any] | None, aux_layers: tuple
     config, state = load_draft(folder, aux_layers=aux_layers)
     draft = Draft(config)
     draft.load_state_dict(state)
-    draft.own_embedding_VH = own_embedding(folder)
     return draft.cast(torch.float32).eval().requires_grad_(False)

@@ -1,8 +1,8 @@
 """Decoding in batches of prompts of similar length, for targets whose cache cannot be addressed by position.
 
 A batch is read together, padded on the left, and decoded to its last row; the next one starts when it is done. Slower
-than :class:`eagle3cli.serving.generate.Decoder`, with the same verbs, and right for every cache that transformers has:
-sliding windows, attention sinks, linear attention.
+than :class:`eagle3cli.serving.generate.Decoder`, with the same verbs, and right for every cache that transformers has,
+that of linear attention too.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from eagle3cli.backends.positions import PositionCache, cached, grouped, position_mask
+from eagle3cli.backends.positions import PositionCache, cached, grouped
 from eagle3cli.serving.generate import Decoder, Reply, Row, choose, settle
 from eagle3cli.serving.sampling import Sampling
 
+ADDRESSED = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Kinds of layers whose past is keys and values by position; of others (linear attention) it cannot be rolled back."""
 PROBE_TOKENS = 16
 TOLERANCE = 0.02
 """Of the largest logit: a wrong attention differs by far more, another order of sums by far less."""
@@ -102,25 +104,30 @@ def decoding(
 
 @torch.inference_mode()
 def serves_positions(model: PreTrainedModel) -> bool:
-    """Whether a cache by positions with plain attention is what this model computes: by its config, and by trying."""
+    """Whether a cache by positions is what this model's attention can use: by its config, and by trying."""
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or getattr(config, "attn_logit_softcapping", None):
+    if not ADDRESSED.issuperset(getattr(config, "layer_types", None) or ()):
         return False
-    window = getattr(config, "sliding_window", None)
-    if window and getattr(config, "use_sliding_window", True) and window < (config.max_position_embeddings or 0):
-        return False
-    ids_1Q = torch.arange(1, PROBE_TOKENS + 1, device=model.device)[None] % config.vocab_size
-    positions_1Q = torch.arange(PROBE_TOKENS, device=model.device)[None]
-    own_V = model(input_ids=ids_1Q, use_cache=False).logits[0, -1].float()
-    cache = PositionCache(1, PROBE_TOKENS)
-    cache.point(torch.zeros(1, dtype=torch.long, device=model.device), positions_1Q, PROBE_TOKENS)
-    mask = position_mask(positions_1Q, PROBE_TOKENS, model.dtype)
+    device, count = model.device, PROBE_TOKENS
+    ids_BS = torch.arange(1, 2 * count + 3, device=device).reshape(2, count + 1) % config.vocab_size
+    ends_B = torch.tensor([count, count // 2], device=device)
+    rows_B, positions_BQ = torch.arange(2, device=device), torch.arange(count, device=device).expand(2, count)
+    cache = PositionCache(2, count + 1)
+
+    def forward(ids_BQ: Tensor, positions_BQ: Tensor) -> Tensor:
+        cache.point(rows_B, positions_BQ, int(positions_BQ.max()) + 1)
+        found: Tensor = model(
+            input_ids=ids_BQ, position_ids=positions_BQ, use_cache=True, **cached(model, cache)
+        ).logits[:, -1]
+        return found
+
     try:
         with grouped(model):
-            out = model(
-                input_ids=ids_1Q, position_ids=positions_1Q, attention_mask=mask, use_cache=True, **cached(model, cache)
-            )
+            # The shorter row's padding, and what the cache kept of it, must leave no trace in the second pass.
+            forward(ids_BS[:, :count], positions_BQ)
+            got_BV = forward(ids_BS[rows_B, ends_B][:, None], ends_B[:, None])
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         return False  # a layer that wants more of its cache, or shapes of its own
-    return bool((out.logits[0, -1].float() - own_V).abs().max() <= TOLERANCE * own_V.abs().max())
+    own = [model(input_ids=ids_BS[row : row + 1, : ends_B[row] + 1], use_cache=False).logits[0, -1] for row in rows_B]
+    own_BV = torch.stack(own)
+    return bool((got_BV - own_BV).abs().max() <= TOLERANCE * own_BV.abs().max())

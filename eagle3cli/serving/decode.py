@@ -19,7 +19,9 @@ from torch.nn import functional as F
 
 from eagle3cli.backends.hf import HfTarget
 from eagle3cli.backends.positions import PositionCache, cached, grouped, grouped_attention, position_mask
+from eagle3cli.errors import ModelError
 from eagle3cli.models.draft import Draft, rotate
+from eagle3cli.serving.batches import serves_positions
 
 COMPACT_BELOW = 0.75
 """Finished rows are dropped from the batch once no more than this share is live."""
@@ -65,9 +67,13 @@ def decode(
 ) -> tuple[list[Decoded], Speed]:
     """Greedy continuations of token prompts, with ``k`` draft steps per verification (0: none).
 
-    The prompts are decoded in batches of similar length; results keep the order given.
+    The prompts are decoded in batches of similar length; results keep the order given. Raises ModelError for a target
+    whose past is not addressed by position (linear attention).
     """
     assert k == 0 or draft is not None, "k > 0 needs a draft"
+    if not serves_positions(target.model):
+        what = f"{type(target.model).__name__} keeps a past that cannot be rolled back to a rejected token's position"
+        raise ModelError(what, where=target.path, fix="measure it on a server: eagle3 bench without --engine local")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     results = [Decoded(accepted_at=[0] * k) for _ in prompts]
     prefill = total = 0.0
@@ -214,7 +220,7 @@ class _Batch:
         return torch.stack(found, 1)
 
     def _best(self, last_XH: Tensor) -> tuple[Tensor, Tensor]:
-        top = self.target.model.get_output_embeddings()(last_XH).topk(2, dim=-1)
+        top = self.target.head(last_XH).topk(2, dim=-1)
         return top.indices[..., 0], (top.values[..., 0] - top.values[..., 1]).float()
 
     def _target_pass(self, ids_BQ: Tensor, positions_BQ: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,30 +229,30 @@ class _Batch:
         out = self.target.decoder(
             input_ids=ids_BQ,
             position_ids=positions_BQ,
-            attention_mask=position_mask(positions_BQ, extent, self.target.dtype),
             use_cache=True,
             **cached(self.target.decoder, self.target_cache),
         )
         return torch.cat([self.taps[layer] for layer in self.target.aux_layers], -1), out.last_hidden_state
 
     def _draft_pass(self, draft: Draft, hidden_BQH: Tensor, next_BQ: Tensor, positions_BQ: Tensor) -> Tensor:
-        """The draft's layer once: row p reads ``next`` = token p+1; returns hidden states ``[B, Q, H]``."""
-        attention, (batch, queries) = draft.midlayer.self_attn, next_BQ.shape
-        embedded = draft.midlayer.input_layernorm(F.embedding(next_BQ, self.embedding_VH))
-        joint = torch.cat((embedded, draft.midlayer.hidden_norm(hidden_BQH)), -1).flatten(0, 1)
-        cos, sin = draft.rope(positions_BQ.flatten(), joint.dtype)
-        split = [
-            projection(joint).unflatten(1, (-1, draft.config.head_dim))
-            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-        ]
-        query, key = rotate(split[0], cos, sin), rotate(split[1], cos, sin)
-        heads = [states.unflatten(0, (batch, queries)).transpose(1, 2) for states in (query, key, split[2])]
+        """The draft's layers once: row p reads ``next`` = token p+1; returns hidden states ``[B, Q, H]``."""
+        batch, queries = next_BQ.shape
+        embedded = draft.midlayer.input_layernorm(F.embedding(next_BQ, self.embedding_VH)).flatten(0, 1)
+        cos, sin = draft.rope(positions_BQ.flatten(), embedded.dtype)
         extent = int(positions_BQ.max()) + 1
-        self.draft_cache.point(torch.arange(batch, device=joint.device), positions_BQ, extent)
-        keys, values = self.draft_cache.update(heads[1], heads[2], 0)
-        mask = position_mask(positions_BQ, extent, joint.dtype)
-        attended, _ = grouped_attention(attention, heads[0], keys, values, mask)
-        out: Tensor = draft.finish_layer(hidden_BQH.flatten(0, 1), attended.flatten(0, 1)).unflatten(
-            0, (batch, queries)
-        )
+        self.draft_cache.point(torch.arange(batch, device=embedded.device), positions_BQ, extent)
+        mask = position_mask(positions_BQ, extent, embedded.dtype)
+        hidden_RH = hidden_BQH.flatten(0, 1)
+        for index, layer in enumerate(draft.stack):
+            normed_RH, attention = layer.hidden_norm(hidden_RH), layer.self_attn
+            read = torch.cat((embedded, normed_RH), -1) if index == 0 else normed_RH
+            projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+            query, key, value = (p(read).unflatten(1, (-1, draft.config.head_dim)) for p in projections)
+            turned = (rotate(query, cos, sin), rotate(key, cos, sin), value)
+            heads = [states.unflatten(0, (batch, queries)).transpose(1, 2) for states in turned]
+            keys, values = self.draft_cache.update(heads[1], heads[2], index)
+            attended, _ = grouped_attention(attention, heads[0], keys, values, mask)
+            residual_RH = draft.residual(hidden_RH, normed_RH) if index == 0 else hidden_RH
+            hidden_RH = layer.finish(residual_RH, attended.flatten(0, 1))
+        out: Tensor = hidden_RH.unflatten(0, (batch, queries))
         return out

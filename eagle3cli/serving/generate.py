@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from eagle3cli.backends.positions import PositionCache, cached, position_mask
+from eagle3cli.backends.positions import PositionCache, cached
 from eagle3cli.serving.sampling import Sampling
 
 SLOT_STEP = 128
@@ -155,7 +155,6 @@ class Decoder:
         logits_B1V = self.model(
             input_ids=ids_BQ,
             position_ids=position_BQ,
-            attention_mask=position_mask(position_BQ, extent, self.model.dtype),
             use_cache=True,
             logits_to_keep=1,
             **cached(self.model, self.cache),

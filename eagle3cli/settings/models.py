@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from pydantic import model_validator
+
 from eagle3cli.settings.table import Table, option
 
 
@@ -14,10 +16,12 @@ class Target(Table):
     model_path: str = option(
         "", "Target model: a folder, a hub id, or a .gguf file.", "--target-model-path", "--model-path"
     )
-    backend: Literal["auto", "hf", "custom"] = option(
+    backend: Literal["auto", "hf", "custom", "sglang"] = option(
         "auto",
-        "What runs the target: transformers (hf; also called custom), which auto chooses.",
+        "What runs the target: transformers (hf; also called custom) or sglang; auto: by model type, installed "
+        "packages and devices.",
         "--target-model-backend",
+        "--backend",
     )
     revision: str | None = option(None, "Hub revision (branch, tag or commit) of the target.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
@@ -26,12 +30,45 @@ class Target(Table):
     device: str = option("auto", "cpu, cuda, cuda:0 ...; auto takes a GPU where there is one.")
     threads: int | None = option(None, "CPU threads for torch; default: one per core.", ge=1)
     trust_remote_code: bool = option(False, "Run Python code that the model's repository ships.")
+    tp_size: int = option(1, "Processes (torchrun) or GPUs that one target is spread over: tensor parallel.", ge=1)
+    mem_fraction_static: float | None = option(
+        None,
+        "Share of a GPU's memory for SGLang's weights and cache; default: SGLang's own.",
+        "--sglang-mem-fraction-static",
+        gt=0,
+        lt=1,
+    )
+    device_map: Literal["none", "auto", "balanced", "balanced_low_0", "sequential"] = option(
+        "none",
+        "Spread the layers over GPUs, memory and disk, as accelerate does (hf); none: all on --device, unless "
+        "--max-memory is given.",
+    )
+    max_memory: tuple[str, ...] = option(
+        (), "What each device may hold of the target: 0=20GiB cpu=60GiB; the rest goes to disk.", "--max-memory"
+    )
+    offload_folder: Path = option(Path("cache/offload"), "Where --device-map puts weights that the disk holds.")
+
+    @model_validator(mode="after")
+    def _one_way_to_spread(self) -> Target:
+        if self.tp_size > 1 and self.spreads:
+            raise ValueError("target.tp_size and target.device_map both spread the layers; leave one at its default")
+        return self
+
+    @property
+    def spreads(self) -> bool:
+        """Whether the layers go to several devices."""
+        return self.device_map != "none" or bool(self.max_memory)
 
 
 class Draft(Table):
     """The EAGLE-3 draft model."""
 
-    config: str = option("auto", "Draft config: auto (derived from the target) or a JSON file.", "--draft-model-config")
+    config: str = option(
+        "auto",
+        "Draft config: auto (derived from the target), a packaged one (llama-3.1-8b, qwen3-8b ...) or a JSON file; a "
+        "file of a few keys changes those of auto.",
+        "--draft-model-config",
+    )
     vocab_size: int | None = option(None, "Draft vocabulary; overrides the config.", "--draft-vocab-size", ge=1)
     aux_layers: tuple[int, ...] | None = option(
         None, "Target layers whose outputs feed the draft, low to high; default 1, L//2-1, L-4.", "--aux-layers"
@@ -51,10 +88,14 @@ class Draft(Table):
 
 
 class Export(Table):
-    """eagle3 export: a draft folder that SGLang loads."""
+    """eagle3 export and import: a draft folder that servers load."""
 
     output_path: Path = option(Path("runs/draft"), "Folder to write.", "--output-path")
-    layout: Literal["sglang", "legacy"] = option("sglang", "Layout of the folder.")
+    layout: Literal["sglang", "vllm", "legacy"] = option(
+        "sglang",
+        "Whose options the draft may use: sglang (vLLM loads the same folder), vllm (what it alone can run, such as an "
+        "own embedding), legacy (older servers: one layer, three auxiliary layers, no EAGLE-3.1).",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = option(
         "bfloat16", "Type of the exported weights.", "--export-dtype"
     )

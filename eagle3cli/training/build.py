@@ -31,7 +31,7 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.devices import compute_type, set_threads
 from eagle3cli.runtime.ranks import ALONE, Ranks
 from eagle3cli.runtime.report import Reporter
-from eagle3cli.settings.tables import Settings, Train
+from eagle3cli.settings.tables import Settings, Target, Train
 from eagle3cli.settings.toml import to_toml
 from eagle3cli.training.attention import attend
 from eagle3cli.training.checkpoints import Progress, newest_sound, resume
@@ -94,6 +94,8 @@ def build(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Trainer
     dtype = compute_type(settings.train.dtype, embedding.device)
     draft = Draft(inputs.config).to(embedding.device)
     draft.set_vocab(inputs.vocab.d2t, inputs.vocab.t2d)
+    if draft.embed_tokens is not None:
+        draft.embed_tokens.weight.data.copy_(embedding)
     scales = {"lm_head": settings.train.head_lr_scale}
     started_with = _fingerprint(settings, inputs)
     checkpoint = newest_sound(run, report, ranks)
@@ -172,8 +174,8 @@ def online(settings: Settings, report: Reporter) -> Inputs:
         fix = "look at the rows with eagle3 view; replies are made by eagle3 regenerate"
         raise DataError("no row holds a reply to train on", where=str(settings.data.train_path), fix=fix)
     target = load_target(settings.target, report, config.aux_layers)
-    weights = {"embedding": target.embedding_VH}
-    weights |= _last_layer(settings.target.model_path, raw, target.device, target.dtype)
+    embedding_VH = target.embedding_VH
+    weights = _last_layer(settings.target, raw, embedding_VH.device, embedding_VH.dtype) | {"embedding": embedding_VH}
     evaluation = OnlineSource(target, cached.eval) if cached.eval is not None and len(cached.eval) else None
     return Inputs(
         OnlineSource(target, cached.train), evaluation, cached.vocab, config, target.head, weights, cached.folder.name
@@ -197,9 +199,7 @@ def offline(settings: Settings, report: Reporter) -> Inputs:
         )
     config = _with_vocab(config, store.vocab)
     device = pick_device(settings.target.device)
-    weights = _last_layer(
-        settings.target.model_path, raw, device, torch.float32 if device.type == "cpu" else torch.bfloat16
-    )
+    weights = _last_layer(settings.target, raw, device, torch.float32 if device.type == "cpu" else torch.bfloat16)
     if weights["head"].shape != (store.meta.vocab_size, store.meta.hidden_size):
         raise UsageError(
             f"the store was captured from a target with vocab x hidden {store.meta.vocab_size} x "
@@ -274,8 +274,9 @@ def _with_vocab(config: DraftConfig, vocab: VocabMapping) -> DraftConfig:
     return DraftConfig.from_dict({**raw, "draft_vocab_size": vocab.size})
 
 
-def _last_layer(path: str, raw: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    found = read_target_tensors(path, int(text_part(raw)["num_hidden_layers"]) - 1)
+def _last_layer(target: Target, raw: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    last = int(text_part(raw)["num_hidden_layers"]) - 1
+    found = read_target_tensors(target.model_path, last, revision=target.revision)
     return {name: value.to(device, dtype) for name, value in found.items()}
 
 

@@ -83,6 +83,7 @@ def initialise(
 ) -> None:
     """Set all of the draft's weights. ``last_layer_mlp`` holds the target's last ``gate_proj``/``up_proj`` and norm
     weights; what is missing or of another shape keeps its random values."""
+    _pass_through(draft)
     read_RC = draft.fc_input(sample.aux_RC)
     draft.set_aux_scale(channel_rms(read_RC).to(draft.aux_scale_C))
     draft.lm_head.weight.copy_(head.weight_VH[draft.draft_ids])
@@ -98,6 +99,13 @@ def initialise(
     teach = head.rows(draft.draft_ids).to(torch.float32)
     teacher_RV = F.softmax(teach(sample.wanted_RH[unseen] * final_norm_H.float()), -1)
     _calibrate(draft, residual_RH[unseen], teacher_RV)
+
+
+def _pass_through(draft: Draft) -> None:
+    """Layers after the first start as the identity: what follows is solved for the first one alone."""
+    for layer in draft.stack[1:]:
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
 
 
 def _split(rows: int) -> tuple[slice, slice]:

@@ -150,7 +150,7 @@ def test_a_bf16_target_is_stored_exactly(tiny: Path, tmp_path: Path) -> None:
         found = store[index]
         assert torch.equal(found.aux_UC, aux[: aux_count(where)])
         assert torch.equal(found.last_RH, last[where])
-        assert torch.equal(found.top_R, target.top_tokens(last[where]))
+        assert torch.equal(found.top_R, target.head.top_tokens(last[where]))
 
 
 @pytest.mark.parametrize("batches", [0, 1, 3, 5])

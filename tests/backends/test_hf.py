@@ -31,7 +31,7 @@ def test_capture_is_the_models_own(tmp_path: Path, kind: str, common: int) -> No
         want = torch.cat([out.hidden_states[layer + 1][0] for layer in target.aux_layers], -1)
         torch.testing.assert_close(aux, want, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(target.head(last), out.logits[0], rtol=1e-3, atol=1e-3)
-        assert target.top_tokens(last).tolist() == out.logits[0].argmax(-1).tolist()
+        assert target.head.top_tokens(last).tolist() == out.logits[0].argmax(-1).tolist()
 
 
 def test_a_shared_beginning_leaves_a_token_to_each_row() -> None:

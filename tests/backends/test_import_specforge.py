@@ -57,7 +57,7 @@ def write_file(path: Path, target: HfTarget, seed: int, **changes: Any) -> dict[
 def run(target: HfTarget, source: Path, folder: Path, tiny: Path, **other: Any) -> Imported:
     raw = json.loads((tiny / "config.json").read_text())
     config = DraftConfig.from_target(raw, draft_vocab_size=200)
-    wanted = ImportTarget(str(tiny), None, "hash", config, target.head.weight_VH)
+    wanted = ImportTarget(str(tiny), None, "hash", config, target.head)
     options = {"encoding": "bf16", "shard_mb": 1, "weights": (3, 1), "report": Silent(), "stop": Stop(), **other}
     return import_files(source, folder, wanted, **options)
 
@@ -79,7 +79,7 @@ def test_rows_come_over_as_they_are(target: HfTarget, tiny: Path, tmp_path: Path
         assert torch.equal(row.loss_mask_S, raw["loss_mask"].bool())
         assert torch.equal(row.aux_UC, raw["aux_hidden_state"][0, : aux_count(where)])
         assert torch.equal(row.last_RH, raw["hidden_state"][0, where])
-        assert torch.equal(row.top_R, target.top_tokens(raw["hidden_state"][0, where]))
+        assert torch.equal(row.top_R, target.head.top_tokens(raw["hidden_state"][0, where]))
 
 
 def test_files_that_cannot_be_used_are_listed_with_their_reason(target: HfTarget, tiny: Path, tmp_path: Path) -> None:

@@ -55,6 +55,15 @@ def test_prepare_with_bad_rows(tmp_path: Path, run_cli: RunCli) -> None:
     assert "in.jsonl:2" in (tmp_path / "out" / "errors.jsonl").read_text()
 
 
+def test_a_warning_is_no_reason_for_a_row_that_is_missing(tmp_path: Path, run_cli: RunCli) -> None:
+    row = {"id": "long", "conversations": [{"role": "user", "content": "a " * 300_000}]}
+    write(tmp_path / "in.jsonl", [talk(1), talk(1), row])
+    done = run_cli("prepare", "in.jsonl", "--output-path", "out", "--json")
+    assert sum(done.json["reasons"].values()) == done.json["duplicates"] == 1
+    assert done.json["warnings"] == {"a message past nearly every context": 1}
+    assert "1 kept, with a warning" in run_cli("prepare", "in.jsonl", "--output-path", "out").out
+
+
 def test_prepare_errors(tmp_path: Path, run_cli: RunCli) -> None:
     assert run_cli("prepare", "ultrachatt").code == 2
     missing = run_cli("prepare", "missing.jsonl")
@@ -68,6 +77,11 @@ def test_merge(tmp_path: Path, run_cli: RunCli) -> None:
     assert (done.code, done.json["train_rows"], done.json["eval_rows"]) == (0, 15, 5)
     assert len((tmp_path / "cache" / "dataset" / "eval.jsonl").read_text().splitlines()) == 5
     assert run_cli("merge", "--input-dir", "nowhere").code == 1
+    mark = tmp_path / "marked" / "shard_0-2.jsonl"
+    write(mark, [talk(i) for i in range(2)]).write_bytes(b"\xef\xbb\xbf" + mark.read_bytes())
+    repaired = run_cli("merge", "--input-dir", "marked", "--output-dir", "out", "--eval-size", 0)
+    assert repaired.code == 0
+    assert "1 repaired: byte order mark removed\neach with its place and reason: out/errors.jsonl" in repaired.out
     too_many = run_cli("merge", "--eval-size", 50, "--output-dir", "other")
     assert too_many.code == 2
     assert "too few" in too_many.err

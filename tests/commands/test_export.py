@@ -103,7 +103,7 @@ def test_a_specforge_folder_gets_what_a_server_needs(
 ) -> None:
     source = run_folder / "best"
     raw = json.loads((source / "config.json").read_text())
-    for key in ("eagle_config", "rope_parameters", "dtype"):
+    for key in ("eagle_config", "eagle_aux_hidden_state_layer_ids", "rope_parameters", "dtype"):
         del raw[key]
     (source / "config.json").write_text(json.dumps({**raw, "max_position_embeddings": 64}))
     tensors = load_file(source / "model.safetensors")
@@ -116,7 +116,11 @@ def test_a_specforge_folder_gets_what_a_server_needs(
     assert "left out" in ran.err
     assert "embed_tokens.weight" not in load_file(tmp_path / "runs" / "draft" / "model.safetensors")
     save_file({**tensors, "embed_tokens.weight": embedding + 1}, source / "model.safetensors")
-    assert run_cli("export", "--overwrite").code == 0
+    refused = run_cli("export", "--overwrite")
+    assert refused.code == 1
+    assert "own embedding, and SGLang puts the target's in its place" in refused.err
+    assert "use --layout vllm" in refused.err
+    assert run_cli("export", "--overwrite", "--layout", "vllm").code == 0
     assert "embed_tokens.weight" in load_file(tmp_path / "runs" / "draft" / "model.safetensors")
 
 

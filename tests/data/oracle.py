@@ -115,8 +115,9 @@ def parts_of(name: str, messages: list[Message], tools: list[Message], head: str
             place: Place = "last" if i == len(talk) - 1 else "chain" if i > last_question else "past"
             after_results = talk[i - 1]["role"] == "tool" and form.header_after_results is not None
             parts += _reply(name, message, place, after_results)
-            if name == "glm" and place != "last":  # the next header's token is the one at which the target stops
-                token = "<|user|>" if talk[i + 1]["role"] == "user" else "<|observation|>"
+            if name == "glm" and (place != "last" or not message.get("tool_calls")):
+                # The next header's token is the one at which the target stops.
+                token = "<|user|>" if place == "last" or talk[i + 1]["role"] == "user" else "<|observation|>"
                 parts.append((token, True))
     if name == "glm":
         parts = _without_doubled_tokens(parts)

@@ -139,16 +139,26 @@ def test_the_vocabulary_follows_its_own_options(tmp_path: Path, target: Path) ->
 
 
 def test_rows_that_need_a_look(tmp_path: Path, target: Path) -> None:
-    rows = [talk(1), {"id": "bad"}, {"id": "p", "conversations": talk(2)["conversations"][:1]}]
-    write(tmp_path / "train.jsonl", rows)
+    said = talk(2)["conversations"]
+    rows = [
+        talk(1),
+        {"id": "bad"},
+        {"id": "p", "conversations": said[:1]},
+        {"id": "l", "conversations": said[1:] + said},
+    ]
+    write(tmp_path / "train.jsonl", [*rows, {"id": "bad too"}])
     report = Silent()
     cached = build(tmp_path, target, report)
     counts = cached.summary["train"]
-    assert [counts[name] for name in ("read", "rows", "rejected", "no_span")] == [3, 2, 1, 1]
+    assert [counts[name] for name in ("read", "rows", "rejected", "no_span")] == [5, 3, 2, 1]
     assert "No assistant response spans found in the conversation text." in report.warnings[0]
-    assert f"1 of 3 rows of train were rejected; each with its place and reason: {cached.folder}" in report.warnings[1]
+    assert f"2 of 5 rows of train were rejected; each with its place and reason: {cached.folder}" in report.warnings[1]
     errors = [json.loads(line) for line in (cached.folder / "errors.jsonl").read_text().splitlines()]
-    assert [(e["place"].rpartition(":")[2], e["kind"]) for e in errors] == [("2", "rejected"), ("3", "warning")]
+    told = [(e["place"].rpartition(":")[2], e["id"], e["kind"]) for e in errors]
+    assert told[:2] == [("2", "bad", "rejected"), ("3", "p", "warning")]
+    assert told[2:] == [("4", "l", "repaired"), ("5", "bad too", "rejected")]
+    assert list(counts["warnings"].values()) == [1]
+    assert sum(counts["reasons"].values()) == counts["rejected"]
     assert not cached.train[1].loss_mask.any()
 
 

@@ -78,7 +78,7 @@ def test_ids_of_any_layout() -> None:
         ({"conversations": ["x"]}, "message 1 is a string"),
         ({"conversations": [USER, {"content": "a"}]}, "message 2 has no role"),
         ({"conversations": [USER, {"role": "narrator", "content": "a"}]}, "unknown role 'narrator'"),
-        ({"conversations": [USER, {"role": 3, "content": "a"}]}, "unknown role"),
+        ({"conversations": [USER, {"role": 3, "content": "a"}]}, "its role is a number, not a string"),
         ({"conversations": [USER, {"role": "assistant"}]}, "message 2 (assistant) has no content"),
         ({"conversations": [USER, {"role": "assistant", "content": None}]}, "content is null"),
         ({"conversations": [{"role": "user", "content": []}]}, "content is a list"),

@@ -52,6 +52,21 @@ def test_an_empty_think_block_of_the_template_is_not_trained() -> None:
     assert trained_texts(encoder, encoded) == ["a<|im_end|>"]
 
 
+def test_an_end_that_the_template_leaves_to_the_next_turn_is_trained_at_the_end_too() -> None:
+    """GLM stops at <|user|>, which its template writes only where a user goes on."""
+    encoder = encoder_for("glm")
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    assert encoder.format.unwritten == "<|user|>"
+    row = good(encoder, messages)
+    assert trained_texts(encoder, row)[-1].endswith("a<|user|>")
+    assert encoder.tokenizer.decode(row.row.token_ids.tolist()).endswith("a<|user|>")
+    assert "a<|user|>" not in trained_texts(encoder, good(encoder, messages, finish=("length",)))[-1]
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    called = good(encoder, [messages[0], {"role": "assistant", "content": "", "tool_calls": [call]}])
+    assert trained_texts(encoder, called)[-1].endswith("</tool_call>")
+    assert not encoder_for("chatml").format.unwritten
+
+
 def test_a_reply_cut_by_the_length_limit_trains_no_end_token() -> None:
     encoder = encoder_for("chatml")
     messages = [

@@ -55,6 +55,22 @@ def test_bad_lines_are_told_with_their_place(tmp_path: Path) -> None:
     assert lines[1].place == f"{path}:3"
 
 
+DEEP = b'{"a": ' + b"[" * 900 + b'"\\ud800"' + b"]" * 900 + b"}"
+LONG_NUMBER = b'{"a": ' + b"1" * 5000 + b"}"
+
+
+@pytest.mark.parametrize("array", [False, True])
+def test_rows_that_python_gives_up_on_cost_only_themselves(tmp_path: Path, array: bool) -> None:
+    rows = [b'{"a": 1}', DEEP, LONG_NUMBER, b'{"a": 2}']
+    path = tmp_path / "a.json"
+    path.write_bytes(b"[" + b",\n".join(rows) + b"]" if array else b"\n".join(rows))
+    lines = list(read_file(path))
+    assert values(lines) == [{"a": 1}, None, None, {"a": 2}]
+    problems = [line.problem for line in lines if line.problem]
+    assert problems == ["not valid JSON: nested too deeply", "not valid JSON: a number of thousands of digits"]
+    assert [line.number for line in lines] == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "misnamed.jsonl"])
 def test_gzip_is_told_by_its_content(tmp_path: Path, name: str) -> None:
     path = tmp_path / name

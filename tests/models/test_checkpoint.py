@@ -15,15 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from eagle3cli.errors import ModelError
-from eagle3cli.models.checkpoint import (
-    check_folder,
-    expected_shapes,
-    load_draft,
-    own_embedding,
-    save_draft,
-    vocab_problems,
-)
+from eagle3cli.models.checkpoint import check_folder, load_draft, save_draft
 from eagle3cli.models.config import DraftConfig
+from eagle3cli.models.contract import expected_shapes, folder_shapes, vocab_problems
 from eagle3cli.models.draft import Draft
 
 ROPE = {
@@ -113,6 +107,7 @@ def test_config_has_every_key_a_server_needs(folder: Path) -> None:
     assert raw["torch_dtype"] == raw["dtype"] == "bfloat16"
     assert raw["rope_theta"] == raw["rope_parameters"]["rope_theta"] == 5e5
     assert raw["rope_scaling"]["rope_type"] == raw["rope_parameters"]["rope_type"] == "llama3"
+    assert raw["eagle_aux_hidden_state_layer_ids"] == [2, 4, 5]  # vLLM's way of counting
     assert raw["eagle_config"] == {"eagle_aux_hidden_state_layer_ids": [1, 3, 4], "use_aux_hidden_state": True}
     assert {"bos_token_id", "eos_token_id", "pad_token_id", "draft_vocab_size", "target_hidden_size"} <= raw.keys()
     assert check_folder(folder, target=TARGET).head_dim == 4
@@ -132,7 +127,10 @@ def test_legacy_leaves_out_the_newer_keys(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"architectures": ["LlamaForCausalLM"]}, "architectures"),
-        ({"num_hidden_layers": 2}, "num_hidden_layers is 2, must be 1"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0, must be a positive"),
+        ({"num_hidden_layers": 2}, "layers.1.self_attn.q_proj.weight: missing"),
+        ({"eagle_aux_hidden_state_layer_ids": [1, 3, 4]}, "must be [2, 4, 5]: vLLM counts the layer after"),
+        ({"norm_before_residual": True}, "the sglang layout cannot hold this draft: norm_before_residual"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
         ({"draft_vocab_size": "DROP"}, "draft_vocab_size is None"),
         ({"head_dim": "DROP"}, "head_dim is None"),
@@ -186,7 +184,7 @@ def test_target_that_does_not_fit_is_named(folder: Path) -> None:
 
 def test_other_weight_files_are_refused(folder: Path) -> None:
     save_file({"x": torch.zeros(1)}, folder / "optimizer.safetensors")
-    assert "optimizer.safetensors: SGLang would read this file" in problem(folder)
+    assert "optimizer.safetensors: a server would read this file" in problem(folder)
 
 
 def test_absolute_d2t_is_named(folder: Path) -> None:
@@ -233,17 +231,17 @@ def test_specforge_folder_with_embedding_and_bin_weights_loads(tmp_path: Path) -
     state = draft_state()
     embedding = torch.randn(40, 16)
     raw = CONFIG.to_sglang()
-    del raw["eagle_config"], raw["dtype"], raw["rope_parameters"]
+    for key in ("eagle_config", "dtype", "rope_parameters", "eagle_aux_hidden_state_layer_ids"):
+        del raw[key]
     (tmp_path / "config.json").write_text(json.dumps(raw))
     torch.save({**state, "embed_tokens.weight": embedding}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelError, match="eagle_aux_hidden_state_layer_ids"):
         load_draft(tmp_path)
     config, loaded = load_draft(tmp_path, aux_layers=(0, 2, 5))
     assert config.aux_layers == (0, 2, 5)
+    assert config.own_embedding
+    assert torch.equal(loaded.pop("embed_tokens.weight"), embedding)
     assert loaded.keys() == state.keys()
-    found = own_embedding(tmp_path)
-    assert found is not None
-    assert torch.equal(found, embedding)
 
 
 class Unpickled:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from eagle3cli.backends.hf import load_target
+from eagle3cli.backends.head import read_target_tensors
+from eagle3cli.backends.hf import HfTarget, load_target
 from eagle3cli.backends.online import OnlineSource
 from eagle3cli.data.rows import TokenRow
 from eagle3cli.models.config import DraftConfig
@@ -56,14 +57,16 @@ def loss_of(draft: Draft, source: OnlineSource) -> float:
 
 def test_starts_closer_to_the_target_than_noise(source: OnlineSource) -> None:
     target = source.target
+    assert isinstance(target, HfTarget)
+    final_norm = read_target_tensors(target.path, 7)["final_norm"]
     config = DraftConfig.from_target(target.model.config.to_dict(), aux_layers=target.aux_layers)
     torch.manual_seed(0)
     draft = Draft(config)
     before = loss_of(draft, source)
-    sample = gather_sample([source.batch(range(24))], target.final_norm_H, 10_000)
+    sample = gather_sample([source.batch(range(24))], final_norm, 10_000)
     assert len(sample.token_R) == 24 * 23
     initialise(
-        draft, sample, embedding_VH=target.embedding_VH, head=target.head, final_norm_H=target.final_norm_H,
+        draft, sample, embedding_VH=target.embedding_VH, head=target.head, final_norm_H=final_norm,
         last_layer_mlp={},
     )  # fmt: skip
     assert loss_of(draft, source) < before

@@ -1,0 +1,240 @@
+"""What a draft folder must be for a server: every key, name, shape and type, and what each layout cannot hold.
+
+Knows nothing about files: see ``models/checkpoint.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from eagle3cli.models.config import ARCHITECTURE, EAGLE31_FLAGS, OUTER_LAYERS, DraftConfig, text_part
+
+Layout = Literal["sglang", "vllm", "legacy"]
+LAYOUTS: tuple[Layout, ...] = ("sglang", "vllm", "legacy")
+EMBEDDING = "embed_tokens.weight"
+NEW_KEYS = ("rope_parameters", "dtype")
+"""Keys of transformers 5 that a ``legacy`` folder leaves out; it says the same in the older keys."""
+
+Shape = tuple[int, ...]
+
+
+def expected_shapes(config: DraftConfig) -> dict[str, Shape]:
+    """Name and shape of every tensor that a draft of this config has."""
+    h, aux = config.hidden_size, len(config.aux_layers)
+    found: dict[str, Shape] = _layer_shapes("midlayer", config, 2 * h) | {"midlayer.input_layernorm.weight": (h,)}
+    for index in range(1, config.num_hidden_layers):
+        found |= _layer_shapes(f"layers.{index}", config, h)
+    if config.fc_norm:
+        found |= {f"fc_norm.{i}.weight": (config.target_hidden_size,) for i in range(aux)}
+    if config.norm_before_fc:
+        found["input_norm.weight"] = (aux * config.target_hidden_size,)
+    if config.own_embedding:
+        found[EMBEDDING] = (config.vocab_size, h)
+    return found | {
+        "fc.weight": (h, aux * config.target_hidden_size),
+        "norm.weight": (h,),
+        "lm_head.weight": (config.draft_vocab_size, h),
+        "d2t": (config.draft_vocab_size,),
+        "t2d": (config.vocab_size,),
+    }
+
+
+def folder_shapes(config: DraftConfig) -> dict[str, Shape]:
+    """Name and shape of every tensor in a draft's folder.
+
+    The norm before a later layer's attention is ``hidden_norm`` to SGLang and ``input_layernorm`` to vLLM, so it is
+    written under both names. A whole vocabulary needs no mapping, and vLLM refuses one.
+    """
+    found = expected_shapes(config)
+    found |= {both: found[name] for name, both in doubled_names(config).items()}
+    return {name: shape for name, shape in found.items() if name not in ("d2t", "t2d")} if whole(config) else found
+
+
+def doubled_names(config: DraftConfig) -> dict[str, str]:
+    """Tensors that are written twice, and their second name."""
+    layers = (f"layers.{index}" for index in range(1, config.num_hidden_layers))
+    return {f"{layer}.hidden_norm.weight": f"{layer}.input_layernorm.weight" for layer in layers}
+
+
+def whole(config: DraftConfig) -> bool:
+    """Whether the draft's vocabulary is the target's."""
+    return config.draft_vocab_size == config.vocab_size
+
+
+def _layer_shapes(name: str, config: DraftConfig, width: int) -> dict[str, Shape]:
+    h, i = config.hidden_size, config.intermediate_size
+    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    attention: dict[str, Shape] = {"q_proj": (q, width), "k_proj": (kv, width), "v_proj": (kv, width), "o_proj": (h, q)}
+    mlp: dict[str, Shape] = {"gate_proj": (i, h), "up_proj": (i, h), "down_proj": (h, i)}
+    return {
+        **{f"{name}.self_attn.{part}.weight": shape for part, shape in attention.items()},
+        **{f"{name}.mlp.{part}.weight": shape for part, shape in mlp.items()},
+        **{f"{name}.{norm}.weight": (h,) for norm in ("hidden_norm", "post_attention_layernorm")},
+    }
+
+
+def refusals(config: DraftConfig, layout: Layout) -> list[str]:
+    """Why servers of this layout cannot run this draft as it was trained; empty where they can."""
+    if layout == "vllm":
+        return []
+    found = []
+    if config.own_embedding:
+        found.append(
+            "it has its own embedding, and SGLang puts the target's in its place (use --layout vllm, or train with "
+            "the target's)"
+        )
+    if config.norm_before_residual:
+        found.append("norm_before_residual: SGLang's residual always starts from the state before the norm")
+    if layout == "sglang":
+        return found
+    if config.num_hidden_layers > 1:
+        found.append(f"{config.num_hidden_layers} layers; servers that need the legacy layout read exactly one")
+    if len(config.aux_layers) != 3:
+        found.append(
+            f"{len(config.aux_layers)} auxiliary layers; servers that need the legacy layout read exactly three"
+        )
+    found += [
+        f"{flag} is of EAGLE-3.1, unknown to older servers (train with --no-{flag.replace('_', '-')})"
+        for flag in EAGLE31_FLAGS
+        if getattr(config, flag)
+    ]
+    return found + (["norm_before_fc is unknown to older servers"] if config.norm_before_fc else [])
+
+
+def serving_layout(config: DraftConfig) -> Layout:
+    """The layout for a draft as it is: SGLang's where SGLang runs it."""
+    return next(layout for layout in LAYOUTS if not refusals(config, layout))
+
+
+def config_problems(raw: Mapping[str, Any], layout: Layout = "sglang") -> list[str]:
+    """Every way in which a draft's ``config.json`` differs from what SGLang needs."""
+    fixed = {
+        "architectures": [ARCHITECTURE],
+        "model_type": "llama",
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
+    problems = [f"config: {k} is {raw.get(k)!r}, must be {v!r}" for k, v in fixed.items() if raw.get(k) != v]
+    sizes = (
+        *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+        *("vocab_size", "draft_vocab_size", "target_hidden_size", "max_position_embeddings", "num_hidden_layers"),
+    )
+    for key in sizes:
+        if type(raw.get(key)) is not int or raw[key] < 1:
+            problems.append(f"config: {key} is {raw.get(key)!r}, must be a positive whole number")
+    for key in ("rms_norm_eps", "rope_theta"):
+        if not isinstance(raw.get(key), int | float) or raw[key] <= 0:
+            problems.append(f"config: {key} is {raw.get(key)!r}, must be a positive number")
+    problems += [
+        f"config: {key} is missing" for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key not in raw
+    ]
+    if raw.get("torch_dtype") not in ("float32", "bfloat16", "float16"):
+        problems.append(f"config: torch_dtype is {raw.get('torch_dtype')!r}, must be float32, bfloat16 or float16")
+    return problems + _aux_problems(raw, layout) + _rope_problems(raw, layout)
+
+
+def _aux_problems(raw: Mapping[str, Any], layout: Layout) -> list[str]:
+    eagle = raw.get("eagle_config")
+    if not isinstance(eagle, dict):
+        return ["config: eagle_config is missing; a server would guess the auxiliary layers"]
+    problems = []
+    ids, outer = eagle.get(OUTER_LAYERS), raw.get(OUTER_LAYERS)
+    if not isinstance(ids, list) or not ids or any(type(i) is not int or i < 0 for i in ids):
+        problems.append(f"config: eagle_config.{OUTER_LAYERS} is {ids!r}, must be a list of layers")
+    elif outer != [i + 1 for i in ids] and (outer is not None or layout == "vllm"):
+        problems.append(
+            f"config: {OUTER_LAYERS} is {outer!r}, must be {[i + 1 for i in ids]}: vLLM counts the layer after"
+        )
+    if eagle.get("use_aux_hidden_state") is not True:
+        problems.append("config: eagle_config.use_aux_hidden_state must be true")
+    return problems
+
+
+def _rope_problems(raw: Mapping[str, Any], layout: Layout) -> list[str]:
+    problems = [] if "rope_scaling" in raw else ["config: rope_scaling is missing (null for plain RoPE)"]
+    if layout == "legacy":
+        return problems + [f"config: {key} does not belong in the legacy layout" for key in NEW_KEYS if key in raw]
+    if raw.get("dtype") != raw.get("torch_dtype"):
+        problems.append(f"config: dtype is {raw.get('dtype')!r} but torch_dtype is {raw.get('torch_dtype')!r}")
+    rope = raw.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return [*problems, "config: rope_parameters is missing (newer transformers read only that)"]
+    if rope.get("rope_theta") != raw.get("rope_theta"):
+        problems.append(
+            f"config: rope_parameters.rope_theta {rope.get('rope_theta')!r} is not {raw.get('rope_theta')!r}"
+        )
+    old = raw.get("rope_scaling") or {"rope_type": "default"}
+    if {k: v for k, v in rope.items() if k != "rope_theta"} != {k: v for k, v in old.items() if k != "rope_theta"}:
+        problems.append("config: rope_parameters and rope_scaling disagree")
+    return problems
+
+
+def target_problems(raw: Mapping[str, Any], target: Mapping[str, Any]) -> list[str]:
+    """Every way in which a draft's config does not fit its target's."""
+    text = text_part(target)
+    pairs = {
+        "vocab_size": "vocab_size",
+        "target_hidden_size": "hidden_size",
+        "max_position_embeddings": "max_position_embeddings",
+    }
+    problems = [
+        f"config: {ours} is {raw.get(ours)!r} but the target has {text[theirs]!r}"
+        for ours, theirs in pairs.items()
+        if theirs in text and raw.get(ours) != text[theirs]
+    ]
+    ids = (raw.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids") or []
+    layers = text.get("num_hidden_layers")
+    if layers and any(type(i) is int and i >= layers for i in ids):
+        problems.append(f"config: auxiliary layers {ids} but the target has only {layers} layers")
+    return problems
+
+
+def vocab_problems(d2t: Tensor, t2d: Tensor) -> list[str]:
+    """What is wrong with a draft vocabulary: ``d2t`` must be offsets to ascending target tokens, ``t2d`` their mask."""
+    offsets = d2t.long()
+    ids = offsets + torch.arange(len(offsets))
+    marked = t2d.nonzero().flatten()
+    if torch.equal(ids, marked):
+        return []
+    if torch.equal(offsets, marked):
+        return ["d2t holds absolute target tokens; it must hold offsets (target token - draft token)"]
+    problems = []
+    if len(marked) != len(ids):
+        problems.append(f"t2d marks {len(marked)} tokens but d2t has {len(ids)}")
+    outside = ((ids < 0) | (ids >= len(t2d))).nonzero().flatten()
+    if len(outside):
+        problems.append(f"d2t maps {len(outside)} draft tokens outside the vocabulary (first: {int(outside[0])})")
+    falls = (ids[1:] <= ids[:-1]).nonzero().flatten()
+    if len(falls):
+        problems.append(f"d2t does not ascend at draft token {int(falls[0]) + 1}")
+    if not problems:
+        wrong = int((~t2d[ids]).nonzero().flatten()[0])
+        problems.append(f"d2t maps draft token {wrong} to target token {int(ids[wrong])}, which t2d does not mark")
+    return problems
+
+
+def tensor_problems(
+    shapes: Mapping[str, Shape], tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None
+) -> list[str]:
+    """Missing, unknown and misshapen tensors; and wrong types, where ``dtype`` says what the weights should be."""
+    problems = [f"{name}: missing" for name in sorted(shapes.keys() - tensors.keys())]
+    problems += [f"{name}: unknown, a server would skip it" for name in sorted(tensors.keys() - shapes.keys())]
+    types = {"d2t": torch.int64, "t2d": torch.bool}
+    for name in sorted(shapes.keys() & tensors.keys()):
+        tensor, wanted = tensors[name], types.get(name, dtype)
+        if tuple(tensor.shape) != shapes[name]:
+            problems.append(f"{name}: shape {list(tensor.shape)}, must be {list(shapes[name])}")
+        if dtype is not None and tensor.dtype != wanted:
+            problems.append(f"{name}: type {short(tensor.dtype)}, must be {short(wanted)}")
+    return problems
+
+
+def short(dtype: torch.dtype | None) -> str:
+    """``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,118 @@
+"""Tiny random targets of the real architecture classes, one for each family that people train drafts for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.tiny import VOCAB, tiny_tokenizer
+
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "initializer_range": 0.1,
+}
+EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
+ROUTED: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+LATENT: dict[str, Any] = {  # DeepSeek: keys and values through a narrow latent, of unequal widths
+    "num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
+    "v_head_dim": 16, "head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1,
+    "moe_intermediate_size": 32, "first_k_dense_replace": 1,
+}  # fmt: skip
+WINDOW: dict[str, Any] = {"sliding_window": 8}
+YARN: dict[str, Any] = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128,
+    "beta_fast": 32, "beta_slow": 1,
+}  # fmt: skip
+LLAMA3: dict[str, Any] = {
+    "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}  # fmt: skip
+LONGROPE: dict[str, Any] = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128,
+    "short_factor": [1.0] * 6, "long_factor": [2.0] * 6, "partial_rotary_factor": 0.75,
+}  # fmt: skip
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {"rope_parameters": LLAMA3}),
+    "llama-tied": ("LlamaConfig", {"tie_word_embeddings": True}),
+    "llama4": (
+        "Llama4TextConfig",
+        {**EXPERTS, "intermediate_size_mlp": 96, "attention_chunk_size": 8, "num_experts_per_tok": 1,
+         "interleave_moe_layer_step": 2, "attn_temperature_tuning": True, "floor_scale": 4},
+    ),
+    "mistral": ("MistralConfig", WINDOW),
+    "mixtral": ("MixtralConfig", EXPERTS),
+    "qwen2": ("Qwen2Config", {}),  # Qwen2.5 and QwQ are of this class too
+    "qwen2-window": ("Qwen2Config", {**WINDOW, "use_sliding_window": True, "max_window_layers": 3}),
+    "qwen2-moe": ("Qwen2MoeConfig", {**ROUTED, "shared_expert_intermediate_size": 32}),
+    "qwen3": ("Qwen3Config", {"tie_word_embeddings": True}),
+    "qwen3-moe": ("Qwen3MoeConfig", ROUTED),
+    "phi3": ("Phi3Config", {**WINDOW, "pad_token_id": 0}),  # Phi-4 is of this class too
+    "phi4-mini": ("Phi3Config", {"tie_word_embeddings": True, "rope_parameters": LONGROPE}),
+    "gpt-oss": ("GptOssConfig", {**EXPERTS, **WINDOW, "rope_parameters": YARN}),
+    "deepseek-v2": ("DeepseekV2Config", {**LATENT, "topk_method": "greedy"}),
+    "deepseek-v3": ("DeepseekV3Config", {**LATENT, "q_lora_rank": 24, "n_group": 2, "topk_group": 1}),
+    "gemma": ("GemmaConfig", {"tie_word_embeddings": True}),
+    "gemma2": (
+        "Gemma2Config",
+        {**WINDOW, "tie_word_embeddings": True, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0,
+         "query_pre_attn_scalar": 16},
+    ),
+    "gemma3": ("Gemma3TextConfig", {**WINDOW, "tie_word_embeddings": True, "query_pre_attn_scalar": 16}),
+    "glm": ("GlmConfig", {}),
+    "glm4": ("Glm4Config", {}),
+    "glm4-moe": (
+        "Glm4MoeConfig",
+        {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1},
+    ),
+    "cohere": ("CohereConfig", {"tie_word_embeddings": True, "logit_scale": 0.25, "use_qk_norm": True}),
+    "cohere2": ("Cohere2Config", {**WINDOW, "tie_word_embeddings": True, "logit_scale": 0.5}),
+    "granite": (
+        "GraniteConfig",
+        {"logits_scaling": 4.0, "embedding_multiplier": 6.0, "residual_multiplier": 0.3, "attention_multiplier": 0.1},
+    ),
+    "granite-moe": ("GraniteMoeConfig", {**EXPERTS, "logits_scaling": 3.0}),
+    "olmo2": ("Olmo2Config", {}),
+    "nemotron": ("NemotronConfig", {}),
+    "phi": ("PhiConfig", {}),  # a head with a bias, and a final LayerNorm
+    "gpt-neox": ("GPTNeoXConfig", {}),
+    "starcoder2": ("Starcoder2Config", {**WINDOW, "tie_word_embeddings": True}),
+    "seed-oss": ("SeedOssConfig", {}),
+    "smollm3": ("SmolLM3Config", {}),
+}  # fmt: skip
+
+
+def family_config(name: str) -> Any:
+    """The config of a tiny target of this family."""
+    import transformers
+
+    class_name, own = FAMILIES[name]
+    return getattr(transformers, class_name)(**{**COMMON, **own})
+
+
+def family_target(folder: Path, name: str, seed: int = 0) -> Path:
+    """Write a random target of this family with a tokenizer to ``folder``; returns ``folder``."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(family_config(name), dtype=torch.float32)
+        for parameter in model.parameters():  # norms, biases and sinks start as ones and zeros: nothing would show
+            if parameter.ndim == 1:
+                parameter.data.add_(torch.randn_like(parameter) * 0.2)
+    model.generation_config.eos_token_id = [2]
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
