@@ -45,6 +45,7 @@ def in_processes(command: Command, settings: Settings, out: Out) -> bool:
 def main() -> int:
     """One rank of a command."""
     from eagle3cli.runtime.launch import FOLDER, tell_error
+    from eagle3cli.runtime.ranks import lost_another
     from eagle3cli.settings.tables import Settings
 
     payload = json.loads((Path(os.environ[FOLDER]) / "payload.json").read_text(encoding="utf-8"))
@@ -56,6 +57,10 @@ def main() -> int:
         tell_error(rank, error)
         return error.exit_code
     except Exception as error:
+        if lost_another(error):
+            told = "lost another process of this run, or the way to it"
+            tell_error(rank, Eagle3Error(told, fix="look at what ended that one; run again to go on"), lost=True)
+            return FAILED
         traceback.print_exc()
         tell_error(rank, Eagle3Error(f"{type(error).__name__}: {error}", fix="its traceback stands above"))
         return FAILED

@@ -26,14 +26,16 @@ class Beat:
     moved: int = 0
     waiting: bool = False
     place: str = ""
-    who: str = field(default_factory=lambda: f"{socket.gethostname()}, process {os.getpid()}")
+    host: str = field(default_factory=socket.gethostname)
+    process: int = field(default_factory=os.getpid)
 
 
 class Heart:
     """A thread that beats in the store of the process group and reads the others' beats.
 
-    ``late`` is called once, from the thread, with what to tell when a rank has been silent for ``timeout`` seconds, or
-    has not moved for as long inside the training loop while others wait for it. ``warn`` is told earlier.
+    ``late`` is called once, from the thread, with a rank's last beat and what to tell, when it has been silent for
+    ``timeout`` seconds, or has not moved for as long inside the training loop while others wait for it. ``warn`` is
+    told earlier.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class Heart:
         index: int,
         count: int,
         timeout: float,
-        late: Callable[[str], None],
+        late: Callable[[Beat, str], None],
         warn: Callable[[str], None],
     ) -> None:
         self.store, self.index, self.count, self.timeout = store, index, count, timeout
@@ -79,14 +81,14 @@ class Heart:
                 return
             said = self._judge({rank: beat for rank, beat in found.items() if beat is not None})
             if said is not None and not self.ended.is_set():
-                self.late(said)
+                self.late(*said)
                 return
 
     def _read(self, rank: int) -> Beat | None:
         key = f"beat/{rank}"
         return Beat(**json.loads(self.store.get(key))) if self.store.check([key]) else None
 
-    def _judge(self, found: dict[int, Beat]) -> str | None:
+    def _judge(self, found: dict[int, Beat]) -> tuple[Beat, str] | None:
         now = time.monotonic()
         for rank, beat in found.items():
             before, alive, moved = self.seen[rank]
@@ -97,9 +99,9 @@ class Heart:
             somebody_waits = self.mine.waiting or any(other.waiting for other in found.values())
             idle = stuck if beat.place and not beat.waiting and somebody_waits else silent
             reason = "does not answer" if idle == silent else f"has not moved on from {beat.place}"
-            said = f"rank {rank} ({beat.who}) {reason} for {idle:.0f} s"
+            said = f"rank {rank} ({beat.host}, process {beat.process}) {reason} for {idle:.0f} s"
             if idle > self.timeout:
-                return said
+                return beat, said
             if idle > self.timeout * WARN_AFTER and rank not in self.warned:
                 self.warned.add(rank)
                 self.warn(f"{said}; the others wait")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -88,11 +89,18 @@ def _environment(folder: Path, count: int, threads: int | None) -> Iterator[None
                 os.environ[name] = value
 
 
-def tell_error(rank: int, error: Eagle3Error) -> None:
-    """Leave this rank's error for the process that started the ranks, if one did."""
+def tell_error(rank: int, error: Eagle3Error, *, lost: bool = False) -> None:
+    """Leave this rank's error for the process that started the ranks, if one did; ``lost``: another has left it."""
     folder = os.environ.get(FOLDER)
     if folder is not None:
-        told = {"what": error.what, "where": error.where, "fix": error.fix, "code": error.exit_code, "rank": rank}
+        told = {
+            "what": error.what,
+            "where": error.where,
+            "fix": error.fix,
+            "code": error.exit_code,
+            "rank": rank,
+            "lost": lost,
+        }
         path = Path(folder) / f"error_{rank}.json"
         path.write_text(json.dumps({**told, "time": time.time()}), encoding="utf-8")
 
@@ -104,20 +112,21 @@ def _first_error(folder: Path) -> dict[str, Any] | None:
             found.append(json.loads(path.read_text(encoding="utf-8")))
         except ValueError:
             continue
-    return min(found, key=lambda error: float(error["time"])) if found else None
+    return min(found, key=lambda error: (error["lost"], float(error["time"]))) if found else None
 
 
 def _error(folder: Path, failed: Any, count: int) -> Eagle3Error:
     found = _first_error(folder)
-    if found is not None:
+    killed = [item for item in failed.failures.items() if item[1].exitcode < 0 and item[1].exitcode != -signal.SIGTERM]
+    if found is not None and not (found["lost"] and killed):
         what = f"rank {found['rank']} of {count}: {found['what']}"
         error = Eagle3Error(what, where=found["where"], fix=found["fix"])
         error.exit_code = found["code"]
         return error
-    rank, failure = failed.get_first_failure()
+    rank, failure = killed[0] if killed else failed.get_first_failure()
     fix = "look at its log above; run the same command again to go on from the newest checkpoint"
     how = f"was ended by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with code {failure.exitcode}"
-    if failure.exitcode == -9:
+    if failure.exitcode == -signal.SIGKILL:
         fix = "somebody killed it, or the system did for want of memory (see dmesg); run the same command again"
     error = Eagle3Error(f"rank {rank} of {count} {how}", fix=fix)
     error.exit_code = FAILED

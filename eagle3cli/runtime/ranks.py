@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from eagle3cli.errors import Eagle3Error
-from eagle3cli.runtime.heart import Heart
+from eagle3cli.runtime.heart import Beat, Heart
 from eagle3cli.runtime.launch import tell_error
 
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ class Ranks:
 
             with self.waiting():
                 for tensor in tensors:
-                    dist.broadcast(tensor, 0)
+                    dist.broadcast(tensor.detach(), 0)
 
     def largest(self, values: Sequence[float]) -> list[float]:
         """The largest of each of these values over the ranks."""
@@ -145,7 +147,12 @@ def joined(timeout: float | None = None) -> Iterator[Ranks]:
     if timeout is not None:
         beats = PrefixStore("eagle3", store.clone())
         heart = Heart(
-            beats, index, count, timeout, lambda said: _give_up(index, said), _warn_of if index == 0 else _hush
+            beats,
+            index,
+            count,
+            timeout,
+            lambda late, said: _give_up(index, late, said),
+            _warn_of if index == 0 else _hush,
         )
         heart.thread.start()
     try:
@@ -156,12 +163,25 @@ def joined(timeout: float | None = None) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def _give_up(rank: int, said: str) -> None:
-    """End this process, which waits for one that will not come."""
+def _give_up(rank: int, late: Beat, said: str) -> None:
+    """End this process, which waits for one that will not come, and that one too where it is on this machine."""
+    if late.host == socket.gethostname():
+        with suppress(OSError):
+            os.kill(late.process, signal.SIGKILL)  # one that is stopped hears no other signal
     error = Eagle3Error(said, where="--dist-timeout", fix="see what that process does; then run the same command again")
     tell_error(rank, error)
     print(f"error: {error}", file=sys.stderr, flush=True)
     os._exit(error.exit_code)
+
+
+def lost_another(error: Exception) -> bool:
+    """Whether an error is what a rank sees of another one's end."""
+    import torch.distributed as dist
+
+    words = ("gloo", "Connection reset", "Connection closed", "NCCL", "Broken pipe")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(w in str(error) for w in words)
+    )
 
 
 def _warn_of(said: str) -> None:
