@@ -63,8 +63,6 @@ def warn_of(rows: Sequence[Row], out: Out) -> None:
         if differing:
             ties = f"{row['differences_at_ties']} of them at near ties"
             out.warn(f"{row['task']} {row['config']}: {differing} answers differ from the baseline, {ties}")
-        if row["steps"] and row.get("speedup") is None:
-            out.warn(f"{row['task']} {row['config']}: no baseline of this batch, so no speed-up")
     for note in dict.fromkeys(note for row in rows for note in row.get("notes", ())):
         out.warn(note)
 

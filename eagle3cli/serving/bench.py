@@ -85,6 +85,7 @@ class Work:
 
     def cases(self, configs: Sequence[Config]) -> list[Case]:
         """Every task at every temperature with every configuration, baselines before what is compared with them."""
+        configs = [config for config in configs if self.engine.has_baseline or not config.is_baseline]
         temperatures = dict.fromkeys(self.settings.bench.temperature)
         return [Case(name, config, t) for name in self.tasks for t in temperatures for config in configs]
 

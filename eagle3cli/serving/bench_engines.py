@@ -34,6 +34,10 @@ class Engine(Protocol):
     def name(self) -> str:
         """What the results call it."""
 
+    @property
+    def has_baseline(self) -> bool:
+        """Whether it decodes without a draft, too."""
+
     def speaking(self, speculation: Spoken, batch: int) -> AbstractContextManager[Speaker]:
         """A speaker within the block, for at most ``batch`` answers at once."""
 
@@ -44,8 +48,10 @@ def open_engine(settings: Settings, configs: Sequence[Config], report: Reporter)
     drafts = [config for config in configs if not config.is_baseline]
     if kind == "running":
         running = Running(settings, report)
-        for speculation in dict.fromkeys(config.speculation for config in configs):
+        for speculation in dict.fromkeys(config.speculation for config in drafts):
             running.serving(speculation)
+        if not running.has_baseline:
+            report.warn("no server without a draft is among them: no baseline, so no speed-up and no comparison")
         return running
     if not settings.target.model_path:
         raise UsageError("no target model", where="--model-path", fix="give a folder or a hub id")
@@ -74,6 +80,7 @@ class Local:
     draft: Path | None
     report: Reporter
     name: str = "local"
+    has_baseline: bool = True
     _speaker: LocalSpeaker | None = field(default=None, init=False)
 
     @contextmanager
@@ -94,6 +101,7 @@ class Started:
     settings: Settings
     draft: Path | None
     report: Reporter
+    has_baseline: bool = True
 
     @property
     def name(self) -> str:
@@ -167,6 +175,11 @@ class Running:
         wanted = ",".join(map(str, speculation))
         fix = "start one with it and give its address, too, or leave out --server-address-port"
         raise UsageError(f"no server speculates with steps,topk,tokens {wanted} (there are: {have})", fix=fix)
+
+    @property
+    def has_baseline(self) -> bool:
+        """Whether one of the servers has no draft."""
+        return any(speaker.info.speculative is None for speaker in self.speakers)
 
     @property
     def speakers(self) -> list[RemoteSpeaker]:

@@ -89,8 +89,11 @@ def test_counters_that_do_not_fit_are_told(tiny: Path, questions: Path) -> None:
 
 
 def test_a_server_is_found_by_its_speculation(tiny: Path, questions: Path) -> None:
-    with running(CHAIN) as servers, pytest.raises(UsageError, match=r"speculates with steps,topk,tokens 0,0,0"):
-        run(servers, tiny, questions, "2,3,1,4")
+    report = Silent()
+    with running(CHAIN) as servers:
+        row = run(servers, tiny, questions, "2,3,1,4", report=report).table[0]
+    assert (row["acceptance_length"], "speedup" in row, "compared" in row) == (3.0, False, False)
+    assert "no speed-up" in report.warnings[0]
     with running(PLAIN, CHAIN) as servers, pytest.raises(UsageError, match="5,1,6"):
         run(servers, tiny, questions, "2,5,1,6")
 
