@@ -70,7 +70,7 @@ class Work:
         if not settings.bench.temperature or min(settings.bench.temperature) < 0:
             raise UsageError("a temperature is at least 0", where="--temperature", fix="0 is greedy")
         engine = open_engine(settings, configs, report)
-        tasks, failed = _load_tasks(settings.bench.benchmark_list, report)
+        tasks, failed = _load_tasks(settings, report)
         made_with = _made_with(settings, engine.name)
         results = Results.open(settings.bench.output, made_with, overwrite=settings.bench.overwrite)
         return cls(settings, engine, tasks, results, report, failed)
@@ -156,13 +156,16 @@ def _notes(case: Case, speaker: Speaker) -> tuple[str, ...]:
     return speaker.notes if case.temperature and not case.config.is_baseline else ()
 
 
-def _load_tasks(words: Sequence[str], report: Reporter) -> tuple[dict[str, Task], dict[str, str]]:
+def _load_tasks(settings: Settings, report: Reporter) -> tuple[dict[str, Task], dict[str, str]]:
     """The tasks by name; one whose data cannot be had is left out and told. Raises DataError where none is left."""
+    words, folder = settings.bench.benchmark_list, settings.bench.benchmark_dir
+    if folder is not None and not folder.is_dir():
+        raise UsageError("no such folder", where=f"--benchmark-dir {folder}", fix="check the path")
     tasks: dict[str, Task] = {}
     failed: dict[str, str] = {}
     for word in words:
         try:
-            task = load_task(word, report)
+            task = load_task(word, report, folder)
         except DataError as error:
             if len(words) == 1 or "@" in word or Path(word.rpartition(":")[0] or word).is_file():
                 raise

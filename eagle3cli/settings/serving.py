@@ -85,6 +85,9 @@ class Bench(Table):
         "cmmlu, mbpp, livecodebench, alpaca, qa, summarisation.",
         "--benchmark-list",
     )
+    benchmark_dir: Path | None = option(
+        None, "Folder with files of the tasks (gsm8k.jsonl ...), taken before packages and the hub.", "--benchmark-dir"
+    )
     temperature: tuple[float, ...] = option((0.0,), "Temperatures; 0 is greedy.")
     max_tokens: int = option(128, "New tokens per answer.", ge=1)
     multi_turn: bool = option(False, "Ask every turn, not only the first.", "--enable-multi-turn-conversation")

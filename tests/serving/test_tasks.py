@@ -157,3 +157,8 @@ def test_a_bad_row_is_named_by_its_place(tmp_path: Path) -> None:
         load_task(str(write(tmp_path / "bad.jsonl", {"turns": ["a"]}, {"turns": "a"})), Silent())
     with pytest.raises(DataError, match="empty"):
         load_task(str(write(tmp_path / "none.jsonl")), Silent())
+
+
+def test_files_of_a_folder_go_before_packages_and_hub(shared: Path) -> None:
+    names = [load_task(f"{name}:3", Silent(), shared / "data").name for name in ("mtbench", "gsm8k", "humaneval")]
+    assert names == ["mtbench:3", "gsm8k:3", "humaneval:3"]
