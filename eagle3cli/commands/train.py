@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from eagle3cli.console.out import Out
     from eagle3cli.settings.tables import Settings
 
-NEW_DRAFT = ("config", "vocab_size", "aux_layers", "init", "fc_norm", "norm_output")
+DRAFT = ("config", "vocab_size", "aux_layers", "init", "fc_norm", "norm_output", "path")
 
 
 def run(settings: Settings, out: Out) -> int | None:
@@ -69,6 +69,6 @@ COMMAND = Command(
         "eagle3 train --mode online --target-model-path MODEL --train-data-path cache/dataset/train.jsonl",
         "eagle3 train --mode offline --target-model-path MODEL --train-hidden-states-path cache/hidden_states/train",
     ),
-    fields=("train.*", "target.*", *(f"draft.{name}" for name in NEW_DRAFT), "data.*"),
+    fields=("train.*", "target.*", *(f"draft.{name}" for name in DRAFT), "data.*"),
     run=run,
 )

@@ -39,6 +39,7 @@ from eagle3cli.training.history import history_writer
 from eagle3cli.training.initialise import gather_sample, initialise
 from eagle3cli.training.optimizer import Optimizer
 from eagle3cli.training.order import Order
+from eagle3cli.training.start import config_of_start, load_start, start_digest
 from eagle3cli.training.trainer import Trainer
 from eagle3cli.training.unroll import Attend
 
@@ -85,9 +86,12 @@ def build(settings: Settings, report: Reporter) -> Trainer:
     embedding, head = inputs.weights["embedding"], inputs.head
     dtype = compute_type(settings.train.dtype, embedding.device)
     draft = Draft(inputs.config).to(embedding.device)
-    draft.set_vocab(inputs.vocab.d2t, inputs.vocab.t2d)
-    if draft.embed_tokens is not None:
-        draft.embed_tokens.weight.data.copy_(embedding)
+    if settings.draft.init == "draft":
+        load_start(draft, settings)
+    else:
+        draft.set_vocab(inputs.vocab.d2t, inputs.vocab.t2d)
+        if draft.embed_tokens is not None:
+            draft.embed_tokens.weight.data.copy_(embedding)
     scales = {"lm_head": settings.train.head_lr_scale}
     started_with = _fingerprint(settings, inputs)
     if settings.draft.init == "target" and not list_checkpoints(run):
@@ -178,7 +182,8 @@ def offline(settings: Settings, report: Reporter) -> Inputs:
             where=str(path),
             fix="use --aux-layers of the store, or capture again",
         )
-    config = _with_vocab(config, store.vocab)
+    if settings.draft.init != "draft":
+        config = replace(config, draft_vocab_size=store.vocab.size)  # the store's vocabulary decides the draft's
     device = pick_device(settings.target.device)
     weights = _last_layer(settings.target, raw, device, torch.float32 if device.type == "cpu" else torch.bfloat16)
     if weights["head"].shape != (store.meta.vocab_size, store.meta.hidden_size):
@@ -241,18 +246,14 @@ def parse_duration(text: str | None) -> float | None:
 
 def _draft_config(settings: Settings, raw: dict[str, Any]) -> DraftConfig:
     draft = settings.draft
+    if draft.init == "draft":
+        return config_of_start(settings, raw)
     config = read_draft_config(draft.config, raw, draft_vocab_size=draft.vocab_size, aux_layers=draft.aux_layers)
     return replace(
         config,
         fc_norm=config.fc_norm if draft.fc_norm is None else draft.fc_norm,
         norm_output=config.norm_output if draft.norm_output is None else draft.norm_output,
     )
-
-
-def _with_vocab(config: DraftConfig, vocab: VocabMapping) -> DraftConfig:
-    """The store's vocabulary decides the draft's."""
-    raw = config.to_sglang()
-    return DraftConfig.from_dict({**raw, "draft_vocab_size": vocab.size})
 
 
 def _last_layer(target: Target, raw: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -288,5 +289,6 @@ def _fingerprint(settings: Settings, inputs: Inputs) -> str:
     train: Train = settings.train
     kept = {k: v for k, v in train.model_dump(mode="json").items() if k not in SESSION_FIELDS}
     target = fingerprint(settings.target.model_path, revision=settings.target.revision)
-    text = json.dumps([kept, settings.draft.init, inputs.config.to_sglang(), inputs.data_key, target])
+    started = start_digest(settings) or settings.draft.init
+    text = json.dumps([kept, started, inputs.config.to_sglang(), inputs.data_key, target])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
