@@ -87,16 +87,66 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "nemotron": ("NemotronConfig", {}),
     "phi": ("PhiConfig", {}),  # a head with a bias, and a final LayerNorm
     "gpt-neox": ("GPTNeoXConfig", {}),
+    "minicpm3": (
+        "MiniCPM3Config",
+        {"dim_model_base": 32, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
+         "v_head_dim": 16, "num_key_value_heads": 4, "head_dim": 24},
+    ),
+    "qwen3-next": ("Qwen3NextConfig", {**ROUTED, "linear_num_value_heads": 4, "linear_num_key_heads": 2,
+                                       "shared_expert_intermediate_size": 32}),
+    "falcon-h1": ("FalconH1Config", {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8,
+                                     "lm_head_multiplier": 0.5}),
+    "nanochat": ("NanoChatConfig", {}),
     "starcoder2": ("Starcoder2Config", {**WINDOW, "tie_word_embeddings": True}),
     "seed-oss": ("SeedOssConfig", {}),
     "smollm3": ("SmolLM3Config", {}),
 }  # fmt: skip
 
 
+TOWER: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
+QWEN_TOWER: dict[str, Any] = {
+    "depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64,
+}  # fmt: skip
+MROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+IMAGES: dict[str, Any] = {
+    "image_token_id": 300, "video_token_id": 301, "vision_start_token_id": 302, "vision_end_token_id": 303,
+}  # fmt: skip
+
+WRAPPERS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "llama4-vision": (
+        "Llama4Config", "Llama4ForConditionalGeneration", FAMILIES["llama4"][1],
+        {"vision_config": {**TOWER, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}},
+    ),
+    "gemma3-vision": (
+        "Gemma3Config", "Gemma3ForConditionalGeneration", FAMILIES["gemma3"][1],
+        {"vision_config": TOWER, "mm_tokens_per_image": 4, "image_token_index": 300},
+    ),
+    "mistral3": (
+        "Mistral3Config", "Mistral3ForConditionalGeneration", {"model_type": "mistral"},
+        {"vision_config": {"model_type": "pixtral", **TOWER, "head_dim": 16}, "image_token_index": 300},
+    ),
+    "qwen2.5-vl": (
+        "Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration", {"rope_parameters": MROPE},
+        {"vision_config": {**QWEN_TOWER, "fullatt_block_indexes": [0]}, **IMAGES},
+    ),
+    "qwen3-vl": (
+        "Qwen3VLConfig", "Qwen3VLForConditionalGeneration", {"rope_parameters": MROPE},
+        {"vision_config": {**QWEN_TOWER, "deepstack_visual_indexes": [0]}, **IMAGES},
+    ),
+}  # fmt: skip
+"""Multi-modal models: class of the config, class of the model, the text model's own values, the wrapper's."""
+
+
 def family_config(name: str) -> Any:
     """The config of a tiny target of this family."""
     import transformers
 
+    if name in WRAPPERS:
+        class_name, _, text, own = WRAPPERS[name]
+        return getattr(transformers, class_name)(text_config={**COMMON, **text}, **own)
     class_name, own = FAMILIES[name]
     return getattr(transformers, class_name)(**{**COMMON, **own})
 
@@ -104,11 +154,15 @@ def family_config(name: str) -> Any:
 def family_target(folder: Path, name: str, seed: int = 0) -> Path:
     """Write a random target of this family with a tokenizer to ``folder``; returns ``folder``."""
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(family_config(name), dtype=torch.float32)
+        config = family_config(name)
+        if name in WRAPPERS:
+            model = getattr(transformers, WRAPPERS[name][1])(config).float()
+        else:
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for parameter in model.parameters():  # norms, biases and sinks start as ones and zeros: nothing would show
             if parameter.ndim == 1:
                 parameter.data.add_(torch.randn_like(parameter) * 0.2)

@@ -8,6 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -30,6 +31,8 @@ OTHER_PARTS = ("vision", "visual", "audio", "mtp", "encoder", "projector")
 ONE_MORE = ("gemma", "gemma2", "gemma3", "nemotron", "qwen3_next", "qwen3_5", "recurrent_gemma", "vaultgemma")
 """Beginnings of the model types whose norms multiply by one more than their weight."""
 NOT_ONE_MORE = ("gemma3n",)
+BARE_NORMS = ("nanochat", "olmo")
+"""Model types whose norms have no weight."""
 SAMPLES, SAMPLE_BYTES = 16, 4096
 
 
@@ -49,7 +52,7 @@ def read_embedding_and_head(model_path: str, *, revision: str | None = None) -> 
     embedding = _read(_file(model_path, files[name], revision), name)
     head_name = _find(files, HEADS)
     tied = _tied(config)
-    if tied or (tied is None and head_name is None):
+    if tied or (head_name is None and (tied is None or "text_config" in config)):
         head = embedding
     elif head_name is None:
         raise ModelError("tie_word_embeddings is false but there is no head", where=model_path, fix=_looked_for(HEADS))
@@ -91,13 +94,15 @@ def read_target_tensors(
         name = _find(files, wanted)
         if name is not None:
             found[key] = _read(_file(model_path, files[name], revision), name)
+    kind = str(text_part(read_config(model_path, revision=revision)).get("model_type"))
+    if kind in BARE_NORMS:
+        found["final_norm"] = torch.ones(embedding.shape[1])
     if "final_norm" not in found:
         raise ModelError("no norm before the head", where=model_path, fix="start with --draft-init random")
     if "gate_up" in found:
         found["gate_proj"], found["up_proj"] = found.pop("gate_up").chunk(2)
     # Quantised projections mean nothing without their scales; the draft can start without them.
     found = {key: value for key, value in found.items() if value.is_floating_point() and value.element_size() > 1}
-    kind = str(text_part(read_config(model_path, revision=revision)).get("model_type"))
     if kind.startswith(ONE_MORE) and not kind.startswith(NOT_ONE_MORE):
         found |= {key: found[key].float() + 1 for key in ("final_norm", "norm") if key in found}
     return found
@@ -191,7 +196,10 @@ def _find(names: dict[str, str], endings: Sequence[str]) -> str | None:
 
 
 def _tied(config: dict[str, Any]) -> bool | None:
-    """Whether the head is the embedding; None where the config leaves it to what the weights hold."""
+    """Whether the head is the embedding; None where the config leaves it to what the weights hold.
+
+    A wrapper and its text part may disagree: then the weights decide, too.
+    """
     text = config.get("text_config") or {}
     said = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
     return None if said is None else bool(said)

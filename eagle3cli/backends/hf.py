@@ -19,7 +19,7 @@ from transformers import AutoConfig, DynamicCache, PreTrainedModel
 
 from eagle3cli.backends.hf_load import ends_of, load_model, placement
 from eagle3cli.backends.logits import Head
-from eagle3cli.backends.positions import cached
+from eagle3cli.backends.positions import cached, keeps_positions
 from eagle3cli.backends.structure import decoder_of
 from eagle3cli.backends.target import States, Tokens
 from eagle3cli.errors import ModelError, UsageError
@@ -91,7 +91,7 @@ class HfTarget:
         The sequences are padded on the right to the longest one; give sequences of similar length.
         """
         ids = [torch.tensor(s, dtype=torch.long, device=self.device) for s in sequences]
-        shared = shared_prefix(sequences)
+        shared = shared_prefix(sequences) if keeps_positions(self.model) else 0
         with self.tapping() as taps:
             if shared < MIN_SHARED:
                 aux_BSC, last_BSH = self._pass(taps, pad_sequence(ids, batch_first=True), use_cache=False)

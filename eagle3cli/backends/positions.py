@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.cache_utils import Cache
 
 GROUPED_ATTENTION = "eagle3_grouped"
+ADDRESSED = {"full_attention", "sliding_attention", "chunked_attention"}
 _now: ContextVar[PositionCache] = ContextVar("_now")
 """The cache that was pointed last: transformers asks for a layer's mask without saying where the rows stand."""
 
@@ -141,6 +142,12 @@ def cached(model: torch.nn.Module, cache: Any) -> dict[str, Any]:
     """The key/value cache as a keyword argument of ``model``; newer transformers call it ``cache``."""
     name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     return {name: cache}
+
+
+def keeps_positions(model: PreTrainedModel) -> bool:
+    """Whether the past of every layer is keys and values by position, as far as the config tells; that of linear
+    attention can be neither rolled back nor copied to other rows."""
+    return ADDRESSED.issuperset(getattr(model.config.get_text_config(), "layer_types", None) or ())
 
 
 @contextmanager

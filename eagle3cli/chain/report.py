@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eagle3cli.commands.bench import COLUMNS, table_row
+from eagle3cli.console.benchmark import COLUMNS, table_row
 from eagle3cli.console.report import Page, Section, line_chart
 
 if TYPE_CHECKING:
@@ -22,15 +22,15 @@ SLOWER = (
 def numbers(settings: Settings, stages: Mapping[str, Mapping[str, Any]]) -> dict[str, object]:
     """``report.json`` from the stages' results."""
     bench = stages["bench"]["result"]
-    chain = next(row for row in bench["held_out"] if row["k"])
-    speeds = {str(row["k"]): row["tokens_per_s"] for row in bench["speed"]}
+    chain = next(row for row in bench["held_out"] if row["steps"])
+    speeds = {str(row["steps"]): row["tokens_per_s"] for row in bench["speed"]}
     walk = stages["eval"]["result"]["acceptance_length"]
     seconds = {name: stage["seconds"] for name, stage in stages.items()}
     return {
         "target": stages["target"]["result"]["target"],
         "draft": str(settings.export.output_path),
-        "acceptance_length": chain["acceptance_length"],
-        "k": chain["k"],
+        "acceptance_length": chain["tokens_per_pass"],  # without what the last pass of a reply accepts behind its end
+        "k": chain["steps"],
         "prompts": chain["requests"],
         "lossless": chain["identical"] == chain["requests"],
         "seconds": round(sum(seconds.values()), 1),

@@ -89,6 +89,7 @@ def measure(settings: Settings, out: StageOut) -> None:
             "benchmark_list": (f"{held_out}:{rows}",),
             "config_list": configs,
             "max_tokens": tokens,
+            "temperature": (0.0,),
             "output": folder / f"{name}.jsonl",
         }
         table = settings.bench.model_copy(update=update)

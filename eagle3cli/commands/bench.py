@@ -2,52 +2,69 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eagle3cli.commands.command import Command
+from eagle3cli.errors import FAILED, SOME_ROWS_FAILED
 
 if TYPE_CHECKING:
+    from eagle3cli.console.benchmark import Row
     from eagle3cli.console.out import Out
     from eagle3cli.settings.tables import Settings
 
-COLUMNS = ("task", "batch", "k", "acceptance length", "accepted per position", "tokens/s", "speed-up", "identical")
-
 
 def run(settings: Settings, out: Out) -> int | None:
-    """Measure what is missing, show all, write the table as Markdown beside the results."""
+    """Measure what is missing, show all, write the table and the page beside the results."""
     from eagle3cli.commands.local_target import with_local_target
-    from eagle3cli.console.report import markdown_table
-    from eagle3cli.runtime.files import write_text
+    from eagle3cli.console.benchmark import COLUMNS, table_row
     from eagle3cli.serving.bench import bench
+    from eagle3cli.serving.search import search
 
-    done = bench(with_local_target(settings, out), out)
-    rows = [table_row(row) for row in done.table]
-    out.table("Speculative decoding, greedy", COLUMNS, rows)
-    markdown = done.output.with_suffix(".md")
-    write_text(markdown, markdown_table(COLUMNS, rows) + "\n")
+    settings = with_local_target(settings, out) if settings.target.model_path else settings
+    done, found = search(settings, out) if settings.bench.search else (bench(settings, out), [])
+    out.table("Speculative decoding", COLUMNS, [table_row(row) for row in done.table])
+    pages = write_pages(done.table, done.output, done.engine, Path(settings.target.model_path).name)
     earlier = len(done.table) - done.measured
     skipped = f" ({earlier} measured earlier)" if earlier else ""
-    lines = [f"{len(done.table)} configurations{skipped} in {done.output}, the table in {markdown}"]
-    differing = [row for row in done.table if row["k"] and row["identical"] < row["requests"]]
-    for row in differing:
-        count, ties = row["requests"] - row["identical"], row["differences_at_ties"]
-        out.warn(
-            f"{row['task']} {row['config']}: {count} answers differ from the baseline, {ties} of them at near ties"
-        )
-    if any(row["k"] for row in done.table) and not differing:
-        lines.append("every answer is token by token that of plain greedy decoding")
-    out.result({"output": done.output, "markdown": markdown, "configurations": done.table}, "\n".join(lines))
-    return None
+    lines = [f"{len(done.table)} configurations{skipped} in {done.output}; {', '.join(map(str, pages))}"]
+    lines += [f"not measured: {name}: {why}" for name, why in done.failed.items()]
+    warn_of(done.table, out)
+    drafts = [row for row in done.table if row.get("compared")]
+    if drafts and all(row["identical"] == row["compared"] for row in drafts):
+        lines.append("every greedy answer is token by token that of plain decoding")
+    lines += [line for best in found for line in best.lines()]
+    data = {"output": done.output, "markdown": pages[0], "html": pages[1], "configurations": done.table}
+    best_of = {"search": [best.as_dict() for best in found]} if settings.bench.search else {}
+    out.result({**data, "failed": done.failed, **best_of}, "\n".join(lines))
+    if not done.table:
+        return FAILED
+    return SOME_ROWS_FAILED if done.failed else None
 
 
-def table_row(row: dict[str, Any]) -> tuple[object, ...]:
-    """One configuration as people read it."""
-    if not row["k"]:
-        return (row["task"], row["batch"], 0, None, None, row["tokens_per_s"], f"{row['speedup']:.2f}x", None)
-    positions = " ".join(f"{share:.2f}" for share in row["accepted_per_position"])
-    identical = f"{row['identical']}/{row['requests']}"
-    numbers = (row["acceptance_length"], positions, row["tokens_per_s"], f"{row['speedup']:.2f}x", identical)
-    return (row["task"], row["batch"], row["k"], *numbers)
+def write_pages(rows: Sequence[Row], output: Path, engine: str, target: str) -> tuple[Path, Path]:
+    """The report as Markdown and as HTML beside the results."""
+    from eagle3cli.console.benchmark import page
+    from eagle3cli.console.report import html, markdown
+    from eagle3cli.runtime.files import write_text
+
+    report = page(rows, engine, target or "the servers' model")
+    places = output.with_suffix(".md"), output.with_suffix(".html")
+    for place, text in zip(places, (markdown(report), html(report)), strict=True):
+        write_text(place, text)
+    return places
+
+
+def warn_of(rows: Sequence[Row], out: Out) -> None:
+    """Say what would deceive a reader of the table."""
+    for row in rows:
+        differing = row.get("compared", 0) - row.get("identical", 0)
+        if differing:
+            ties = f"{row['differences_at_ties']} of them at near ties"
+            out.warn(f"{row['task']} {row['config']}: {differing} answers differ from the baseline, {ties}")
+    for note in dict.fromkeys(note for row in rows for note in row.get("notes", ())):
+        out.warn(note)
 
 
 COMMAND = Command(
@@ -56,7 +73,20 @@ COMMAND = Command(
     examples=(
         "eagle3 bench --model-path MODEL --speculative-draft-model-path runs/draft --benchmark-list mtbench:8 "
         '--config-list "1,0,0,0" "1,3,1,4"',
+        "eagle3 bench --engine sglang --model-path MODEL --speculative-draft-model-path runs/draft --search "
+        '--config-list "8,0,0,0" --benchmark-list mtbench:16 gsm8k@gsm8k.jsonl:16',
     ),
-    fields=("bench.*", "target.*", "draft.path", "draft.aux_layers", "data.chat_template", "data.cache_dir"),
+    fields=(
+        *("bench.*", "target.model_path", "target.revision", "target.dtype", "target.device", "target.threads"),
+        *(
+            "target.trust_remote_code",
+            "draft.path",
+            "draft.aux_layers",
+            "data.chat_template",
+            "data.chat_template_kwargs",
+        ),
+        *("data.cache_dir", "server.address_port", "server.python", "server.args", "server.tp_size"),
+        *("server.mem_fraction_static", "server.port", "server.request_timeout", "server.dist_timeout"),
+    ),
     run=run,
 )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from eagle3cli.training.evaluate import Evaluation
     from eagle3cli.training.trainer import Trainer
 
-NEW_DRAFT = ("config", "vocab_size", "aux_layers", "init", "fc_norm", "norm_output")
+DRAFT = ("config", "vocab_size", "aux_layers", "init", "fc_norm", "norm_output", "path")
 
 
 def run(settings: Settings, out: Out) -> int | None:
@@ -93,6 +93,6 @@ COMMAND = Command(
         "eagle3 train --mode offline --target-model-path MODEL --train-hidden-states-path cache/hidden_states/train",
         "eagle3 train --mode offline --gpus 8 --draft-global-batch-size 64",
     ),
-    fields=("train.*", "launch.*", "target.*", *(f"draft.{name}" for name in NEW_DRAFT), "data.*"),
+    fields=("train.*", "launch.*", "target.*", *(f"draft.{name}" for name in DRAFT), "data.*"),
     run=run,
 )

@@ -29,8 +29,9 @@ def run(settings: Settings, out: Out) -> int | None:
     look = Look(out.colour, view.ids, view.whitespace)
     text = page(shown, look)
     if view.html is not None:
-        if view.html.exists() and not view.html.read_bytes().startswith(PAGE_START.encode()):
-            raise UsageError("exists and is no page of eagle3 view", where=str(view.html), fix="choose another --html")
+        if view.html.exists() and not (view.html.is_file() and view.html.read_bytes().startswith(PAGE_START.encode())):
+            what = "is a folder" if view.html.is_dir() else "exists and is no page of eagle3 view"
+            raise UsageError(what, where=f"--html {view.html}", fix="choose another file")
         write_text(view.html, html(shown, look))
         text += f"\n\npage: {view.html}"
     data: dict[str, object] = {"source": shown.source, "draft_vocab": shown.draft_vocab}

@@ -148,7 +148,7 @@ def page(shown: Rows, look: Look) -> str:
         key += f"  {UNDERLINE}unknown to the draft{RESET}" if unknown else ""
     else:
         key = "{+trained+}  not trained" + ("  {?unknown to the draft?}" if unknown else "")
-    parts = [shown.source, key]
+    parts = [visible(shown.source), key]
     for row in shown.rows:
         parts += ["", title(row), *_body(row, look), *edges(row)]
     return "\n".join(parts)

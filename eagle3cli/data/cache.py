@@ -85,8 +85,8 @@ def open_or_build(settings: Settings, draft_vocab_size: int, vocab_size: int, re
     if not built and (wrong := damage(folder, read_json(folder / SUMMARY))):
         report.warn(f"the cache is damaged ({wrong}) and is built anew: {folder}")
         built = True
+    remove_leftovers(folder.parent)
     if built:
-        remove_leftovers(folder.parent)
         write_folder(folder, lambda temporary: build(temporary, key, paths, recipe, settings.data.num_proc, report))
     summary: dict[str, Any] = read_json(folder / SUMMARY)
     for split in paths if built else ():

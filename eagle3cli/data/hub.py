@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from eagle3cli.data.sources import Line
 from eagle3cli.errors import DataError
@@ -36,6 +37,21 @@ def read_hub(name: str, split: str, subset: str | None = None, *, shuffle_seed: 
         fix = "name one with --subset" if "Config name is missing" in reason else _FIX
         fix = "name one with --split" if "Bad split" in reason or "Unknown split" in reason else fix
         raise DataError(what, where=f"{place} row {number + 1}" if number else name, fix=fix) from error
+
+
+def read_hub_file(name: str, file: str) -> Iterator[Line]:
+    """Rows of one file of a hub data set, for data sets that cannot be streamed. Raises DataError."""
+    _ask_hub(name)
+    from huggingface_hub import hf_hub_download
+
+    from eagle3cli.data.sources import read_file
+
+    try:
+        path = hf_hub_download(name, file, repo_type="dataset")
+    except Exception as error:  # the errors of whichever HTTP library huggingface_hub uses
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DataError(f"cannot download {file}: {reason}", where=name, fix=_FIX) from error
+    yield from read_file(Path(path))
 
 
 def _ask_hub(name: str) -> None:

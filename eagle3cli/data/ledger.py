@@ -80,8 +80,12 @@ class Ledger:
 
 
 def _general(reason: str) -> str:
-    """The reason without the numbers and names of one row, so that equal reasons are counted together."""
-    text = re.sub(r" of (line|\S+:)\d+$| \(columns: .*?\)", "", reason)
+    """The reason without the numbers and names of one row, so that equal reasons are counted together.
+
+    It is shown in a terminal, so nothing in it may steer one.
+    """
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in reason)
+    text = re.sub(r" of (line|\S+:)\d+$| \(columns: .*\)(?=; name the columns|$)", "", text)
     text = re.sub(r"(?<=message )\d+", "N", text)
     text = re.sub(r"; reading goes on at line \d+$", "", text)
     text = re.sub(r" ?\((column|byte) \d+.*?\)", "", text)

@@ -230,14 +230,18 @@ def _heads(text: Mapping[str, Any], hidden: int, heads: int) -> tuple[int, int, 
     """Heads, key/value heads and head size of a draft for this target.
 
     Latent attention (DeepSeek) has no heads that a draft could copy: it gets as many of the values' size as fill the
-    hidden state, and at most eight of keys and values.
+    hidden state, and at most eight of keys and values. A Llama layer, which the draft is, wants a number of heads that
+    divides its width (GLM-4.5 has 96 heads on 4096).
     """
     if text.get("kv_lora_rank"):
         size = text.get("v_head_dim") or 128
         heads = max(1, hidden // size)
         return heads, max(n for n in range(1, 9) if heads % n == 0), size
-    groups = text.get("num_key_value_heads") or heads
-    return heads, groups, text.get("head_dim") or hidden // heads
+    groups, size = text.get("num_key_value_heads") or heads, text.get("head_dim") or hidden // heads
+    if hidden % heads:
+        heads = max(n for n in range(1, heads + 1) if hidden % n == 0)
+        groups = max(n for n in range(1, groups + 1) if heads % n == 0)
+    return heads, groups, size
 
 
 def _mlp_width(text: Mapping[str, Any], hidden: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,16 +48,6 @@ def find_draft(path: Path) -> Path:
     what = "no trained draft here" if path.exists() else "no such folder"
     fix = "give --draft-model-path: a training run, or a folder with config.json and model.safetensors"
     raise ModelError(what, where=str(path), fix=fix)
-
-
-def target_of(draft_folder: Path) -> str | None:
-    """The target that the run around a checkpoint was trained for, from its ``settings.toml``."""
-    for folder in (draft_folder, *draft_folder.parents[:2]):
-        if (folder / "settings.toml").is_file():
-            raw = tomllib.loads((folder / "settings.toml").read_text(encoding="utf-8"))
-            found = raw.get("target", {}).get("model_path")
-            return str(found) if found else None
-    return None
 
 
 def export_draft(
@@ -163,7 +152,7 @@ def _logits(config: DraftConfig, state: Mapping[str, Tensor]) -> Tensor:
     return logits
 
 
-def serve_lines(target: str, folder: Path, config: DraftConfig, *, steps: int) -> dict[str, str]:
+def serve_lines(target: str, folder: Path | str, config: DraftConfig, *, steps: int) -> dict[str, str]:
     """The commands that serve the target with this draft, by server; only servers that can run it."""
     lines = {
         "sglang": f"python -m sglang.launch_server --model-path {target} --speculative-algorithm EAGLE3 "

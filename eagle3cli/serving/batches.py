@@ -17,12 +17,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from eagle3cli.backends.positions import PositionCache, cached, grouped
+from eagle3cli.backends.positions import PositionCache, cached, grouped, keeps_positions
 from eagle3cli.serving.generate import Decoder, Reply, Row, choose, settle
 from eagle3cli.serving.sampling import Sampling
 
-ADDRESSED = {"full_attention", "sliding_attention", "chunked_attention"}
-"""Kinds of layers whose past is keys and values by position; of others (linear attention) it cannot be rolled back."""
 PROBE_TOKENS = 16
 TOLERANCE = 0.02
 """Of the largest logit: a wrong attention differs by far more, another order of sums by far less."""
@@ -105,9 +103,9 @@ def decoding(
 @torch.inference_mode()
 def serves_positions(model: PreTrainedModel) -> bool:
     """Whether a cache by positions is what this model's attention can use: by its config, and by trying."""
-    config = model.config.get_text_config()
-    if not ADDRESSED.issuperset(getattr(config, "layer_types", None) or ()):
+    if not keeps_positions(model):
         return False
+    config = model.config.get_text_config()
     device, count = model.device, PROBE_TOKENS
     ids_BS = torch.arange(1, 2 * count + 3, device=device).reshape(2, count + 1) % config.vocab_size
     ends_B = torch.tensor([count, count // 2], device=device)

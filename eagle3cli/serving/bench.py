@@ -1,37 +1,31 @@
-"""Acceptance and speed with and without the draft, on the same prompts in the same batches, by the local engine.
+"""Acceptance and speed with and without the draft, on the same prompts with the same number of answers under way.
 
 A configuration is in the result file whole or not at all, so a second run of the same command does what is missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from eagle3cli.backends.hf import HfTarget, load_target, read_target_config
 from eagle3cli.data.manifest import digest_file
-from eagle3cli.data.messages import Message
-from eagle3cli.data.system_prompt import system_prompt_text, with_system
-from eagle3cli.data.tokenizer import eos_ids, load_tokenizer, render_prompt
-from eagle3cli.errors import UsageError
-from eagle3cli.models.draft import Draft
+from eagle3cli.data.system_prompt import system_prompt_text
+from eagle3cli.errors import DataError, Eagle3Error, Stopped, UsageError
 from eagle3cli.models.export import find_draft
-from eagle3cli.models.opened import open_draft
-from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
-from eagle3cli.runtime.stop import catch_stop
-from eagle3cli.serving.decode import Decoded, Speed, decode
-from eagle3cli.serving.results import Config, Results, Row, compared, parse_config, with_baselines
-from eagle3cli.serving.tasks import Question, Task, load_task
+from eagle3cli.runtime.stop import Stop, catch_stop
+from eagle3cli.serving.bench_engines import Engine, open_engine
+from eagle3cli.serving.configs import Config, parse_config, with_baselines
+from eagle3cli.serving.results import Case, Results, Row
+from eagle3cli.serving.summary import compare, configuration_row, judge, prompts_of, request_rows
+from eagle3cli.serving.talks import Measured, Speaker, Voice, Wanted, talks_of
+from eagle3cli.serving.tasks import Task, load_task
 from eagle3cli.settings.tables import Settings
 
-TIE = 1e-4
-"""Logits closer than this may change places between two exact ways of computing them."""
+WARM_UP_TOKENS = 16
+GREETING = "Count from one to ten."
 
 
 @dataclass
@@ -39,226 +33,188 @@ class Bench:
     """What a run of the benchmark gave; ``table`` holds the wanted configurations, ``measured`` how many are new."""
 
     output: Path
+    engine: str
     table: list[Row]
     measured: int
-
-
-@dataclass
-class Engine:
-    """The target, the draft, and what turns messages into prompts and tokens into text."""
-
-    target: HfTarget
-    draft: Draft | None
-    tokenizer: Any
-    ends: frozenset[int]
-    chat_template: str
-    context: int
-
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids before the reply."""
-        return render_prompt(self.tokenizer, messages, chat_template=self.chat_template)
-
-    def text(self, token_ids: Sequence[int]) -> str:
-        """A reply as text."""
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+    failed: dict[str, str] = field(default_factory=dict)
+    """Tasks and configurations that could not be measured, and why."""
 
 
 def bench(settings: Settings, report: Reporter) -> Bench:
     """Measure every wanted configuration on every task; those in the output file are not measured again."""
-    wanted = settings.bench
-    configs = with_baselines([parse_config(text) for text in wanted.config_list])
-    tasks = [load_task(text, report) for text in wanted.benchmark_list]
-    draft_folder = _draft_folder(settings, configs)
-    set_threads(settings.target.threads)
-    results = Results.open(wanted.output, _made_with(settings, draft_folder), overwrite=wanted.overwrite)
-    missing = [(task, config) for task in tasks for config in configs if not results.configuration(task.name, config)]
-    engine = load_engine(settings, draft_folder, report) if missing else None
-    with catch_stop(report) as stop:
-        fitting: dict[str, Task] = {}
-        for task, config in missing:
-            assert engine is not None
-            if task.name not in fitting:
-                fitting[task.name] = _fitting(task, engine, settings, report)
-            check = partial(stop.check, f"finished configurations are in {wanted.output}")
-            run = _Run(engine, fitting[task.name], config, settings, report, check)
-            results.add(run.rows(results.requests(task.name, Config(config.batch, 0))))
-    table = [compared(results, task.name, config) for task in tasks for config in configs]
-    return Bench(wanted.output, table, len(missing))
+    configs = with_baselines([parse_config(text) for text in settings.bench.config_list])
+    with Work.open(settings, configs, report) as work:
+        cases = work.cases(configs)
+        before = sum(work.results.configuration(case) is not None for case in cases)
+        work.measure(cases)
+    table = [row for case in cases if (row := work.results.configuration(case)) is not None]
+    return Bench(settings.bench.output, work.engine.name, table, len(table) - before, work.failed)
 
 
-def _draft_folder(settings: Settings, configs: Sequence[Config]) -> Path | None:
-    if all(config.k == 0 for config in configs):
-        return None
-    if settings.draft.path is None:
-        fix = "give a draft folder, or only baselines (--config-list 1,0,0,0)"
-        raise UsageError("no draft", where="--speculative-draft-model-path", fix=fix)
-    return find_draft(Path(settings.draft.path))
+@dataclass
+class Work:
+    """A benchmark at work; use it as a context, within which stop signals are heeded."""
+
+    settings: Settings
+    engine: Engine
+    tasks: dict[str, Task]
+    results: Results
+    report: Reporter
+    failed: dict[str, str] = field(default_factory=dict)
+    _fitting: dict[str, Task] = field(default_factory=dict)
+    _stop: Stop = field(default_factory=Stop)
+
+    @classmethod
+    def open(cls, settings: Settings, configs: Sequence[Config], report: Reporter) -> Work:
+        """Everything that can be wrong is told here, before anything is loaded or started."""
+        if not settings.bench.temperature or min(settings.bench.temperature) < 0:
+            raise UsageError("a temperature is at least 0", where="--temperature", fix="0 is greedy")
+        engine = open_engine(settings, configs, report)
+        tasks, failed = _load_tasks(settings, report)
+        made_with = _made_with(settings, engine.name)
+        results = Results.open(settings.bench.output, made_with, overwrite=settings.bench.overwrite)
+        return cls(settings, engine, tasks, results, report, failed)
+
+    def __enter__(self) -> Work:
+        self._catching = catch_stop(self.report)
+        self._stop = self._catching.__enter__()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._catching.__exit__(None, None, None)
+
+    def cases(self, configs: Sequence[Config]) -> list[Case]:
+        """Every task at every temperature with every configuration, baselines before what is compared with them."""
+        configs = [config for config in configs if self.engine.has_baseline or not config.is_baseline]
+        temperatures = dict.fromkeys(self.settings.bench.temperature)
+        return [Case(name, config, t) for name in self.tasks for t in temperatures for config in configs]
+
+    def measure(self, cases: Sequence[Case]) -> None:
+        """Measure what is not in the results yet; every speculation has its server once."""
+        missing = [case for case in cases if self.results.configuration(case) is None]
+        for spoken in dict.fromkeys(case.config.speculation for case in missing):
+            group = [case for case in missing if case.config.speculation == spoken]
+            try:
+                with self.engine.speaking(spoken, max(case.config.batch for case in group)) as speaker:
+                    for case in group:
+                        self._measure_one(case, speaker)
+            except (UsageError, Stopped):
+                raise
+            except Eagle3Error as error:
+                self._fail(group, error)
+
+    def _measure_one(self, case: Case, speaker: Speaker) -> None:
+        self._check()
+        if case.task not in self._fitting:
+            self._fitting[case.task] = _fitting(self.tasks[case.task], speaker, self.settings, self.report)
+        task = self._fitting[case.task]
+        rows, passes = _rows(case, task, speaker, self)
+        baseline = None if case.config.is_baseline else self.results.configuration(case.baseline)
+        summary = configuration_row(case, passes, rows, baseline, speaker.tie, _notes(case, speaker))
+        if not summary.get("counters_fit", True):
+            self.report.warn(f"{case}: the server's counters of acceptance do not fit the tokens that it gave")
+        self.results.add([*rows, summary])
+
+    def _fail(self, cases: Sequence[Case], error: Eagle3Error) -> None:
+        left = [case for case in cases if self.results.configuration(case) is None]
+        for case in left:
+            self.failed[str(case)] = error.what.splitlines()[0]
+        self.report.warn(f"{', '.join(map(str, left))}: not measured: {error}")
+
+    def _check(self) -> None:
+        self._stop.check(f"finished configurations are in {self.settings.bench.output}")
 
 
-def _made_with(settings: Settings, draft_folder: Path | None) -> Row:
-    weights = sorted(draft_folder.glob("*.safetensors")) if draft_folder else []
-    target, wanted = settings.target, settings.bench
+def _rows(case: Case, task: Task, speaker: Speaker, work: Work) -> tuple[list[Row], list[Measured]]:
+    """Every repeat of a configuration: what was measured, and the rows of its answers."""
+    settings, rows, passes = work.settings.bench, [], []
+    wanted = Wanted(case.config, settings.max_tokens, case.temperature, settings.seed)
+    voice: Voice = speaker.voice
+    greeting = voice.prompt([{"role": "user", "content": GREETING}])
+    short = replace(wanted, max_tokens=min(WARM_UP_TOKENS, settings.max_tokens))
+    baseline = [] if case.config.is_baseline or case.temperature else work.results.requests(case.baseline)
+    system = system_prompt_text(settings.system_prompt)
+    total = settings.repeats * sum(len(q.turns) if settings.multi_turn else 1 for q in task.questions)
+    with work.report.task(f"bench {case}", total=total, unit="answers") as shown:
+        for repeat in range(settings.repeats):
+            speaker.warm_up(greeting, short, settings.warm_up)
+            talks = talks_of(task.questions, system, multi_turn=settings.multi_turn)
+            measured = speaker.measure(talks, replace(wanted, repeat=repeat), shown.advance, work._check)
+            new = request_rows(case, repeat, measured, task.questions, partial(_text, voice))
+            judge(new, task.questions, run_code=settings.run_code)
+            compare(new, baseline, prompts_of(measured), speaker.margin)
+            passes.append(measured)
+            rows += new
+    return rows, passes
+
+
+def _text(voice: Voice, text: str, token_ids: Sequence[int] | None) -> str:
+    return text if token_ids is None else voice.text(token_ids)
+
+
+def _notes(case: Case, speaker: Speaker) -> tuple[str, ...]:
+    return speaker.notes if case.temperature and not case.config.is_baseline else ()
+
+
+def _load_tasks(settings: Settings, report: Reporter) -> tuple[dict[str, Task], dict[str, str]]:
+    """The tasks by name; one whose data cannot be had is left out and told. Raises DataError where none is left."""
+    words, folder = settings.bench.benchmark_list, settings.bench.benchmark_dir
+    if folder is not None and not folder.is_dir():
+        raise UsageError("no such folder", where=f"--benchmark-dir {folder}", fix="check the path")
+    tasks: dict[str, Task] = {}
+    failed: dict[str, str] = {}
+    for word in words:
+        try:
+            task = load_task(word, report, folder)
+        except DataError as error:
+            if len(words) == 1 or "@" in word or Path(word.rpartition(":")[0] or word).is_file():
+                raise
+            failed[word] = error.what
+            report.warn(f"task {word} is left out: {error}")
+            continue
+        if task.name in tasks:
+            raise UsageError(
+                f"two tasks are called {task.name}", where="--benchmark-list", fix="rename one of the files"
+            )
+        tasks[task.name] = task
+    if not tasks:
+        raise DataError("no task can be run", where="--benchmark-list", fix="see the warnings above")
+    return tasks, failed
+
+
+def _made_with(settings: Settings, engine: str) -> Row:
+    """What decides the numbers: results of other settings do not go into the same file."""
+    target, wanted, server = settings.target, settings.bench, settings.server
+    folder = find_draft(Path(settings.draft.path)) if settings.draft.path else None
+    weights = sorted(folder.glob("*.safetensors")) if folder else []
+    local = {"threads": target.threads} if engine == "local" else {}
+    remote = {"server_args": server.args, "tp_size": server.tp_size, "addresses": list(server.address_port)}
     return {
         "target": target.model_path,
         "draft": [digest_file(path) for path in weights],
+        "engine": engine,
         "dtype": target.dtype,
         "device": target.device,
-        "threads": torch.get_num_threads(),
+        **(local if engine == "local" else remote),
         "chat_template": settings.data.chat_template,
         "max_tokens": wanted.max_tokens,
         "multi_turn": wanted.multi_turn,
         "system_prompt": system_prompt_text(wanted.system_prompt),
+        "repeats": wanted.repeats,
+        "seed": wanted.seed,
+        "run_code": wanted.run_code,
     }
 
 
-def load_engine(settings: Settings, draft_folder: Path | None, report: Reporter) -> Engine:
-    """Load the target and, where a folder is given, the draft, in the target's type and on its device."""
-    path = settings.target.model_path
-    tokenizer = load_tokenizer(
-        path, revision=settings.target.revision, trust_remote_code=settings.target.trust_remote_code
-    )
-    draft = None
-    if draft_folder is not None:
-        draft = open_draft(draft_folder, read_target_config(settings.target), settings.draft.aux_layers)
-    target = load_target(settings.target, report, draft.config.aux_layers if draft else None)
-    if draft is not None:
-        draft = draft.to(target.device).cast(target.dtype)
-    context = int(getattr(target.model.config, "max_position_embeddings", 0) or 1 << 30)
-    return Engine(target, draft, tokenizer, eos_ids(tokenizer, path), settings.data.chat_template, context)
-
-
-def _fitting(task: Task, engine: Engine, settings: Settings, report: Reporter) -> Task:
+def _fitting(task: Task, speaker: Speaker, settings: Settings, report: Reporter) -> Task:
     """The task without the questions that leave no room for an answer; raises UsageError where none is left."""
     limit, system = settings.bench.max_tokens, system_prompt_text(settings.bench.system_prompt)
-    asked = [[*_opening(q, system), {"role": "user", "content": q.turns[0]}] for q in task.questions]
-    sizes = [len(engine.prompt(messages)) for messages in asked]
-    kept = tuple(q for q, size in zip(task.questions, sizes, strict=True) if size + limit <= engine.context)
+    sizes = [len(talk.ask(speaker.voice)) for talk in talks_of(task.questions, system, multi_turn=False)]
+    kept = tuple(q for q, size in zip(task.questions, sizes, strict=True) if size + limit <= speaker.context)
     if not kept:
-        what = f"{min(sizes)} prompt tokens and {limit} new ones do not fit into {engine.context}"
+        what = f"{min(sizes)} prompt tokens and {limit} new ones do not fit into {speaker.context}"
         raise UsageError(what, where=f"task {task.name}", fix="lower --max-tokens, or ask shorter questions")
     if len(kept) < len(sizes):
-        why = f"with {limit} new tokens they do not fit into {engine.context}"
+        why = f"with {limit} new tokens they do not fit into {speaker.context}"
         report.warn(f"task {task.name}: {len(sizes) - len(kept)} of {len(sizes)} questions are left out: {why}")
     return replace(task, questions=kept)
-
-
-@dataclass
-class _Run:
-    """One configuration on one task."""
-
-    engine: Engine
-    task: Task
-    config: Config
-    settings: Settings
-    report: Reporter
-    check: Callable[[], None]
-    prefill: float = 0.0
-    decoding: float = 0.0
-
-    def rows(self, baseline: Sequence[Row]) -> list[Row]:
-        """The rows of all requests, then that of the configuration."""
-        wanted = self.settings.bench
-        turns = max(len(q.turns) for q in self.task.questions) if wanted.multi_turn else 1
-        system = system_prompt_text(wanted.system_prompt)
-        talks = [_opening(question, system) for question in self.task.questions]
-        expected = {(row["question"], row["turn"]): row for row in baseline}
-        name = {"kind": "request", "task": self.task.name, "config": str(self.config)}
-        self._warm_up()
-        requests: list[Row] = []
-        total = sum(min(turns, len(q.turns)) for q in self.task.questions)
-        with self.report.task(f"bench {self.task.name} {self.config}", total=total, unit="answers") as task:
-            for turn in range(turns):
-                asked = [i for i, q in enumerate(self.task.questions) if turn < len(q.turns)]
-                for i in asked:
-                    talks[i].append({"role": "user", "content": self.task.questions[i].turns[turn]})
-                prompts = [self.engine.prompt(talks[i]) for i in asked]
-                for at, found in self._answers(prompts):
-                    task.advance()
-                    i = asked[at]
-                    text = self.engine.text(found.token_ids)
-                    talks[i].append({"role": "assistant", "content": text})
-                    place = {"question": i, "id": self.task.questions[i].id, "turn": turn + 1}
-                    compared_with = _comparison(found, expected.get((i, turn + 1)))
-                    requests.append({**name, **place, **_request(found), "answer": text, **compared_with})
-        return [*requests, {**name, "kind": "configuration", **self._summary(requests)}]
-
-    def _answers(self, prompts: Sequence[list[int]]) -> Iterator[tuple[int, Decoded]]:
-        """Answers batch by batch, prompts of similar length together."""
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        for start in range(0, len(order), self.config.batch):
-            self.check()
-            part = order[start : start + self.config.batch]
-            found, speed = self._decode([prompts[i] for i in part], self.settings.bench.max_tokens)
-            self.prefill += speed.prefill
-            self.decoding += speed.decode
-            yield from zip(part, found, strict=True)
-
-    def _decode(self, prompts: list[list[int]], limit: int) -> tuple[list[Decoded], Speed]:
-        longest = max(map(len, prompts))
-        if longest + limit > self.engine.context:
-            what = f"{longest} prompt tokens and {limit} new ones do not fit into {self.engine.context}"
-            raise UsageError(
-                what, where=f"task {self.task.name}", fix="lower --max-tokens, or leave long questions out"
-            )
-        return decode(
-            self.engine.target,
-            self.engine.draft if self.config.k else None,
-            prompts,
-            k=self.config.k,
-            max_new_tokens=limit,
-            eos_ids=self.engine.ends,
-            batch_size=self.config.batch,
-        )
-
-    def _warm_up(self) -> None:
-        """A few tokens that nobody times: first calls allocate and choose kernels."""
-        question = self.task.questions[0]
-        prompt = self.engine.prompt([{"role": "user", "content": question.turns[0]}])
-        self._decode([prompt], min(4, self.settings.bench.max_tokens))
-
-    def _summary(self, requests: Sequence[Row]) -> Row:
-        tokens, seconds = sum(row["tokens"] for row in requests), self.prefill + self.decoding
-        told: Row = {
-            "batch": self.config.batch,
-            "k": self.config.k,
-            "requests": len(requests),
-            "tokens": tokens,
-            "prefill_seconds": round(self.prefill, 3),
-            "decode_seconds": round(self.decoding, 3),
-            "tokens_per_s": round(tokens / seconds, 2),
-        }
-        if not self.config.k:
-            return told
-        steps = sum(row["steps"] for row in requests)
-        return told | {
-            "steps": steps,
-            "acceptance_length": round(sum(row["tokens"] - 1 for row in requests) / max(1, steps), 4),
-            "accepted_per_position": [
-                round(sum(row["accepted_at"][i] for row in requests) / max(1, steps), 4) for i in range(self.config.k)
-            ],
-            "identical": sum(row["identical"] for row in requests),
-            "differences_at_ties": sum(row["tie"] for row in requests),
-        }
-
-
-def _opening(question: Question, system: str | None) -> list[Message]:
-    own = [{"role": "system", "content": question.system}] if question.system else []
-    return own if system is None else with_system(own, system)
-
-
-def _request(found: Decoded) -> Row:
-    return {
-        "tokens": len(found.token_ids),
-        "steps": found.steps,
-        "accepted_at": found.accepted_at,
-        "finish": found.finish,
-        "token_ids": found.token_ids,
-    }
-
-
-def _comparison(found: Decoded, baseline: Row | None) -> Row:
-    """Whether the answer equals the baseline's token by token, and if not, whether two logits nearly tied in it."""
-    if baseline is None:
-        return {}
-    identical = found.token_ids == baseline["token_ids"]
-    return {"identical": identical, "tie": not identical and found.smallest_margin < TIE}

@@ -189,6 +189,13 @@ class Client:
         if status != 200:
             raise failure_of(status, raw, headers.get("retry-after"))
 
+    async def call(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The JSON that a POST to ``path`` brings; raises a RequestFailed."""
+        status, headers, raw = await self._send("POST", path, body, self._seconds)
+        if status != 200:
+            raise failure_of(status, raw, headers.get("retry-after"))
+        return _json(raw)
+
     async def _send(
         self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float
     ) -> tuple[int, httpx.Headers, bytes]:

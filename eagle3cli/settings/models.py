@@ -73,8 +73,10 @@ class Draft(Table):
     aux_layers: tuple[int, ...] | None = option(
         None, "Target layers whose outputs feed the draft, low to high; default 1, L//2-1, L-4.", "--aux-layers"
     )
-    init: Literal["target", "random"] = option(
-        "target", "Initial weights: solved from the target's own states, or random.", "--draft-init"
+    init: Literal["target", "random", "draft"] = option(
+        "target",
+        "Initial weights: solved from the target's own states, random, or those of the draft in --draft-model-path.",
+        "--draft-init",
     )
     fc_norm: bool | None = option(
         None, "EAGLE-3.1: norm each auxiliary layer before fc; default: as the draft config says, auto: no."
@@ -97,6 +99,9 @@ class Export(Table):
         "own embedding), legacy (older servers: one layer, three auxiliary layers, no EAGLE-3.1).",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = option(
-        "bfloat16", "Type of the exported weights.", "--export-dtype"
+        "bfloat16", "Type of the exported weights (import keeps the source's).", "--export-dtype"
     )
+    license: str | None = option(None, "Licence of the draft for its model card, as the hub writes it (apache-2.0).")
+    push: str | None = option(None, "Also upload to this model repository of the hub (owner/name; HF_TOKEN).")
+    private: bool = option(False, "Make the repository of --push private.")
     overwrite: bool = option(False, "Replace an existing folder.")

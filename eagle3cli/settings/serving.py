@@ -69,17 +69,38 @@ class Regenerate(Table):
 class Bench(Table):
     """eagle3 bench: acceptance and speed with and without the draft."""
 
-    engine: Literal["local"] = option("local", "What decodes; local: our own lossless chain decoder.")
+    engine: Literal["auto", "sglang", "vllm", "local"] = option(
+        "auto",
+        "What decodes: sglang or vllm (a server for each configuration), local (this process, lossless chains); auto: "
+        "servers where they are given or SGLang is installed.",
+    )
     config_list: tuple[str, ...] = option(
         ("1,0,0,0", "1,3,1,4", "1,5,1,6"),
         "Configurations batch,steps,topk,draft_tokens; 0s are the baseline.",
         "--config-list",
     )
     benchmark_list: tuple[str, ...] = option(
-        ("mtbench:8",), "Tasks as NAME:ROWS or FILE.jsonl:ROWS.", "--benchmark-list"
+        ("mtbench:8",),
+        "Tasks as NAME:ROWS, NAME@FILE:ROWS or FILE.jsonl:ROWS; names: mtbench, gsm8k, humaneval, math500, ceval, "
+        "cmmlu, mbpp, livecodebench, alpaca, qa, summarisation.",
+        "--benchmark-list",
     )
+    benchmark_dir: Path | None = option(
+        None, "Folder with files of the tasks (gsm8k.jsonl ...), taken before packages and the hub.", "--benchmark-dir"
+    )
+    temperature: tuple[float, ...] = option((0.0,), "Temperatures; 0 is greedy.")
     max_tokens: int = option(128, "New tokens per answer.", ge=1)
     multi_turn: bool = option(False, "Ask every turn, not only the first.", "--enable-multi-turn-conversation")
     system_prompt: str | None = option(None, "System prompt (text, or @FILE).")
+    repeats: int = option(1, "Times that each configuration is measured; the spread is told.", ge=1)
+    warm_up: int = option(1, "Rounds of short answers before each measurement that nobody times.", ge=0)
+    seed: int = option(0, "Seed of sampling; each answer has its own stream.")
+    run_code: bool = option(
+        False, "Run the code that answers to humaneval, mbpp and livecodebench hold, in a limited process of its own."
+    )
+    search: bool = option(
+        False, "Look for the fastest steps, topk and draft tokens for the batch sizes of --config-list."
+    )
+    search_runs: int = option(12, "Configurations that a search measures at most, for each batch size.", ge=2)
     output: Path = option(Path("runs/bench/results.jsonl"), "Result file (jsonl).", "--output")
     overwrite: bool = option(False, "Replace earlier results.")

@@ -42,8 +42,9 @@ from eagle3cli.training.initialise import gather_sample, initialise
 from eagle3cli.training.optimizer import Optimizer
 from eagle3cli.training.order import Order
 from eagle3cli.training.saver import Saver
-from eagle3cli.training.shares import micro_batches, shares
-from eagle3cli.training.spread import spread_out
+from eagle3cli.training.shares import balance, micro_batches, shares
+from eagle3cli.training.spread import Spread, spread_out
+from eagle3cli.training.start import config_of_start, load_start, start_digest
 from eagle3cli.training.trainer import Trainer
 from eagle3cli.training.unroll import Attend
 
@@ -53,6 +54,8 @@ INIT_ELEMENTS = 100_000_000
 On SmolLM2-135M 16k rows gave acceptance 1.24 (k = 5) before any training, 60k 1.29 and 140k 1.33.
 """
 INIT_BATCH = 8
+BALANCE_STEPS = 200
+"""Steps whose balance over the ranks is told."""
 SESSION_FIELDS = (
     "output_dir",
     "save_interval",
@@ -89,13 +92,16 @@ def build(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Trainer
     set_threads(settings.target.threads)
     torch.manual_seed(settings.train.seed)
     run, budget = settings.train.output_dir, parse_duration(settings.train.time_budget)
-    inputs = online(settings, report) if settings.train.mode == "online" else offline(settings, report)
+    inputs = online(settings, report, ranks) if settings.train.mode == "online" else offline(settings, report)
     embedding, head = inputs.weights["embedding"], inputs.head
     dtype = compute_type(settings.train.dtype, embedding.device)
     draft = Draft(inputs.config).to(embedding.device)
-    draft.set_vocab(inputs.vocab.d2t, inputs.vocab.t2d)
-    if draft.embed_tokens is not None:
-        draft.embed_tokens.weight.data.copy_(embedding)
+    if settings.draft.init == "draft":
+        load_start(draft, settings)
+    else:
+        draft.set_vocab(inputs.vocab.d2t, inputs.vocab.t2d)
+        if draft.embed_tokens is not None:
+            draft.embed_tokens.weight.data.copy_(embedding)
     scales = {"lm_head": settings.train.head_lr_scale}
     started_with = _fingerprint(settings, inputs)
     checkpoint = newest_sound(run, report, ranks)
@@ -106,7 +112,7 @@ def build(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Trainer
         draft.lm_head.requires_grad_(False)
     attend = choose_attention(settings.train.attention_backend, embedding.device, report)
     forward = Forward(draft, attend, recompute=settings.train.activation_checkpointing)
-    spread = spread_out(forward, ranks, settings.train.sharding, dtype)
+    spread = spread_out(forward, ranks, settings.train, dtype)
     trained = [(name, weight) for name, weight in draft.named_parameters() if weight.requires_grad]
     optimizer = Optimizer(
         trained, max_grad_norm=settings.train.max_grad_norm, scales=scales, kind=settings.train.optimizer
@@ -116,6 +122,8 @@ def build(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Trainer
         changed = changed_settings(run, settings)
         progress = resume(checkpoint, draft, optimizer, started_with, report, changed=changed)
     order = Order(len(inputs.source.lengths), settings.train.batch_size, settings.train.seed)
+    if not ranks.alone:
+        _tell_ranks(spread, order, inputs.source.lengths, report)
     return Trainer(
         settings=settings.train,
         output_dir=run,
@@ -141,6 +149,13 @@ def build(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Trainer
     )
 
 
+def _tell_ranks(spread: Spread, order: Order, lengths: Sequence[int], report: Reporter) -> None:
+    batches = [order.batch(step) for step in range(min(order.steps_per_epoch, BALANCE_STEPS))]
+    even = balance(batches, lengths, spread.ranks.count)
+    kept = "whole on each" if spread.shards is None else "in shards"
+    report.info(f"{spread.ranks.count} processes, the draft {kept}; {even:.0%} of their tokens' time is work")
+
+
 def coming(
     order: Order, step: int, micro_batch_size: int | None, lengths: Sequence[int], ranks: Ranks
 ) -> Iterator[list[int]]:
@@ -164,11 +179,12 @@ def choose_attention(name: str, device: torch.device, report: Reporter) -> Atten
     return attend_flex if flex else attend
 
 
-def online(settings: Settings, report: Reporter) -> Inputs:
+def online(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Inputs:
     """Inputs of a run whose target runs live."""
     raw = read_target_config(settings.target)
     config = _draft_config(settings, raw)
-    cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
+    with ranks.first_alone():
+        cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
     _not_empty(len(cached.train), str(settings.data.train_path))
     if not cached.summary["train"]["loss_tokens"]:
         fix = "look at the rows with eagle3 view; replies are made by eagle3 regenerate"
@@ -197,7 +213,8 @@ def offline(settings: Settings, report: Reporter) -> Inputs:
             where=str(path),
             fix="use --aux-layers of the store, or capture again",
         )
-    config = _with_vocab(config, store.vocab)
+    if settings.draft.init != "draft":
+        config = replace(config, draft_vocab_size=store.vocab.size)  # the store's vocabulary decides the draft's
     device = pick_device(settings.target.device)
     weights = _last_layer(settings.target, raw, device, torch.float32 if device.type == "cpu" else torch.bfloat16)
     if weights["head"].shape != (store.meta.vocab_size, store.meta.hidden_size):
@@ -260,18 +277,14 @@ def parse_duration(text: str | None) -> float | None:
 
 def _draft_config(settings: Settings, raw: dict[str, Any]) -> DraftConfig:
     draft = settings.draft
+    if draft.init == "draft":
+        return config_of_start(settings, raw)
     config = read_draft_config(draft.config, raw, draft_vocab_size=draft.vocab_size, aux_layers=draft.aux_layers)
     return replace(
         config,
         fc_norm=config.fc_norm if draft.fc_norm is None else draft.fc_norm,
         norm_output=config.norm_output if draft.norm_output is None else draft.norm_output,
     )
-
-
-def _with_vocab(config: DraftConfig, vocab: VocabMapping) -> DraftConfig:
-    """The store's vocabulary decides the draft's."""
-    raw = config.to_sglang()
-    return DraftConfig.from_dict({**raw, "draft_vocab_size": vocab.size})
 
 
 def _last_layer(target: Target, raw: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -307,5 +320,6 @@ def _fingerprint(settings: Settings, inputs: Inputs) -> str:
     train: Train = settings.train
     kept = {k: v for k, v in train.model_dump(mode="json").items() if k not in SESSION_FIELDS}
     target = fingerprint(settings.target.model_path, revision=settings.target.revision)
-    text = json.dumps([kept, settings.draft.init, inputs.config.to_sglang(), inputs.data_key, target])
+    started = start_digest(settings) or settings.draft.init
+    text = json.dumps([kept, started, inputs.config.to_sglang(), inputs.data_key, target])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

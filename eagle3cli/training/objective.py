@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eagle3cli.runtime.ranks import Ranks
+from eagle3cli.runtime.ranks import ALONE, Ranks
 from eagle3cli.settings.tables import Train
 from eagle3cli.training.loss import DepthSums, TermWeights
 
@@ -41,7 +41,7 @@ class Objective:
         kl = [d * k for d, k in zip(decay, shares, strict=True)]
         return cls(TermWeights(kl, [d - x for d, x in zip(decay, kl, strict=True)], zeros), True)
 
-    def next_rates(self, sums: Sequence[DepthSums], kept_T: Sequence[int], ranks: Ranks) -> list[float]:
+    def next_rates(self, sums: Sequence[DepthSums], kept_T: Sequence[int], ranks: Ranks = ALONE) -> list[float]:
         """Mean acceptance rate of every depth in this step, on all ranks; nothing where no later step asks."""
         if not self.follows_rates or not any(kept_T):
             return []

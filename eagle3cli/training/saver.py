@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ from eagle3cli.training.checkpoints import (
 )
 from eagle3cli.training.optimizer import Optimizer
 
+warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
 ATTEMPTS, PAUSE = 3, 10.0
 """How often a checkpoint that must be there is tried, and the seconds between."""
 

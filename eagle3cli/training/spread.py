@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,11 +16,12 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
+from eagle3cli.errors import UsageError
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.ranks import Ranks
+from eagle3cli.settings.tables import Train
 from eagle3cli.training.forward import Forward
 
-Sharding = Literal["auto", "replicate", "fsdp"]
 SHARD_FROM = 250_000_000
 """Weights from which ``auto`` shards: with masters and moments in fp32 they take 4 GB on every rank."""
 
@@ -71,14 +71,18 @@ class Spread:
             torch._foreach_mul_(list(gradients), float(self.ranks.count))
 
 
-def spread_out(forward: Forward, ranks: Ranks, how: Sharding, dtype: torch.dtype) -> Spread:
+def spread_out(forward: Forward, ranks: Ranks, settings: Train, dtype: torch.dtype) -> Spread:
     """Give every rank the first one's weights, or its shard of them; ``dtype`` is what passes compute in.
 
-    Replicated weights are cast to ``dtype``; shards stay fp32 and are their own masters.
+    Replicated weights are cast to ``dtype``; shards stay fp32 and are their own masters. Raises UsageError for an
+    optimiser that needs whole matrices.
     """
-    draft = forward.draft
+    draft, how, muon = forward.draft, settings.sharding, settings.optimizer == "muon"
+    if how == "fsdp" and muon:
+        fix = "use --draft-sharding replicate, or --optimizer adamw"
+        raise UsageError("muon needs whole matrices, fsdp cuts them", where="--draft-sharding", fix=fix)
     ranks.from_first([*draft.parameters(), *draft.buffers()])
-    if ranks.alone or how == "replicate" or (how == "auto" and size(draft) < SHARD_FROM):
+    if ranks.alone or how == "replicate" or (how == "auto" and (muon or size(draft) < SHARD_FROM)):
         draft.cast(dtype)
         return Spread(ranks)
     device = draft.fc.weight.device.type

@@ -64,6 +64,21 @@ def test_a_warning_is_no_reason_for_a_row_that_is_missing(tmp_path: Path, run_cl
     assert "1 kept, with a warning" in run_cli("prepare", "in.jsonl", "--output-path", "out").out
 
 
+def test_data_cannot_steer_the_terminal(tmp_path: Path, run_cli: RunCli) -> None:
+    said = talk(1)["conversations"]
+    rows = [
+        {"\x1b[2Jname)\x1b[31m": 1, "b": 2},
+        {"id": "\x1b[2J", "conversations": [{"role": "\x1b[2J", "content": "x"}]},
+        {"id": "\u202e", "conversations": [*said, {"role": "user", "content": [{"type": "\x1b]0;\x07"}]}]},
+        talk(2),
+    ]
+    write(tmp_path / "in.jsonl", rows)
+    done = run_cli("prepare", "in.jsonl", "--output-path", "out")
+    assert "rejected 3" in done.out
+    assert not set("\x1b\x07\u202e") & set(done.out + done.err)
+    assert "1 x no conversation in the row; name the columns" in done.out
+
+
 def test_prepare_errors(tmp_path: Path, run_cli: RunCli) -> None:
     assert run_cli("prepare", "ultrachatt").code == 2
     missing = run_cli("prepare", "missing.jsonl")

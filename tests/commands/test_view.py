@@ -64,6 +64,9 @@ def test_a_page_is_replaced_and_nothing_else_is(tmp_path: Path, target: Path, ru
     (tmp_path / "notes.html").write_text("my notes")
     assert run_cli(*words, "notes.html").code == 2
     assert (tmp_path / "notes.html").read_text() == "my notes"
+    folder = run_cli(*words, tmp_path)
+    assert folder.code == 2
+    assert "is a folder" in folder.err
 
 
 def test_what_is_not_there_is_told(tmp_path: Path, target: Path, run_cli: RunCli) -> None:

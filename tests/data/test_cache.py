@@ -206,8 +206,13 @@ cache.open_or_build(Settings(target=Target(model_path={str(target)!r}), data=dat
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
     assert done.returncode == -9, done.stderr
     assert list((tmp_path / "cache" / "processed_dataset").glob(".*"))
-    assert len(build(tmp_path, target).train) == 50
+    built = build(tmp_path, target)
+    assert len(built.train) == 50
     assert not list((tmp_path / "cache" / "processed_dataset").glob(".*"))
+    killed_later = built.folder.with_name(f".{built.folder.name}.tmp-999999999")
+    killed_later.mkdir()
+    assert not build(tmp_path, target).summary["built"]
+    assert not killed_later.exists(), "what a killed --overwrite left goes, too"
 
 
 def test_coverage_is_judged_by_rows_that_did_not_choose(tmp_path: Path, target: Path) -> None:

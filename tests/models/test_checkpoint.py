@@ -17,7 +17,7 @@ from torch import Tensor
 from eagle3cli.errors import ModelError
 from eagle3cli.models.checkpoint import check_folder, load_draft, save_draft
 from eagle3cli.models.config import DraftConfig
-from eagle3cli.models.contract import expected_shapes, folder_shapes, vocab_problems
+from eagle3cli.models.contract import expected_shapes, vocab_problems
 from eagle3cli.models.draft import Draft
 
 ROPE = {

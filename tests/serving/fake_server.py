@@ -244,9 +244,9 @@ def _send(
 
 
 @contextmanager
-def running(*faults: Faults) -> Iterator[list[FakeServer]]:
+def running(*faults: Faults, make: Callable[[Any], FakeServer] = FakeServer) -> Iterator[list[FakeServer]]:
     """Servers in a thread, one for each of ``faults``, for code that runs an event loop of its own."""
-    servers = [FakeServer(fault) for fault in faults]
+    servers = [make(fault) for fault in faults]
     loop = asyncio.new_event_loop()
 
     def serve() -> None:

@@ -15,9 +15,9 @@ from eagle3cli.models.checkpoint import save_draft
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Silent
-from eagle3cli.serving import bench as module
+from eagle3cli.serving import bench_local as module
+from eagle3cli.serving.accuracy import last_number
 from eagle3cli.serving.bench import Bench, bench
-from eagle3cli.serving.results import Config, parse_config, with_baselines
 from eagle3cli.settings.tables import Settings, Target
 
 
@@ -47,6 +47,7 @@ def run(tiny: Path, draft: Path | None, questions: Path, *configs: str, **given:
 
 def wanted(tiny: Path, draft: Path | None, questions: Path, *configs: str, **given: Any) -> Settings:
     table = {
+        "engine": "local",
         "config_list": configs or ("2,0,0,0", "2,3,1,4"),
         "benchmark_list": (str(questions),),
         "max_tokens": 10,
@@ -56,43 +57,17 @@ def wanted(tiny: Path, draft: Path | None, questions: Path, *configs: str, **giv
     return Settings.model_validate({**tables, "draft": {"path": str(draft) if draft else None}})
 
 
-def test_configurations_as_typed() -> None:
-    assert parse_config("4,5,1,6") == Config(4, 5)
-    assert parse_config("1,0,0,0") == Config(1, 0)
-    assert [str(c) for c in with_baselines([Config(1, 3), Config(1, 0), Config(2, 5), Config(1, 5)])] == [
-        "1,0,0,0",
-        "1,3,1,4",
-        "2,0,0,0",
-        "2,5,1,6",
-        "1,5,1,6",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("4,3,2,4", "4,3,1,4: the local engine drafts chains"),
-        ("1,3,1,8", "verifies 4 tokens, not 8"),
-        ("1,3", "not batch,steps,topk,draft_tokens"),
-        ("a,b,c,d", "not batch,steps,topk,draft_tokens"),
-        ("0,3,1,4", "at least 1"),
-        ("1,0,1,1", "write 1,0,0,0"),
-    ],
-)
-def test_wrong_configurations_are_told(text: str, says: str) -> None:
-    with pytest.raises(UsageError, match=says):
-        parse_config(text)
-
-
 def test_answers_are_the_baselines_and_counts_add_up(tiny: Path, draft: Path, questions: Path) -> None:
     done = run(tiny, draft, questions)
     plain, chain = done.table
-    assert (plain["k"], plain["speedup"], plain["requests"]) == (0, 1.0, 5)
+    assert (plain["steps"], plain["requests"], "speedup" in plain) == (0, 5, False)
+    assert chain["speedup"] == pytest.approx(chain["tokens_per_s"] / plain["tokens_per_s"], abs=0.001)
     assert chain["identical"] == chain["requests"] == 5
     assert chain["tokens"] == plain["tokens"]
     assert 1.0 <= chain["acceptance_length"] <= 4.0
-    expected = 1 + sum(chain["accepted_per_position"])
-    assert chain["acceptance_length"] == pytest.approx(expected, abs=0.35)
+    assert chain["acceptance_length"] == pytest.approx(1 + sum(chain["accepted_per_position"]), abs=0.001)
+    assert chain["counters_fit"] is True
+    assert chain["tokens_per_pass"] <= chain["acceptance_length"]
     rows = [json.loads(line) for line in done.output.read_text().splitlines()]
     assert [row["kind"] for row in rows] == [
         "settings",
@@ -111,7 +86,7 @@ def test_batches_and_turns_do_not_change_the_answers(tiny: Path, draft: Path, qu
         row = json.loads(line)
         if row["kind"] == "request":
             answers.setdefault(row["config"], {})[row["id"], row["turn"]] = row["token_ids"]
-    assert len(answers) == 4
+    assert len(answers) == 4  # configurations, of two batches each with its baseline
     assert all(found == answers["1,0,0,0"] for found in answers.values())
     assert len(answers["1,0,0,0"]) == 10
 
@@ -123,7 +98,7 @@ def test_finished_configurations_are_not_measured_again(
 
     def stop_at_the_third(*args: Any, **kwargs: Any) -> Any:
         calls.append(kwargs["k"])
-        if calls.count(2) == 2:
+        if calls.count(2) == 3:  # the warm-up, the first batch, and then
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
@@ -149,7 +124,7 @@ def test_other_settings_are_refused(tiny: Path, draft: Path, questions: Path) ->
 def test_missing_drafts_and_long_prompts_are_told(tiny: Path, questions: Path, tmp_path: Path) -> None:
     assert run(tiny, None, questions, "1,0,0,0").measured == 1
     with pytest.raises(UsageError, match="no draft"):
-        run(tiny, None, questions)
+        run(tiny, None, questions, output=tmp_path / "none.jsonl")
     with pytest.raises(ModelError, match="no such folder"):
         run(tiny, tmp_path / "absent", questions)
     with pytest.raises(UsageError, match="do not fit into 512"):
@@ -174,3 +149,45 @@ def test_the_system_prompt_is_asked(tiny: Path, questions: Path, tmp_path: Path)
         for path in (questions.with_name("results.jsonl"), tmp_path / "other.jsonl")
     )
     assert first != other
+
+
+def test_temperatures_and_repeats_are_rows_of_their_own(tiny: Path, draft: Path, questions: Path) -> None:
+    done = run(tiny, draft, questions, "2,3,1,4", temperature=(0.0, 0.8), repeats=2)
+    assert [(row["config"], row["temperature"]) for row in done.table] == [
+        ("2,0,0,0", 0.0), ("2,3,1,4", 0.0), ("2,0,0,0", 0.8), ("2,3,1,4", 0.8)
+    ]  # fmt: skip
+    greedy, sampled = done.table[1], done.table[3]
+    assert (greedy["requests"], greedy["compared"], greedy["identical"]) == (10, 10, 10)
+    assert "identical" not in sampled
+    assert sampled["tokens_per_s_spread"] is not None
+    rows = [json.loads(line) for line in done.output.read_text().splitlines()[1:]]
+    mine = [r for r in rows if (r["kind"], r["temperature"], r["config"]) == ("request", 0.8, "2,3,1,4")]
+    drawn = [[row["token_ids"] for row in mine if row["repeat"] == repeat] for repeat in (0, 1)]
+    assert drawn[0] != drawn[1]  # each repeat draws anew
+
+
+def test_a_task_without_its_data_is_left_out_and_told(tiny: Path, questions: Path) -> None:
+    report = Silent()
+    settings = wanted(tiny, None, questions, "1,0,0,0", benchmark_list=(str(questions), "gsm8k:4"))
+    done = bench(settings, report)
+    assert [row["task"] for row in done.table] == ["questions:5"]
+    assert list(done.failed) == ["gsm8k:4"]
+    assert "gsm8k@FILE.jsonl:ROWS" in report.warnings[0]
+
+
+def test_accuracy_is_told_with_and_without_the_draft(tiny: Path, draft: Path, tmp_path: Path) -> None:
+    plain = run(tiny, None, ask(tmp_path, "0"), "1,0,0,0")
+    said = [json.loads(line)["answer"] for line in plain.output.read_text().splitlines()[1:-1]]
+    numbers = last_number(said[0])
+    path = ask(tmp_path, numbers or "7")
+    done = run(tiny, draft, path, "1,2,1,3", output=tmp_path / "other.jsonl", benchmark_list=(f"gsm8k@{path}",))
+    baseline, chain = done.table
+    assert baseline["judged"] == 1
+    assert baseline["accuracy"] == (1.0 if numbers else 0.0)
+    assert (chain["accuracy"], chain["accuracy_baseline"]) == (baseline["accuracy"], baseline["accuracy"])
+
+
+def ask(folder: Path, answer: str) -> Path:
+    path = folder / "one.jsonl"
+    path.write_text(json.dumps({"question": "Question 1? How many?", "answer": f"so #### {answer}"}) + "\n")
+    return path

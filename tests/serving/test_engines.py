@@ -26,6 +26,7 @@ from eagle3cli.serving.sampling import Sampling
 from eagle3cli.serving.server import Servers, started
 from eagle3cli.serving.wire import Request
 from eagle3cli.settings.tables import Server, Settings, Target
+from tests.conftest import RunCli
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 COUNT = [{"role": "user", "content": "count from 17"}]
@@ -204,3 +205,62 @@ def test_vllm_answers_in_every_way(vllm: Servers, tmp_path: Path) -> None:
     done = run(vllm, rows(tmp_path / "in.jsonl", 12), tmp_path / "out")
     assert (done.generated, done.errors) == (12, 0)
     assert replies(tmp_path / "out")["r1"][0].split()[:2] == ["2", "3"]
+
+
+def bench(run_cli: RunCli, folder: Path, engine: str, shared: Path, *words: object) -> list[dict[str, Any]]:
+    """Configurations that ``eagle3 bench`` measured on the counting model."""
+    tiny = shared / "engines" / "tiny_eagle3"
+    questions = folder / "questions.jsonl"
+    questions.write_text("".join(json.dumps({"turns": [f"count from {n}"]}) + "\n" for n in (3, 17, 25, 32)))
+    done = run_cli(
+        "bench", "--engine", engine, "--model-path", tiny / "target", "--speculative-draft-model-path", tiny / "draft",
+        "--benchmark-list", questions, "--max-tokens", 32, "--device", "cpu", "--threads", 1, "--json",
+        "--output", folder / engine / "results.jsonl", *words,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    rows = done.json["configurations"]
+    assert all(row["requests"] == 4 and row.get("counters_fit", True) for row in rows)
+    return list(rows)
+
+
+def test_sglang_bench_counts_as_the_local_engine(
+    sglang: Servers, run_cli: RunCli, shared: Path, tmp_path: Path
+) -> None:
+    """Started servers for the baseline and a tree, the running one for the chain: acceptance, text, report."""
+    python = os.environ["EAGLE3_ENGINE_SGLANG"]
+    local = {
+        row["config"]: row for row in bench(run_cli, tmp_path, "local", shared, "--config-list", "1,3,1,4", "1,5,1,6")
+    }
+    words = ("--server-python", python, "--dist-timeout", 600, "--config-list", "1,0,0,0", "1,5,4,16")
+    plain, tree = bench(run_cli, tmp_path, "sglang", shared, *words)
+    assert (plain["config"], tree["config"]) == ("1,0,0,0", "1,5,4,16")
+    assert tree["identical"] + tree["differences_at_ties"] == tree["compared"] == 4
+    assert tree["acceptance_length"] >= 0.98 * local["1,5,1,6"]["acceptance_length"]
+    assert tree["ttft_ms"]["p50"] > 0
+    assert "<svg" in (tmp_path / "sglang" / "results.html").read_text()
+    address = ("--server-address-port", sglang.addresses[0], "--output", tmp_path / "running.jsonl")
+    (chain,) = bench(run_cli, tmp_path, "sglang", shared, *address, "--config-list", "1,3,1,4")
+    assert chain["acceptance_length"] == pytest.approx(local["1,3,1,4"]["acceptance_length"], rel=0.02)
+    assert chain["tokens_per_pass"] == pytest.approx(local["1,3,1,4"]["tokens_per_pass"], rel=0.02)
+    assert chain["accepted_per_position"] == pytest.approx(local["1,3,1,4"]["accepted_per_position"], abs=0.05)
+    texts = [answers(tmp_path / path) for path in ("running.jsonl", "local/results.jsonl", "sglang/results.jsonl")]
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_vllm_bench_counts_as_the_local_engine(vllm: Servers, run_cli: RunCli, shared: Path, tmp_path: Path) -> None:
+    (local,) = bench(run_cli, tmp_path, "local", shared, "--config-list", "4,3,1,4")[1:]
+    (chain,) = bench(
+        run_cli, tmp_path, "vllm", shared, "--server-address-port", vllm.addresses[0], "--config-list", "4,3,1,4"
+    )
+    assert chain["acceptance_length"] == pytest.approx(local["acceptance_length"], rel=0.02)
+    assert answers(tmp_path / "vllm" / "results.jsonl") == answers(tmp_path / "local" / "results.jsonl")
+
+
+def answers(path: Path) -> dict[int, list[int]]:
+    """Token ids of every question's answer, the same in all configurations."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    found: dict[int, list[int]] = {}
+    for row in rows:
+        if row["kind"] == "request":
+            assert found.setdefault(row["question"], row["token_ids"]) == row["token_ids"]
+    return found

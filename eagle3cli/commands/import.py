@@ -1,0 +1,51 @@
+"""eagle3 import: a draft of another program as a folder of ours, to measure it or to train it on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eagle3cli.commands.command import Command
+
+if TYPE_CHECKING:
+    from eagle3cli.console.out import Out
+    from eagle3cli.settings.tables import Settings
+
+
+def run(settings: Settings, out: Out) -> None:
+    """Read the folder, write it under our names with what its config leaves out, and say what to do next."""
+    from eagle3cli.commands.draft_folder import write_draft
+    from eagle3cli.errors import UsageError
+
+    if not settings.draft.path:
+        raise UsageError("no draft to read", where="--draft-model-path", fix="give the folder of a draft")
+    written = write_draft(settings, out, dtype=None, layout=None)
+    draft, folder = written.draft, settings.export.output_path
+    next_steps = (
+        f"next: eagle3 eval --draft-model-path {folder}, or train it on: eagle3 train --draft-init draft "
+        f"--draft-model-path {folder}"
+    )
+    text = (
+        f"{written.source} -> {folder} ({draft.layout}; weights bit for bit); reloads to the same logits\n{next_steps}"
+    )
+    out.result(
+        {
+            "source": written.source,
+            "draft": folder,
+            "layout": draft.layout,
+            "aux_layers": draft.config.aux_layers,
+            "served_by": list(written.serve),
+        },
+        text,
+    )
+
+
+COMMAND = Command(
+    name="import",
+    summary="Read a draft of SGLang, vLLM, SpecForge, EAGLE or speculators, to measure it or to train it on.",
+    examples=("eagle3 import --draft-model-path EAGLE3-LLaMA3.1-Instruct-8B --output-path runs/imported",),
+    fields=(
+        *("draft.path", "draft.aux_layers", "target.model_path", "target.revision"),
+        *("export.output_path", "export.overwrite"),
+    ),
+    run=run,
+)

@@ -1,0 +1,146 @@
+"""A benchmark's configurations as people read them: a table, and the page with charts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from eagle3cli.console.report import COLOURS, Page, Section, line_chart
+
+Row = Mapping[str, Any]
+COLUMNS = (
+    *("task", "config", "temperature", "acceptance length", "per position", "tokens/s", "speed-up"),
+    *("first token ms", "per token ms", "identical", "accuracy"),
+)
+WIDTH, BAR, LEFT = 640, 18, 190
+CONFIG_TEXT = (
+    "A configuration is batch,steps,topk,draft tokens; zeros are the baseline: the same batch without the draft."
+)
+
+
+def table_row(row: Row) -> tuple[object, ...]:
+    """One configuration as a line of the table."""
+    speed = f"{row['tokens_per_s']:.1f}" + (
+        f" ± {row['tokens_per_s_spread']:.1f}" if row.get("tokens_per_s_spread") is not None else ""
+    )
+    speedup = row.get("speedup", 1.0 if not row["steps"] else None)
+    positions = row.get("accepted_per_position")
+    compared = row.get("compared")
+    return (
+        row["task"],
+        row["config"],
+        f"{row['temperature']:g}",
+        row.get("acceptance_length"),
+        " ".join(f"{share:.2f}" for share in positions) if positions else None,
+        speed,
+        None if speedup is None else f"{speedup:.2f}x",
+        _middle(row.get("ttft_ms")),
+        _middle(row.get("inter_token_ms")),
+        f"{row['identical']}/{compared}" if compared else None,
+        _accuracy(row),
+    )
+
+
+def _middle(times: Row | None) -> str | None:
+    return None if times is None else f"{times['p50']:.1f}"
+
+
+def _accuracy(row: Row) -> str | None:
+    if "accuracy" not in row:
+        return None
+    before = row.get("accuracy_baseline")
+    return f"{row['accuracy']:.1%}" + ("" if before is None else f" (without {before:.1%})")
+
+
+def page(rows: Sequence[Row], engine: str, target: str) -> Page:
+    """The report of a benchmark."""
+    drafts = [row for row in rows if row["steps"]]
+    best = max((row for row in drafts if row.get("speedup")), key=lambda row: float(row["speedup"]), default=None)
+    summary = f"{len(rows)} configurations on the {engine} engine."
+    if best is not None:
+        summary += (
+            f" Best speed-up over the baseline of the same batch: {best['speedup']:.2f}x "
+            f"({best['task']}, {best['config']})."
+        )
+        if best["speedup"] <= 1:
+            summary += " No draft was faster than plain decoding here."
+    sections = [Section("Configurations", (CONFIG_TEXT,), COLUMNS, [table_row(row) for row in rows])]
+    for temperature in dict.fromkeys(row["temperature"] for row in rows):
+        part = [row for row in rows if row["temperature"] == temperature]
+        sections += _charts(part, f", temperature {temperature:g}")
+    return Page(f"Speculative decoding of {target}", summary, [*sections, _same(drafts), _latency(rows)])
+
+
+def _charts(rows: Sequence[Row], of: str) -> list[Section]:
+    speedups = {_name(row): row["speedup"] for row in rows if row.get("speedup")}
+    lengths = {_name(row): row["acceptance_length"] for row in rows if row.get("acceptance_length")}
+    places = {
+        _name(row): list(enumerate(row["accepted_per_position"], 1)) for row in rows if row.get("accepted_per_position")
+    }
+    charts = (
+        ("Speed-up over the baseline of the same batch" + of, bar_chart(speedups, 1.0)),
+        ("Tokens per second" + of, bar_chart({_name(row): row["tokens_per_s"] for row in rows})),
+        ("Acceptance length" + of, bar_chart(lengths, 1.0)),
+        ("Share of passes that accept the draft of each position" + of, line_chart(places, "position", "share")),
+    )
+    return [Section(title, chart=chart, on_terminal=False) for title, chart in charts if chart]
+
+
+def _same(drafts: Sequence[Row]) -> Section:
+    """How far greedy answers are the baseline's."""
+    compared = [row for row in drafts if row.get("compared")]
+    lines = [
+        (_name(row), row["compared"], row["identical"], f"{row['identical_share']:.1%}", row["differences_at_ties"])
+        for row in compared
+    ]
+    text = "Greedy answers, token by token. Later turns behind a different answer are other questions and not compared."
+    if compared:
+        text += (
+            f" A near tie: the target itself prefers one of the two tokens by less than {compared[0]['tie_limit']:g} "
+            "in log-probability, which other batch shapes or kernels can turn round."
+        )
+    columns = ("configuration", "compared", "identical", "share", "differences at near ties")
+    return Section("Are the answers the target's own?", (text,), columns, lines)
+
+
+def _latency(rows: Sequence[Row]) -> Section:
+    lines = []
+    for row in rows:
+        times = [row.get(key) or {} for key in ("ttft_ms", "inter_token_ms", "gap_ms")]
+        lines.append((_name(row), *(t.get(place) for t in times for place in ("p50", "p99"))))
+    columns = ("configuration", "first token p50", "p99", "per token p50", "p99", "between frames p50", "p99")
+    text = "Milliseconds. A frame is what a reader sees at once: a pass of the target brings one token or several."
+    return Section("Latency", (text,), columns, lines)
+
+
+def _name(row: Row) -> str:
+    return f"{row['task']} {row['config']}"
+
+
+def bar_chart(values: Mapping[str, float], mark: float | None = None) -> str:
+    """An SVG of horizontal bars, with a line at ``mark``; empty where there is nothing to draw."""
+    if not values:
+        return ""
+    most = max(*values.values(), mark or 0.0, 1e-9)
+    scale = (WIDTH - LEFT - 60) / most
+    height = len(values) * (BAR + 6) + 8
+    parts = []
+    for number, (name, value) in enumerate(values.items()):
+        top = 4 + number * (BAR + 6)
+        parts.append(_label(LEFT - 6, top + 13, name, "end"))
+        colour = COLOURS[number % len(COLOURS)]
+        parts.append(
+            f'<rect x="{LEFT}" y="{top}" width="{max(1.0, value * scale):.1f}" height="{BAR}" fill="{colour}"/>'
+        )
+        parts.append(_label(LEFT + value * scale + 5, top + 13, f"{value:,.2f}", "start"))
+    if mark is not None:
+        at = LEFT + mark * scale
+        parts.append(
+            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{height}" stroke="#57606a" stroke-dasharray="4 3"/>'
+        )
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img">{"".join(parts)}</svg>'
+
+
+def _label(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="12" text-anchor="{anchor}" fill="#57606a">{escape(text)}</text>'

@@ -1,0 +1,124 @@
+"""The model card of an exported draft: what it is for, how it was made, how often it is accepted, whose licences count.
+
+All of it is read from the run that the draft comes from; what a run does not say is not said. Paths of the machine stay
+out: files and local folders go by their names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eagle3cli.models.config import FLAGS, DraftConfig
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+SHOWN = {
+    "train": (
+        *("mode", "num_epochs", "total_steps", "time_budget", "batch_size", "learning_rate", "optimizer", "loss"),
+        *("ttt_length", "alignment", "seed"),
+    ),
+    "data": ("chat_template", "max_length", "is_preformatted", "last_turn_only"),
+}
+"""Settings that the card lists, by table."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the run around a draft says of it; empty for a folder without a run."""
+
+    target: str | None = None
+    data: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] | None = None
+    """The evaluation with the best acceptance length."""
+
+
+def origin_of(draft_folder: Path) -> Origin:
+    """Read the run that a checkpoint or ``best/`` stands in."""
+    for run in (draft_folder, *draft_folder.parents[:2]):
+        if (run / "settings.toml").is_file():
+            tables = tomllib.loads((run / "settings.toml").read_text(encoding="utf-8"))
+            break
+    else:
+        return Origin()
+    data = tables.get("data", {})
+    names = [data.get("train_path"), *(data.get("train_hidden_states_path") or ()), data.get("eval_path")]
+    listed = {key: tables[table][key] for table, keys in SHOWN.items() for key in keys if key in tables.get(table, {})}
+    target = tables.get("target", {}).get("model_path")
+    return Origin(target or None, [Path(name).name for name in names if name], listed, _best(run / "metrics.jsonl"))
+
+
+def _best(history: Path) -> dict[str, Any] | None:
+    found = []
+    for line in history.read_text(encoding="utf-8").split("\n") if history.is_file() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # a line that a kill cut off
+            continue
+        if row.get("event") == "eval" and row.get("acceptance_length"):
+            found.append(row)
+    return max(found, key=lambda row: float(row["acceptance_length"][-1])) if found else None
+
+
+def public_name(target: str) -> str:
+    """A target's name for other people: its hub id, or the last part of a local path."""
+    return target if HUB_ID.fullmatch(target) and not Path(target).exists() else Path(target).name
+
+
+def model_card(
+    name: str, config: DraftConfig, origin: Origin, serve: Mapping[str, str], *, licence: str | None, target: str | None
+) -> str:
+    """The card as Markdown with the hub's header; ``serve`` holds the line of every server that runs the draft."""
+    known = public_name(target or origin.target or "") or "its target"
+    base = [f"base_model: {known}"] if HUB_ID.fullmatch(known) else []
+    header = ["---", f"license: {licence or 'other'}", *base, "pipeline_tag: text-generation"]
+    header += ["tags:", *(f"- {tag}" for tag in ("eagle3", "speculative-decoding", *serve)), "---"]
+    options = [flag for flag in FLAGS if getattr(config, flag)]
+    facts = {
+        "target": known,
+        "target layers read": ", ".join(map(str, config.aux_layers)),
+        "decoder layers": config.num_hidden_layers,
+        "hidden / MLP width": f"{config.hidden_size} / {config.intermediate_size}",
+        "draft vocabulary": f"{config.draft_vocab_size} of {config.vocab_size}",
+        "context": config.max_position_embeddings,
+        "options": ", ".join(options) or "none",
+        "data": ", ".join(origin.data) or "not recorded",
+        **origin.settings,
+    }
+    parts = [
+        "\n".join(header),
+        f"# {name}\n\nAn EAGLE-3 draft for {known}: it proposes tokens, the target checks them, and the text stays the "
+        "target's own.",
+        "## Serve\n\n" + "\n".join(f"    {line}" for line in serve.values()),
+        "## How it was made\n\n| what | value |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()),
+        "## Acceptance\n\n" + _acceptance(origin.evaluation),
+        f"## Licence\n\n{_licence(licence, known, bool(origin.data))}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _acceptance(evaluation: Mapping[str, Any] | None) -> str:
+    if evaluation is None:
+        return "Not measured in its run."
+    lengths, shares = evaluation["acceptance_length"], evaluation.get("accepted_per_position") or []
+    lines = ["| draft steps | acceptance length | proposals accepted at this depth |", "|---|---|---|"]
+    for k, length in enumerate(lengths, start=1):
+        share = f"{shares[k - 1]:.3f}" if k <= len(shares) else ""
+        lines.append(f"| {k} | {length:.3f} | {share} |")
+    told = f"Tokens per pass of the target, greedy, on {evaluation.get('rows', '?')} held-out rows at step "
+    return "\n".join([told + f"{evaluation['step']}.", "", *lines])
+
+
+def _licence(licence: str | None, target: str, has_data: bool) -> str:
+    lines = [f"- this draft: {licence or 'not stated; ask its author'}"]
+    lines.append(
+        f"- {target}: its own licence. The draft was trained on its states, and its head started from the target's"
+    )
+    if has_data:
+        lines.append("- data: each set's own licence")
+    return "\n".join(lines)

@@ -1,0 +1,61 @@
+"""Training that goes on from a draft folder: its config, its weights and its vocabulary, in a run of its own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eagle3cli.errors import UsageError
+from eagle3cli.models.checkpoint import load_draft
+from eagle3cli.models.config import DraftConfig, default_aux_layers, text_part
+from eagle3cli.models.draft import Draft
+from eagle3cli.models.export import find_draft
+from eagle3cli.settings.tables import Settings
+
+GIVEN = {"config": "auto", "vocab_size": None, "fc_norm": None, "norm_output": None}
+"""Settings of a new draft, with their defaults: a draft that exists has them already."""
+
+
+def config_of_start(settings: Settings, target: Mapping[str, Any]) -> DraftConfig:
+    """The config of the draft in ``draft.path``; raises UsageError where it is not one for this target."""
+    changed = [key for key, default in GIVEN.items() if getattr(settings.draft, key) != default]
+    if changed:
+        what = f"the draft has its own {', '.join(changed)}"
+        raise UsageError(what, where="--draft-model-path", fix="leave these settings out, or train a new draft")
+    text = text_part(target)
+    named = settings.draft.aux_layers or default_aux_layers(int(text["num_hidden_layers"]))
+    config, _ = load_draft(_folder(settings), aux_layers=named)
+    if (config.vocab_size, config.target_hidden_size) != (text["vocab_size"], text["hidden_size"]):
+        raise UsageError(
+            f"made for a target with vocab_size {config.vocab_size} and hidden_size {config.target_hidden_size}; this "
+            f"one has {text['vocab_size']} and {text['hidden_size']}",
+            where=str(settings.draft.path),
+            fix="give the target it was made for",
+        )
+    return config
+
+
+def load_start(draft: Draft, settings: Settings) -> None:
+    """Give ``draft`` the weights and the vocabulary of the folder."""
+    _, state = load_draft(_folder(settings), aux_layers=draft.config.aux_layers)
+    draft.load_state_dict(state)
+
+
+def start_digest(settings: Settings) -> str | None:
+    """Tells one start from another; None for a new draft."""
+    if settings.draft.init != "draft":
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(p for p in _folder(settings).iterdir() if p.suffix in (".safetensors", ".bin")):
+        with path.open("rb") as file:
+            while part := file.read(1 << 24):
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def _folder(settings: Settings) -> Path:
+    if settings.draft.path is None:
+        raise UsageError("--draft-init draft without a draft", where="--draft-model-path", fix="give its folder")
+    return find_draft(Path(settings.draft.path))
