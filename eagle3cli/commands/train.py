@@ -15,7 +15,15 @@ DRAFT = ("config", "vocab_size", "aux_layers", "init", "fc_norm", "norm_output",
 
 def run(settings: Settings, out: Out) -> int | None:
     """Build the run, train it, say what came of it."""
+    from eagle3cli.backends.auto import load_backend
+    from eagle3cli.backends.group import alone
     from eagle3cli.commands.local_target import with_local_target
+
+    with alone(settings.target, load_backend) as works:
+        return _train(with_local_target(settings, out), out) if works else None
+
+
+def _train(settings: Settings, out: Out) -> int | None:
     from eagle3cli.runtime.files import refuse_existing, write_text
     from eagle3cli.runtime.log import logged
     from eagle3cli.runtime.stop import catch_stop
@@ -24,7 +32,6 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.training.checkpoints import list_checkpoints
     from eagle3cli.training.trainer import train
 
-    settings = with_local_target(settings, out)
     folder = settings.train.output_dir
     if settings.train.overwrite:
         refuse_existing(folder, overwrite=True)

@@ -42,8 +42,11 @@ class Ranks:
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
-    """The ranks that ``WORLD_SIZE`` and ``RANK`` announce, each with its own GPU where there are any; else one."""
+def joined(*, tensor_parallel: bool = False) -> Iterator[Ranks]:
+    """The ranks that ``WORLD_SIZE`` and ``RANK`` announce, each with its own GPU where there are any; else one.
+
+    ``tensor_parallel``: they exchange tensors on their GPUs, too.
+    """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Ranks()
@@ -53,7 +56,8 @@ def joined() -> Iterator[Ranks]:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    dist.init_process_group("gloo", timeout=LONGEST_WAIT)
+    on_gpus = tensor_parallel and torch.cuda.is_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=LONGEST_WAIT)
     try:
         yield Ranks(dist.get_rank(), count)
     finally:
