@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from eagle3cli.backends.auto import open_target
 from eagle3cli.backends.capture import Captured, Wanted, capture, computing_in, origin_of
-from eagle3cli.backends.hf import HfTarget, load_target, read_target_config
+from eagle3cli.backends.hf import read_target_config
+from eagle3cli.backends.target import LiveTarget
 from eagle3cli.data.cache import open_or_build
 from eagle3cli.data.store_writer import discard_store
 from eagle3cli.errors import UsageError
@@ -25,6 +27,8 @@ def capture_splits(settings: Settings, report: Reporter, stop: Stop, ranks: Rank
             "EAGLE-3 drafts read auxiliary states", where="hidden_states.enable_aux_hidden_states", fix=fix
         )
     target = computing_in(settings.target, wanted.dtype)
+    if target.mem_fraction_static is None:
+        target = target.model_copy(update={"mem_fraction_static": wanted.mem_frac})
     config = read_draft_config(
         draft.config, read_target_config(target), draft_vocab_size=draft.vocab_size, aux_layers=draft.aux_layers
     )
@@ -34,10 +38,10 @@ def capture_splits(settings: Settings, report: Reporter, stop: Stop, ranks: Rank
     if wanted.split != "both" and wanted.split not in splits:
         raise UsageError("no held-out rows to capture", where="--split eval", fix="give --eval-data-path")
     _limit_memory(wanted.mem_frac, report)
-    origin, loaded = origin_of(target, config), list[HfTarget]()
+    origin, loaded = origin_of(target, config), list[LiveTarget]()
 
-    def load() -> HfTarget:
-        loaded[:] = loaded or [load_target(target, report, config.aux_layers)]
+    def load() -> LiveTarget:
+        loaded[:] = loaded or [open_target(target, report, config.aux_layers)]
         return loaded[0]
 
     found = {}

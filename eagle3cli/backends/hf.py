@@ -167,7 +167,7 @@ def load_target(target: Target, report: Reporter, aux_layers: tuple[int, ...] | 
     """
     config = read_config(target)
     device = pick_device(target.device)
-    dtype = _dtype(target.dtype, device, config.to_dict())
+    dtype = pick_dtype(target.dtype, device, config.to_dict())
     try:
         model = load_model(target, config, device, dtype)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
@@ -214,7 +214,8 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device, config: dict[str, Any]) -> torch.dtype:
+def pick_dtype(name: str, device: torch.device, config: dict[str, Any]) -> torch.dtype:
+    """The type that a setting names; auto is float32 on a CPU, else the checkpoint's own."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     if device.type == "cpu":

@@ -13,11 +13,15 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, out: Out) -> int | None:
     """Walk the held-out replies and show acceptance by depth and turn."""
+    from eagle3cli.backends.auto import load_backend
+    from eagle3cli.backends.group import alone
     from eagle3cli.commands.local_target import with_local_target
     from eagle3cli.training.measure import measure
 
-    settings = with_local_target(settings, out)
-    found = measure(settings, out)
+    with alone(settings.target, load_backend) as works:
+        if not works:
+            return None
+        found = measure(with_local_target(settings, out), out)
     if not found.replies:
         out.warn("no reply in these rows: nothing was measured")
     rows = [

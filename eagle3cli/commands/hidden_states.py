@@ -14,20 +14,24 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, out: Out) -> None:
     """Capture the cached rows of the wanted splits, or what an earlier run left to do; with torchrun, on all ranks."""
+    from eagle3cli.backends.auto import load_backend
     from eagle3cli.backends.capture_splits import capture_splits
+    from eagle3cli.backends.group import together
     from eagle3cli.commands.local_target import with_local_target
     from eagle3cli.data.store_forecast import size_text, time_text
     from eagle3cli.runtime.devices import set_threads
-    from eagle3cli.runtime.ranks import joined
     from eagle3cli.runtime.report import Silent
     from eagle3cli.runtime.stop import catch_stop
 
     set_threads(settings.target.threads)
-    with joined() as ranks, catch_stop(out if ranks.first else None) as stop:
-        report = out if ranks.first else Silent()
-        with ranks.first_alone():
-            settings = with_local_target(settings, report)
-        found = capture_splits(settings, report, stop, ranks)
+    with together(settings.target, load_backend) as ranks:
+        if ranks is None:
+            return
+        with catch_stop(out if ranks.first else None) as stop:
+            report = out if ranks.first else Silent()
+            with ranks.first_alone():
+                settings = with_local_target(settings, report)
+            found = capture_splits(settings, report, stop, ranks)
     if not ranks.first:
         return
     target, folder = settings.target.model_path, settings.hidden_states.output_path

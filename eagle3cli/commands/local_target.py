@@ -13,9 +13,12 @@ if TYPE_CHECKING:
 def with_local_target(settings: Settings, report: Reporter) -> Settings:
     """The settings with ``target.model_path`` a folder or hub id, and ``data.max_length`` at most its context."""
     from eagle3cli.backends.gguf import local_folder
+    from eagle3cli.runtime.hub import go_offline_unless_reached
 
     given = settings.target.model_path
     path = local_folder(given, settings.data.cache_dir / "models", report)
+    if why := go_offline_unless_reached(path):
+        report.warn(f"{why}; only what was downloaded before is used")
     if path != given:
         settings = settings.model_copy(update={"target": settings.target.model_copy(update={"model_path": path})})
     context = _context(Path(path) / "config.json")

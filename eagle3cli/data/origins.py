@@ -108,7 +108,9 @@ def _resolve_unnamed(name: str, weight: float | None, split: str, subset: str | 
         stem = path.name
         for suffix in sorted(SUFFIXES, key=len, reverse=True):
             stem = stem.removesuffix(suffix)
-        return Origin(stem or path.resolve().name or "data", weight, path, tuple(files_of(path)))
+        if not stem.strip("."):  # `.` and `..` are no names for a result
+            stem = path.resolve().name.strip(".")
+        return Origin(stem or "data", weight, path, tuple(files_of(path)))
     looks_local = name.startswith((".", "/", "~")) or name.endswith((*SUFFIXES, "/")) or name.count("/") > 1
     if looks_local:
         raise DataError("no such file or folder", where=name, fix="check the path")

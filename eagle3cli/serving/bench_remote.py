@@ -148,6 +148,9 @@ def meet(address: str, voice_of: Callable[[Info], Voice], seconds: float) -> Rem
             info = await client.identify()
             on_cpu = info.kind == "sglang" and (await client.get("/get_server_info")).get("device") == "cpu"
             if info.kind == "vllm" and (told := await client.acceptance()) is not None:
+                if not told.positions:  # it tells them once something was decoded
+                    await client.ask(Request(4, input_ids=(1, 2, 3)))
+                    told = await client.acceptance() or told
                 steps = len(told.positions)
                 info = replace(info, speculative=(steps, 1, steps + 1) if steps else None)
             return info, on_cpu

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eagle3cli.backends.auto import open_target
 from eagle3cli.backends.batch import BatchSource
 from eagle3cli.backends.head import fingerprint, read_target_tensors
-from eagle3cli.backends.hf import load_target, pick_device, read_target_config
+from eagle3cli.backends.hf import pick_device, read_target_config
 from eagle3cli.backends.logits import Head, make_head
 from eagle3cli.backends.online import OnlineSource
 from eagle3cli.backends.prefetch import read_ahead
@@ -189,7 +190,7 @@ def online(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Inputs
     if not cached.summary["train"]["loss_tokens"]:
         fix = "look at the rows with eagle3 view; replies are made by eagle3 regenerate"
         raise DataError("no row holds a reply to train on", where=str(settings.data.train_path), fix=fix)
-    target = load_target(settings.target, report, config.aux_layers)
+    target = open_target(settings.target, report, config.aux_layers)
     embedding_VH = target.embedding_VH
     weights = _last_layer(settings.target, raw, embedding_VH.device, embedding_VH.dtype) | {"embedding": embedding_VH}
     evaluation = OnlineSource(target, cached.eval) if cached.eval is not None and len(cached.eval) else None

@@ -23,9 +23,10 @@ from eagle3cli.data.manifest import remove_leftovers
 from eagle3cli.errors import UsageError
 from eagle3cli.models.checkpoint import save_draft
 from eagle3cli.models.draft import Draft
-from eagle3cli.runtime.files import read_json, write_folder
+from eagle3cli.runtime.files import read_json, refuse_existing, write_folder
 from eagle3cli.runtime.ranks import Ranks
 from eagle3cli.runtime.report import Reporter
+from eagle3cli.settings.tables import Train
 from eagle3cli.training.optimizer import Optimizer
 
 NAME = re.compile(r"epoch_(\d+)_step_(\d+)")
@@ -51,6 +52,16 @@ class Progress:
     """Mean acceptance rate of every depth in the last step, where the loss follows it."""
     fingerprint: str = ""
     """What the run was started with; a checkpoint of another run is refused."""
+
+
+def make_place(settings: Train) -> None:
+    """The run's folder, emptied with ``overwrite``; raises UsageError where ``resume`` is off and there is a run."""
+    folder = settings.output_dir
+    if settings.overwrite:
+        refuse_existing(folder, overwrite=True)
+    if not settings.resume and list_checkpoints(folder):
+        refuse_existing(folder, overwrite=False)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def save_best(run: Path, draft: Draft, state: dict[str, Tensor]) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from eagle3cli.backends.auto import open_target
 from eagle3cli.backends.batch import BatchSource
 from eagle3cli.backends.head import read_target_tensors
-from eagle3cli.backends.hf import load_target, pick_device, read_target_config
+from eagle3cli.backends.hf import pick_device, read_target_config
 from eagle3cli.backends.online import OnlineSource
 from eagle3cli.backends.store import StoreSource
 from eagle3cli.data.cache import open_or_build
@@ -67,5 +68,5 @@ def _source(settings: Settings, config: DraftConfig, report: Reporter) -> tuple[
         settings = settings.model_copy(update={"data": data.model_copy(update={"train_path": data.eval_path})})
     cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
     rows = cached.eval if cached.eval is not None and data.train_path is not None else cached.train
-    target = load_target(settings.target, report, config.aux_layers)
+    target = open_target(settings.target, report, config.aux_layers)
     return OnlineSource(target, rows), target.embedding_VH

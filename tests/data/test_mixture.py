@@ -103,3 +103,10 @@ def test_every_preset_says_where_it_is_and_under_which_terms() -> None:
     assert (maths.name, len(maths.hub)) == ("hendrycks-math", 7)
     assert [source.split for source in resolve(["nemotron"])[0].hub] == ["chat", "code", "math", "tool_calling"]
     assert [source.split for source in resolve(["nemotron"], split="chat")[0].hub] == ["chat"]
+
+
+def test_a_folder_by_its_place_gives_the_result_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "talks" / "inner").mkdir(parents=True)
+    (tmp_path / "talks" / "a.jsonl").write_text("{}\n")
+    monkeypatch.chdir(tmp_path / "talks" / "inner")
+    assert resolve([".."])[0].name == "talks", "not a way out of ./cache/dataset"

@@ -27,7 +27,9 @@ class BenchFaults(Faults):
 
 
 class BenchServer(FakeServer):
-    """Its answers depend on the prompt alone."""
+    """Its answers depend on the prompt alone. With the owner vllm it speaks as vLLM does, with counters on a page."""
+
+    passes = 0
 
     faults: BenchFaults
     flushed = 0
@@ -42,6 +44,12 @@ class BenchServer(FakeServer):
                 await self._stream(body, writer)
             finally:
                 self.running -= 1
+            return
+        if path == "/metrics" and self.faults.owner == "vllm":
+            _send(writer, 200, raw=self._metrics().encode())
+            return
+        if path == "/v1/completions" and body.get("stream"):
+            await self._completion(body, writer)
             return
         if path == "/flush_cache":
             self.flushed += 1
@@ -70,6 +78,34 @@ class BenchServer(FakeServer):
                 break
             made, passes = min(count, made + each), passes + 1
         writer.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+
+    async def _completion(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        prompt, count = body["prompt"], body["max_tokens"]
+        ids, made = [(sum(prompt) + 7 * at) % 50 + 5 for at in range(count)], 0
+        each = self.faults.gives if self.faults.speculation else 1
+        while made < count:
+            await asyncio.sleep(self.faults.seconds)
+            new = ids[made : made + (each if made else 1)]
+            self.passes += made > 0
+            made += len(new)
+            finish = "length" if made == count else None
+            choice = {"index": 0, "text": " x" * len(new), "token_ids": new, "finish_reason": finish}
+            usage = {"prompt_tokens": len(prompt), "completion_tokens": made}
+            _chunk(writer, {"choices": [choice], "usage": usage})
+            await writer.drain()
+        writer.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+
+    def _metrics(self) -> str:
+        if not self.faults.speculation:
+            return ""
+        steps, right = self.faults.speculation[0], self.faults.gives - 1
+        names = {"drafts": self.passes, "draft_tokens": steps * self.passes, "accepted_tokens": right * self.passes}
+        lines = [f'vllm:spec_decode_num_{name}_total{{engine="0"}} {value}.0' for name, value in names.items()]
+        for at in range(steps):
+            value = self.passes if at < right else 0
+            lines.append(f'vllm:spec_decode_num_accepted_tokens_per_pos_total{{engine="0",position="{at}"}} {value}.0')
+        return "\n".join(lines) + "\n"
 
     def _counters(self, passes: int) -> dict[str, Any]:
         if not self.faults.speculation:

@@ -126,3 +126,11 @@ def test_nobody_at_the_address(tiny: Path, questions: Path) -> None:
         gone = servers[0]
     with pytest.raises(Eagle3Error, match="does not answer"):
         run([gone], tiny, questions, "1,0,0,0")
+
+
+def test_vllm_counts_over_all_answers(tiny: Path, questions: Path) -> None:
+    plain, chain = BenchFaults(owner="vllm"), BenchFaults(owner="vllm", speculation=(3, 1, 4))
+    with running(plain, chain) as servers:
+        row = run(servers, tiny, questions, "4,3,1,4", repeats=2).table[1]
+    assert (row["passes"], row["acceptance_length"], row["accepted_per_position"]) == (64, 3.0, [1.0, 1.0, 0.0])
+    assert (row["identical"], row["compared"], row["counters_fit"]) == (16, 16, True)

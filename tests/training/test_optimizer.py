@@ -32,7 +32,9 @@ def test_goes_on_from_its_state(kind: Kind, dtype: torch.dtype) -> None:
     whole, cut, resumed = (Optimizer(weights(dtype), max_grad_norm=0.5, kind=kind) for _ in range(3))
     steps(whole, 0, 6)
     steps(cut, 0, 3)
-    resumed.load({name: value.clone() for name, value in cut.state().items()})
+    for name, value in resumed.state().items():
+        value.detach().copy_(cut.state()[name])
+    resumed.filled()
     steps(resumed, 3, 6)
     for name, value in whole.state().items():
         assert torch.equal(value, resumed.state()[name]), name

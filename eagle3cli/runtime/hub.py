@@ -1,0 +1,36 @@
+"""Whether the hub can be reached at all, asked once: its library would try again and again for half a minute."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+ENDPOINT = "https://huggingface.co"
+SECONDS = 5.0
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+
+
+def go_offline_unless_reached(name: str) -> str | None:
+    """Where ``name`` is a hub id and no server answers: use only what was downloaded before, and return why.
+
+    Behind a proxy nobody but the library itself can tell, so nothing is asked.
+    """
+    is_id = _HUB_ID.fullmatch(name) is not None and not Path(name).expanduser().exists()
+    if not is_id or os.environ.get("HF_HUB_OFFLINE") or any(map(os.environ.get, _PROXIES)):
+        return None
+    endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or ENDPOINT)
+    port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
+    try:
+        socket.create_connection((endpoint.hostname or "", port), timeout=SECONDS).close()
+    except OSError as error:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        constants = sys.modules.get("huggingface_hub.constants")
+        if constants is not None:  # it has read the variable already
+            constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+        return f"{endpoint.hostname} does not answer ({error.strerror or error})"
+    return None
