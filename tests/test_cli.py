@@ -145,6 +145,8 @@ def test_every_flag_reaches_the_settings(name: str, run_cli: RunCli, monkeypatch
                 words = [flag, _another_value(field)]
             if field.key == "train.micro_batch_size":
                 words += ["--batch-size", words[1]]
+            if field.key == "launch.gpus":
+                words = [flag, "2"]
             if field.key in ("data.assistant_header", "data.end_of_turn_token", "data.user_header"):
                 words += ["--is-preformatted", "--assistant-header", "x"]
             ran = run_cli(name, *words)

@@ -32,6 +32,7 @@ from eagle3cli.data.store_rows import PackedRow, StateRow, aux_count, count_rows
 from eagle3cli.data.store_writer import StoreWriter, plan_store
 from eagle3cli.data.vocab import from_ids
 from eagle3cli.options import find_recipe
+from eagle3cli.runtime.ranks import ALONE
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.load import load
 from eagle3cli.training.build import build, coming
@@ -80,7 +81,7 @@ def loader_speed(folder: Path, batch_size: int, *, cold: bool) -> float:
             with path.open("rb") as f:
                 os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     order = Order(len(store), batch_size, seed=0)
-    source = read_ahead(StoreSource(store), coming(order, 0, None))
+    source = read_ahead(StoreSource(store), coming(order, 0, None, store.lengths, ALONE))
     began = time.perf_counter()
     for step in range(order.steps_per_epoch):
         source.batch(order.batch(step))
@@ -163,7 +164,7 @@ def memory_over(folder: Path) -> dict[str, float]:
         source.batch(rows)
         if number == len(batches) // 10:
             early = memory_mb()
-        if number % 100 == 0:
+        if early and number % 100 == 0:
             most = max(most, memory_mb())
     return {"rows": len(store), "store_mb": store.bytes / 1e6, "after_a_tenth_mb": early, "most_mb": most}
 
