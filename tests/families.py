@@ -27,13 +27,14 @@ ROUTED: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_inter
 LATENT: dict[str, Any] = {  # DeepSeek: keys and values through a narrow latent, of unequal widths
     "num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
     "v_head_dim": 16, "head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1,
-    "moe_intermediate_size": 32, "first_k_dense_replace": 1,
+    "moe_intermediate_size": 32, "first_k_dense_replace": 1, "moe_layer_freq": 1,
 }  # fmt: skip
 WINDOW: dict[str, Any] = {"sliding_window": 8}
 YARN: dict[str, Any] = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128,
     "beta_fast": 32, "beta_slow": 1,
 }  # fmt: skip
+YARN_SCALED: dict[str, Any] = {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707}
 LLAMA3: dict[str, Any] = {
     "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 128,
@@ -61,8 +62,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3Config", {**WINDOW, "pad_token_id": 0}),  # Phi-4 is of this class too
     "phi4-mini": ("Phi3Config", {"tie_word_embeddings": True, "rope_parameters": LONGROPE}),
     "gpt-oss": ("GptOssConfig", {**EXPERTS, **WINDOW, "rope_parameters": YARN}),
-    "deepseek-v2": ("DeepseekV2Config", {**LATENT, "topk_method": "greedy"}),
-    "deepseek-v3": ("DeepseekV3Config", {**LATENT, "q_lora_rank": 24, "n_group": 2, "topk_group": 1}),
+    "deepseek-v2": (
+        "DeepseekV2Config",
+        {**LATENT, "topk_method": "greedy", "rope_parameters": YARN_SCALED, "scoring_func": "softmax"},
+    ),
+    "deepseek-v3": (
+        "DeepseekV3Config",
+        {**LATENT, "q_lora_rank": 24, "n_group": 2, "topk_group": 1, "rope_parameters": YARN_SCALED},
+    ),
     "gemma": ("GemmaConfig", {"tie_word_embeddings": True}),
     "gemma2": (
         "Gemma2Config",

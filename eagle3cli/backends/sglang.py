@@ -32,10 +32,12 @@ VERSIONS = ("0.5.23",)
 MODEL_TYPES = frozenset(
     {
         *("llama", "llama4_text", "mistral", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gpt_oss"),
-        *("deepseek_v2", "deepseek_v3", "gemma3_text", "glm4_moe", "minimax_m2", "apertus"),
+        *("deepseek_v2", "deepseek_v3", "glm4_moe", "minimax_m2", "apertus"),
     }
 )
-"""Model types (of the text part) whose auxiliary layers that version captures."""
+"""Model types (of the text part) whose auxiliary layers that version captures as they are."""
+WITHOUT_RESIDUAL = frozenset({"gemma3_text"})
+"""Those of which it captures the last sum of a layer without the residual stream (seen in 0.5.23)."""
 ROWS = 64
 """Sequences of one pass."""
 CPU_TOKENS = 16384
@@ -168,17 +170,31 @@ def load_sglang(target: Target, report: Reporter, aux_layers: tuple[int, ...] | 
     dtype = pick_dtype(target.dtype, device, config)
     try:
         runner = _runner(target, wanted, device, dtype)
-    except (AttributeError, ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        fix = "use --target-model-backend hf"
-        raise ModelError(f"SGLang cannot load it: {said[0]}", where=target.model_path, fix=fix) from error
+    except UsageError:
+        raise
+    except Exception as error:  # whatever SGLang's insides raise about a model
+        said = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        fix = "use --target-model-backend hf, or see the whole error with --debug"
+        raise ModelError(f"SGLang cannot run it here: {said}", where=target.model_path, fix=fix) from error
     embedding_VH, head = _ends(runner, target, config, dtype)
     found = SglangTarget(runner, embedding_VH, head, wanted, target.model_path)
     _check(found)
     version, tokens = installed_version(), int(runner.max_total_num_tokens)
     shape = f"{dtype}, {device}, {tokens:,} tokens of cache, aux layers {list(wanted)}"
     report.info(f"target {target.model_path}, backend sglang {version}: {shape}")
+    for remark in remarks(runner.model, text_part(config)):
+        report.warn(remark)
     return found
+
+
+def remarks(model: Any, text: dict[str, Any]) -> Iterator[str]:
+    """Where SGLang's states are those of its own server, and not what transformers says."""
+    kind, window = str(text.get("model_type")), text.get("sliding_window") or 0
+    if kind in WITHOUT_RESIDUAL:
+        yield f"SGLang hands the draft of a {kind} target its layers' last sums alone: such a draft fits SGLang only"
+    slides = text.get("use_sliding_window", True) and 0 < window < (text.get("max_position_embeddings") or 0)
+    if slides and not hasattr(model, "get_attention_sliding_window_size"):
+        yield f"SGLang runs {kind} without its sliding window of {window} tokens"
 
 
 def _runner(target: Target, aux_layers: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Any:
@@ -216,6 +232,10 @@ def _runner(target: Target, aux_layers: tuple[int, ...], device: torch.device, d
         nccl_port=ports.nccl_port,
         server_args=arguments,
     )
+    inner: Any = getattr(runner.model, "model", None)
+    if hasattr(inner, "layers_to_capture"):
+        # Some families take the numbers as they are unless the first is 1; what is meant is always the layer's output.
+        inner.layers_to_capture = [layer + 1 for layer in aux_layers]
     runner.alloc_memory_pool()
     runner.init_attention_backends()
     runner.init_cuda_graphs()

@@ -28,7 +28,7 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
     """Write the draft's files and its model card to ``export.output_path``; ``dtype`` and ``layout`` None: its own."""
     from eagle3cli.backends.gguf import local_folder
     from eagle3cli.backends.head import read_config, read_embedding_and_head
-    from eagle3cli.models.card import model_card, origin_of
+    from eagle3cli.models.card import model_card, origin_of, public_name
     from eagle3cli.models.checkpoint import has_embedding
     from eagle3cli.models.export import export_draft, find_draft, serve_lines
     from eagle3cli.runtime.files import refuse_existing, write_folder, write_text
@@ -56,7 +56,9 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
             target_embedding=embedding,
             aux_layers=settings.draft.aux_layers,
         )
-        public = serve_lines(name or "TARGET", wanted.push or folder.name, draft.config, steps=settings.run.k)
+        public = serve_lines(
+            public_name(name or "TARGET"), wanted.push or folder.name, draft.config, steps=settings.run.k
+        )
         card = model_card(folder.name, draft.config, origin, public, licence=wanted.license, target=name)
         write_text(temporary / "README.md", card)
         made.append(draft)

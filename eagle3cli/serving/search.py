@@ -7,7 +7,7 @@ trees around the best chain, as long as one is faster than all before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from statistics import geometric_mean
 
@@ -132,9 +132,8 @@ class Search:
             self.speeds[config] = geometric_mean([row.get("speedup") or 1.0 for row in rows if row])
             self.work.report.info(f"search: {config} {self.speeds[config]:.3f}x")
 
-    def _climb(self, near: object) -> None:
+    def _climb(self, near: Callable[[Config], list[Config]]) -> None:
         """Measure the neighbours of the fastest as long as that finds a faster one."""
-        assert callable(near)
         while True:
             before = self.top
             if before.is_baseline:

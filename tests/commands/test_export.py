@@ -139,3 +139,74 @@ def test_no_draft_at_all(run_cli: RunCli, tmp_path: Path) -> None:
     ran = run_cli("export")
     assert ran.code == 1
     assert "--draft-model-path" in ran.err
+
+
+def test_the_card_says_what_the_run_says(run_cli: RunCli, run_folder: Path, tiny: Path, tmp_path: Path) -> None:
+    settings = run_folder / "settings.toml"
+    more = '[data]\ntrain_path = "/secret/place/train.jsonl"\n[train]\nlearning_rate = 0.0003\n'
+    settings.write_text(settings.read_text() + more)
+    rows = [
+        {"event": "step", "step": 10, "loss": 1.0},
+        {
+            "event": "eval",
+            "step": 20,
+            "acceptance_length": [1.5, 1.75],
+            "accepted_per_position": [0.5, 0.25],
+            "rows": 9,
+        },
+        {"event": "eval", "step": 30, "acceptance_length": [1.4, 1.5], "accepted_per_position": [0.4, 0.1], "rows": 9},
+    ]
+    (run_folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"event": "ev')
+    ran = run_cli("export", "--license", "mit")
+    assert ran.code == 0, ran.err
+    card = (tmp_path / "runs" / "draft" / "README.md").read_text()
+    for said in (
+        "license: mit",
+        "| learning_rate | 0.0003 |",
+        "| data | train.jsonl |",
+        "| 2 | 1.750 | 0.250 |",
+        "step 20",
+    ):
+        assert said in card
+    assert f"| target | {tiny.name} |" in card
+    assert str(tiny.parent) not in card
+    assert "/secret" not in card
+    assert "vllm serve" in card
+    assert "base_model" not in card  # a local folder is nobody else's
+    named = run_cli(
+        "export", "--overwrite", "--draft-model-path", tmp_path / "runs" / "draft", "--output-path", "again"
+    )
+    assert named.code == 0, named.err
+    assert "Not measured in its run." in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_a_wide_draft_is_refused_where_it_cannot_be_served(run_cli: RunCli, run_folder: Path, tmp_path: Path) -> None:
+    from dataclasses import replace as with_
+
+    config, _ = load_draft(run_folder / "best")
+    wide = with_(config, num_hidden_layers=2, aux_layers=(0, 1, 3, 4, 6), intermediate_size=200)
+    draft = Draft(wide)
+    draft.set_vocab(
+        torch.arange(100, 200, 2) - torch.arange(50),
+        torch.arange(320).ge(100) & torch.arange(320).lt(200) & (torch.arange(320) % 2 == 0),
+    )
+    save_draft(run_folder / "wide", draft.serving_state(), wide, dtype=torch.float32)
+    words = ("--draft-model-path", run_folder / "wide", "--overwrite")
+    ran = run_cli("export", *words, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["served_by"] == ["sglang", "vllm"]
+    tensors = load_file(tmp_path / "runs" / "draft" / "model.safetensors")
+    # SGLang reads the one, vLLM the other.
+    assert torch.equal(tensors["layers.1.hidden_norm.weight"], tensors["layers.1.input_layernorm.weight"])
+    legacy = run_cli("export", *words, "--layout", "legacy")
+    assert legacy.code == 1
+    for reason in (
+        "2 layers; servers that need the legacy layout read exactly one",
+        "5 auxiliary layers",
+        "norm_output",
+    ):
+        assert reason in legacy.err
+    tensors["layers.1.hidden_norm.weight"] += 1
+    save_file(tensors, tmp_path / "runs" / "draft" / "model.safetensors")
+    differ = run_cli("export", "--draft-model-path", tmp_path / "runs" / "draft", "--output-path", "x")
+    assert (differ.code, "SGLang would read the one and vLLM the other" in differ.err) == (1, True)

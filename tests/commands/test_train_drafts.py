@@ -1,0 +1,68 @@
+"""train with draft configs of every kind, and training that goes on from a draft folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from eagle3cli.models.checkpoint import load_draft
+from tests.commands.test_train import place  # noqa: F401 (a fixture)
+from tests.conftest import RunCli
+
+WIDE = {
+    "num_hidden_layers": 2,
+    "intermediate_size": 160,
+    "own_embedding": True,
+    "eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 2, 3, 5, 6]},
+}
+
+
+def test_a_wide_draft_is_config_alone(run_cli: RunCli, place: Path) -> None:  # noqa: F811
+    (place / "wide.json").write_text(json.dumps(WIDE))
+    words = ("train", "--draft-model-config", "wide.json", "--set", "train.total_steps=3", "train.ttt_length=2")
+    ran = run_cli(*words, "--json", cwd=place)
+    assert ran.code == 0, ran.err
+    best = place / "runs" / "train" / "best"
+    config, state = load_draft(best)
+    assert (config.num_hidden_layers, config.aux_layers, config.norm_output) == (2, (0, 2, 3, 5, 6), True)
+    assert state["layers.1.mlp.up_proj.weight"].shape == (160, 64)
+    assert float(state["layers.1.self_attn.o_proj.weight"].abs().max()) > 0  # it started as zeros
+    measured = run_cli("eval", "--draft-model-path", best, "--depths", "2", "--json", cwd=place)
+    assert measured.code == 0, measured.err
+    bench = ("bench", "--draft-model-path", best, "--config-list", "2,2,1,3", "--benchmark-list", "mtbench:2")
+    decoded = run_cli(*bench, "--max-tokens", "12", "--json", cwd=place)
+    assert decoded.code == 0, decoded.err
+    assert "differ from the baseline" not in decoded.err
+    refused = run_cli("export", cwd=place)
+    assert (refused.code, "it has its own embedding" in refused.err) == (1, True)
+    assert run_cli("export", "--layout", "vllm", cwd=place).code == 0
+
+
+def test_training_goes_on_from_a_folder(run_cli: RunCli, place: Path) -> None:  # noqa: F811
+    few = ("--set", "train.total_steps=4", "train.ttt_length=2")
+    assert run_cli("train", *few, cwd=place).code == 0
+    best = place / "runs" / "train" / "best"
+    words = (
+        "train",
+        "--draft-init",
+        "draft",
+        "--draft-model-path",
+        best,
+        "--output-dir",
+        "runs/on",
+        "--no-norm-output",
+    )
+    plain = [word for word in words if word != "--no-norm-output"]
+    clash = run_cli(*words, cwd=place)
+    assert (clash.code, "the draft has its own" in clash.err) == (2, True), clash.err
+    (place / "eagle3.toml").write_text((place / "eagle3.toml").read_text().replace("vocab_size = 200\n", ""))
+    ran = run_cli(*plain, *few, "--learning-rate", "1e-9", "--json", cwd=place)
+    assert ran.code == 0, ran.err
+    before, after = load_draft(best), load_draft(place / "runs" / "on" / "best")
+    assert before[0] == after[0]
+    for name, value in before[1].items():  # the same draft, moved by next to nothing
+        assert torch.allclose(value.float(), after[1][name].float(), atol=1e-5), name
+    missing = run_cli("train", "--draft-init", "draft", "--output-dir", "runs/none", cwd=place)
+    assert (missing.code, "--draft-model-path" in missing.err) == (2, True)

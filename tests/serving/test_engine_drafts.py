@@ -1,0 +1,104 @@
+"""The real SGLang and vLLM load exported drafts of every family, and accept what our own decoder accepts.
+
+What an engine cannot run on a CPU stands in LEFT_OUT with its reason. ``make test-engines`` runs these tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eagle3cli.runtime.report import Silent
+from eagle3cli.serving.client import Client
+from eagle3cli.serving.launch import Product, Speculation
+from eagle3cli.serving.server import started
+from eagle3cli.serving.wire import Acceptance, Answer, Request
+from eagle3cli.settings.tables import Server, Target
+from tests.conftest import RunCli
+from tests.serving.engine_case import REPLY, STEPS, Expected, make_draft, make_target
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
+NORMS = {"fc_norm": True}  # norm_output is auto's own
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", NORMS),
+    "plain": ("llama", {"norm_output": False}),
+    "wide": (
+        "llama",
+        {
+            "num_hidden_layers": 2,
+            "intermediate_size": 320,
+            "eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 2, 3, 5, 6]},
+        },
+    ),
+    "own-embedding": ("llama", {"own_embedding": True}),
+    **{
+        family: (family, NORMS)
+        for family in ("qwen2", "qwen3", "qwen3-moe", "phi3", "phi4-mini", "gpt-oss", "deepseek-v2", "mistral")
+    },
+    **{family: (family, NORMS) for family in ("gemma3", "mixtral", "glm4-moe")},
+}
+LEFT_OUT: dict[tuple[Product, str], str] = {}
+"""What does not run, and why."""
+
+
+def ask_all(product: Product, target: Path, draft: Path, expected: Expected, logs: Path) -> tuple[list[Answer], Any]:
+    """The answers of a server with this draft, and vLLM's counters over them."""
+    python = os.environ.get(f"EAGLE3_ENGINE_{product.upper()}")
+    if not python:
+        pytest.skip(f"EAGLE3_ENGINE_{product.upper()} is not set: make test-engines")
+    server = Server(python=python, replicas=1, dist_timeout=400)
+    model = Target(model_path=str(target), device="cpu", threads=1)
+    speculation = Speculation(str(draft), STEPS, 1, STEPS + 1)
+    with started(server, model, Silent(), logs=logs, product=product, speculation=speculation) as servers:
+
+        async def run() -> tuple[list[Answer], Any]:
+            async with Client(servers.addresses[0], seconds=120) as client:
+                await client.identify()
+                before = await client.acceptance() if product == "vllm" else None
+                asked = [Request(REPLY, input_ids=tuple(prompt), ignore_end=True) for prompt in expected.prompts]
+                answers = [await client.ask(request) for request in asked]
+                after = await client.acceptance() if product == "vllm" else None
+                return answers, after - before if after and before else None
+
+        return asyncio.run(run())
+
+
+@pytest.mark.parametrize("product", ["sglang", "vllm"])
+@pytest.mark.parametrize("case", CASES)
+def test_an_engine_accepts_what_we_accept(product: Product, case: str, run_cli: RunCli, tmp_path: Path) -> None:
+    if reason := LEFT_OUT.get((product, case)):
+        pytest.skip(reason)
+    family, wanted = CASES[case]
+    raw = make_target(tmp_path / "target", family)
+    expected = make_draft(tmp_path / "trained", tmp_path / "target", raw, **wanted)
+    layout = "vllm" if case == "own-embedding" else "sglang"
+    words = ("--draft-model-path", "trained", "--target-model-path", "target", "--output-path", "draft")
+    exported = run_cli("export", *words, "--layout", layout, "--export-dtype", "float32")
+    assert exported.code == 0, exported.err
+    answers, counted = ask_all(product, tmp_path / "target", tmp_path / "draft", expected, tmp_path / "logs")
+    assert [list(answer.token_ids) for answer in answers] == expected.replies
+    told = [a.acceptance for a in answers if a.acceptance]
+    total = counted if product == "vllm" else sum(told[1:], told[0])
+    assert isinstance(total, Acceptance)
+    assert (total.passes, total.accepted) == (sum(expected.steps), sum(expected.accepted_at))
+    if product == "vllm":
+        assert list(total.positions) == expected.accepted_at
+    else:
+        assert [one.passes for one in told] == expected.steps
+
+
+def test_vllm_reads_its_own_list_of_layers(tmp_path: Path) -> None:
+    """Without the outer list vLLM takes SGLang's and reads one layer too low: the same draft is accepted otherwise."""
+    raw = make_target(tmp_path / "target", "llama")
+    expected = make_draft(tmp_path / "draft", tmp_path / "target", raw, **NORMS)
+    path = tmp_path / "draft" / "config.json"
+    config = json.loads(path.read_text())
+    del config["eagle_aux_hidden_state_layer_ids"]
+    path.write_text(json.dumps(config))
+    _, counted = ask_all("vllm", tmp_path / "target", tmp_path / "draft", expected, tmp_path / "logs")
+    assert (counted.passes, counted.accepted) != (sum(expected.steps), sum(expected.accepted_at))
