@@ -50,6 +50,8 @@ def shard_header(store_key: str, shard: int, sizes: Sequence[int]) -> bytes:
     text = json.dumps(tensors).encode()
     text += b" " * (-(8 + len(text)) % HEADER_ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
+FAULT_BYTES = 65536
+"""Linux maps so much around the page that a reader touches (``fault_around_bytes``)."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ class Shard:
 
     def _advise(self, advice: str, index: int) -> None:
         begin, end = self.place(index)
-        first = begin - begin % mmap.PAGESIZE
-        if end > first and hasattr(mmap, advice):
-            self._map.madvise(getattr(mmap, advice), first, end - first)
+        if end > begin and hasattr(mmap, advice):
+            first = begin - begin % FAULT_BYTES
+            last = min(len(self._map), end + -end % FAULT_BYTES)
+            self._map.madvise(getattr(mmap, advice), first, last - first)
