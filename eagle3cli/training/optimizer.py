@@ -21,7 +21,8 @@ class Optimizer:
     """AdamW(0.9, 0.999, weight decay 0); weights that are not fp32 get an fp32 master copy.
 
     ``scales`` multiplies the learning rate of the parameters whose name starts with the key. ``muon`` gives the
-    matrices other than the head and an own embedding to Muon, with updates as large as AdamW's, so that the same learning rate serves.
+    matrices other than the head and an own embedding to Muon, with updates as large as AdamW's, so that the same
+    learning rate serves.
     """
 
     def __init__(

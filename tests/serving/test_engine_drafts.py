@@ -45,7 +45,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{family: (family, NORMS) for family in ("gemma3", "mixtral", "glm4-moe")},
 }
 VLLM_ALONE = ("own-embedding", "norm-before-residual")
-"""SGLang would run them otherwise than they were trained, so export refuses them (tests/serving/test_wide_drafts.py)."""
+"""SGLang would run them otherwise than they were trained, so export refuses them: test_wide_drafts.py."""
 LEFT_OUT: dict[tuple[Product, str], str] = {("sglang", case): "export refuses it for SGLang" for case in VLLM_ALONE}
 """What does not run, and why."""
 
