@@ -59,7 +59,7 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
         public = serve_lines(
             public_name(name or "TARGET"), wanted.push or folder.name, draft.config, steps=settings.run.k
         )
-        card = model_card(folder.name, draft.config, origin, public, licence=wanted.license, target=name)
+        card = model_card(place.rpartition("/")[2], draft.config, origin, public, licence=wanted.license, target=name)
         write_text(temporary / "README.md", card)
         made.append(draft)
 

@@ -50,6 +50,8 @@ def shard_header(store_key: str, shard: int, sizes: Sequence[int]) -> bytes:
     text = json.dumps(tensors).encode()
     text += b" " * (-(8 + len(text)) % HEADER_ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
+
+
 FAULT_BYTES = 65536
 """Linux maps so much around the page that a reader touches (``fault_around_bytes``)."""
 

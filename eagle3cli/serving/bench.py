@@ -101,6 +101,8 @@ class Work:
             except (UsageError, Stopped):
                 raise
             except Eagle3Error as error:
+                if group[0].config.is_baseline:
+                    raise  # the drafts would fail in the same way, or have nothing to be compared with
                 self._fail(group, error)
 
     def _measure_one(self, case: Case, speaker: Speaker) -> None:
@@ -118,7 +120,7 @@ class Work:
     def _fail(self, cases: Sequence[Case], error: Eagle3Error) -> None:
         left = [case for case in cases if self.results.configuration(case) is None]
         for case in left:
-            self.failed[str(case)] = error.what.splitlines()[0]
+            self.failed[str(case)] = error.what.splitlines()[0].removesuffix("; its last lines:")
         self.report.warn(f"{', '.join(map(str, left))}: not measured: {error}")
 
     def _check(self) -> None:

@@ -99,8 +99,6 @@ class Search:
     def run(self) -> None:
         """Measure until nothing near the best is left, or the number of runs is used up."""
         self.measure(Config(self.batch))
-        if not self.speeds:
-            return  # it failed, and so would all others
         self.measure(chain(self.batch, LONG))
         for steps in self._foreseen():
             self.measure(chain(self.batch, steps))

@@ -13,6 +13,8 @@ from eagle3cli.models.draft import whole
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
+EMBEDDED = ("lm_head", "embed_tokens")
+"""Matrices whose rows are tokens: never Muon's."""
 Kind = Literal["adamw", "muon"]
 
 
@@ -20,7 +22,8 @@ class Optimizer:
     """AdamW(0.9, 0.999, weight decay 0); weights that are not fp32 get an fp32 master copy.
 
     ``scales`` multiplies the learning rate of the parameters whose name starts with the key. ``muon`` gives the
-    matrices other than the head to Muon, with updates as large as AdamW's, so that the same learning rate serves.
+    matrices other than the head and an own embedding to Muon, with updates as large as AdamW's, so that the same
+    learning rate serves.
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class Optimizer:
         groups: list[dict[str, Any]] = [
             {"params": [m], "factor": factor} for m, factor in zip(self.masters, factors, strict=True)
         ]
-        matrices = [kind == "muon" and m.ndim == 2 and not n.startswith("lm_head") for n, m in self._named_masters()]
+        matrices = [kind == "muon" and m.ndim == 2 and not n.startswith(EMBEDDED) for n, m in self._named_masters()]
         adam = [group for group, matrix in zip(groups, matrices, strict=True) if not matrix]
         muon = [group for group, matrix in zip(groups, matrices, strict=True) if matrix]
         self.inner: list[torch.optim.Optimizer] = []

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eagle3cli.models.draft import Draft, rotate
+from eagle3cli.models.draft import Attention, Draft, rotate
 from eagle3cli.training.loss import TermWeights
 
 
@@ -32,6 +32,8 @@ def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def dense_first_hidden(draft: Draft, aux_SC: Tensor) -> Tensor:
+    if draft.input_norm is not None:
+        aux_SC = rms(aux_SC, draft.input_norm.weight, draft.config.rms_norm_eps)
     if draft.fc_norm is not None:
         thirds = aux_SC.split(draft.config.target_hidden_size, dim=1)
         norms = [norm.weight for norm in draft.fc_norm]
@@ -51,30 +53,22 @@ def dense_loss(
     terms: TermWeights,
     anchors_S: Tensor | None = None,
 ) -> Dense:
-    size, layer, c = len(ids_S), draft.midlayer, draft.config
-    attention = layer.self_attn
+    size, c = len(ids_S), draft.config
+    if draft.embed_tokens is not None:
+        embedding = draft.embed_tokens.weight
     hidden = dense_first_hidden(draft, aux_SC)
-    keys, values = [], []
+    keys, values = [[] for _ in draft.stack], [[] for _ in draft.stack]
     found = Dense()
     for i in range(len(terms.cross_entropy_T)):
         token = torch.tensor([int(ids_S[p + 1 + i]) if p + 1 + i < size else 0 for p in range(size)])
-        joint = torch.cat((layer.input_layernorm(F.embedding(token, embedding)), layer.hidden_norm(hidden)), -1)
-        cos, sin = draft.rope(torch.arange(size) + i, torch.float32)
-        q = rotate(attention.q_proj(joint).unflatten(1, (-1, c.head_dim)), cos, sin)
-        keys.append(rotate(attention.k_proj(joint).unflatten(1, (-1, c.head_dim)), cos, sin))
-        values.append(attention.v_proj(joint).unflatten(1, (-1, c.head_dim)))
-        share = c.num_attention_heads // c.num_key_value_heads
-        out = []
-        for p in range(size):
-            k, v = (
-                torch.cat([states[0][: p + 1]] + [states[j][p : p + 1] for j in range(1, i + 1)])
-                for states in (keys, values)
-            )
-            k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
-            weights = torch.softmax(torch.einsum("nd,snd->ns", q[p], k) * c.head_dim**-0.5, -1)
-            out.append(torch.einsum("ns,snd->nd", weights, v))
-        residual = hidden + attention.o_proj(torch.stack(out).flatten(1))
-        hidden = residual + layer.mlp(layer.post_attention_layernorm(residual))
+        for at, layer in enumerate(draft.stack):
+            residual = normed = rms(hidden, layer.hidden_norm.weight, c.rms_norm_eps)
+            if at == 0:
+                normed = torch.cat((draft.midlayer.input_layernorm(F.embedding(token, embedding)), normed), -1)
+            if at > 0 or not c.norm_before_residual:
+                residual = hidden
+            hidden = residual + _attended(draft, layer.self_attn, normed, i, keys[at], values[at])
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         normed = rms(hidden, draft.norm.weight, c.rms_norm_eps)
         logits = draft.lm_head(normed)
         hidden = normed if c.norm_output else hidden
@@ -87,6 +81,28 @@ def dense_loss(
         ]
         _add_depth(found, draft, i, counted, logits, last_SH @ head.T, top_S, terms)
     return found
+
+
+def _attended(
+    draft: Draft, attention: Attention, read: Tensor, depth: int, keys: list[Tensor], values: list[Tensor]
+) -> Tensor:
+    """Attention of every row over the depth-0 rows up to it and its own later ones; this depth's are added to both."""
+    size, c = len(read), draft.config
+    cos, sin = draft.rope(torch.arange(size) + depth, torch.float32)
+    q = rotate(attention.q_proj(read).unflatten(1, (-1, c.head_dim)), cos, sin)
+    keys.append(rotate(attention.k_proj(read).unflatten(1, (-1, c.head_dim)), cos, sin))
+    values.append(attention.v_proj(read).unflatten(1, (-1, c.head_dim)))
+    share = c.num_attention_heads // c.num_key_value_heads
+    out = []
+    for p in range(size):
+        k, v = (
+            torch.cat([states[0][: p + 1]] + [states[j][p : p + 1] for j in range(1, depth + 1)])
+            for states in (keys, values)
+        )
+        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+        weights = torch.softmax(torch.einsum("nd,snd->ns", q[p], k) * c.head_dim**-0.5, -1)
+        out.append(torch.einsum("ns,snd->nd", weights, v))
+    return attention.o_proj(torch.stack(out).flatten(1))
 
 
 def _add_depth(

@@ -40,6 +40,8 @@ CONFIG = DraftConfig(
     aux_layers=(0, 1, 2),
 )
 NEWER = replace(CONFIG, fc_norm=True, norm_output=True, head_dim=4, rope_theta=500.0)
+WIDE = replace(CONFIG, num_hidden_layers=3, norm_before_fc=True, norm_before_residual=True, own_embedding=True)
+CONFIGS = {"plain": CONFIG, "fc_norm, norm_output": NEWER, "wide": WIDE}
 masks = st.lists(st.lists(st.booleans(), min_size=1, max_size=14), min_size=1, max_size=3)
 
 
@@ -118,15 +120,18 @@ def test_equals_the_dense_step(sequences: list[list[bool]], seed: int) -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(masks, st.integers(0, 1000), st.sampled_from(sorted(TERMS)), st.booleans(), st.booleans())
-def test_other_losses_norms_and_anchors_equal_the_dense_step(
-    sequences: list[list[bool]], seed: int, loss: str, newer: bool, anchored: bool
+@given(masks, st.integers(0, 1000), st.sampled_from(sorted(TERMS)), st.sampled_from(sorted(CONFIGS)), st.booleans())
+def test_other_losses_drafts_and_anchors_equal_the_dense_step(
+    sequences: list[list[bool]], seed: int, loss: str, config: str, anchored: bool
 ) -> None:
-    config = NEWER if newer else CONFIG
-    assert_equal(both_ways(sequences, seed, terms=TERMS[loss], config=config, anchored=anchored))
+    assert_equal(both_ways(sequences, seed, terms=TERMS[loss], config=CONFIGS[config], anchored=anchored))
 
 
-@pytest.mark.parametrize("config", [CONFIG, NEWER], ids=["plain", "fc_norm+norm_output"])
+def test_a_wide_draft_equals_the_dense_step() -> None:
+    assert_equal(both_ways([[False] * 3 + [True] * 9, [True] * 8], 3, config=WIDE))
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_recomputed_activations_change_nothing(config: DraftConfig) -> None:
     sequences = [[False] * 3 + [True] * 9, [True] * 11]
     kept, _ = both_ways(sequences, 7, config=config)
