@@ -63,14 +63,15 @@ class Led:
 
 
 @contextmanager
-def together(target: Target, load: Load) -> Iterator[Ranks | None]:
+def together(target: Target, load: Load, *, timeout: float | None = None) -> Iterator[Ranks | None]:
     """The processes that share the work of a command; None in one that is there for its part of the target alone: its
     work is over when the block begins.
 
-    Raises UsageError where there are not as many processes as ``tp_size``.
+    After ``timeout`` seconds without a sign of one of them all end. Raises UsageError where there are not as many
+    processes as ``tp_size``.
     """
     size = target.tp_size
-    with joined(tensor_parallel=size > 1) as ranks:
+    with joined(timeout) as ranks:
         if size == 1:
             yield ranks
             return
