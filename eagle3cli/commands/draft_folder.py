@@ -56,9 +56,8 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
             target_embedding=embedding,
             aux_layers=settings.draft.aux_layers,
         )
-        public = serve_lines(
-            public_name(name or "TARGET"), wanted.push or folder.name, draft.config, steps=settings.run.k
-        )
+        known, place = public_name(name or "TARGET"), wanted.push or folder.name
+        public = serve_lines(known, place, draft.config, steps=settings.run.k)
         card = model_card(place.rpartition("/")[2], draft.config, origin, public, licence=wanted.license, target=name)
         write_text(temporary / "README.md", card)
         made.append(draft)
