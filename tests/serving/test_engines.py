@@ -227,7 +227,7 @@ def test_sglang_bench_counts_as_the_local_engine(
     sglang: Servers, run_cli: RunCli, shared: Path, tmp_path: Path
 ) -> None:
     """Started servers for the baseline and a tree, the running one for the chain: acceptance, text, report."""
-    python = os.environ["EAGLE3_ENGINE_SGLANG"]
+    python = Path(os.environ["EAGLE3_ENGINE_SGLANG"]).absolute()  # not resolved: an environment's Python is a link
     local = {
         row["config"]: row for row in bench(run_cli, tmp_path, "local", shared, "--config-list", "1,3,1,4", "1,5,1,6")
     }
