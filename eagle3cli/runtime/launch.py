@@ -19,6 +19,9 @@ from eagle3cli.errors import FAILED, Eagle3Error, Stopped, UsageError
 FOLDER = "EAGLE3_LAUNCH"
 """Environment variable: where the ranks leave their errors and the first one its result."""
 
+SAVING: dict[str, Any] = {"signals_to_handle": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "shutdown_timeout": 120}
+"""Signals that the ranks are told of, and the seconds that they have to save; where this torch lets us say so."""
+
 
 def processes(wanted: str | None) -> int:
     """Processes that ``--gpus`` asks for: a number, or ``auto`` for one a GPU; 1 where this command joins others.
@@ -59,6 +62,7 @@ def launch(words: Sequence[str], count: int, payload: dict[str, Any], threads: i
             rdzv_endpoint="localhost:0",
             max_restarts=0,
             monitor_interval=0.2,
+            **{name: value for name, value in SAVING.items() if name in LaunchConfig.__dataclass_fields__},
         )
         try:
             elastic_launch(config, sys.executable)(*words)

@@ -1,4 +1,4 @@
-"""Stop signals: the first SIGINT or SIGTERM asks to finish the step and save, the second ends the process at once."""
+"""Stop signals: the first one asks to finish the step and save, the second ends the process at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from types import FrameType
 from eagle3cli.errors import Stopped
 from eagle3cli.runtime.report import Reporter
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+"""SIGUSR1 is what a SLURM job asks for before its end (``--signal=USR1@120``)."""
 
 
 class Stop:

@@ -40,7 +40,7 @@ def begin(stops: bool) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_the_first_signal_saves_and_says_how_to_go_on(number: signal.Signals) -> None:
     process = begin(stops=True)
     process.send_signal(number)
