@@ -7,7 +7,7 @@ others (``follow``) do the same with the target, and drop the states.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ def together(target: Target, load: Load, *, timeout: float | None = None) -> Ite
             yield ranks
             return
         if ranks.count != size:
-            fix = f"start it as: torchrun --nproc-per-node {size} -m eagle3cli ..."
+            fix = f"start them with --gpus {size}, or torchrun --nproc-per-node {size} -m eagle3cli ..."
             raise UsageError(f"needs {size} processes; there are {ranks.count}", where="--tp-size", fix=fix)
         if not ranks.first:
             with catch_stop():  # the first process is told, too, and ends the work
@@ -85,8 +85,11 @@ def together(target: Target, load: Load, *, timeout: float | None = None) -> Ite
             return
         try:
             yield Ranks()
-        finally:
-            _send(None)
+        except BaseException:
+            with suppress(RuntimeError):  # the others may be gone; what happened here is what is told
+                _send(None)
+            raise
+        _send(None)
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def _sharded(size: int) -> dict[str, Any]:
 
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     if ranks != size:
-        fix = f"start it as: torchrun --nproc-per-node {size} -m eagle3cli ..."
+        fix = f"start them with --gpus {size}, or torchrun --nproc-per-node {size} -m eagle3cli ..."
         raise UsageError(
             f"a target over {size} ranks needs {size} processes; there are {ranks}", where="--tp-size", fix=fix
         )

@@ -201,6 +201,7 @@ def _runner(target: Target, aux_layers: tuple[int, ...], device: torch.device, d
     """SGLang's model runner with the weights loaded and its pools made."""
     if device.type == "cpu":
         os.environ["SGLANG_USE_CPU_ENGINE"] = "1"  # read when SGLang is imported
+        _share_cores(target.tp_size)
     logging.getLogger("sglang").setLevel(logging.ERROR)  # it names every model file that it cannot import
     from sglang.srt.arg_groups.overrides import resolving_view
     from sglang.srt.configs.model_config import ModelConfig
@@ -242,6 +243,16 @@ def _runner(target: Target, aux_layers: tuple[int, ...], device: torch.device, d
     return runner
 
 
+def _share_cores(ranks: int) -> None:
+    """Tell SGLang the cores of each rank; its own rule wants a memory node for each."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    each = len(cores) // ranks
+    if ranks > 1 and each:
+        shares = [cores[rank * each : (rank + 1) * each] for rank in range(ranks)]
+        binding = "|".join(f"{share[0]}-{share[-1]}" for share in shares)
+        os.environ.setdefault("SGLANG_CPU_OMP_THREADS_BIND", binding)
+
+
 def _arguments(target: Target, aux_layers: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Any:
     """SGLang's arguments for prefills alone: no prefix cache, no graphs of decoding steps, no chunks."""
     from sglang.srt.server_args import ServerArgs
@@ -278,7 +289,7 @@ def _rank(target: Target, device: torch.device) -> tuple[int, int]:
     """This process's tensor-parallel rank, and its GPU."""
     ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if ranks != target.tp_size:
-        fix = f"start it as: torchrun --nproc-per-node {target.tp_size} -m eagle3cli ..."
+        fix = f"start them with --gpus {target.tp_size}, or torchrun --nproc-per-node {target.tp_size} -m eagle3cli ..."
         raise UsageError(f"needs {target.tp_size} processes; there are {ranks}", where="--tp-size", fix=fix)
     return rank, int(os.environ.get("LOCAL_RANK", device.index or 0))
 
