@@ -58,7 +58,7 @@ def placement(model: PreTrainedModel, device: torch.device) -> str:
     """Where the weights are, in words."""
     spread = getattr(model, "hf_device_map", None) or {}
     places = [str(place) if not isinstance(place, int) else f"cuda:{place}" for place in spread.values()]
-    if len(set(places)) > 1:
+    if places and set(places) != {str(device)}:
         return ", ".join(f"{places.count(place)} modules on {place}" for place in dict.fromkeys(places))
     return str(device)
 
