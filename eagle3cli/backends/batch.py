@@ -41,3 +41,6 @@ class BatchSource(Protocol):
 
     def batch(self, rows: Sequence[int]) -> TargetBatch:
         """The states of these rows, packed in the order given."""
+
+    def take_part(self) -> None:
+        """Do what other processes need of this one for a batch of theirs, while it has none itself."""

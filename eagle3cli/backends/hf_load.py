@@ -87,11 +87,11 @@ def _auto_class(config: Any) -> Any:
 
 
 def _sharded(size: int) -> dict[str, Any]:
-    """Arguments that shard the layers over the ranks by the model's own plan."""
+    """Arguments that shard the layers by the model's own plan, over each group of ``size`` neighbouring ranks."""
     import torch.distributed as dist
 
     ranks = dist.get_world_size() if dist.is_initialized() else 1
-    if ranks != size:
+    if ranks % size:
         fix = f"start them with --gpus {size}, or torchrun --nproc-per-node {size} -m eagle3cli ..."
         raise UsageError(
             f"a target over {size} ranks needs {size} processes; there are {ranks}", where="--tp-size", fix=fix
@@ -99,7 +99,7 @@ def _sharded(size: int) -> dict[str, Any]:
     try:
         from transformers.distributed.configuration_utils import DistributedConfig
 
-        return {"distributed_config": DistributedConfig(tp_size=size)}
+        return {"distributed_config": DistributedConfig(tp_size=size, dp_replicate_size=ranks // size)}
     except (ImportError, TypeError):  # before transformers 5.18
         return {"tp_plan": "auto"}
 

@@ -24,6 +24,10 @@ class OnlineSource:
         """Tokens of every row."""
         return self.rows.lengths
 
+    def take_part(self) -> None:
+        """Run this process's part of the target on the others' rows."""
+        self.target.capture([])
+
     def batch(self, rows: Sequence[int]) -> TargetBatch:
         """Run the target over these rows and keep what the draft's loss reads."""
         picked = [self.rows[r] for r in rows]

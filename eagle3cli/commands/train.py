@@ -17,12 +17,11 @@ def run(settings: Settings, out: Out) -> int | None:
     """Build the run, train it, say what came of it; on every rank."""
     from contextlib import ExitStack
 
-    from eagle3cli.backends.auto import load_backend
-    from eagle3cli.backends.group import together
     from eagle3cli.commands.local_target import with_local_target
     from eagle3cli.commands.worker import in_processes
     from eagle3cli.runtime.files import write_text
     from eagle3cli.runtime.log import logged
+    from eagle3cli.runtime.ranks import joined
     from eagle3cli.runtime.report import Reporter, Silent
     from eagle3cli.runtime.stop import catch_stop
     from eagle3cli.settings.toml import to_toml
@@ -35,10 +34,7 @@ def run(settings: Settings, out: Out) -> int | None:
         return None
     folder = settings.train.output_dir
     with ExitStack() as stack:
-        timeout = 60 * settings.launch.dist_timeout
-        ranks = stack.enter_context(together(settings.target, load_backend, timeout=timeout))
-        if ranks is None:
-            return None
+        ranks = stack.enter_context(joined(60 * settings.launch.dist_timeout))
         with ranks.first_alone():
             if ranks.first:
                 make_place(settings.train)

@@ -43,7 +43,7 @@ from eagle3cli.training.initialise import gather_sample, initialise
 from eagle3cli.training.optimizer import Optimizer
 from eagle3cli.training.order import Order
 from eagle3cli.training.saver import Saver
-from eagle3cli.training.shares import balance, micro_batches, shares
+from eagle3cli.training.shares import balance, share_of
 from eagle3cli.training.spread import Spread, spread_out
 from eagle3cli.training.start import config_of_start, load_start, start_digest
 from eagle3cli.training.trainer import Trainer
@@ -162,7 +162,7 @@ def coming(
 ) -> Iterator[list[int]]:
     """Rows of every micro batch of a rank from a 0-based step on, as the trainer will ask for them."""
     while True:
-        yield from micro_batches(shares(order.batch(step), lengths, ranks.count)[ranks.index], micro_batch_size)
+        yield from filter(None, share_of(order.batch(step), lengths, ranks, micro_batch_size))
         step += 1
 
 
@@ -190,7 +190,7 @@ def online(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Inputs
     if not cached.summary["train"]["loss_tokens"]:
         fix = "look at the rows with eagle3 view; replies are made by eagle3 regenerate"
         raise DataError("no row holds a reply to train on", where=str(settings.data.train_path), fix=fix)
-    target = open_target(settings.target, report, config.aux_layers)
+    target = open_target(settings.target, report, config.aux_layers, ranks)
     embedding_VH = target.embedding_VH
     weights = _last_layer(settings.target, raw, embedding_VH.device, embedding_VH.dtype) | {"embedding": embedding_VH}
     evaluation = OnlineSource(target, cached.eval) if cached.eval is not None and len(cached.eval) else None

@@ -53,13 +53,17 @@ def evaluate(
 ) -> Evaluation:
     """Walk the replies of ``rows``, a part of them on each rank; meaningful on text that the target wrote greedily."""
     wanted, rows = len(rows), rows[ranks.index :: ranks.count]
+    most = len(range(0, wanted, ranks.count))  # of the first rank; the others take part in as many batches
     walks = [WalkCounts() for _ in range(depths)]
     turns = (WalkCounts(), WalkCounts())
     positions = {name: WalkCounts() for name in POSITIONS}
     right, counted, replies = [0] * depths, [0] * depths, 0
     with report.task("eval", total=len(rows)) as task:
-        for at in range(0, len(rows), batch_size):
+        for at in range(0, most, batch_size):
             part = rows[at : at + batch_size]
+            if not part:
+                source.take_part()
+                continue
             batch = source.batch(part)
             agrees, plan = agreements(draft, batch, embedding_VH, depths)
             for i, row in enumerate(plan.depths):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from eagle3cli.runtime.ranks import Ranks
+
 
 def shares(rows: Sequence[int], lengths: Sequence[int], ranks: int) -> list[list[int]]:
     """The rows of every rank, each row at one rank, with about as many tokens for each; a rank's rows keep their order.
@@ -16,6 +18,13 @@ def shares(rows: Sequence[int], lengths: Sequence[int], ranks: int) -> list[list
         owner[at] = min(range(ranks), key=lambda rank: (loads[rank], rank))
         loads[owner[at]] += lengths[rows[at]]
     return [[row for at, row in enumerate(rows) if owner[at] == rank] for rank in range(ranks)]
+
+
+def share_of(rows: Sequence[int], lengths: Sequence[int], ranks: Ranks, micro: int | None) -> list[list[int]]:
+    """A rank's micro batches of a batch: as many as every other rank has, so that its last ones may be empty."""
+    cut = [micro_batches(part, micro) for part in shares(rows, lengths, ranks.count)]
+    mine = cut[ranks.index]
+    return [*mine, *[[] for _ in range(max(map(len, cut)) - len(mine))]]
 
 
 def micro_batches(rows: Sequence[int], size: int | None) -> list[list[int]]:

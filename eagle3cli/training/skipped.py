@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from eagle3cli.backends.batch import BatchSource
+from eagle3cli.backends.batch import BatchSource, TargetBatch
 from eagle3cli.errors import Eagle3Error
 from eagle3cli.runtime.files import writing
 from eagle3cli.runtime.ranks import Ranks
@@ -34,8 +34,9 @@ def leave_out(
     progress.skipped += 1
     step = progress.step + 1
     path = run / "skipped" / f"step_{step}.safetensors"
+    batch = source.batch(rows)  # of all ranks: they may share the target
     if ranks.first:
-        save_batch(path, source, rows)
+        save_batch(path, batch, rows)
     report.warn(f"step {step}: gradient norm {norm}; step left out, its batch is in {path}")
     if progress.skipped >= settings.max_skipped_steps:
         raise Eagle3Error(
@@ -45,9 +46,8 @@ def leave_out(
         )
 
 
-def save_batch(path: Path, source: BatchSource, rows: Sequence[int]) -> None:
+def save_batch(path: Path, batch: TargetBatch, rows: Sequence[int]) -> None:
     """One batch as safetensors; its metadata hold row numbers and sequence bounds."""
-    batch = source.batch(rows)
     tensors = {
         "token_ids": batch.token_ids_N,
         "loss_mask": batch.loss_mask_N,

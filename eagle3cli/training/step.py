@@ -10,7 +10,7 @@ from torch import Tensor
 from eagle3cli.training.loss import Teacher
 from eagle3cli.training.objective import Objective
 from eagle3cli.training.rows import draw_anchors, plan_rows
-from eagle3cli.training.shares import micro_batches, shares
+from eagle3cli.training.shares import share_of
 from eagle3cli.training.skipped import leave_out
 from eagle3cli.training.window import Window
 
@@ -28,10 +28,9 @@ def optimise(trainer: Trainer, rows: list[int], rate: float) -> Tensor:
     settings, window, progress = trainer.settings, Window(), trainer.progress
     ranks = trainer.spread.ranks
     lengths = trainer.source.lengths
-    mine = shares(rows, lengths, ranks.count)[ranks.index]
     objective = Objective.of(settings, progress.rates)
     with trainer.spread.of_step():
-        for part in micro_batches(mine, settings.micro_batch_size):
+        for part in share_of(rows, lengths, ranks, settings.micro_batch_size):
             accumulate(trainer, part, objective, window)
     window.add_up(ranks, settings.ttt_length)
     window.divided_by = float(max(1, window.kept))
@@ -47,8 +46,11 @@ def optimise(trainer: Trainer, rows: list[int], rate: float) -> Tensor:
 
 
 def accumulate(trainer: Trainer, rows: list[int], objective: Objective, window: Window) -> None:
-    """Add one micro batch's gradients to the weights, and its numbers to the window."""
+    """Add one micro batch's gradients to the weights, and its numbers to the window; of none, let the others go on."""
     settings, draft = trainer.settings, trainer.draft
+    if not rows:
+        trainer.source.take_part()
+        return
     batch = trainer.source.batch(rows)
     plan = plan_rows(
         batch.loss_mask_N,

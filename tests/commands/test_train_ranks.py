@@ -171,3 +171,21 @@ def test_all_gpus_of_a_machine_without_any_are_one_process(place: Path, run_cli:
         pytest.skip("this machine has GPUs")
     trained(run_cli("train", "--gpus", "auto", "--output-dir", "run", "--total-steps", "2", "--json"))
     assert load_file(place / "run" / "best" / "model.safetensors")
+
+
+def test_a_target_over_two_processes_serves_two_groups(place: Path, run_cli: RunCli) -> None:
+    """2 x 2: every process trains on rows of its own, and runs the target with its neighbour."""
+    words = ("--batch-size", "5", "--draft-micro-batch-size", "1", "--total-steps", "4", "--eval-interval", "4", *CALM)
+    trained(run_cli("train", "--output-dir", "one", *words, "--json"))
+    for name, processes in {"two": "2", "four": "4"}.items():
+        several = ("--output-dir", name, "--gpus", processes, "--tp-size", "2", "--json")
+        trained(run_cli("train", *words, *several, process=True))
+        assert_same_course(place / "one", place / name)
+
+
+def test_processes_that_do_not_make_whole_groups(place: Path, run_cli: RunCli) -> None:
+    for processes in (("--gpus", "3"), ()):
+        ran = run_cli("train", "--tp-size", "2", *processes, "--output-dir", "run", process=True)
+        assert ran.code == 2
+        assert "groups of 2" in ran.err
+        assert "start a multiple of 2 processes" in ran.err
