@@ -9,7 +9,6 @@ from eagle3cli.backends.hf import load_target, pick_device, read_target_config
 from eagle3cli.backends.sglang import MODEL_TYPES, VERSIONS, installed_version, load_sglang
 from eagle3cli.backends.shared import share
 from eagle3cli.backends.target import LiveTarget
-from eagle3cli.errors import UsageError
 from eagle3cli.models.config import default_aux_layers, text_part
 from eagle3cli.runtime.ranks import Ranks
 from eagle3cli.runtime.report import Reporter, Silent
@@ -23,8 +22,7 @@ def open_target(
 ) -> LiveTarget:
     """Load the target with the backend that the settings mean; ``aux_layers`` defaults to EAGLE-3's choice.
 
-    Of several ``ranks`` that train, each ``tp_size`` neighbours share one; raises UsageError where that does not come
-    out even.
+    Of ``ranks`` that train, each ``tp_size`` neighbours share one.
     """
     config = read_target_config(target)
     name, why = choose(target, config)
@@ -32,10 +30,6 @@ def open_target(
     chosen = target.model_copy(update={"backend": name})
     layers = aux_layers or default_aux_layers(int(text_part(config)["num_hidden_layers"]))
     if target.tp_size > 1 and ranks is not None:
-        if ranks.count % target.tp_size:
-            fix = f"start a multiple of {target.tp_size} processes"
-            what = f"{ranks.count} processes cannot be cut into groups of {target.tp_size}"
-            raise UsageError(what, where="--tp-size", fix=fix)
         return share(load_backend(chosen, layers, report), ranks, target.tp_size)
     if target.tp_size > 1:
         return load_led(chosen, layers, lambda target, layers: load_backend(target, layers, report))

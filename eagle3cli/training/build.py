@@ -21,6 +21,7 @@ from eagle3cli.backends.hf import pick_device, read_target_config
 from eagle3cli.backends.logits import Head, make_head
 from eagle3cli.backends.online import OnlineSource
 from eagle3cli.backends.prefetch import read_ahead
+from eagle3cli.backends.shared import check_groups
 from eagle3cli.backends.store import StoreSource
 from eagle3cli.data.cache import open_or_build
 from eagle3cli.data.store import Store
@@ -90,6 +91,8 @@ class Inputs:
 
 def build(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Trainer:
     """All parts of the run, restored from its newest sound checkpoint where there is one."""
+    if settings.train.mode == "online":
+        check_groups(settings.target.tp_size, ranks)
     set_threads(settings.target.threads)
     torch.manual_seed(settings.train.seed)
     run, budget = settings.train.output_dir, parse_duration(settings.train.time_budget)

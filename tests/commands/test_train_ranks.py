@@ -188,4 +188,4 @@ def test_processes_that_do_not_make_whole_groups(place: Path, run_cli: RunCli) -
         ran = run_cli("train", "--tp-size", "2", *processes, "--output-dir", "run", process=True)
         assert ran.code == 2
         assert "groups of 2" in ran.err
-        assert "start a multiple of 2 processes" in ran.err
+        assert "start a multiple of 2: --gpus 2" in ran.err
