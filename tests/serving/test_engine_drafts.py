@@ -53,8 +53,11 @@ LEFT_OUT: dict[tuple[Product, str], str] = {
     **{("vllm", case): NO_STATES for case in ("gemma3", "mixtral", "glm4-moe")},
     ("sglang", "mixtral"): "SGLang 0.5.23 has no auxiliary states of this family",
 }
-"""What does not run, and why. A uniform sliding window (Mistral 7B v0.1, Phi-3-mini) is no case of its own: SGLang leaves
-it out, and vLLM gives it to the draft as well, so that acceptance falls once a text outgrows it."""
+"""What does not run, and why.
+
+A uniform sliding window (Mistral 7B v0.1, Phi-3-mini) is no case of its own: SGLang leaves it out, and vLLM gives it to
+the draft as well, so that acceptance falls once a text outgrows it.
+"""
 NEAR_TIES: dict[tuple[Product, str], int] = {("sglang", "gemma3"): 3}
 """Passes by which an engine may differ: Gemma's normed states of a random target lie close together."""
 ENVIRONMENT: dict[tuple[Product, str], dict[str, str]] = {
