@@ -197,6 +197,8 @@ def free_ports(count: int, first: int | None = None) -> list[int]:
     try:
         for index in range(count):
             listener = socket.socket()
+            # Old connections of a server that has just ended hold its port for a minute; the next one may have it.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             held.append(listener)
             wanted = 0 if first is None else first + index
             try:

@@ -26,7 +26,7 @@ from eagle3cli.serving.decode import decode
 from eagle3cli.settings.tables import Target
 from eagle3cli.training.rows import plan_rows
 from eagle3cli.training.unroll import unroll
-from tests.families import COMMON, FAMILIES, LONGROPE
+from tests.families import COMMON, FAMILIES, LONGROPE, YARN
 from tests.tiny import tiny_tokenizer
 
 STEPS, REPLY = 3, 32
@@ -55,8 +55,12 @@ WIDE = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 192}
 OWN: dict[str, dict[str, Any]] = {
     "deepseek-v2": {
         **{"hidden_size": 128, "intermediate_size": 192, "qk_nope_head_dim": 48, "qk_rope_head_dim": 16},
-        **{"head_dim": 16, "v_head_dim": 32, "kv_lora_rank": 64},
+        **{"head_dim": 16, "v_head_dim": 32, "kv_lora_rank": 64, "n_group": 1, "topk_group": 1},
+        "rope_parameters": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707},  # SGLang's CPU path knows no other
     },
+    # Phi-4 and today's Mistral have no window; the engines do not treat one as transformers does (see LEFT_OUT).
+    **{family: {**WIDE, "sliding_window": None} for family in ("phi3", "mistral", "mixtral")},
+    "gemma3": {**WIDE, "sliding_window": 512},
     "phi4-mini": {**WIDE, "rope_parameters": {**LONGROPE, "short_factor": [1.0] * 12, "long_factor": [2.0] * 12}},
 }
 
@@ -74,6 +78,12 @@ def make_target(folder: Path, family: str) -> dict[str, Any]:
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     raw: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    if family == "phi4-mini":  # as on the hub; transformers 5 writes keys that SGLang does not look for
+        rope = raw.pop("rope_parameters")
+        raw |= {key: rope.pop(key) for key in ("rope_theta", "partial_rotary_factor")}
+        raw["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
+        raw["rope_scaling"] = {"type": "longrope", **{k: rope[k] for k in ("short_factor", "long_factor")}}
+        (folder / "config.json").write_text(json.dumps(raw, indent=1))
     return raw
 
 

@@ -203,6 +203,20 @@ def test_free_ports() -> None:
             free_ports(1, ports[0])
 
 
+def test_the_port_of_a_server_that_has_just_ended_is_free() -> None:
+    """A benchmark with --port starts one server after the other on it."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+        port = server.getsockname()[1]
+        client.connect(("127.0.0.1", port))
+        with pytest.raises(UsageError, match="is taken"):
+            free_ports(1, port)
+        connection, _ = server.accept()
+        connection.close()  # the side that closes first waits a minute with its port
+    assert free_ports(1, port) == [port]
+
+
 def test_replicas_share_the_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5,7")
     target = Target(model_path="m")
