@@ -119,11 +119,12 @@ class PositionCache(Cache):
         self.rows = len(rows)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Zero: positions are always given, never counted."""
-        return 0
+        """Where the pass begins, for the models that count (Llama 4); 0 where the rows begin at different places."""
+        first_B = self.positions_BQ[:, 0]
+        return int(first_B[0]) if len(self.positions_BQ) == 1 or bool((first_B == first_B[0]).all()) else 0
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
-        """Zero, for the same reason."""
+        """Zero: the masks know the positions."""
         return 0
 
     def get_mask_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
@@ -148,6 +149,12 @@ def keeps_positions(model: PreTrainedModel) -> bool:
     """Whether the past of every layer is keys and values by position, as far as the config tells; that of linear
     attention can be neither rolled back nor copied to other rows."""
     return ADDRESSED.issuperset(getattr(model.config.get_text_config(), "layer_types", None) or ())
+
+
+def counts_positions(model: PreTrainedModel) -> bool:
+    """Whether a layer counts the tokens behind it instead of reading their positions (Llama 4's scaling by length):
+    then all rows of a pass must stand at the same place."""
+    return bool(getattr(model.config.get_text_config(), "attn_temperature_tuning", False))
 
 
 @contextmanager

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from eagle3cli.backends.positions import PositionCache, cached, grouped, keeps_positions
+from eagle3cli.backends.positions import PositionCache, cached, counts_positions, grouped, keeps_positions
 from eagle3cli.serving.generate import Decoder, Reply, Row, choose, settle
 from eagle3cli.serving.sampling import Sampling
 
 PROBE_TOKENS = 16
-TOLERANCE = 0.02
-"""Of the largest logit: a wrong attention differs by far more, another order of sums by far less."""
+TOLERANCE, TOLERANCE_16 = 1e-3, 0.02
+"""Of the largest logit, for weights of 32 and 16 bits: another order of sums differs by far less."""
 
 
 class BatchDecoder:
@@ -101,16 +101,19 @@ def decoding(
 
 
 @torch.inference_mode()
-def serves_positions(model: PreTrainedModel) -> bool:
-    """Whether a cache by positions is what this model's attention can use: by its config, and by trying."""
-    if not keeps_positions(model):
+def serves_positions(model: PreTrainedModel, rows: int = 2) -> bool:
+    """Whether a cache by positions is what this model's attention can use: by its config, and by trying.
+
+    With ``rows`` of 1 whether it can for one row at a time; with 2 for rows that stand at different places, too.
+    """
+    if not keeps_positions(model) or (rows > 1 and counts_positions(model)):
         return False
     config = model.config.get_text_config()
     device, count = model.device, PROBE_TOKENS
-    ids_BS = torch.arange(1, 2 * count + 3, device=device).reshape(2, count + 1) % config.vocab_size
-    ends_B = torch.tensor([count, count // 2], device=device)
-    rows_B, positions_BQ = torch.arange(2, device=device), torch.arange(count, device=device).expand(2, count)
-    cache = PositionCache(2, count + 1)
+    ids_BS = torch.arange(1, rows * (count + 1) + 1, device=device).reshape(rows, count + 1) % config.vocab_size
+    ends_B = torch.tensor([count // 2, count][:rows], device=device)
+    rows_B, positions_BQ = torch.arange(rows, device=device), torch.arange(count, device=device).expand(rows, count)
+    cache = PositionCache(rows, count + 1)
 
     def forward(ids_BQ: Tensor, positions_BQ: Tensor) -> Tensor:
         cache.point(rows_B, positions_BQ, int(positions_BQ.max()) + 1)
@@ -128,4 +131,5 @@ def serves_positions(model: PreTrainedModel) -> bool:
         return False  # a layer that wants more of its cache, or shapes of its own
     own = [model(input_ids=ids_BS[row : row + 1, : ends_B[row] + 1], use_cache=False).logits[0, -1] for row in rows_B]
     own_BV = torch.stack(own)
-    return bool((got_BV - own_BV).abs().max() <= TOLERANCE * own_BV.abs().max())
+    allowed = TOLERANCE if got_BV.dtype == torch.float32 else TOLERANCE_16
+    return bool((got_BV - own_BV).abs().max() <= allowed * own_BV.abs().max())

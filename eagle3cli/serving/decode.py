@@ -83,7 +83,10 @@ def decode(
     assert not temperature or len(seeds) == len(prompts), "sampling needs a seed for every prompt"
     assert k == 0 or draft is not None, "k > 0 needs a draft"
     if not serves_positions(target.model):
-        what = f"{type(target.model).__name__} keeps a past that cannot be rolled back to a rejected token's position"
+        batch_size = 1
+    if batch_size == 1 and not serves_positions(target.model, rows=1):
+        name = type(target.model).__name__
+        what = f"{name} cannot be decoded here: its past is not keys and values by position alone"
         raise ModelError(what, where=target.path, fix="measure it on a server: eagle3 bench without --engine local")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     results = [Decoded(accepted_at=[0] * k, counted_at=[0] * k) for _ in prompts]
