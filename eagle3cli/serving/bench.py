@@ -90,9 +90,9 @@ class Work:
         return [Case(name, config, t) for name in self.tasks for t in temperatures for config in configs]
 
     def measure(self, cases: Sequence[Case]) -> None:
-        """Measure what is not in the results yet; every speculation has its server once."""
+        """Measure what is not in the results yet; every speculation has its server once, the baselines' comes first."""
         missing = [case for case in cases if self.results.configuration(case) is None]
-        for spoken in dict.fromkeys(case.config.speculation for case in missing):
+        for spoken in sorted({case.config.speculation for case in missing}):
             group = [case for case in missing if case.config.speculation == spoken]
             try:
                 with self.engine.speaking(spoken, max(case.config.batch for case in group)) as speaker:

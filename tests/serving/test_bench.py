@@ -114,6 +114,15 @@ def test_finished_configurations_are_not_measured_again(
     assert run(tiny, draft, questions, "2,1,1,2", "2,2,1,3", "2,3,1,4").measured == 1
 
 
+def test_baselines_that_are_missing_come_first(tiny: Path, draft: Path, questions: Path) -> None:
+    """A run that was stopped between two baselines has something to compare every draft with all the same."""
+    run(tiny, draft, questions, "2,0,0,0")
+    table = run(tiny, draft, questions, "2,2,1,3", "1,2,1,3", temperature=(0.0, 0.8)).table
+    assert len(table) == 8
+    assert all(("speedup" in row) == (row["steps"] > 0) for row in table)
+    assert [row["identical"] for row in table if row["steps"] and not row["temperature"]] == [5, 5]
+
+
 def test_other_settings_are_refused(tiny: Path, draft: Path, questions: Path) -> None:
     run(tiny, draft, questions, "1,0,0,0")
     with pytest.raises(UsageError, match="max_tokens was 10, is 5"):
