@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ class Led:
     """A target whose other parts are in other processes."""
 
     inner: LiveTarget
+    size: int
 
     @property
     def path(self) -> str:
@@ -58,38 +60,37 @@ class Led:
 
     def capture(self, sequences: Sequence[Tokens]) -> States:
         """States of each sequence, made together with the other processes."""
-        _send(("capture", [np.asarray(ids, dtype=np.int32) for ids in sequences]))
+        _send(("capture", [np.asarray(ids, dtype=np.int32) for ids in sequences]), self.size)
         return self.inner.capture(sequences)
 
 
 @contextmanager
 def together(target: Target, load: Load, *, timeout: float | None = None) -> Iterator[Ranks | None]:
-    """The processes that share the work of a command; None in one that is there for its part of the target alone: its
+    """The processes that share the work of a command; None in one that is there for its part of a target alone: its
     work is over when the block begins.
 
-    After ``timeout`` seconds without a sign of one of them all end. Raises UsageError where there are not as many
-    processes as ``tp_size``.
+    Each ``tp_size`` neighbours have one target, and the first of them works. After ``timeout`` seconds without a sign
+    of a process all end. Raises UsageError where the groups do not come out even.
     """
     size = target.tp_size
     with joined(timeout) as ranks:
         if size == 1:
             yield ranks
             return
-        if ranks.count != size:
-            fix = f"start them with --gpus {size}, or torchrun --nproc-per-node {size} -m eagle3cli ..."
-            raise UsageError(f"needs {size} processes; there are {ranks.count}", where="--tp-size", fix=fix)
-        if not ranks.first:
+        check_groups(size, ranks)
+        _, workers, first = _groups(size)
+        if ranks.index != first:
             with catch_stop():  # the first process is told, too, and ends the work
-                _follow(load)
+                _follow(load, size)
             yield None
             return
         try:
-            yield Ranks()
+            yield Ranks(ranks.index // size, ranks.count // size, ranks.heart, workers)
         except BaseException:
             with suppress(RuntimeError):  # the others may be gone; what happened here is what is told
-                _send(None)
+                _send(None, size)
             raise
-        _send(None)
+        _send(None, size)
 
 
 @contextmanager
@@ -97,21 +98,40 @@ def alone(target: Target, load: Load) -> Iterator[bool]:
     """As :func:`together`, for work that one process does: whether this is the one that does it."""
     with together(target, load) as ranks:
         if ranks is not None and ranks.count > 1:
-            fix = f"start one process, or give --tp-size {ranks.count} to spread the target over these"
+            fix = "start one process, or as many as --tp-size says, to spread the target over them"
             raise UsageError(f"{ranks.count} processes would all do the same work", where="WORLD_SIZE", fix=fix)
         yield ranks is not None
 
 
 def load_led(target: Target, aux_layers: tuple[int, ...], load: Load) -> LiveTarget:
     """Load the target in all processes of :func:`together`."""
-    _send(("load", target, aux_layers))
-    return Led(load(target, aux_layers))
+    _send(("load", target, aux_layers), target.tp_size)
+    return Led(load(target, aux_layers), target.tp_size)
 
 
-def _follow(load: Load) -> None:
+def check_groups(size: int, ranks: Ranks) -> None:
+    """Raise UsageError where the processes cannot be cut into groups of ``size``."""
+    if ranks.count % size:
+        what = f"{ranks.count} processes cannot be cut into groups of {size}"
+        fix = f"start a multiple of {size}: --gpus {size}, or torchrun --nproc-per-node {size} -m eagle3cli ..."
+        raise UsageError(what, where="--tp-size", fix=fix)
+
+
+@cache
+def _groups(size: int) -> tuple[Any, Any, int]:
+    """This process's group, the group of those that work, and the number of its own group's first; all make all."""
+    import torch.distributed as dist
+
+    index, count = dist.get_rank(), dist.get_world_size()
+    own = [dist.new_group(list(range(at, at + size)), backend="gloo") for at in range(0, count, size)]
+    workers = dist.new_group(list(range(0, count, size)), backend="gloo")
+    return own[index // size], workers, index - index % size
+
+
+def _follow(load: Load, size: int) -> None:
     """Do with the target what the first process does, until it ends."""
     target: LiveTarget | None = None
-    while (order := _receive()) is not None:
+    while (order := _receive(size)) is not None:
         if order[0] == "load":
             target = load(*order[1:])
         else:
@@ -119,15 +139,17 @@ def _follow(load: Load) -> None:
             target.capture(order[1])
 
 
-def _send(order: Any) -> None:
+def _send(order: Any, size: int) -> None:
     import torch.distributed as dist
 
-    dist.broadcast_object_list([order], src=0)
+    own, _, first = _groups(size)
+    dist.broadcast_object_list([order], src=first, group=own)
 
 
-def _receive() -> Any:
+def _receive(size: int) -> Any:
     import torch.distributed as dist
 
+    own, _, first = _groups(size)
     box: list[Any] = [None]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=first, group=own)
     return box[0]

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from eagle3cli.backends.logits import Head
 from eagle3cli.backends.target import LiveTarget, States, Tokens
-from eagle3cli.errors import UsageError
 from eagle3cli.runtime.ranks import Ranks
 
 
@@ -61,14 +60,6 @@ class Shared:
         states = self.inner.capture([ids for part in everyones for ids in part]) if any(everyones) else []
         before = sum(len(part) for part in everyones[: self.ranks.index % self.size])
         return states[before : before + len(mine)]
-
-
-def check_groups(size: int, ranks: Ranks) -> None:
-    """Raise UsageError where the processes cannot be cut into groups of ``size``."""
-    if ranks.count % size:
-        what = f"{ranks.count} processes cannot be cut into groups of {size}"
-        fix = f"start a multiple of {size}: --gpus {size}, or torchrun --nproc-per-node {size} -m eagle3cli ..."
-        raise UsageError(what, where="--tp-size", fix=fix)
 
 
 def share(inner: LiveTarget, ranks: Ranks, size: int) -> Shared:

@@ -13,16 +13,19 @@ if TYPE_CHECKING:
 
 
 def run(settings: Settings, out: Out) -> None:
-    """Capture the cached rows of the wanted splits, or what an earlier run left to do; with torchrun, on all ranks."""
+    """Capture the cached rows of the wanted splits, or what an earlier run left to do; of several ranks, on all."""
     from eagle3cli.backends.auto import load_backend
     from eagle3cli.backends.capture_splits import capture_splits
     from eagle3cli.backends.group import together
     from eagle3cli.commands.local_target import with_local_target
+    from eagle3cli.commands.worker import in_processes
     from eagle3cli.data.store_forecast import size_text, time_text
     from eagle3cli.runtime.devices import set_threads
     from eagle3cli.runtime.report import Silent
     from eagle3cli.runtime.stop import catch_stop
 
+    if in_processes(COMMAND, settings, out):
+        return
     set_threads(settings.target.threads)
     with together(settings.target, load_backend) as ranks:
         if ranks is None:
@@ -58,6 +61,7 @@ COMMAND = Command(
         "eagle3 hidden-states --model-path TARGET --data-path cache/dataset/train.jsonl --encoding auto",
     ),
     fields=(
+        "launch.gpus",
         *("target.*", "draft.config", "draft.vocab_size", "draft.aux_layers"),
         *(f"hidden_states.{name}" for name in OWN),
         *("data.train_path", "data.eval_path", "data.cache_dir", "data.num_proc", *ENCODING),

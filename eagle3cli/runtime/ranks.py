@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eagle3cli.errors import Eagle3Error
 from eagle3cli.runtime.heart import Beat, Heart
@@ -30,6 +30,8 @@ class Ranks:
     index: int = 0
     count: int = 1
     heart: Heart | None = field(default=None, compare=False)
+    group: Any = field(default=None, compare=False)
+    """The process group that these are, where there are other processes besides."""
 
     @property
     def first(self) -> bool:
@@ -58,7 +60,7 @@ class Ranks:
             import torch.distributed as dist
 
             with self.waiting():
-                dist.barrier()
+                dist.barrier(group=self.group)
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
@@ -78,7 +80,7 @@ class Ranks:
 
         found = torch.tensor(values, dtype=torch.float64)
         with self.waiting():
-            dist.all_reduce(found)
+            dist.all_reduce(found, group=self.group)
         total: list[float] = found.tolist()
         return total
 
@@ -91,7 +93,7 @@ class Ranks:
 
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         with self.waiting():
-            dist.all_reduce(flat)
+            dist.all_reduce(flat, group=self.group)
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
@@ -102,7 +104,7 @@ class Ranks:
 
             with self.waiting():
                 for tensor in tensors:
-                    dist.broadcast(tensor.detach(), 0)
+                    dist.broadcast(tensor.detach(), 0, group=self.group)
 
     def largest(self, values: Sequence[float]) -> list[float]:
         """The largest of each of these values over the ranks."""
@@ -113,7 +115,7 @@ class Ranks:
 
         found = torch.tensor(values, dtype=torch.float64)
         with self.waiting():
-            dist.all_reduce(found, dist.ReduceOp.MAX)
+            dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
         total: list[float] = found.tolist()
         return total
 

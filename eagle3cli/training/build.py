@@ -16,12 +16,12 @@ from torch import Tensor
 
 from eagle3cli.backends.auto import open_target
 from eagle3cli.backends.batch import BatchSource
+from eagle3cli.backends.group import check_groups
 from eagle3cli.backends.head import fingerprint, read_target_tensors
 from eagle3cli.backends.hf import pick_device, read_target_config
 from eagle3cli.backends.logits import Head, make_head
 from eagle3cli.backends.online import OnlineSource
 from eagle3cli.backends.prefetch import read_ahead
-from eagle3cli.backends.shared import check_groups
 from eagle3cli.backends.store import StoreSource
 from eagle3cli.data.cache import open_or_build
 from eagle3cli.data.store import Store

@@ -63,8 +63,15 @@ def test_training_with_a_target_over_two_processes_gives_the_losses_of_one(
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["steps"] == 4  # one process speaks
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
-    captured = torchrun(tmp_path, "-m", "eagle3cli", "hidden-states", "--tp-size", "2", "--output-path", "states")
-    assert captured.returncode == 0, captured.stderr[-3000:]
+
+
+def test_states_of_groups_are_those_of_one_process(tmp_path: Path, run_cli: RunCli, tiny: Path) -> None:
+    """Two groups of two, each with a part of the shards."""
+    (tmp_path / "train.jsonl").write_text(conversations(10, 0))
+    (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny).replace('eval_path = "eval.jsonl"\n', ""))
+    words = ("hidden-states", "--tp-size", "2", "--gpus", "4", "--output-path", "states")
+    ran = run_cli(*words, process=True)
+    assert ran.code == 0, ran.err
     verified = run_cli("hidden-states", "verify", "states/train")
     assert (verified.code, "100.0% of the top tokens the same" in verified.out) == (0, True), verified.err
 
