@@ -64,7 +64,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-oss": ("GptOssConfig", {**EXPERTS, **WINDOW, "rope_parameters": YARN}),
     "deepseek-v2": (
         "DeepseekV2Config",
-        {**LATENT, "topk_method": "greedy", "rope_parameters": YARN_SCALED, "scoring_func": "softmax"},
+        {**LATENT, "topk_method": "greedy", "rope_parameters": YARN_SCALED, "scoring_func": "softmax",
+         "n_group": 1, "topk_group": 1},
     ),
     "deepseek-v3": (
         "DeepseekV3Config",

@@ -60,12 +60,7 @@ class Saver:
     worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
 
     def __post_init__(self) -> None:
-        if not self.ranks.alone:
-            self.group = dist.new_group(backend="gloo")
-        elif dist.is_initialized():  # the others run layers of the target and know of no checkpoint
-            self.group = dist.new_group([dist.get_rank()], backend="gloo", use_local_synchronization=True)
-        else:
-            self.group = None
+        self.group = None if self.ranks.alone else dist.new_group(backend="gloo")
 
     def begin(self, epoch: int, draft: Draft, optimizer: Optimizer, progress: Progress) -> None:
         """Copy the run's state and write it in the background, once the checkpoint before is written.
