@@ -44,6 +44,8 @@ def capture_splits(settings: Settings, report: Reporter, stop: Stop, ranks: Rank
         loaded[:] = loaded or [open_target(target, report, config.aux_layers)]
         return loaded[0]
 
+    if target.tp_size > 1 and not ranks.alone:
+        load()  # the targets of all groups are loaded by all processes at once, or not at all
     found = {}
     for name, rows in splits.items():
         if wanted.split not in ("both", name):
