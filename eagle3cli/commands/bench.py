@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def run(settings: Settings, out: Out) -> int | None:
     """Measure what is missing, show all, write the table and the page beside the results."""
     from eagle3cli.commands.local_target import with_local_target
-    from eagle3cli.console.benchmark import COLUMNS, table_row
+    from eagle3cli.console.benchmark import COLUMNS, table_row, warnings_of
     from eagle3cli.serving.bench import bench
     from eagle3cli.serving.search import search
 
@@ -30,7 +30,8 @@ def run(settings: Settings, out: Out) -> int | None:
     skipped = f" ({earlier} measured earlier)" if earlier else ""
     lines = [f"{len(done.table)} configurations{skipped} in {done.output}; {', '.join(map(str, pages))}"]
     lines += [f"not measured: {name}: {why}" for name, why in done.failed.items()]
-    warn_of(done.table, out)
+    for text in warnings_of(done.table):
+        out.warn(text)
     drafts = [row for row in done.table if row.get("compared")]
     if drafts and all(row["identical"] == row["compared"] for row in drafts):
         lines.append("every greedy answer is token by token that of plain decoding")
@@ -56,17 +57,6 @@ def write_pages(rows: Sequence[Row], output: Path, engine: str, target: str) -> 
     return places
 
 
-def warn_of(rows: Sequence[Row], out: Out) -> None:
-    """Say what would deceive a reader of the table."""
-    for row in rows:
-        differing = row.get("compared", 0) - row.get("identical", 0)
-        if differing:
-            ties = f"{row['differences_at_ties']} of them at near ties"
-            out.warn(f"{row['task']} {row['config']}: {differing} answers differ from the baseline, {ties}")
-    for note in dict.fromkeys(note for row in rows for note in row.get("notes", ())):
-        out.warn(note)
-
-
 COMMAND = Command(
     name="bench",
     summary="Measure acceptance and speed with and without the draft, on the same prompts.",
@@ -78,13 +68,8 @@ COMMAND = Command(
     ),
     fields=(
         *("bench.*", "target.model_path", "target.revision", "target.dtype", "target.device", "target.threads"),
-        *(
-            "target.trust_remote_code",
-            "draft.path",
-            "draft.aux_layers",
-            "data.chat_template",
-            "data.chat_template_kwargs",
-        ),
+        *("target.trust_remote_code", "draft.path", "draft.aux_layers"),
+        *("data.chat_template", "data.chat_template_kwargs"),
         *("data.cache_dir", "server.address_port", "server.python", "server.args", "server.tp_size"),
         *("server.mem_fraction_static", "server.port", "server.request_timeout", "server.dist_timeout"),
     ),

@@ -144,3 +144,14 @@ def bar_chart(values: Mapping[str, float], mark: float | None = None) -> str:
 
 def _label(x: float, y: float, text: str, anchor: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" font-size="12" text-anchor="{anchor}" fill="#57606a">{escape(text)}</text>'
+
+
+def warnings_of(rows: Sequence[Row]) -> list[str]:
+    """What would deceive a reader of the table."""
+    said = []
+    for row in rows:
+        differing = row.get("compared", 0) - row.get("identical", 0)
+        if differing:
+            ties = f"{row['differences_at_ties']} of them at near ties"
+            said.append(f"{row['task']} {row['config']}: {differing} answers differ from the baseline, {ties}")
+    return [*said, *dict.fromkeys(note for row in rows for note in row.get("notes", ()))]
