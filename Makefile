@@ -17,8 +17,9 @@ PYTEST_ARGS ?= -n 2 --hypothesis-profile=fixed
 EAGLE3_SHARED ?= ../shared
 ENGINE_SETUP := $(EAGLE3_SHARED)/engines/setup_engine_cpu.sh
 ENGINES := .engines
+ENGINE_ARGS ?=
 
-.PHONY: quickstart test test-engines check completions clean
+.PHONY: quickstart test test-engines test-engine-families check completions clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -26,6 +27,7 @@ help:
 	@echo "make quickstart   environment, install, and the CPU quickstart from prompts to a measured acceptance length"
 	@echo "make test         environment, linters, types, import rules and all tests"
 	@echo "make test-engines the tests against a real SGLang and vLLM, which it sets up (where the shared data has them)"
+	@echo "make test-engine-families  the same for a draft of every model family; about 40 minutes"
 	@echo "make check        linters, format, types and import rules alone"
 	@echo "make completions  write completions/ anew"
 
@@ -35,9 +37,13 @@ quickstart: $(BIN)/.installed
 test: check
 	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+ENGINE_ENV := EAGLE3_ENGINE_SGLANG=$(ENGINES)/sglang/bin/python EAGLE3_ENGINE_VLLM=$(ENGINES)/vllm/bin/python
+
 test-engines: $(BIN)/.installed-dev $(ENGINES)/sglang.ready $(ENGINES)/vllm.ready
-	$(TEST_ENV) EAGLE3_ENGINE_SGLANG=$(ENGINES)/sglang/bin/python EAGLE3_ENGINE_VLLM=$(ENGINES)/vllm/bin/python \
-		$(BIN)/python -m pytest -m engine -n 0
+	$(TEST_ENV) $(ENGINE_ENV) $(BIN)/python -m pytest -m "engine and not families" -n 0 $(ENGINE_ARGS)
+
+test-engine-families: $(BIN)/.installed-dev $(ENGINES)/sglang.ready $(ENGINES)/vllm.ready
+	$(TEST_ENV) $(ENGINE_ENV) $(BIN)/python -m pytest -m families -n 0
 
 $(ENGINES)/%.ready: | $(BIN)/python
 	@test -f $(ENGINE_SETUP) || { echo "make: no $(ENGINE_SETUP); name the shared data: make EAGLE3_SHARED=FOLDER"; exit 1; }

@@ -1,6 +1,7 @@
 """The real SGLang and vLLM load exported drafts of every family, and accept what our own decoder accepts.
 
-What an engine cannot run on a CPU stands in LEFT_OUT with its reason. ``make test-engines`` runs these tests.
+What an engine cannot run on a CPU stands in LEFT_OUT with its reason. ``make test-engines`` runs the first case
+of these tests, ``make test-engine-families`` the others.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tests.conftest import ROOT, RunCli
 from tests.serving.engine_case import REPLY, STEPS, Expected, make_draft, make_target
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
+FAMILIES = pytest.mark.families
 MORE_KERNELS = ROOT / "tests" / "engines"
 NORMS = {"fc_norm": True}  # norm_output is auto's own
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -95,7 +97,7 @@ def ask_all(
 
 
 @pytest.mark.parametrize("product", ["sglang", "vllm"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case if case == "llama" else pytest.param(case, marks=FAMILIES) for case in CASES])
 def test_an_engine_accepts_what_we_accept(
     product: Product, case: str, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +127,7 @@ def test_an_engine_accepts_what_we_accept(
         assert [one.passes for one in told] == expected.steps
 
 
+@FAMILIES
 def test_vllm_reads_its_own_list_of_layers(tmp_path: Path) -> None:
     """Without the outer list vLLM takes SGLang's and reads one layer too low: the same draft is accepted otherwise."""
     raw = make_target(tmp_path / "target", "llama")
