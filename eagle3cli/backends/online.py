@@ -8,6 +8,7 @@ from itertools import accumulate
 import torch
 
 from eagle3cli.backends.batch import TargetBatch
+from eagle3cli.backends.shared import Shared
 from eagle3cli.backends.target import LiveTarget
 from eagle3cli.data.rows import TokenRows
 from eagle3cli.data.store_rows import teacher_positions
@@ -25,8 +26,9 @@ class OnlineSource:
         return self.rows.lengths
 
     def take_part(self) -> None:
-        """Run this process's part of the target on the others' rows."""
-        self.target.capture([])
+        """Run this process's part of a shared target on the others' rows."""
+        if isinstance(self.target, Shared):
+            self.target.capture([])
 
     def batch(self, rows: Sequence[int]) -> TargetBatch:
         """Run the target over these rows and keep what the draft's loss reads."""
