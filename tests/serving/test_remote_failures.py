@@ -137,8 +137,14 @@ def test_a_stop_signal_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_dead_servers_end_the_work_and_lose_nothing(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "in.jsonl", 300)
-    with running(Faults(seconds=0.02)) as (server,):
-        threading.Timer(0.3, lambda: server.do(server.stop())).start()
+    with running(Faults(seconds=0.02, places=4)) as (server,):
+
+        def stop_half_way() -> None:
+            while not (tmp_path / "out").exists() or not lines_of(tmp_path / "out"):
+                time.sleep(0.01)
+            server.do(server.stop())
+
+        threading.Thread(target=stop_half_way, daemon=True).start()
         with pytest.raises(Eagle3Error, match="no server has answered"):
             run([server], rows, tmp_path / "out", Rules(tick=0.05, patience=0.5, retry_wait=0.01))
         before = lines_of(tmp_path / "out")
