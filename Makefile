@@ -27,7 +27,7 @@ help:
 	@echo "make quickstart   environment, install, and the CPU quickstart from prompts to a measured acceptance length"
 	@echo "make test         environment, linters, types, import rules and all tests"
 	@echo "make test-engines the tests against a real SGLang and vLLM, which it sets up (where the shared data has them)"
-	@echo "make test-engine-families  the same for a draft of every model family; about 40 minutes"
+	@echo "make test-engine-families  the same for a draft of every model family; about 15 minutes"
 	@echo "make check        linters, format, types and import rules alone"
 	@echo "make completions  write completions/ anew"
 
