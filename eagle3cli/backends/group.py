@@ -13,11 +13,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from eagle3cli.backends.logits import Head
-from eagle3cli.backends.target import LiveTarget, States, Tokens
+from eagle3cli.backends.target import Behind, LiveTarget, States, Tokens
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.ranks import Ranks, joined
 from eagle3cli.runtime.stop import catch_stop
@@ -27,36 +24,10 @@ Load = Callable[[Target, tuple[int, ...]], LiveTarget]
 
 
 @dataclass(frozen=True)
-class Led:
+class Led(Behind):
     """A target whose other parts are in other processes."""
 
-    inner: LiveTarget
     size: int
-
-    @property
-    def path(self) -> str:
-        """The folder or hub id it was loaded from."""
-        return self.inner.path
-
-    @property
-    def aux_layers(self) -> tuple[int, ...]:
-        """The layers whose outputs are captured."""
-        return self.inner.aux_layers
-
-    @property
-    def embedding_VH(self) -> Tensor:
-        """Weight of the input embedding, ``[V, H]``."""
-        return self.inner.embedding_VH
-
-    @property
-    def device(self) -> torch.device:
-        """Where it leaves states."""
-        return self.inner.device
-
-    @property
-    def head(self) -> Head:
-        """From last hidden states to logits."""
-        return self.inner.head
 
     def capture(self, sequences: Sequence[Tokens]) -> States:
         """States of each sequence, made together with the other processes."""
@@ -65,15 +36,15 @@ class Led:
 
 
 @contextmanager
-def together(target: Target, load: Load, *, timeout: float | None = None) -> Iterator[Ranks | None]:
+def together(target: Target, load: Load) -> Iterator[Ranks | None]:
     """The processes that share the work of a command; None in one that is there for its part of a target alone: its
     work is over when the block begins.
 
-    Each ``tp_size`` neighbours have one target, and the first of them works. After ``timeout`` seconds without a sign
-    of a process all end. Raises UsageError where the groups do not come out even.
+    Each ``tp_size`` neighbours have one target, and the first of them works. Raises UsageError where the groups do not
+    come out even.
     """
     size = target.tp_size
-    with joined(timeout) as ranks:
+    with joined() as ranks:
         if size == 1:
             yield ranks
             return

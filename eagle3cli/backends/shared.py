@@ -7,49 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from eagle3cli.backends.logits import Head
-from eagle3cli.backends.target import LiveTarget, States, Tokens
+from eagle3cli.backends.target import Behind, LiveTarget, States, Tokens
 from eagle3cli.runtime.ranks import Ranks
 
 
 @dataclass(frozen=True)
-class Shared:
+class Shared(Behind):
     """A target in shards on the processes of a group; all of them must call :meth:`capture` equally often."""
 
-    inner: LiveTarget
     ranks: Ranks
     group: Any
     """The process group that passes the rows on; its processes have neighbouring numbers."""
     size: int
-
-    @property
-    def path(self) -> str:
-        """The folder or hub id it was loaded from."""
-        return self.inner.path
-
-    @property
-    def aux_layers(self) -> tuple[int, ...]:
-        """The layers whose outputs are captured."""
-        return self.inner.aux_layers
-
-    @property
-    def embedding_VH(self) -> Tensor:
-        """Weight of the input embedding, ``[V, H]``."""
-        return self.inner.embedding_VH
-
-    @property
-    def device(self) -> torch.device:
-        """Where it leaves states."""
-        return self.inner.device
-
-    @property
-    def head(self) -> Head:
-        """From last hidden states to logits."""
-        return self.inner.head
 
     def capture(self, sequences: Sequence[Tokens]) -> States:
         """States of this process's sequences; none, where it only takes part for the others."""
