@@ -152,20 +152,23 @@ def _explain(error: ValidationError, layers: _Layers) -> list[UsageError]:
         key = ".".join(map(str, detail["loc"][:2]))
         if key in fields():
             value = layers.values.get(key, detail["input"])
-            wrong.setdefault(key, _wrong_value(fields()[key], value, layers.origins.get(key, DEFAULT)))
+            origin = layers.origins.get(key, DEFAULT)
+            said = detail["msg"].removeprefix("Value error, ") if detail["type"] == "value_error" else None
+            wrong.setdefault(key, _wrong_value(fields()[key], value, origin, said))
         else:
             wrong.setdefault(key or detail["msg"], _wrong_combination(detail["msg"], layers))
     return list(wrong.values())
 
 
-def _wrong_value(field: SettingsField, value: Any, origin: str) -> UsageError:
+def _wrong_value(field: SettingsField, value: Any, origin: str, said: str | None = None) -> UsageError:
+    """The error for a value; ``said`` is what the field's own check says of it."""
     shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     if isinstance(value, bool):
         shown = shown.lower()
     name = origin if origin.startswith("--") else f"{origin}: {field.key}"
     close = difflib.get_close_matches(shown, field.choices, n=1)
     fix = f"did you mean {close[0]}?" if close else None
-    return UsageError(f"{shown!r} is not {field.allowed}", where=name, fix=fix)
+    return UsageError(said or f"{shown!r} is not {field.allowed}", where=name, fix=fix)
 
 
 def _wrong_combination(message: str, layers: _Layers) -> UsageError:

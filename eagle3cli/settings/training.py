@@ -101,7 +101,7 @@ class Launch(Table):
     @classmethod
     def _number_or_auto(cls, value: str | None) -> str | None:
         if value is not None and value != "auto" and not (value.isdecimal() and int(value) > 0):
-            raise ValueError(f"{value} is neither a number of GPUs nor auto")
+            raise ValueError(f"{value!r} is neither a number of GPUs nor auto; write 2, or auto for all")
         return value
 
 
