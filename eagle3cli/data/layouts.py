@@ -131,7 +131,7 @@ def _columns_apart(raw: Mapping[str, Any]) -> list[Any]:
     """A prompt column, and perhaps a reply column, earlier turns and a system prompt."""
     key = next((key for key in PROMPTS if raw.get(key) is not None), None)
     if key is None:
-        raise DataError(f"no conversation in the row{_columns(raw)}; name the columns with --map role=column")
+        raise DataError(f"no conversation in the row{_columns(raw)}; {_way_out(raw)}")
     prompt: Any = raw[key]
     more = raw.get("input")
     if key == "instruction" and isinstance(more, str) and more.strip() and isinstance(prompt, str):
@@ -145,6 +145,16 @@ def _columns_apart(raw: Mapping[str, Any]) -> list[Any]:
     ]
     system, *asked = _pairs(raw.get("system") or "", prompt, reply, keep_system=True)
     return [*([system] if system["content"] else []), *before, *asked]
+
+
+def _way_out(raw: Mapping[str, Any]) -> str:
+    """How a row without a conversation can be read: one that wraps the rows themselves is taken for the file."""
+    lists = (key for key, value in raw.items() if isinstance(value, list) and value and isinstance(value[0], dict))
+    key = next(lists, None)
+    if key is not None and key.isidentifier():
+        alone = f"jq -c '.{key}[]' FILE > rows.jsonl"
+        return f"if the rows stand in its list {key!r}, make a file of that list alone: {alone}"
+    return "name the columns with --map role=column"
 
 
 def _pairs(system: Any, prompt: Any, reply: Any, *, keep_system: bool = False) -> list[Any]:

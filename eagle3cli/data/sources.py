@@ -28,6 +28,7 @@ SIDE_FILES = (
 LONGEST = 32 << 20
 """Bytes of the longest row that is read; a longer one would not fit a context, but might not fit the memory either."""
 TOO_DEEP = "not valid JSON: nested too deeply"
+_TABLES = re.compile(r"\.[ct]sv(\.gz|\.zst)?$")
 _MARK = b"\xef\xbb\xbf"
 _BUFFER = 1 << 20
 _STEP = 1 << 13
@@ -258,6 +259,10 @@ def format_of(path: Path) -> Literal["lines", "array", "parquet"]:
     """How the rows of a file stand in it; the content decides, the name only helps. Raises DataError if it is empty."""
     if path.stat().st_size == 0:
         raise DataError("the file is empty", where=str(path))
+    if _TABLES.search(path.name):
+        separator = ", sep='\\t'" if ".tsv" in path.name else ""
+        convert = f"import datasets as d; d.Dataset.from_csv('FILE'{separator}).to_json('rows.jsonl')"
+        raise DataError("a table of text (CSV, TSV) is not read", where=str(path), fix=f'python -c "{convert}"')
     with open_bytes(path) as f:
         head = f.read(1 << 16)
         if not head and break_of(f):

@@ -79,6 +79,13 @@ def test_data_cannot_steer_the_terminal(tmp_path: Path, run_cli: RunCli) -> None
     assert "1 x no conversation in the row; name the columns" in done.out
 
 
+def test_rows_wrapped_in_an_object_are_told_from_rows_without_a_conversation(tmp_path: Path, run_cli: RunCli) -> None:
+    (tmp_path / "in.json").write_text(json.dumps({"version": 1, "data": [talk(1), talk(2)]}, indent=1))
+    done = run_cli("prepare", "in.json", "--output-path", "out")
+    assert done.code == 1
+    assert "jq -c '.data[]' FILE > rows.jsonl" in done.err
+
+
 def test_prepare_errors(tmp_path: Path, run_cli: RunCli) -> None:
     assert run_cli("prepare", "ultrachatt").code == 2
     missing = run_cli("prepare", "missing.jsonl")

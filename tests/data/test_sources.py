@@ -201,3 +201,13 @@ def test_no_file_raises_anything_but_a_reason(
         lines += read_file(tmp_path / name)
     assert all((line.value is None) == bool(line.problem) for line in lines)
     assert [line.number for line in lines] == sorted(line.number for line in lines)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv.gz"])
+def test_a_table_of_text_is_refused_with_the_way_to_convert_it(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("id,prompt\n1,hello\n")
+    with pytest.raises(DataError) as error:
+        list(read_path(path))
+    assert "CSV" in error.value.what
+    assert "to_json('rows.jsonl')" in (error.value.fix or "")
