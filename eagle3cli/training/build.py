@@ -47,6 +47,7 @@ from eagle3cli.training.saver import Saver
 from eagle3cli.training.shares import balance, share_of
 from eagle3cli.training.spread import Spread, spread_out
 from eagle3cli.training.start import config_of_start, load_start, start_digest
+from eagle3cli.training.stopwatch import Stopwatch
 from eagle3cli.training.trainer import Trainer
 from eagle3cli.training.unroll import Attend
 
@@ -150,6 +151,7 @@ def build(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Trainer
         saver=Saver(run, settings.train.keep_checkpoints, ranks, report, saved_step=progress.step),
         report=report,
         listeners=[history_writer(run, progress.step)] if ranks.first else [],
+        clock=Stopwatch(embedding.device),
     )
 
 

@@ -32,11 +32,13 @@ def optimise(trainer: Trainer, rows: list[int], rate: float) -> Tensor:
     with trainer.spread.of_step():
         for part in share_of(rows, lengths, ranks, settings.micro_batch_size):
             accumulate(trainer, part, objective, window)
-    window.add_up(ranks, settings.ttt_length)
+    with trainer.clock.part("waiting"):
+        window.add_up(ranks, settings.ttt_length)
     window.divided_by = float(max(1, window.kept))
     if settings.alignment == "specforge":
         window.divided_by = float(len(rows) * max(lengths[row] for row in rows))
-    norm = trainer.optimizer.step(rate, divide_by=window.divided_by, add_up=trainer.spread.add_up)
+    with trainer.clock.part("optimiser"):
+        norm = trainer.optimizer.step(rate, divide_by=window.divided_by, add_up=trainer.spread.add_up)
     if torch.isfinite(norm):
         progress.rates = objective.next_rates(window.sums, window.kept_T, ranks)
         trainer.window.add(window)
@@ -47,11 +49,12 @@ def optimise(trainer: Trainer, rows: list[int], rate: float) -> Tensor:
 
 def accumulate(trainer: Trainer, rows: list[int], objective: Objective, window: Window) -> None:
     """Add one micro batch's gradients to the weights, and its numbers to the window; of none, let the others go on."""
-    settings, draft = trainer.settings, trainer.draft
-    if not rows:
-        trainer.source.take_part()
-        return
-    batch = trainer.source.batch(rows)
+    settings, draft, clock = trainer.settings, trainer.draft, trainer.clock
+    with clock.part("target" if settings.mode == "online" else "reading"):
+        if not rows:
+            trainer.source.take_part()
+            return
+        batch = trainer.source.batch(rows)
     plan = plan_rows(
         batch.loss_mask_N,
         batch.bounds,
@@ -66,6 +69,8 @@ def accumulate(trainer: Trainer, rows: list[int], objective: Objective, window: 
     if plan.empty:
         return
     teacher = Teacher(batch.last_NH, batch.top_N, trainer.teacher_head, draft.draft_ids, whole_head=trainer.whole_head)
-    total, sums = trainer.forward(batch, plan, teacher, trainer.embedding_VH, objective.weights)
-    total.backward()
+    with clock.part("forward"):
+        total, sums = trainer.forward(batch, plan, teacher, trainer.embedding_VH, objective.weights)
+    with clock.part("backward"):
+        total.backward()
     window.count(total.detach(), sums, plan)

@@ -30,6 +30,7 @@ from eagle3cli.training.saver import Saver
 from eagle3cli.training.schedule import learning_rate
 from eagle3cli.training.spread import Spread
 from eagle3cli.training.step import optimise
+from eagle3cli.training.stopwatch import Stopwatch, shares
 from eagle3cli.training.window import Window
 
 SERVED_DEPTHS = 5
@@ -70,6 +71,7 @@ class Trainer:
     report: Reporter
     listeners: Sequence[Listener] = ()
     window: Window = field(default_factory=Window)
+    clock: Stopwatch = field(default_factory=Stopwatch)
 
 
 def train(trainer: Trainer, stop: Stop) -> Evaluation | None:
@@ -77,6 +79,7 @@ def train(trainer: Trainer, stop: Stop) -> Evaluation | None:
     settings, progress = trainer.settings, trainer.progress
     began = time.perf_counter() - progress.seconds
     result, norm = None, torch.zeros(())
+    trainer.window.began = progress.seconds
     with trainer.report.task("train", total=trainer.total_steps, unit="steps", done=progress.step) as task:
         while not _finished(trainer):
             rate = _learning_rate(trainer)
@@ -105,7 +108,8 @@ def train(trainer: Trainer, stop: Stop) -> Evaluation | None:
 
 def _agree(trainer: Trainer, seconds: float, stop: Stop) -> tuple[float, int | None]:
     """Time and stop signal, the same on all ranks: the longest, and any."""
-    longest, requested = trainer.spread.ranks.largest([seconds, stop.requested or 0])
+    with trainer.clock.part("waiting"):
+        longest, requested = trainer.spread.ranks.largest([seconds, stop.requested or 0])
     return longest, int(requested) or None
 
 
@@ -150,14 +154,14 @@ def _learning_rate(trainer: Trainer) -> float:
 
 def _log(trainer: Trainer, rate: float, norm: Tensor) -> dict[str, object]:
     """Read the window back once, tell the listeners, and return what the progress bar shows."""
-    window, progress = trainer.window, trainer.progress
-    trainer.window = Window()
+    window, progress, ranks = trainer.window, trainer.progress, trainer.spread.ranks
+    trainer.window = Window(began=progress.seconds)
     if not window.kept:
         return {"loss": "no rows with loss"}
-    sums = window.totals(trainer.spread.ranks, trainer.settings.ttt_length)
-    total, loss_T = sums[0] / window.divided_by, [loss / window.divided_by for loss in sums[1]]
-    accuracy = [c / max(1, n) for c, n in zip(sums[2], window.counted, strict=True)]
-    rate_per_s = window.tokens / max(1e-9, time.perf_counter() - window.began)
+    depths, seconds = trainer.settings.ttt_length, progress.seconds - window.began
+    summed, losses, right, (*parts, processor) = window.totals(ranks, depths, trainer.clock.read())
+    total, loss_T = summed / window.divided_by, [loss / window.divided_by for loss in losses]
+    accuracy = [c / max(1, n) for c, n in zip(right, window.counted, strict=True)]
     numbers = {
         "step": progress.step,
         "epoch": trainer.order.epoch_of(progress.step - 1),
@@ -166,7 +170,11 @@ def _log(trainer: Trainer, rate: float, norm: Tensor) -> dict[str, object]:
         "accuracy": accuracy,
         "grad_norm": float(norm),
         "learning_rate": rate,
-        "tokens_per_s": rate_per_s,
+        "tokens": window.tokens,
+        "tokens_per_s": window.tokens / max(1e-9, seconds),
+        "time": shares([part / ranks.count for part in parts], seconds),
+        "processor_seconds": processor,
+        "peak_memory": trainer.clock.peak_memory(),
         "steps_left_out": progress.skipped,
         "seconds": progress.seconds,
     }
@@ -180,7 +188,7 @@ def _evaluate(trainer: Trainer) -> Evaluation | None:
     if trainer.eval_source is None:
         _save_best(trainer)
         return None
-    settings, progress = trainer.settings, trainer.progress
+    settings, progress, began = trainer.settings, trainer.progress, time.perf_counter()
     rows = range(min(settings.eval_rows, len(trainer.eval_source.lengths)))
     depths = max(SERVED_DEPTHS, settings.ttt_length)
     with trainer.spread.whole():
@@ -207,6 +215,7 @@ def _evaluate(trainer: Trainer) -> Evaluation | None:
         "by_reply_position": {name: counts.acceptance_length for name, counts in found.by_position.items()},
         "accuracy": list(found.accuracy),
         "rows": found.rows,
+        "evaluation_seconds": time.perf_counter() - began,
     }
     for listener in trainer.listeners:
         listener("eval", numbers)

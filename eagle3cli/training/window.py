@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -27,7 +26,8 @@ class Window:
     kept_T: list[int] = field(default_factory=list)
     """Rows that carried loss, by depth."""
     tokens: int = 0
-    began: float = field(default_factory=time.perf_counter)
+    began: float = 0.0
+    """Training seconds of the run when the window opened."""
 
     def count(self, loss: Tensor, sums: DepthSums, plan: RowPlan) -> None:
         """Add a micro batch."""
@@ -54,16 +54,21 @@ class Window:
         self.kept, self.tokens = int(kept), int(tokens)
         self.counted, self.kept_T = [int(n) for n in by_depth[:depths]], [int(n) for n in by_depth[depths:]]
 
-    def totals(self, ranks: Ranks, depths: int) -> tuple[float, list[float], list[float]]:
-        """Over all ranks: the loss, cross-entropies by depth and right answers by depth, all as sums over rows."""
+    def totals(
+        self, ranks: Ranks, depths: int, more: list[float]
+    ) -> tuple[float, list[float], list[float], list[float]]:
+        """Over all ranks: the loss, cross-entropies by depth and right answers by depth, all as sums over rows.
+
+        The sums of ``more``, numbers of this rank, come along.
+        """
         mine = [0.0] * (1 + 2 * depths)
         if self.loss:
             parts = (
                 torch.stack([getattr(sums, name) for sums in self.sums]).sum(0) for name in ("loss_T", "correct_T")
             )
             mine = [float(torch.stack(self.loss).sum()), *(value for part in parts for value in part.tolist())]
-        total, *by_depth = ranks.sums(mine)
-        return total, by_depth[:depths], by_depth[depths:]
+        total, *by_depth = ranks.sums([*mine, *more])
+        return total, by_depth[:depths], by_depth[depths : 2 * depths], by_depth[2 * depths :]
 
 
 def _added(left: list[int], right: list[int]) -> list[int]:
