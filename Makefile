@@ -58,8 +58,7 @@ check: $(BIN)/.installed-dev
 	$(BIN)/lint-imports
 
 completions: $(BIN)/.installed
-	for shell in bash zsh fish; do \
-		_EAGLE3_COMPLETE=source_$$shell $(BIN)/eagle3 | sed '/./,$$!d' > completions/eagle3.$$shell; done
+	for shell in bash zsh fish; do $(BIN)/eagle3 --show-completion $$shell > completions/eagle3.$$shell; done
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }

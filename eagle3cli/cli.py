@@ -1,28 +1,24 @@
-"""The command table and the program's exit codes. Only the named command's module is imported; never torch."""
+"""The command table and the program's exit codes. Only the named command's module is imported; never torch.
+
+Typer is imported where a command line is read, so that ``eagle3 --help`` and the shell's completion are fast.
+"""
 
 from __future__ import annotations
 
 import errno
-import importlib
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
 
 from eagle3cli import __version__
-from eagle3cli.errors import DONE, FAILED, Eagle3Error, UsageError
-
-if TYPE_CHECKING:
-    from eagle3cli.commands.command import Command
+from eagle3cli.errors import DONE, FAILED, Eagle3Error
 
 DATA, TRAINING, SERVING, CHAIN = "Data", "Training", "Serving", "Whole chain & settings"
 DEBUG_HINT = "run again with --debug to see where it happened"
 STEPS = (DATA, TRAINING, SERVING, CHAIN)
+SUMMARY = "Train EAGLE-3 draft models, from a data set's name to a measured speed-up."
 
 
 @dataclass(frozen=True)
@@ -63,81 +59,20 @@ TABLE: tuple[Line, ...] = (
 
 def overview() -> str:
     """The help of the program itself: the commands by step, in the order of the work."""
-    lines = ["Usage: eagle3 COMMAND [OPTIONS]", "", f"  {_root.__doc__}", ""]
+    lines = ["Usage: eagle3 COMMAND [OPTIONS]", "", f"  {SUMMARY}", ""]
     for step in STEPS:
         lines += [f"{step}:", *(f"  {line.name:<17}{line.summary}" for line in TABLE if line.step == step), ""]
     lines += [
         "Options:",
         "  --version             Show the version.",
-        "  --install-completion  Install completion for the current shell (--show-completion prints it).",
+        "  --install-completion  Install completion for the current shell, or for bash, zsh or fish after it.",
+        "  --show-completion     Print what --install-completion writes.",
         "  --help                Show this message; after a command, that command's help.",
         "",
         "Example:",
         "  eagle3 run quickstart",
     ]
     return "\n".join(lines)
-
-
-def _nothing() -> None:
-    """Stands for a command that was not named, so that its module need not be imported."""
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"eagle3 {__version__}")
-        raise typer.Exit()
-
-
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Train EAGLE-3 draft models, from a data set's name to a measured speed-up."""
-
-
-def build(words: Sequence[str]) -> tuple[typer.Typer, list[str]]:
-    """The program for one command line, and that line made ready for it."""
-    named = next((word for word in words if not word.startswith("-")), None)
-    app = typer.Typer(help=_root.__doc__, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.callback()(_root)
-    ready = list(words)
-    for line in TABLE:
-        if line.name != named:
-            app.command(line.name, help=line.summary)(_nothing)
-            continue
-        module = importlib.import_module(line.module)
-        from eagle3cli import options
-
-        if hasattr(module, "app"):
-            ready = [*options.spread(words, None), *(["--help"] if words == [line.name] else [])]
-            app.add_typer(module.app, name=line.name, help=line.summary)
-            continue
-        ready = options.spread(words, options.meant(words, module.COMMAND))
-        _add(app, module.COMMAND)
-    return app, ready
-
-
-def _add(app: typer.Typer, command: Command) -> None:
-    """Add a command, with its actions where it has any."""
-    from eagle3cli import options
-
-    told: dict[str, Any] = {"help": command.summary, "epilog": options.epilog(command.examples)}
-    if not command.actions:
-        app.command(command.name, **told)(options.function(command))
-        return
-    group = typer.Typer(rich_markup_mode=None)
-    group.callback(invoke_without_command=True, **told)(options.function(command))
-    for action in command.actions:
-        _add(group, action)
-    app.add_typer(group, name=command.name)
-
-
-def _completion_words() -> list[str] | None:
-    """The words typed so far when a shell asks for completions, else None."""
-    if not os.environ.get("_EAGLE3_COMPLETE"):
-        return None
-    return (os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or "").split()[1:]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -147,9 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(words)
     except Eagle3Error as error:
         return _show(error, words)
-    except typer.TyperException as error:
-        return _show(_usage(error, words), words)
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # the reader of our output has gone (eagle3 ... | head); keep Python from complaining at exit
@@ -160,14 +93,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    typed = _completion_words()
-    if typed is None and words in ([], ["--help"]):  # by hand: grouped by step, and fast
+    if words in ([], ["--help"]):  # by hand: grouped by step, and fast
         print(overview(), flush=True)
         return DONE
-    app, ready = build(words if typed is None else typed)
-    code = app(args=ready, prog_name="eagle3", standalone_mode=False)
+    if words[0] == "--version":
+        print(f"eagle3 {__version__}", flush=True)
+        return DONE
+    if words[0] in ("--install-completion", "--show-completion"):
+        from eagle3cli.completion.install import asked
+
+        return asked(words)
+    from eagle3cli.program import run
+
+    code = run(words, TABLE, SUMMARY)
     sys.stdout.flush()
-    return code if isinstance(code, int) else 0
+    return code
 
 
 def _show(error: Eagle3Error, words: Sequence[str]) -> int:
@@ -177,18 +117,6 @@ def _show(error: Eagle3Error, words: Sequence[str]) -> int:
         traceback.print_exc()
     Out(json_wanted="--json" in words).error(error)
     return error.exit_code
-
-
-def _usage(error: typer.TyperException, words: Sequence[str]) -> UsageError:
-    """What Typer refused, in the words of our own errors."""
-    command = next((word for word in words if any(word == line.name for line in TABLE)), "")
-    message = error.format_message().strip().rstrip(".")
-    hint = f"see: eagle3 {command + ' ' if command else ''}--help"
-    suggestion = re.search(r"\(Possible options: ([^)]*)\)|Did you mean (.*)\?", message)
-    if suggestion:
-        message = message[: suggestion.start()].strip().rstrip(".")
-        hint = f"did you mean {suggestion[1] or suggestion[2]}?".replace("'", "")
-    return UsageError(message[:1].lower() + message[1:], fix=hint)
 
 
 def _unexpected(error: Exception) -> Eagle3Error:
@@ -207,6 +135,11 @@ def _unexpected(error: Exception) -> Eagle3Error:
 
 def entry() -> None:
     """The script ``eagle3``."""
+    if "_EAGLE3_COMPLETE" in os.environ:  # a shell asks what may follow
+        from eagle3cli.completion.shells import answer
+
+        print(answer(sys.argv[1:], TABLE))
+        return
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing is sent anywhere unless asked for
     if "OMP_WAIT_POLICY" not in os.environ:
         # Torch's threads wait for each other by spinning for milliseconds, which a busy machine pays for; without any

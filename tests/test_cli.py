@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import importlib
-import os
 import shlex
 import subprocess
 import sys
@@ -16,9 +15,8 @@ from typing import Any
 import pytest
 
 from eagle3cli import __version__, cli
-from eagle3cli.commands.command import Command
+from eagle3cli.commands.command import Command, fields_of
 from eagle3cli.errors import DataError
-from eagle3cli.options import fields_of
 from eagle3cli.settings.tables import Settings
 from tests.conftest import ROOT, RunCli
 
@@ -235,42 +233,3 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "{\n"
     assert done.stderr == ""
-
-
-def completions(words: str) -> list[str]:
-    """What bash would offer for the last of ``words``."""
-    asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1), "_EAGLE3_COMPLETE": "complete_bash"}
-    command = [sys.executable, "-c", "from eagle3cli.cli import entry; entry()"]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **asked}, capture_output=True, text=True, check=True)
-    return done.stdout.split()
-
-
-def test_the_shell_completes_commands_flags_and_values() -> None:
-    assert completions("eagle3 ") == NAMES
-    assert completions("eagle3 config s") == ["show", "schema"]
-    assert "--learning-rate" in completions("eagle3 train --lear")
-    assert completions("eagle3 train --mode off") == ["offline"]
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_shipped_completion_scripts_are_current(shell: str) -> None:
-    command = [sys.executable, "-c", "from eagle3cli.cli import entry; entry()"]
-    asked = {**os.environ, "_EAGLE3_COMPLETE": f"source_{shell}"}
-    done = subprocess.run(command, cwd=ROOT, env=asked, capture_output=True, text=True, check=True)
-    shipped = (ROOT / "completions" / f"eagle3.{shell}").read_text()
-    assert shipped == done.stdout.lstrip("\n"), "run make completions"
-
-
-def test_the_bash_script_completes_in_a_real_bash(tmp_path: Path) -> None:
-    program = tmp_path / "eagle3"
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m eagle3cli "$@"\n')
-    program.chmod(0o755)
-    script = f"""
-        source {ROOT}/completions/eagle3.bash
-        COMP_WORDS=(eagle3 mer); COMP_CWORD=1
-        _eagle3_completion eagle3
-        echo "${{COMPREPLY[@]}}"
-    """
-    path = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", script], env=path, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ("merge" if "merge" in NAMES else "")

@@ -10,10 +10,12 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle3cli.commands.command import Command
+from eagle3cli.commands.command import Command, fields_of
 from eagle3cli.errors import UsageError
-from eagle3cli.options import fields_of, find_recipe, function, recipes, spread
+from eagle3cli.options import function
+from eagle3cli.settings.packaged import find_recipe, recipes
 from eagle3cli.settings.tables import Settings
+from eagle3cli.words import spread
 
 
 def command(**changes: Any) -> Command:

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-from eagle3cli.options import find_recipe
 from eagle3cli.settings.load import load
+from eagle3cli.settings.packaged import find_recipe
 from tests.conftest import ROOT
 
 SHOW = "import os, sys; print('\\x1b[32mgreen words\\x1b[0m', sys.stdout.isatty(), 'NO_COLOR' in os.environ)"

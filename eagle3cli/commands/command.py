@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from eagle3cli.settings.fields import SettingsField, select
+
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out
     from eagle3cli.settings.tables import Settings
@@ -23,6 +25,15 @@ LOCAL_TARGET = tuple(
     f"target.{name}" for name in ("model_path", "revision", "dtype", "device", "threads", "trust_remote_code")
 ) + ("target.device_map", "target.max_memory", "target.offload_folder")
 """The target's fields for a command that runs it in one process, through transformers."""
+
+
+COMMON = {
+    "--config": "Settings file (TOML); repeatable, later ones win.",
+    "--set": "One setting; repeatable.",
+    "--json": "One machine-readable result on stdout.",
+    "--debug": "Show the traceback of an error.",
+}
+"""The flags that every command has, with their help."""
 
 
 @dataclass(frozen=True)
@@ -43,3 +54,15 @@ class Command:
     arguments: tuple[str, ...] = ()
     recipe: bool = False
     actions: tuple[Command, ...] = ()
+
+
+def fields_of(command: Command) -> tuple[list[SettingsField], list[SettingsField]]:
+    """The fields of a command: those given as flags, and those given by position."""
+    arguments = [field for pattern in command.arguments for field in select(pattern)]
+    flags = [field for pattern in command.fields for field in select(pattern) if field not in arguments]
+    owner: dict[str, str] = {}
+    for field in flags:
+        for flag in field.flags:
+            if owner.setdefault(flag, field.key) != field.key:
+                raise ValueError(f"eagle3 {command.name}: {flag} would set both {owner[flag]} and {field.key}")
+    return list(dict.fromkeys(flags)), arguments

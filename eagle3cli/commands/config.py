@@ -14,6 +14,7 @@ from eagle3cli.errors import UsageError
 from eagle3cli.options import Config, Debug, Json, Set
 from eagle3cli.settings import load as layers
 from eagle3cli.settings.fields import select, tables
+from eagle3cli.settings.packaged import find_recipe
 from eagle3cli.settings.toml import commented_toml, literal
 
 app = typer.Typer()
@@ -51,7 +52,7 @@ def check(files: Files = None, json_: Json = False, debug: Debug = False) -> Non
         raise UsageError(
             "no settings file here", where="eagle3.toml", fix="name a file, or write one: eagle3 config init"
         )
-    paths = [options.find_recipe(name) for name in files or ()]
+    paths = [find_recipe(name) for name in files or ()]
     loaded = layers.load(paths)
     checked = ", ".join(map(str, loaded.files))
     count = len(loaded.origins)

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from eagle3cli.chain.stages import placed, stages
-from eagle3cli.options import recipes
 from eagle3cli.settings.load import load
+from eagle3cli.settings.packaged import recipes
 from tests.conftest import ROOT, RunCli
 
 RECIPE = """

@@ -23,7 +23,7 @@ import torch
 
 from eagle3cli.data.encodings import ENCODINGS
 from eagle3cli.data.store import Store
-from eagle3cli.options import find_recipe
+from eagle3cli.settings.packaged import find_recipe
 
 SPECFORGE_ROWS = 64
 

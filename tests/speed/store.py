@@ -31,10 +31,10 @@ from eagle3cli.data.store import Index, Store, StoreMeta, vocab_hash
 from eagle3cli.data.store_rows import PackedRow, StateRow, aux_count, count_rows, row_codec, teacher_positions
 from eagle3cli.data.store_writer import StoreWriter, plan_store
 from eagle3cli.data.vocab import from_ids
-from eagle3cli.options import find_recipe
 from eagle3cli.runtime.ranks import ALONE
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.load import load
+from eagle3cli.settings.packaged import find_recipe
 from eagle3cli.training.build import build, coming
 from eagle3cli.training.order import Order
 from eagle3cli.training.step import optimise
