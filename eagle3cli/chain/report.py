@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from eagle3cli.console.benchmark import COLUMNS, table_row
-from eagle3cli.console.report import Page, Section, line_chart
+from eagle3cli.console.chart import Bars, Lines
+from eagle3cli.console.progress import duration
+from eagle3cli.console.report import Page, Section
+from eagle3cli.runs.folder import read_run
+from eagle3cli.runs.page import training_sections
 
 if TYPE_CHECKING:
     from eagle3cli.settings.tables import Settings
@@ -60,11 +65,17 @@ def page(report: Mapping[str, Any], settings: Settings) -> Page:
         _by_k(report),
         _speed(report),
         Section("Benchmark tasks", (), COLUMNS, [table_row(row) for row in report["tasks"]]),
-        *_curves(settings),
+        *_training(settings),
         Section("Where the time went", (), ("stage", "seconds"), [(k, v) for k, v in report["stages"].items()]),
         _settings(settings),
     )
-    return Page(f"EAGLE-3 draft for {report['target']}", summary, sections)
+    tiles = [
+        (f"acceptance length, k = {report['k']}", f"{report['acceptance_length']:.3f}"),
+        ("answers equal to plain decoding", f"{report['identical']} of {report['prompts']}"),
+        ("best tokens/s", f"{max(report['tokens_per_s'].values()):,.1f}"),
+        ("whole run", duration(report["seconds"])),
+    ]
+    return Page(f"EAGLE-3 draft for {report['target']}", summary, sections, tiles)
 
 
 def _differing(report: Mapping[str, Any]) -> str:
@@ -93,37 +104,23 @@ def _result(report: Mapping[str, Any]) -> Section:
 def _by_k(report: Mapping[str, Any]) -> Section:
     walk = [(int(k), float(value)) for k, value in report["acceptance_by_walk"].items()]
     text = "By the walk over held-out replies; k draft steps accept at most k tokens and add one."
-    chart = line_chart({"acceptance length": walk}, "draft steps k", "acceptance length")
-    return Section("Acceptance by k", (text,), ("k", "acceptance length"), walk, chart)
+    chart = Lines("Acceptance length by k", "draft steps k", "tokens per pass", {"acceptance length": walk})
+    return Section("Acceptance by k", (text,), ("k", "acceptance length"), walk, (chart,))
 
 
 def _speed(report: Mapping[str, Any]) -> Section:
     speeds = {int(k): float(value) for k, value in report["tokens_per_s"].items()}
     rows = [(k, speed, f"{speed / speeds[0]:.2f}x") for k, speed in speeds.items()]
     best = f"Best tokens/s: k = {report['best_k']}." if report["best_k"] else SLOWER
-    return Section("Speed, one answer at a time", (best,), ("k (0: without the draft)", "tokens/s", "speed-up"), rows)
+    chart = Bars("Tokens per second by k", {f"k = {k}" if k else "without the draft": v for k, v in speeds.items()})
+    columns = ("k (0: without the draft)", "tokens/s", "speed-up")
+    return Section("Speed, one answer at a time", (best,), columns, rows, (chart,))
 
 
-def _curves(settings: Settings) -> list[Section]:
-    from eagle3cli.training.history import read_history
-
-    history = read_history(settings.train.output_dir)
-    steps = [row for row in history if row["event"] == "step"]
-    loss = line_chart({"loss": [(row["step"], row["loss"]) for row in steps]}, "step", "loss")
-    depths = max((len(row["accuracy"]) for row in steps), default=0)
-    accuracy = {f"depth {d}": [(row["step"], row["accuracy"][d]) for row in steps] for d in range(depths)}
-    evals = [row for row in history if row["event"] == "eval"]
-    widest = max((len(row["acceptance_length"]) for row in evals), default=0)
-    acceptance = {
-        f"k = {k}": [(row["seconds"] / 60, row["acceptance_length"][k - 1]) for row in evals]
-        for k in sorted({1, 2, 3, widest})
-        if 1 <= k <= widest
-    }
-    return [
-        Section("Loss", chart=loss),
-        Section("Accuracy by depth, training", chart=line_chart(accuracy, "step", "accuracy")),
-        Section("Held-out acceptance during training", chart=line_chart(acceptance, "minutes", "acceptance length")),
-    ]
+def _training(settings: Settings) -> list[Section]:
+    """The training run's own report, but for its settings, which are the chain's."""
+    sections = training_sections(read_run(settings.train.output_dir))
+    return [replace(section, on_terminal=False) for section in sections if section.title != "Settings"]
 
 
 def _settings(settings: Settings) -> Section:
@@ -132,4 +129,4 @@ def _settings(settings: Settings) -> Section:
         for key, value in table:
             if key in table.model_fields_set and value is not None:
                 rows.append((f"{name}.{key}", str(value)))
-    return Section("Settings of this run", (), ("setting", "value"), rows, on_terminal=False)
+    return Section("Settings of this run", (), ("setting", "value"), rows, folded=True, on_terminal=False)

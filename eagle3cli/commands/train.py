@@ -19,6 +19,7 @@ def run(settings: Settings, out: Out) -> int | None:
 
     from eagle3cli.commands.local_target import with_local_target
     from eagle3cli.commands.worker import in_processes
+    from eagle3cli.runs.session import recorded
     from eagle3cli.runtime.files import write_text
     from eagle3cli.runtime.log import logged
     from eagle3cli.runtime.ranks import joined
@@ -44,6 +45,7 @@ def run(settings: Settings, out: Out) -> int | None:
         trainer = build(settings, report, ranks)
         if ranks.first:
             write_text(folder / "settings.toml", to_toml(settings))
+            stack.enter_context(recorded(trainer, settings, report))
         done_before = trainer.progress.step
         evaluation = train(trainer, stop)
     if ranks.first:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
-from eagle3cli.console.report import COLOURS, Page, Section, line_chart
+from eagle3cli.console.chart import Bars, Chart, Lines
+from eagle3cli.console.report import Page, Section
 
 Row = Mapping[str, Any]
 COLUMNS = (
     *("task", "config", "temperature", "acceptance length", "per position", "tokens/s", "speed-up"),
     *("first token ms", "per token ms", "identical", "accuracy"),
 )
-WIDTH, BAR, LEFT = 640, 18, 190
 CONFIG_TEXT = (
     "A configuration is batch,steps,topk,draft tokens; zeros are the baseline: the same batch without the draft."
 )
@@ -68,23 +67,23 @@ def page(rows: Sequence[Row], engine: str, target: str) -> Page:
     sections = [Section("Configurations", (CONFIG_TEXT,), COLUMNS, [table_row(row) for row in rows])]
     for temperature in dict.fromkeys(row["temperature"] for row in rows):
         part = [row for row in rows if row["temperature"] == temperature]
-        sections += _charts(part, f", temperature {temperature:g}")
+        sections.append(_charts(part, f", temperature {temperature:g}"))
     return Page(f"Speculative decoding of {target}", summary, [*sections, _same(drafts), _latency(rows)])
 
 
-def _charts(rows: Sequence[Row], of: str) -> list[Section]:
+def _charts(rows: Sequence[Row], of: str) -> Section:
     speedups = {_name(row): row["speedup"] for row in rows if row.get("speedup")}
     lengths = {_name(row): row["acceptance_length"] for row in rows if row.get("acceptance_length")}
     places = {
         _name(row): list(enumerate(row["accepted_per_position"], 1)) for row in rows if row.get("accepted_per_position")
     }
-    charts = (
-        ("Speed-up over the baseline of the same batch" + of, bar_chart(speedups, 1.0)),
-        ("Tokens per second" + of, bar_chart({_name(row): row["tokens_per_s"] for row in rows})),
-        ("Acceptance length" + of, bar_chart(lengths, 1.0)),
-        ("Share of passes that accept the draft of each position" + of, line_chart(places, "position", "share")),
-    )
-    return [Section(title, chart=chart, on_terminal=False) for title, chart in charts if chart]
+    charts: list[Chart] = [
+        Bars("Speed-up over the baseline of the same batch", speedups, 1.0, "x"),
+        Bars("Tokens per second", {_name(row): row["tokens_per_s"] for row in rows}),
+        Bars("Acceptance length", lengths, 1.0),
+        Lines("Share of passes that accept the draft of each position", "position", "share", places, from_zero=True),
+    ]
+    return Section("Charts" + of, charts=charts, on_terminal=False)
 
 
 def _same(drafts: Sequence[Row]) -> Section:
@@ -116,34 +115,6 @@ def _latency(rows: Sequence[Row]) -> Section:
 
 def _name(row: Row) -> str:
     return f"{row['task']} {row['config']}"
-
-
-def bar_chart(values: Mapping[str, float], mark: float | None = None) -> str:
-    """An SVG of horizontal bars, with a line at ``mark``; empty where there is nothing to draw."""
-    if not values:
-        return ""
-    most = max(*values.values(), mark or 0.0, 1e-9)
-    scale = (WIDTH - LEFT - 60) / most
-    height = len(values) * (BAR + 6) + 8
-    parts = []
-    for number, (name, value) in enumerate(values.items()):
-        top = 4 + number * (BAR + 6)
-        parts.append(_label(LEFT - 6, top + 13, name, "end"))
-        colour = COLOURS[number % len(COLOURS)]
-        parts.append(
-            f'<rect x="{LEFT}" y="{top}" width="{max(1.0, value * scale):.1f}" height="{BAR}" fill="{colour}"/>'
-        )
-        parts.append(_label(LEFT + value * scale + 5, top + 13, f"{value:,.2f}", "start"))
-    if mark is not None:
-        at = LEFT + mark * scale
-        parts.append(
-            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{height}" stroke="#57606a" stroke-dasharray="4 3"/>'
-        )
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img">{"".join(parts)}</svg>'
-
-
-def _label(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="12" text-anchor="{anchor}" fill="#57606a">{escape(text)}</text>'
 
 
 def warnings_of(rows: Sequence[Row]) -> list[str]:

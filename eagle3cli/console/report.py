@@ -1,52 +1,119 @@
-"""The report of a run as Markdown and as one self-contained HTML page; charts are inline SVG, all text is escaped."""
+"""A report as Markdown and as one self-contained HTML page that loads nothing; all text is escaped.
+
+The page adapts to light and dark and to narrow screens: charts share the width, wide tables scroll in their box. Its
+one script shows a chart's values under the pointer; its hash is in the page's policy, which forbids any other.
+"""
 
 from __future__ import annotations
 
-import math
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 260, 52, 34, 14
-COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a", "#bf3989")
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1f2328 }
-table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .8rem; border-bottom: 1px solid #d0d7de }
-th { text-align: left } td.n { text-align: right; font-variant-numeric: tabular-nums }
-svg { max-width: 100%; height: auto } .note { color: #57606a } h1 { margin-bottom: 0 }
-@media (prefers-color-scheme: dark) { body { background: #0d1117; color: #e6edf3 } }
+from eagle3cli.console.chart import DARK, LIGHT, Chart, svg
+from eagle3cli.console.samples import STYLE as SAMPLE_STYLE
+
+START = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="eagle3">'
+"""How every page of a report begins; a file that does not is not overwritten."""
+
+
+def _variables(colours: Mapping[str, str]) -> str:
+    return ";".join(f"--{name}:{value}" for name, value in colours.items())
+
+
+STYLE = f"""
+:root {{ color-scheme: light dark; {_variables(LIGHT)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}
+* {{ box-sizing: border-box }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 0 auto; padding: 1.5rem 1rem 4rem;
+  color: var(--ink); background: var(--page); overflow-wrap: anywhere }}
+h1 {{ font-size: 1.6rem; line-height: 1.25; margin: 0 0 .4rem }}
+h2 {{ font-size: 1.15rem; margin: 2.2rem 0 .6rem; padding-top: .9rem; border-top: 1px solid var(--rule) }}
+p {{ margin: .4rem 0; max-width: 46rem }} .note {{ color: var(--dim) }}
+.tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem; margin: 1.2rem 0 }}
+.tiles div, figure {{ background: var(--card); border: 1px solid var(--rule); border-radius: 8px }}
+.tiles div {{ padding: .6rem .8rem }} .tiles dt {{ color: var(--dim); font-size: .85rem }}
+.tiles dd {{ margin: 0; font-size: 1.25rem; font-weight: 600; font-variant-numeric: tabular-nums }}
+.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: .9rem }}
+figure {{ margin: 0; padding: .7rem .8rem .3rem; min-width: 0 }} figcaption {{ font-weight: 600; font-size: .95rem }}
+svg {{ display: block; width: 100%; height: auto; touch-action: pan-y }}
+.read {{ min-height: 1.4em; margin: 0; color: var(--dim); font-size: .82rem; font-variant-numeric: tabular-nums }}
+.scroll {{ overflow-x: auto; margin: .8rem 0 }}
+table {{ border-collapse: collapse; font-size: .92rem; overflow-wrap: normal }}
+th, td {{ padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top }}
+td.n, th.n {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }}
+td {{ max-width: 34rem; overflow-wrap: anywhere; min-width: 4.5rem }}
+summary {{ cursor: pointer; color: var(--dim) }}
+{SAMPLE_STYLE}
 """
+SCRIPT = """
+for (const chart of document.querySelectorAll("svg[data-x]")) {
+  const told = document.createElement("p"), lines = [...chart.querySelectorAll("polyline")].map(line => ({
+    name: line.dataset.name, points: line.getAttribute("points").split(" ").map(pair => pair.split(",").map(Number))}));
+  const [x0, x1, left, right] = chart.dataset.x.split(" ").map(Number);
+  const [y0, y1, low, high] = chart.dataset.y.split(" ").map(Number);
+  const short = value => Number(value.toPrecision(4)).toLocaleString("en");
+  told.className = "read";
+  chart.after(told);
+  chart.addEventListener("pointermove", event => {
+    const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(chart.getScreenCTM().inverse()).x;
+    const near = lines.map(line => line.points.reduce((a, b) => Math.abs(b[0] - at) < Math.abs(a[0] - at) ? b : a));
+    const first = near.reduce((a, b) => Math.abs(b[0] - at) < Math.abs(a[0] - at) ? b : a)[0];
+    const values = lines.map((line, i) => (lines.length > 1 ? line.name + " " : "") +
+      short(y0 + (near[i][1] - low) / (high - low) * (y1 - y0)));
+    told.textContent = short(x0 + (first - left) / (right - left) * (x1 - x0)) + ": " + values.join(", ");
+  });
+}
+"""
+SCRIPT_HASH = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+POLICY = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{SCRIPT_HASH}'"
+HEAD = (
+    f'{START}\n<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+    '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+)
 
 Cells = Sequence[object]
-Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with text, a table and a chart, each of them optional."""
+    """A heading with text, a table and charts, each of them optional."""
 
     title: str
     text: Sequence[str] = ()
     columns: Sequence[str] = ()
     rows: Sequence[Cells] = ()
-    chart: str = ""
-    """SVG from :func:`line_chart`."""
+    charts: Sequence[Chart] = ()
+    html: str = ""
+    """A part of the page that is HTML already, as :func:`eagle3cli.console.samples.html_samples` makes it."""
+    folded: bool = False
+    """The table is long and opens by a click."""
     on_terminal: bool = True
     """Short enough to be shown when the run ends."""
+
+    @property
+    def empty(self) -> bool:
+        """Nothing but a heading."""
+        return not (self.text or self.rows or self.html or any(chart.drawn for chart in self.charts))
 
 
 @dataclass(frozen=True)
 class Page:
-    """A report: what it is about in a line, then sections."""
+    """A report: what it is about in a line, the numbers that matter most, then sections."""
 
     title: str
     summary: str
-    sections: Sequence[Section] = field(default=())
+    sections: Sequence[Section] = ()
+    tiles: Sequence[tuple[str, str]] = ()
 
 
 def markdown(page: Page) -> str:
     """The page as Markdown, without the charts."""
     parts = [f"# {page.title}", page.summary]
+    if page.tiles:
+        parts.append("\n".join(f"- {name}: {value}" for name, value in page.tiles))
     for section in page.sections:
         if section.text or section.rows:
             parts += [f"## {section.title}", *section.text]
@@ -65,28 +132,43 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Cells]) -> str:
 def html(page: Page) -> str:
     """The page as HTML that needs nothing else."""
     body = [f"<h1>{escape(page.title)}</h1>", f"<p>{escape(page.summary)}</p>"]
+    if page.tiles:
+        tiles = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(told)}</dd></div>" for name, told in page.tiles)
+        body.append(f'<dl class="tiles">{tiles}</dl>')
     for section in page.sections:
-        body.append(f"<h2>{escape(section.title)}</h2>")
+        if section.empty:
+            continue
+        body.append(f"<section><h2>{escape(section.title)}</h2>")
         body += [f'<p class="note">{escape(text)}</p>' for text in section.text]
-        body += [section.chart, _html_table(section.columns, section.rows)]
+        body += [_charts(section.charts), section.html, _table(section), "</section>"]
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(page.title)}</title>\n'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n<body>\n'
+        f"{HEAD}<title>{escape(page.title)}</title><style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(part for part in body if part)
-        + "\n</body></html>\n"
+        + f"\n<script>{SCRIPT}</script></body></html>\n"
     )
 
 
-def _html_table(columns: Sequence[str], rows: Sequence[Cells]) -> str:
-    if not rows:
+def _charts(charts: Sequence[Chart]) -> str:
+    drawn = [(chart.title, svg(chart)) for chart in charts]
+    figures = [f"<figure><figcaption>{escape(title)}</figcaption>{image}</figure>" for title, image in drawn if image]
+    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
+def _table(section: Section) -> str:
+    if not section.rows:
         return ""
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    right = [' class="n"' if _numeric([row[i] for row in section.rows]) else "" for i in range(len(section.columns))]
+    head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(right, section.columns, strict=True))
     lines = []
-    for row in rows:
+    for row in section.rows:
         kinds = [' class="n"' if _numeric([value]) else "" for value in row]
         cells = zip(kinds, row, strict=True)
         lines.append("".join(f"<td{kind}>{escape(cell_text(value))}</td>" for kind, value in cells))
-    return f"<table><tr>{head}</tr>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+    table = f"<table><tr>{head}</tr>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+    box = f'<div class="scroll" tabindex="0">{table}</div>'
+    if section.folded:
+        return f"<details><summary>{len(section.rows):,} lines</summary>{box}</details>"
+    return box
 
 
 def cell_text(value: object) -> str:
@@ -103,53 +185,3 @@ def cell_text(value: object) -> str:
 def _numeric(values: Cells) -> bool:
     known = [value for value in values if value is not None]
     return bool(known) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
-
-
-def line_chart(series: Mapping[str, Points], x_label: str, y_label: str) -> str:
-    """An SVG of one line per series; empty where there is nothing to draw."""
-    drawn = {name: points for name, points in series.items() if points}
-    if not drawn:
-        return ""
-    xs, ys = zip(*(point for points in drawn.values() for point in points), strict=True)
-    x_ticks, y_ticks = _ticks(min(xs), max(xs)), _ticks(min(ys), max(ys))
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
-        up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return LEFT + across * (WIDTH - LEFT - 10), TOP + (1 - up) * (HEIGHT - TOP - BOTTOM)
-
-    parts = []
-    for y in y_ticks:
-        left, height = place(x_ticks[0], y)
-        parts.append(f'<line x1="{left:.1f}" x2="{WIDTH - 10}" y1="{height:.1f}" y2="{height:.1f}" stroke="#d0d7de"/>')
-        parts.append(_label(left - 6, height + 4, f"{y:g}", "end"))
-    parts += [_label(place(x, y_ticks[0])[0], HEIGHT - BOTTOM + 16, f"{x:g}", "middle") for x in x_ticks]
-    parts.append(_label((WIDTH + LEFT) / 2, HEIGHT - 3, x_label, "middle"))
-    parts.append(_label(LEFT, TOP - 3, y_label, "start"))
-    for number, (name, points) in enumerate(drawn.items()):
-        colour = COLOURS[number % len(COLOURS)]
-        placed = [place(*point) for point in points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<circle cx="{placed[-1][0]:.1f}" cy="{placed[-1][1]:.1f}" r="3" fill="{colour}"/>')
-        if len(drawn) > 1:
-            parts.append(_label(WIDTH - 12, TOP + 14 * (number + 1), name, "end", colour))
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
-
-
-def _label(x: float, y: float, text: str, anchor: str, colour: str = "#57606a") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="12" text-anchor="{anchor}" fill="{colour}">{escape(text)}</text>'
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers that reach from ``low`` to ``high``."""
-    least = max(abs(low), abs(high), 1e-3) * 1e-3
-    high = max(high, low + least)
-    size = (high - low) / 4
-    unit = 10.0 ** math.floor(math.log10(size))
-    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10, 20) if unit * factor >= size * 0.999)
-    first = int(low // step)
-    ticks = [round(first * step, 12)]
-    while ticks[-1] < high - step * 1e-9:
-        ticks.append(round((first + len(ticks)) * step, 12))
-    return ticks

@@ -110,7 +110,8 @@ def of_cache(rows: TokenRows, source: str, wanted: Wanted) -> list[Viewed]:
 
 def of_store(store: Store, caches: Path, source: str, wanted: Wanted) -> list[Viewed]:
     """Rows of a hidden-state store; ids and roles come from the cache that it was captured from, if that still is."""
-    twin = _twin(store, caches)
+    folder = twin_folder(store, caches)
+    twin = None if folder is None else TokenRows.open(folder)
 
     def index_of(name: str) -> int | None:
         if twin is None:
@@ -136,14 +137,15 @@ def _turns_of(mask: Mask) -> tuple[tuple[int, str], ...]:
     return tuple((int(at), "assistant" if mask[at] else "") for at in changes)
 
 
-def _twin(store: Store, caches: Path) -> TokenRows | None:
+def twin_folder(store: Store, caches: Path) -> Path | None:
+    """The rows, below ``caches``, that a store was captured from: those of the same lengths."""
     for file in sorted(caches.glob("*/*/dataset_info.json")):
         try:
             rows = TokenRows.open(file.parent)
         except DataError:
             continue
         if rows.lengths[: len(store)] == store.lengths:
-            return rows
+            return file.parent
     return None
 
 

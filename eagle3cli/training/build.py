@@ -37,6 +37,7 @@ from eagle3cli.settings.tables import Settings, Target, Train
 from eagle3cli.settings.toml import to_toml
 from eagle3cli.training.attention import attend
 from eagle3cli.training.checkpoints import Progress, newest_sound, resume
+from eagle3cli.training.facts import cache_facts, store_facts
 from eagle3cli.training.flex import attend_flex
 from eagle3cli.training.forward import Forward
 from eagle3cli.training.history import history_writer
@@ -88,6 +89,8 @@ class Inputs:
     weights: dict[str, Tensor]
     """``embedding``, ``final_norm`` and, where the target has them, the last layer's MLP."""
     data_key: str
+    facts: dict[str, Any]
+    """Counts of the data, for the report."""
 
 
 def build(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Trainer:
@@ -152,6 +155,7 @@ def build(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Trainer
         report=report,
         listeners=[history_writer(run, progress.step)] if ranks.first else [],
         clock=Stopwatch(embedding.device),
+        facts=inputs.facts,
     )
 
 
@@ -200,7 +204,14 @@ def online(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Inputs
     weights = _last_layer(settings.target, raw, embedding_VH.device, embedding_VH.dtype) | {"embedding": embedding_VH}
     evaluation = OnlineSource(target, cached.eval) if cached.eval is not None and len(cached.eval) else None
     return Inputs(
-        OnlineSource(target, cached.train), evaluation, cached.vocab, config, target.head, weights, cached.folder.name
+        OnlineSource(target, cached.train),
+        evaluation,
+        cached.vocab,
+        config,
+        target.head,
+        weights,
+        cached.folder.name,
+        cache_facts(cached),
     )
 
 
@@ -240,7 +251,8 @@ def offline(settings: Settings, report: Reporter) -> Inputs:
     evaluation = StoreSource(held_out, device=device) if held_out is not None else None
     report.info(f"hidden states of {len(store)} rows, {sum(store.lengths)} tokens from {', '.join(map(str, paths))}")
     head = make_head(raw, weights["head"], weights.get("head_bias"))
-    return Inputs(StoreSource(store, device=device), evaluation, store.vocab, config, head, weights, store.key)
+    facts = store_facts(store, paths, held_out, settings.data.cache_dir / "processed_dataset")
+    return Inputs(StoreSource(store, device=device), evaluation, store.vocab, config, head, weights, store.key, facts)
 
 
 def initialise_from_target(draft: Draft, inputs: Inputs, report: Reporter) -> None:

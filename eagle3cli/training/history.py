@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from eagle3cli.runtime.files import write_text
 
 FILE = "metrics.jsonl"
+EVENTS = ("step", "eval")
 
 
 def read_history(run: Path) -> list[dict[str, Any]]:
-    """All whole lines; a line that a kill cut off is left out."""
+    """All whole lines; a line that a kill cut off, or that is no event, is left out."""
     path = run / FILE
-    if not path.exists():
-        return []
+    return events(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else []
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    """The events among the lines of a history."""
     found = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    for line in text.split("\n"):
+        with suppress(json.JSONDecodeError, RecursionError):
+            event = json.loads(line)
+            if isinstance(event, dict) and event.get("event") in EVENTS and isinstance(event.get("step"), int):
+                found.append(event)
     return found
 
 

@@ -72,6 +72,8 @@ class Trainer:
     listeners: Sequence[Listener] = ()
     window: Window = field(default_factory=Window)
     clock: Stopwatch = field(default_factory=Stopwatch)
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Counts of the data, for the report."""
 
 
 def train(trainer: Trainer, stop: Stop) -> Evaluation | None:

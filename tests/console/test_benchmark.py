@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from eagle3cli.console.benchmark import COLUMNS, bar_chart, page, table_row
+from eagle3cli.console.benchmark import COLUMNS, page, table_row
 from eagle3cli.console.report import html, markdown
 
 
@@ -41,10 +41,3 @@ def test_the_page_says_what_is_best_and_hides_nothing() -> None:
     assert "M&lt;x&gt;" in whole
     slow = page([row("1,0,0,0"), row("1,2,1,3", **{**DRAFT, "speedup": 0.8})], "local", "M")
     assert "No draft was faster" in slow.summary
-
-
-def test_bars_are_as_long_as_their_values() -> None:
-    chart = bar_chart({"a": 1.0, "b": 2.0})
-    widths = [float(part.split('"')[0]) for part in chart.split('width="')[1:]]
-    assert abs(widths[1] / widths[0] - 2) < 0.01
-    assert bar_chart({}) == ""

@@ -1,0 +1,222 @@
+"""Charts as SVG without a script: lines over a number, and bars by name.
+
+Colours are CSS variables, so that a page decides what they are in light and dark; :func:`standalone` puts fixed ones
+in, for a file of its own. Letters keep their size beside the lines: a chart is drawn for the width of a phone.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+WIDTH, PLOT, LEFT, RIGHT, TOP, BOTTOM = 440, 190, 50, 14, 12, 40
+LETTER, LINE = 7.0, 18
+"""About the width of a letter, and the height of a line of the legend."""
+BAR, GAP = 14, 26
+MOST_POINTS = 500
+"""Points of a line that are drawn; of longer ones the extremes of every stretch."""
+LIGHT = {
+    "page": "#ffffff",
+    "card": "#f6f8fa",
+    "ink": "#1f2328",
+    "dim": "#57606a",
+    "rule": "#d0d7de",
+    **dict(zip([f"c{i}" for i in range(1, 9)], (
+        "#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#0e7c86", "#7d4e00", "#57606a",
+    ), strict=True)),
+}  # fmt: skip
+DARK = {
+    "page": "#0d1117",
+    "card": "#161b22",
+    "ink": "#e6edf3",
+    "dim": "#9da7b3",
+    "rule": "#30363d",
+    **dict(zip([f"c{i}" for i in range(1, 9)], (
+        "#58a6ff", "#f0883e", "#3fb950", "#bc8cff", "#ff7bc5", "#39c5cf", "#d4a72c", "#9da7b3",
+    ), strict=True)),
+}  # fmt: skip
+COLOURS = 8
+
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Lines:
+    """One line per series over a common axis; what is not a number is left out."""
+
+    title: str
+    x: str
+    y: str
+    series: Mapping[str, Points] = field(default_factory=dict)
+    from_zero: bool = False
+    """The y axis begins at 0."""
+
+    @property
+    def drawn(self) -> dict[str, list[tuple[float, float]]]:
+        """The series that have points, thinned."""
+        finite = {n: [p for p in points if math.isfinite(p[0] + p[1])] for n, points in self.series.items()}
+        return {name: thin(points) for name, points in finite.items() if points}
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A bar by name, with a dashed line at ``mark``."""
+
+    title: str
+    values: Mapping[str, float] = field(default_factory=dict)
+    mark: float | None = None
+    unit: str = ""
+    """``%`` shows shares as per cent; else it stands behind the number."""
+
+    @property
+    def drawn(self) -> Mapping[str, float]:
+        """The bars."""
+        return self.values
+
+    def told(self, value: float) -> str:
+        """A bar's number."""
+        return f"{100 * value:.1f}%" if self.unit == "%" else f"{value:,.2f}{self.unit}"
+
+
+Chart = Lines | Bars
+
+
+def thin(points: Points, most: int = MOST_POINTS) -> list[tuple[float, float]]:
+    """At most about ``most`` points, in order: both ends, and the lowest and highest of every stretch between."""
+    if len(points) <= most:
+        return list(points)
+    stretches = most // 2 - 1
+    kept = {0, len(points) - 1}
+    for number in range(stretches):
+        part = range(len(points) * number // stretches, len(points) * (number + 1) // stretches)
+        kept |= {min(part, key=lambda i: points[i][1]), max(part, key=lambda i: points[i][1])}
+    return [points[i] for i in sorted(kept)]
+
+
+def svg(chart: Chart) -> str:
+    """The chart; empty where there is nothing to draw."""
+    if not chart.drawn:
+        return ""
+    return _lines(chart) if isinstance(chart, Lines) else _bars(chart)
+
+
+def standalone(chart: Chart) -> str:
+    """The chart as a file of its own, in light colours on white."""
+    drawn = re.sub(r"var\(--(\w+)\)", lambda match: LIGHT[match[1]], svg(chart))
+    return drawn.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="Helvetica, sans-serif" ', 1)
+
+
+def _lines(chart: Lines) -> str:
+    drawn = chart.drawn
+    legend, legend_height = _legend(list(drawn)) if len(drawn) > 1 else ("", 0)
+    top = TOP + legend_height + LINE + 6
+    xs, ys = zip(*(point for points in drawn.values() for point in points), strict=True)
+    x_low, x_high = _apart(min(xs), max(xs))
+    y_ticks = ticks(min(0.0, *ys) if chart.from_zero else min(ys), max(ys))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_low) / (x_high - x_low)
+        up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return LEFT + across * (WIDTH - LEFT - RIGHT), top + (1 - up) * PLOT
+
+    parts = [legend, text(4, top - 13, chart.y, "start")]
+    for y in y_ticks:
+        height = place(x_low, y)[1]
+        parts.append(f'<path d="M{LEFT} {height:.1f}H{WIDTH - RIGHT}" stroke="var(--rule)"/>')
+        parts.append(text(LEFT - 6, height + 4, number_text(y), "end"))
+    inside = [x for x in ticks(x_low, x_high) if x_low <= x <= x_high]
+    parts += [text(place(x, y_ticks[0])[0], top + PLOT + 17, number_text(x), "middle") for x in inside]
+    parts.append(text((WIDTH + LEFT - RIGHT) / 2, top + PLOT + 34, chart.x, "middle"))
+    for number, (name, points) in enumerate(drawn.items()):
+        placed = [place(*point) for point in points]
+        path, (x, y) = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed), placed[-1]
+        stroke = f'fill="none" stroke="{_colour(number)}" stroke-width="2" stroke-linejoin="round"{_dash(number)}'
+        parts.append(f'<polyline data-name="{escape(name)}" points="{path}" {stroke}/>')
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{_colour(number)}"/>')
+    scale = f"{x_low:.10g} {x_high:.10g} {LEFT} {WIDTH - RIGHT}"
+    heights = f"{y_ticks[0]:.10g} {y_ticks[-1]:.10g} {top + PLOT} {top}"
+    return _whole(chart, top + PLOT + BOTTOM, parts, f' data-x="{scale}" data-y="{heights}"')
+
+
+def _bars(chart: Bars) -> str:
+    most = max(*chart.values.values(), chart.mark or 0.0, 1e-9)
+    scale = (WIDTH - 16 - 64) / most
+    parts = []
+    for number, (name, value) in enumerate(chart.values.items()):
+        top = number * (BAR + GAP)
+        parts.append(text(8, top + 16, name, "start"))
+        length = max(1.0, value * scale)
+        colour = _colour(number)
+        parts.append(f'<rect x="8" y="{top + 22}" width="{length:.1f}" height="{BAR}" rx="2" fill="{colour}"/>')
+        parts.append(text(8 + length + 6, top + 34, chart.told(value), "start", "ink"))
+    height = len(chart.values) * (BAR + GAP) + 6
+    if chart.mark is not None:
+        at = 8 + chart.mark * scale
+        parts.append(f'<path d="M{at:.1f} 0V{height}" stroke="var(--dim)" stroke-dasharray="4 3"/>')
+    return _whole(chart, height, parts)
+
+
+def _whole(chart: Chart, height: float, parts: Sequence[str], more: str = "") -> str:
+    name = f"<title>{escape(chart.title)}</title>"
+    size = f'viewBox="0 0 {WIDTH} {height:g}" role="img" font-size="13"'
+    return f"<svg {size}{more}>{name}{''.join(parts)}</svg>"
+
+
+def _legend(names: Sequence[str]) -> tuple[str, int]:
+    """The series by colour, in as many lines as they need, and their height."""
+    parts: list[str] = []
+    x, y = 8.0, TOP + 6
+    for number, name in enumerate(names):
+        width = 22 + LETTER * len(name) + 10
+        if x > 8 and x + width > WIDTH:
+            x, y = 8.0, y + LINE
+        parts.append(f'<path d="M{x:g} {y - 4}h14" stroke="{_colour(number)}" stroke-width="3"{_dash(number)}/>')
+        parts.append(text(x + 19, y, name, "start"))
+        x += width
+    return "".join(parts), y - TOP + 4
+
+
+def text(x: float, y: float, told: str, anchor: str, colour: str = "dim") -> str:
+    """Words in a chart."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="var(--{colour})">{escape(told)}</text>'
+
+
+def _colour(number: int) -> str:
+    return f"var(--c{number % COLOURS + 1})"
+
+
+def _dash(number: int) -> str:
+    """Lines beyond the colours are told from the first ones by dashes."""
+    return ' stroke-dasharray="6 3"' if number >= COLOURS else ""
+
+
+def number_text(value: float) -> str:
+    """A number of an axis: 2.5e-4, 0.25, 1,500, 20k, 1.5M."""
+    for size, sign in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if sign == 'k' else size):g}{sign}"
+    if 0 < abs(value) < 1e-3:
+        return f"{value:.2e}".replace(".00e", "e").replace("0e", "e").replace("e-0", "e-")
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
+
+
+def _apart(low: float, high: float) -> tuple[float, float]:
+    """A stretch that is wide enough to be drawn."""
+    least = max(abs(low), abs(high), 1e-3) * 1e-3
+    return low, max(high, low + least)
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """About five round numbers that reach from ``low`` to ``high``."""
+    low, high = _apart(low, high)
+    size = (high - low) / 4
+    unit = 10.0 ** math.floor(math.log10(size))
+    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10, 20) if unit * factor >= size * 0.999)
+    first = int(low // step)
+    found = [round(first * step, 12)]
+    while found[-1] < high - step * 1e-9:
+        found.append(round((first + len(found)) * step, 12))
+    return found

@@ -1,0 +1,1 @@
+"""What run folders say of themselves: read, reported, compared and watched."""

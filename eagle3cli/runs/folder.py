@@ -1,0 +1,120 @@
+"""The folder of a training run, read from its files alone, while it goes on or long after.
+
+    run.json        what the run is (device, steps, data, sample rows) and each session's state
+    settings.toml   settings as used
+    metrics.jsonl   a line per logged step and per evaluation
+    log.txt         what the terminal was told, with the time
+
+Any of them may be missing or half written: an old run, a killed one, one that begins.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eagle3cli.training.history import FILE as HISTORY
+from eagle3cli.training.history import read_history
+
+ABOUT, LOG = "run.json", "log.txt"
+
+Event = dict[str, Any]
+
+
+@dataclass
+class Run:
+    """A training run as its files tell it."""
+
+    folder: Path
+    about: dict[str, Any] = field(default_factory=dict)
+    """``run.json``."""
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """``settings.toml``, by table."""
+    steps: list[Event] = field(default_factory=list)
+    evals: list[Event] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """Lines of ``log.txt``."""
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.folder.resolve().name
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """A setting by ``table.name``."""
+        table, _, name = key.partition(".")
+        return self.settings.get(table, {}).get(name, default)
+
+    @property
+    def last_step(self) -> int:
+        """The newest step that was logged."""
+        return max((event["step"] for event in (*self.steps[-1:], *self.evals[-1:])), default=0)
+
+    @property
+    def seconds(self) -> float:
+        """Training time, evaluations apart."""
+        return max((float(event.get("seconds", 0.0)) for event in (*self.steps[-1:], *self.evals[-1:])), default=0.0)
+
+    @property
+    def measured(self) -> list[Event]:
+        """Evaluations that hold acceptance lengths."""
+        return [event for event in self.evals if event.get("acceptance_length")]
+
+    @property
+    def best(self) -> Event | None:
+        """The evaluation with the best acceptance length of the deepest k, the first of equals."""
+        return max(self.measured, key=lambda event: event["acceptance_length"][-1], default=None)
+
+    def total(self, name: str) -> float | None:
+        """The sum of a number over all step lines; None where no line has it."""
+        found = [float(event[name]) for event in self.steps if isinstance(event.get(name), int | float)]
+        return sum(found) if found else None
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a training run, begun at least."""
+    return any((folder / name).is_file() for name in (ABOUT, HISTORY)) or (folder / "checkpoints").is_dir()
+
+
+def read_run(folder: Path) -> Run:
+    """Everything that the folder's files hold; what is missing or damaged stays empty."""
+    events = read_history(folder)
+    return Run(
+        folder,
+        about=read_about(folder),
+        settings=_settings(folder / "settings.toml"),
+        steps=[event for event in events if event["event"] == "step"],
+        evals=[event for event in events if event["event"] == "eval"],
+        warnings=[line for line in log_lines(folder) if " warning: " in line],
+    )
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """``run.json``; empty where there is none or it is damaged."""
+    try:
+        found = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def log_lines(folder: Path, most: int = 1 << 20) -> list[str]:
+    """The last lines of ``log.txt``, no more than ``most`` bytes of them."""
+    try:
+        with (folder / LOG).open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - most))
+            return file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _settings(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {name: table for name, table in found.items() if isinstance(table, dict)}

@@ -1,0 +1,259 @@
+"""The report of a training run: what it reached, how it went, what it trained on and what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from eagle3cli.console.accounts import remarks
+from eagle3cli.console.chart import Bars, Chart, Lines
+from eagle3cli.console.progress import duration
+from eagle3cli.console.report import Page, Section
+from eagle3cli.console.samples import html_samples
+from eagle3cli.runs.folder import Event, Run
+from eagle3cli.runs.settings_used import settings_section
+from eagle3cli.runs.state import RUNNING, sessions_of, state_of
+
+PART_NAMES = {
+    "target": "target's pass",
+    "reading": "reading hidden states",
+    "forward": "draft forward and loss",
+    "backward": "draft backward",
+    "optimiser": "optimiser",
+    "waiting": "waiting for other processes",
+    "other": "other (planning, checkpoints, logs)",
+}
+MOST_WARNINGS = 20
+
+
+def training_page(run: Run) -> Page:
+    """The report of one run, at whatever state it is."""
+    return Page(f"Training run {run.name}", summary(run), training_sections(run), tiles(run))
+
+
+def training_sections(run: Run) -> list[Section]:
+    """All sections, those without content included."""
+    return [
+        _acceptance(run),
+        _loss(run),
+        _speed(run),
+        _samples(run),
+        _data(run),
+        Section("Cost", (), ("", "value"), cost(run), on_terminal=False),
+        Section("Warnings", run.warnings[-MOST_WARNINGS:], on_terminal=False),
+        settings_section(run.settings),
+    ]
+
+
+def summary(run: Run) -> str:
+    """The run in a sentence or two."""
+    state = state_of(run.folder, run.about)
+    total = run.about.get("total_steps")
+    of = f" of {total:,}" if isinstance(total, int) else ""
+    parts = [f"{state.told[:1].upper()}{state.told[1:]}: step {run.last_step:,}{of} after {duration(run.seconds)}."]
+    best = run.best
+    if best is not None:
+        reached = best["acceptance_length"]
+        parts.append(
+            f"Best held-out acceptance length {reached[-1]:.3f} (k = {len(reached)}) at step {best['step']:,}."
+        )
+    elif run.steps:
+        parts.append("No evaluation yet." if state.name == RUNNING else "No held-out rows were evaluated.")
+    return " ".join(parts)
+
+
+def tiles(run: Run) -> list[tuple[str, str]]:
+    """The numbers that matter most."""
+    found = []
+    if run.best is not None:
+        found.append((f"best acceptance, k = {len(run.best['acceptance_length'])}", _length(run.best)))
+        found.append(("last acceptance", _length(run.measured[-1])))
+    if run.steps:
+        last = run.steps[-1]
+        found += [("loss", f"{last['loss']:.3f}"), ("steps", f"{run.last_step:,}")]
+        found.append(("tokens per second", f"{speed(run):,.0f}"))
+    if run.seconds:
+        found.append(("training time", duration(run.seconds)))
+    if (memory := peak_memory(run)) is not None:
+        found.append(("peak memory", f"{memory / 1e9:.2f} GB"))
+    return found
+
+
+def _length(event: Event) -> str:
+    return f"{event['acceptance_length'][-1]:.3f}"
+
+
+def speed(run: Run) -> float:
+    """Tokens per second over the whole run; of the last line where lines hold no counts."""
+    tokens = run.total("tokens")
+    if tokens is not None and run.steps[-1].get("seconds"):
+        return tokens / float(run.steps[-1]["seconds"])
+    return float(run.steps[-1].get("tokens_per_s", 0.0))
+
+
+def peak_memory(run: Run) -> float | None:
+    """Bytes; None where no line tells."""
+    return max((float(event["peak_memory"]) for event in run.steps if event.get("peak_memory")), default=None)
+
+
+def acceptance_charts(evals: Sequence[Event]) -> list[Chart]:
+    """Acceptance length over steps and over time, for a few k."""
+    widest = max((len(event["acceptance_length"]) for event in evals), default=0)
+    ks = [k for k in sorted({1, 2, 3, widest}) if 1 <= k <= widest]
+
+    def over(axis: str, scale: float) -> dict[str, list[tuple[float, float]]]:
+        with_axis = [event for event in evals if axis in event]
+        return {
+            f"k = {k}": [
+                (event[axis] / scale, event["acceptance_length"][k - 1])
+                for event in with_axis
+                if len(event["acceptance_length"]) >= k
+            ]
+            for k in ks
+        }
+
+    return [
+        Lines("Acceptance length over steps", "step", "tokens per pass", over("step", 1)),
+        Lines("Acceptance length over time", "minutes", "tokens per pass", over("seconds", 60)),
+    ]
+
+
+def _acceptance(run: Run) -> Section:
+    if not run.measured:
+        return Section("Acceptance length")
+    last, best = run.measured[-1], run.best or run.measured[-1]
+    lengths, positions = last["acceptance_length"], last.get("accepted_per_position") or []
+    depths = {f"depth {i}": share for i, share in enumerate(positions, 1)}
+    charts = [
+        *acceptance_charts(run.measured),
+        Bars("Accepted share of the draft's tokens by depth, last evaluation", depths, unit="%"),
+        Bars("Acceptance length by tokens known of the reply", last.get("by_reply_position") or {}, 1.0),
+    ]
+    rows = [
+        (k, best["acceptance_length"][k - 1] if k <= len(best["acceptance_length"]) else None, length)
+        for k, length in enumerate(lengths, 1)
+    ]
+    told = (
+        f"Tokens per pass of the target with k draft steps, on {last.get('rows', '?')} held-out rows, by the walk over "
+        "the target's own replies; 1 is no help from the draft. Equal to what a server reports for greedy decoding."
+    )
+    columns = ("k", f"best, step {best['step']:,}", f"last, step {last['step']:,}")
+    return Section("Acceptance length", (told,), columns, rows, charts)
+
+
+def lines_of(events: Iterable[Event], name: str, scale: float = 1.0) -> list[tuple[float, float]]:
+    """One number of each event over the step."""
+    return [(e["step"], float(e[name]) / scale) for e in events if isinstance(e.get(name), int | float)]
+
+
+def _by_depth(events: Sequence[Event], name: str) -> dict[str, list[tuple[float, float]]]:
+    depths = max((len(event.get(name) or ()) for event in events), default=0)
+    return {
+        f"depth {d + 1}": [(e["step"], float(e[name][d])) for e in events if len(e.get(name) or ()) > d]
+        for d in range(depths)
+    }
+
+
+def _loss(run: Run) -> Section:
+    norms = {"norm": lines_of(run.steps, "grad_norm")}
+    charts = [
+        Lines("Loss, all depths weighted", "step", "loss", {"loss": lines_of(run.steps, "loss")}),
+        Lines("Loss by depth", "step", "cross-entropy", _by_depth(run.steps, "depth_losses")),
+        Lines("Right tokens by depth, in training", "step", "share", _by_depth(run.steps, "accuracy"), from_zero=True),
+        Lines("Learning rate", "step", "rate", {"rate": lines_of(run.steps, "learning_rate")}, from_zero=True),
+        Lines("Gradient norm before clipping", "step", "norm", norms, from_zero=True),
+    ]
+    return Section("Loss", charts=charts)
+
+
+def breakdown(events: Sequence[Event]) -> dict[str, float]:
+    """The share of the training time that each part took, the largest first."""
+    spent: dict[str, float] = {}
+    before = 0.0
+    for event in events:
+        took, before = max(0.0, float(event.get("seconds", before)) - before), float(event.get("seconds", before))
+        for part, share in (event.get("time") or {}).items():
+            spent[part] = spent.get(part, 0.0) + share * took
+    total = sum(spent.values())
+    return {part: spent[part] / total for part in sorted(spent, key=lambda part: -spent[part])} if total else {}
+
+
+def _speed(run: Run) -> Section:
+    alone = run.about.get("processes") == 1
+    spent = {part: share for part, share in breakdown(run.steps).items() if not (alone and part == "waiting")}
+    shares = {PART_NAMES.get(part, part): share for part, share in spent.items()}
+    charts: list[Chart] = [
+        Lines("Throughput", "step", "tokens/s", {"tokens/s": lines_of(run.steps, "tokens_per_s")}, from_zero=True),
+        Bars("Where the training time went", shares, unit="%"),
+        Lines("Peak memory so far", "step", "GB", {"GB": lines_of(run.steps, "peak_memory", 1e9)}, from_zero=True),
+    ]
+    of = "the GPU's, of tensors" if run.about.get("device") == "cuda" else "of the process, the target included"
+    told = f"Memory is {of}; of the first process where there are several. Evaluations are not part of these times."
+    return Section("Speed and memory", (told,) if run.steps else (), charts=charts)
+
+
+def _samples(run: Run) -> Section:
+    try:
+        shown = html_samples(run.about.get("samples") or [])
+    except (KeyError, TypeError, ValueError):  # a run.json that somebody else wrote
+        shown = ""
+    told = "The first training rows: what the draft is trained on, and what it only reads."
+    return Section("Masks of samples", (told,), html=shown) if run.about.get("samples") else Section("Masks of samples")
+
+
+def _data(run: Run) -> Section:
+    data: dict[str, Any] = run.about.get("data") or {}
+    rows, notes = [], [f"From {data['kind']}: {data.get('folder', '?')}"] if "kind" in data else []
+    for split in ("train", "eval"):
+        counts = data.get(split)
+        if not counts:
+            continue
+        tokens, trained = counts.get("tokens"), counts.get("loss_tokens")
+        share = f"{trained / tokens:.0%}" if trained is not None and tokens else None
+        dropped = [counts.get(name) for name in ("truncated", "no_span", "rejected")]
+        rows.append((split, counts.get("rows"), tokens, trained, share, *dropped))
+        if "reasons" in counts:
+            notes += [f"{split}: {line.strip()}" for line in remarks({"repaired": {}, **counts})]
+    vocab = data.get("vocab") or {}
+    if vocab:
+        notes.append(_vocabulary(vocab))
+    columns = ("split", "rows", "tokens", "trained on", "share", "truncated", "without a reply", "rejected")
+    return Section("Data", notes, columns, rows, on_terminal=False)
+
+
+def _vocabulary(vocab: dict[str, Any]) -> str:
+    told = f"Draft vocabulary: {vocab.get('size', 0):,} of {vocab.get('target_size', 0):,} tokens"
+    if "coverage_of_train" in vocab:
+        told += f"; it covers {vocab['coverage_of_train']:.1%} of the reply tokens trained on"
+    if "coverage" in vocab:
+        held_out = "evaluation rows" if vocab.get("coverage_of") == "eval" else "training rows left aside"
+        told += f" and {vocab['coverage']:.1%} of those of {held_out}"
+    return told + "."
+
+
+def cost(run: Run) -> list[tuple[str, object]]:
+    """What the run took, as lines of a table."""
+    if not run.steps:
+        return []
+    evaluation = sum(float(event.get("evaluation_seconds", 0.0)) for event in run.evals)
+    wall = run.seconds + evaluation
+    lines: list[tuple[str, object]] = [("training", duration(run.seconds)), ("evaluation", duration(evaluation))]
+    processes = int(run.about.get("processes") or 1)
+    if run.about.get("device") == "cuda":
+        lines.append(("GPU hours", round(wall * processes / 3600, 3)))
+    if (seconds := run.total("processor_seconds")) is not None:
+        lines.append(("processor hours, evaluation included", round(seconds / 3600, 3)))
+    if (tokens := run.total("tokens")) is not None:
+        lines.append(("tokens trained through", int(tokens)))
+    if run.steps[-1].get("steps_left_out"):
+        lines.append(("steps left out", run.steps[-1]["steps_left_out"]))
+    sessions = sessions_of(run.about)
+    lines += [("sessions", len(sessions))] if sessions else []
+    lines += [("processes", processes), ("device", run.about.get("device_name") or None)]
+    if run.about.get("draft_weights"):
+        lines.append(("weights of the draft", run.about["draft_weights"]))
+    versions = [
+        f"{name} {run.about[name]}" for name in ("eagle3", "torch", "transformers", "python") if name in run.about
+    ]
+    lines.append(("versions", ", ".join(versions) or None))
+    return [line for line in lines if line[1] is not None]
