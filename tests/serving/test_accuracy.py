@@ -9,7 +9,8 @@ import pytest
 
 from eagle3cli.data.sources import read_jsonl
 from eagle3cli.serving.accuracy import boxed, choice, is_right, last_number, program
-from eagle3cli.serving.questions import Check, question_of
+from eagle3cli.serving.benchmarks import Check
+from eagle3cli.serving.questions import question_of
 from eagle3cli.serving.sandbox import passes
 
 

@@ -108,7 +108,7 @@ def test_every_task_reads_its_own_data(name: str, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("eagle3cli.data.hub.read_hub_file", hub)
     monkeypatch.setattr(tasks, "packaged", lambda module, file: None)
     published = load_task(f"{name}:5", Silent())
-    assert streamed[0][0] == tasks.SOURCES[name].hub
+    assert streamed[0][0] == tasks.BENCHMARKS[name].hub
     for task in (local, published):
         assert task.name == f"{name}:{len(task.questions)}"
         question = task.questions[0]
