@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 DONE, FAILED, USAGE, SOME_ROWS_FAILED = 0, 1, 2, 3
+STOPPED = 128
+"""Added to the number of the signal that ended the program."""
 
 
 class Eagle3Error(Exception):
@@ -41,4 +43,4 @@ class Stopped(Eagle3Error):
 
     def __init__(self, signal_number: int, what: str, *, fix: str | None = None) -> None:
         super().__init__(what, fix=fix)
-        self.exit_code = 128 + signal_number
+        self.exit_code = STOPPED + signal_number

@@ -51,7 +51,7 @@ def together(target: Target, load: Load) -> Iterator[Ranks | None]:
         check_groups(size, ranks)
         _, workers, first = _groups(size)
         if ranks.index != first:
-            with catch_stop():  # the first process is told, too, and ends the work
+            with catch_stop(patient=True):  # the first process is told, too, and ends the work
                 _follow(load, size)
             yield None
             return

@@ -30,7 +30,7 @@ def run(settings: Settings, out: Out) -> None:
     with together(settings.target, load_backend) as ranks:
         if ranks is None:
             return
-        with catch_stop(out if ranks.first else None) as stop:
+        with catch_stop(out if ranks.alone else None, patient=not ranks.alone) as stop:
             report = out if ranks.first else Silent()
             with ranks.first_alone():
                 settings = with_local_target(settings, report)

@@ -41,7 +41,7 @@ def run(settings: Settings, out: Out) -> int | None:
                 make_place(settings.train)
             settings = with_local_target(settings, out if ranks.first else Silent())
         report: Reporter = stack.enter_context(logged(out, folder / "log.txt")) if ranks.first else Silent()
-        stop = stack.enter_context(catch_stop(report if ranks.first else None))
+        stop = stack.enter_context(catch_stop(report if ranks.alone else None, patient=not ranks.alone))
         trainer = build(settings, report, ranks)
         if ranks.first:
             write_text(folder / "settings.toml", to_toml(settings))

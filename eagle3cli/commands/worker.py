@@ -37,18 +37,19 @@ def in_processes(command: Command, settings: Settings, out: Out) -> bool:
     if count == 1:
         return False
     payload = {"command": command.name, "settings": settings.model_dump(mode="json", exclude_unset=True)}
-    found = launch(["-m", MODULE], count, payload, settings.target.threads)
+    found = launch(["-m", MODULE], count, payload, settings.target.threads, out)
     out.result(found["data"], found["text"])
     return True
 
 
 def main() -> int:
     """One rank of a command."""
-    from eagle3cli.runtime.launch import FOLDER, tell_error
+    from eagle3cli.runtime.launch import begin_rank, tell_error
+
+    payload = begin_rank()
     from eagle3cli.runtime.ranks import lost_another
     from eagle3cli.settings.tables import Settings
 
-    payload = json.loads((Path(os.environ[FOLDER]) / "payload.json").read_text(encoding="utf-8"))
     module = importlib.import_module(f"eagle3cli.commands.{payload['command'].replace('-', '_')}")
     rank = int(os.environ["RANK"])
     try:

@@ -10,17 +10,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.errors import FAILED, Eagle3Error, Stopped, UsageError
+from eagle3cli.errors import STOPPED, Eagle3Error, Stopped, UsageError
+from eagle3cli.runtime.parent import end_with_parent
+from eagle3cli.runtime.report import Reporter
+from eagle3cli.runtime.stop import Stop, catch_stop, stopped
 
 FOLDER = "EAGLE3_LAUNCH"
 """Environment variable: where the ranks leave their errors and the first one its result."""
 
-SAVING: dict[str, Any] = {"signals_to_handle": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "shutdown_timeout": 120}
-"""Signals that the ranks are told of, and the seconds that they have to save; where this torch lets us say so."""
+SAVING = 120.0
+"""Seconds that the ranks have for saving once a signal has asked them to stop."""
 
 
 def processes(wanted: str | None) -> int:
@@ -40,39 +44,75 @@ def processes(wanted: str | None) -> int:
     return int(wanted)
 
 
-def launch(words: Sequence[str], count: int, payload: dict[str, Any], threads: int | None) -> Any:
+def launch(words: Sequence[str], count: int, payload: dict[str, Any], threads: int | None, report: Reporter) -> Any:
     """Run ``python words`` in ``count`` processes that find ``payload``; returns what the first one left as result.
 
-    When one fails the others are ended, and its own error is raised here.
+    When one fails the others are ended, and its own error is raised here. The agent runs in a thread: there it leaves
+    signals alone, whose own handlers lose ranks that are just being started.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its errors are told below
+    with (
+        catch_stop(report) as stop,
+        tempfile.TemporaryDirectory(prefix="eagle3-") as name,
+        _environment(Path(name), count, threads),
+        ThreadPoolExecutor(1, "agent") as pool,
+    ):
+        folder = Path(name)
+        told = {**payload, "launcher": os.getpid()}
+        (folder / "payload.json").write_text(json.dumps(told), encoding="utf-8")
+        agent = pool.submit(_run_agent, words, count, folder.name)
+        _pass_on(stop, agent, folder)
+        failed = agent.result()
+        if failed is None:
+            return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        raise _error(folder, failed, count, stop.requested)
+
+
+def _run_agent(words: Sequence[str], count: int, run: str) -> Any:
+    """Start the ranks and see them to their end; the error of those that failed, None of none."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its errors are told below
-    with tempfile.TemporaryDirectory(prefix="eagle3-") as name, _environment(Path(name), count, threads):
-        folder = Path(name)
-        (folder / "payload.json").write_text(json.dumps(payload), encoding="utf-8")
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=count,
-            run_id=folder.name,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            max_restarts=0,
-            monitor_interval=0.2,
-            **{name: value for name, value in SAVING.items() if name in LaunchConfig.__dataclass_fields__},
-        )
-        try:
-            elastic_launch(config, sys.executable)(*words)
-        except SignalException as stopped:
-            found = _first_error(folder)
-            said = found["what"] if found else "stopped before anything was saved"
-            raise Stopped(int(stopped.sigval), said, fix="run the same command again to go on") from None
-        except ChildFailedError as failed:
-            raise _error(folder, failed, count) from None
-        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=run,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    try:
+        elastic_launch(config, sys.executable)(*words)
+    except ChildFailedError as failed:
+        return failed
+    return None
+
+
+def _pass_on(stop: Stop, agent: Future[Any], folder: Path) -> None:
+    """Wait for the agent; tell every rank of a stop signal once, and end those that take too long over it."""
+    told, deadline = set[tuple[Path, int]](), float("inf")
+    while not wait([agent], timeout=0.1).done:
+        if stop.requested is None:
+            continue
+        deadline = min(deadline, time.monotonic() + SAVING)
+        number = stop.requested if time.monotonic() < deadline else signal.SIGKILL
+        for path in folder.glob("rank_*"):
+            if (path, number) not in told:
+                told.add((path, number))
+                with suppress(ProcessLookupError):
+                    os.kill(int(path.name.split("_")[2]), number)
+
+
+def begin_rank() -> Any:
+    """The first thing that a rank does; returns the payload. A signal ends it until its command catches them."""
+    folder = Path(os.environ[FOLDER])
+    payload = json.loads((folder / "payload.json").read_text(encoding="utf-8"))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler would leave a traceback
+    end_with_parent(payload["launcher"])
+    (folder / f"rank_{os.environ['RANK']}_{os.getpid()}").touch()
+    return payload
 
 
 @contextmanager
@@ -119,9 +159,13 @@ def _first_error(folder: Path) -> dict[str, Any] | None:
     return min(found, key=lambda error: (error["lost"], float(error["time"]))) if found else None
 
 
-def _error(folder: Path, failed: Any, count: int) -> Eagle3Error:
+def _error(folder: Path, failed: Any, count: int, asked: int | None) -> Eagle3Error:
     found = _first_error(folder)
     killed = [item for item in failed.failures.items() if item[1].exitcode < 0 and item[1].exitcode != -signal.SIGTERM]
+    if asked is not None and (found is None or found["lost"]):
+        return stopped(asked, "nothing was saved beyond what was there")
+    if found is not None and found["code"] > STOPPED:
+        return Stopped(found["code"] - STOPPED, found["what"], fix=found["fix"])
     if found is not None and not (found["lost"] and killed):
         what = f"rank {found['rank']} of {count}: {found['what']}"
         error = Eagle3Error(what, where=found["where"], fix=found["fix"])
@@ -132,6 +176,4 @@ def _error(folder: Path, failed: Any, count: int) -> Eagle3Error:
     how = f"was ended by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with code {failure.exitcode}"
     if failure.exitcode == -signal.SIGKILL:
         fix = "somebody killed it, or the system did for want of memory (see dmesg); run the same command again"
-    error = Eagle3Error(f"rank {rank} of {count} {how}", fix=fix)
-    error.exit_code = FAILED
-    return error
+    return Eagle3Error(f"rank {rank} of {count} {how}", fix=fix)

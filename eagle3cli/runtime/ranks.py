@@ -15,12 +15,17 @@ from typing import TYPE_CHECKING, Any
 from eagle3cli.errors import Eagle3Error
 from eagle3cli.runtime.heart import Beat, Heart
 from eagle3cli.runtime.launch import tell_error
+from eagle3cli.runtime.parent import end_with_parent
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LONGEST_WAIT = timedelta(days=30)
 """The others may be at work for as long as that; one that dies ends the wait at once."""
+
+
+FIRST_WAIT = 20 * 60.0
+"""Seconds in which all have to have started."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,16 @@ def joined(timeout: float | None = None) -> Iterator[Ranks]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
-    store, index, count = next(rendezvous("env://", timeout=LONGEST_WAIT))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()  # torchrun ends its ranks, unless it is killed itself
+    first = timedelta(seconds=timeout or FIRST_WAIT)
+    try:
+        store, index, count = next(rendezvous("env://", timeout=first))
+    except dist.DistError as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        what = f"not all {count} processes met within {first.total_seconds() / 60:g} minutes"
+        raise Eagle3Error(what, where=where, fix="see that all are started and reach this address") from error
+    store.set_timeout(LONGEST_WAIT)
     dist.init_process_group(backend, store=store, rank=index, world_size=count, timeout=LONGEST_WAIT)
     heart = None
     if timeout is not None:

@@ -25,18 +25,24 @@ class Stop:
     def check(self, saved: str) -> None:
         """Raise Stopped (exit code 128 + signal) if asked to; ``saved`` says what was saved and where."""
         if self.requested is not None:
-            fix = "run the same command again to go on"
-            raise Stopped(self.requested, f"stopped by {signal.Signals(self.requested).name}; {saved}", fix=fix)
+            raise stopped(self.requested, saved)
+
+
+def stopped(number: int, saved: str) -> Stopped:
+    """The error that ends a program on a signal; ``saved`` says what was saved and where."""
+    fix = "run the same command again to go on"
+    return Stopped(number, f"stopped by {signal.Signals(number).name}; {saved}", fix=fix)
 
 
 _active: Stop | None = None
 
 
 @contextmanager
-def catch_stop(report: Reporter | None = None) -> Iterator[Stop]:
+def catch_stop(report: Reporter | None = None, *, patient: bool = False) -> Iterator[Stop]:
     """Catch stop signals within the block; a block inside another shares its Stop.
 
-    ``report`` is told once, when the first signal arrives. Outside the main thread nothing is caught.
+    ``report`` is told once, when the first signal arrives. Outside the main thread nothing is caught. ``patient``: no
+    further signal ends the process. One of several is told twice, by SLURM and by what started it; that one insists.
     """
     global _active
     if _active is not None:
@@ -48,9 +54,11 @@ def catch_stop(report: Reporter | None = None) -> Iterator[Stop]:
     stop = Stop()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if stop.requested is not None:
+        if stop.requested is not None and not patient:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+        if stop.requested is not None:
+            return
         stop.requested = number
         if report is not None:  # not here: a handler may interrupt a half-written line of the same stream
             text = "stopping after this step; once more stops at once"

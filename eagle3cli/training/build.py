@@ -51,6 +51,7 @@ from eagle3cli.training.start import config_of_start, load_start, start_digest
 from eagle3cli.training.stopwatch import Stopwatch
 from eagle3cli.training.trainer import Trainer
 from eagle3cli.training.unroll import Attend
+from eagle3cli.training.window import Window
 
 INIT_ELEMENTS = 100_000_000
 """Size of the auxiliary states (400 MB in fp32) that the initial weights are solved from: as many rows as it holds.
@@ -156,6 +157,7 @@ def build(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Trainer
         listeners=[history_writer(run, progress.step)] if ranks.first else [],
         clock=Stopwatch(embedding.device),
         facts=inputs.facts,
+        window=Window(**progress.window),
     )
 
 

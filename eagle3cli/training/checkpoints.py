@@ -50,6 +50,8 @@ class Progress:
     """Steps left out because their gradient was not finite."""
     rates: list[float] = field(default_factory=list)
     """Mean acceptance rate of every depth in the last step, where the loss follows it."""
+    window: dict[str, Any] = field(default_factory=dict)
+    """What was counted since the last log line (:meth:`Window.kept_back`)."""
     fingerprint: str = ""
     """What the run was started with; a checkpoint of another run is refused."""
 

@@ -32,11 +32,17 @@ def events(text: str) -> list[dict[str, Any]]:
 
 
 def history_writer(run: Path, from_step: int) -> Callable[[str, dict[str, Any]], None]:
-    """A listener that appends to the run's history; lines after ``from_step`` (of a run that died) are dropped."""
+    """A listener that appends to the run's history; lines after ``from_step`` (of a run that died) are dropped.
+
+    A finished run that is started again is measured again; the history has that already.
+    """
     kept = [row for row in read_history(run) if row["step"] <= from_step]
     write_text(run / FILE, "".join(json.dumps(row) + "\n" for row in kept))
+    known = {(row["event"], row["step"]) for row in kept}
 
     def listen(event: str, numbers: dict[str, Any]) -> None:
+        if (event, numbers["step"]) in known:
+            return
         with (run / FILE).open("a", encoding="utf-8") as f:
             f.write(json.dumps({"event": event, **numbers}) + "\n")
 

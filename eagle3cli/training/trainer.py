@@ -19,7 +19,7 @@ from eagle3cli.backends.batch import BatchSource
 from eagle3cli.backends.logits import Head
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Reporter
-from eagle3cli.runtime.stop import Stop
+from eagle3cli.runtime.stop import Stop, stopped
 from eagle3cli.settings.tables import Train
 from eagle3cli.training.checkpoints import Progress, save_best
 from eagle3cli.training.evaluate import Evaluation, evaluate
@@ -83,23 +83,27 @@ def train(trainer: Trainer, stop: Stop) -> Evaluation | None:
     result, norm = None, torch.zeros(())
     trainer.window.began = progress.seconds
     with trainer.report.task("train", total=trainer.total_steps, unit="steps", done=progress.step) as task:
-        while not _finished(trainer):
+        asked = _agree(trainer, began, stop)
+        while not asked and not _finished(trainer):
             rate = _learning_rate(trainer)
             trainer.spread.ranks.at(f"step {progress.step + 1}")
             norm = optimise(trainer, trainer.order.batch(progress.step), rate)
             progress.step += 1
-            progress.seconds, stop.requested = _agree(trainer, time.perf_counter() - began, stop)
+            asked = _agree(trainer, began, stop)
             if progress.step % settings.log_interval == 0:
                 task.advance(0, **_log(trainer, rate, norm))
             if progress.step % settings.eval_interval == 0:
                 result = _evaluate(trainer)
                 began = time.perf_counter() - progress.seconds
-            if stop.requested:
-                save(trainer, now=True)
-            elif progress.step % settings.save_interval == 0:
+            if not asked and progress.step % settings.save_interval == 0:
                 save(trainer)
             task.advance(1)
-            stop.check(f"saved step {progress.step} in {trainer.output_dir}")
+        if asked:
+            save(trainer, now=True)
+            saved = (
+                f"saved step {progress.step} in {trainer.output_dir}" if progress.step else "nothing was trained yet"
+            )
+            raise stopped(asked, saved)
         if progress.step % settings.log_interval and trainer.window.kept:
             task.advance(0, **_log(trainer, _learning_rate(trainer), norm))
     if progress.step % settings.eval_interval or result is None:
@@ -108,16 +112,21 @@ def train(trainer: Trainer, stop: Stop) -> Evaluation | None:
     return result
 
 
-def _agree(trainer: Trainer, seconds: float, stop: Stop) -> tuple[float, int | None]:
-    """Time and stop signal, the same on all ranks: the longest, and any."""
+def _agree(trainer: Trainer, began: float, stop: Stop) -> int | None:
+    """The stop signal that any rank has got; the run's time becomes the longest of theirs.
+
+    All ranks act on what is returned here, never on what has reached one of them since.
+    """
+    seconds = time.perf_counter() - began
     with trainer.clock.part("waiting"):
-        longest, requested = trainer.spread.ranks.largest([seconds, stop.requested or 0])
-    return longest, int(requested) or None
+        trainer.progress.seconds, asked = trainer.spread.ranks.largest([seconds, stop.requested or 0])
+    return int(asked) or None
 
 
 def save(trainer: Trainer, *, now: bool = False) -> None:
     """Write a checkpoint of the run as it is: in the background, or ``now``."""
     epoch = trainer.order.epoch_of(max(0, trainer.progress.step - 1))
+    trainer.progress.window = trainer.window.kept_back(trainer.spread.ranks, trainer.settings.ttt_length)
     write = trainer.saver.now if now else trainer.saver.begin
     write(epoch, trainer.draft, trainer.optimizer, trainer.progress)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class Window:
     counted: list[int] = field(default_factory=list)
     kept_T: list[int] = field(default_factory=list)
     """Rows that carried loss, by depth."""
+    before: list[float] = field(default_factory=list)
+    """Totals over all ranks of what an earlier session had counted."""
     tokens: int = 0
     began: float = 0.0
     """Training seconds of the run when the window opened."""
@@ -67,8 +70,18 @@ class Window:
                 torch.stack([getattr(sums, name) for sums in self.sums]).sum(0) for name in ("loss_T", "correct_T")
             )
             mine = [float(torch.stack(self.loss).sum()), *(value for part in parts for value in part.tolist())]
+        if ranks.first and self.before:
+            mine = [a + b for a, b in zip(mine, self.before, strict=True)]
         total, *by_depth = ranks.sums([*mine, *more])
         return total, by_depth[:depths], by_depth[depths : 2 * depths], by_depth[2 * depths :]
+
+    def kept_back(self, ranks: Ranks, depths: int) -> dict[str, Any]:
+        """What a checkpoint holds of the steps that no log line has told yet, for :meth:`Window` to go on from."""
+        if not self.kept:
+            return {}
+        total, loss_T, correct_T, _ = self.totals(ranks, depths, [])
+        counts = {name: getattr(self, name) for name in ("divided_by", "kept", "counted", "kept_T")}
+        return {"before": [total, *loss_T, *correct_T], **counts}
 
 
 def _added(left: list[int], right: list[int]) -> list[int]:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.commands.test_train import SETTINGS, conversations, last_state, start, trained, wait_for
+from tests.commands.ranks import CALM, assert_same_course, gone, ranks_of
+from tests.commands.test_train import SETTINGS, conversations, start, trained, wait_for
 from tests.conftest import RunCli
 
 LONG = ("--total-steps", "100000", "--num-epochs", "100000", "--eval-interval", "100000", "--save-interval", "20")
-CALM = ("--draft-init", "random", "--learning-rate", "1e-4", "--log-interval", "1")
-"""Weights that rounding does not throw off their way."""
 
 
 @pytest.fixture
@@ -27,32 +24,6 @@ def place(tmp_path: Path, tiny: Path) -> Path:
     (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
     (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
     return tmp_path
-
-
-def events(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same_course(one: Path, other: Path) -> None:
-    """Losses, gradient norms and held-out acceptance to rounding."""
-    for a, b in zip(events(one), events(other), strict=True):
-        assert (a["event"], a["step"]) == (b["event"], b["step"])
-        if a["event"] == "step":
-            for name in ("loss", "grad_norm", "depth_losses", "accuracy"):
-                assert a[name] == pytest.approx(b[name], rel=1e-5), (a["step"], name)
-        else:
-            assert a["acceptance_length"] == pytest.approx(b["acceptance_length"])
-            assert a["by_reply_position"] == pytest.approx(b["by_reply_position"])
-
-
-def ranks_of(pid: int) -> list[int]:
-    """Processes that a launcher has started."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(p) for p in children if b"commands.worker" in Path(f"/proc/{p}/cmdline").read_bytes()]
-
-
-def gone(processes: list[int]) -> bool:
-    return not any(Path(f"/proc/{p}").exists() for p in processes)
 
 
 def test_any_number_of_processes_gives_what_one_gives(place: Path, run_cli: RunCli) -> None:
@@ -75,36 +46,6 @@ def test_more_processes_than_rows(place: Path, run_cli: RunCli) -> None:
         ran = run_cli(*words, "--output-dir", name, "--gpus", "3", "--draft-sharding", sharding, process=True)
         trained(ran)
         assert_same_course(place / "one", place / name)
-
-
-def test_a_killed_rank_is_named_and_the_run_goes_on_with_any_number(place: Path, run_cli: RunCli) -> None:
-    sharded = ("--draft-sharding", "fsdp", "--num-epochs", "100", "--save-interval", "5", *CALM)
-    short = (*sharded, "--total-steps", "12", "--keep-checkpoints", "9", "--json")
-    trained(run_cli("train", "--output-dir", "whole", "--gpus", "2", *short, process=True))
-    process = start(place, "--output-dir", "killed", "--gpus", "2", *short, "--log-interval", "1")
-    wait_for(process, (place / "killed" / "checkpoints" / "epoch_1_step_5").exists)
-    ranks = ranks_of(process.pid)
-    os.kill(ranks[-1], signal.SIGKILL)
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == 1, said
-    assert f"rank {len(ranks) - 1} of 2 was ended by SIGKILL" in said
-    assert gone(ranks)
-    alone = run_cli("train", "--output-dir", "killed", *short)  # one process reads what two have written
-    assert trained(alone)["steps"] == 12
-    assert_same_course(place / "whole", place / "killed")
-
-
-def test_killed_altogether_it_ends_with_the_same_bits(place: Path, run_cli: RunCli) -> None:
-    words = ("--gpus", "2", "--save-interval", "4", *CALM)
-    trained(run_cli("train", "--output-dir", "whole", *words, "--json", process=True))
-    process = start(place, "--output-dir", "killed", *words)
-    wait_for(process, (place / "killed" / "checkpoints" / "epoch_0_step_4").exists)
-    ranks = ranks_of(process.pid)
-    for pid in (process.pid, *ranks):
-        os.kill(pid, signal.SIGKILL)
-    process.wait()
-    trained(run_cli("train", "--output-dir", "killed", *words, "--json", process=True))
-    assert last_state(place / "killed") == last_state(place / "whole")
 
 
 def test_a_rank_that_is_stopped_ends_the_run_in_time(place: Path) -> None:
