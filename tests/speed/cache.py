@@ -4,7 +4,7 @@
     python tests/speed/cache.py --gigabytes 1.2      # peak memory on an input of that size
 
 Needs the shared data (EAGLE3_SHARED) and the packages of the quickstart. Of `datasets` only the `map` is timed, one row
-at a time (as it is called by default) and in batches; of `eagle3 cache` the whole command, from its start to its end, with masks,
+at a time (its default) and in batches; of `eagle3 cache` the whole command, from its start to its end, with masks,
 counts and vocabulary. CPU seconds are those of the whole command in both cases and say more where other programs run.
 Prints one JSON line a measurement, and last the ratios to each.
 """
