@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from eagle3cli.console.benchmark import COLUMNS, table_row
 from eagle3cli.console.chart import Bars, Lines
 from eagle3cli.console.progress import duration
 from eagle3cli.console.report import Page, Section
 from eagle3cli.runs.folder import read_run
+from eagle3cli.runs.found import STAGES
 from eagle3cli.runs.page import training_sections
-
-if TYPE_CHECKING:
-    from eagle3cli.settings.tables import Settings
+from eagle3cli.runs.settings_used import settings_section
+from eagle3cli.runtime.files import read_json
+from eagle3cli.settings.tables import Settings
+from eagle3cli.settings.toml import to_toml
 
 Row = dict[str, Any]
 SLOWER = (
@@ -65,9 +70,9 @@ def page(report: Mapping[str, Any], settings: Settings) -> Page:
         _by_k(report),
         _speed(report),
         Section("Benchmark tasks", (), COLUMNS, [table_row(row) for row in report["tasks"]]),
-        *_training(settings),
+        *_training(settings.train.output_dir),
         Section("Where the time went", (), ("stage", "seconds"), [(k, v) for k, v in report["stages"].items()]),
-        _settings(settings),
+        settings_section(tomllib.loads(to_toml(settings))),
     )
     tiles = [
         (f"acceptance length, k = {report['k']}", f"{report['acceptance_length']:.3f}"),
@@ -117,16 +122,31 @@ def _speed(report: Mapping[str, Any]) -> Section:
     return Section("Speed, one answer at a time", (best,), columns, rows, (chart,))
 
 
-def _training(settings: Settings) -> list[Section]:
+def _training(folder: Path) -> list[Section]:
     """The training run's own report, but for its settings, which are the chain's."""
-    sections = training_sections(read_run(settings.train.output_dir))
+    sections = training_sections(read_run(folder))
     return [replace(section, on_terminal=False) for section in sections if section.title != "Settings"]
 
 
-def _settings(settings: Settings) -> Section:
-    rows = []
-    for name, table in settings:
-        for key, value in table:
-            if key in table.model_fields_set and value is not None:
-                rows.append((f"{name}.{key}", str(value)))
-    return Section("Settings of this run", (), ("setting", "value"), rows, folded=True, on_terminal=False)
+def training_folder(chain: Path) -> Path:
+    """Where the training of the chain in a folder is: inside of it, unless its settings say otherwise."""
+    named = read_run(chain).setting("train.output_dir")
+    return Path(named) if named and not (chain / "train").is_dir() else chain / "train"
+
+
+def report_of(folder: Path) -> Page:
+    """The report of a chain from its folder: the whole, or as far as it has come."""
+    stages: dict[str, Row] = read_json(folder / STAGES)["stages"]
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        settings = Settings.model_validate(read_run(folder).settings)
+    except (OSError, ValueError):
+        report = None
+    if report is not None and all(stage["state"] == "done" for stage in stages.values()):
+        table = settings.train.model_copy(update={"output_dir": training_folder(folder)})
+        return page(report, settings.model_copy(update={"train": table}))
+    rows = [(name, stage["state"], round(stage.get("seconds", 0.0), 1)) for name, stage in stages.items()]
+    going = next((name for name, state, _ in rows if state != "done"), None)
+    summary = f"Not finished: {f'in stage {going}' if going else 'between two stages'}. eagle3 run goes on with it."
+    sections = [Section("Stages so far", (), ("stage", "state", "seconds"), rows), *_training(training_folder(folder))]
+    return Page(f"Run {folder.resolve().name}", summary, sections)

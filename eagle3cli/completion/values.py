@@ -132,6 +132,8 @@ SPECIAL: dict[str, tuple[Callable[[str], Iterable[Choice]], Paths]] = {
     "bench.benchmark_list": (_benchmarks, "files"),
     "bench.config_list": (_plain("1,0,0,0", "1,3,1,4", "1,5,1,6", "4,0,0,0", "4,3,1,4", "4,7,10,60"), ""),
     "bench.temperature": (_plain("0.0", "0.7", "1.0"), ""),
+    "report.runs": (lambda begun: map(Choice, folders.runs(begun)), "files"),
+    "watch.run": (lambda begun: map(Choice, folders.runs(begun)), "folders"),
     "regenerate.recorded": (_plain("quickstart"), "files"),
     "launch.gpus": (_plain("auto", "1", "2", "4", "8"), ""),
     "recipe": (_recipes, "files"),

@@ -78,7 +78,9 @@ class Bars:
 
     def told(self, value: float) -> str:
         """A bar's number."""
-        return f"{100 * value:.1f}%" if self.unit == "%" else f"{value:,.2f}{self.unit}"
+        if self.unit == "%":
+            return f"{100 * value:.1f}%"
+        return (f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}") + self.unit
 
 
 Chart = Lines | Bars
@@ -112,7 +114,7 @@ def standalone(chart: Chart) -> str:
 def _lines(chart: Lines) -> str:
     drawn = chart.drawn
     legend, legend_height = _legend(list(drawn)) if len(drawn) > 1 else ("", 0)
-    top = TOP + legend_height + LINE + 6
+    top = TOP + legend_height + LINE + 10
     xs, ys = zip(*(point for points in drawn.values() for point in points), strict=True)
     x_low, x_high = _apart(min(xs), max(xs))
     y_ticks = ticks(min(0.0, *ys) if chart.from_zero else min(ys), max(ys))

@@ -4,6 +4,7 @@
     settings.toml   settings as used
     metrics.jsonl   a line per logged step and per evaluation
     log.txt         what the terminal was told, with the time
+    report.html     all of it as a page, written anew at every evaluation
 
 Any of them may be missing or half written: an old run, a killed one, one that begins.
 """
@@ -19,7 +20,7 @@ from typing import Any
 from eagle3cli.training.history import FILE as HISTORY
 from eagle3cli.training.history import read_history
 
-ABOUT, LOG = "run.json", "log.txt"
+ABOUT, LOG, REPORT = "run.json", "log.txt", "report.html"
 
 Event = dict[str, Any]
 

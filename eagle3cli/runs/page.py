@@ -57,7 +57,9 @@ def summary(run: Run) -> str:
         parts.append(
             f"Best held-out acceptance length {reached[-1]:.3f} (k = {len(reached)}) at step {best['step']:,}."
         )
-    elif run.steps:
+    elif not run.steps:
+        parts.append("Nothing has been logged yet.")
+    else:
         parts.append("No evaluation yet." if state.name == RUNNING else "No held-out rows were evaluated.")
     return " ".join(parts)
 

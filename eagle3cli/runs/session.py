@@ -19,7 +19,7 @@ from eagle3cli.console.report import html
 from eagle3cli.console.samples import kept
 from eagle3cli.data.show import show
 from eagle3cli.errors import Stopped
-from eagle3cli.runs.folder import ABOUT, read_about, read_run
+from eagle3cli.runs.folder import ABOUT, REPORT, read_about, read_run
 from eagle3cli.runs.page import training_page
 from eagle3cli.runs.state import FAILED, FINISHED, RUNNING, STOPPED, process, sessions_of
 from eagle3cli.runtime.files import write_json, write_text
@@ -28,7 +28,6 @@ from eagle3cli.settings.tables import Settings
 from eagle3cli.training.spread import size
 from eagle3cli.training.trainer import Trainer
 
-REPORT = "report.html"
 SAMPLES = 3
 COST = 20.0
 """A report is not written anew before this many times the seconds that the last one took have passed."""

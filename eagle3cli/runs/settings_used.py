@@ -9,6 +9,9 @@ from eagle3cli.console.report import Section
 from eagle3cli.settings.fields import fields
 from eagle3cli.settings.toml import literal
 
+PLACES = ("train.output_dir", "run.output_dir")
+"""Where a run is does not make it another run."""
+
 Tables = Mapping[str, Mapping[str, Any]]
 
 
@@ -26,7 +29,7 @@ def differing(runs: Sequence[Tables]) -> list[tuple[str, list[str]]]:
     rows = []
     for key in keys:
         values = [shown(table.get(key, _default(key))) for table in tables]
-        if len(set(values)) > 1:
+        if len(set(values)) > 1 and key not in PLACES:
             rows.append((key, values))
     return rows
 

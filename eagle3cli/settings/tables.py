@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from eagle3cli.settings.data import CacheTable, Data, HiddenStates, Merge, Prepare, View
 from eagle3cli.settings.models import Draft, Export, Target
+from eagle3cli.settings.runs import Report, Watch
 from eagle3cli.settings.serving import Bench, Regenerate, Server
 from eagle3cli.settings.table import Table
 from eagle3cli.settings.training import Eval, Launch, Run, Train
@@ -25,6 +26,7 @@ __all__ = [
     "Merge",
     "Prepare",
     "Regenerate",
+    "Report",
     "Run",
     "Server",
     "Settings",
@@ -32,6 +34,7 @@ __all__ = [
     "Target",
     "Train",
     "View",
+    "Watch",
 ]
 
 
@@ -54,6 +57,8 @@ class Settings(Table):
     export: Export = Export()
     bench: Bench = Bench()
     run: Run = Run()
+    report: Report = Report()
+    watch: Watch = Watch()
 
     @model_validator(mode="after")
     def _micro_batch_divides_batch(self) -> Settings:

@@ -1,0 +1,77 @@
+"""eagle3 report: the report of a run, or several runs side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eagle3cli.commands.command import Command
+from eagle3cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from eagle3cli.console.out import Out
+    from eagle3cli.console.report import Page
+    from eagle3cli.settings.tables import Settings
+
+
+def run(settings: Settings, out: Out) -> int | None:
+    """Write the page, and show its tables."""
+    from eagle3cli.chain.sides import page_of, side_of
+    from eagle3cli.runs.compare import comparison, named
+    from eagle3cli.runs.found import find, newest
+
+    wanted = settings.report
+    found = [find(path) for path in wanted.runs] or [newest()]
+    place = wanted.output_path
+    if len(found) == 1:
+        page, data, usual = page_of(found[0])
+        place = place or usual
+    else:
+        names = named([(one.name, str(path)) for one, path in zip(found, wanted.runs, strict=True)])
+        sides = [side_of(one, name) for one, name in zip(found, names, strict=True)]
+        page, data = comparison(sides), {"runs": {side.name: side.numbers() for side in sides}}
+    if place is not None:
+        write(page, place, checked=wanted.output_path is not None)
+    for section in page.sections:
+        if section.rows and section.on_terminal:
+            out.table(section.title, section.columns, section.rows)
+    files = charts(page, wanted.charts, out) if wanted.charts else []
+    lines = [page.summary, f"report: {place}" if place else "for a page with curves: --output-path comparison.html"]
+    lines += [f"charts: {len(files)} files in {wanted.charts}"] if files else []
+    out.result({**data, "report": place, "charts": files}, "\n".join(lines))
+    return None
+
+
+def write(page: Page, path: Path, *, checked: bool) -> None:
+    """Write the page; where ``checked``, not over a file that is none of ours."""
+    from eagle3cli.console.report import START, html
+    from eagle3cli.runtime.files import write_text
+
+    if checked and path.exists() and not (path.is_file() and path.read_bytes().startswith(START.encode())):
+        what = "is a folder" if path.is_dir() else "exists and is no report of eagle3"
+        raise UsageError(what, where=f"--output-path {path}", fix="choose another file")
+    write_text(path, html(page))
+
+
+def charts(page: Page, folder: Path, out: Out) -> list[Path]:
+    """Write the page's charts."""
+    from eagle3cli.console.plot import INSTALL, can_plot, write_charts
+
+    files = write_charts([chart for section in page.sections for chart in section.charts], folder)
+    if not can_plot():
+        out.warn(f"SVG alone: PNG needs matplotlib; {INSTALL}")
+    return files
+
+
+COMMAND = Command(
+    name="report",
+    summary="Write the report of a run, or set several runs side by side; of the newest run where none is named.",
+    examples=(
+        "eagle3 report",
+        "eagle3 report runs/quickstart --charts figures",
+        "eagle3 report runs/a runs/b --output-path comparison.html",
+    ),
+    fields=("report.*",),
+    arguments=("report.runs",),
+    run=run,
+)

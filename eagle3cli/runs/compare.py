@@ -1,0 +1,144 @@
+"""Several runs side by side: what they reached, how they went, and in which settings they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from eagle3cli.console.chart import Bars, Chart, Lines
+from eagle3cli.console.report import Page, Section
+from eagle3cli.runs.folder import Event, Run
+from eagle3cli.runs.page import breakdown, lines_of, peak_memory, speed
+from eagle3cli.runs.settings_used import differing
+from eagle3cli.runs.state import state_of
+
+OF_THE_LOSS = {f"train.{name}" for name in ("loss", "loss_decay", "ttt_length", "alignment", "kl_scale", "kl_decay")}
+"""Settings that change what the loss is."""
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One run of a comparison: its training, and what a benchmark measured, each where there is one."""
+
+    name: str
+    training: Run | None = None
+    bench: Sequence[Row] = field(default=())
+
+    def numbers(self) -> dict[str, Any]:
+        """What it came to, for scripts."""
+        return (final_numbers(self.training) if self.training else {}) | {"configurations": list(self.bench)}
+
+
+def named(paths: Sequence[tuple[str, str]]) -> list[str]:
+    """A name for each ``(name, whole path)``: the short one where that is enough to tell them apart."""
+    short = [name for name, _ in paths]
+    return [name if short.count(name) == 1 else path for name, path in paths]
+
+
+def comparison(sides: Sequence[Side]) -> Page:
+    """The page of several runs."""
+    trained = [(side.name, side.training) for side in sides if side.training is not None]
+    k = common_k([run for _, run in trained])
+    best = {name: best_at(run, k) for name, run in trained if k and run.measured}
+    summary = f"{len(sides)} runs."
+    if best:
+        first = max(best, key=lambda name: best[name])
+        summary += f" Best held-out acceptance length: {best[first]:.3f} (k = {k}), by {first}."
+    sections = [_numbers(trained, k), _charts(trained, k, best), _benchmarks(sides), _settings(trained)]
+    return Page(f"Comparison of {', '.join(side.name for side in sides)}", summary, sections)
+
+
+def common_k(runs: Sequence[Run]) -> int:
+    """The deepest k that all evaluated runs were measured at; 0 where none was."""
+    return min((len(event["acceptance_length"]) for run in runs for event in run.measured), default=0)
+
+
+def best_at(run: Run, k: int) -> float:
+    """The best acceptance length with k draft steps."""
+    return max(float(event["acceptance_length"][k - 1]) for event in run.measured)
+
+
+def final_numbers(run: Run) -> dict[str, object]:
+    """What a run came to, for scripts."""
+    best, last = run.best, run.measured[-1] if run.measured else None
+    return {
+        "folder": run.folder,
+        "state": state_of(run.folder, run.about).name,
+        "steps": run.last_step,
+        "total_steps": run.about.get("total_steps"),
+        "seconds": run.seconds,
+        "loss": run.steps[-1]["loss"] if run.steps else None,
+        "acceptance_length": last["acceptance_length"] if last else None,
+        "best_acceptance_length": best["acceptance_length"][-1] if best else None,
+        "best_step": best["step"] if best else None,
+        "tokens": run.total("tokens"),
+        "tokens_per_s": speed(run) if run.steps else None,
+        "peak_memory": peak_memory(run),
+        "time": breakdown(run.steps),
+    }
+
+
+def _numbers(trained: Sequence[tuple[str, Run]], k: int) -> Section:
+    columns = ("run", "state", "steps", "minutes", f"best acceptance, k = {k}", "last", "loss", "tokens/s", "peak GB")
+    rows = []
+    for name, run in trained:
+        numbers = final_numbers(run)
+        best = best_at(run, k) if k and run.measured else None
+        last = run.measured[-1]["acceptance_length"][k - 1] if k and run.measured else None
+        memory = peak_memory(run)
+        gigabytes = None if memory is None else round(memory / 1e9, 2)
+        more = (best, last, numbers["loss"], numbers["tokens_per_s"] and round(speed(run)), gigabytes)
+        rows.append((name, numbers["state"], run.last_step, f"{run.seconds / 60:.1f}", *more))
+    return Section("Numbers", (), columns, rows)
+
+
+def _charts(trained: Sequence[tuple[str, Run]], k: int, best: Mapping[str, float]) -> Section:
+    def each(points: Callable[[Run], list[tuple[float, float]]]) -> dict[str, list[tuple[float, float]]]:
+        return {name: points(run) for name, run in trained}
+
+    def acceptance(axis: str, scale: float) -> Callable[[Run], list[tuple[float, float]]]:
+        def at(event: Event) -> tuple[float, float]:
+            return event[axis] / scale, float(event["acceptance_length"][k - 1])
+
+        return lambda run: [at(event) for event in run.measured if axis in event]
+
+    over = f"Acceptance length, k = {k}, over"
+    charts: list[Chart] = [
+        Lines(f"{over} steps", "step", "tokens per pass", each(acceptance("step", 1))),
+        Lines(f"{over} time", "minutes", "tokens per pass", each(acceptance("seconds", 60))),
+        Lines("Loss", "step", "loss", each(lambda run: lines_of(run.steps, "loss"))),
+        Lines("Throughput", "step", "tokens/s", each(lambda run: lines_of(run.steps, "tokens_per_s")), from_zero=True),
+        Bars(f"Best acceptance length, k = {k}", best, 1.0),
+    ]
+    return Section("Curves", charts=charts)
+
+
+def _benchmarks(sides: Sequence[Side]) -> Section:
+    """A line for each configuration that any of the runs was measured with."""
+    measured = [side for side in sides if side.bench]
+    keys = dict.fromkeys((row["task"], row["config"], row["temperature"]) for side in measured for row in side.bench)
+    rows = []
+    for task, config, temperature in keys:
+        cells: list[object] = [task, config, f"{temperature:g}"]
+        for side in measured:
+            key = (task, config, temperature)
+            row = next((r for r in side.bench if (r["task"], r["config"], r["temperature"]) == key), {})
+            speedup = row.get("speedup")
+            cells += [row.get("acceptance_length"), row.get("tokens_per_s"), speedup and f"{speedup:.2f}x"]
+        rows.append(tuple(cells))
+    told = ("acceptance length", "tokens/s", "speed-up")
+    columns = ["task", "config", "temperature", *(f"{side.name}: {what}" for side in measured for what in told)]
+    return Section("Benchmarks", (), columns, rows)
+
+
+def _settings(trained: Sequence[tuple[str, Run]]) -> Section:
+    if not all(run.settings for _, run in trained):
+        return Section("Settings", ("Not all of these runs hold a settings.toml.",) if trained else ())
+    rows = differing([run.settings for _, run in trained])
+    text = [] if rows or len(trained) < 2 else ["These runs have the same settings."]
+    if OF_THE_LOSS & {key for key, _ in rows}:
+        text.append("Their losses are not of the same kind: compare acceptance, not loss.")
+    shown = [(key, *values) for key, values in rows]
+    return Section("Settings that differ", text, ("setting", *(name for name, _ in trained)), shown)
