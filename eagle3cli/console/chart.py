@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-WIDTH, PLOT, LEFT, RIGHT, TOP, BOTTOM = 440, 190, 50, 14, 12, 40
+WIDTH, PLOT, LEFT, RIGHT, TOP, BOTTOM = 400, 180, 50, 14, 12, 40
 LETTER, LINE = 7.0, 18
 """About the width of a letter, and the height of a line of the legend."""
 BAR, GAP = 14, 26

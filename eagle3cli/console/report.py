@@ -27,7 +27,7 @@ STYLE = f"""
 :root {{ color-scheme: light dark; {_variables(LIGHT)} }}
 @media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}
 * {{ box-sizing: border-box }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 0 auto; padding: 1.5rem 1rem 4rem;
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1.5rem 1rem 4rem;
   color: var(--ink); background: var(--page); overflow-wrap: anywhere }}
 h1 {{ font-size: 1.6rem; line-height: 1.25; margin: 0 0 .4rem }}
 h2 {{ font-size: 1.15rem; margin: 2.2rem 0 .6rem; padding-top: .9rem; border-top: 1px solid var(--rule) }}
@@ -36,15 +36,15 @@ p {{ margin: .4rem 0; max-width: 46rem }} .note {{ color: var(--dim) }}
 .tiles div, figure {{ background: var(--card); border: 1px solid var(--rule); border-radius: 8px }}
 .tiles div {{ padding: .6rem .8rem }} .tiles dt {{ color: var(--dim); font-size: .85rem }}
 .tiles dd {{ margin: 0; font-size: 1.25rem; font-weight: 600; font-variant-numeric: tabular-nums }}
-.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: .9rem }}
-figure {{ margin: 0; padding: .7rem .8rem .3rem; min-width: 0 }} figcaption {{ font-weight: 600; font-size: .95rem }}
+.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: .9rem }}
+figure {{ margin: 0; padding: .6rem .6rem .3rem; min-width: 0 }} figcaption {{ font-weight: 600; font-size: .95rem }}
 svg {{ display: block; width: 100%; height: auto; touch-action: pan-y }}
 .read {{ min-height: 1.4em; margin: 0; color: var(--dim); font-size: .82rem; font-variant-numeric: tabular-nums }}
 .scroll {{ overflow-x: auto; margin: .8rem 0 }}
 table {{ border-collapse: collapse; font-size: .92rem; overflow-wrap: normal }}
 th, td {{ padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top }}
 td.n, th.n {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }}
-td {{ max-width: 34rem; overflow-wrap: anywhere; min-width: 4.5rem }}
+td {{ max-width: 34rem; overflow-wrap: anywhere; min-width: 4.5rem }} td:first-child {{ min-width: 7rem }}
 summary {{ cursor: pointer; color: var(--dim) }}
 {SAMPLE_STYLE}
 """
@@ -161,8 +161,7 @@ def _table(section: Section) -> str:
     head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(right, section.columns, strict=True))
     lines = []
     for row in section.rows:
-        kinds = [' class="n"' if _numeric([value]) else "" for value in row]
-        cells = zip(kinds, row, strict=True)
+        cells = zip(right, row, strict=True)
         lines.append("".join(f"<td{kind}>{escape(cell_text(value))}</td>" for kind, value in cells))
     table = f"<table><tr>{head}</tr>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
     box = f'<div class="scroll" tabindex="0">{table}</div>'
