@@ -68,7 +68,7 @@ def tiles(run: Run) -> list[tuple[str, str]]:
     """The numbers that matter most."""
     found = []
     if run.best is not None:
-        found.append((f"best acceptance, k = {len(run.best['acceptance_length'])}", _length(run.best)))
+        found.append((f"best acceptance (k={len(run.best['acceptance_length'])})", _length(run.best)))
         found.append(("last acceptance", _length(run.measured[-1])))
     if run.steps:
         last = run.steps[-1]
@@ -128,8 +128,8 @@ def _acceptance(run: Run) -> Section:
     depths = {f"depth {i}": share for i, share in enumerate(positions, 1)}
     charts = [
         *acceptance_charts(run.measured),
-        Bars("Accepted share of the draft's tokens by depth, last evaluation", depths, unit="%"),
-        Bars("Acceptance length by tokens known of the reply", last.get("by_reply_position") or {}, 1.0),
+        Bars("Accepted share by draft depth, last evaluation", depths, unit="%"),
+        Bars("Acceptance length by position in the reply", last.get("by_reply_position") or {}, 1.0),
     ]
     rows = [
         (k, best["acceptance_length"][k - 1] if k <= len(best["acceptance_length"]) else None, length)

@@ -18,10 +18,8 @@ Tables = Mapping[str, Mapping[str, Any]]
 def settings_section(settings: Tables) -> Section:
     """What was set, as a table that opens by a click."""
     rows = [(key, shown(value)) for key, value in flat(settings).items() if value != _default(key)]
-    differ = (
-        "1 setting differs from its default" if len(rows) == 1 else f"{len(rows)} settings differ from their defaults"
-    )
-    told = f"{differ}; settings.toml beside this page holds all."
+    differ = "setting differs from its default" if len(rows) == 1 else "settings differ from their defaults"
+    told = f"{len(rows)} {differ}; settings.toml beside this page holds all."
     return Section("Settings", (told,) if rows else (), ("setting", "value"), rows, folded=True, on_terminal=False)
 
 
