@@ -54,7 +54,10 @@ class Stage:
         return found
 
 
-SESSION = ("overwrite", "retry_errors", "resume", "threads", "num_proc", "view_train_data", "keep_checkpoints")
+SESSION = (
+    *("overwrite", "retry_errors", "resume", "threads", "num_proc", "view_train_data", "keep_checkpoints"),
+    *("report_to", "tracker_project", "tracker_name"),
+)
 
 
 def command(name: str) -> Callable[[Settings, StageOut], None]:

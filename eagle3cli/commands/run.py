@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from eagle3cli.console.out import Out
     from eagle3cli.settings.tables import Settings
 
+TRAIN = ("time_budget", "report_to", "tracker_project", "tracker_name")
+TARGET = ("model_path", "threads")
+
 
 def run(settings: Settings, out: Out) -> int | None:
     """Run what is not done yet, then show and write the report."""
@@ -20,7 +23,9 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.runtime.files import write_json, write_text
     from eagle3cli.runtime.stop import catch_stop
     from eagle3cli.settings.toml import to_toml
+    from eagle3cli.training.trackers.registry import check_trackers
 
+    check_trackers(settings.train.report_to)
     settings = placed(settings)
     folder = settings.run.output_dir
     with catch_stop(out) as stop:
@@ -43,7 +48,12 @@ COMMAND = Command(
     name="run",
     summary="Run the whole chain, from prompts to a measured acceptance length, from one settings file.",
     examples=("eagle3 run quickstart", "eagle3 run my_recipe.toml --time-budget 40m"),
-    fields=("run.*", "train.time_budget", "prepare.sample_size", "target.model_path", "target.threads"),
+    fields=(
+        "run.*",
+        *(f"train.{name}" for name in TRAIN),
+        "prepare.sample_size",
+        *(f"target.{name}" for name in TARGET),
+    ),
     recipe=True,
     run=run,
 )

@@ -15,6 +15,9 @@ DRAFT = ("config", "vocab_size", "aux_layers", "init", "fc_norm", "norm_output",
 
 def run(settings: Settings, out: Out) -> int | None:
     """Build the run, train it, say what came of it; on every rank."""
+    from eagle3cli.training.trackers.registry import check_trackers
+
+    check_trackers(settings.train.report_to)  # before torch is imported
     from contextlib import ExitStack
 
     from eagle3cli.commands.local_target import with_local_target
@@ -29,6 +32,7 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.training.build import build
     from eagle3cli.training.checkpoints import make_place
     from eagle3cli.training.outcome import outcome
+    from eagle3cli.training.trackers.tracked import tracked
     from eagle3cli.training.trainer import train
 
     if in_processes(COMMAND, settings, out):
@@ -46,6 +50,7 @@ def run(settings: Settings, out: Out) -> int | None:
         if ranks.first:
             write_text(folder / "settings.toml", to_toml(settings))
             stack.enter_context(recorded(trainer, settings, report))
+            stack.enter_context(tracked(trainer, settings))
         done_before = trainer.progress.step
         evaluation = train(trainer, stop)
     if ranks.first:
@@ -60,6 +65,7 @@ COMMAND = Command(
         "eagle3 train --mode online --target-model-path MODEL --train-data-path cache/dataset/train.jsonl",
         "eagle3 train --mode offline --target-model-path MODEL --train-hidden-states-path cache/hidden_states/train",
         "eagle3 train --mode offline --gpus 8 --draft-global-batch-size 64",
+        "eagle3 train --report-to wandb tensorboard --wandb-project my-drafts",
     ),
     fields=("train.*", "launch.*", "target.*", *(f"draft.{name}" for name in DRAFT), "data.*"),
     run=run,

@@ -72,7 +72,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise Eagle3Error("no such file", where=str(path)) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise Eagle3Error(f"cannot read: {error.strerror or error}", where=str(path)) from error
+    except (ValueError, RecursionError) as error:  # also numbers and nesting that Python's reader does not take
         raise Eagle3Error(f"not valid JSON: {error}", where=str(path)) from error
 
 

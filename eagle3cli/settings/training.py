@@ -81,6 +81,15 @@ class Train(Table):
         None, "Stop after this many evaluations in a row without a better acceptance length.", ge=1
     )
     max_skipped_steps: int = option(10, "Stop once this many steps had no finite gradient.", ge=1)
+    report_to: tuple[Literal["wandb", "tensorboard", "swanlab", "mlflow", "trackio", "none"], ...] = option(
+        (), "Experiment trackers that get the run's numbers; their keys come from the environment.", "--report-to"
+    )
+    tracker_project: str = option(
+        "eagle3", "Project (experiment) of the trackers.", "--wandb-project", "--tracker-project"
+    )
+    tracker_name: str | None = option(
+        None, "The run's name there; default: the output folder's.", "--wandb-name", "--tracker-name"
+    )
     resume: bool = option(True, "Go on from the newest checkpoint of --output-dir.")
     overwrite: bool = option(False, "Start over and replace an earlier run.")
 

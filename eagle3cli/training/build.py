@@ -74,6 +74,9 @@ SESSION_FIELDS = (
     "micro_batch_size",
     "activation_checkpointing",
     "sharding",
+    "report_to",
+    "tracker_project",
+    "tracker_name",
 )
 """Settings that may change between the sessions of one run."""
 

@@ -1,0 +1,124 @@
+"""One tracker of a run, fed on a thread of its own, so that a slow or broken one neither delays nor ends the training.
+
+What a tracker gets are the lines of ``metrics.jsonl``, those of earlier sessions first, as far as it lacks them: so a
+tracker that was killed, unreachable or chosen later ends with every step, and with each once. ``trackers/NAME.json``
+in the run's folder keeps the id of its run and how far it is known to be.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from eagle3cli.errors import Eagle3Error
+from eagle3cli.runtime.files import read_json, write_json
+from eagle3cli.runtime.secret import hidden
+from eagle3cli.training.trackers.names import named
+from eagle3cli.training.trackers.tracker import Opening, Tracker
+
+CUT_OFF = "cut-off-"
+"""Before the name of a session's folder that a kill left unfinished; the next session logs its steps again."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is known of a tracker's run between sessions."""
+
+    id: str | None = None
+    last_step: int = -1
+    session: str | None = None
+    """A folder that is not whole as long as it stands here."""
+
+
+def read_note(path: Path) -> Note:
+    """The note in a file; an empty one where there is none that can be read."""
+    with suppress(Eagle3Error, TypeError, ValueError, KeyError):
+        raw = read_json(path)
+        session = raw["session"]
+        return Note(str(raw["id"]), int(raw["last_step"]), session if session is None else str(session))
+    return Note()
+
+
+class Feed:
+    """The thread of one tracker. ``open_tracker`` is the function ``open`` of its file."""
+
+    def __init__(self, name: str, open_tracker: Callable[[Opening], Tracker], opening: Opening) -> None:
+        self.name, self.open_tracker = name, open_tracker
+        self.path = opening.folder.with_name(f"{name}.json")
+        self.note = read_note(self.path)
+        self.opening = replace(opening, id=self.note.id, last_step=self.note.last_step)
+        self.queue: SimpleQueue[tuple[str, Mapping[str, Any]] | bool] = SimpleQueue()
+        self.said: SimpleQueue[str] = SimpleQueue()
+        """Remarks for people."""
+        self.problem: str | None = None
+        """Why the tracker was left out."""
+        self.thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
+
+    def start(self) -> None:
+        """Open the tracker, in the background."""
+        self.thread.start()
+
+    def put(self, event: str, numbers: Mapping[str, Any]) -> None:
+        """Hand over the numbers of an event."""
+        if self.problem is None:
+            self.queue.put((event, dict(numbers)))
+
+    def close(self, *, failed: bool, patience: float) -> None:
+        """Have everything logged and the tracker closed, or leave it out after ``patience`` seconds."""
+        self.queue.put(failed)
+        self.thread.join(patience)
+        if self.thread.is_alive() and self.problem is None:
+            self.problem = f"did not end within {patience:.0f} seconds"
+
+    def _work(self) -> None:
+        try:
+            self._set_aside()
+            tracker = self.open_tracker(self.opening)
+            session = None if tracker.session is None else str(tracker.session)
+            self._remember(Note(tracker.id, self.note.last_step, session))
+            self.said.put(f"{self.name}: {hidden(tracker.place)}")
+            try:
+                failed = self._feed(tracker)
+            except Exception:
+                with suppress(Exception):
+                    tracker.close(failed=True)
+                raise
+            tracker.close(failed=failed)
+            self._remember(replace(self.note, session=None))
+        except Exception as error:  # whatever breaks in a tracker is no reason to end a training
+            text = str(error).strip().split("\n")[0]
+            self.problem = hidden(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+    def _set_aside(self) -> None:
+        """Rename what a killed session left half written, so that it is not taken for whole."""
+        left = Path(self.note.session) if self.note.session else None
+        if left is not None and left.is_dir() and self.opening.folder.resolve() in left.resolve().parents:
+            left.rename(left.with_name(f"{CUT_OFF}{left.name}-{int(time.time())}"))
+
+    def _feed(self, tracker: Tracker) -> bool:
+        """Log until the end is announced; returns whether the training failed."""
+        step, numbers = -1, dict[str, float]()
+        while True:
+            item = self.queue.get()
+            at = None if isinstance(item, bool) else int(item[1]["step"])
+            if at != step and step > tracker.last_step and numbers:
+                tracker.log(step, numbers)
+                if tracker.session is None:
+                    self._remember(replace(self.note, last_step=step))
+                else:
+                    self.note = replace(self.note, last_step=step)
+            if isinstance(item, bool):
+                return item
+            if at != step:
+                step, numbers = int(item[1]["step"]), {}
+            numbers |= named(*item)
+
+    def _remember(self, note: Note) -> None:
+        self.note = note
+        write_json(self.path, asdict(note))

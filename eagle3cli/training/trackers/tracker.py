@@ -1,0 +1,75 @@
+"""What an experiment tracker is to a training run; each of the other files here has the one that it is named after.
+
+Such a file has two functions: ``ready()`` raises UsageError where the tracker cannot work (no package, no key), and
+``open(opening)`` begins or goes on with a run of the tracker and returns a :class:`Tracker`.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from eagle3cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a tracker needs to begin a run, or to go on with one."""
+
+    folder: Path
+    """For files of its own; inside the training run's folder."""
+    project: str
+    name: str
+    """The run's name, for people."""
+    config: Mapping[str, str | int | float | bool]
+    """The settings, ``table.key``."""
+    id: str | None = None
+    """Its run of an earlier session."""
+    last_step: int = -1
+    """The last step that it is known to have."""
+
+
+class Tracker(Protocol):
+    """An open run of a tracker."""
+
+    id: str
+    """Finds this run again."""
+    place: str
+    """Where people see it: an address, or the command that shows it."""
+    last_step: int
+    """The last step that it had when it was opened; -1 for none."""
+    session: Path | None
+    """A folder that is whole only once the run was closed; None where everything logged is safe at once."""
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Record the numbers of a step; steps ascend."""
+
+    def close(self, *, failed: bool) -> None:
+        """Send what is left, and end the run."""
+
+
+def need(package: str, extra: str) -> None:
+    """Raise UsageError with the line to type where a tracker's package is not installed."""
+    if find_spec(package) is None:
+        fix = f'pip install "eagle3[{extra}]"'
+        raise UsageError(f"the Python package {package} is not installed", where="--report-to", fix=fix)
+
+
+def has_login(variable: str, files: Sequence[Path], address: str) -> bool:
+    """Whether a key stands in the environment, or was left in one of these netrc files for the host of an address."""
+    if os.environ.get(variable):
+        return True
+    host = urlsplit(address).hostname or address
+    for path in files:
+        try:
+            if netrc.netrc(path).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
