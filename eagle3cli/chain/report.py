@@ -12,12 +12,12 @@ from typing import Any
 from eagle3cli.console.benchmark import COLUMNS, table_row
 from eagle3cli.console.chart import Bars, Lines
 from eagle3cli.console.progress import duration
-from eagle3cli.console.report import Page, Section
+from eagle3cli.console.report import Page, Section, html, markdown
 from eagle3cli.runs.folder import read_run
 from eagle3cli.runs.found import STAGES
 from eagle3cli.runs.page import training_sections
 from eagle3cli.runs.settings_used import settings_section
-from eagle3cli.runtime.files import read_json
+from eagle3cli.runtime.files import read_json, write_json, write_text
 from eagle3cli.settings.tables import Settings
 from eagle3cli.settings.toml import to_toml
 
@@ -27,6 +27,20 @@ SLOWER = (
     "costs more than the accepted ones save: what this run shows is acceptance, not speed. On a GPU, where a pass is "
     "bound by memory, the same acceptance is what makes a large target faster."
 )
+
+
+def write(settings: Settings, stages: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, object], Page]:
+    """Write the settings and the report of a finished run to its folder; returns the numbers and the page."""
+    folder = settings.run.output_dir
+    report = numbers(settings, stages)
+    shown = page(report, settings)
+    whole = settings.run.model_copy(update=dict.fromkeys(("from_stage", "to_stage", "only_stage")))
+    kept = settings.model_copy(update={"run": whole})
+    write_text(folder / "settings.toml", to_toml(kept))
+    write_json(folder / "report.json", report)
+    write_text(folder / "report.md", markdown(shown))
+    write_text(folder / "report.html", html(shown))
+    return report, shown
 
 
 def numbers(settings: Settings, stages: Mapping[str, Mapping[str, Any]]) -> dict[str, object]:
@@ -97,7 +111,7 @@ def _result(report: Mapping[str, Any]) -> Section:
         ("draft steps k", report["k"]),
         ("held-out prompts", report["prompts"]),
         ("answers equal to plain greedy decoding", f"{report['identical']} of {report['prompts']}"),
-        ("accepted per position", " ".join(f"{share:.2f}" for share in report["accepted_per_position"])),
+        ("accepted per position", " ".join(f"{share:.2f}" for share in report["accepted_per_position"] or ())),
         ("replies of the target", made),
         ("training and held-out rows", f"{rows['train_rows']:,} and {rows['eval_rows']:,}"),
         ("optimiser steps", report["steps"]),

@@ -33,11 +33,14 @@ class Stage:
     """One step of the chain; ``fields`` are the settings (tables or ``table.name``) that its result depends on."""
 
     name: str
+    summary: str
     fields: tuple[str, ...]
     output: Callable[[Settings], Path]
     run: Callable[[Settings, StageOut], None]
     files: Callable[[Settings], tuple[Path, ...]] = lambda settings: ()
     """Input files from outside the run's folder; a changed one counts as a changed setting."""
+    feeds: bool = True
+    """Whether a later stage reads what this one makes."""
 
     def of(self, settings: Settings) -> dict[str, Any]:
         """The values of ``fields`` that are not the default, flat; what only steers a session is left out."""
@@ -110,16 +113,56 @@ def measure(settings: Settings, out: StageOut) -> None:
 TARGET = ("target.model_path", "target.revision", "target.dtype")
 MEASURED = ("bench", "run.k", "run.held_out_prompts", "run.new_tokens", "run.speed_prompts", "run.batch_size")
 STAGES = (
-    Stage("target", TARGET, lambda s: s.run.output_dir, convert),
-    Stage("prepare", ("prepare",), lambda s: _set(s.prepare.output_path), command("prepare"), lambda s: _sources(s)),
-    Stage("regenerate", ("regenerate", "data.chat_template"), lambda s: s.regenerate.output_dir, command("regenerate")),
-    Stage("merge", ("merge",), lambda s: s.merge.output_dir, command("merge")),
-    Stage("cache", ("cache", "data", "draft"), lambda s: s.data.cache_dir, command("cache")),
-    Stage("hidden-states", ("hidden_states",), lambda s: s.hidden_states.output_path, command("hidden-states")),
-    Stage("train", ("train",), lambda s: s.train.output_dir, command("train")),
-    Stage("eval", ("eval",), lambda s: s.run.output_dir, command("eval")),
-    Stage("export", ("export",), lambda s: s.export.output_path, command("export")),
-    Stage("bench", MEASURED, lambda s: s.bench.output.parent, measure),
+    Stage("target", "the target as a folder; tells a wrong one first", TARGET, lambda s: s.run.output_dir, convert),
+    Stage(
+        "prepare",
+        "prompts or conversations in one layout",
+        ("prepare",),
+        lambda s: _set(s.prepare.output_path),
+        command("prepare"),
+        lambda s: _sources(s),
+    ),
+    Stage(
+        "regenerate",
+        "replies written anew by the target",
+        ("regenerate", "data.chat_template", "data.chat_template_kwargs"),
+        lambda s: s.regenerate.output_dir,
+        command("regenerate"),
+    ),
+    Stage("merge", "a training and an evaluation file", ("merge",), lambda s: s.merge.output_dir, command("merge")),
+    Stage(
+        "cache",
+        "tokens, masks and the draft's vocabulary",
+        ("cache", "data", "draft"),
+        lambda s: s.data.cache_dir,
+        command("cache"),
+    ),
+    Stage(
+        "hidden-states",
+        "the target's states on disk; where train.mode is offline",
+        ("hidden_states",),
+        lambda s: s.hidden_states.output_path,
+        command("hidden-states"),
+    ),
+    Stage("train", "the draft", ("train",), lambda s: s.train.output_dir, command("train")),
+    Stage(
+        "eval",
+        "the acceptance length on held-out replies",
+        ("eval",),
+        lambda s: s.run.output_dir,
+        command("eval"),
+        feeds=False,
+    ),
+    Stage(
+        "export",
+        "a draft folder that SGLang and vLLM load",
+        ("export",),
+        lambda s: s.export.output_path,
+        command("export"),
+    ),
+    Stage(
+        "bench", "acceptance and speed, with and without the draft", MEASURED, lambda s: s.bench.output.parent, measure
+    ),
 )
 
 

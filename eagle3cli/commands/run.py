@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eagle3cli.commands.command import Command
+from eagle3cli.errors import UsageError
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out
@@ -16,38 +17,60 @@ TARGET = ("model_path", "threads")
 
 def run(settings: Settings, out: Out) -> int | None:
     """Run what is not done yet, then show and write the report."""
-    from eagle3cli.chain.engine import run_stages
-    from eagle3cli.chain.report import numbers, page
+    from eagle3cli.chain.engine import left, run_stages
+    from eagle3cli.chain.report import write
     from eagle3cli.chain.stages import placed
-    from eagle3cli.console.report import html, markdown
-    from eagle3cli.runtime.files import write_json, write_text
     from eagle3cli.runtime.stop import catch_stop
-    from eagle3cli.settings.toml import to_toml
     from eagle3cli.training.trackers.registry import check_trackers
 
+    if settings.run.list:
+        overview(out)
+        return None
+    if not settings.target.model_path:
+        fix = "name a recipe: eagle3 run quickstart (all: eagle3 run --list), or a settings file of your own"
+        raise UsageError("no recipe, and no target in the settings", where="RECIPE", fix=fix)
     check_trackers(settings.train.report_to)
     settings = placed(settings)
-    folder = settings.run.output_dir
     with catch_stop(out) as stop:
         ledger = run_stages(settings, out, stop)
-    report = numbers(settings, ledger.stages)
-    shown = page(report, settings)
-    write_text(folder / "settings.toml", to_toml(settings))
-    write_json(folder / "report.json", report)
-    write_text(folder / "report.md", markdown(shown))
-    write_text(folder / "report.html", html(shown))
+    missing = left(ledger, settings)
+    done = {name: stage["seconds"] for name, stage in ledger.stages.items() if name not in missing}
+    if missing:
+        text = f"done: {', '.join(done)}\nleft: {', '.join(missing)}; the same command without --to and --only goes on"
+        out.result({"stages": done, "left": missing}, text)
+        return None
+    report, shown = write(settings, ledger.stages)
     for section in shown.sections:
         if section.rows and section.on_terminal:
             out.table(section.title, section.columns, section.rows)
-    text = f"{shown.summary}\nreport: {folder / 'report.html'} (also .md and .json)\ndraft: {report['draft']}"
-    out.result(report, text)
+    place = settings.run.output_dir / "report.html"
+    out.result(report, f"{shown.summary}\nreport: {place} (also .md and .json)\ndraft: {report['draft']}")
     return None
+
+
+def overview(out: Out) -> None:
+    """The packaged recipes and the stages of a run."""
+    from eagle3cli.chain.stages import STAGES
+    from eagle3cli.settings.packaged import recipes, summary
+
+    named = {name: summary(path) for name, path in recipes().items()}
+    steps = {stage.name: stage.summary for stage in STAGES}
+    if out.json_wanted:
+        out.result({"recipes": named, "stages": steps}, "")
+        return
+    out.table("Recipes: eagle3 run NAME", ("recipe", "what for"), list(named.items()))
+    out.table("Stages: --from, --to or --only STAGE", ("stage", "what it makes"), list(steps.items()))
 
 
 COMMAND = Command(
     name="run",
     summary="Run the whole chain, from prompts to a measured acceptance length, from one settings file.",
-    examples=("eagle3 run quickstart", "eagle3 run my_recipe.toml --time-budget 40m"),
+    examples=(
+        "eagle3 run --list",
+        "eagle3 run my_recipe.toml --time-budget 40m",
+        "eagle3 run my_recipe.toml --from train",
+        "eagle3 run quickstart",
+    ),
     fields=(
         "run.*",
         *(f"train.{name}" for name in TRAIN),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from eagle3cli.settings.table import ComputeType, Table, option
 
@@ -121,6 +121,13 @@ class Eval(Table):
     rows: int | None = option(None, "Only the first N held-out rows.", ge=1)
 
 
+StageName = Literal[
+    "target", "prepare", "regenerate", "merge", "cache", "hidden-states", "train", "eval", "export", "bench"
+]
+STAGE_NAMES: tuple[str, ...] = get_args(StageName)
+"""The stages of a run, in their order."""
+
+
 class Run(Table):
     """eagle3 run: the whole chain from one settings file."""
 
@@ -132,3 +139,16 @@ class Run(Table):
     batch_size: int = option(16, "Held-out prompts decoded together.", "--measure-batch-size", ge=1)
     regenerate: bool = option(False, "Have the target write every reply anew instead of using recorded ones.")
     overwrite: bool = option(False, "Redo the stages whose settings changed, and all after them.")
+    list: bool = option(False, "Show the packaged recipes and the stages instead.")
+    from_stage: StageName | None = option(None, "Redo this stage and those after it.", "--from")
+    to_stage: StageName | None = option(None, "Stop after this stage.", "--to")
+    only_stage: StageName | None = option(None, "Run this stage alone, if it is not done.", "--only")
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> Run:
+        first, last = self.from_stage, self.to_stage
+        if self.only_stage is not None and (first or last):
+            raise ValueError(f"run.only_stage stands alone; leave out {'run.from_stage' if first else 'run.to_stage'}")
+        if first and last and STAGE_NAMES.index(first) > STAGE_NAMES.index(last):
+            raise ValueError(f"run.from_stage {first} comes after run.to_stage {last}; exchange them")
+        return self

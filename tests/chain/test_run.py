@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,9 +16,8 @@ from typing import Any
 
 import pytest
 
-from eagle3cli.chain.stages import placed, stages
-from eagle3cli.settings.load import load
 from eagle3cli.settings.packaged import recipes
+from eagle3cli.settings.training import STAGE_NAMES
 from tests.conftest import ROOT, RunCli
 
 RECIPE = """
@@ -153,17 +153,6 @@ def test_a_folder_of_something_else_is_left_alone(run_cli: RunCli, recipe: Path,
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
 
-@pytest.mark.parametrize("path", recipes().values(), ids=recipes())
-def test_every_packaged_recipe_is_valid_and_stays_in_its_folder(path: Path) -> None:
-    settings = placed(load([path]).settings)
-    folder = settings.run.output_dir
-    assert folder == Path("runs") / path.stem
-    for stage in stages(settings):
-        assert folder in (stage.output(settings), *stage.output(settings).parents)
-    anew = load([path], ["run.regenerate=true"]).settings
-    assert placed(anew).regenerate.recorded is None
-
-
 def test_a_mistyped_target_is_told_first_and_may_be_corrected(run_cli: RunCli, recipe: Path, tmp_path: Path) -> None:
     wrong = run_cli("run", recipe, "--target-model-path", "./nowhere")
     assert (wrong.code, "no such folder" in wrong.err) == (1, True), wrong.err
@@ -175,3 +164,90 @@ def test_a_mistyped_target_is_told_first_and_may_be_corrected(run_cli: RunCli, r
 def test_an_unknown_recipe_is_told(run_cli: RunCli) -> None:
     done = run_cli("run", "quickstrat")
     assert (done.code, "did you mean quickstart" in done.err) == (2, True)
+
+
+def test_single_stages_and_stretches_of_the_chain(run_cli: RunCli, recipe: Path, tmp_path: Path) -> None:
+    early = run_cli("run", recipe, "--only", "train")
+    assert early.code == 2
+    assert "--only: stage train needs stage target, which was not run" in early.err
+    assert "the same command with --to cache in place of --only train" in early.err
+    first = run_cli("run", recipe, "--to", "cache", "--json")
+    assert first.code == 0, first.err
+    assert list(first.json["stages"]) == STAGES[:5]
+    assert first.json["left"] == STAGES[5:]
+    assert not (tmp_path / "runs" / "tiny" / "train").exists()
+    alone = run_cli("run", recipe, "--only", "train")
+    assert alone.code == 0, alone.err
+    assert "left: eval, export, bench" in alone.out
+    skipping = run_cli("run", recipe, "--only", "export", "--json")  # what eval measures is read by nobody
+    assert skipping.json["left"] == ["eval", "bench"]
+    whole = run_cli("run", recipe, "--json")
+    assert whole.json["steps"] == 8
+    assert whole.err.count("done earlier") == 7
+    kept = (tmp_path / "runs" / "tiny" / "settings.toml").read_text()
+    assert "# only_stage is not set" in kept
+
+
+def test_from_redoes_a_stage_and_those_after_it_once(
+    run_cli: RunCli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_cli("run", recipe).code == 0
+    folder = tmp_path / "runs" / "tiny"
+    before = {name: (folder / name).stat().st_ino for name in ("cache", "train", "draft")}
+    draft = digest(folder / "draft" / "model.safetensors")
+    with monkeypatch.context() as patch:  # interrupted after train, before export
+        from eagle3cli.commands import eval as module
+
+        def stop(settings: Any, out: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(module, "COMMAND", dataclasses.replace(module.COMMAND, run=stop))
+        assert run_cli("run", recipe, "--from", "train").code == 130
+    assert not (folder / "draft").exists()
+    trained = (folder / "train").stat().st_ino
+    assert trained != before["train"]
+    done = run_cli("run", recipe, "--from", "train")
+    assert done.code == 0, done.err
+    assert (folder / "train").stat().st_ino == trained, "the interrupted redoing goes on"
+    assert (folder / "cache").stat().st_ino == before["cache"]
+    assert digest(folder / "draft" / "model.safetensors") == draft
+    assert list(states(tmp_path)) == STAGES
+    again = run_cli("run", recipe, "--from", "bench")
+    assert again.err.count("done earlier") == len(STAGES) - 1
+
+
+def test_from_deletes_nothing_where_a_stage_writes_outside(run_cli: RunCli, recipe: Path, tmp_path: Path) -> None:
+    outside = ("--set", "export.output_path=elsewhere")
+    assert run_cli("run", recipe, *outside).code == 0
+    refused = run_cli("run", recipe, *outside, "--from", "train")
+    assert (refused.code, "elsewhere is outside of the run's folder" in refused.err) == (2, True), refused.err
+    assert list(states(tmp_path)) == STAGES
+    assert (tmp_path / "runs" / "tiny" / "train").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("--from", "trian"), "did you mean train?"),
+        (("--only", "hidden-states"), "no stage hidden-states where train.mode is online"),
+        (("--from", "bench", "--to", "train"), "run.from_stage bench comes after run.to_stage train"),
+        (("--only", "train", "--to", "bench"), "run.only_stage stands alone; leave out run.to_stage"),
+    ],
+)
+def test_stages_that_cannot_be_meant(words: tuple[str, ...], part: str, run_cli: RunCli, recipe: Path) -> None:
+    done = run_cli("run", recipe, *words)
+    assert (done.code, part in done.err) == (2, True), done.err
+
+
+def test_the_list_shows_recipes_and_stages(run_cli: RunCli) -> None:
+    shown = run_cli("run", "--list")
+    assert shown.code == 0
+    listed = run_cli("run", "--list", "--json").json
+    assert list(listed["recipes"]) == list(recipes())
+    assert tuple(listed["stages"]) == STAGE_NAMES
+    assert all(text in shown.out for text in (*listed["recipes"].values(), *listed["stages"].values()))
+
+
+def test_without_a_recipe_the_way_to_one_is_told(run_cli: RunCli) -> None:
+    done = run_cli("run")
+    assert (done.code, "eagle3 run --list" in done.err) == (2, True)
