@@ -185,12 +185,15 @@ def _run(ledger: Ledger, stage: Stage, key: str, wanted: Mapping[str, Any], sett
     if stage.name == "export":
         _remove(stage.output(settings), settings.run.output_dir, stage.name)
     ledger.note(stage.name, key=key, settings=dict(wanted), state="begun", seconds=spent)
+    from eagle3cli.runtime.devices import give_back_gpu_memory
+
     begun, out.data = time.monotonic(), {}
     try:
         stage.run(settings, out)
     except BaseException:
         ledger.note(stage.name, seconds=spent + time.monotonic() - begun)
         raise
+    give_back_gpu_memory()  # a server of a later stage needs it
     result = json.loads(json.dumps(dict(out.data), default=str))
     ledger.note(stage.name, state="done", seconds=round(spent + time.monotonic() - begun, 1), result=result)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 from pathlib import Path
@@ -36,6 +37,13 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 * 2**20)):
             mallopt(option, value)
+
+
+def give_back_gpu_memory() -> None:
+    """Return what torch keeps of the GPUs though nothing uses it, for the next process that needs it."""
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def fastest_type(device: torch.device) -> torch.dtype:
