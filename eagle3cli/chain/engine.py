@@ -125,6 +125,7 @@ def _clear(ledger: Ledger, settings: Settings, first: str) -> None:
     for stage in later:
         _remove(stage.output(settings), settings.run.output_dir, stage.name)
         ledger.stages.pop(stage.name, None)
+    (settings.run.output_dir / "report.json").unlink(missing_ok=True)  # it tells of what is gone
     ledger.restarted(first)
 
 

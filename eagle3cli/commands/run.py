@@ -18,6 +18,7 @@ TARGET = ("model_path", "threads")
 def run(settings: Settings, out: Out) -> int | None:
     """Run what is not done yet, then show and write the report."""
     from eagle3cli.chain.engine import left, run_stages
+    from eagle3cli.chain.overview import overview
     from eagle3cli.chain.report import write
     from eagle3cli.chain.stages import placed
     from eagle3cli.runtime.stop import catch_stop
@@ -46,20 +47,6 @@ def run(settings: Settings, out: Out) -> int | None:
     place = settings.run.output_dir / "report.html"
     out.result(report, f"{shown.summary}\nreport: {place} (also .md and .json)\ndraft: {report['draft']}")
     return None
-
-
-def overview(out: Out) -> None:
-    """The packaged recipes and the stages of a run."""
-    from eagle3cli.chain.stages import STAGES
-    from eagle3cli.settings.packaged import recipes, summary
-
-    named = {name: summary(path) for name, path in recipes().items()}
-    steps = {stage.name: stage.summary for stage in STAGES}
-    if out.json_wanted:
-        out.result({"recipes": named, "stages": steps}, "")
-        return
-    out.table("Recipes: eagle3 run NAME", ("recipe", "what for"), list(named.items()))
-    out.table("Stages: --from, --to or --only STAGE", ("stage", "what it makes"), list(steps.items()))
 
 
 COMMAND = Command(

@@ -206,6 +206,7 @@ def test_from_redoes_a_stage_and_those_after_it_once(
         assert run_cli("run", recipe, "--from", "train").code == 130
     assert not (folder / "draft").exists()
     assert not (folder / "train" / "first").exists()
+    assert not (folder / "report.json").exists()
     (folder / "train" / "second").touch()
     done = run_cli("run", recipe, "--from", "train")
     assert done.code == 0, done.err
