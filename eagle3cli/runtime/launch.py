@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -20,6 +21,7 @@ from eagle3cli.runtime.parent import end_with_parent
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop, catch_stop, stopped
 
+LOOPBACK = "127.0.0.1"
 FOLDER = "EAGLE3_LAUNCH"
 """Environment variable: where the ranks leave their errors and the first one its result."""
 
@@ -73,13 +75,15 @@ def _run_agent(words: Sequence[str], count: int, run: str) -> Any:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    store = _store_of_this_machine()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=count,
         run_id=run,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_backend="static",
+        rdzv_endpoint=f"{LOOPBACK}:{store.port}",
+        rdzv_configs={"rank": 0, "timeout": 900},
         max_restarts=0,
         monitor_interval=0.2,
     )
@@ -88,6 +92,17 @@ def _run_agent(words: Sequence[str], count: int, run: str) -> Any:
     except ChildFailedError as failed:
         return failed
     return None
+
+
+def _store_of_this_machine() -> Any:
+    """Where the ranks meet. Torch's own store would take connections from anywhere, and asks for no password; the agent
+    finds the one of its port in this process instead of opening that.
+    """
+    from torch.distributed import TCPStore
+
+    listener = socket.create_server((LOOPBACK, 0))
+    port = listener.getsockname()[1]
+    return TCPStore(LOOPBACK, port, is_master=True, multi_tenant=True, master_listen_fd=listener.detach())
 
 
 def _pass_on(stop: Stop, agent: Future[Any], folder: Path) -> None:
@@ -115,10 +130,18 @@ def begin_rank() -> Any:
     return payload
 
 
+def _loopback() -> dict[str, str]:
+    """Has the ranks of this machine talk through its loopback device, unless somebody chose another way."""
+    names = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
+    device = next((name for name in ("lo", "lo0") if name in names), None)
+    wanted = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    return {name: device for name in wanted if device is not None and name not in os.environ}
+
+
 @contextmanager
 def _environment(folder: Path, count: int, threads: int | None) -> Iterator[None]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    new = {FOLDER: str(folder)}
+    new = {FOLDER: str(folder), **_loopback()}
     if threads is None and "OMP_NUM_THREADS" not in os.environ:
         new["OMP_NUM_THREADS"] = str(max(1, cores // count))
     before = {name: os.environ.get(name) for name in new}
