@@ -52,6 +52,7 @@ TABLE: tuple[Line, ...] = (
     Line("export", "Write a draft folder that SGLang and vLLM load.", SERVING),
     Line("bench", "Measure acceptance and speed with and without the draft.", SERVING),
     Line("run", "Run the whole chain from one settings file.", CHAIN),
+    Line("watch", "Follow a run from another terminal.", CHAIN),
     Line("report", "Write the report of a run, or set several runs side by side.", CHAIN),
     Line("config", "Show, check and write settings.", CHAIN),
     Line("doctor", "Check this machine, and say how to fix what is wrong.", CHAIN),

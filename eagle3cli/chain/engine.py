@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from eagle3cli.chain.stages import Stage, StageOut, for_stage, stages
 from eagle3cli.errors import UsageError
+from eagle3cli.runs.state import process
 from eagle3cli.runtime.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def _run(ledger: Ledger, stage: Stage, key: str, wanted: Mapping[str, Any], sett
     spent = ledger.stages.get(stage.name, {}).get("seconds", 0.0)
     if stage.name == "export":
         _remove(stage.output(settings), settings.run.output_dir, stage.name)
-    ledger.note(stage.name, key=key, settings=dict(wanted), state="begun", seconds=spent)
+    ledger.note(stage.name, key=key, settings=dict(wanted), state="begun", seconds=spent, process=process())
     from eagle3cli.runtime.devices import give_back_gpu_memory
 
     begun, out.data = time.monotonic(), {}

@@ -22,6 +22,7 @@ def run(settings: Settings, out: Out) -> int | None:
 
     from eagle3cli.commands.local_target import with_local_target
     from eagle3cli.commands.worker import in_processes
+    from eagle3cli.runs.live import on_screen
     from eagle3cli.runs.session import recorded
     from eagle3cli.runtime.files import write_text
     from eagle3cli.runtime.log import logged
@@ -51,6 +52,7 @@ def run(settings: Settings, out: Out) -> int | None:
             write_text(folder / "settings.toml", to_toml(settings))
             stack.enter_context(recorded(trainer, settings, report))
             stack.enter_context(tracked(trainer, settings))
+            stack.enter_context(on_screen(trainer, out))
         done_before = trainer.progress.step
         evaluation = train(trainer, stop)
     if ranks.first:

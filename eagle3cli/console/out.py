@@ -16,6 +16,8 @@ from eagle3cli.errors import Eagle3Error
 from eagle3cli.runtime.report import Task
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from eagle3cli.console.progress import Board
 
 
@@ -94,11 +96,23 @@ class Out:
         self, name: str, total: int | None = None, unit: str = "rows", done: int = 0
     ) -> AbstractContextManager[Task]:
         """A job with progress, rate and time left; bars on a terminal, now and then a line elsewhere."""
+        return self._the_board().task(name, total, unit, done)
+
+    @property
+    def live(self) -> bool:
+        """Whether jobs are shown as bars, on a terminal."""
+        return self._the_board().live
+
+    def show_above(self, job: str, what: RenderableType | None) -> None:
+        """Have ``what`` stand above the bars from now on, instead of the notes of the job of this name."""
+        self._the_board().above = None if what is None else (job, what)
+
+    def _the_board(self) -> Board:
         from eagle3cli.console.progress import Board
 
         if self._board is None:
             self._board = Board(sys.stderr, live=is_terminal(sys.stderr))
-        return self._board.task(name, total, unit, done)
+        return self._board
 
     def _write(self, text: str, stream: IO[str]) -> None:
         if self._board is not None and self._board.write(text, stream):

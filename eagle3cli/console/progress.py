@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING
 from eagle3cli.runtime.report import Task
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.progress import Progress
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -42,12 +43,17 @@ class Count:
         return (self.done - self.done_before) / max(time.monotonic() - self.start, 1e-6)
 
     @property
-    def state(self) -> str:
-        """``12.5 rows/s, 1:20 left, loss 0.42``."""
+    def pace(self) -> str:
+        """``12.5 rows/s, 1:20 left``."""
         parts = [f"{self.rate:,.1f} {self.unit}/s"]
         if self.total is not None and self.rate > 0 and self.done < self.total:
             parts.append(f"{duration((self.total - self.done) / self.rate)} left")
-        return ", ".join(parts + [f"{name} {_short(value)}" for name, value in self.notes.items()])
+        return ", ".join(parts)
+
+    @property
+    def state(self) -> str:
+        """``12.5 rows/s, 1:20 left, loss 0.42``."""
+        return ", ".join([self.pace, *(f"{name} {_short(value)}" for name, value in self.notes.items())])
 
     @property
     def line(self) -> str:
@@ -87,15 +93,17 @@ class PlainTask:
 class BarTask:
     """A job shown as a bar."""
 
-    def __init__(self, count: Count, progress: Progress) -> None:
-        self.count, self.progress = count, progress
+    def __init__(self, count: Count, progress: Progress, board: Board) -> None:
+        self.count, self.progress, self.board = count, progress, board
         self.id = progress.add_task(count.name, total=count.total, completed=count.done, state="")
 
     def advance(self, count: int = 1, **notes: object) -> None:
         """Count finished units and redraw."""
         self.count.done += count
         self.count.notes.update(notes)
-        self.progress.update(self.id, completed=self.count.done, state=self.count.state)
+        brief = self.board.above is not None and self.board.above[0] == self.count.name
+        state = self.count.pace if brief else self.count.state
+        self.progress.update(self.id, completed=self.count.done, state=state)
 
 
 class Board:
@@ -105,6 +113,8 @@ class Board:
         self.stream, self.live = stream, live
         self.progress: Progress | None = None
         self.running = 0
+        self.above: tuple[str, RenderableType] | None = None
+        """What stands above the bars, and the job whose notes it tells already."""
 
     @contextmanager
     def task(self, name: str, total: int | None, unit: str, done: int) -> Iterator[Task]:
@@ -118,7 +128,7 @@ class Board:
                 task.say(count.last_line)
             return
         progress = self._begin()
-        bar = BarTask(count, progress)
+        bar = BarTask(count, progress, self)
         try:
             yield bar
         finally:
@@ -138,10 +148,18 @@ class Board:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+        board = self
+
+        class Bars(Progress):
+            def get_renderables(self) -> Iterator[RenderableType]:
+                if board.above is not None:
+                    yield board.above[1]
+                yield self.make_tasks_table(self.tasks)
+
         if self.progress is None:
             state = TextColumn("{task.fields[state]}", markup=False)
             name = TextColumn("{task.description}", markup=False)
-            self.progress = Progress(
+            self.progress = Bars(
                 name,
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),

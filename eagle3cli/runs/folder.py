@@ -77,7 +77,7 @@ class Run:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a training run, begun at least."""
-    return any((folder / name).is_file() for name in (ABOUT, HISTORY)) or (folder / "checkpoints").is_dir()
+    return any((folder / name).is_file() for name in (ABOUT, HISTORY, LOG)) or (folder / "checkpoints").is_dir()
 
 
 def read_run(folder: Path) -> Run:

@@ -168,10 +168,10 @@ def _loss(run: Run) -> Section:
     return Section("Loss", charts=charts)
 
 
-def breakdown(events: Sequence[Event]) -> dict[str, float]:
-    """The share of the training time that each part took, the largest first."""
+def breakdown(events: Sequence[Event], since: float = 0.0) -> dict[str, float]:
+    """The share of the training time after second ``since`` that each part took, the largest first."""
     spent: dict[str, float] = {}
-    before = 0.0
+    before = since
     for event in events:
         took, before = max(0.0, float(event.get("seconds", before)) - before), float(event.get("seconds", before))
         for part, share in (event.get("time") or {}).items():

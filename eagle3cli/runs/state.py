@@ -42,7 +42,7 @@ def state_of(folder: Path, about: Mapping[str, Any]) -> State:
     """The state of the run in ``folder``, whose ``run.json`` is ``about``."""
     silent = time.time() - last_sign(folder)
     session = (sessions_of(about) or [{}])[-1]
-    name, since = session.get("state"), f"no sign of life since {_clock(last_sign(folder))}"
+    name, since = session.get("state"), f"no sign of life since {clock(last_sign(folder))}"
     if name in (FINISHED, STOPPED):
         return State(name, name, silent)
     if name == FAILED:
@@ -50,9 +50,9 @@ def state_of(folder: Path, about: Mapping[str, Any]) -> State:
     if name != RUNNING:  # of an earlier version, or still being set up
         recent = silent <= SILENT_SECONDS
         return State(RUNNING, "being set up", silent) if recent else State(UNKNOWN, since, silent)
-    alive = _alive(session)
-    if alive is False or (alive is None and silent > SILENT_SECONDS):
-        return State(DEAD, f"{since}; its process is gone" if alive is False else since, silent)
+    lives = alive(session)
+    if lives is False or (lives is None and silent > SILENT_SECONDS):
+        return State(DEAD, f"{since}; its process is gone" if lives is False else since, silent)
     return State(RUNNING, RUNNING, silent)
 
 
@@ -73,11 +73,12 @@ def last_sign(folder: Path) -> float:
     return max(times, default=0.0)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A time of day with its date, as people here read it."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-def _alive(session: Mapping[str, Any]) -> bool | None:
+def alive(session: Mapping[str, Any]) -> bool | None:
     """Whether the session's process lives; None where it runs on another machine."""
     pid = session.get("pid")
     if session.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:

@@ -1,0 +1,50 @@
+"""eagle3 watch: follow a run from another terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eagle3cli.commands.command import Command
+from eagle3cli.errors import FAILED
+
+if TYPE_CHECKING:
+    from eagle3cli.console.out import Out
+    from eagle3cli.settings.tables import Settings
+
+
+def run(settings: Settings, out: Out) -> int | None:
+    """Show the run until it ends, or once; exit code 1 if it ended without finishing."""
+    from dataclasses import asdict
+
+    from eagle3cli.chain.report import training_folder
+    from eagle3cli.console.live import LiveView
+    from eagle3cli.console.screen import lines
+    from eagle3cli.runs.found import find, newest
+    from eagle3cli.runs.state import FINISHED
+    from eagle3cli.runs.watch import Watched, follow
+
+    wanted = settings.watch
+    found = newest() if wanted.run is None else find(wanted.run)
+    watched = Watched(found, training_folder(found.path) if found.kind == "chain" else found.path)
+    text = ""
+    if wanted.once:
+        view, state = watched.look()
+    else:
+        with LiveView(quiet=out.json_wanted) as screen:
+            view, state = follow(watched, screen)
+        text = f"{view.name}: {state.told}" if screen.live is not None else ""
+    text = text or "\n".join(lines(view))
+    out.result(
+        {"kind": found.kind, **asdict(view), "ended": state.ended, "state": state.name, "told": state.told}, text
+    )
+    return None if wanted.once or state.name == FINISHED else FAILED
+
+
+COMMAND = Command(
+    name="watch",
+    summary="Follow a run from another terminal, by its files; the newest one where none is named.",
+    examples=("eagle3 watch", "eagle3 watch runs/quickstart", "eagle3 watch runs/train --once"),
+    fields=("watch.*",),
+    arguments=("watch.run",),
+    run=run,
+)

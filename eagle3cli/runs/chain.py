@@ -1,0 +1,67 @@
+"""How far the folder of a whole chain (`eagle3 run`) has come, told by its files."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eagle3cli.console.progress import duration
+from eagle3cli.runs.found import STAGES
+from eagle3cli.runs.state import DEAD, FINISHED, RUNNING, SILENT_SECONDS, STOPPED, State, alive, clock
+
+PAUSE = 30.0
+"""Seconds that may lie between two stages."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain's stages, and whether it goes on."""
+
+    told: str
+    """Which stage it is in, and how many are done."""
+    stage: str | None
+    """The stage that has begun and is not done."""
+    state: State
+
+
+def chain_of(folder: Path) -> Chain:
+    """The chain in ``folder`` as its files are now."""
+    try:
+        text = (folder / STAGES).read_text(encoding="utf-8")
+        stages: Mapping[str, Mapping[str, Any]] = json.loads(text)["stages"]
+        since = (folder / STAGES).stat().st_mtime
+    except (OSError, ValueError, KeyError, TypeError):
+        stages, since = {}, time.time()
+    done = [name for name, stage in stages.items() if stage.get("state") == "done"]
+    stage = next((name for name in stages if name not in done), None)
+    told = f"{len(done)} done" + (f", in {stage} for {duration(time.time() - since)}" if stage else "")
+    return Chain(told, stage, _state(folder, stages.get(stage or "", {}), stage, max(since, newest_sign(folder))))
+
+
+def _state(folder: Path, begun: Mapping[str, Any], stage: str | None, sign: float) -> State:
+    silent = max(0.0, time.time() - sign)
+    if stage is None:
+        if silent <= PAUSE and not (folder / "report.html").is_file():
+            return State(RUNNING, RUNNING, silent)
+        finished = (folder / "report.json").is_file()
+        return State(FINISHED, FINISHED, silent) if finished else State(STOPPED, "stopped between two stages", silent)
+    lives = alive(begun.get("process") or {})
+    if lives is False or (lives is None and silent > SILENT_SECONDS):
+        told = f"ended in {stage}, no sign of life since {clock(sign)}; eagle3 run goes on with it"
+        return State(DEAD, told, silent)
+    return State(RUNNING, RUNNING, silent)
+
+
+def newest_sign(folder: Path) -> float:
+    """When a file of the chain or of its stages' folders was written last, in seconds since 1970."""
+    times = [0.0]
+    for path in (*folder.iterdir(), *folder.glob("*/*")):
+        try:
+            times.append(path.stat().st_mtime)
+        except OSError:
+            continue
+    return max(times)
