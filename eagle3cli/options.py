@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from eagle3cli.commands.command import COMMON, Command, fields_of
+from eagle3cli.commands.remote_code import warn_of_remote_code
 from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
 from eagle3cli.settings.fields import SettingsField
@@ -46,7 +47,9 @@ def function(command: Command) -> Callable[..., int]:
         if files and loaded.origin("run.output_dir") == DEFAULT:  # each recipe has its own folder
             run = settings.run.model_copy(update={"output_dir": Path("runs") / files[0].stem})
             settings = settings.model_copy(update={"run": run})
-        return command.run(settings, Out(json_wanted=given["json_"])) or 0
+        out = Out(json_wanted=given["json_"])
+        warn_of_remote_code(loaded, out)
+        return command.run(settings, out) or 0
 
     parameters = list(_parameters(command, flags, arguments))
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -92,8 +92,8 @@ def _convert(path: Path, folder: Path, source: dict[str, object]) -> None:
     with redirect_stderr(io.StringIO()):
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    for file in folder.iterdir():
-        file.chmod(0o644)
+    for file in folder.iterdir():  # some were written for the user alone, whatever the umask says
+        file.chmod(folder.stat().st_mode & 0o666)
     write_json(folder / SOURCE_FILE, source)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from eagle3cli.backends.logits import Head, make_head
 from eagle3cli.errors import ModelError
 from eagle3cli.models.config import text_part
+from eagle3cli.models.weight_index import read_weight_index
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
@@ -119,7 +120,7 @@ def read_config(model_path: str, *, revision: str | None = None) -> dict[str, An
     path = _file(model_path, "config.json", revision)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"not valid JSON: {error}", where=str(path)) from error
     if not isinstance(found, dict):
         raise ModelError("not a JSON object", where=str(path))
@@ -178,11 +179,7 @@ def _tensor_files(model_path: str, revision: str | None) -> dict[str, str]:
         path = _file(model_path, WEIGHTS, revision)
         with _opened(path) as f:
             return dict.fromkeys(f.keys(), WEIGHTS)
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        return {str(name): str(file) for name, file in weight_map.items()}
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"not an index of safetensors: {error}", where=str(path)) from error
+    return read_weight_index(path)
 
 
 def _find(names: dict[str, str], endings: Sequence[str]) -> str | None:

@@ -11,11 +11,14 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
+from eagle3cli.errors import ModelError
 from eagle3cli.models.config import FLAGS, DraftConfig
 
+MARKUP = re.compile(r"[\\`*\[\]|]")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SHOWN = {
     "train": (
@@ -42,25 +45,38 @@ def origin_of(draft_folder: Path) -> Origin:
     """Read the run that a checkpoint or ``best/`` stands in."""
     for run in (draft_folder, *draft_folder.parents[:2]):
         if (run / "settings.toml").is_file():
-            tables = tomllib.loads((run / "settings.toml").read_text(encoding="utf-8"))
+            tables = _tables(run / "settings.toml")
             break
     else:
         return Origin()
-    data = tables.get("data", {})
-    names = [data.get("train_path"), *(data.get("train_hidden_states_path") or ()), data.get("eval_path")]
-    listed = {key: tables[table][key] for table, keys in SHOWN.items() for key in keys if key in tables.get(table, {})}
-    target = tables.get("target", {}).get("model_path")
-    return Origin(target or None, [Path(name).name for name in names if name], listed, _best(run / "metrics.jsonl"))
+    data = tables["data"]
+    stores = data.get("train_hidden_states_path")
+    named = [data.get("train_path"), *(stores if isinstance(stores, list) else ()), data.get("eval_path")]
+    files = [Path(name).name for name in named if isinstance(name, str) and name]
+    listed = {key: tables[table][key] for table, keys in SHOWN.items() for key in keys if key in tables[table]}
+    target = tables["target"].get("model_path")
+    return Origin(str(target) if target else None, files, listed, _best(run / "metrics.jsonl"))
+
+
+def _tables(path: Path) -> dict[str, dict[str, Any]]:
+    """The tables that the card reads; raises ModelError for a file of settings that is none."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        fix = "remove it, and the card says nothing of the run; or put the right one there"
+        raise ModelError(f"not settings: {error}", where=str(path), fix=fix) from error
+    return {name: raw[name] if isinstance(raw.get(name), dict) else {} for name in ("target", *SHOWN)}
 
 
 def _best(history: Path) -> dict[str, Any] | None:
     found = []
-    for line in history.read_text(encoding="utf-8").split("\n") if history.is_file() else ():
+    for line in history.read_text(encoding="utf-8", errors="replace").split("\n") if history.is_file() else ():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:  # a line that a kill cut off
+            lengths = [float(value) for value in row["acceptance_length"]] if row["event"] == "eval" else []
+        except (ValueError, LookupError, TypeError, RecursionError):  # a line that a kill cut off, or of another kind
             continue
-        if row.get("event") == "eval" and row.get("acceptance_length"):
+        if lengths:
             found.append(row)
     return max(found, key=lambda row: float(row["acceptance_length"][-1])) if found else None
 
@@ -70,17 +86,27 @@ def public_name(target: str) -> str:
     return target if HUB_ID.fullmatch(target) and not Path(target).exists() else Path(target).name
 
 
+def plain(value: object) -> str:
+    """A value as one line of Markdown that shows just this text: no markup, no HTML, no table cell of its own."""
+    return MARKUP.sub(r"\\\g<0>", escape(" ".join(str(value).split()), quote=False))
+
+
+def _yaml(word: str) -> str:
+    return word if re.fullmatch(r"[\w.+-]+", word) else json.dumps(word)
+
+
 def model_card(
     name: str, config: DraftConfig, origin: Origin, serve: Mapping[str, str], *, licence: str | None, target: str | None
 ) -> str:
     """The card as Markdown with the hub's header; ``serve`` holds the line of every server that runs the draft."""
     known = public_name(target or origin.target or "") or "its target"
     base = [f"base_model: {known}"] if HUB_ID.fullmatch(known) else []
-    header = ["---", f"license: {licence or 'other'}", *base, "pipeline_tag: text-generation"]
+    header = ["---", f"license: {_yaml(licence or 'other')}", *base, "pipeline_tag: text-generation"]
+    name, known = plain(name), plain(known)
     header += ["tags:", *(f"- {tag}" for tag in ("eagle3", "speculative-decoding", *serve)), "---"]
     options = [flag for flag in FLAGS if getattr(config, flag)]
     facts = {
-        "target": known,
+        "target": public_name(target or origin.target or "") or "its target",
         "target layers read": ", ".join(map(str, config.aux_layers)),
         "decoder layers": config.num_hidden_layers,
         "hidden / MLP width": f"{config.hidden_size} / {config.intermediate_size}",
@@ -95,7 +121,8 @@ def model_card(
         f"# {name}\n\nAn EAGLE-3 draft for {known}: it proposes tokens, the target checks them, and the text stays the "
         "target's own.",
         "## Serve\n\n" + "\n".join(f"    {line}" for line in serve.values()),
-        "## How it was made\n\n| what | value |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()),
+        "## How it was made\n\n| what | value |\n|---|---|\n"
+        + "\n".join(f"| {k} | {plain(v)} |" for k, v in facts.items()),
         "## Acceptance\n\n" + _acceptance(origin.evaluation),
         f"## Licence\n\n{_licence(licence, known, bool(origin.data))}",
     ]
@@ -115,7 +142,7 @@ def _acceptance(evaluation: Mapping[str, Any] | None) -> str:
 
 
 def _licence(licence: str | None, target: str, has_data: bool) -> str:
-    lines = [f"- this draft: {licence or 'not stated; ask its author'}"]
+    lines = [f"- this draft: {plain(licence or 'not stated; ask its author')}"]
     lines.append(
         f"- {target}: its own licence. The draft was trained on its states, and its head started from the target's"
     )

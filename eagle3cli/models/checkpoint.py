@@ -38,6 +38,7 @@ from eagle3cli.models.contract import (
     whole,
 )
 from eagle3cli.models.foreign import plain_config, plain_tensors
+from eagle3cli.models.weight_index import read_weight_index
 
 WEIGHTS, CONFIG, PICKLED, INDEX = (
     "model.safetensors",
@@ -120,7 +121,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError("no config.json: not a model folder", where=str(folder), fix="give the folder of a draft")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"not valid JSON: {error}", where=str(path)) from error
     if not isinstance(raw, dict):
         raise ModelError("not a JSON object", where=str(path))
@@ -158,11 +159,7 @@ def has_embedding(folder: Path) -> bool:
 def _weight_files(folder: Path) -> list[Path]:
     """The safetensors files: one, or those that an index lists."""
     if (folder / INDEX).is_file():
-        try:
-            named = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-            return [folder / name for name in sorted(set(named))]
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ModelError("not an index of weights", where=str(folder / INDEX)) from error
+        return [folder / name for name in sorted(set(read_weight_index(folder / INDEX).values()))]
     return [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else []
 
 

@@ -97,7 +97,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     """``run.json``; empty where there is none or it is damaged."""
     try:
         found = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -116,6 +116,6 @@ def log_lines(folder: Path, most: int = 1 << 20) -> list[str]:
 def _settings(path: Path) -> dict[str, dict[str, Any]]:
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return {name: table for name, table in found.items() if isinstance(table, dict)}

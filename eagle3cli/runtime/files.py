@@ -34,9 +34,9 @@ def writing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
-        with temporary.open(
-            mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n"
-        ) as f:
+        temporary.unlink(missing_ok=True)  # of a process that had our number; or a link that somebody put there
+        new = mode.replace("w", "x")
+        with temporary.open(new, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n") as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
@@ -90,7 +90,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Fill a temporary folder and rename it to ``folder``: a reader sees all of it or none."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(folder)
-    shutil.rmtree(temporary, ignore_errors=True)
+    remove(temporary)
     temporary.mkdir()
     try:
         fill(temporary)
@@ -99,7 +99,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
             folder.rename(old)
             temporary.rename(folder)
-            shutil.rmtree(old)
+            remove(old)
         else:
             temporary.rename(folder)
         _sync_folder(folder.parent)
@@ -109,13 +109,32 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """Delete a file or a folder where there is one; of a link the link, not what it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Remove ``path`` when the user said --overwrite, else refuse to touch it."""
-    if not path.exists():
+    """Remove ``path`` when the user said --overwrite, else refuse to touch it.
+
+    Raises UsageError also for a link, whose other end may be anything, and for a folder that people live in.
+    """
+    if not path.exists() and not path.is_symlink():
         return
     if not overwrite:
         raise UsageError("already exists", where=str(path), fix="choose another place, or pass --overwrite")
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    if path.is_symlink():
+        what = f"a link to {path.readlink()}; nothing is deleted behind a link"
+        raise UsageError(what, where=str(path), fix="name the place that it points to, or remove the link")
+    if any(path.resolve() in (place, *place.parents) for place in _lived_in()):
+        what = "holds the current folder or your home, and is not deleted"
+        raise UsageError(what, where=str(path), fix="choose a folder of its own")
+    remove(path)
+
+
+def _lived_in() -> list[Path]:
+    home = os.path.expanduser("~")
+    return [Path.cwd(), *([Path(home).resolve()] if os.path.isabs(home) else [])]

@@ -98,7 +98,7 @@ def _store_of_this_machine() -> Any:
     """Where the ranks meet. Torch's own store would take connections from anywhere, and asks for no password; the agent
     finds the one of its port in this process instead of opening that.
     """
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     listener = socket.create_server((LOOPBACK, 0))
     port = listener.getsockname()[1]

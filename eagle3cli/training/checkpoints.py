@@ -31,6 +31,8 @@ from eagle3cli.training.optimizer import Optimizer
 
 NAME = re.compile(r"epoch_(\d+)_step_(\d+)")
 RESUME, PROGRESS, CHECKSUMS = "resume", "progress.json", "checksums.json"
+SIGNS = ("settings.toml", "log.txt", "metrics.jsonl", "checkpoints", "best")
+"""What tells the folder of a run from another one."""
 READ_AT_ONCE = 16 * 2**20
 
 
@@ -60,6 +62,8 @@ def make_place(settings: Train) -> None:
     """The run's folder, emptied with ``overwrite``; raises UsageError where ``resume`` is off and there is a run."""
     folder = settings.output_dir
     if settings.overwrite:
+        if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in SIGNS):
+            raise UsageError("holds something else than a run", where=str(folder), fix="choose another --output-dir")
         refuse_existing(folder, overwrite=True)
     if not settings.resume and list_checkpoints(folder):
         refuse_existing(folder, overwrite=False)

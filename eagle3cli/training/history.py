@@ -24,7 +24,7 @@ def events(text: str) -> list[dict[str, Any]]:
     """The events among the lines of a history."""
     found = []
     for line in text.split("\n"):
-        with suppress(json.JSONDecodeError, RecursionError):
+        with suppress(ValueError, RecursionError):
             event = json.loads(line)
             if isinstance(event, dict) and event.get("event") in EVENTS and isinstance(event.get("step"), int):
                 found.append(event)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +21,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from eagle3cli.errors import Eagle3Error
 from eagle3cli.models.checkpoint import save_draft
 from eagle3cli.models.draft import Draft
-from eagle3cli.runtime.files import disk_error, sync_tree
+from eagle3cli.runtime.files import disk_error, remove, sync_tree
 from eagle3cli.runtime.ranks import Ranks
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.training.checkpoints import (
@@ -73,7 +72,7 @@ class Saver:
         name = f"epoch_{epoch}_step_{progress.step}"
         temporary = self.run / "checkpoints" / f".{name}.tmp-{self._first_pid()}"
         if self.ranks.first:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove(temporary)
         weights = draft.serving_state()
         counters = json.dumps(asdict(progress), indent=1) + "\n"
         writer = HuggingFaceStorageWriter(str(temporary / RESUME), save_distributed=True)
@@ -134,10 +133,10 @@ class Saver:
         (temporary / RESUME / CHECKSUMS).write_text(json.dumps(checksums(temporary), indent=1) + "\n", encoding="utf-8")
         sync_tree(temporary)
         final = temporary.with_name(name)
-        shutil.rmtree(final, ignore_errors=True)
+        remove(final)
         temporary.rename(final)
         for old in list_checkpoints(self.run)[: -self.keep]:
-            shutil.rmtree(old)
+            remove(old)
 
 
 def _told(error: BaseException, where: Path) -> Eagle3Error:
