@@ -59,6 +59,8 @@ def rows_of(view: TrainingView, *, whole: bool) -> list[tuple[str, str, str]]:
         rows.append(("run", f"{view.name}, {view.state}", ""))
         rows += [("stages", view.stages, "")] if view.stages else []
         rows += [_steps(view)] if view.step or view.total else []
+    elif view.total is None and view.left is not None:
+        rows.append(("time left", f"about {duration(view.left)}", ""))
     rows += [("log", view.log, "")] if view.log else []
     if view.loss is not None:
         depths = "/".join(f"{share:.2f}" for share in view.accuracy)

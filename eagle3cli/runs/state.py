@@ -79,9 +79,9 @@ def clock(seconds: float) -> str:
 
 
 def alive(session: Mapping[str, Any]) -> bool | None:
-    """Whether the session's process lives; None where it runs on another machine."""
+    """Whether the session's process lives; None where it runs on another machine, or cannot be asked."""
     pid = session.get("pid")
-    if session.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
+    if os.name != "posix" or session.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
         return None
     try:
         os.kill(pid, 0)

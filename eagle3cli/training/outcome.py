@@ -13,6 +13,7 @@ def outcome(trainer: Trainer, done_before: int, evaluation: Evaluation | None) -
     data: dict[str, object] = {
         "output_dir": str(folder),
         "best": str(folder / "best"),
+        "report": str(folder / "report.html"),
         "steps": progress.step,
         "steps_this_time": progress.step - done_before,
         "steps_left_out": progress.skipped,
@@ -21,9 +22,10 @@ def outcome(trainer: Trainer, done_before: int, evaluation: Evaluation | None) -
         "best_acceptance_length": round(progress.best, 4),
     }
     best = f"held-out acceptance length {progress.best:.3f} (k={len(acceptance)})" if acceptance else "no held-out rows"
+    draft = folder / "best"
     text = (
         f"trained {progress.step} steps ({progress.step - done_before} now) in {progress.seconds:.0f} s; {best}; "
-        f"draft in {folder / 'best'}\nnext: eagle3 eval --draft-model-path {folder / 'best'}, "
-        f"then eagle3 export --draft-model-path {folder / 'best'}"
+        f"draft in {draft}\nreport: {folder / 'report.html'}\n"
+        f"next: eagle3 eval --draft-model-path {draft}, then eagle3 export --draft-model-path {draft}"
     )
     return data, text

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from eagle3cli.runs.folder import read_run
 from tests.commands.ranks import CALM, assert_same_course, gone, ranks_of
 from tests.commands.test_train import SETTINGS, conversations, start, trained, wait_for
 from tests.conftest import RunCli
@@ -35,6 +36,11 @@ def test_any_number_of_processes_gives_what_one_gives(place: Path, run_cli: RunC
         result = trained(run_cli("train", "--output-dir", name, *words, *CALM, "--json", process=True))
         assert result["steps"] == 12
         assert_same_course(place / "one", place / name)
+        alone, together = read_run(place / "one"), read_run(place / name)
+        assert together.about["processes"] == int(words[1])
+        assert together.total("tokens") == alone.total("tokens")
+        assert all(sum(step["time"].values()) <= 1.001 for step in together.steps)
+        assert "waiting for other processes" in (place / name / "report.html").read_text()
 
 
 def test_more_processes_than_rows(place: Path, run_cli: RunCli) -> None:

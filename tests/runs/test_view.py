@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eagle3cli.console.screen import line, lines, spark
+from eagle3cli.console.screen import line, lines, rows_of, spark
 from eagle3cli.runs.folder import read_run
 from eagle3cli.runs.state import FINISHED, RUNNING, State
 from eagle3cli.runs.view import MOST_LINES, Followed, add, newest_checkpoint, time_left, view_of
@@ -69,7 +69,9 @@ def test_time_left_by_steps_budget_or_the_sooner(tmp_path: Path) -> None:
     assert time_left(run) == pytest.approx(300.0)
     run.about["budget_seconds"] = 150.0
     assert time_left(run) == pytest.approx(50.0)
-    run.about |= {"total_steps": None, "budget_seconds": None}
+    run.about["total_steps"] = None
+    assert ("time left", "about 0:50", "") in rows_of(view_of(run, ON), whole=False)  # a bar without a total tells none
+    run.about["budget_seconds"] = None
     assert time_left(run) is None
 
 
