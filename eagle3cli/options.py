@@ -14,7 +14,8 @@ from eagle3cli.commands.remote_code import warn_of_remote_code
 from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
 from eagle3cli.settings.fields import SettingsField
-from eagle3cli.settings.load import DEFAULT, load
+from eagle3cli.settings.load import load
+from eagle3cli.settings.mistakes import DEFAULT
 from eagle3cli.settings.packaged import find_recipe, recipes
 
 CONFIG = typer.Option("--config", metavar="<path>", help=COMMON["--config"])

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from eagle3cli import options, words
+from eagle3cli.commands.command import fields_of
 from eagle3cli.errors import UsageError
+from eagle3cli.settings.fields import fields
+from eagle3cli.settings.renamed import GONE, RENAMED
 
 if TYPE_CHECKING:
     from eagle3cli.cli import Line
@@ -68,11 +71,31 @@ def _add(app: typer.Typer, command: Command) -> None:
 
 def _usage(error: typer.TyperException, typed: Sequence[str], table: Sequence[Line]) -> UsageError:
     """What Typer refused, in the words of our own errors."""
-    command = next((word for word in typed if any(word == line.name for line in table)), "")
+    line = next((line for word in typed for line in table if word == line.name), None)
     message = error.format_message().strip().rstrip(".")
-    hint = f"see: eagle3 {command + ' ' if command else ''}--help"
+    hint = f"see: eagle3 {line.name + ' ' if line else ''}--help"
     suggestion = re.search(r"\(Possible options: ([^)]*)\)|Did you mean (.*)\?", message)
     if suggestion:
         message = message[: suggestion.start()].strip().rstrip(".")
         hint = f"did you mean {suggestion[1] or suggestion[2]}?".replace("'", "")
+    flag = re.search(r"(--[\w-]+)", message)
+    if flag and "No such option" in message:
+        hint = _known_elsewhere(flag[1], line, table) or hint
+    elif flag and "requires an argument" in message:
+        hint = f"write {flag[1]} VALUE; {hint}"
     return UsageError(message[:1].lower() + message[1:], fix=hint)
+
+
+def _known_elsewhere(flag: str, line: Line | None, table: Sequence[Line]) -> str | None:
+    """What a flag is called here that another program has, or whose flag it is."""
+    name = flag.removeprefix("--").replace("-", "_")
+    if name in GONE:
+        return GONE[name]
+    field = fields().get(RENAMED.get(name, "")) or next((f for f in fields().values() if flag in f.flags), None)
+    if field is None or line is None:
+        return None
+    commands = {line.name: getattr(importlib.import_module(line.module), "COMMAND", None) for line in table}
+    owners = [name for name, command in commands.items() if command and field in fields_of(command)[0]]
+    if line.name in owners:
+        return f"it is {field.flags[0]} here"
+    return f"{field.flags[0]} is for eagle3 {', '.join(owners)}" if owners else f"use --set {field.key}=VALUE"

@@ -13,12 +13,13 @@ from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
 from eagle3cli.options import Config, Debug, Json, Set
 from eagle3cli.settings import load as layers
-from eagle3cli.settings.fields import select, tables
+from eagle3cli.settings.fields import tables
 from eagle3cli.settings.packaged import find_recipe
-from eagle3cli.settings.toml import commented_toml, literal
+from eagle3cli.settings.toml import literal
 
 app = typer.Typer()
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing; every setting as a comment.")]
 Keys = Annotated[list[str] | None, typer.Argument(metavar="KEY", help="Only these tables or table.key; all if none.")]
 Files = Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Files or recipes; eagle3.toml if none.")]
 Target = Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")]
@@ -27,16 +28,7 @@ Target = Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.
 @app.command(epilog=options.epilog(["eagle3 config show train", "eagle3 config show --set train.batch_size=8"]))
 def show(keys: Keys = None, config: Config = None, set_: Set = None, json_: Json = False, debug: Debug = False) -> None:
     """Show every setting with its value and where that came from."""
-    loaded = layers.load(config or (), set_ or ())
-    rows = []
-    for pattern in keys or tables():
-        try:
-            chosen = select(pattern if "." in pattern else f"{pattern}.*")
-        except KeyError as error:
-            raise layers.unknown_key(pattern, "KEY") from error
-        for field in chosen:
-            value = getattr(getattr(loaded.settings, field.table), field.name)
-            rows.append((field.key, value, loaded.origin(field.key)))
+    rows = layers.load(config or (), set_ or ()).rows(keys or list(tables()))
     out = Out(json_wanted=json_)
     shown = [(key, "-" if value is None else literal(value), origin) for key, value, origin in rows]
     if not json_:
@@ -47,34 +39,38 @@ def show(keys: Keys = None, config: Config = None, set_: Set = None, json_: Json
 
 @app.command(epilog=options.epilog(["eagle3 config check", "eagle3 config check eagle3.toml experiment.toml"]))
 def check(files: Files = None, json_: Json = False, debug: Debug = False) -> None:
-    """Check settings files: unknown keys, wrong values, broken TOML."""
+    """Check settings files: unknown keys, wrong values, broken TOML; all mistakes at once."""
+    from eagle3cli.settings.inputs import missing_inputs
+
     if not files and not layers.FOLDER_FILE.is_file():
-        raise UsageError(
-            "no settings file here", where="eagle3.toml", fix="name a file, or write one: eagle3 config init"
-        )
-    paths = [find_recipe(name) for name in files or ()]
-    loaded = layers.load(paths)
-    checked = ", ".join(map(str, loaded.files))
+        fix = "name a file, or write one: eagle3 config init"
+        raise UsageError("no settings file here", where="eagle3.toml", fix=fix)
+    loaded = layers.load([find_recipe(name) for name in files or ()])
+    out = Out(json_wanted=json_)
+    for where, key, path in missing_inputs(loaded):
+        out.warn(f"{where}: {key}: {path} is not there yet")
     count = len(loaded.origins)
-    text = f"{checked}: fine, {count} setting{'' if count == 1 else 's'} given"
-    Out(json_wanted=json_).result({"files": list(loaded.files), "settings": count}, text)
+    text = f"{', '.join(map(str, loaded.files))}: fine, {count} setting{'' if count == 1 else 's'} given"
+    out.result({"files": list(loaded.files), "settings": count}, text)
 
 
-@app.command(epilog=options.epilog(["eagle3 config init", "eagle3 config init experiment.toml"]))
+@app.command(epilog=options.epilog(["eagle3 config init", "eagle3 config init experiment.toml --yes"]))
 def init(
-    file: Target = layers.FOLDER_FILE, overwrite: Overwrite = False, json_: Json = False, debug: Debug = False
+    file: Target = layers.FOLDER_FILE,
+    yes: Yes = False,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+    debug: Debug = False,
 ) -> None:
-    """Write a settings file with every setting as a comment, its help and its default."""
-    from eagle3cli.runtime.files import refuse_existing, write_text
+    """Write a settings file: a few questions on a terminal, and all other settings as comments with their help."""
+    from eagle3cli.commands.config_init import write_starter
 
-    refuse_existing(file, overwrite)
-    write_text(file, commented_toml())
-    Out(json_wanted=json_).result({"file": file}, f"wrote {file}; remove the # before what you want to set")
+    write_starter(file, ask=not yes, overwrite=overwrite, out=Out(json_wanted=json_))
 
 
 @app.command(epilog=options.epilog(["eagle3 config schema > eagle3.schema.json"]))
 def schema(debug: Debug = False) -> None:
     """Print the JSON Schema of the settings file, for editors."""
-    from eagle3cli.settings.tables import Settings
+    from eagle3cli.settings.schema import json_schema
 
-    Out().print(json.dumps(Settings.model_json_schema(), indent=1, ensure_ascii=False))
+    Out().print(json.dumps(json_schema(), indent=1, ensure_ascii=False))

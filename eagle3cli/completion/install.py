@@ -10,7 +10,7 @@ from eagle3cli.completion.shells import SHELLS, script
 from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.files import write_text
-from eagle3cli.settings.load import suggest
+from eagle3cli.settings.mistakes import suggest
 
 
 def asked(words: Sequence[str]) -> int:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from eagle3cli.errors import UsageError
-from eagle3cli.settings.fields import SettingsField, fields, tables
+from eagle3cli.settings.fields import SettingsField, fields, select, tables
+from eagle3cli.settings.mistakes import (
+    DEFAULT,
+    explain,
+    key_without_table,
+    together,
+    unknown_key,
+    wrong_value,
+)
 from eagle3cli.settings.tables import Settings
 from eagle3cli.settings.toml import read_toml
 
 FOLDER_FILE = Path("eagle3.toml")
-DEFAULT = "default"
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,25 @@ class Loaded:
         """Where the value of ``table.name`` came from."""
         return self.origins.get(key, DEFAULT)
 
+    def rows(self, patterns: Sequence[str]) -> list[tuple[str, Any, str]]:
+        """Key, value and origin of the fields of these tables or keys. Raises UsageError for an unknown one."""
+        found = []
+        for pattern in patterns:
+            try:
+                chosen = select(pattern if "." in pattern else f"{pattern}.*")
+            except KeyError as error:
+                raise unknown_key(pattern, "KEY") from error
+            for one in chosen:
+                value = getattr(getattr(self.settings, one.table), one.name)
+                found.append((one.key, value, self.origin(one.key)))
+        return found
+
 
 @dataclass
 class _Layers:
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    wrong: list[UsageError] = field(default_factory=list)
 
     def put(self, key: str, value: Any, origin: str) -> None:
         self.values[key], self.origins[key] = value, origin
@@ -64,20 +83,26 @@ def load(
 
 
 def _add_file(layers: _Layers, path: Path) -> None:
+    refused: tuple[str, ...] = ()  # what stands in a table that does not exist is not told one by one
     for entry in read_toml(path):
         where = f"{path}:{entry.line}"
         table, *rest = entry.key
-        if table not in tables():
-            raise _unknown(table, "table" if rest or entry.value is None else "key", tables(), where)
-        if not rest:
-            if entry.value is not None:
-                fix = f"write [{table}] on a line of its own, its keys below"
-                raise UsageError(f"{table} is a table, not a value", where=where, fix=fix)
+        key = ".".join(entry.key)
+        if refused and entry.key[: len(refused)] == refused:
             continue
-        key = f"{table}.{rest[0]}"
-        if key not in fields() or len(rest) > 1:
-            raise _unknown(".".join(entry.key), "key", fields(), where)
-        layers.put(key, entry.value, where)
+        if table not in tables() and not rest and entry.value is not None:
+            layers.wrong.append(key_without_table(table, where))
+        elif table not in tables():
+            refused = (table,)
+            layers.wrong.append(unknown_key(table, where))
+        elif not rest and entry.value is not None:
+            fix = f"write [{table}] on a line of its own, its keys below"
+            layers.wrong.append(UsageError(f"{table} is a table, not a value", where=where, fix=fix))
+        elif rest and key not in fields():
+            refused = entry.key if entry.value is None else ()
+            layers.wrong.append(unknown_key(key, where))
+        elif rest:
+            layers.put(key, entry.value, where)
 
 
 def _add_assignment(layers: _Layers, assignment: str) -> None:
@@ -85,9 +110,10 @@ def _add_assignment(layers: _Layers, assignment: str) -> None:
     key = key.strip()
     if not equals or "." not in key:
         raise UsageError(f"cannot read {assignment!r}", where="--set", fix="write --set table.key=value")
-    if key not in fields():
-        raise _unknown(key, "key", fields(), "--set")
-    layers.put(key, parse_value(fields()[key], text.strip()), f"--set {key}")
+    if key in fields():
+        layers.put(key, parse_value(fields()[key], text.strip()), f"--set {key}")
+    else:
+        layers.wrong.append(unknown_key(key, "--set"))
 
 
 def parse_value(field: SettingsField, text: str) -> Any:
@@ -102,77 +128,20 @@ def parse_value(field: SettingsField, text: str) -> Any:
     return [text] if field.many else text
 
 
-def unknown_key(name: str, where: str) -> UsageError:
-    """The error for a table or key that does not exist."""
-    known = fields() if "." in name else tables()
-    return _unknown(name, "key" if "." in name else "table", known, where)
-
-
-def _unknown(name: str, kind: str, known: Iterable[str], where: str) -> UsageError:
-    close = suggest(name, known)
-    fix = f"did you mean {close}?" if close else "see all keys with: eagle3 config show"
-    return UsageError(f"unknown {kind} {name}", where=where, fix=fix)
-
-
-def suggest(name: str, known: Iterable[str]) -> str | None:
-    """The known name closest to ``name``; a bare field name also finds its table's key."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if close:
-        return close[0]
-    last = name.rpartition(".")[2]
-    by_field = {candidate.rpartition(".")[2]: candidate for candidate in names}
-    close = difflib.get_close_matches(last, by_field, n=1, cutoff=0.75)
-    return by_field[close[0]] if close else None
-
-
 def _validate(layers: _Layers) -> Settings:
     nested: dict[str, dict[str, Any]] = {}
-    wrong: list[UsageError] = []
+    wrong = list(layers.wrong)
     for key, value in layers.values.items():
         table, name = key.split(".")
         if isinstance(value, bool) and fields()[key].type in (int, float):  # pydantic would read true as 1
-            wrong.append(_wrong_value(fields()[key], value, layers.origins[key]))
+            wrong.append(wrong_value(fields()[key], value, layers.origins[key]))
             continue
         nested.setdefault(table, {})[name] = value
     try:
         settings = Settings.model_validate(nested)
     except ValidationError as error:
-        wrong += _explain(error, layers)
-    if len(wrong) == 1:
-        raise wrong[0]
-    if wrong:
-        raise UsageError(f"{len(wrong)} settings are wrong\n" + "\n".join(str(each) for each in wrong))
-    return settings
-
-
-def _explain(error: ValidationError, layers: _Layers) -> list[UsageError]:
-    wrong: dict[str, UsageError] = {}  # one message a key, though a list may have several wrong items
-    for detail in error.errors():
-        key = ".".join(map(str, detail["loc"][:2]))
-        if key in fields():
-            value = layers.values.get(key, detail["input"])
-            origin = layers.origins.get(key, DEFAULT)
-            said = detail["msg"].removeprefix("Value error, ") if detail["type"] == "value_error" else None
-            wrong.setdefault(key, _wrong_value(fields()[key], value, origin, said))
-        else:
-            wrong.setdefault(key or detail["msg"], _wrong_combination(detail["msg"], layers))
-    return list(wrong.values())
-
-
-def _wrong_value(field: SettingsField, value: Any, origin: str, said: str | None = None) -> UsageError:
-    """The error for a value; ``said`` is what the field's own check says of it."""
-    shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    if isinstance(value, bool):
-        shown = shown.lower()
-    name = origin if origin.startswith("--") else f"{origin}: {field.key}"
-    close = difflib.get_close_matches(shown, field.choices, n=1)
-    fix = f"did you mean {close[0]}?" if close else None
-    return UsageError(said or f"{shown!r} is not {field.allowed}", where=name, fix=fix)
-
-
-def _wrong_combination(message: str, layers: _Layers) -> UsageError:
-    """A rule between fields; its message names the keys, of which the first one set by the user is the place."""
-    named = [key for key in re.findall(r"\b[a-z_]+\.[a-z_0-9]+\b", message) if key in layers.origins]
-    where = layers.origins[named[0]] if named else None
-    return UsageError(message.removeprefix("Value error, "), where=where)
+        wrong += explain(error, layers.values, layers.origins)
+    else:
+        if not wrong:
+            return settings
+    raise together(wrong)

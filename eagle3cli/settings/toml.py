@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ def read_toml(path: Path) -> list[Entry]:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error))
-        raise UsageError(f"cannot read settings: {reason}", where=str(path)) from error
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1, cutoff=0.8)
+        fix = f"did you mean {path.parent / near[0]}?" if near else f"write one: eagle3 config init {path}"
+        raise UsageError(f"cannot read settings: {reason}", where=str(path), fix=fix) from error
     except UnicodeDecodeError as error:
         raise UsageError("not UTF-8 text", where=str(path), fix="save the file as UTF-8") from error
     try:
@@ -46,8 +49,27 @@ def _broken(error: tomllib.TOMLDecodeError, text: str, path: Path) -> UsageError
     what = re.sub(r" \(at .*\)$", "", str(error))
     lines = text.splitlines()
     shown = f": {lines[line - 1].strip()}" if 0 < line <= len(lines) and lines[line - 1].strip() else ""
-    fix = 'write key = value; text needs quotes ("text"), lists brackets ([1, 2]), a table its own line ([train])'
-    return UsageError(f"broken TOML ({what[0].lower()}{what[1:]}){shown}", where=f"{path}:{line}", fix=fix)
+    return UsageError(
+        f"broken TOML ({what[0].lower()}{what[1:]}){shown}", where=f"{path}:{line}", fix=_mend(lines, line)
+    )
+
+
+def _mend(lines: list[str], line: int) -> str:
+    """How to mend the line that TOML stumbled over (counted from 1)."""
+    text = lines[line - 1].strip() if 0 < line <= len(lines) else ""
+    earlier = [number for number, other in enumerate(lines[: line - 1], 1) if _start(other) == _start(text) != ""]
+    if text.startswith("[") and earlier:
+        return f"{text} stands on line {earlier[-1]} already: move its keys there"
+    bare = re.fullmatch(r"([\w.-]+)\s*=\s*([A-Za-z./~][^\s\"'\[\]{}#]*)(\s*#.*)?", text)
+    if bare:
+        return f'text needs quotes: {bare[1]} = "{bare[2]}"'
+    if earlier and "=" in text:
+        return f"{_start(text)} is set on line {earlier[-1]} already: keep one of the two"
+    return 'write key = value; text needs quotes ("text"), lists brackets ([1, 2]), a table its own line ([train])'
+
+
+def _start(line: str) -> str:
+    return line.strip() if line.strip().startswith("[") else line.partition("=")[0].strip()
 
 
 def _entries(text: str) -> Iterator[Entry]:
@@ -115,18 +137,27 @@ def to_toml(settings: Settings) -> str:
     return "\n".join(parts)
 
 
-def commented_toml() -> str:
-    """A settings file in which every field stands as a comment, with its help and its default."""
-    parts = ["# Settings of eagle3: remove the # before a line to set it. Flags and --set win over this file.", ""]
+def commented_toml(values: Mapping[str, Any] | None = None, head: str = "") -> str:
+    """A settings file in which every field stands as a comment, with its help and its default.
+
+    ``values`` (by ``table.key``) are set; ``head`` are lines before all others.
+    """
+    parts = [
+        "# Settings of eagle3: remove the # before a line to set it. Flags and --set win over this file.",
+        head,
+        "",
+    ]
     for table, summary in tables().items():
         parts += [f"# {summary}", f"[{table}]"]
         for field in fields().values():
             if field.table == table:
-                parts += [f"# {field.help} ({field.allowed})", _example_line(field), ""]
+                parts += [f"# {field.help} ({field.allowed})", _example_line(field, values or {}), ""]
     return "\n".join(parts).rstrip("\n") + "\n"
 
 
-def _example_line(field: SettingsField) -> str:
+def _example_line(field: SettingsField, values: Mapping[str, Any]) -> str:
+    if field.key in values:
+        return f"{field.name} = {literal(values[field.key])}"
     if field.default is None:
         return f"# {field.name} = ..."
     return f"# {field.name} = {literal(field.default)}"

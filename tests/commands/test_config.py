@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
+import pty
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from eagle3cli.settings.fields import fields
-from tests.conftest import RunCli
+from tests.conftest import ROOT, RunCli
 
 
 def test_show_gives_each_value_with_its_origin(run_cli: RunCli, tmp_path: Path) -> None:
@@ -49,10 +54,57 @@ def test_init_writes_a_file_once(run_cli: RunCli, tmp_path: Path) -> None:
     assert run_cli("config", "check").code == 0
 
 
-def test_schema_describes_every_table(run_cli: RunCli) -> None:
-    schema = json.loads(run_cli("config", "schema").out)
-    assert set(schema["properties"]) == {field.table for field in fields().values()}
-    assert schema["additionalProperties"] is False
+def init_on_a_terminal(folder: Path, typed: str, *words: str) -> tuple[int, str]:
+    """``eagle3 config init`` with a terminal on stdin and stderr; returns the exit code and what was shown there."""
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "eagle3cli", "config", "init", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes: dict[str, Any] = {"stdin": slave, "stderr": slave, "stdout": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes)
+    os.write(master, typed.encode())
+    code = process.wait(60)
+    os.close(slave)
+    shown = b""
+    with contextlib.suppress(OSError):  # a pseudo-terminal ends with an error
+        while data := os.read(master, 65536):
+            shown += data
+    os.close(master)
+    return code, shown.decode()
+
+
+def test_init_asks_on_a_terminal_and_enter_takes_the_default(run_cli: RunCli, tmp_path: Path) -> None:
+    code, shown = init_on_a_terminal(tmp_path, "me/My-Model\n\nofline\noffline\n\nmany\n2\n")
+    assert code == 0, shown
+    assert "[Qwen/Qwen3-8B]" in shown
+    assert "'ofline' is not online or offline (did you mean offline?)" in shown
+    assert "'many' is neither a number of GPUs nor auto" in shown
+    given = tomllib.loads((tmp_path / "eagle3.toml").read_text())
+    assert {table: keys for table, keys in given.items() if keys} == {
+        "target": {"model_path": "me/My-Model"},
+        "prepare": {"source": ["sharegpt"]},
+        "train": {"mode": "offline", "output_dir": "runs/my-model/train"},
+        "run": {"output_dir": "runs/my-model"},
+        "launch": {"gpus": "2"},
+    }
+    assert run_cli("config", "check").out == "eagle3.toml: fine, 6 settings given\n"
+
+
+def test_init_asks_nothing_with_yes_and_writes_nothing_when_left(tmp_path: Path) -> None:
+    code, shown = init_on_a_terminal(tmp_path, "me/model\n\x04")
+    assert (code, (tmp_path / "eagle3.toml").exists()) == (130, False), shown
+    code, shown = init_on_a_terminal(tmp_path, "", "--yes")
+    assert code == 0
+    assert "Target model" not in shown
+    assert not any(tomllib.loads((tmp_path / "eagle3.toml").read_text()).values())
+
+
+def test_init_points_editors_to_the_schema_that_lies_beside(run_cli: RunCli, tmp_path: Path) -> None:
+    run_cli("config", "init")
+    assert "eagle3 config schema > eagle3.schema.json" in (tmp_path / "eagle3.toml").read_text()
+    (tmp_path / "eagle3.schema.json").write_text(run_cli("config", "schema").out)
+    run_cli("config", "init", "--overwrite")
+    assert (tmp_path / "eagle3.toml").read_text().startswith("#:schema ./eagle3.schema.json\n")
+    assert run_cli("config", "check").code == 0
 
 
 def test_config_alone_shows_its_help(run_cli: RunCli) -> None:

@@ -1,0 +1,69 @@
+"""The JSON Schema of a settings file, for editors that complete and check TOML."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from eagle3cli.settings.fields import SettingsField, fields, tables
+from eagle3cli.settings.tables import Settings
+
+FILE = "eagle3.schema.json"
+TYPES = {int: "integer", float: "number", bool: "boolean"}
+BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+
+
+def json_schema() -> dict[str, Any]:
+    """Tables, keys, types, choices, bounds, defaults and help of every setting."""
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "Settings of eagle3",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {table: _table(table, summary) for table, summary in tables().items()},
+    }
+
+
+def _table(table: str, summary: str) -> dict[str, Any]:
+    keys = {field.name: _field(field) for field in fields().values() if field.table == table}
+    return {"type": "object", "description": summary, "additionalProperties": False, "properties": keys}
+
+
+def _field(field: SettingsField) -> dict[str, Any]:
+    told: dict[str, Any] = {"description": field.help}
+    one = _one(field)
+    if not field.many:
+        told |= one
+    elif _takes(field, "x"):  # one value may stand without brackets
+        told["anyOf"] = [{"type": "array", "items": one}, one]
+    else:
+        told |= {"type": "array", "items": one}
+    if field.default is not None:
+        told["default"] = _plain(field.default)
+    return told
+
+
+def _one(field: SettingsField) -> dict[str, Any]:
+    """The schema of one value."""
+    if field.choices:
+        return {"enum": list(field.choices)}
+    kind: Any = TYPES.get(field.type, "string")
+    if kind == "string" and _takes(field, [1] if field.many else 1):
+        kind = ["string", "integer"]
+    bounds = {word: field.bound(name) for name, word in BOUNDS.items() if field.bound(name) is not None}
+    return {"type": kind, **({} if field.many else bounds)}
+
+
+def _takes(field: SettingsField, value: object) -> bool:
+    try:
+        Settings.model_validate({field.table: {field.name: value}})
+    except ValidationError:
+        return False
+    return True
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (bool, int, float)) else str(value)
