@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eagle3cli.settings.load import DEFAULT
+from eagle3cli.settings.mistakes import DEFAULT
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out
