@@ -41,8 +41,9 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
-        return self.folder.resolve().name
+        """The folder's own name; ``train`` alone says little, so the one around it stands before."""
+        whole = self.folder.resolve()
+        return f"{whole.parent.name}/{whole.name}" if whole.name == "train" else whole.name
 
     def setting(self, key: str, default: Any = None) -> Any:
         """A setting by ``table.name``."""

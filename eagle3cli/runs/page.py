@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from eagle3cli.console.report import Page, Section
 from eagle3cli.console.samples import html_samples
 from eagle3cli.runs.folder import Event, Run
 from eagle3cli.runs.settings_used import settings_section
-from eagle3cli.runs.state import RUNNING, sessions_of, state_of
+from eagle3cli.runs.state import RUNNING, clock, sessions_of, state_of
 
 PART_NAMES = {
     "target": "target's pass",
@@ -61,6 +62,8 @@ def summary(run: Run) -> str:
         parts.append("Nothing has been logged yet.")
     else:
         parts.append("No evaluation yet." if state.name == RUNNING else "No held-out rows were evaluated.")
+    if not state.ended:
+        parts.append(f"Written {clock(time.time())}.")
     return " ".join(parts)
 
 

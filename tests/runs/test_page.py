@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ def test_the_page_tells_the_run(tmp_path: Path) -> None:
     assert '<span class="t">Hello &lt;script&gt;</span>' in drawn
     assert '<span class="u">&lt;user&gt;Hi &amp; bye</span>' in drawn
     assert "<b>no messages" not in drawn
+
+
+def test_a_page_of_a_run_that_goes_on_says_when_it_was_written(tmp_path: Path) -> None:
+    page = training_page(read_run(make_run(tmp_path / "mine" / "train", steps=50, state="running")))
+    assert page.title == "Training run mine/train"
+    assert re.search(r"No evaluation yet\. Written 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d\.$", page.summary)
 
 
 def test_a_long_run_has_a_small_page(tmp_path: Path) -> None:
