@@ -80,7 +80,8 @@ def calls(tmp_path: Path) -> Calls:
 
 def ours(call: list[str]) -> list[str]:
     """The words after ``eagle3``, however it was started."""
-    return call[1:] if call[0] == "eagle3" else call[call.index("eagle3cli") + 1 :]
+    name = "eagle3" if "eagle3" in call else "eagle3cli"
+    return call[call.index(name) + 1 :]
 
 
 @pytest.fixture

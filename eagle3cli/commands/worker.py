@@ -47,7 +47,7 @@ def main() -> int:
     from eagle3cli.runtime.launch import begin_rank, tell_error
 
     payload = begin_rank()
-    from eagle3cli.runtime.ranks import lost_another
+    from eagle3cli.runtime.ranks import LostAnotherError
     from eagle3cli.settings.tables import Settings
 
     module = importlib.import_module(f"eagle3cli.commands.{payload['command'].replace('-', '_')}")
@@ -55,13 +55,9 @@ def main() -> int:
     try:
         module.COMMAND.run(Settings.model_validate(payload["settings"]), WorkerOut())
     except Eagle3Error as error:
-        tell_error(rank, error)
+        tell_error(rank, error, lost=isinstance(error, LostAnotherError))
         return error.exit_code
     except Exception as error:
-        if lost_another(error):
-            told = "lost another process of this run, or the way to it"
-            tell_error(rank, Eagle3Error(told, fix="look at what ended that one; run again to go on"), lost=True)
-            return FAILED
         traceback.print_exc()
         tell_error(rank, Eagle3Error(f"{type(error).__name__}: {error}", fix="its traceback stands above"))
         return FAILED

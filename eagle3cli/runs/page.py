@@ -22,8 +22,11 @@ PART_NAMES = {
     "backward": "draft backward",
     "optimiser": "optimiser",
     "waiting": "waiting for other processes",
+    "communication": "gradients between processes",
     "other": "other (planning, checkpoints, logs)",
 }
+BETWEEN = ("waiting", "communication")
+"""Parts that a single process has no time for."""
 MOST_WARNINGS = 20
 
 
@@ -185,7 +188,7 @@ def breakdown(events: Sequence[Event], since: float = 0.0) -> dict[str, float]:
 
 def _speed(run: Run) -> Section:
     alone = run.about.get("processes") == 1
-    spent = {part: share for part, share in breakdown(run.steps).items() if not (alone and part == "waiting")}
+    spent = {part: share for part, share in breakdown(run.steps).items() if not (alone and part in BETWEEN)}
     shares = {PART_NAMES.get(part, part): share for part, share in spent.items()}
     charts: list[Chart] = [
         Lines("Throughput", "step", "tokens/s", {"tokens/s": lines_of(run.steps, "tokens_per_s")}, from_zero=True),

@@ -61,6 +61,19 @@ def write_text(path: Path, text: str) -> None:
         f.write(text)
 
 
+def append(path: Path, text: str) -> None:
+    """Add to a text file all of a text, or nothing; raises OSError."""
+    with path.open("ab", buffering=0) as f:
+        before = f.seek(0, os.SEEK_END)
+        content = memoryview(text.encode())
+        try:
+            while content:
+                content = content[f.write(content) :]
+        except OSError:
+            f.truncate(before)
+            raise
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -19,6 +19,7 @@ from typing import Any
 from eagle3cli.errors import STOPPED, Eagle3Error, Stopped, UsageError
 from eagle3cli.runtime.parent import end_with_parent
 from eagle3cli.runtime.report import Reporter
+from eagle3cli.runtime.slurm import as_torchrun
 from eagle3cli.runtime.stop import Stop, catch_stop, stopped
 
 LOOPBACK = "127.0.0.1"
@@ -34,6 +35,7 @@ def processes(wanted: str | None) -> int:
 
     Raises UsageError for more than there are GPUs, where there are any.
     """
+    os.environ.update(as_torchrun(os.environ))
     if wanted is None or "WORLD_SIZE" in os.environ:
         return 1
     import torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO
@@ -26,10 +26,10 @@ class LoggedTask:
 
 
 class Logged:
-    """A reporter that passes everything on and also writes it down."""
+    """A reporter that passes everything on and also writes it down; a full disk ends no run for its log's sake."""
 
     def __init__(self, inner: Reporter, file: IO[str], path: Path) -> None:
-        self.inner, self.file, self.path = inner, file, path
+        self.inner, self.file, self.path, self.whole = inner, file, path, True
 
     def info(self, text: str) -> None:
         """Pass on and write down."""
@@ -65,12 +65,18 @@ class Logged:
             self.file.write(f"{now} {text}\n")
             self.file.flush()
         except OSError as error:
-            raise disk_error(error, self.path) from error
+            if self.whole:
+                self.inner.warn(f"{disk_error(error, self.path)}; the run goes on without it")
+            self.whole = False
 
 
 @contextmanager
 def logged(report: Reporter, path: Path) -> Iterator[Logged]:
     """Append what ``report`` is told within the block to the text file ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+    file = path.open("a", encoding="utf-8")
+    try:
         yield Logged(report, file, path)
+    finally:
+        with suppress(OSError):  # what could not be written has been told
+            file.close()

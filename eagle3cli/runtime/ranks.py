@@ -16,6 +16,7 @@ from eagle3cli.errors import Eagle3Error
 from eagle3cli.runtime.heart import Beat, Heart
 from eagle3cli.runtime.launch import tell_error
 from eagle3cli.runtime.parent import end_with_parent
+from eagle3cli.runtime.slurm import as_torchrun
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,13 @@ LONGEST_WAIT = timedelta(days=30)
 
 FIRST_WAIT = 20 * 60.0
 """Seconds in which all have to have started."""
+
+
+LOST = "look at what ended that one; run the same command again to go on"
+
+
+class LostAnotherError(Eagle3Error):
+    """Another process of the run has ended, and with it this one's work."""
 
 
 @dataclass(frozen=True)
@@ -130,11 +138,12 @@ ALONE = Ranks()
 
 @contextmanager
 def joined(timeout: float | None = None) -> Iterator[Ranks]:
-    """The ranks that ``WORLD_SIZE`` and ``RANK`` announce, each with its own GPU where there are any; else one.
+    """The ranks that ``WORLD_SIZE`` and ``RANK`` announce, or SLURM; else one. Each has a GPU where there are any.
 
     With ``timeout`` (seconds) this process ends when another one is silent, or keeps the others waiting in the
-    training loop, for as long.
+    training loop, for as long. Raises LostAnotherError for what the end of another one looks like from here.
     """
+    os.environ.update(as_torchrun(os.environ))
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Ranks()
@@ -173,6 +182,10 @@ def joined(timeout: float | None = None) -> Iterator[Ranks]:
         heart.thread.start()
     try:
         yield Ranks(index, count, heart)
+    except Exception as error:
+        if not _of_another(error):
+            raise
+        raise LostAnotherError("lost another process of this run, or the way to it", fix=LOST) from error
     finally:
         if heart is not None:
             heart.ended.set()
@@ -190,7 +203,7 @@ def _give_up(rank: int, late: Beat, said: str) -> None:
     os._exit(error.exit_code)
 
 
-def lost_another(error: Exception) -> bool:
+def _of_another(error: Exception) -> bool:
     """Whether an error is what a rank sees of another one's end."""
     import torch.distributed as dist
 

@@ -157,7 +157,7 @@ def build(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Trainer
         progress=progress,
         saver=Saver(run, settings.train.keep_checkpoints, ranks, report, saved_step=progress.step),
         report=report,
-        listeners=[history_writer(run, progress.step)] if ranks.first else [],
+        listeners=[history_writer(run, progress.step, report)] if ranks.first else [],
         clock=Stopwatch(embedding.device),
         facts=inputs.facts,
         window=Window(**progress.window),

@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.runtime.files import write_text
+from eagle3cli.runtime.files import append, disk_error, write_text
+from eagle3cli.runtime.report import Reporter
 
 FILE = "metrics.jsonl"
 EVENTS = ("step", "eval")
@@ -31,19 +32,27 @@ def events(text: str) -> list[dict[str, Any]]:
     return found
 
 
-def history_writer(run: Path, from_step: int) -> Callable[[str, dict[str, Any]], None]:
+def history_writer(run: Path, from_step: int, report: Reporter) -> Callable[[str, dict[str, Any]], None]:
     """A listener that appends to the run's history; lines after ``from_step`` (of a run that died) are dropped.
 
-    A finished run that is started again is measured again; the history has that already.
+    A finished run that is started again is measured again; the history has that already. Lines that a full disk does
+    not take wait for the next ones.
     """
     kept = [row for row in read_history(run) if row["step"] <= from_step]
     write_text(run / FILE, "".join(json.dumps(row) + "\n" for row in kept))
-    known = {(row["event"], row["step"]) for row in kept}
+    known, waiting = {(row["event"], row["step"]) for row in kept}, list[str]()
 
     def listen(event: str, numbers: dict[str, Any]) -> None:
         if (event, numbers["step"]) in known:
             return
-        with (run / FILE).open("a", encoding="utf-8") as f:
-            f.write(json.dumps({"event": event, **numbers}) + "\n")
+        known.add((event, numbers["step"]))
+        waiting.append(json.dumps({"event": event, **numbers}) + "\n")
+        try:
+            append(run / FILE, "".join(waiting))
+        except OSError as error:
+            if len(waiting) == 1:
+                report.warn(f"{disk_error(error, run / FILE)}; the run goes on, its history waits")
+        else:
+            waiting.clear()
 
     return listen

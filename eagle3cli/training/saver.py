@@ -6,8 +6,10 @@ import json
 import os
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from eagle3cli.training.checkpoints import (
     kept_type,
     list_checkpoints,
     resumable,
+    save_best,
 )
 from eagle3cli.training.optimizer import Optimizer
 
@@ -49,9 +52,10 @@ class Saver:
     keep: int
     ranks: Ranks
     report: Reporter
-    pause: float = PAUSE
     pending: Future[None] | None = None
     pending_step: int = 0
+    temporary: Path = Path()
+    """Where the pending checkpoint is written until it is whole."""
     saved_step: int = -1
     """The newest step whose checkpoint is known to be whole."""
     group: Any = field(init=False)
@@ -70,21 +74,19 @@ class Saver:
         if error is not None:
             self.report.warn(f"the checkpoint of step {self.pending_step} was not written: {error}; trying again")
         name = f"epoch_{epoch}_step_{progress.step}"
-        temporary = self.run / "checkpoints" / f".{name}.tmp-{self._first_pid()}"
+        self.temporary = self.run / "checkpoints" / f".{name}.tmp-{self._first_pid()}"
         if self.ranks.first:
-            remove(temporary)
+            remove(self.temporary)
         weights = draft.serving_state()
         counters = json.dumps(asdict(progress), indent=1) + "\n"
-        writer = HuggingFaceStorageWriter(str(temporary / RESUME), save_distributed=True)
         self.ranks.wait()
-        (temporary / RESUME).mkdir(parents=True, exist_ok=True)
-        state = resumable(draft, optimizer)
+        state, writer = resumable(draft, optimizer), _writer(self.temporary / RESUME)
         written: Future[Any] = async_save(state, storage_writer=writer, process_group=self.group)  # type: ignore[assignment]
         self.pending_step = progress.step
-        self.pending = self.worker.submit(self._finish, written, temporary, name, draft, weights, counters)
+        self.pending = self.worker.submit(self._finish, written, self.temporary, name, draft, weights, counters)
 
     def settled(self) -> Eagle3Error | None:
-        """Wait for the checkpoint that is being written; why it was not, if it was not."""
+        """Wait for the checkpoint that is being written; why it was not, if it was not: then nothing is left of it."""
         if self.pending is None:
             return None
         pending, self.pending, found = self.pending, None, None
@@ -92,25 +94,62 @@ class Saver:
             pending.result()
         except (OSError, SafetensorError, CheckpointException, Eagle3Error) as error:
             found = error if isinstance(error, Eagle3Error) else _told(error, self.run / "checkpoints")
-        if self.ranks.largest([found is not None])[0]:
-            return found or Eagle3Error("another rank could not write it", where=str(self.run / "checkpoints"))
-        self.saved_step = self.pending_step
-        return None
+        found = self._agreed(found)
+        if found is None:
+            self.saved_step = self.pending_step
+        elif self.ranks.first:
+            remove(self.temporary)
+        return found
 
     def now(self, epoch: int, draft: Draft, optimizer: Optimizer, progress: Progress) -> None:
         """Have the run's state on the disk before going on; raises Eagle3Error where several attempts failed."""
         self.settled()
         if self.saved_step == progress.step:
             return
-        for attempt in range(1, ATTEMPTS + 1):
+
+        def write() -> Eagle3Error | None:
             self.begin(epoch, draft, optimizer, progress)
-            error = self.settled()
+            return self.settled()
+
+        self._insist(write)
+
+    def best(self, draft: Draft, *, now: bool) -> bool:
+        """Replace ``best/`` by the draft as it is; whether that went well.
+
+        ``now``: it has to be there; raises Eagle3Error where several attempts failed.
+        """
+        state = draft.serving_state()
+
+        def write() -> Eagle3Error | None:
+            error = None
+            if self.ranks.first:
+                try:
+                    save_best(self.run, draft, state)
+                except Eagle3Error as found:
+                    error = found
+            return self._agreed(error)
+
+        if now:
+            self._insist(write)
+        elif (error := write()) is not None:
+            self.report.warn(f"the best draft was not written: {error}; trying again after the next evaluation")
+            return False
+        return True
+
+    def _insist(self, write: Callable[[], Eagle3Error | None]) -> None:
+        for _ in range(1, ATTEMPTS):
+            error = write()
             if error is None:
                 return
-            if attempt == ATTEMPTS:
-                raise error
-            self.report.warn(f"{error.what}; trying again in {self.pause:.0f} s")
-            time.sleep(self.pause)
+            self.report.warn(f"{error.what}; trying again in {PAUSE:.0f} s")
+            time.sleep(PAUSE)
+        if (error := write()) is not None:
+            raise error
+
+    def _agreed(self, error: Eagle3Error | None) -> Eagle3Error | None:
+        """This rank's error, or that another one has had one."""
+        failed = self.ranks.largest([error is not None])[0]
+        return error or (Eagle3Error("another rank could not write it", where=str(self.run)) if failed else None)
 
     def _first_pid(self) -> int:
         return int(self.ranks.largest([os.getpid() if self.ranks.first else 0])[0])
@@ -137,6 +176,13 @@ class Saver:
         temporary.rename(final)
         for old in list_checkpoints(self.run)[: -self.keep]:
             remove(old)
+
+
+def _writer(folder: Path) -> HuggingFaceStorageWriter:
+    """A file for every rank; torch 2.8 has another name for that."""
+    known = signature(HuggingFaceStorageWriter).parameters
+    apart = "save_distributed" if "save_distributed" in known else "save_sharded"
+    return HuggingFaceStorageWriter(str(folder), **{apart: True})  # type: ignore[arg-type]
 
 
 def _told(error: BaseException, where: Path) -> Eagle3Error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,16 +30,22 @@ def optimise(trainer: Trainer, rows: list[int], rate: float) -> Tensor:
     ranks = trainer.spread.ranks
     lengths = trainer.source.lengths
     objective = Objective.of(settings, progress.rates)
-    with trainer.spread.of_step():
+    clock = trainer.clock
+    with trainer.spread.of_step(clock):
         for part in share_of(rows, lengths, ranks, settings.micro_batch_size):
             accumulate(trainer, part, objective, window)
-    with trainer.clock.part("waiting"):
+    with clock.part("waiting"):
         window.add_up(ranks, settings.ttt_length)
     window.divided_by = float(max(1, window.kept))
     if settings.alignment == "specforge":
         window.divided_by = float(len(rows) * max(lengths[row] for row in rows))
-    with trainer.clock.part("optimiser"):
-        norm = trainer.optimizer.step(rate, divide_by=window.divided_by, add_up=trainer.spread.add_up)
+
+    def add_up(gradients: Sequence[Tensor]) -> None:
+        with clock.part("communication"):
+            trainer.spread.add_up(gradients)
+
+    with clock.part("optimiser"):
+        norm = trainer.optimizer.step(rate, divide_by=window.divided_by, add_up=add_up)
     if torch.isfinite(norm):
         progress.rates = objective.next_rates(window.sums, window.kept_T, ranks)
         trainer.window.add(window)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -15,13 +16,14 @@ try:
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
-PARTS = ("target", "reading", "forward", "backward", "optimiser", "waiting")
-"""The target's pass, or reading its states from disk; the draft's passes; its optimiser; waiting for other ranks."""
+PARTS = ("target", "reading", "forward", "backward", "optimiser", "waiting", "communication")
+"""The target's pass, or reading its states from disk; the draft's passes; its optimiser; waiting for other ranks, and
+the gradients' way between them."""
 
 
 @dataclass
 class Stopwatch:
-    """Seconds of every part since the last :meth:`read`.
+    """Seconds of every part since the last :meth:`read`; a part inside another one's block is counted apart.
 
     On a GPU each part lies between two events on the stream, which are read with the next log line: nothing waits
     for them.
@@ -31,20 +33,31 @@ class Stopwatch:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
     processor: float = field(default_factory=time.process_time)
+    running: list[str] = field(default_factory=list)
+    """The part that is measured, last, and those around it."""
+    since: Any = None
+    """When its time began: an event on a GPU, else seconds."""
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Count the block's time as that of a part."""
-        if self.device.type == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            yield
-            end.record()
-            self.events.append((name, begin, end))
-            return
-        began = time.perf_counter()
+        self._mark()
+        self.running.append(name)
         yield
-        self.seconds[name] += time.perf_counter() - began
+        self._mark()
+        self.running.pop()
+
+    def _mark(self) -> None:
+        """What runs now has run until here."""
+        now: Any = time.perf_counter()
+        if self.device.type == "cuda":
+            now = torch.cuda.Event(enable_timing=True)
+            now.record()
+        if self.running and self.device.type == "cuda":
+            self.events.append((self.running[-1], self.since, now))
+        elif self.running:
+            self.seconds[self.running[-1]] += now - self.since
+        self.since = now
 
     def read(self) -> list[float]:
         """Seconds of each of PARTS, and of the processor's time; then all begin anew. Waits for the GPU."""

@@ -21,7 +21,7 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop, stopped
 from eagle3cli.settings.tables import Train
-from eagle3cli.training.checkpoints import Progress, save_best
+from eagle3cli.training.checkpoints import Progress
 from eagle3cli.training.evaluate import Evaluation, evaluate
 from eagle3cli.training.forward import Forward
 from eagle3cli.training.optimizer import Optimizer
@@ -72,6 +72,8 @@ class Trainer:
     listeners: Sequence[Listener] = ()
     window: Window = field(default_factory=Window)
     clock: Stopwatch = field(default_factory=Stopwatch)
+    best_owed: bool = False
+    """Whether the best draft could not be written."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Counts of the data, for the report."""
 
@@ -106,8 +108,8 @@ def train(trainer: Trainer, stop: Stop) -> Evaluation | None:
             raise stopped(asked, saved)
         if progress.step % settings.log_interval and trainer.window.kept:
             task.advance(0, **_log(trainer, _learning_rate(trainer), norm))
-    if progress.step % settings.eval_interval or result is None:
-        result = _evaluate(trainer)
+    if progress.step % settings.eval_interval or result is None or trainer.best_owed:
+        result = _evaluate(trainer, last=True)
     save(trainer, now=True)
     return result
 
@@ -129,12 +131,6 @@ def save(trainer: Trainer, *, now: bool = False) -> None:
     trainer.progress.window = trainer.window.kept_back(trainer.spread.ranks, trainer.settings.ttt_length)
     write = trainer.saver.now if now else trainer.saver.begin
     write(epoch, trainer.draft, trainer.optimizer, trainer.progress)
-
-
-def _save_best(trainer: Trainer) -> None:
-    state = trainer.draft.serving_state()
-    if trainer.spread.ranks.first:
-        save_best(trainer.output_dir, trainer.draft, state)
 
 
 def _finished(trainer: Trainer) -> bool:
@@ -194,10 +190,10 @@ def _log(trainer: Trainer, rate: float, norm: Tensor) -> dict[str, object]:
     return {"loss": f"{total:.3f}", "acc": "/".join(f"{a:.2f}" for a in accuracy), "best": f"{progress.best:.2f}"}
 
 
-def _evaluate(trainer: Trainer) -> Evaluation | None:
-    """Measure held-out acceptance, keep ``best/`` by it, tell the listeners."""
+def _evaluate(trainer: Trainer, *, last: bool = False) -> Evaluation | None:
+    """Measure held-out acceptance, keep ``best/`` by it (the ``last`` time without fail), tell the listeners."""
     if trainer.eval_source is None:
-        _save_best(trainer)
+        trainer.best_owed = not trainer.saver.best(trainer.draft, now=last)
         return None
     settings, progress, began = trainer.settings, trainer.progress, time.perf_counter()
     rows = range(min(settings.eval_rows, len(trainer.eval_source.lengths)))
@@ -216,8 +212,9 @@ def _evaluate(trainer: Trainer) -> Evaluation | None:
     acceptance = [walk.acceptance_length for walk in found.walks]
     progress.stale = 0 if acceptance[-1] > progress.best else progress.stale + 1
     if progress.stale == 0 or not progress.best:
-        progress.best = max(progress.best, acceptance[-1])
-        _save_best(trainer)
+        trainer.best_owed = not trainer.saver.best(trainer.draft, now=last)
+        if not trainer.best_owed:
+            progress.best = max(progress.best, acceptance[-1])
     numbers = {
         "step": progress.step,
         "seconds": progress.seconds,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def test_any_number_of_processes_gives_what_one_gives(place: Path, run_cli: RunC
     trained(run_cli("train", "--output-dir", "one", *CALM, "--json"))
     for name, words in {
         "two": ("--gpus", "2"),
-        "three": ("--gpus", "3", "--draft-sharding", "fsdp", "--draft-micro-batch-size", "1"),
+        "four": ("--gpus", "4", "--draft-sharding", "fsdp", "--draft-micro-batch-size", "1"),
     }.items():
         result = trained(run_cli("train", "--output-dir", name, *words, *CALM, "--json", process=True))
         assert result["steps"] == 12
@@ -44,12 +45,12 @@ def test_any_number_of_processes_gives_what_one_gives(place: Path, run_cli: RunC
 
 
 def test_more_processes_than_rows(place: Path, run_cli: RunCli) -> None:
-    """Two rows a step for three processes, one of which has nothing to do; offline."""
+    """Two rows a step for three or four processes, some of which have nothing to do; offline."""
     assert run_cli("hidden-states").code == 0
     words = ("train", "--mode", "offline", "--batch-size", "2", "--total-steps", "4", *CALM, "--json")
     trained(run_cli(*words, "--output-dir", "one"))
-    for name, sharding in {"whole": "replicate", "shards": "fsdp"}.items():
-        ran = run_cli(*words, "--output-dir", name, "--gpus", "3", "--draft-sharding", sharding, process=True)
+    for name, (sharding, count) in {"whole": ("replicate", 3), "shards": ("fsdp", 4)}.items():
+        ran = run_cli(*words, "--output-dir", name, "--gpus", count, "--draft-sharding", sharding, process=True)
         trained(ran)
         assert_same_course(place / "one", place / name)
 
@@ -104,6 +105,27 @@ def test_a_damaged_checkpoint_of_several_ranks_is_passed_over(place: Path, run_c
     ran = run_cli(*words, process=True)
     assert trained(ran)["steps_this_time"] == 3
     assert "damaged or missing" in ran.err
+
+
+def test_tasks_of_slurm_join_without_torchrun(place: Path, run_cli: RunCli) -> None:
+    """What ``srun --ntasks 2 eagle3 train`` sets, for two tasks on this machine."""
+    short = (*CALM, "--total-steps", "4", "--eval-interval", "4")
+    trained(run_cli("train", "--output-dir", "one", *short, "--json"))
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "localhost"}
+    with ThreadPoolExecutor(2) as pool:
+        tasks = [
+            pool.submit(
+                run_cli,
+                *("train", "--output-dir", "two", *short, "--json"),
+                process=True,
+                env={**job, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)},
+            )
+            for task in range(2)
+        ]
+    first, other = (task.result() for task in tasks)
+    assert trained(first)["steps"] == 4
+    assert (other.code, other.out) == (0, ""), other.err
+    assert_same_course(place / "one", place / "two")
 
 
 @pytest.mark.parametrize("wrong", ["0", "some", "-1"])

@@ -28,12 +28,23 @@ def test_a_parts_time_is_counted_once() -> None:
     assert sum(clock.read()[:-1]) == 0.0
 
 
+def test_a_part_inside_another_is_counted_apart() -> None:
+    clock = Stopwatch()
+    with clock.part("optimiser"):
+        time.sleep(0.02)
+        with clock.part("communication"):
+            time.sleep(0.1)
+        time.sleep(0.02)
+    found = dict(zip(PARTS, clock.read(), strict=False))
+    assert 0.04 <= found["optimiser"] < found["communication"] < 0.2 + found["optimiser"]
+
+
 def test_shares_add_up_to_one() -> None:
-    parts = [1.0, 0.0, 2.0, 0.5, 0.5, 0.0]
+    parts = [1.0, 0.0, 2.0, 0.5, 0.5, 0.0, 0.0]
     found = shares(parts, 8.0)
     assert found == {"target": 0.125, "forward": 0.25, "backward": 0.0625, "optimiser": 0.0625, "other": 0.5}
     assert sum(shares(parts, 2.0).values()) == pytest.approx(1.0)  # clocks differ by a little
-    assert shares([0.0] * 6, 0.0) == {"other": 1.0}
+    assert shares([0.0] * 7, 0.0) == {"other": 1.0}
 
 
 def test_the_log_says_what_a_run_takes(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,10 @@ from safetensors import safe_open
 
 from eagle3cli.backends.batch import TargetBatch
 from eagle3cli.backends.logits import Head
-from eagle3cli.errors import Eagle3Error
+from eagle3cli.errors import Eagle3Error, Stopped
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
-from eagle3cli.runtime.ranks import ALONE
+from eagle3cli.runtime.ranks import ALONE, Ranks
 from eagle3cli.runtime.report import Silent
 from eagle3cli.runtime.stop import Stop
 from eagle3cli.settings.tables import Train
@@ -30,6 +31,7 @@ from eagle3cli.training.saver import Saver
 from eagle3cli.training.spread import Spread
 from eagle3cli.training.step import optimise
 from eagle3cli.training.trainer import Trainer, train
+from eagle3cli.training.window import Window
 
 VOCAB, DRAFT_VOCAB, HIDDEN = 40, 20, 16
 LENGTHS = [9, 24, 5, 17, 12, 30]
@@ -167,6 +169,38 @@ def test_too_many_steps_without_a_gradient_end_the_run(tmp_path: Path) -> None:
         train(trainer, Stop())
     assert "step 3" in str(caught.value.where)
     assert len(list((tmp_path / "skipped").iterdir())) == 3
+
+
+def test_a_signal_that_arrives_while_ranks_agree_is_not_lost(tmp_path: Path) -> None:
+    """All act on it after the next step, together."""
+    trainer, stop = make_trainer(tmp_path, total_steps=500), Stop()
+
+    class Agreeing(Ranks):
+        def largest(self, values: Sequence[float]) -> list[float]:
+            if trainer.progress.step == 2 and stop.requested is None:
+                stop.requested = signal.SIGTERM  # this rank's own number was read before
+            return super().largest(values)
+
+    trainer.spread = Spread(Agreeing())
+    with pytest.raises(Stopped, match="stopped by SIGTERM; saved step 3"):
+        train(trainer, stop)
+
+
+def test_steps_that_no_log_line_has_told_survive_a_stop(tmp_path: Path) -> None:
+    whole, cut = (make_trainer(tmp_path / name) for name in ("whole", "cut"))
+    for step in range(4):
+        if step == 2:
+            cut.window = Window(**json.loads(json.dumps(cut.window.kept_back(ALONE, 3))))
+        for trainer in (whole, cut):
+            trainer.progress.step = step
+            optimise(trainer, list(range(6)), 1e-3)
+    ours, theirs = (trainer.window.totals(ALONE, 3, []) for trainer in (cut, whole))
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-6)
+    assert ours[1] == pytest.approx(theirs[1], rel=1e-6)
+    assert ours[2] == theirs[2]
+    for name in ("divided_by", "kept", "counted", "kept_T"):
+        assert getattr(cut.window, name) == getattr(whole.window, name)
+    assert Window().kept_back(ALONE, 3) == {}
 
 
 def test_stops_early_without_better_acceptance(tmp_path: Path) -> None:

@@ -1,0 +1,169 @@
+"""kill -9 at random moments, of one rank and of all, while starting, training and saving; then the same command again.
+
+Each run is killed in one session after the other until it is let to end. The suite kills one rank twice and all ranks
+twice, half of them in runs that go on with another number of processes; this kills each twenty times, in ten minutes:
+
+    EAGLE3_KILLS=20 python -m pytest tests/commands/test_kills.py
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.commands.ranks import CALM, assert_same_course, events, ranks_of
+from tests.commands.test_train import SETTINGS, conversations, last_state
+from tests.conftest import ROOT
+
+KILLS = int(os.environ.get("EAGLE3_KILLS", "2")) // 2
+"""Of every run."""
+STEPS = 20 + 8 * KILLS
+WORDS = (*CALM, "--num-epochs", "1000", "--total-steps", str(STEPS), "--save-interval", "3", "--eval-interval", "10")
+pytestmark = pytest.mark.timeout(180 + 60 * KILLS)
+SAME_BITS = {"event", "step", "loss", "depth_losses", "accuracy", "grad_norm", "tokens", "acceptance_length", "rows"}
+MARK = "EAGLE3_TEST_MARK"
+TORN = '{"event": "step", "step": 1, "lo'
+
+
+class Session:
+    """One run of the command, which can be killed."""
+
+    def __init__(self, place: Path, *words: str) -> None:
+        self.run, self.mark = place / "killed", uuid.uuid4().hex
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", MARK: self.mark}
+        command = [sys.executable, "-m", "eagle3cli", "train", "--output-dir", str(self.run), *WORDS, *words]
+        self.log = place / f"{self.mark}.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, cwd=place, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+    def wait(self) -> int:
+        """The exit code, once nothing of this session is left."""
+        code = self.process.wait(timeout=150)
+        deadline = time.monotonic() + 10
+        while left := self.left():
+            assert time.monotonic() < deadline, f"orphans: {left}"
+            time.sleep(0.05)
+        return code
+
+    def left(self) -> list[str]:
+        """Processes that this session has started, and theirs."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes():
+                    found.append((folder / "cmdline").read_text().replace("\0", " "))
+            except OSError:  # it has ended meanwhile, or is somebody else's
+                continue
+        return found
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a moment, or for the end."""
+        deadline = time.monotonic() + 120
+        while self.process.poll() is None and not condition():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.001)
+
+
+def a_moment(session: Session, luck: random.Random, several: bool) -> str:
+    """Wait for a random moment of a session; says which."""
+    kind, before = luck.choice(("start", "step", "save")), lines(session.run)
+    session.until(lambda: not several or len(ranks_of(session.process.pid)) > 1)
+    if kind == "start":
+        time.sleep(luck.uniform(0, 5))
+    elif kind == "step":
+        wanted = before + luck.randint(1, 4)
+        session.until(lambda: before < lines(session.run) >= wanted)
+    else:
+        session.until(lambda: any((session.run / "checkpoints").glob(".epoch_*")))
+        time.sleep(luck.uniform(0, 0.05))
+    return kind
+
+
+def lines(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill(session: Session, who: str, luck: random.Random) -> None:
+    """End one rank, or all and what has started them; the others end by themselves."""
+    ranks = ranks_of(session.process.pid)
+    for pid in [luck.choice(ranks)] if who == "one" and ranks else [session.process.pid, *ranks]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def finish_killed(place: Path, who: str, sizes: list[int], *words: str) -> None:
+    """Run to the end, killed KILLS times on the way; the number of processes goes round ``sizes``."""
+    luck = random.Random(f"{who} {sizes}")
+    for number in range(KILLS):
+        size = sizes[number % len(sizes)]
+        session = Session(place, "--gpus", str(size), *words)
+        kind = a_moment(session, luck, size > 1)
+        kill(session, who, luck)
+        code, said = session.wait(), session.log.read_text()
+        print(f"kill {number}: {who} of {size} at {kind}, {lines(session.run)} lines, exit code {code}")
+        assert code in (0, 1, -signal.SIGKILL), said
+        assert "Traceback" not in said
+        if code == 1:
+            assert "was ended by SIGKILL" in said
+        if session.run.is_dir() and lines(session.run):
+            with (session.run / "metrics.jsonl").open("a") as f:
+                f.write(TORN)
+    session = Session(place, "--gpus", str(sizes[KILLS % len(sizes)]), *words)
+    assert session.wait() == 0, session.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """Data, settings, and ``whole``: what two processes come to that nobody kills."""
+    place = tmp_path_factory.mktemp("kills")
+    (place / "train.jsonl").write_text(conversations(14, 0))
+    (place / "eval.jsonl").write_text(conversations(4, 100))
+    (place / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
+    session = Session(place, "--gpus", "2")
+    assert session.wait() == 0, session.log.read_text()
+    session.run.rename(place / "whole")
+    return place
+
+
+@pytest.fixture
+def begun_anew(place: Path) -> Path:
+    """The place without the run of the test before."""
+    if (place / "killed").exists():
+        (place / "killed").rename(place / uuid.uuid4().hex)
+    return place
+
+
+@pytest.mark.parametrize("who", ["one", "all"])
+def test_killed_and_started_again_it_ends_with_the_same_bits(begun_anew: Path, who: str) -> None:
+    finish_killed(begun_anew, who, [2])
+    whole, killed = begun_anew / "whole", begun_anew / "killed"
+    assert last_state(killed) == last_state(whole)
+    assert (killed / "best/model.safetensors").read_bytes() == (whole / "best/model.safetensors").read_bytes()
+    for a, b in zip(events(whole), events(killed), strict=True):
+        assert {name: a[name] for name in a.keys() & SAME_BITS} == {name: b[name] for name in b.keys() & SAME_BITS}
+    assert [e["step"] for e in events(killed) if e["event"] == "step"] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("who", ["one", "all"])
+def test_killed_and_started_again_with_other_numbers_it_takes_the_same_course(begun_anew: Path, who: str) -> None:
+    finish_killed(begun_anew, who, [2, 1, 3], "--draft-sharding", "fsdp")
+    whole, killed = begun_anew / "whole", begun_anew / "killed"
+    assert_same_course(whole, killed)
+    ours, theirs = (load_file(run / "best" / "model.safetensors") for run in (killed, whole))
+    for name, weight in theirs.items():
+        apart = torch.linalg.vector_norm((ours[name] - weight).double())
+        assert apart <= 1e-4 * torch.linalg.vector_norm(weight.double()), name
