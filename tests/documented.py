@@ -24,7 +24,7 @@ COMMON = {"--config", "--set", "--json", "--debug", "--help", "--version"}
 def lines_of(page: Path, *programs: str) -> list[str]:
     """The command lines of a page's indented blocks, without their comments and with continued lines joined."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    found = re.findall(rf"^ {{4}}((?:{'|'.join(programs)}) .+)$", text, re.MULTILINE)
+    found = re.findall(rf"^ {{4}}((?:{'|'.join(programs)})\b.*)$", text, re.MULTILINE)
     return [re.sub(r"\s+#.*$", "", line).strip() for line in found]
 
 

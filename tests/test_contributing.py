@@ -21,6 +21,9 @@ PAGE = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FILE = r"`(eagle3cli/[a-z0-9_./-]+)`"
 ENTRIES = re.findall(rf"`([A-Z]+)`\s+in\s+{FILE}[^`]*?(?:`[^`]+`[^`]*)*?:\n\n```python\n(.*?)```", PAGE, re.DOTALL)
 FILES = re.findall(rf"{FILE}:\n\n```json\n(.*?)```", PAGE, re.DOTALL)
+FILES += re.findall(rf"{FILE}, with two functions.*?```python\n(.*?)```", PAGE, re.DOTALL)
+CHOICES = ("eagle3cli/training/trackers/registry.py", "eagle3cli/settings/training.py")
+"""Where the page says that the tracker's name goes, behind the last one that is there."""
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +38,12 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_text(text.replace(opened[0], f"{opened[0]}\n{entry.rstrip()}"), encoding="utf-8")
     for name, content in FILES:
         (folder / name).write_text(content, encoding="utf-8")
+    for name in CHOICES:
+        text = (folder / name).read_text(encoding="utf-8")
+        assert text.count('"mlflow", "trackio"') == 1, name
+        (folder / name).write_text(
+            text.replace('"mlflow", "trackio"', '"mlflow", "trackio", "columns"'), encoding="utf-8"
+        )
     return folder
 
 
@@ -57,7 +66,7 @@ TALK = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "Y
 
 def test_the_page_has_them_all() -> None:
     assert {table for table, _, _ in ENTRIES} == {"NAMED", "PRESETS", "BENCHMARKS"}
-    assert len(FILES) == 1
+    assert [Path(name).name for name, _ in FILES] == ["my-model.json", "columns.py"]
 
 
 def test_a_data_set(copied: Path, tmp_path: Path) -> None:
@@ -101,6 +110,15 @@ print(question.turns[0], is_right("It is 4.", question.check, run_code=False))
 def test_a_benchmark(copied: Path, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", {"sum": "2 + 2", "answer": "#### 4"})
     assert python(copied, tmp_path, "-c", USE, f"sums@{rows}:1") == "Work out: 2 + 2 True\n"
+
+
+def test_a_tracker(copied: Path, tiny: Path, tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", *({"id": f"r{i}", "conversations": TALK} for i in range(4)))
+    given = ("--target-model-path", tiny, "--train-data-path", rows, "--total-steps", "2", "--batch-size", "2")
+    more = ("--draft-vocab-size", "64", "--ttt-length", "1", "--log-interval", "1", "--draft-init", "random")
+    python(copied, tmp_path, "-m", "eagle3cli", "train", "--report-to", "columns", *given, *more)
+    (kept,) = (tmp_path / "runs" / "train").rglob("loss.txt")
+    assert [line.split()[0] for line in kept.read_text().splitlines()] == ["1", "2"]
 
 
 def test_every_file_that_is_named_exists() -> None:

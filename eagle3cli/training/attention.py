@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 
+GROUPED_ON_CPU = Version(torch.__version__).release >= (2, 13)
+"""Whether the CPU kernel takes keys with fewer heads than the queries: 2.13's does, 2.8's reads past their end."""
 QUERY_BLOCK = 512
 """Query rows per kernel call: a block reads only the keys up to its last row, and its mask stays small."""
 
@@ -173,7 +176,7 @@ def _flash(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> 
     """Output ``[1, N, Q, D]`` and log-sum-exp ``[1, N, Q]`` of causal attention over depth-0 keys."""
     if _on_cpu(query):
         # In fp32 whatever the states are: the CPU kernel's low-precision backward is four times slower.
-        q, k, v = query.float(), _heads_first(keys).float(), _heads_first(values).float()
+        q, k, v = query.float(), _for_cpu(keys, query), _for_cpu(values, query)
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, lse = op(q, k, v, 0.0, mask is None, attn_mask=None if mask is None else mask[None, None].float())
         return out.to(query.dtype), lse
@@ -186,10 +189,12 @@ def _flash_backward(
     grad: Tensor, query: Tensor, keys: Tensor, values: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     if _on_cpu(query):
-        q, k, v = query.float(), _heads_first(keys).float(), _heads_first(values).float()
+        q, k, v = query.float(), _for_cpu(keys, query), _for_cpu(values, query)
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         bias = None if mask is None else mask[None, None].float()
         dq, dk, dv = op(grad.float(), q, k, v, out.float(), lse, 0.0, mask is None, attn_mask=bias)
+        if k.shape[1] != keys.shape[1]:
+            dk, dv = (each.unflatten(1, (keys.shape[1], -1)).sum(2) for each in (dk, dv))
         return dq.to(query.dtype), dk.to(keys.dtype), dv.to(values.dtype)
     weights = (_dense_scores(query, keys, mask) - lse[..., None]).exp()
     k, v, g = _repeated(keys, query).float(), _repeated(values, query).float(), grad.float()
@@ -199,6 +204,10 @@ def _flash_backward(
     dk = (d_scores.transpose(-1, -2) @ query.float()).unflatten(1, (heads, -1)).sum(2)
     dv = (weights.transpose(-1, -2) @ g).unflatten(1, (heads, -1)).sum(2)
     return (d_scores @ k).to(query.dtype), dk.to(keys.dtype), dv.to(values.dtype)
+
+
+def _for_cpu(states_SKD: Tensor, query: Tensor) -> Tensor:
+    return (_heads_first(states_SKD) if GROUPED_ON_CPU else _repeated(states_SKD, query)).float()
 
 
 def _repeated(states_SKD: Tensor, query: Tensor) -> Tensor:

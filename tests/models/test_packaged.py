@@ -102,7 +102,9 @@ def test_auto_reads_a_targets_file_as_transformers_does(name: str, tmp_path: Pat
     wanted = DraftConfig.from_target(AutoConfig.from_pretrained(tmp_path).to_dict())
     assert DraftConfig.from_target(raw) == wanted
     with torch.device("meta"):
-        Draft(wanted).rope(torch.arange(4, device="meta"), torch.float32)
+        draft = Draft(wanted)
+    draft.rotary = type(draft.rotary)(draft.rotary.config)  # older torch computes no tables on the meta device
+    draft.rope(torch.arange(4), torch.float32)
 
 
 ROPES: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
