@@ -53,6 +53,7 @@ TABLE: tuple[Line, ...] = (
     Line("bench", "Measure acceptance and speed with and without the draft.", SERVING),
     Line("run", "Run the whole chain from one settings file.", CHAIN),
     Line("watch", "Follow a run from another terminal.", CHAIN),
+    Line("plan", "Say what a command or a recipe will cost before it starts.", CHAIN),
     Line("report", "Write the report of a run, or set several runs side by side.", CHAIN),
     Line("config", "Show, check and write settings.", CHAIN),
     Line("doctor", "Check this machine, and say how to fix what is wrong.", CHAIN),

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eagle3cli.commands.command import COMMON, Command, fields_of
+from eagle3cli.commands.command import COMMON, DRY_RUN, Command, fields_of
 from eagle3cli.commands.remote_code import warn_of_remote_code
 from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
@@ -50,6 +50,10 @@ def function(command: Command) -> Callable[..., int]:
             settings = settings.model_copy(update={"run": run})
         out = Out(json_wanted=given["json_"])
         warn_of_remote_code(loaded, out)
+        if command.plan is not None and given["dry_run"]:
+            from eagle3cli.commands.planned import show
+
+            return show(command.plan, settings, out)
         return command.run(settings, out) or 0
 
     parameters = list(_parameters(command, flags, arguments))
@@ -88,6 +92,8 @@ def _parameters(
         yield keyword(_parameter(field), Annotated[_type(field, shown), argument], _default(field))
     for field in flags:
         yield keyword(_parameter(field), Annotated[_type(field), _option(field)], _default(field))
+    if command.plan is not None:
+        yield keyword("dry_run", Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)], False)
     yield keyword("config", Config)
     yield keyword("set_", Set)
     yield keyword("json_", Json, False)

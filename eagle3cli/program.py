@@ -39,6 +39,7 @@ def _nothing() -> None:
 def build(typed: Sequence[str], table: Sequence[Line], summary: str) -> tuple[typer.Typer, list[str]]:
     """The program for one command line, and that line made ready for it."""
     named = next((word for word in typed if not word.startswith("-")), None)
+    typed = words.spelt_out(typed) if named == "plan" else typed
     app = typer.Typer(help=summary, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False)
     app.callback()(_nothing)
     ready = list(typed)

@@ -7,12 +7,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from eagle3cli.commands.command import Command, fields_of
+from eagle3cli.settings.packaged import recipes
 
 
 def meant(words: Sequence[str], command: Command) -> Command:
     """The action of a command that these words name, else the command."""
     named = [word for word in words if not word.startswith("-")][1:2]
     return next((action for action in command.actions if [action.name] == named), command)
+
+
+def spelt_out(words: Sequence[str]) -> list[str]:
+    """``eagle3 plan RECIPE`` as ``eagle3 plan run RECIPE``."""
+    at = [position for position, word in enumerate(words) if not word.startswith("-")][1:2]
+    recipe = [position for position in at if words[position] in recipes() or words[position].endswith(".toml")]
+    # A settings file is also what may stand after a flag.
+    found = [position for position in recipe if position == 1 or not words[position - 1].startswith("-")]
+    return [*words[: found[0]], "run", *words[found[0] :]] if found else list(words)
 
 
 def spread(words: Sequence[str], command: Command | None) -> list[str]:

@@ -66,6 +66,29 @@ def local_folder(model_path: str, parent: Path, report: Reporter) -> str:
     return str(folder)
 
 
+def converted(model_path: str, parent: Path) -> str | None:
+    """What :func:`local_folder` would return, None where it would have to convert a file first."""
+    path = gguf_of(model_path)
+    if path is None:
+        return model_path
+    folder = parent / path.stem
+    return str(folder) if _converted_from(folder) == _source(path) else None
+
+
+def config_of(model_path: str) -> Any:
+    """The config of a .gguf file's model, without its weights."""
+    from transformers import AutoConfig
+
+    path = gguf_of(model_path)
+    assert path is not None
+    try:
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    except (ImportError, ValueError, KeyError, OSError, NotImplementedError) as error:
+        fix = "pip install gguf, or pass the original model folder"
+        raise ModelError(f"transformers cannot read it: {error}", where=str(path), fix=fix) from error
+    return config
+
+
 def _source(path: Path) -> dict[str, object]:
     """What tells one file from another without reading gigabytes: name, size, and a hash of its two ends."""
     size = path.stat().st_size

@@ -38,6 +38,13 @@ def load_model(target: Target, config: Any, device: torch.device, dtype: torch.d
     return model
 
 
+def meta_model(config: Any) -> PreTrainedModel:
+    """The model that a config describes, with shapes alone: no weight takes memory."""
+    with torch.device("meta"):
+        model: PreTrainedModel = _auto_class(config).from_config(config)
+    return model
+
+
 def ends_of(model: PreTrainedModel, target: Target, dtype: torch.dtype) -> tuple[Tensor, Head]:
     """Embedding and head; read from the files where the model's own are off-loaded, sharded or quantised."""
     linear, config = model.get_output_embeddings(), model.config.to_dict()

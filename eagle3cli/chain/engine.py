@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +98,16 @@ def _keyed(settings: Settings) -> list[tuple[Stage, dict[str, Any], str]]:
     return found
 
 
+def standing(settings: Settings, ledger: Ledger) -> Iterator[tuple[Stage, bool]]:
+    """The wanted stages and whether each is done, as :func:`run_stages` would find them; changes nothing."""
+    wanted, first = chosen(settings), settings.run.from_stage
+    redo = first is not None and ledger.redone != first
+    for stage, values, key in _keyed(settings):
+        if stage in wanted:
+            redo = redo or _is_outdated(ledger, stage, key, values, settings, redo)
+            yield stage, not redo and _is_done(ledger, stage, key, settings)
+
+
 def left(ledger: Ledger, settings: Settings) -> list[str]:
     """The stages that are not done with these settings."""
     return [stage.name for stage, _, key in _keyed(settings) if not _is_done(ledger, stage, key, settings)]
@@ -146,9 +156,20 @@ def _may_redo(
     ledger: Ledger, stage: Stage, key: str, wanted: Mapping[str, Any], settings: Settings, redo: bool
 ) -> bool:
     """Whether an earlier result with other settings may go; then it goes. Raises UsageError where it may not."""
+    if not _is_outdated(ledger, stage, key, wanted, settings, redo):
+        return redo
+    _remove(stage.output(settings), settings.run.output_dir, stage.name)
+    del ledger.stages[stage.name]
+    return True
+
+
+def _is_outdated(
+    ledger: Ledger, stage: Stage, key: str, wanted: Mapping[str, Any], settings: Settings, redo: bool
+) -> bool:
+    """Whether there is a result with other settings that may go. Raises UsageError where it may not."""
     before = ledger.stages.get(stage.name)
     if before is None or before["key"] == key:
-        return redo
+        return False
     was = before["settings"]
     changed = sorted(name for name in wanted.keys() | was.keys() if wanted.get(name) != was.get(name))
     allowed = redo or settings.run.overwrite or (settings.run.regenerate and stage.name == "regenerate")
@@ -157,8 +178,6 @@ def _may_redo(
         told = (f"{name} was {was.get(name, DEFAULT)}, is {wanted.get(name, DEFAULT)}" for name in changed)
         fix = "pass --overwrite to redo this stage and those after it, or choose another --output-dir"
         raise UsageError(f"made with other settings: {'; '.join(told)}", where=f"stage {stage.name}", fix=fix)
-    _remove(stage.output(settings), settings.run.output_dir, stage.name)
-    del ledger.stages[stage.name]
     return True
 
 

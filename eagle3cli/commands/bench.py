@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eagle3cli.commands.command import Command
+from eagle3cli.commands.planned import planner
 from eagle3cli.errors import FAILED, SOME_ROWS_FAILED
 
 if TYPE_CHECKING:
@@ -74,4 +75,5 @@ COMMAND = Command(
         *("server.mem_fraction_static", "server.port", "server.request_timeout", "server.dist_timeout"),
     ),
     run=run,
+    plan=planner("eagle3cli.serving.plans:plan_bench"),
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eagle3cli.commands.command import ENCODING, Command
+from eagle3cli.commands.planned import planner
 from eagle3cli.errors import SOME_ROWS_FAILED
 
 if TYPE_CHECKING:
@@ -68,4 +69,5 @@ COMMAND = Command(
         *("data.train_path", "data.eval_path", "data.cache_dir", "data.num_proc", *ENCODING, "cache.*"),
     ),
     run=run,
+    plan=planner("eagle3cli.data.plans:plan_cache"),
 )

@@ -10,6 +10,7 @@ from eagle3cli.settings.fields import SettingsField, select
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out
+    from eagle3cli.runtime.plan import Plan
     from eagle3cli.settings.tables import Settings
 
 
@@ -34,6 +35,7 @@ COMMON = {
     "--debug": "Show the traceback of an error.",
 }
 """The flags that every command has, with their help."""
+DRY_RUN = "Say what would be read, done and written, and do nothing."
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Command:
     ``fields`` are settings fields shown as flags (``"train.*"`` or ``"data.train_path"``), ``arguments`` those given
     by position. ``recipe`` adds a first argument RECIPE: a packaged recipe's name or a TOML file, read before
     ``--config``. ``actions`` are commands under the same name, chosen by the word after it
-    (``eagle3 hidden-states verify``). ``run`` returns the exit code, None for 0.
+    (``eagle3 hidden-states verify``). ``run`` returns the exit code, None for 0. ``plan`` says what ``run`` would do
+    and does nothing; a command that has one has ``--dry-run``.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Command:
     arguments: tuple[str, ...] = ()
     recipe: bool = False
     actions: tuple[Command, ...] = ()
+    plan: Callable[[Settings], Plan] | None = None
 
 
 def fields_of(command: Command) -> tuple[list[SettingsField], list[SettingsField]]:

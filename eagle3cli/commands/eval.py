@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eagle3cli.commands.command import Command
+from eagle3cli.commands.planned import planner
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out
@@ -64,4 +65,5 @@ COMMAND = Command(
     examples=("eagle3 eval --target-model-path MODEL --draft-model-path runs/train/best --eval-data-path eval.jsonl",),
     fields=("eval.*", "draft.path", "target.*", "data.*"),
     run=run,
+    plan=planner("eagle3cli.training.eval_plan:plan_eval"),
 )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from eagle3cli.commands.command import ENCODING, Command
 from eagle3cli.commands.hidden_states_actions import ACTIONS
+from eagle3cli.commands.planned import planner
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out
@@ -68,4 +69,5 @@ COMMAND = Command(
     ),
     actions=ACTIONS,
     run=run,
+    plan=planner("eagle3cli.backends.capture_plan:plan_capture"),
 )

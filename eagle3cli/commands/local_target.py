@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
+
+from eagle3cli.runtime.report import Silent
 
 if TYPE_CHECKING:
     from eagle3cli.runtime.report import Reporter
     from eagle3cli.settings.tables import Settings
+
+
+@contextmanager
+def looked_at(settings: Settings) -> Iterator[Settings]:
+    """As :func:`with_local_target` within the block, for a plan: nothing is converted, and no hub is asked.
+
+    A .gguf file that is not converted yet stands as a folder with its config alone.
+    """
+    from eagle3cli.backends.gguf import config_of, converted
+
+    given, models = settings.target.model_path, settings.data.cache_dir / "models"
+    with TemporaryDirectory(prefix="eagle3-") as name:
+        path = converted(given, models)
+        if path is None:
+            config_of(given).save_pretrained(name)
+            path = name
+        yield _within_context(settings, path, Silent())
 
 
 def with_local_target(settings: Settings, report: Reporter) -> Settings:
@@ -19,7 +41,11 @@ def with_local_target(settings: Settings, report: Reporter) -> Settings:
     path = local_folder(given, settings.data.cache_dir / "models", report)
     if why := go_offline_unless_reached(path):
         report.warn(f"{why}; only what was downloaded before is used")
-    if path != given:
+    return _within_context(settings, path, report)
+
+
+def _within_context(settings: Settings, path: str, report: Reporter) -> Settings:
+    if path != settings.target.model_path:
         settings = settings.model_copy(update={"target": settings.target.model_copy(update={"model_path": path})})
     context = _context(Path(path) / "config.json")
     if context is None or settings.data.max_length <= context:

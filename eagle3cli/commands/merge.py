@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eagle3cli.commands.command import Command
+from eagle3cli.commands.planned import planner
 from eagle3cli.errors import SOME_ROWS_FAILED
 
 if TYPE_CHECKING:
@@ -48,4 +49,5 @@ COMMAND = Command(
     examples=("eagle3 merge --input-dir cache/regenerated --output-dir cache/dataset --eval-size 1000",),
     fields=("merge.*",),
     run=run,
+    plan=planner("eagle3cli.data.plans:plan_merge"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eagle3cli.commands.command import LOCAL_TARGET, Command
+from eagle3cli.commands.planned import planner
 from eagle3cli.errors import SOME_ROWS_FAILED
 
 if TYPE_CHECKING:
@@ -62,4 +63,5 @@ COMMAND = Command(
     fields=("prepare.*", *LOCAL_TARGET, "data.chat_template", "data.cache_dir"),
     arguments=("prepare.source",),
     run=run,
+    plan=planner("eagle3cli.data.plans:plan_prepare"),
 )

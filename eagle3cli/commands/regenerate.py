@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eagle3cli.commands.command import LOCAL_TARGET, Command
+from eagle3cli.commands.planned import planner
 from eagle3cli.errors import SOME_ROWS_FAILED
 
 if TYPE_CHECKING:
@@ -56,4 +57,5 @@ COMMAND = Command(
     ),
     fields=("regenerate.*", "server.*", *LOCAL_TARGET, *CHAT, "data.cache_dir"),
     run=run,
+    plan=planner("eagle3cli.serving.plans:plan_regenerate"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eagle3cli.commands.command import Command
+from eagle3cli.commands.planned import planner
 from eagle3cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,4 +67,5 @@ COMMAND = Command(
     ),
     recipe=True,
     run=run,
+    plan=planner("eagle3cli.chain.plan:plan_run", looks=False),
 )

@@ -8,6 +8,7 @@ from eagle3cli.commands.command import Command
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out
+    from eagle3cli.runtime.plan import Plan
     from eagle3cli.settings.tables import Settings
 
 DRAFT = ("config", "vocab_size", "aux_layers", "init", "fc_norm", "norm_output", "path")
@@ -60,6 +61,15 @@ def run(settings: Settings, out: Out) -> int | None:
     return None
 
 
+def plan(settings: Settings) -> Plan:
+    """What the run would cost."""
+    from eagle3cli.commands.local_target import looked_at
+    from eagle3cli.training.plan import plan_training
+
+    with looked_at(settings) as looked:
+        return plan_training(looked, COMMAND.fields, settings.target.model_path)
+
+
 COMMAND = Command(
     name="train",
     summary="Train an EAGLE-3 draft, with the target live (online) or from hidden states on disk (offline).",
@@ -71,4 +81,5 @@ COMMAND = Command(
     ),
     fields=("train.*", "launch.*", "target.*", *(f"draft.{name}" for name in DRAFT), "data.*"),
     run=run,
+    plan=plan,
 )

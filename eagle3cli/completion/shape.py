@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from eagle3cli.commands.command import COMMON, Command, fields_of
+from eagle3cli.commands.command import COMMON, DRY_RUN, Command, fields_of
 from eagle3cli.settings.fields import SettingsField
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def _command_shape(command: Command) -> Shape:
     positions = [Position("recipe")] if command.recipe else []
     positions += [Position(field.key, field.many) for field in arguments]
     actions = tuple((action.name, action.summary) for action in command.actions)
-    return Shape((*map(_flag, flags), *_common()), tuple(positions), actions)
+    dry_run = [Flag(("--dry-run",), DRY_RUN)] if command.plan is not None else []
+    return Shape((*map(_flag, flags), *dry_run, *_common()), tuple(positions), actions)
 
 
 def _flag(field: SettingsField) -> Flag:

@@ -136,15 +136,29 @@ def recipe_of(settings: Settings) -> Recipe:
     )
 
 
-def cache_key(settings: Settings, recipe: Recipe, paths: dict[str, Path]) -> str:
-    """16 hex digits that change with the content of any input and with every option that matters."""
+def find_cache(settings: Settings) -> Path | None:
+    """The folder of a finished cache for these settings, None where there is none; changes nothing.
+
+    Raises as :func:`open_or_build` where there is no such data.
+    """
+    key = cache_key(settings, recipe_of(settings), data_paths(settings), remember=False)
+    folder = settings.data.cache_dir / "processed_dataset" / key
+    return folder if (folder / SUMMARY).is_file() and not settings.cache.overwrite else None
+
+
+def cache_key(settings: Settings, recipe: Recipe, paths: dict[str, Path], *, remember: bool = True) -> str:
+    """16 hex digits that change with the content of any input and with every option that matters.
+
+    ``remember`` keeps the files' hashes in the cache's folder, where there is one.
+    """
     known_file = settings.data.cache_dir / DIGESTS
     known: dict[str, Stat] = read_json(known_file) if known_file.is_file() else {}
     folder = Path(recipe.model_path).expanduser()
     found = {file for pattern in TOKENIZER_PARTS for file in folder.glob(pattern)} if folder.is_dir() else set()
     parts = sorted(file for file in found if file.is_file())
     described = describe([*paths.values(), *parts], known)
-    if settings.data.cache_dir.is_dir() and any(known.get(name) != stat for name, stat in described.items()):
+    new = any(known.get(name) != stat for name, stat in described.items())
+    if remember and new and settings.data.cache_dir.is_dir():
         write_json(known_file, {**known, **described})
     content = {
         "format": FORMAT,

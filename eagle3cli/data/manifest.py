@@ -71,6 +71,13 @@ def begin(path: Path, outputs: Iterable[str], *, overwrite: bool) -> None:
 
     Raises UsageError where they exist, unless the user said --overwrite or an interrupted run left them.
     """
+    refuse_standing(path, outputs, overwrite=overwrite)
+    remove_leftovers(path.parent)
+    write_json(path, {"state": "unfinished"})
+
+
+def refuse_standing(path: Path, outputs: Iterable[str], *, overwrite: bool) -> None:
+    """Raise as :func:`begin` would; changes nothing."""
     interrupted = False
     with suppress(Eagle3Error, AttributeError):
         interrupted = read_json(path).get("state") == "unfinished"
@@ -78,8 +85,6 @@ def begin(path: Path, outputs: Iterable[str], *, overwrite: bool) -> None:
     if standing is not None and not overwrite and not interrupted:
         fix = "choose another place, or pass --overwrite"
         raise UsageError("already exists, made from other inputs or with other options", where=str(standing), fix=fix)
-    remove_leftovers(path.parent)
-    write_json(path, {"state": "unfinished"})
 
 
 def finish(

@@ -63,8 +63,7 @@ def merge(options: Merge, report: Reporter) -> Merged:
     """
     shards, error_files = shards_of(options.input_dir)
     inputs = [*shards, *error_files]
-    chosen = {**options.model_dump(mode="json", exclude={"input_dir", "output_dir", "overwrite"})}
-    chosen["eval_size_set"] = "eval_size" in options.model_fields_set
+    chosen = options_that_count(options)
     folder = options.output_dir
     before = None if options.overwrite else manifest.finished(folder / MANIFEST, chosen, inputs)
     if before is not None:
@@ -75,6 +74,12 @@ def merge(options: Merge, report: Reporter) -> Merged:
     summary |= {"shards": len(shards), "failed_rows": sum(1 for file in error_files for _ in read_raw_lines(file))}
     manifest.finish(folder / MANIFEST, chosen, described, (TRAIN, EVAL, ERRORS), summary)
     return Merged(folder, summary, already=False)
+
+
+def options_that_count(options: Merge) -> dict[str, Any]:
+    """What decides a result, besides the content of the shards."""
+    chosen = options.model_dump(mode="json", exclude={"input_dir", "output_dir", "overwrite"})
+    return {**chosen, "eval_size_set": "eval_size" in options.model_fields_set}
 
 
 def shards_of(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -61,29 +61,39 @@ def prepare(options: Prepare, report: Reporter, author: Author | None = None) ->
 
     Raises UsageError for options or an existing result, DataError where nothing usable is found.
     """
-    split = options.split if "split" in options.model_fields_set else None
-    origins = resolve(options.source, data_path=options.data_path, split=split, subset=options.subset)
-    folder = options.output_path or Path("cache/dataset") / "+".join(origin.name for origin in origins)[:80]
-    if folder.suffix in (".jsonl", ".json"):
-        fix = f"pass {folder.with_suffix('')}"
-        raise UsageError("names a file, but the result is a folder", where=f"--output-path {folder}", fix=fix)
-    origins = [_checked(origin, len(origins) > 1, folder, options) for origin in origins]
+    origins, folder = settle(options)
     for remark in filter(None, (origin.remark for origin in origins)):
         report.info(remark)
     inputs = [path for origin in origins for path in origin.files]
-    chosen = _options_that_count(options, origins, author)
+    chosen = options_that_count(options, origins, author)
     own_data = any(origin.preset is None for origin in origins)
     before = None if options.overwrite else manifest.finished(folder / MANIFEST, chosen, inputs)
     if before is not None:
         return Prepared(folder, before["summary"], already=True, own_data=own_data)
     described = manifest.describe(inputs)
-    outputs = [TRAIN, *([EVAL] if options.split_eval else []), ERRORS]
+    outputs = outputs_of(options)
     manifest.begin(folder / MANIFEST, outputs, overwrite=options.overwrite)
     summary = _write(folder, origins, options, author, report)
     manifest.finish(folder / MANIFEST, chosen, described, outputs, summary)
     if author is not None:
         author.finish(folder)
     return Prepared(folder, summary, already=False, own_data=own_data)
+
+
+def settle(options: Prepare) -> tuple[list[Origin], Path]:
+    """The sources and the folder that these options mean."""
+    split = options.split if "split" in options.model_fields_set else None
+    origins = resolve(options.source, data_path=options.data_path, split=split, subset=options.subset)
+    folder = options.output_path or Path("cache/dataset") / "+".join(origin.name for origin in origins)[:80]
+    if folder.suffix in (".jsonl", ".json"):
+        fix = f"pass {folder.with_suffix('')}"
+        raise UsageError("names a file, but the result is a folder", where=f"--output-path {folder}", fix=fix)
+    return [_checked(origin, len(origins) > 1, folder, options) for origin in origins], folder
+
+
+def outputs_of(options: Prepare) -> list[str]:
+    """The files of a result."""
+    return [TRAIN, *([EVAL] if options.split_eval else []), ERRORS]
 
 
 def _checked(origin: Origin, several: bool, folder: Path, options: Prepare) -> Origin:
@@ -98,7 +108,8 @@ def _checked(origin: Origin, several: bool, folder: Path, options: Prepare) -> O
     return replace(origin, files=files)
 
 
-def _options_that_count(options: Prepare, origins: list[Origin], author: Author | None) -> dict[str, Any]:
+def options_that_count(options: Prepare, origins: list[Origin], author: Author | None) -> dict[str, Any]:
+    """What decides a result, besides the content of its files."""
     told = options.model_dump(mode="json", exclude={"source", "output_path", "data_path", "overwrite", "split"})
     hub = [vars(source) for origin in origins for source in origin.hub]
     told |= {"origins": [[origin.name, origin.weight] for origin in origins], "hub": hub}

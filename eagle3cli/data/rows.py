@@ -178,6 +178,16 @@ class TokenRows:
         return (self[index] for index in range(len(self)))
 
     @property
+    def loss_lengths(self) -> list[int]:
+        """Tokens of every row that carry loss."""
+        found: list[int] = []
+        for batch in self._batches:
+            column = batch.column("loss_mask")
+            before = np.concatenate(([0], np.cumsum(column.values.to_numpy(), dtype=np.int64)))
+            found += np.diff(before[column.offsets.to_numpy()]).tolist()
+        return found
+
+    @property
     def loss_tokens(self) -> int:
         """Tokens that carry loss, over all rows."""
         return sum(int(batch.column("loss_mask").values.to_numpy().sum(dtype=np.int64)) for batch in self._batches)

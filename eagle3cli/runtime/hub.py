@@ -28,9 +28,14 @@ def go_offline_unless_reached(name: str) -> str | None:
     try:
         socket.create_connection((endpoint.hostname or "", port), timeout=SECONDS).close()
     except OSError as error:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        constants = sys.modules.get("huggingface_hub.constants")
-        if constants is not None:  # it has read the variable already
-            constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+        go_offline()
         return f"{endpoint.hostname} does not answer ({error.strerror or error})"
     return None
+
+
+def go_offline() -> None:
+    """Have the hub's library use only what was downloaded before."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants = sys.modules.get("huggingface_hub.constants")
+    if constants is not None:  # it has read the variable already
+        constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]

@@ -70,8 +70,8 @@ class Work:
         if not settings.bench.temperature or min(settings.bench.temperature) < 0:
             raise UsageError("a temperature is at least 0", where="--temperature", fix="0 is greedy")
         engine = open_engine(settings, configs, report)
-        tasks, failed = _load_tasks(settings, report)
-        made_with = _made_with(settings, engine.name)
+        tasks, failed = load_tasks(settings, report)
+        made_with = made_with_of(settings, engine.name)
         results = Results.open(settings.bench.output, made_with, overwrite=settings.bench.overwrite)
         return cls(settings, engine, tasks, results, report, failed)
 
@@ -158,7 +158,7 @@ def _notes(case: Case, speaker: Speaker) -> tuple[str, ...]:
     return speaker.notes if case.temperature and not case.config.is_baseline else ()
 
 
-def _load_tasks(settings: Settings, report: Reporter) -> tuple[dict[str, Task], dict[str, str]]:
+def load_tasks(settings: Settings, report: Reporter) -> tuple[dict[str, Task], dict[str, str]]:
     """The tasks by name; one whose data cannot be had is left out and told. Raises DataError where none is left."""
     words, folder = settings.bench.benchmark_list, settings.bench.benchmark_dir
     if folder is not None and not folder.is_dir():
@@ -184,7 +184,7 @@ def _load_tasks(settings: Settings, report: Reporter) -> tuple[dict[str, Task], 
     return tasks, failed
 
 
-def _made_with(settings: Settings, engine: str) -> Row:
+def made_with_of(settings: Settings, engine: str) -> Row:
     """What decides the numbers: results of other settings do not go into the same file."""
     target, wanted, server = settings.target, settings.bench, settings.server
     folder = find_draft(Path(settings.draft.path)) if settings.draft.path else None

@@ -27,6 +27,10 @@ Spoken = tuple[int, int, int]
 """Steps, top-k and draft tokens."""
 
 
+SERVERS = "servers"
+"""Name of an engine whose servers are given."""
+
+
 class Engine(Protocol):
     """Gives a speaker for a speculation."""
 
@@ -158,7 +162,7 @@ class Running:
 
     settings: Settings
     report: Reporter
-    name: str = "servers"
+    name: str = SERVERS
     _speakers: list[RemoteSpeaker] = field(default_factory=list, init=False)
 
     @contextmanager

@@ -57,15 +57,15 @@ def regenerate(settings: Settings, report: Reporter, rules: Rules | None = None)
     Eagle3Error when no server is left.
     """
     wanted = settings.regenerate
-    path = _input_path(wanted)
-    total, digest = _survey(path)
-    first, end = _range(wanted.sample_range, total)
-    made_with = _made_with(settings, digest)
+    path = input_path_of(wanted)
+    total, digest = survey(path)
+    first, end = range_of(wanted.sample_range, total)
+    made_with = made_with_of(settings, digest)
     begun = time.monotonic()
     folder = ShardFolder(wanted.output_dir)
     with folder.locked(), catch_stop(report) as stop:
         folder.open(made_with, overwrite=wanted.overwrite)
-        shards = [Shard(a, min(a + wanted.num_per_shard, end)) for a in range(first, end, wanted.num_per_shard)]
+        shards = shards_in(wanted, first, end)
         if wanted.retry_errors and not sum([folder.reopen(shard) for shard in shards]):
             report.info("no failed rows to retry")
         recorded = load_recorded(wanted.recorded, made_with, report)
@@ -85,7 +85,13 @@ def regenerate(settings: Settings, report: Reporter, rules: Rules | None = None)
     return result
 
 
-def _input_path(wanted: Regenerate) -> Path:
+def shards_in(wanted: Regenerate, first: int, end: int) -> list[Shard]:
+    """The shards of these input rows."""
+    return [Shard(a, min(a + wanted.num_per_shard, end)) for a in range(first, end, wanted.num_per_shard)]
+
+
+def input_path_of(wanted: Regenerate) -> Path:
+    """The conversations; raises UsageError where none are named."""
     if wanted.input_path is None:
         raise UsageError("no input", where="--input-path", fix="give the conversations (jsonl) that prepare wrote")
     if wanted.input_path.is_dir():
@@ -93,7 +99,7 @@ def _input_path(wanted: Regenerate) -> Path:
     return wanted.input_path
 
 
-def _survey(path: Path) -> tuple[int, str]:
+def survey(path: Path) -> tuple[int, str]:
     """Rows of the input and a hash of their content, in one pass."""
     if path.is_file() and path.stat().st_size and format_of(path) != "lines":
         fix = f"bring it to one row a line first: eagle3 prepare {path}"
@@ -107,7 +113,7 @@ def _survey(path: Path) -> tuple[int, str]:
     return rows, digest.hexdigest()
 
 
-def _range(text: str | None, total: int) -> tuple[int, int]:
+def range_of(text: str | None, total: int) -> tuple[int, int]:
     """Rows ``A:B`` of ``total``, counted from 0; either side may be left out."""
     if text is None:
         return 0, total
@@ -120,7 +126,7 @@ def _range(text: str | None, total: int) -> tuple[int, int]:
     return first, end
 
 
-def _made_with(settings: Settings, digest: str) -> dict[str, Any]:
+def made_with_of(settings: Settings, digest: str) -> dict[str, Any]:
     """The settings that the shards depend on. Raises for a wrong model before anything claims the folder."""
     wanted = settings.regenerate
     names = ("turns", "max_tokens", "temperature", "top_p", "top_k", "seed", "is_reasoning_model", "reasoning_effort")

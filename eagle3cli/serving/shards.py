@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +60,12 @@ class ShardFolder:
         """Start, or go on with what an earlier run left; raises UsageError if that one had other settings."""
         if overwrite:
             self._discard()
+        if not self.look(made_with):
+            self.manifest = {"made_with": made_with, "shards": {}}
+            write_json(self.folder / MANIFEST, self.manifest)
+
+    def look(self, made_with: dict[str, Any]) -> bool:
+        """Read what an earlier run left, if one did; changes nothing, and raises UsageError as :meth:`open` does."""
         if (self.folder / MANIFEST).exists():
             self.manifest = read_json(self.folder / MANIFEST)
             before = self.manifest["made_with"]
@@ -69,12 +75,23 @@ class ShardFolder:
                 what = f"the shards there were made with other settings: {told}"
                 fix = "choose another --output-dir, or pass --overwrite to start over"
                 raise UsageError(what, where=str(self.folder), fix=fix)
-        elif any(self.folder.glob("shard_*.jsonl")):
+            return True
+        if any(self.folder.glob("shard_*.jsonl")):
             fix = "choose another --output-dir, or pass --overwrite to replace them"
             raise UsageError("holds shards without a manifest", where=str(self.folder), fix=fix)
-        else:
-            self.manifest = {"made_with": made_with, "shards": {}}
-            write_json(self.folder / MANIFEST, self.manifest)
+        return False
+
+    def rows_left(self, shard: Shard) -> set[int]:
+        """Rows of a shard that have no outcome yet; reads the part file and leaves it as it is."""
+        if self.summary(shard):
+            return set()
+        left, path = set(range(shard.first, shard.end)), self._path(shard, ".part")
+        if path.exists():
+            with path.open("rb") as f:
+                for line in f:
+                    with suppress(ValueError, TypeError, KeyError):  # the last line may be torn
+                        left.discard(json.loads(line)["row"])
+        return left
 
     @contextmanager
     def locked(self) -> Iterator[None]:

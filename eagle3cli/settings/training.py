@@ -60,6 +60,9 @@ class Train(Table):
     activation_checkpointing: bool = option(
         False, "Keep no activations inside a depth; make them again in the backward pass (less memory, more time)."
     )
+    loss_chunk: int = option(
+        4_000_000, "Logits of one depth that exist at once in the loss; fewer take less memory and more time.", ge=1
+    )
     dtype: ComputeType = option(
         "auto",
         "Type the draft computes in (its master weights are float32); auto: float32 on a CPU, else bfloat16; "

@@ -41,29 +41,32 @@ class Block:
 
     rows: slice
     keys: slice
-    mask_QS: Tensor | None
-    """Additive mask, or None where the rows are exactly the last keys and plain causal order says it all."""
+    rows_Q: Tensor | None
+    """Packed positions of the query rows, or None where they are exactly the last keys: plain causal order."""
+
+    def mask(self, dtype: torch.dtype) -> Tensor | None:
+        """Additive mask ``[Q, S]``, None where plain causal order says it all.
+
+        Made anew for every use: the masks of all blocks are together as large as rows x keys.
+        """
+        if self.rows_Q is None:
+            return None
+        keys_S = torch.arange(self.keys.start, self.keys.stop, device=self.rows_Q.device)
+        mask = torch.zeros(len(self.rows_Q), len(keys_S), dtype=dtype, device=self.rows_Q.device)
+        return mask.masked_fill_(keys_S > self.rows_Q[:, None], float("-inf"))
 
 
-def make_blocks(rows_R: Tensor, bounds: tuple[int, ...], dtype: torch.dtype) -> list[Block]:
+def make_blocks(rows_R: Tensor, bounds: tuple[int, ...]) -> list[Block]:
     """Split ascending packed query rows into blocks that stay inside one sequence."""
     cuts = torch.searchsorted(rows_R, torch.tensor(bounds, device=rows_R.device)).tolist()
     blocks = []
     for begin, first, last in zip(bounds[:-1], cuts[:-1], cuts[1:], strict=True):
         for at in range(first, last, QUERY_BLOCK):
             rows = slice(at, min(at + QUERY_BLOCK, last))
-            blocks.append(_block(rows_R[rows], begin, rows, dtype))
+            rows_Q = rows_R[rows]
+            keys = slice(begin, int(rows_Q[-1]) + 1)
+            blocks.append(Block(rows, keys, None if len(rows_Q) == keys.stop - keys.start else rows_Q))
     return blocks
-
-
-def _block(rows_Q: Tensor, begin: int, rows: slice, dtype: torch.dtype) -> Block:
-    end = int(rows_Q[-1]) + 1
-    keys = slice(begin, end)
-    if len(rows_Q) == end - begin:
-        return Block(rows, keys, None)
-    hidden_QS = torch.arange(begin, end, device=rows_Q.device) > rows_Q[:, None]
-    mask = torch.zeros(hidden_QS.shape, dtype=dtype, device=rows_Q.device)
-    return Block(rows, keys, mask.masked_fill_(hidden_QS, float("-inf")))
 
 
 def attend(query_RND: Tensor, keys_SKD: Tensor, values_SKD: Tensor, own: Own, rows: QueryRows) -> Tensor:
@@ -71,7 +74,7 @@ def attend(query_RND: Tensor, keys_SKD: Tensor, values_SKD: Tensor, own: Own, ro
 
     ``own`` holds one ``(key_RKD, value_RKD)`` per depth after the first, aligned with the query rows.
     """
-    blocks = make_blocks(rows.rows_R, rows.bounds, query_RND.dtype)
+    blocks = make_blocks(rows.rows_R, rows.bounds)
     flat = [tensor for pair in own for tensor in pair]
     out: Tensor = _UnrollAttention.apply(query_RND, keys_SKD, values_SKD, blocks, *flat)  # type: ignore[no-untyped-call]
     return out
@@ -83,7 +86,8 @@ class _UnrollAttention(torch.autograd.Function):
         out_RND = torch.empty_like(query)
         lse_RN = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
         for block in blocks:
-            out, lse = _flash(_heads_first(query[block.rows]), keys[block.keys], values[block.keys], block.mask_QS)
+            mask_QS = block.mask(query.dtype)
+            out, lse = _flash(_heads_first(query[block.rows]), keys[block.keys], values[block.keys], mask_QS)
             out_RND[block.rows] = out[0].transpose(0, 1)
             lse_RN[block.rows] = lse[0].transpose(0, 1)
         if own:
@@ -105,7 +109,7 @@ class _UnrollAttention(torch.autograd.Function):
                 values[block.keys],
                 _heads_first(out_RND[block.rows]),
                 lse_RN[block.rows].transpose(0, 1)[None].contiguous(),
-                block.mask_QS,
+                block.mask(query.dtype),
             )
             d_query[block.rows] = dq[0].transpose(0, 1)
             d_keys[block.keys] += dk[0].transpose(0, 1)

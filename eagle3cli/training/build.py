@@ -73,6 +73,7 @@ SESSION_FIELDS = (
     "overwrite",
     "micro_batch_size",
     "activation_checkpointing",
+    "loss_chunk",
     "sharding",
     "report_to",
     "tracker_project",
@@ -123,7 +124,7 @@ def build(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Trainer
         draft.lm_head.weight.data.copy_(head.weight_VH[draft.draft_ids])
         draft.lm_head.requires_grad_(False)
     attend = choose_attention(settings.train.attention_backend, embedding.device, report)
-    forward = Forward(draft, attend, recompute=settings.train.activation_checkpointing)
+    forward = Forward(draft, attend, recompute=settings.train.activation_checkpointing, chunk=settings.train.loss_chunk)
     spread = spread_out(forward, ranks, settings.train, dtype)
     trained = [(name, weight) for name, weight in draft.named_parameters() if weight.requires_grad]
     optimizer = Optimizer(
@@ -197,7 +198,7 @@ def choose_attention(name: str, device: torch.device, report: Reporter) -> Atten
 def online(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Inputs:
     """Inputs of a run whose target runs live."""
     raw = read_target_config(settings.target)
-    config = _draft_config(settings, raw)
+    config = draft_config_of(settings, raw)
     with ranks.first_alone():
         cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
     _not_empty(len(cached.train), str(settings.data.train_path))
@@ -228,7 +229,7 @@ def offline(settings: Settings, report: Reporter) -> Inputs:
     eval_path = settings.data.eval_hidden_states_path or path.parent / "eval"
     wanted = settings.data.eval_hidden_states_path is not None or (eval_path / "manifest.json").exists()
     raw = read_target_config(settings.target)
-    config = _draft_config(settings, raw)
+    config = draft_config_of(settings, raw)
     if config.aux_layers != store.meta.aux_layers:
         raise UsageError(
             f"the store holds aux layers {list(store.meta.aux_layers)}, the draft reads {list(config.aux_layers)}",
@@ -298,7 +299,8 @@ def parse_duration(text: str | None) -> float | None:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def _draft_config(settings: Settings, raw: dict[str, Any]) -> DraftConfig:
+def draft_config_of(settings: Settings, raw: dict[str, Any]) -> DraftConfig:
+    """The config of the draft that these settings mean for the target with the config ``raw``."""
     draft = settings.draft
     if draft.init == "draft":
         return config_of_start(settings, raw)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from eagle3cli.backends.batch import TargetBatch
 from eagle3cli.models.draft import Draft
-from eagle3cli.training.loss import DepthSums, Teacher, TermWeights, depth_losses
+from eagle3cli.training.loss import CHUNK_ELEMENTS, DepthSums, Teacher, TermWeights, depth_losses
 from eagle3cli.training.rows import RowPlan
 from eagle3cli.training.unroll import Attend, unroll
 
@@ -15,9 +15,9 @@ from eagle3cli.training.unroll import Attend, unroll
 class Forward(nn.Module):
     """Unroll and loss as one module, so that weights that are kept in shards are whole inside of it."""
 
-    def __init__(self, draft: Draft, attend: Attend, *, recompute: bool = False) -> None:
+    def __init__(self, draft: Draft, attend: Attend, *, recompute: bool = False, chunk: int = CHUNK_ELEMENTS) -> None:
         super().__init__()
-        self.draft, self.attend, self.recompute = draft, attend, recompute
+        self.draft, self.attend, self.recompute, self.chunk = draft, attend, recompute, chunk
 
     def forward(
         self, batch: TargetBatch, plan: RowPlan, teacher: Teacher, embedding_VH: Tensor, weights: TermWeights
@@ -33,7 +33,7 @@ class Forward(nn.Module):
             attend=self.attend,
             recompute=self.recompute,
         )
-        return depth_losses(normed, draft.lm_head.weight, teacher, plan, weights)
+        return depth_losses(normed, draft.lm_head.weight, teacher, plan, weights, self.chunk)
 
     def nothing(self) -> Tensor:
         """Zero, with a zero gradient for every trained weight."""

@@ -25,7 +25,7 @@ from eagle3cli.backends.logits import Head
 from eagle3cli.training.rows import RowPlan
 
 CHUNK_ELEMENTS = 4_000_000
-"""Logits of one depth that exist at once (16 MB in fp32)."""
+"""Logits of one depth that exist at once, unless the settings say otherwise (16 MB in fp32)."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,19 @@ class Teacher:
 
 
 def depth_losses(
-    normed: list[Tensor], head_weight_VdH: Tensor, teacher: Teacher, plan: RowPlan, weights: TermWeights
+    normed: list[Tensor],
+    head_weight_VdH: Tensor,
+    teacher: Teacher,
+    plan: RowPlan,
+    weights: TermWeights,
+    chunk: int = CHUNK_ELEMENTS,
 ) -> tuple[Tensor, DepthSums]:
-    """The weighted sum of all terms over all kept rows (differentiable, not normalised), and the sums behind it."""
+    """The weighted sum of all terms over all kept rows (differentiable, not normalised), and the sums behind it.
+
+    ``chunk`` logits of one depth exist at once.
+    """
     assert teacher.whole_head is not None or not weights.need_rates, "acceptance rates need the whole head"
-    found = _FusedHead.apply(head_weight_VdH, teacher, plan, weights, *normed)  # type: ignore[no-untyped-call]
+    found = _FusedHead.apply(head_weight_VdH, teacher, plan, weights, chunk, *normed)  # type: ignore[no-untyped-call]
     total, *sums = found
     return total, DepthSums(*sums)
 
@@ -91,14 +99,14 @@ def depth_losses(
 class _FusedHead(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, head: Tensor, teacher: Teacher, plan: RowPlan, weights: TermWeights, *normed: Tensor
+        ctx: Any, head: Tensor, teacher: Teacher, plan: RowPlan, weights: TermWeights, chunk: int, *normed: Tensor
     ) -> tuple[Tensor, ...]:
         training, head_trains = any(ctx.needs_input_grad), ctx.needs_input_grad[0]
         sums = DepthSums(*torch.zeros(4, len(normed), dtype=torch.float32, device=head.device))
         d_head = torch.zeros_like(head, dtype=torch.float32) if head_trains else None
         d_normed = [torch.empty_like(rows) for rows in normed] if training else []
         width = len(teacher.whole_head or head)
-        for chunk_U in _teacher_positions(plan).split(max(1, CHUNK_ELEMENTS // width)):
+        for chunk_U in _teacher_positions(plan).split(max(1, chunk // width)):
             teach_UV, whole_UV = _teach(teacher, chunk_U, head.dtype)
             for depth, (rows, hidden) in enumerate(zip(plan.depths, normed, strict=True)):
                 part = _part(rows.teacher_r, chunk_U)
@@ -127,7 +135,7 @@ class _FusedHead(torch.autograd.Function):
         scale = grads[0]
         d_normed = list(ctx.saved_tensors)
         d_head = d_normed.pop() * scale if ctx.needs_input_grad[0] else None
-        return (d_head, None, None, None, *(d * scale for d in d_normed))
+        return (d_head, None, None, None, None, *(d * scale for d in d_normed))
 
 
 def _teach(teacher: Teacher, chunk_U: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

@@ -49,6 +49,16 @@ def measure(settings: Settings, report: Reporter) -> Evaluation:
     )
 
 
+def held_out(settings: Settings) -> Settings:
+    """The settings with training data, which a cache is made of; raises UsageError where no data are named."""
+    data = settings.data
+    if data.eval_path is None and data.train_path is None:
+        raise UsageError("nothing to evaluate on", where="--eval-data-path", fix="give a jsonl file with replies")
+    if data.train_path is not None:
+        return settings
+    return settings.model_copy(update={"data": data.model_copy(update={"train_path": data.eval_path})})
+
+
 def _source(settings: Settings, config: DraftConfig, report: Reporter) -> tuple[BatchSource, Tensor]:
     store_path = settings.data.eval_hidden_states_path
     if store_path is not None:
@@ -61,11 +71,7 @@ def _source(settings: Settings, config: DraftConfig, report: Reporter) -> tuple[
         device = pick_device(settings.target.device)
         embedding = read_target_tensors(settings.target.model_path)["embedding"].to(device).float()
         return StoreSource(store, device=device), embedding
-    data = settings.data
-    if data.eval_path is None and data.train_path is None:
-        raise UsageError("nothing to evaluate on", where="--eval-data-path", fix="give a jsonl file with replies")
-    if data.train_path is None:
-        settings = settings.model_copy(update={"data": data.model_copy(update={"train_path": data.eval_path})})
+    data, settings = settings.data, held_out(settings)
     cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
     rows = cached.eval if cached.eval is not None and data.train_path is not None else cached.train
     target = open_target(settings.target, report, config.aux_layers)

@@ -154,6 +154,9 @@ def _split(draft: Draft, x_RO: Tensor) -> Tensor:
 
 
 def _key_value(draft: Draft, joint_RO: Tensor, at_R: Tensor) -> KeyValue:
-    """Rotated keys and values ``[R, K, D]`` from the joint projection of both."""
+    """Rotated keys and values ``[R, K, D]`` from the joint projection of both.
+
+    Values are a copy: as a view they would keep the whole projection until the backward pass.
+    """
     key_RO, value_RO = joint_RO.chunk(2, dim=1)
-    return rotate(_split(draft, key_RO), *draft.rope(at_R, joint_RO.dtype)), _split(draft, value_RO)
+    return rotate(_split(draft, key_RO), *draft.rope(at_R, joint_RO.dtype)), _split(draft, value_RO.contiguous())
