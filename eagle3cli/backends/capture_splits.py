@@ -6,7 +6,9 @@ import torch
 
 from eagle3cli.backends.auto import open_target
 from eagle3cli.backends.capture import Captured, Wanted, capture, computing_in, origin_of
-from eagle3cli.backends.hf import read_target_config
+from eagle3cli.backends.hf import pick_device, pick_dtype, read_target_config
+from eagle3cli.backends.memory import explain_pass
+from eagle3cli.backends.passes import PassTooLarge
 from eagle3cli.backends.target import LiveTarget
 from eagle3cli.data.cache import open_or_build
 from eagle3cli.data.store_writer import discard_store
@@ -29,9 +31,8 @@ def capture_splits(settings: Settings, report: Reporter, stop: Stop, ranks: Rank
     target = computing_in(settings.target, wanted.dtype)
     if target.mem_fraction_static is None:
         target = target.model_copy(update={"mem_fraction_static": wanted.mem_frac})
-    config = read_draft_config(
-        draft.config, read_target_config(target), draft_vocab_size=draft.vocab_size, aux_layers=draft.aux_layers
-    )
+    raw = read_target_config(target)
+    config = read_draft_config(draft.config, raw, draft_vocab_size=draft.vocab_size, aux_layers=draft.aux_layers)
     with ranks.first_alone():
         cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
     splits = {name: rows for name, rows in (("train", cached.train), ("eval", cached.eval)) if rows is not None}
@@ -54,20 +55,14 @@ def capture_splits(settings: Settings, report: Reporter, stop: Stop, ranks: Rank
         if wanted.overwrite and ranks.first:
             discard_store(folder)
         kept = rows if wanted.sample_size is None else [rows[i] for i in range(min(len(rows), wanted.sample_size))]
-        found[name] = capture(
-            load,
-            kept,
-            folder,
-            origin,
-            cached.vocab,
-            # An evaluation on states that lost something would measure that loss too.
-            Wanted(
-                "bf16" if name == "eval" else wanted.encoding, wanted.batch_tokens, wanted.shard_mb, wanted.batch_size
-            ),
-            report=report,
-            stop=stop,
-            ranks=ranks,
-        )
+        # An evaluation on states that lost something would measure that loss too.
+        encoding = "bf16" if name == "eval" else wanted.encoding
+        how = Wanted(encoding, wanted.batch_tokens, wanted.shard_mb, wanted.batch_size)
+        try:
+            found[name] = capture(load, kept, folder, origin, cached.vocab, how, report=report, stop=stop, ranks=ranks)
+        except PassTooLarge as error:
+            element = pick_dtype(target.dtype, pick_device(target.device), raw).itemsize
+            raise explain_pass(error, target, len(config.aux_layers), element) from None
     return found
 
 

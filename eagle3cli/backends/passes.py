@@ -10,6 +10,16 @@ from eagle3cli.backends.target import LiveTarget
 from eagle3cli.data.rows import TokenRow
 from eagle3cli.data.store_rows import StateRow, aux_count, teacher_positions
 from eagle3cli.errors import ModelError
+from eagle3cli.runtime.shortage import asked_for, is_shortage, let_go
+
+
+class PassTooLarge(ModelError):
+    """Memory did not suffice for a pass of the target over ``rows`` rows, padded to ``longest`` tokens."""
+
+    def __init__(self, what: str, rows: int, longest: int) -> None:
+        fix = "lower --batch-tokens (or --max-length) and run the same command again"
+        super().__init__(what, where=f"{rows} rows of up to {longest} tokens", fix=fix)
+        self.rows, self.longest = rows, longest
 
 
 def length_batches(
@@ -35,7 +45,7 @@ def length_batches(
 def run_batch(target: LiveTarget, rows: Sequence[TokenRow]) -> list[StateRow]:
     """One pass of the target; of each row what a store keeps, states and top tokens where the target is.
 
-    Raises ModelError when the GPU's memory does not suffice.
+    Raises PassTooLarge when memory does not suffice.
     """
     try:
         states = target.capture([row.token_ids.tolist() for row in rows])
@@ -53,7 +63,10 @@ def run_batch(target: LiveTarget, rows: Sequence[TokenRow]) -> list[StateRow]:
                     top_R=target.head.top_tokens(last_RH),
                 )
             )
-    except torch.cuda.OutOfMemoryError as error:
-        fix = "lower --batch-tokens (or --max-length) and run the same command again"
-        raise ModelError("the GPU's memory is too small for a batch", where="--batch-tokens", fix=fix) from error
-    return found
+        return found
+    except Exception as error:
+        if not is_shortage(error):
+            raise
+        what = f"memory did not suffice for a pass{asked_for(error)}"
+        let_go(error)
+    raise PassTooLarge(what, len(rows), max(map(len, rows)))

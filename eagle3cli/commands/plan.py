@@ -42,6 +42,6 @@ COMMAND = Command(
         "eagle3 plan quickstart",
     ),
     fields=train.COMMAND.fields,
-    run=showing(train.plan),
+    run=action(train.COMMAND).run,
     actions=tuple(action(module.COMMAND) for module in PLANNED),
 )

@@ -12,18 +12,21 @@ if TYPE_CHECKING:
     from eagle3cli.settings.tables import Settings
 
 
-def planner(where: str, *, looks: bool = True) -> Callable[[Settings], Plan]:
-    """The function ``module:name`` that plans, imported when it is called; it ``looks`` at the target where it lies."""
+def planner(where: str, *, looks: bool = True, named: bool = False) -> Callable[[Settings], Plan]:
+    """The function ``module:name`` that plans, imported when it is called.
+
+    It gets the settings with the target where it lies, or as they are unless it ``looks`` there; with ``named`` both.
+    """
 
     def plan(settings: Settings) -> Plan:
         from eagle3cli.commands.local_target import looked_at
 
         module, _, name = where.partition(":")
-        make: Callable[[Settings], Plan] = getattr(importlib.import_module(module), name)
+        make: Callable[..., Plan] = getattr(importlib.import_module(module), name)
         if not looks:
             return make(settings)
         with looked_at(settings) as looked:
-            return make(looked)
+            return make(looked, settings) if named else make(looked)
 
     return plan
 

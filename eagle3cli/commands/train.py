@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eagle3cli.commands.command import Command
+from eagle3cli.commands.planned import planner
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out
-    from eagle3cli.runtime.plan import Plan
     from eagle3cli.settings.tables import Settings
 
 DRAFT = ("config", "vocab_size", "aux_layers", "init", "fc_norm", "norm_output", "path")
@@ -34,6 +34,7 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.training.build import build
     from eagle3cli.training.checkpoints import make_place
     from eagle3cli.training.outcome import outcome
+    from eagle3cli.training.shortage import explained
     from eagle3cli.training.trackers.tracked import tracked
     from eagle3cli.training.trainer import train
 
@@ -48,26 +49,19 @@ def run(settings: Settings, out: Out) -> int | None:
             settings = with_local_target(settings, out if ranks.first else Silent())
         report: Reporter = stack.enter_context(logged(out, folder / "log.txt")) if ranks.first else Silent()
         stop = stack.enter_context(catch_stop(report if ranks.alone else None, patient=not ranks.alone))
-        trainer = build(settings, report, ranks)
+        with explained(settings, ranks.count, lambda: "before the first step"):
+            trainer = build(settings, report, ranks)
         if ranks.first:
             write_text(folder / "settings.toml", to_toml(settings))
             stack.enter_context(recorded(trainer, settings, report))
             stack.enter_context(tracked(trainer, settings))
             stack.enter_context(on_screen(trainer, out))
         done_before = trainer.progress.step
-        evaluation = train(trainer, stop)
+        with explained(settings, ranks.count, lambda: trainer.doing):
+            evaluation = train(trainer, stop)
     if ranks.first:
         out.result(*outcome(trainer, done_before, evaluation))
     return None
-
-
-def plan(settings: Settings) -> Plan:
-    """What the run would cost."""
-    from eagle3cli.commands.local_target import looked_at
-    from eagle3cli.training.plan import plan_training
-
-    with looked_at(settings) as looked:
-        return plan_training(looked, COMMAND.fields, settings.target.model_path)
 
 
 COMMAND = Command(
@@ -81,5 +75,5 @@ COMMAND = Command(
     ),
     fields=("train.*", "launch.*", "target.*", *(f"draft.{name}" for name in DRAFT), "data.*"),
     run=run,
-    plan=plan,
+    plan=planner("eagle3cli.training.plan:plan_training", named=True),
 )

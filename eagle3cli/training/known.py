@@ -5,26 +5,22 @@ Reads configs, a finished cache or stores; loads no weights and changes nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import torch
 
 from eagle3cli.backends.hf import pick_dtype, read_config
-from eagle3cli.backends.hf_load import meta_model
+from eagle3cli.backends.memory import TargetShape, target_shape
 from eagle3cli.data.cache import data_paths, find_cache
 from eagle3cli.data.rows import TokenRows
 from eagle3cli.data.sources import read_raw_lines
 from eagle3cli.data.store_rows import LAST
 from eagle3cli.data.stores import Stores, open_stores
 from eagle3cli.errors import DataError
-from eagle3cli.models.config import DraftConfig, text_part
+from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.devices import compute_type, memory_of, resident_bytes
-from eagle3cli.settings.tables import Settings, Target
-from eagle3cli.training.memory import TargetShape
+from eagle3cli.settings.tables import Settings
 
 USUAL_SHARE = 0.7
 """Of a row's tokens that carry loss, where nothing is known of the rows."""
@@ -133,36 +129,3 @@ def _alike(rows: TokenRows) -> bool:
     """Whether the first rows begin with the same eight tokens, as with a system prompt."""
     first = [tuple(rows[index].token_ids[:8]) for index in range(min(len(rows), 4))]
     return len(first) > 1 and len(set(first)) == 1
-
-
-def target_shape(target: Target) -> TargetShape:
-    """The target's shape from its config; weights are counted on a model without any."""
-    raw = read_config(target).to_dict()
-    text = text_part(raw)
-    heads = int(text["num_attention_heads"])
-    size = int(text.get("head_dim") or text["hidden_size"] // heads)
-    return TargetShape(
-        weights=_count(json.dumps([target.model_path, target.revision, target.trust_remote_code])),
-        layers=int(text["num_hidden_layers"]),
-        hidden=int(text["hidden_size"]),
-        intermediate=_mlp(text),
-        key_value=int(text.get("num_key_value_heads") or heads) * size,
-        vocab=int(text["vocab_size"]),
-        tied=bool(text.get("tie_word_embeddings")),
-    )
-
-
-def _mlp(text: dict[str, Any]) -> int:
-    """Channels that an MLP computes for a token; of experts those that it goes to."""
-    chosen, width = text.get("num_experts_per_tok"), text.get("moe_intermediate_size")
-    if chosen and width:
-        return int(chosen) * int(width)
-    return int(chosen or 1) * int(text.get("intermediate_size") or 4 * text["hidden_size"])
-
-
-@lru_cache(maxsize=4)
-def _count(named: str) -> int:
-    path, revision, remote = json.loads(named)
-    target = Target(model_path=path, revision=revision, trust_remote_code=remote)
-    model = meta_model(read_config(target))
-    return sum(weight.numel() for weight in model.parameters())

@@ -21,6 +21,7 @@ from eagle3cli.models.opened import open_draft
 from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.tables import Settings
+from eagle3cli.training.eval_shortage import explained
 from eagle3cli.training.evaluate import Evaluation, evaluate
 
 EVAL_BATCH = 8
@@ -31,8 +32,13 @@ def measure(settings: Settings, report: Reporter) -> Evaluation:
     set_threads(settings.target.threads)
     if settings.draft.path is None:
         raise UsageError("no draft", where="--draft-model-path", fix="give a folder, e.g. runs/train/best")
+    with explained(settings, EVAL_BATCH):
+        return _measure(settings, report, settings.draft.path)
+
+
+def _measure(settings: Settings, report: Reporter, path: str) -> Evaluation:
     raw = read_target_config(settings.target) if settings.target.model_path else None
-    draft = open_draft(find_draft(Path(settings.draft.path)), raw, settings.draft.aux_layers)
+    draft = open_draft(find_draft(Path(path)), raw, settings.draft.aux_layers)
     source, embedding = _source(settings, draft.config, report)
     draft = draft.to(embedding.device).cast(embedding.dtype)
     count = min(settings.eval.rows or len(source.lengths), len(source.lengths))

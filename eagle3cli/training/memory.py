@@ -15,30 +15,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from eagle3cli.backends.logits import ARGMAX_CHUNK
+from eagle3cli.backends.memory import Parts, TargetShape, pass_parts
+from eagle3cli.data.store_forecast import size_text
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.training.loss import CHUNK_ELEMENTS
 
-Parts = dict[str, int]
 MASTER = 4
 """Bytes of a master weight, of a moment and of the head's gradient in a loss."""
-
-
-@dataclass(frozen=True)
-class TargetShape:
-    """A target as far as its memory goes."""
-
-    weights: int
-    """Number of all its weights."""
-    layers: int
-    hidden: int
-    intermediate: int
-    """Channels of an MLP that are computed for a token (of the experts that it goes to)."""
-    key_value: int
-    """Width of keys, and of values."""
-    vocab: int
-    tied: bool
-    """The head is the embedding."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +95,12 @@ class Forecast:
         return self.peak.bytes
 
 
+def part_lines(found: Forecast) -> list[str]:
+    """The parts of the peak for people, the largest first; those below a hundredth of it are not named."""
+    parts = sorted(found.peak.parts.items(), key=lambda part: -part[1])
+    return [f"  {size_text(size):>9}  {name}" for name, size in parts if size >= 0.01 * found.bytes]
+
+
 def forecast(load: Load) -> Forecast:
     """What every moment of a run takes on one device."""
     standing = standing_parts(load)
@@ -168,19 +157,16 @@ def loading_parts(load: Load) -> Parts:
 
 
 def target_pass_parts(load: Load) -> Parts:
-    """The live target over a micro batch, padded to its longest sequence.
-
-    ``t B S (5H + 3I)`` of a layer, ``t B S A`` for the tapped states and again for their sequences side by side, and
-    512 rows of logits over the whole vocabulary; with a beginning that sequences share also keys and values of all
-    layers. A group of ranks that shares the target runs it on the rows of all of them.
-    """
-    target, t = load.target, load.states
-    padded, aux = load.sequences * load.longest * load.tp_size, _aux(load.draft)
-    layer = padded * (5 * target.hidden + 3 * target.intermediate // load.tp_size) * t
-    states = padded * (2 * aux + target.hidden) * t + load.tokens * (aux + target.hidden) * t
-    logits = min(ARGMAX_CHUNK, load.tokens) * target.vocab * t
-    kept = 2 * padded * target.key_value // load.tp_size * target.layers * t if load.shared_prefix else 0
-    return {"target's forward pass": max(layer + padded * aux * t, states, logits), "target's keys and values": kept}
+    """The live target over a micro batch; a group of ranks that shares it runs it on the rows of all of them."""
+    return pass_parts(
+        load.target,
+        load.sequences * load.longest * load.tp_size,
+        load.tokens,
+        aux=_aux(load.draft),
+        each=load.states,
+        tp_size=load.tp_size,
+        shared_prefix=load.shared_prefix,
+    )
 
 
 def forward_parts(load: Load) -> Parts:
@@ -235,6 +221,25 @@ def initial_parts(load: Load) -> Parts:
     weights = draft_weights(draft) * MASTER
     states = {"sample of the target's states": sample, "equations": 3 * 8 * (aux + draft.hidden_size) ** 2}
     return {**loading_parts(load), "draft weights": weights, **states}
+
+
+def evaluation_forecast(load: Load) -> Forecast:
+    """An evaluation without training: no gradients, so that one depth's activations are there at a time."""
+    draft, e = load.draft, load.compute
+    hidden, (query, key) = draft.hidden_size, _widths(draft)
+    each = 4 * hidden + 3 * draft.intermediate_size + 3 * query + 2 * key * load.depths
+    kept = load.rows * (each + load.depths * hidden) * e
+    zero = load.tokens * (2 * _aux(draft) + 4 * hidden + query + 4 * key) * e
+    logits = min(load.chunk, load.rows * draft.draft_vocab_size) * e
+    standing = {
+        "process": load.process,
+        "draft weights": draft_weights(draft) * e,
+        "target weights": _target_bytes(load) if load.online else 0,
+        "target embedding and head": 0 if load.online else load.target.vocab * hidden * load.states,
+    }
+    parts = {**_states(load), "activations of a depth": kept, "depth-0 states": zero, "chunk of the head": logits}
+    passing = [Moment("the target's pass", {**standing, **target_pass_parts(load)})] if load.online else []
+    return Forecast((*passing, Moment("the walk", {**standing, **parts})))
 
 
 def checkpoint_bytes(load: Load) -> int:

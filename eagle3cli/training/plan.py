@@ -19,7 +19,7 @@ from eagle3cli.training.build import draft_config_of, parse_duration
 from eagle3cli.training.checkpoints import list_checkpoints
 from eagle3cli.training.known import Known, look
 from eagle3cli.training.load import load_of, sharded
-from eagle3cli.training.memory import MASTER, Forecast, draft_weights, forecast
+from eagle3cli.training.memory import MASTER, Forecast, draft_weights, forecast, part_lines
 from eagle3cli.training.order import Order
 from eagle3cli.training.proposals import Proposal, proposals
 
@@ -27,8 +27,12 @@ SPARE = 0.05
 """Share of a device's memory that a forecast should leave."""
 
 
-def plan_training(settings: Settings, fields: Sequence[str], target: str) -> Plan:
-    """The plan of a run; ``fields`` are those of the command, for its launch line, and ``target`` as it was named.
+FIELDS = ("train.*", "launch.dist_timeout", "target.*", "draft.*", "data.*")
+"""The settings that a launch line repeats."""
+
+
+def plan_training(settings: Settings, given: Settings) -> Plan:
+    """The plan of a run; ``given`` are the settings as they were typed, for its launch line.
 
     Raises as the run would for settings, data and models that cannot be used.
     """
@@ -43,8 +47,7 @@ def plan_training(settings: Settings, fields: Sequence[str], target: str) -> Pla
     if room is not None and found.bytes > room * (1 - SPARE):
         changes = proposals(settings, known, ranks, round(room * (1 - SPARE)), resumes=bool(checkpoints))
     disk = checkpoint_disk(settings, draft)
-    named = settings.model_copy(update={"target": settings.target.model_copy(update={"model_path": target})})
-    launch = launch_lines(named, fields, ranks)
+    launch = launch_lines(given, ranks)
     order = Order(len(known.data.lengths), settings.train.batch_size, settings.train.seed)
     return Plan(
         "train",
@@ -95,9 +98,9 @@ def checkpoint_disk(settings: Settings, draft: DraftConfig) -> int:
     return (settings.train.keep_checkpoints + 1) * (served + weights * MASTER * (1 + moments)) + served
 
 
-def launch_lines(settings: Settings, fields: Sequence[str], ranks: int) -> tuple[str, ...]:
+def launch_lines(settings: Settings, ranks: int) -> tuple[str, ...]:
     """The command as it can be typed anywhere, and the same under torchrun where there are several processes."""
-    words = shlex.join(words_of(settings, [name for name in fields if name != "launch.*"]))
+    words = shlex.join(words_of(settings, FIELDS))
     if ranks == 1:
         return (f"launch: eagle3 train {words}",)
     again = "several nodes: add --nnodes, --rdzv-backend c10d and --rdzv-endpoint HOST:PORT"
@@ -112,12 +115,6 @@ def memory_numbers(found: Forecast, room: int | None) -> dict[str, Any]:
     moments = {moment.name: moment.bytes for moment in found.moments}
     parts = {name: size for name, size in found.peak.parts.items() if size}
     return {"peak_bytes": found.bytes, "peak_at": found.peak.name, "parts": parts, "moments": moments, "room": room}
-
-
-def memory_lines(found: Forecast) -> list[str]:
-    """The parts of the peak, the largest first; those below a hundredth of it are not named."""
-    parts = sorted(found.peak.parts.items(), key=lambda part: -part[1])
-    return [f"  {size_text(size):>9}  {name}" for name, size in parts if size >= 0.01 * found.bytes]
 
 
 def _rows(known: Known) -> str:
@@ -140,7 +137,7 @@ def _memory(found: Forecast, room: int | None, known: Known, ranks: int) -> list
     each = f"each of {ranks} processes" if ranks > 1 else "one process"
     have = "which is not here to look at" if room is None else f"{size_text(room)} there for it"
     first = f"memory of {each} on {known.device}: {size_text(found.bytes)}, most at {found.peak.name!r}; {have}"
-    return [first, *memory_lines(found)]
+    return [first, *part_lines(found)]
 
 
 def _told(change: Proposal) -> str:

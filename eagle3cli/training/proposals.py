@@ -92,8 +92,6 @@ def _with(settings: Settings, table: str, **values: object) -> Settings:
 
 
 def first_change(settings: Settings, known: Known, ranks: int, available: int | None) -> str | None:
-    """The flags of the first change that fits, else of the one that saves most; None where nothing helps."""
+    """The flags of the first change that fits, else of the one to begin with; None where nothing helps."""
     found = proposals(settings, known, ranks, available or 0)
-    if not found:
-        return None
-    return next((p.flags for p in found if p.fits), min(found, key=lambda p: p.bytes).flags)
+    return next((p.flags for p in found if p.fits), found[0].flags if found else None)

@@ -71,6 +71,8 @@ class Trainer:
     report: Reporter
     listeners: Sequence[Listener] = ()
     window: Window = field(default_factory=Window)
+    doing: str = "the first step"
+    """What is under way, for people."""
     clock: Stopwatch = field(default_factory=Stopwatch)
     best_owed: bool = False
     """Whether the best draft could not be written."""
@@ -88,7 +90,8 @@ def train(trainer: Trainer, stop: Stop) -> Evaluation | None:
         asked = _agree(trainer, began, stop)
         while not asked and not _finished(trainer):
             rate = _learning_rate(trainer)
-            trainer.spread.ranks.at(f"step {progress.step + 1}")
+            trainer.doing = f"step {progress.step + 1}"
+            trainer.spread.ranks.at(trainer.doing)
             norm = optimise(trainer, trainer.order.batch(progress.step), rate)
             progress.step += 1
             asked = _agree(trainer, began, stop)
@@ -196,6 +199,7 @@ def _evaluate(trainer: Trainer, *, last: bool = False) -> Evaluation | None:
         trainer.best_owed = not trainer.saver.best(trainer.draft, now=last)
         return None
     settings, progress, began = trainer.settings, trainer.progress, time.perf_counter()
+    trainer.doing = f"evaluation after step {progress.step}"
     rows = range(min(settings.eval_rows, len(trainer.eval_source.lengths)))
     depths = max(SERVED_DEPTHS, settings.ttt_length)
     with trainer.spread.whole():

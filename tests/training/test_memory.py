@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from eagle3cli.backends.memory import TargetShape
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
-from eagle3cli.training.memory import Load, TargetShape, depth_bytes, draft_weights, forecast, forward_parts
+from eagle3cli.training.memory import Load, depth_bytes, draft_weights, forecast, forward_parts
 from eagle3cli.training.rows import plan_rows
 from eagle3cli.training.unroll import unroll
 from tests.conftest import ROOT, RunCli

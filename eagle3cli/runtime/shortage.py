@@ -1,0 +1,37 @@
+"""Whether an error says that memory ran out, on a GPU or in the computer, and what to do before it is told."""
+
+from __future__ import annotations
+
+import gc
+import re
+
+WORDS = ("can't allocate memory", "not enough memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What torch says in errors that have no type of their own."""
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether memory ran out."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
+
+
+def asked_for(error: BaseException) -> str:
+    """How much was asked for in vain, as the error says it; empty where it does not."""
+    found = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", str(error))
+    return f"; {found[1]} more were asked for" if found else ""
+
+
+def let_go(error: BaseException) -> None:
+    """Drop what the frames of an error keep alive, so that there is memory to tell it with."""
+    seen: BaseException | None = error
+    while seen is not None:
+        seen.__traceback__ = None
+        seen = seen.__cause__ or seen.__context__
+    gc.collect()
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
