@@ -111,7 +111,8 @@ def test_help_says_what_a_command_is_for_and_ends_with_examples_that_parse(
         got.append(settings)
 
     module = importlib.import_module(cli_module(name))
-    monkeypatch.setattr(module, "COMMAND", dataclasses.replace(found, run=run))
+    actions = tuple(dataclasses.replace(action, run=run) for action in found.actions)
+    monkeypatch.setattr(module, "COMMAND", dataclasses.replace(found, run=run, actions=actions))
     for example in found.examples:
         program, *words = shlex.split(example)
         for word in words:
