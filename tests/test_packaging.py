@@ -87,7 +87,7 @@ def test_the_wheel_works_in_any_folder(installed: Path, tmp_path: Path) -> None:
     assert "eagle3 run quickstart" in eagle3("--help")
     assert f"eagle3 {__version__}" in eagle3("doctor")
     assert "train.batch_size" in eagle3("config", "show")
-    assert "--time-budget" in eagle3("run", "--help")
+    assert "llama-3.1-8b-online" in eagle3("run", "--list")
     listed = "from eagle3cli.models.packaged import packaged_configs; print(*packaged_configs())"
     assert "qwen3-8b" in sh(installed / "python", "-c", listed, cwd=tmp_path).split()
 
