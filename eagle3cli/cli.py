@@ -10,32 +10,15 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from eagle3cli import __version__
 from eagle3cli.errors import DONE, FAILED, Eagle3Error
+from eagle3cli.line import Line
 
 DATA, TRAINING, SERVING, CHAIN = "Data", "Training", "Serving", "Whole chain & settings"
 DEBUG_HINT = "run again with --debug to see where it happened"
 STEPS = (DATA, TRAINING, SERVING, CHAIN)
 SUMMARY = "Train EAGLE-3 draft models, from a data set's name to a measured speed-up."
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the command table; the module holds COMMAND (a Command) or ``app`` (a Typer of subcommands).
-
-    ``summary`` is the line of ``eagle3 --help``; a Command's own summary says more and heads its help.
-    """
-
-    name: str
-    summary: str
-    step: str
-
-    @property
-    def module(self) -> str:
-        """Where the command is."""
-        return "eagle3cli.commands." + self.name.replace("-", "_")
 
 
 TABLE: tuple[Line, ...] = (

@@ -14,9 +14,10 @@ from eagle3cli.commands.remote_code import warn_of_remote_code
 from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
 from eagle3cli.settings.fields import SettingsField
-from eagle3cli.settings.load import load
+from eagle3cli.settings.load import Loaded, load
 from eagle3cli.settings.mistakes import DEFAULT
 from eagle3cli.settings.packaged import find_recipe, recipes
+from eagle3cli.settings.tables import Settings
 
 CONFIG = typer.Option("--config", metavar="<path>", help=COMMON["--config"])
 SET = typer.Option("--set", metavar="<table.key=value>", help=COMMON["--set"])
@@ -43,7 +44,7 @@ def function(command: Command) -> Callable[..., int]:
                 name = field.name.upper() if field in arguments else field.flags[0]
                 typed[field.key] = (name, given[_parameter(field)])
         files = [find_recipe(given["recipe"])] if command.recipe and given["recipe"] else []
-        loaded = load([*files, *(given["config"] or ())], given["set_"] or (), typed)
+        loaded = _load(command, [*files, *(given["config"] or ())], given["set_"] or (), typed)
         settings = loaded.settings
         if files and loaded.origin("run.output_dir") == DEFAULT:  # each recipe has its own folder
             run = settings.run.model_copy(update={"output_dir": Path("runs") / files[0].stem})
@@ -61,6 +62,15 @@ def function(command: Command) -> Callable[..., int]:
     call.__annotations__ = {p.name: p.annotation for p in parameters}
     call.__doc__ = command.summary
     return call
+
+
+def _load(command: Command, files: list[Path], assignments: Sequence[str], typed: dict[str, tuple[str, Any]]) -> Loaded:
+    try:
+        return load(files, assignments, typed)
+    except UsageError:
+        if not command.lenient or files or assignments:
+            raise
+        return Loaded(Settings(), {}, ())
 
 
 def _refuse_flags_before(action: str, context: typer.Context, given: dict[str, Any]) -> None:

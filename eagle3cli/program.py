@@ -16,8 +16,8 @@ from eagle3cli.settings.fields import fields
 from eagle3cli.settings.renamed import GONE, RENAMED
 
 if TYPE_CHECKING:
-    from eagle3cli.cli import Line
     from eagle3cli.commands.command import Command
+    from eagle3cli.line import Line
 
 
 def run(typed: Sequence[str], table: Sequence[Line], summary: str) -> int:

@@ -58,6 +58,8 @@ class Command:
     recipe: bool = False
     actions: tuple[Command, ...] = ()
     plan: Callable[[Settings], Plan] | None = None
+    lenient: bool = False
+    """Whether it also runs, with the defaults, where eagle3.toml is wrong."""
 
 
 def fields_of(command: Command) -> tuple[list[SettingsField], list[SettingsField]]:

@@ -11,8 +11,8 @@ from eagle3cli.completion.values import Choice, Offer, offer
 from eagle3cli.words import alike
 
 if TYPE_CHECKING:
-    from eagle3cli.cli import Line
     from eagle3cli.completion.shape import Flag, Position, Shape
+    from eagle3cli.line import Line
 
 PROGRAM = {
     "--version": "Show the version.",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from eagle3cli.completion.values import Offer
 
 if TYPE_CHECKING:
-    from eagle3cli.cli import Line
+    from eagle3cli.line import Line
 
 SHELLS = ("bash", "zsh", "fish")
 ASKED = "_EAGLE3_COMPLETE"

@@ -1,0 +1,22 @@
+"""A line of the command table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the command table; the module holds COMMAND (a Command) or ``app`` (a Typer of subcommands).
+
+    ``summary`` is the line of ``eagle3 --help``; a Command's own summary says more and heads its help.
+    """
+
+    name: str
+    summary: str
+    step: str
+
+    @property
+    def module(self) -> str:
+        """Where the command is."""
+        return "eagle3cli.commands." + self.name.replace("-", "_")

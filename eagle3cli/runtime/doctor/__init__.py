@@ -1,0 +1,1 @@
+"""What ``eagle3 doctor`` finds out: one finding a check, each problem with the command that mends it."""

@@ -1,0 +1,117 @@
+"""Versions: Python, what eagle3 needs, the servers and what they need in turn, trackers, the quickstart's packages."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from eagle3cli.runtime import demo
+from eagle3cli.runtime.doctor.finding import Finding
+
+SERVERS = {"sglang": "SGLang", "vllm": "vLLM"}
+SHARED = ("torch", "transformers")
+"""Packages of which a server often wants one exact version."""
+OWN_PYTHON = "give it an environment of its own and name that: --server-python /path/to/python"
+
+
+def python() -> Iterator[Finding]:
+    """The Python that runs this."""
+    wanted = metadata.metadata("eagle3")["Requires-Python"]
+    version = platform.python_version()
+    if SpecifierSet(wanted).contains(version, prereleases=True):
+        yield Finding("Python", "ok", f"{version} (needs {wanted})")
+    else:
+        fix = "python3.12 -m venv .venv && .venv/bin/pip install eagle3"
+        yield Finding("Python", "problem", f"{version}, needs {wanted}", fix)
+
+
+def requirements() -> Iterator[Finding]:
+    """The packages that eagle3 cannot do without, each with the range that it may have."""
+    fitting = [f"eagle3 {metadata.version('eagle3')}"]
+    for wanted in _requirements("eagle3"):
+        version = installed(wanted.name)
+        if version is None:
+            yield Finding(wanted.name, "problem", "not installed", f"pip install '{wanted}'")
+        elif not wanted.specifier.contains(version, prereleases=True):
+            detail = f"{version} is installed, {wanted.specifier} is needed"
+            yield Finding(wanted.name, "problem", detail, f"pip install --upgrade '{wanted}'")
+        else:
+            fitting.append(f"{wanted.name} {version} ({wanted.specifier})")
+    yield Finding("packages", "ok", ", ".join(fitting))
+
+
+def servers() -> Iterator[Finding]:
+    """SGLang and vLLM: whether they are here, and fit to what else is."""
+    for name, shown in SERVERS.items():
+        version = installed(name)
+        if version is None:
+            fix = (
+                "pip install 'eagle3[gpu]'" if name == "sglang" else "python3 -m venv vllm && vllm/bin/pip install vllm"
+            )
+            yield Finding(shown, "note", "not installed; it serves targets and drafts on GPUs", fix)
+            continue
+        extra = [wanted for wanted in _requirements("eagle3", "gpu") if wanted.name == name]
+        unmet = [wanted for wanted in extra if not wanted.specifier.contains(version, prereleases=True)]
+        clashes = [told for wanted in _requirements(name) if (told := _clash(wanted))]
+        if unmet:
+            yield Finding(shown, "problem", f"{version}, needs {unmet[0].specifier}", f"pip install '{unmet[0]}'")
+        elif clashes:
+            yield Finding(shown, "problem", f"{version} wants {', '.join(clashes)}", OWN_PYTHON)
+        else:
+            yield Finding(shown, "ok", version)
+
+
+def _clash(wanted: Requirement) -> str | None:
+    """What a server wants of a shared package, where another version is here."""
+    version = installed(wanted.name)
+    if wanted.name not in SHARED or version is None:
+        return None
+    public = version.partition("+")[0]  # 2.9.1+cu128 is what ==2.9.1 asks for
+    if wanted.specifier.contains(public, prereleases=True):
+        return None
+    return f"{wanted.name}{wanted.specifier} ({version} is here)"
+
+
+def trackers() -> Iterator[Finding]:
+    """The packages behind ``--report-to`` and of charts: nothing needs them unless asked for."""
+    extras = [name for name in metadata.metadata("eagle3").get_all("Provides-Extra") or () if name.startswith("track-")]
+    names = {extra.removeprefix("track-"): extra for extra in sorted(extras)}
+    there = [name for name in names if installed(name)]
+    absent = [extra for name, extra in names.items() if name not in there]
+    detail = f"installed: {', '.join(there) or 'none'}"
+    fix = f"pip install 'eagle3[{absent[0]}]'" + (f" (or {', '.join(absent[1:])})" if absent[1:] else "")
+    yield Finding("trackers", "ok" if there else "note", detail, None if there else fix)
+
+
+def quickstart() -> Iterator[Finding]:
+    """What ``eagle3 run quickstart`` needs besides."""
+    absent = demo.missing()
+    if absent:
+        yield Finding("quickstart", "note", f"not installed: {', '.join(absent)}", demo.install_line())
+    else:
+        yield Finding("quickstart", "ok", "its model and prompts are installed")
+
+
+def installed(name: str) -> str | None:
+    """The version of a package, None where it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _requirements(package: str, extra: str = "") -> list[Requirement]:
+    """What a package needs: always, or (``extra``) for that extra alone."""
+    found = [Requirement(text) for text in metadata.requires(package) or ()]
+    always = [wanted for wanted in found if wanted.marker is None or wanted.marker.evaluate({"extra": ""})]
+    if not extra:
+        return always
+    return [
+        wanted
+        for wanted in found
+        if wanted not in always and wanted.marker and wanted.marker.evaluate({"extra": extra})
+    ]
