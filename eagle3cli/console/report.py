@@ -31,8 +31,8 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; 
   color: var(--ink); background: var(--page); overflow-wrap: anywhere }}
 h1 {{ font-size: 1.6rem; line-height: 1.25; margin: 0 0 .4rem }}
 h2 {{ font-size: 1.15rem; margin: 2.2rem 0 .6rem; padding-top: .9rem; border-top: 1px solid var(--rule) }}
-p {{ margin: .4rem 0; max-width: 46rem }} .note {{ color: var(--dim) }}
-.tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem; margin: 1.2rem 0 }}
+p {{ margin: .4rem 0; max-width: 56rem }} .note {{ color: var(--dim) }}
+.tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .7rem; margin: 1.2rem 0 }}
 .tiles div, figure {{ background: var(--card); border: 1px solid var(--rule); border-radius: 8px }}
 .tiles div {{ padding: .6rem .8rem }} .tiles dt {{ color: var(--dim); font-size: .85rem }}
 .tiles dd {{ margin: 0; font-size: 1.25rem; font-weight: 600; font-variant-numeric: tabular-nums }}
@@ -45,6 +45,7 @@ table {{ border-collapse: collapse; font-size: .92rem; overflow-wrap: normal }}
 th, td {{ padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top }}
 td.n, th.n {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }}
 td {{ max-width: 34rem; overflow-wrap: anywhere; min-width: 4.5rem }} td:first-child {{ min-width: 7rem }}
+figure .scroll {{ margin: 0 }} figure td {{ min-width: 0 }} figure td:first-child {{ min-width: 2rem }}
 summary {{ cursor: pointer; color: var(--dim) }}
 {SAMPLE_STYLE}
 """
@@ -73,6 +74,9 @@ HEAD = (
     f'{START}\n<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
     '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
 )
+
+BESIDE = 4
+"""A table of so few columns stands among the charts."""
 
 Cells = Sequence[object]
 
@@ -140,7 +144,9 @@ def html(page: Page) -> str:
             continue
         body.append(f"<section><h2>{escape(section.title)}</h2>")
         body += [f'<p class="note">{escape(text)}</p>' for text in section.text]
-        body += [_charts(section.charts), section.html, _table(section), "</section>"]
+        table = _table(section)
+        beside = len(section.columns) <= BESIDE and not section.folded and any(chart.drawn for chart in section.charts)
+        body += [_charts(section.charts, table if beside else ""), section.html, "" if beside else table, "</section>"]
     return (
         f"{HEAD}<title>{escape(page.title)}</title><style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(part for part in body if part)
@@ -148,9 +154,11 @@ def html(page: Page) -> str:
     )
 
 
-def _charts(charts: Sequence[Chart]) -> str:
+def _charts(charts: Sequence[Chart], table: str) -> str:
+    """The charts side by side, and the table as one of them."""
     drawn = [(chart.title, svg(chart)) for chart in charts]
     figures = [f"<figure><figcaption>{escape(title)}</figcaption>{image}</figure>" for title, image in drawn if image]
+    figures += [f"<figure>{table}</figure>"] if table else []
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
 
 

@@ -14,7 +14,7 @@ from eagle3cli.runs.found import STAGES
 from eagle3cli.runs.state import DEAD, FINISHED, RUNNING, SILENT_SECONDS, STOPPED, State, alive, clock
 
 PAUSE = 30.0
-"""Seconds that may lie between two stages."""
+"""Seconds that may lie between two stages where their process cannot be asked."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,21 @@ def chain_of(folder: Path) -> Chain:
     done = [name for name, stage in stages.items() if stage.get("state") == "done"]
     stage = next((name for name in stages if name not in done), None)
     told = f"{len(done)} done" + (f", in {stage} for {duration(time.time() - since)}" if stage else "")
-    return Chain(told, stage, _state(folder, stages.get(stage or "", {}), stage, max(since, newest_sign(folder))))
+    last = stages[stage or done[-1]] if stages else {}
+    return Chain(told, stage, _state(folder, last.get("process") or {}, stage, since))
 
 
-def _state(folder: Path, begun: Mapping[str, Any], stage: str | None, sign: float) -> State:
-    silent = max(0.0, time.time() - sign)
+def _state(folder: Path, process: Mapping[str, Any], stage: str | None, since: float) -> State:
+    """The state of a chain whose newest stage was begun by ``process``, and told of at ``since``."""
+    sign = max(since, newest_sign(folder))
+    silent, lives = max(0.0, time.time() - sign), alive(process)
     if stage is None:
-        if silent <= PAUSE and not (folder / "report.html").is_file():
+        report = folder / "report.json"
+        if report.is_file() and report.stat().st_mtime >= since:
+            return State(FINISHED, FINISHED, silent)
+        if lives or (lives is None and silent <= PAUSE):
             return State(RUNNING, RUNNING, silent)
-        finished = (folder / "report.json").is_file()
-        return State(FINISHED, FINISHED, silent) if finished else State(STOPPED, "stopped between two stages", silent)
-    lives = alive(begun.get("process") or {})
+        return State(STOPPED, "stopped between two stages; eagle3 run goes on with it", silent)
     if lives is False or (lives is None and silent > SILENT_SECONDS):
         told = f"ended in {stage}, no sign of life since {clock(sign)}; eagle3 run goes on with it"
         return State(DEAD, told, silent)

@@ -131,11 +131,12 @@ def _acceptance(run: Run) -> Section:
         return Section("Acceptance length")
     last, best = run.measured[-1], run.best or run.measured[-1]
     lengths, positions = last["acceptance_length"], last.get("accepted_per_position") or []
+    places = {f"tokens {name}": length for name, length in (last.get("by_reply_position") or {}).items()}
     depths = {f"depth {i}": share for i, share in enumerate(positions, 1)}
     charts = [
         *acceptance_charts(run.measured),
         Bars("Accepted share by draft depth, last evaluation", depths, unit="%"),
-        Bars("Acceptance length by position in the reply", last.get("by_reply_position") or {}, 1.0),
+        Bars("Acceptance length by position in the reply", places, 1.0),
     ]
     rows = [
         (k, best["acceptance_length"][k - 1] if k <= len(best["acceptance_length"]) else None, length)

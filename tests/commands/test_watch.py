@@ -126,7 +126,13 @@ def test_a_chain_tells_its_stage(tmp_path: Path, run_cli: RunCli) -> None:
         os.utime(path, (time.time() - 100,) * 2)
     (folder / "report.json").unlink()
     os.utime(folder, (time.time() - 100,) * 2)
-    assert chain_of(folder).state.told == "stopped between two stages"
+    assert chain_of(folder).state.told.startswith("stopped between two stages")
+    make_stages(folder, train={"state": "done", "process": process()})
+    assert chain_of(folder).state.name == "running"
+    make_stages(folder, train={"state": "done", "process": {**process(), "started": "1"}})
+    assert chain_of(folder).state.name == "stopped"
+    (folder / "stages.json").write_text("torn {")
+    assert chain_of(folder).told == "0 done"
 
 
 def test_what_cannot_be_watched_is_told(tmp_path: Path, run_cli: RunCli) -> None:
