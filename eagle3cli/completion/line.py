@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from eagle3cli.completion.values import Choice, Offer, offer
-from eagle3cli.words import alike
+from eagle3cli.words import alike, spelt_out
 
 if TYPE_CHECKING:
     from eagle3cli.completion.shape import Flag, Position, Shape
@@ -48,6 +48,7 @@ def complete(words: Sequence[str], current: str, table: Sequence[Line]) -> Offer
         return Offer([])
     from eagle3cli.completion.shape import shape
 
+    words = spelt_out(words) if line.name == "plan" else words
     found, rest = shape(importlib.import_module(line.module), list(words[named + 1 :]))
     return _offer(found, _walk(found, rest), current)
 

@@ -63,7 +63,8 @@ def shape(module: ModuleType, words: list[str]) -> tuple[Shape, list[str]]:
 
 def _command_shape(command: Command) -> Shape:
     flags, arguments = fields_of(command)
-    positions = [Position("recipe")] if command.recipe else []
+    runs_recipes = command.recipe or any(action.recipe for action in command.actions)  # eagle3 plan RECIPE, too
+    positions = [Position("recipe")] if runs_recipes else []
     positions += [Position(field.key, field.many) for field in arguments]
     actions = tuple((action.name, action.summary) for action in command.actions)
     dry_run = [Flag(("--dry-run",), DRY_RUN)] if command.plan is not None else []

@@ -88,6 +88,12 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("config show --set eval.d", ["eval.depths="]),
         ("config check quic", ["quickstart"]),
         ("train -- --m", []),
+        ("plan tra", ["train"]),
+        ("plan quic", ["quickstart"]),
+        ("plan run qui", ["quickstart"]),
+        ("plan quickstart --time", ["--time-budget"]),
+        ("plan cache --chat-template gl", ["glm"]),
+        ("train --dry", ["--dry-run"]),
         ("train --gpus ", ["auto", "1", "2", "4", "8"]),
     ],
 )  # fmt: skip
@@ -164,6 +170,15 @@ def test_folders_with_drafts_are_offered_and_others_only_where_none_fits() -> No
     assert paths("eval --draft-model-path else") == "folders"
 
 
+def test_folders_of_runs_are_offered() -> None:
+    for folder, name in (("runs/a", "metrics.jsonl"), ("runs/b", "stages.json"), ("runs/b/train", "metrics.jsonl")):
+        Path(folder).mkdir(parents=True)
+        Path(folder, name).touch()
+    assert sorted(offered("watch ")) == ["runs/a", "runs/b", "runs/b/train"]
+    assert sorted(offered("report runs/a ")) == ["runs/b", "runs/b/train"]
+    assert offered("report runs/b/") == ["runs/b/train"]
+
+
 def test_models_in_the_hubs_cache_are_offered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "hub" / "models--Qwen--Qwen3-8B").mkdir(parents=True)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -197,7 +212,7 @@ def test_the_shipped_completion_scripts_are_current(shell: str) -> None:
 
 
 LINES = ["", "train --mode ", "prepare ", "bench --benchmark-list ", "view --chat-template ", "run ",
-         "export --draft-model-path ", "train --draft-model-config ", "train --set train.", "config show "]  # fmt: skip
+         "plan ", "watch ",         "export --draft-model-path ", "train --draft-model-config ", "train --set train.", "config show "]  # fmt: skip
 
 
 def test_completion_imports_neither_torch_nor_typer() -> None:
