@@ -211,8 +211,10 @@ def test_the_shipped_completion_scripts_are_current(shell: str) -> None:
     assert shown.stdout == shipped
 
 
-LINES = ["", "train --mode ", "prepare ", "bench --benchmark-list ", "view --chat-template ", "run ",
-         "plan ", "watch ",         "export --draft-model-path ", "train --draft-model-config ", "train --set train.", "config show "]  # fmt: skip
+LINES = [
+    *("", "train --mode ", "prepare ", "bench --benchmark-list ", "view --chat-template ", "run ", "plan ", "watch "),
+    *("export --draft-model-path ", "train --draft-model-config ", "train --set train.", "config show "),
+]
 
 
 def test_completion_imports_neither_torch_nor_typer() -> None:
