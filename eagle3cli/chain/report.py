@@ -13,6 +13,7 @@ from eagle3cli.console.benchmark import COLUMNS, table_row
 from eagle3cli.console.chart import Bars, Lines
 from eagle3cli.console.progress import duration
 from eagle3cli.console.report import Page, Section, html, markdown
+from eagle3cli.errors import DataError
 from eagle3cli.runs.folder import read_run
 from eagle3cli.runs.found import STAGES
 from eagle3cli.runs.page import training_sections
@@ -148,9 +149,18 @@ def training_folder(chain: Path) -> Path:
     return Path(named) if named and not (chain / "train").is_dir() else chain / "train"
 
 
+def read_stages(folder: Path) -> dict[str, Row]:
+    """The stages of a chain's folder. Raises DataError where its file is damaged."""
+    found = read_json(folder / STAGES)
+    stages = found.get("stages") if isinstance(found, dict) else None
+    if not isinstance(stages, dict) or not all(isinstance(s, dict) and "state" in s for s in stages.values()):
+        raise DataError("not the stages of a run", where=str(folder / STAGES), fix="start the run anew")
+    return stages
+
+
 def report_of(folder: Path) -> Page:
     """The report of a chain from its folder: the whole, or as far as it has come."""
-    stages: dict[str, Row] = read_json(folder / STAGES)["stages"]
+    stages = read_stages(folder)
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         settings = Settings.model_validate(read_run(folder).settings)

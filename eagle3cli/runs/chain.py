@@ -32,9 +32,10 @@ def chain_of(folder: Path) -> Chain:
     """The chain in ``folder`` as its files are now."""
     try:
         text = (folder / STAGES).read_text(encoding="utf-8")
-        stages: Mapping[str, Mapping[str, Any]] = json.loads(text)["stages"]
+        found = json.loads(text)["stages"].items()
+        stages: dict[str, Mapping[str, Any]] = {name: stage for name, stage in found if isinstance(stage, dict)}
         since = (folder / STAGES).stat().st_mtime
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         stages, since = {}, time.time()
     done = [name for name, stage in stages.items() if stage.get("state") == "done"]
     stage = next((name for name in stages if name not in done), None)

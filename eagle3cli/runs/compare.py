@@ -8,7 +8,8 @@ from typing import Any
 
 from eagle3cli.console.chart import Bars, Chart, Lines
 from eagle3cli.console.report import Page, Section
-from eagle3cli.runs.folder import Event, Run
+from eagle3cli.runs.events import Event
+from eagle3cli.runs.folder import Run
 from eagle3cli.runs.page import breakdown, lines_of, peak_memory, speed
 from eagle3cli.runs.settings_used import differing
 from eagle3cli.runs.state import state_of

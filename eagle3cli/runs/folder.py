@@ -17,12 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eagle3cli.runs.events import Event, sound
 from eagle3cli.training.history import FILE as HISTORY
 from eagle3cli.training.history import read_history
 
 ABOUT, LOG, REPORT = "run.json", "log.txt", "report.html"
 
-Event = dict[str, Any]
+EXPECTED: dict[str, type] = {
+    **{"total_steps": int, "processes": int, "draft_weights": int, "budget_seconds": float, "data": dict},
+    **{"samples": list, "sessions": list},
+    **dict.fromkeys(("eagle3", "python", "torch", "transformers", "device", "device_name"), str),
+}
+"""What ``run.json`` holds; anything else in it is not looked at."""
 
 
 @dataclass
@@ -83,24 +89,27 @@ def is_run(folder: Path) -> bool:
 
 def read_run(folder: Path) -> Run:
     """Everything that the folder's files hold; what is missing or damaged stays empty."""
-    events = read_history(folder)
+    steps, evals = sound(read_history(folder))
     return Run(
         folder,
         about=read_about(folder),
         settings=_settings(folder / "settings.toml"),
-        steps=[event for event in events if event["event"] == "step"],
-        evals=[event for event in events if event["event"] == "eval"],
+        steps=steps,
+        evals=evals,
         warnings=[line for line in log_lines(folder) if " warning: " in line],
     )
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """``run.json``; empty where there is none or it is damaged."""
+    """``run.json``, each field of the type that it should have; empty where there is none or it is damaged."""
     try:
         found = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    kinds = {name: (int, float) if kind is float else (kind,) for name, kind in EXPECTED.items()}
+    return {name: found[name] for name, kind in kinds.items() if isinstance(found.get(name), kind)}
 
 
 def log_lines(folder: Path, most: int = 1 << 20) -> list[str]:

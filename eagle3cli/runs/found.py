@@ -15,6 +15,8 @@ from eagle3cli.runs.state import last_sign
 RUNS = Path("runs")
 STAGES = "stages.json"
 DEPTH, MOST_NAMED = 3, 8
+NEEDED = {"task", "config", "temperature", "steps", "tokens_per_s"}
+"""What every measured configuration tells."""
 Kind = Literal["train", "chain", "bench"]
 
 
@@ -71,7 +73,7 @@ def below(root: Path, depth: int = DEPTH) -> Iterator[Path]:
 def results_of(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Settings and measured configurations of a results file; raises DataError where there are none."""
     lines = list(_objects(path))
-    rows = [line for line in lines if line.get("kind") == "configuration"]
+    rows = [line for line in lines if line.get("kind") == "configuration" and line.keys() >= NEEDED]
     if not rows:
         fix = "wait for the first, or run eagle3 bench again: it goes on"
         raise DataError("no configuration has been measured yet", where=str(path), fix=fix)

@@ -11,7 +11,8 @@ from eagle3cli.console.chart import Bars, Chart, Lines
 from eagle3cli.console.progress import duration
 from eagle3cli.console.report import Page, Section
 from eagle3cli.console.samples import html_samples
-from eagle3cli.runs.folder import Event, Run
+from eagle3cli.runs.events import Event
+from eagle3cli.runs.folder import Run
 from eagle3cli.runs.settings_used import settings_section
 from eagle3cli.runs.state import RUNNING, clock, sessions_of, state_of
 
@@ -211,7 +212,13 @@ def _samples(run: Run) -> Section:
 
 
 def _data(run: Run) -> Section:
-    data: dict[str, Any] = run.about.get("data") or {}
+    try:
+        return _data_of(run.about.get("data") or {})
+    except (KeyError, TypeError, ValueError, AttributeError):  # a run.json that somebody else wrote
+        return Section("Data")
+
+
+def _data_of(data: dict[str, Any]) -> Section:
     rows, notes = [], [f"From {data['kind']}: {data.get('folder', '?')}"] if "kind" in data else []
     for split in ("train", "eval"):
         counts = data.get(split)

@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 from eagle3cli.console.screen import TrainingView
-from eagle3cli.runs.folder import Event, Run, log_lines, read_about
+from eagle3cli.runs.events import Event, sound
+from eagle3cli.runs.folder import Run, log_lines, read_about
 from eagle3cli.runs.page import breakdown, peak_memory
 from eagle3cli.runs.state import State
 from eagle3cli.training.history import FILE, events
@@ -41,18 +42,16 @@ class Followed:
         except OSError:
             return self.run
         self._at += len(whole) + len(end)
-        for event in events(whole.decode(errors="replace")):
-            add(self.run, event)
+        add(self.run, *events(whole.decode(errors="replace")))
         return self.run
 
 
-def add(run: Run, event: Event) -> None:
-    """One more event of a run that is followed."""
-    if event["event"] == "eval":
-        run.evals.append(event)
-        return
-    run.steps.append(event)
-    if len(run.steps) > MOST_LINES:
+def add(run: Run, *events: Event) -> None:
+    """More events of a run that is followed."""
+    steps, evals = sound(events)
+    run.evals += evals
+    run.steps += steps
+    while len(run.steps) > MOST_LINES:
         older = MOST_LINES - MOST_LINES // 4
         run.steps[:older] = run.steps[:older:2]
 

@@ -12,6 +12,7 @@ from eagle3cli.console.screen import line, lines, rows_of, spark
 from eagle3cli.runs.folder import read_run
 from eagle3cli.runs.state import FINISHED, RUNNING, State
 from eagle3cli.runs.view import MOST_LINES, Followed, add, newest_checkpoint, time_left, view_of
+from eagle3cli.runtime.report import Silent
 from eagle3cli.training.history import history_writer
 from tests.runs.made import eval_line, make_run, step_line
 
@@ -86,7 +87,7 @@ def test_files_are_read_on_where_they_were_left(tmp_path: Path) -> None:
         file.write(second[40:] + "\n" + json.dumps(eval_line(20, 20.0, 2.0)) + "\n")
     assert [event["step"] for event in followed.read().steps] == [10, 20]
     assert len(followed.read().evals) == 1
-    listen = history_writer(tmp_path, 10)  # a session that goes on from step 10
+    listen = history_writer(tmp_path, 10, Silent())  # a session that goes on from step 10
     assert [event["step"] for event in followed.read().steps] == [10]
     listen("step", {name: value for name, value in step_line(15, 15.0).items() if name != "event"})
     assert [event["step"] for event in followed.read().steps] == [10, 15]

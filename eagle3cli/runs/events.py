@@ -1,0 +1,52 @@
+"""The lines of a run's history as the rest may rely on them: of known fields those that are what they should be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+Event = dict[str, Any]
+
+NUMBERS = (
+    *("step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "tokens_per_s", "processor_seconds"),
+    *("peak_memory", "steps_left_out", "seconds", "rows", "evaluation_seconds"),
+)
+LISTS = ("depth_losses", "accuracy", "acceptance_length", "accepted_per_position")
+MAPS = ("time", "by_reply_position")
+LARGEST = 2.0**63
+
+
+def sound(events: Iterable[Event]) -> tuple[list[Event], list[Event]]:
+    """Step lines and evaluations, each without the fields that hold something else; a step has a loss."""
+    steps, evals = [], []
+    for event in map(_sound, events):
+        if event["event"] == "eval":
+            evals.append(event)
+        elif "loss" in event and "step" in event:
+            steps.append(event)
+    return steps, [event for event in evals if "step" in event]
+
+
+def _sound(event: Event) -> Event:
+    found: Event = {"event": event["event"]}
+    found |= {name: event[name] for name in NUMBERS if _number(event.get(name))}
+    for name in LISTS:
+        values = event.get(name)
+        if isinstance(values, list) and all(map(_finite, values)):
+            found[name] = values
+    for name in MAPS:
+        values = event.get(name)
+        if isinstance(values, dict) and all(map(_finite, values.values())):
+            found[name] = values
+    return found
+
+
+def _number(value: object) -> bool:
+    """A number, also one that is not finite: a loss may become that."""
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    return real and not (isinstance(value, int) and abs(value) >= LARGEST)
+
+
+def _finite(value: object) -> bool:
+    return _number(value) and isinstance(value, int | float) and math.isfinite(value) and abs(value) < LARGEST
