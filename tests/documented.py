@@ -18,7 +18,7 @@ from tests.conftest import ROOT, RunCli
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "examples").glob("*.md"), ROOT / ".github" / "CONTRIBUTING.md"])
 MODULES = {line.name: line.module for line in cli.TABLE}
-COMMON = {"--config", "--set", "--json", "--debug", "--help", "--version"}
+COMMON = {"--config", "--set", "--json", "--debug", "--help", "--version", "--dry-run"}
 
 
 def lines_of(page: Path, *programs: str) -> list[str]:
