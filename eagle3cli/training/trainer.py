@@ -165,11 +165,11 @@ def _learning_rate(trainer: Trainer) -> float:
 def _log(trainer: Trainer, rate: float, norm: Tensor) -> dict[str, object]:
     """Read the window back once, tell the listeners, and return what the progress bar shows."""
     window, progress, ranks = trainer.window, trainer.progress, trainer.spread.ranks
-    trainer.window = Window(began=progress.seconds)
+    trainer.window, spent = Window(began=progress.seconds), trainer.clock.read()
     if not window.kept:
         return {"loss": "no rows with loss"}
     depths, seconds = trainer.settings.ttt_length, progress.seconds - window.began
-    summed, losses, right, (*parts, processor) = window.totals(ranks, depths, trainer.clock.read())
+    summed, losses, right, (*parts, processor) = window.totals(ranks, depths, spent)
     total, loss_T = summed / window.divided_by, [loss / window.divided_by for loss in losses]
     accuracy = [c / max(1, n) for c, n in zip(right, window.counted, strict=True)]
     numbers = {
