@@ -29,6 +29,9 @@ from eagle3cli.settings.tables import Target
 
 MIN_SHARED = 8
 """Tokens from which on a common beginning is worth its own pass."""
+LONGEST_SHARED = 8192
+"""Tokens of a sequence up to which it is: the pass behind it needs a mask of its tokens by all of theirs, and keys and
+values of all layers are kept for it."""
 PROBE = (3, 17, 5, 40)
 TOLERANCE = 0.05
 """Of the largest logit, for a target in bfloat16; a factor or a cap that is missed changes far more."""
@@ -113,8 +116,9 @@ class HfTarget:
 
 
 def shared_prefix(sequences: Sequence[Tokens]) -> int:
-    """How many tokens all sequences begin with, at least one short of the shortest; 0 for a single one."""
-    if len(sequences) < 2:
+    """How many tokens all sequences begin with, at least one short of the shortest; 0 for a single one, and where one
+    is longer than LONGEST_SHARED."""
+    if len(sequences) < 2 or max(map(len, sequences)) > LONGEST_SHARED:
         return 0
     limit = min(len(s) for s in sequences) - 1
     first = sequences[0]

@@ -20,7 +20,7 @@ from torch import Tensor
 GROUPED_ON_CPU = Version(torch.__version__).release >= (2, 13)
 """Whether the CPU kernel takes keys with fewer heads than the queries: 2.13's does, 2.8's reads past their end."""
 QUERY_BLOCK = 512
-"""Query rows per kernel call: a block reads only the keys up to its last row, and its mask stays small."""
+"""Query rows per kernel call: a block reads only the keys up to its last row, and no mask is rows x keys large."""
 
 Own = list[tuple[Tensor, Tensor]]
 

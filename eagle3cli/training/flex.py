@@ -14,12 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from eagle3cli.training.attention import Own, QueryRows, merge_own
 
 AuxRequest: Any = getattr(flex, "AuxRequest", None)
 """How torch 2.9 and newer are asked for the log-sum-exp; torch 2.8 takes ``return_lse``."""
+
+BLOCK = 128
+"""Rows, and keys, of a block of the kernel."""
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -27,9 +30,7 @@ MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 def attend_flex(query_RND: Tensor, keys_SKD: Tensor, values_SKD: Tensor, own: Own, rows: QueryRows) -> Tensor:
     """Attention output ``[R, N, D]``; the same contract as :func:`eagle3cli.training.attention.attend`."""
     device = query_RND.device
-    block_mask = create_block_mask(
-        mask_mod(rows), B=None, H=None, Q_LEN=len(query_RND), KV_LEN=len(keys_SKD), device=device.type
-    )
+    block_mask = make_block_mask(rows, len(keys_SKD))
     kernel = _compiled() if device.type == "cuda" else flex_attention
     query, keys, values = (states.transpose(0, 1)[None] for states in (query_RND, keys_SKD, values_SKD))
     grouped = keys.shape[1] != query.shape[1]
@@ -57,6 +58,34 @@ def mask_mod(rows: QueryRows) -> MaskMod:
         return (begin_R[q] <= k) & (k <= rows_R[q])
 
     return visible
+
+
+def make_block_mask(rows: QueryRows, keys: int) -> BlockMask:
+    """Which blocks of keys each block of query rows reads: whole, in part (:func:`mask_mod` says where) or not at all.
+
+    Made from the rows' first and last visible keys: torch's own ``create_block_mask`` looks at all rows x keys, which
+    at 64k tokens are gigabytes. Rows ascend, and so do the begins of their sequences.
+    """
+    rows_R, device = rows.rows_R, rows.rows_R.device
+    bounds = torch.tensor(rows.bounds, device=device)
+    begin_R = bounds[torch.searchsorted(bounds, rows_R, right=True) - 1]
+    first_B = torch.arange(0, len(rows_R), BLOCK, device=device)
+    last_B = (first_B + BLOCK - 1).clamp(max=len(rows_R) - 1)
+    block_J = torch.arange(-(-keys // BLOCK), device=device)
+    seen_BJ = (block_J >= begin_R[first_B, None] // BLOCK) & (block_J <= rows_R[last_B, None] // BLOCK)
+    # Whole for every row of the block: behind the last begin, before the first row; and no block that is not filled.
+    inside_BJ = (block_J * BLOCK >= begin_R[last_B, None]) & ((block_J + 1) * BLOCK <= rows_R[first_B, None] + 1)
+    whole_BJ = seen_BJ & inside_BJ & (last_B - first_B == BLOCK - 1)[:, None]
+    part = _ordered(seen_BJ & ~whole_BJ)
+    return BlockMask.from_kv_blocks(
+        *part, *_ordered(whole_BJ), BLOCK_SIZE=BLOCK, mask_mod=mask_mod(rows), seq_lengths=(len(rows_R), keys)
+    )
+
+
+def _ordered(chosen_BJ: Tensor) -> tuple[Tensor, Tensor]:
+    """How many key blocks are chosen for each block of rows, and their numbers, the chosen ones first."""
+    order_BJ = torch.argsort(chosen_BJ.int(), dim=1, descending=True, stable=True)
+    return chosen_BJ.sum(1, dtype=torch.int32)[None, None], order_BJ.int()[None, None]
 
 
 @cache

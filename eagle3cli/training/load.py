@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import islice
 
+from eagle3cli.backends.hf import LONGEST_SHARED
 from eagle3cli.backends.prefetch import WINDOW_BYTES
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.build import INIT_ELEMENTS
@@ -53,7 +54,7 @@ def load_of(settings: Settings, known: Known, ranks: int, *, resumes: bool = Fal
         shards=ranks if sharded(settings, known, ranks) else 1,
         ranks=ranks,
         tp_size=settings.target.tp_size,
-        shared_prefix=data.shared_prefix and largest.sequences > 1,
+        shared_prefix=data.shared_prefix and largest.sequences > 1 and largest.longest <= LONGEST_SHARED,
         muon=train.optimizer == "muon",
         initial_rows=solved,
         waiting=round(min(WINDOW_BYTES, data.tokens * data.bytes_per_token)),

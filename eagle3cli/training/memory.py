@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from eagle3cli.backends.memory import Parts, TargetShape, pass_parts
 from eagle3cli.data.store_forecast import size_text
 from eagle3cli.models.config import DraftConfig
+from eagle3cli.training.attention import QUERY_BLOCK
 from eagle3cli.training.loss import CHUNK_ELEMENTS
 
 MASTER = 4
@@ -175,6 +176,7 @@ def forward_parts(load: Load) -> Parts:
     return {
         **_states(load),
         **_activations(load),
+        "mask of a block": mask_bytes(load),
         "rows for the head and their gradients": 2 * normed,
         "head's gradient": load.draft.draft_vocab_size * load.draft.hidden_size * MASTER,
         "chunk of the head": chunk_bytes(load),
@@ -197,6 +199,7 @@ def backward_parts(load: Load) -> Parts:
     return {
         **_states(load),
         **_activations(load),
+        "mask of a block": mask_bytes(load),
         "rows for the head and their gradients": normed,
         "head's gradient": head,
         "backward of a depth": max(scaling, again + layer + weights),
@@ -257,6 +260,13 @@ def chunk_bytes(load: Load) -> int:
     low = load.compute if load.compute != MASTER else 0
     whole = positions * load.target.vocab * (MASTER + low) if load.whole_head else 0
     return one * (5 * MASTER + 2 * low) + whole
+
+
+def mask_bytes(load: Load) -> int:
+    """Attention in blocks of query rows, as on a CPU: one block's mask over the longest sequence, and what it is made
+    of. Compiled attention has none."""
+    rows = min(QUERY_BLOCK, load.rows)
+    return rows * load.longest * (MASTER + 1) if load.cpu and load.rows < load.tokens - 2 * load.sequences else 0
 
 
 def depth_bytes(load: Load, depth: int) -> int:

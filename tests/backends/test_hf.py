@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from eagle3cli.backends.hf import load_target, shared_prefix
+from eagle3cli.backends.hf import LONGEST_SHARED, load_target, shared_prefix
 from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.tables import Target
@@ -47,3 +47,9 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
         load_target(Target(model_path=str(tmp_path / "absent")), Silent())
     with pytest.raises(UsageError, match="no target model"):
         load_target(Target(), Silent())
+
+
+def test_a_common_beginning_is_run_once_unless_the_sequences_are_long() -> None:
+    begin = list(range(20))
+    assert shared_prefix([[*begin, 1, 2], [*begin, 3, 4]]) == 20
+    assert shared_prefix([[*begin, *range(LONGEST_SHARED)], [*begin, 3, 4]]) == 0

@@ -138,8 +138,8 @@ def measure(folder: Path, case: str) -> tuple[Any, float]:
 def main() -> int:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="begin of the names of the settings to measure")
-    wanted = parser.parse_args().only
+    parser.add_argument("--only", nargs="+", default=[""], help="begins of the names of the settings to measure")
+    wanted = tuple(parser.parse_args().only)
     cases = {name: case for name, case in CASES.items() if name.startswith(wanted)}
     worst = 1.0
     print("| setting | forecast MB | measured MB | ratio | most at |\n|---|---|---|---|---|", flush=True)

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 
 from eagle3cli.training.attention import Own, QueryRows, attend
-from eagle3cli.training.flex import attend_flex, mask_mod
+from eagle3cli.training.flex import attend_flex, make_block_mask, mask_mod
 
 
 def inputs(rows: QueryRows, depths: int, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor, Own]:
@@ -61,3 +62,33 @@ def test_gradients_on_a_gpu_are_those_of_the_cpu(depths: int) -> None:
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=4), st.integers(0, 1000), st.sampled_from([1.0, 0.6]))
+def test_blocks_are_those_that_a_look_at_every_row_and_key_finds(lengths: list[int], seed: int, share: float) -> None:
+    bounds = tuple(torch.tensor([0, *lengths]).cumsum(0).tolist())
+    rows_R = (torch.rand(bounds[-1], generator=torch.Generator().manual_seed(seed)) < share).nonzero()[:, 0]
+    if not len(rows_R):
+        return
+    rows = QueryRows(rows_R, bounds)
+    made = make_block_mask(rows, bounds[-1])
+    looked = create_block_mask(mask_mod(rows), None, None, len(rows_R), bounds[-1], device="cpu")
+    whole, part = blocks(made.full_kv_num_blocks, made.full_kv_indices), blocks(made.kv_num_blocks, made.kv_indices)
+    assert whole == blocks(looked.full_kv_num_blocks, looked.full_kv_indices)
+    assert part >= blocks(looked.kv_num_blocks, looked.kv_indices)  # a gap between two sequences is read, and masked
+    if len(lengths) == 1:
+        assert part == blocks(looked.kv_num_blocks, looked.kv_indices)
+    assert made.seq_lengths == looked.seq_lengths
+
+
+def blocks(counts: Tensor, numbers: Tensor) -> set[tuple[int, int]]:
+    """Block of rows and block of keys, of all that are counted."""
+    return {(q, int(k)) for q, n in enumerate(counts[0, 0].tolist()) for k in numbers[0, 0, q, :n]}
+
+
+def test_a_block_mask_is_small_however_long_the_sequence_is() -> None:
+    rows = QueryRows(torch.arange(65_536), (0, 65_536))
+    made = make_block_mask(rows, 65_536)
+    assert made.kv_indices.numel() == 512 * 512
+    assert made.sparsity() == pytest.approx(50, abs=1)

@@ -195,3 +195,13 @@ def test_alive_rows_are_those_with_a_loss_ahead(sequences: list[list[bool]], see
         alive = [p for p in range(len(mask)) if any(masked[j, p] and expressible[p + 1 + j] for j in range(i, DEPTHS))]
         assert depth.rows_R.tolist() == alive
         assert depth.rows_R[depth.kept_r].tolist() == [p for p in alive if masked[i, p] and expressible[p + 1 + i]]
+
+
+def test_blocks_of_a_long_sequence_hold_a_number_a_row_and_no_masks() -> None:
+    blocks = attention.make_blocks(torch.arange(1, 50_001), (0, 50_002))
+    held = [value for block in blocks for value in vars(block).values() if isinstance(value, torch.Tensor)]
+    assert sum(tensor.numel() for tensor in held) == 50_000
+    mask = blocks[-1].mask(torch.float32)
+    assert mask is not None
+    assert mask.shape == (50_000 % attention.QUERY_BLOCK, 50_001)
+    assert not mask[-1].any()
