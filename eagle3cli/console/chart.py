@@ -129,7 +129,8 @@ def _lines(chart: Lines) -> str:
         height = place(x_low, y)[1]
         parts.append(f'<path d="M{LEFT} {height:.1f}H{WIDTH - RIGHT}" stroke="var(--rule)"/>')
         parts.append(text(LEFT - 6, height + 4, number_text(y), "end"))
-    inside = [x for x in ticks(x_low, x_high) if x_low <= x <= x_high]
+    whole = all(x == int(x) for x in xs)  # there is no step between two
+    inside = [x for x in ticks(x_low, x_high) if x_low <= x <= x_high and (x == int(x) or not whole)]
     parts += [text(place(x, y_ticks[0])[0], top + PLOT + 17, number_text(x), "middle") for x in inside]
     parts.append(text((WIDTH + LEFT - RIGHT) / 2, top + PLOT + 34, chart.x, "middle"))
     for number, (name, points) in enumerate(drawn.items()):

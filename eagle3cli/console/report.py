@@ -36,7 +36,7 @@ p {{ margin: .4rem 0; max-width: 56rem }} .note {{ color: var(--dim) }}
 .tiles div, figure {{ background: var(--card); border: 1px solid var(--rule); border-radius: 8px }}
 .tiles div {{ padding: .6rem .8rem }} .tiles dt {{ color: var(--dim); font-size: .85rem }}
 .tiles dd {{ margin: 0; font-size: 1.25rem; font-weight: 600; font-variant-numeric: tabular-nums }}
-.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: .9rem }}
+.charts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: .9rem }}
 figure {{ margin: 0; padding: .6rem .6rem .3rem; min-width: 0 }} figcaption {{ font-weight: 600; font-size: .95rem }}
 svg {{ display: block; width: 100%; height: auto; touch-action: pan-y }}
 .read {{ min-height: 1.4em; margin: 0; color: var(--dim); font-size: .82rem; font-variant-numeric: tabular-nums }}

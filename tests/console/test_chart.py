@@ -57,6 +57,12 @@ def test_ticks_reach_around_the_values(a: float, b: float) -> None:
     assert 2 <= len(found) <= 8
 
 
+def test_there_is_no_step_between_two() -> None:
+    root = ElementTree.fromstring(svg(Lines("t", "k", "y", {"a": [(1, 0.2), (3, 0.9)]})))
+    told = [element.text for element in root.findall("text") if element.get("text-anchor") == "middle"]
+    assert told == ["1", "2", "3", "k"]
+
+
 def test_bars_are_as_long_as_their_values() -> None:
     chart = svg(Bars("t", {"a": 1.0, "b": 2.0, "c": 0.0}))
     widths = [float(width) for width in re.findall(r'<rect[^>]* width="([^"]*)"', chart)]
