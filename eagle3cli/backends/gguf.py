@@ -109,7 +109,8 @@ def _converted_from(folder: Path) -> object:
 def _convert(path: Path, folder: Path, source: dict[str, object]) -> None:
     model, tokenizer = _read(path)
     # The weights are plain fp32 now; left in, these two would make every later load look for the .gguf file.
-    del model.config.quantization_config
+    if hasattr(model.config, "quantization_config"):  # transformers 4 sets none
+        del model.config.quantization_config
     model.hf_quantizer = None
     model.generation_config.eos_token_id = model.config.eos_token_id
     with redirect_stderr(io.StringIO()):
@@ -135,8 +136,8 @@ def _read(path: Path) -> tuple[Any, Any]:
             model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(**where)
     except ImportError as error:
-        fix = f"pip install '{demo.EXTRA}'"
-        raise ModelError("reading .gguf files needs gguf and accelerate", where=str(path), fix=fix) from error
+        what = f"reading .gguf files needs more packages ({' '.join(str(error).split())[:200]})"
+        raise ModelError(what, where=str(path), fix=f"pip install '{demo.EXTRA}'") from error
     except (ValueError, KeyError, OSError, NotImplementedError) as error:
         raise ModelError(
             f"transformers cannot read it: {error}", where=str(path), fix="pass the original model folder"

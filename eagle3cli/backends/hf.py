@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, DynamicCache, PreTrainedModel
@@ -35,6 +36,9 @@ values of all layers are kept for it."""
 PROBE = (3, 17, 5, 40)
 TOLERANCE = 0.05
 """Of the largest logit, for a target in bfloat16; a factor or a cap that is missed changes far more."""
+
+NEEDS_TRANSFORMERS_5 = ("falcon_h1", "qwen2_5_vl", "qwen3_vl")
+"""Model types whose states are those of the model only with a transformers newer than the oldest that is allowed."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,7 @@ def load_target(target: Target, report: Reporter, aux_layers: tuple[int, ...] | 
     Raises ModelError where the head's logits would not be the model's own.
     """
     config = read_config(target)
+    _refuse_old_transformers(config)
     device = pick_device(target.device)
     dtype = pick_dtype(target.dtype, device, config.to_dict())
     try:
@@ -187,6 +192,13 @@ def load_target(target: Target, report: Reporter, aux_layers: tuple[int, ...] | 
     shape = f"{millions:.0f}M parameters, {dtype}, {placement(model, device)}, aux layers {list(wanted)}"
     report.info(f"target {target.model_path}, backend hf: {shape}")
     return found
+
+
+def _refuse_old_transformers(config: Any) -> None:
+    """Raise ModelError for a model that transformers 4 runs in a way that is not known here."""
+    if transformers.__version__.startswith("4.") and config.model_type in NEEDS_TRANSFORMERS_5:
+        what = f"{config.model_type} needs transformers 5; {transformers.__version__} is installed"
+        raise ModelError(what, where="target.model_path", fix="pip install 'transformers>=5'")
 
 
 @torch.no_grad()

@@ -107,7 +107,10 @@ def _sharded(size: int) -> dict[str, Any]:
         from transformers.distributed.configuration_utils import DistributedConfig
 
         return {"distributed_config": DistributedConfig(tp_size=size, dp_replicate_size=ranks // size)}
-    except (ImportError, TypeError):  # before transformers 5.18
+    except (ImportError, TypeError):  # before transformers 5.18: over all ranks, or not at all
+        if ranks > size:
+            what = f"{ranks // size} groups of processes with a target each need transformers 5.18"
+            raise UsageError(what, where="--tp-size", fix="pip install 'transformers>=5.18'") from None
         return {"tp_plan": "auto"}
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
+from eagle3cli.backends import hf_load
 from eagle3cli.backends.head import read_head, read_target_tensors
-from eagle3cli.backends.hf import load_target, read_target_config
-from eagle3cli.errors import ModelError
+from eagle3cli.backends.hf import NEEDS_TRANSFORMERS_5, load_target, read_target_config
+from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.tables import Target
-from tests.families import FAMILIES, WRAPPERS, family_target
+from tests.families import FAMILIES, WRAPPERS, family_config, family_target
 
+OLD = transformers.__version__.startswith("4.")
 NORMS = ("norm", "final_layernorm", "final_layer_norm")
 LAST_LAYER = 7
 
@@ -22,6 +26,10 @@ LAST_LAYER = 7
 @pytest.mark.parametrize("name", [*FAMILIES, *WRAPPERS])
 def test_states_and_logits_are_the_models_own(tmp_path: Path, name: str) -> None:
     folder = family_target(tmp_path / name, name)
+    if OLD and read_target_config(Target(model_path=str(folder)))["model_type"] in NEEDS_TRANSFORMERS_5:
+        with pytest.raises(ModelError, match="needs transformers 5"):
+            load_target(Target(model_path=str(folder), device="cpu"), Silent())
+        return
     target = load_target(Target(model_path=str(folder), device="cpu"), Silent())
     generator = torch.Generator().manual_seed(1)
     begin = torch.randint(5, 290, (10,), generator=generator).tolist()
@@ -40,6 +48,22 @@ def test_states_and_logits_are_the_models_own(tmp_path: Path, name: str) -> None
     norm = next(getattr(target.decoder, part) for part in NORMS if hasattr(target.decoder, part))
     final_norm = read_target_tensors(str(folder), LAST_LAYER)["final_norm"]
     torch.testing.assert_close(final_norm, gain_of(norm), rtol=1e-4, atol=1e-4)
+
+
+def test_an_old_transformers_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family_config("falcon-h1").save_pretrained(tmp_path)
+    monkeypatch.setattr(transformers, "__version__", "4.57.1")
+    with pytest.raises(ModelError, match=r"falcon_h1 needs transformers 5; 4\.57\.1 is installed"):
+        load_target(Target(model_path=str(tmp_path), device="cpu"), Silent())
+
+
+def test_groups_of_processes_need_a_newer_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
+    monkeypatch.setitem(sys.modules, "transformers.distributed.configuration_utils", None)
+    assert hf_load._sharded(4) == {"tp_plan": "auto"}
+    with pytest.raises(UsageError, match=r"2 groups of processes .* need transformers 5\.18"):
+        hf_load._sharded(2)
 
 
 def gain_of(norm: Any) -> torch.Tensor:

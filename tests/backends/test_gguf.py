@@ -23,7 +23,7 @@ def write_gguf(path: Path, pre: str = "smollm") -> dict[str, np.ndarray]:
     from gguf import GGUFWriter
     from tokenizers.pre_tokenizers import ByteLevel
 
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet()), "12"]
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet()), "12", "ab"]
     writer = GGUFWriter(str(path), "llama")
     writer.add_context_length(64)
     writer.add_embedding_length(HIDDEN)
@@ -39,7 +39,7 @@ def write_gguf(path: Path, pre: str = "smollm") -> dict[str, np.ndarray]:
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([3, 3, 3] + [1] * (len(tokens) - 3))
-    writer.add_token_merges(["1 2"])
+    writer.add_token_merges(["1 2", "a b"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)

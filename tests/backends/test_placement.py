@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from eagle3cli.backends.hf import load_target
@@ -87,6 +88,7 @@ def test_a_checkpoint_of_16_bits(tmp_path: Path, dtype: torch.dtype) -> None:
             assert relative_error(last, last_too.float()) < 0.05
 
 
+@pytest.mark.skipif(transformers.__version__.startswith("4."), reason="transformers 4 reads them on GPUs alone")
 @pytest.mark.filterwarnings("ignore")
 def test_a_checkpoint_of_8_bit_floats(tmp_path: Path, run_cli: RunCli) -> None:
     folder, meant = (tiny_target(tmp_path / name, "qwen3") for name in ("target", "meant"))
