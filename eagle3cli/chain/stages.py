@@ -73,6 +73,16 @@ def command(name: str) -> Callable[[Settings, StageOut], None]:
     return run
 
 
+def evaluate(settings: Settings, out: StageOut) -> None:
+    """eagle3 eval, in as many processes as one target is spread over."""
+    from eagle3cli.commands.worker import in_processes
+
+    module = importlib.import_module("eagle3cli.commands.eval")
+    size = settings.target.tp_size
+    if size == 1 or not in_processes(module.COMMAND, _update(settings, "launch", {"gpus": str(size)}), out):
+        module.COMMAND.run(settings, out)
+
+
 def convert(settings: Settings, out: StageOut) -> None:
     """Make the target a folder; one that is a folder or on the hub stays where it is."""
     from eagle3cli.backends.gguf import local_folder
@@ -150,7 +160,7 @@ STAGES = (
         "the acceptance length on held-out replies",
         ("eval",),
         lambda s: s.run.output_dir,
-        command("eval"),
+        evaluate,
         feeds=False,
     ),
     Stage(

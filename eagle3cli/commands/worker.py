@@ -28,6 +28,9 @@ class WorkerOut(Out):
         path = Path(os.environ["EAGLE3_LAUNCH"]) / "result.json"
         path.write_text(json.dumps({"data": data, "text": text}, default=str), encoding="utf-8")
 
+    def print(self, text: str) -> None:
+        """Show no tables: stdout belongs to the process that started this one."""
+
 
 def in_processes(command: Command, settings: Settings, out: Out) -> bool:
     """Run the command in the processes that the settings ask for and show its result; False where it is but one."""

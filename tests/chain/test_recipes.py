@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from eagle3cli.chain.stages import placed, stages
+from eagle3cli.chain.stages import StageOut, evaluate, placed, stages
+from eagle3cli.commands.command import Command
+from eagle3cli.console.out import Out
 from eagle3cli.data.origins import split_weight
 from eagle3cli.data.presets import PRESETS
 from eagle3cli.data.templates import NAMED
@@ -17,6 +19,7 @@ from eagle3cli.serving.configs import parse_config
 from eagle3cli.serving.tasks import NAMES as BENCHMARKS
 from eagle3cli.settings.load import load
 from eagle3cli.settings.packaged import recipes, summary
+from eagle3cli.settings.tables import Settings
 from tests.conftest import RunCli
 from tests.families import family_target
 
@@ -124,6 +127,18 @@ def test_the_sizes_in_the_comments_follow_from_the_draft_config(name: str) -> No
     settings = load([recipes()[name]]).settings
     assert int(rows.replace(",", "")) == settings.prepare.sample_size
     assert (int(epochs), settings.train.ttt_length) == (settings.train.num_epochs, 7)
+
+
+def test_the_eval_stage_of_a_spread_target_gets_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def in_processes(command: Command, settings: Settings, out: Out) -> bool:
+        asked.append((command.name, settings.launch.gpus))
+        return True
+
+    monkeypatch.setattr("eagle3cli.commands.worker.in_processes", in_processes)
+    evaluate(load([recipes()["qwen3-30b-a3b"]]).settings, StageOut())
+    assert asked == [("eval", "2")]
 
 
 @pytest.fixture(scope="module")
