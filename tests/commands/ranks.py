@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import ROOT
+
+MARK = "EAGLE3_TEST_MARK"
 CALM = ("--draft-init", "random", "--learning-rate", "1e-4", "--log-interval", "1")
 """Weights that rounding does not throw off their way."""
 
@@ -48,3 +57,48 @@ def ranks_of(pid: int) -> list[int]:
 def gone(processes: list[int]) -> bool:
     """Whether none of these runs any more."""
     return not any(Path(f"/proc/{p}").exists() for p in processes)
+
+
+def lines(run: Path) -> int:
+    """Whole lines of a run's history."""
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+class Session:
+    """One run of the command on the folder ``killed``, to be stopped in any way."""
+
+    def __init__(self, place: Path, *words: str) -> None:
+        self.run, self.mark = place / "killed", uuid.uuid4().hex
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", MARK: self.mark}
+        command = [sys.executable, "-m", "eagle3cli", "train", "--output-dir", str(self.run), *words]
+        self.log = place / f"{self.mark}.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, cwd=place, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+    def wait(self) -> int:
+        """The exit code, once nothing of this session is left."""
+        code = self.process.wait(timeout=150)
+        deadline = time.monotonic() + 10
+        while left := self.left():
+            assert time.monotonic() < deadline, f"orphans: {left}"
+            time.sleep(0.05)
+        return code
+
+    def left(self) -> list[str]:
+        """Processes that this session has started, and theirs."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes():
+                    found.append((folder / "cmdline").read_text().replace("\0", " "))
+            except OSError:  # it has ended meanwhile, or is somebody else's
+                continue
+        return found
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a moment, or for the end."""
+        deadline = time.monotonic() + 120
+        while self.process.poll() is None and not condition():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.001)

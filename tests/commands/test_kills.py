@@ -11,11 +11,8 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,9 +20,8 @@ import torch
 from safetensors.torch import load_file
 
 from eagle3cli.training.checkpoints import list_checkpoints
-from tests.commands.ranks import CALM, assert_same_course, events, ranks_of
+from tests.commands.ranks import CALM, Session, assert_same_course, events, lines, ranks_of
 from tests.commands.test_train import SETTINGS, conversations, last_state
-from tests.conftest import ROOT
 
 KILLS = int(os.environ.get("EAGLE3_KILLS", "2")) // 2
 """Of every run."""
@@ -33,47 +29,7 @@ STEPS = 20 + 8 * KILLS
 WORDS = (*CALM, "--num-epochs", "1000", "--total-steps", str(STEPS), "--save-interval", "3", "--eval-interval", "10")
 pytestmark = pytest.mark.timeout(180 + 60 * KILLS)
 SAME_BITS = {"event", "step", "loss", "depth_losses", "accuracy", "grad_norm", "tokens", "acceptance_length", "rows"}
-MARK = "EAGLE3_TEST_MARK"
 TORN = '{"event": "step", "step": 1, "lo'
-
-
-class Session:
-    """One run of the command, which can be killed."""
-
-    def __init__(self, place: Path, *words: str) -> None:
-        self.run, self.mark = place / "killed", uuid.uuid4().hex
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", MARK: self.mark}
-        command = [sys.executable, "-m", "eagle3cli", "train", "--output-dir", str(self.run), *WORDS, *words]
-        self.log = place / f"{self.mark}.log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=place, env=environment, stdout=log, stderr=subprocess.STDOUT)
-
-    def wait(self) -> int:
-        """The exit code, once nothing of this session is left."""
-        code = self.process.wait(timeout=150)
-        deadline = time.monotonic() + 10
-        while left := self.left():
-            assert time.monotonic() < deadline, f"orphans: {left}"
-            time.sleep(0.05)
-        return code
-
-    def left(self) -> list[str]:
-        """Processes that this session has started, and theirs."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes():
-                    found.append((folder / "cmdline").read_text().replace("\0", " "))
-            except OSError:  # it has ended meanwhile, or is somebody else's
-                continue
-        return found
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for a moment, or for the end."""
-        deadline = time.monotonic() + 120
-        while self.process.poll() is None and not condition():
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.001)
 
 
 def a_moment(session: Session, luck: random.Random, several: bool) -> str:
@@ -91,11 +47,6 @@ def a_moment(session: Session, luck: random.Random, several: bool) -> str:
     return kind
 
 
-def lines(run: Path) -> int:
-    path = run / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
 def kill(session: Session, who: str, luck: random.Random) -> None:
     """End one rank, or all and what has started them; the others end by themselves."""
     ranks = ranks_of(session.process.pid)
@@ -111,7 +62,7 @@ def finish_killed(place: Path, who: str, seed: int, sizes: list[int], *words: st
     luck = random.Random(seed)
     for number in range(KILLS):
         size = sizes[number % len(sizes)]
-        session = Session(place, "--gpus", str(size), *words)
+        session = Session(place, *WORDS, "--gpus", str(size), *words)
         kind = a_moment(session, luck, size > 1)
         kill(session, who, luck)
         code, said = session.wait(), session.log.read_text()
@@ -123,7 +74,7 @@ def finish_killed(place: Path, who: str, seed: int, sizes: list[int], *words: st
         if session.run.is_dir() and lines(session.run):
             with (session.run / "metrics.jsonl").open("a") as f:
                 f.write(TORN)
-    session = Session(place, "--gpus", str(sizes[KILLS % len(sizes)]), *words)
+    session = Session(place, *WORDS, "--gpus", str(sizes[KILLS % len(sizes)]), *words)
     assert session.wait() == 0, session.log.read_text()
 
 
@@ -134,7 +85,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     (place / "train.jsonl").write_text(conversations(14, 0))
     (place / "eval.jsonl").write_text(conversations(4, 100))
     (place / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
-    session = Session(place, "--gpus", "2")
+    session = Session(place, *WORDS, "--gpus", "2")
     assert session.wait() == 0, session.log.read_text()
     session.run.rename(place / "whole")
     return place

@@ -6,7 +6,7 @@ A random target of the given width and made-up conversations; the hidden states 
 --mode offline --gpus N` runs with one thread a process, and its metrics.jsonl says what it took. The first quarter of
 the steps is left out. Beside it stands what ``eagle3cli/training/throughput.py`` foretells from the run of one process
 and a timed all-reduce. Cores that the processes share with each other or with other programs make wall times worse
-than those of a machine with a core for each; CPU seconds suffer less.
+than those of a machine with a core for each; CPU seconds suffer less, so both are foretold.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def make_place(folder: Path, hidden: int) -> None:
     rng = random.Random(0)
     with (folder / "train.jsonl").open("w") as f:
         for n in range(64):
-            reply = " ".join(rng.choices(WORDS, k=rng.randint(60, 160)))
+            reply = " ".join(rng.choices(WORDS, k=rng.randint(20, 80)))
             turns = [{"role": "user", "content": f"Row {n}, please."}, {"role": "assistant", "content": reply}]
             f.write(json.dumps({"id": str(n), "conversations": turns}) + "\n")
     (folder / "eagle3.toml").write_text(SETTINGS)
@@ -122,11 +122,12 @@ def link_of(folder: Path, processes: int) -> Link:
     return Link(rounds / processes * 4 * sizes[1] / max(1e-9, large - small), small / rounds)
 
 
-def foretold(alone: dict[str, Any], weights: int, processes: int, link: Link, sharding: str) -> float:
-    """Seconds of a step on several processes, from those of one."""
-    compute = (alone["reading"] + alone["forward"] + alone["backward"] + alone["other"]) / alone["steps"]
+def foretold(alone: dict[str, Any], weights: int, processes: int, link: Link, sharding: str, unit: str) -> float:
+    """Seconds of a step on several processes, from those of one; ``unit``: ``seconds``, or ``cpu`` for CPU seconds."""
+    per_step = alone[unit] / alone["seconds"] / alone["steps"]
+    compute = per_step * sum(alone[part] for part in ("reading", "forward", "backward", "other"))
     tokens = alone["tokens"] / alone["steps"]
-    memory = OPTIMISER_BYTES * weights / (alone["optimiser"] / alone["steps"])
+    memory = OPTIMISER_BYTES * weights / (per_step * alone["optimiser"])
     work = Work(round(tokens), weights, compute / tokens, sharded=sharding == "fsdp", weight_bytes=4)
     return throughput(work, Cluster(processes, flops=1.0, memory_bandwidth=memory, link=link)).step
 
@@ -146,15 +147,19 @@ def main() -> None:
         draft = json.loads((folder / "run1" / "best" / "config.json").read_text())
         weights = weights_of(folder / "run1" / "best")
         print(f"{torch.get_num_threads()} cores, draft of {weights / 1e6:.2f}M weights, hidden {draft['hidden_size']}")
-        print("processes | tokens/s | efficiency | of CPU seconds | " + " | ".join(PARTS) + " | step, foretold")
+        print("processes | tokens/s | efficiency | of CPU seconds | " + " | ".join(PARTS), end="")
+        print(" | step s, foretold | CPU s of a process, foretold")
         alone = found[1]
         for count, m in found.items():
             rate, step = m["tokens"] / m["seconds"], m["seconds"] / m["steps"]
             efficiency = rate / count / (alone["tokens"] / alone["seconds"])
             by_cpu = (alone["cpu"] / alone["tokens"]) / (m["cpu"] / m["tokens"])
-            told = step if count == 1 else foretold(alone, weights, count, link_of(folder, count), args.sharding)
+            link = link_of(folder, count) if count > 1 else Link(1.0, 0.0)
+            told, told_cpu = (foretold(alone, weights, count, link, args.sharding, unit) for unit in ("seconds", "cpu"))
+            cpu = m["cpu"] / m["steps"] / count
             shares = " | ".join(f"{m[part] / sum(m[p] for p in PARTS):.1%}" for part in PARTS)
-            print(f"{count} | {rate:,.0f} | {efficiency:.2f} | {by_cpu:.2f} | {shares} | {step:.3f} s, {told:.3f} s")
+            print(f"{count} | {rate:,.0f} | {efficiency:.2f} | {by_cpu:.2f} | {shares}", end="")
+            print(f" | {step:.3f}, {told:.3f} | {cpu:.3f}, {told_cpu:.3f}")
 
 
 def weights_of(folder: Path) -> int:

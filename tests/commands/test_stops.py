@@ -1,0 +1,54 @@
+"""Stop signals while a run of two processes starts, evaluates and saves: the same command always goes on."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.commands.ranks import CALM, Session, events, ranks_of
+from tests.commands.test_train import SETTINGS, conversations
+
+STEPS = 60
+WORDS = (*CALM, "--gpus", "2", "--num-epochs", "1000", "--total-steps", str(STEPS))
+OFTEN = ("--save-interval", "4", "--eval-interval", "2")
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny: Path) -> Path:
+    (tmp_path / "train.jsonl").write_text(conversations(14, 0))
+    (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
+    (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
+    return tmp_path
+
+
+def stop(session: Session, number: signal.Signals) -> str:
+    """Send a signal to what was typed, and nothing else; returns what it said."""
+    session.process.send_signal(number)
+    code, said = session.wait(), session.log.read_text()
+    assert code == 128 + number, said
+    assert "Traceback" not in said
+    assert f"stopped by {number.name}" in said
+    assert "run the same command again" in said
+    return said
+
+
+def test_whenever_it_is_stopped_the_same_command_goes_on(place: Path) -> None:
+    starting = Session(place, *WORDS, *OFTEN)
+    starting.until(lambda: len(ranks_of(starting.process.pid)) == 2)
+    assert "nothing was" in stop(starting, signal.SIGINT)
+
+    evaluating = Session(place, *WORDS, *OFTEN)
+    log = evaluating.run / "log.txt"
+    evaluating.until(lambda: log.exists() and re.search(r"\d eval: begins", log.read_text()) is not None)
+    assert "saved step" in stop(evaluating, signal.SIGUSR1)
+
+    saving = Session(place, *WORDS, *OFTEN)
+    saving.until(lambda: len(ranks_of(saving.process.pid)) == 2 and any((saving.run / "checkpoints").glob(".epoch_*")))
+    assert "saved step" in stop(saving, signal.SIGTERM)
+
+    assert Session(place, *WORDS, *OFTEN).wait() == 0
+    steps = [event["step"] for event in events(place / "killed") if event["event"] == "step"]
+    assert steps == list(range(1, STEPS + 1))
