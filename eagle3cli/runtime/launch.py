@@ -128,6 +128,7 @@ def begin_rank() -> Any:
     payload = json.loads((folder / "payload.json").read_text(encoding="utf-8"))
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler would leave a traceback
     end_with_parent(payload["launcher"])
+    os.dup2(2, 1)  # the result goes another way; what libraries print (gloo of torch 2.8) is talk
     (folder / f"rank_{os.environ['RANK']}_{os.getpid()}").touch()
     return payload
 
