@@ -74,10 +74,8 @@ class Spread:
 
     def add_up(self, gradients: Sequence[Tensor]) -> None:
         """Make each gradient its sum over the ranks."""
-        if self.shards is None:
+        if self.shards is None:  # else FSDP has done it
             self.ranks.add(gradients)
-        else:  # FSDP has made it the mean
-            torch._foreach_mul_(list(gradients), float(self.ranks.count))
 
 
 def spread_out(forward: Forward, ranks: Ranks, settings: Train, dtype: torch.dtype) -> Spread:
@@ -100,6 +98,8 @@ def spread_out(forward: Forward, ranks: Ranks, settings: Train, dtype: torch.dty
     fully_shard(forward, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     register_fsdp_forward_method(forward, "nothing")
     assert isinstance(forward, FSDPModule)
+    forward.set_gradient_divide_factor(1.0)  # sums, not means
+    forward.set_force_sum_reduction_for_comms(True)  # gloo has no means; with torch 2.8 it gives sums for them
     return Spread(ranks, forward)
 
 
