@@ -22,6 +22,7 @@ from eagle3cli.training.load import load_of, sharded
 from eagle3cli.training.memory import MASTER, Forecast, draft_weights, forecast, part_lines
 from eagle3cli.training.order import Order
 from eagle3cli.training.proposals import Proposal, proposals
+from eagle3cli.training.speed import speed_of
 
 SPARE = 0.05
 """Share of a device's memory that a forecast should leave."""
@@ -49,11 +50,18 @@ def plan_training(settings: Settings, given: Settings) -> Plan:
     disk = checkpoint_disk(settings, draft)
     launch = launch_lines(given, ranks)
     order = Order(len(known.data.lengths), settings.train.batch_size, settings.train.seed)
+    speed = speed_of(settings, known, ranks, order)
     return Plan(
         "train",
         reads=(_rows(known),),
         done=tuple(f"{checkpoints[-1].name} is there: the run goes on from it" for _ in checkpoints[-1:]),
-        does=(*_steps(settings, order), *_memory(found, room, known, ranks), *map(_told, changes), *launch),
+        does=(
+            *_steps(settings, order),
+            *speed.lines(total_steps(settings, order)),
+            *_memory(found, room, known, ranks),
+            *map(_told, changes),
+            *launch,
+        ),
         writes=(f"{settings.train.output_dir}: checkpoints {size_text(disk)} at most",),
         warnings=tuple(_warnings(found, room, disk, settings, changes)),
         numbers={
@@ -66,6 +74,7 @@ def plan_training(settings: Settings, given: Settings) -> Plan:
             "processes": ranks,
             "sharded": sharded(settings, known, ranks),
             "device": known.device,
+            "speed": speed.numbers(),
             "memory": memory_numbers(found, room),
             "proposals": [vars(change) for change in changes],
             "disk_bytes": disk,
