@@ -24,6 +24,7 @@ PART_NAMES = {
     "optimiser": "optimiser",
     "waiting": "waiting for other processes",
     "communication": "gradients between processes",
+    "communication": "gradients between processes",
     "other": "other (planning, checkpoints, logs)",
 }
 BETWEEN = ("waiting", "communication")

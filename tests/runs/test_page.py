@@ -13,9 +13,10 @@ import pytest
 
 from eagle3cli.console.report import html, markdown
 from eagle3cli.runs.folder import read_run
-from eagle3cli.runs.page import breakdown, cost, speed, training_page
+from eagle3cli.runs.page import PART_NAMES, breakdown, cost, speed, training_page
 from eagle3cli.runs.settings_used import differing
 from eagle3cli.runs.state import State, state_of
+from eagle3cli.training.stopwatch import PARTS
 from tests.runs.made import make_run, step_line
 
 
@@ -60,6 +61,7 @@ def test_the_breakdown_weighs_lines_by_their_time() -> None:
     events = [{"seconds": 1.0, "time": {"a": 1.0}}, {"seconds": 4.0, "time": {"a": 0.2, "b": 0.8}}]
     assert breakdown(events) == pytest.approx({"b": 0.6, "a": 0.4})
     assert breakdown([{"seconds": 1.0}]) == {}
+    assert {*PARTS, "other"} == PART_NAMES.keys()  # each has a name for people
 
 
 def test_cost_on_gpus_counts_every_one(tmp_path: Path) -> None:
