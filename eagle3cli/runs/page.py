@@ -24,7 +24,6 @@ PART_NAMES = {
     "optimiser": "optimiser",
     "waiting": "waiting for other processes",
     "communication": "gradients between processes",
-    "communication": "gradients between processes",
     "other": "other (planning, checkpoints, logs)",
 }
 BETWEEN = ("waiting", "communication")
