@@ -8,7 +8,7 @@ from typing import Any
 from eagle3cli.backends.gguf import gguf_of
 from eagle3cli.chain.engine import Ledger, standing
 from eagle3cli.chain.stages import Stage, for_stage, placed
-from eagle3cli.errors import Eagle3Error
+from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.runtime.plan import Plan
 from eagle3cli.settings.tables import Settings
 
@@ -61,8 +61,10 @@ def _plan_of(stage: Stage, settings: Settings) -> Plan | str:
     module = importlib.import_module(f"eagle3cli.commands.{stage.name.replace('-', '_')}")
     try:
         found: Plan = module.COMMAND.plan(settings)
-    except Eagle3Error as error:
-        return f"known once the stages before it are done ({error.what})"
+    except UsageError as error:
+        return f"as far as is known now: {error}"
+    except Eagle3Error:
+        return "more is known when the stages before it are done"
     return found
 
 

@@ -58,7 +58,7 @@ def plan_training(settings: Settings, given: Settings) -> Plan:
         does=(
             *_steps(settings, order),
             *speed.lines(total_steps(settings, order)),
-            *_memory(found, room, known, ranks),
+            *_memory(found, room, known, ranks, in_shards=sharded(settings, known, ranks)),
             *map(_told, changes),
             *launch,
         ),
@@ -142,8 +142,9 @@ def _steps(settings: Settings, order: Order) -> list[str]:
     return [f"{steps:,} steps, {steps / order.steps_per_epoch:.1f} epochs ({per_epoch})"]
 
 
-def _memory(found: Forecast, room: int | None, known: Known, ranks: int) -> list[str]:
-    each = f"each of {ranks} processes" if ranks > 1 else "one process"
+def _memory(found: Forecast, room: int | None, known: Known, ranks: int, *, in_shards: bool) -> list[str]:
+    kept = ", the draft in shards" if in_shards else ", the draft whole on each"
+    each = f"each of {ranks} processes{kept}," if ranks > 1 else "one process"
     have = "which is not here to look at" if room is None else f"{size_text(room)} there for it"
     first = f"memory of {each} on {known.device}: {size_text(found.bytes)}, most at {found.peak.name!r}; {have}"
     return [first, *part_lines(found)]

@@ -22,7 +22,7 @@ from eagle3cli.models.config import DraftConfig
 from eagle3cli.training.memory import Load, forecast
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-HIDDEN, HEADS, GROUPS, INTERMEDIATE, VOCAB, DRAFT_VOCAB, DEPTHS = 64, 2, 1, 176, 4096, 2048, 3
+HIDDEN, HEADS, GROUPS, INTERMEDIATE, VOCAB, DRAFT_VOCAB, DEPTHS = 32, 1, 1, 88, 4096, 2048, 3
 MASK = 0.7
 """Share of the sequence that carries loss: its end."""
 LEAST = 64
