@@ -213,7 +213,8 @@ def _row_data(row: Row) -> dict[str, Any]:
 
 STYLE = """
 :root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
+  overflow-wrap: anywhere; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #8884; border-radius: 6px; padding: .8rem; }
 .t { color: #177d2f; background: #22c55e22; } .n { color: #b3261e; }
 .m { text-decoration: underline wavy; } .r { color: #777; font-weight: 600; }

@@ -9,6 +9,8 @@ import pytest
 
 from eagle3cli.cli import main
 from eagle3cli.console.chart import DARK, LIGHT
+from eagle3cli.console.tokens import Look, html
+from eagle3cli.data.show import Piece, Shown, ShownRow
 from eagle3cli.runs.session import write_report
 from eagle3cli.runtime.report import Silent
 from tests.browser import Browser, started
@@ -100,3 +102,17 @@ def test_without_its_script_a_page_is_whole_too(pages: dict[str, Path], browser:
         assert len(browser.driver.find_elements("css selector", "svg polyline")) == 27
     finally:
         browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_page_of_eagle3_view_is_whole_by_itself(browser: Browser, tmp_path: Path, dark: bool) -> None:
+    text = "A word, <script>alert(1)</script> and " + "averylongwordwithoutanyblank" * 8
+    pieces = tuple(Piece((i,), word + " ", i > 3, i != 5, "user") for i, word in enumerate(text.split() * 9))
+    page = tmp_path / "rows.html"
+    page.write_text(html(Shown("a/path/" * 30, 9, (ShownRow(1, "a", 1, 9, 5, False, 1, pieces),)), Look()))
+    browser.open(page, width=360, dark=dark)
+    assert browser.complaints() == []
+    assert browser.requests() == [page.as_uri()]
+    assert browser.ask(OVERFLOW) <= 0
+    colour = browser.ask("getComputedStyle(document.querySelector('.t')).color")
+    assert colour == ("rgb(95, 215, 132)" if dark else "rgb(23, 125, 47)")
