@@ -55,7 +55,7 @@ def test_the_program_writes_it(message: str) -> None:
 
 
 def test_every_flag_and_command_that_is_advised_exists() -> None:
-    every = {flag for name in MODULES if name != "config" for flag in flags_of(name)}
+    every = {"--install-completion"} | {flag for name in MODULES if name != "config" for flag in flags_of(name)}
     spans = [span for cells in CELLS for span in re.findall(r"`([^`]+)`", cells[1])]
     for span in spans:
         if "pip " in span:
