@@ -13,6 +13,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+from eagle3cli.backends.gguf_header import check_header
 from eagle3cli.errors import Eagle3Error, ModelError
 from eagle3cli.runtime import demo
 from eagle3cli.runtime.files import read_json, write_folder, write_json
@@ -126,6 +127,7 @@ def _read(path: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    check_header(path)
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
         from gguf import GGUFReader
@@ -138,7 +140,7 @@ def _read(path: Path) -> tuple[Any, Any]:
     except ImportError as error:
         what = f"reading .gguf files needs more packages ({' '.join(str(error).split())[:200]})"
         raise ModelError(what, where=str(path), fix=f"pip install '{demo.EXTRA}'") from error
-    except (ValueError, KeyError, OSError, NotImplementedError) as error:
+    except Exception as error:  # a file is nobody's fault here, whatever its readers stumble over
         raise ModelError(
             f"transformers cannot read it: {error}", where=str(path), fix="pass the original model folder"
         ) from error

@@ -5,7 +5,6 @@ Only the decoder runs here; the head is applied by whoever needs logits, and onl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -147,7 +146,7 @@ def read_config(target: Target) -> Any:
         return AutoConfig.from_pretrained(
             target.model_path, revision=target.revision, trust_remote_code=target.trust_remote_code
         )
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise model_error(target.model_path, error) from error
 
 

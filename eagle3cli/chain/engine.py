@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from eagle3cli.chain.stages import Stage, StageOut, for_stage, stages
 from eagle3cli.errors import UsageError
 from eagle3cli.runs.state import process
-from eagle3cli.runtime.files import read_json, write_json
+from eagle3cli.runtime.files import read_json, well_formed, write_json
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out
@@ -40,7 +40,10 @@ class Ledger:
         path = folder / FILE
         if path.exists():
             kept = read_json(path)
-            return cls(path, kept["stages"], kept.get("redone"))
+            with well_formed(path, "the stages of a run", "choose another --output-dir, or remove this file"):
+                for stage in kept["stages"].values():
+                    stage["key"], stage["state"], stage["settings"].items(), float(stage["seconds"])
+                return cls(path, kept["stages"], kept.get("redone"))
         if folder.is_dir() and any(folder.iterdir()):
             raise UsageError("holds something else than a run", where=str(folder), fix="choose another --output-dir")
         return cls(path)

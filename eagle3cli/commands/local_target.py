@@ -61,6 +61,6 @@ def _context(config: Path) -> int | None:
     try:
         raw = json.loads(config.read_text(encoding="utf-8"))
         found = (raw.get("text_config") or raw).get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return found if isinstance(found, int) and found > 0 else None

@@ -42,6 +42,13 @@ COLOURS = 8
 
 Points = Sequence[tuple[float, float]]
 
+LARGEST = 1e300
+
+
+def is_number(value: object) -> bool:
+    """Whether something can be drawn: what was read from a file may be anything."""
+    return isinstance(value, int | float) and abs(value) < LARGEST
+
 
 @dataclass(frozen=True)
 class Lines:
@@ -57,7 +64,7 @@ class Lines:
     @property
     def drawn(self) -> dict[str, list[tuple[float, float]]]:
         """The series that have points, thinned."""
-        finite = {n: [p for p in points if math.isfinite(p[0] + p[1])] for n, points in self.series.items()}
+        finite = {n: [p for p in points if is_number(p[0]) and is_number(p[1])] for n, points in self.series.items()}
         return {name: thin(points) for name, points in finite.items() if points}
 
 
@@ -73,8 +80,8 @@ class Bars:
 
     @property
     def drawn(self) -> Mapping[str, float]:
-        """The bars."""
-        return self.values
+        """The bars of what is a number."""
+        return {name: value for name, value in self.values.items() if is_number(value)}
 
     def told(self, value: float) -> str:
         """A bar's number."""
@@ -145,17 +152,17 @@ def _lines(chart: Lines) -> str:
 
 
 def _bars(chart: Bars) -> str:
-    most = max(*chart.values.values(), chart.mark or 0.0, 1e-9)
+    most = max(*chart.drawn.values(), chart.mark or 0.0, 1e-9)
     scale = (WIDTH - 16 - 64) / most
     parts = []
-    for number, (name, value) in enumerate(chart.values.items()):
+    for number, (name, value) in enumerate(chart.drawn.items()):
         top = number * (BAR + GAP)
         parts.append(text(8, top + 16, name, "start"))
         length = max(1.0, value * scale)
         colour = _colour(number)
         parts.append(f'<rect x="8" y="{top + 22}" width="{length:.1f}" height="{BAR}" rx="2" fill="{colour}"/>')
         parts.append(text(8 + length + 6, top + 34, chart.told(value), "start", "ink"))
-    height = len(chart.values) * (BAR + GAP) + 6
+    height = len(chart.drawn) * (BAR + GAP) + 6
     if chart.mark is not None:
         at = 8 + chart.mark * scale
         parts.append(f'<path d="M{at:.1f} 0V{height}" stroke="var(--dim)" stroke-dasharray="4 3"/>')

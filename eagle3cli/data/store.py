@@ -29,7 +29,7 @@ from eagle3cli.data.store_rows import TOKENS, PackedRow, RowCodec, RowCounts, St
 from eagle3cli.data.store_shard import Entry, Shard, ShardShape, shard_header, shard_name
 from eagle3cli.data.vocab import VocabMapping
 from eagle3cli.errors import DataError
-from eagle3cli.runtime.files import read_json
+from eagle3cli.runtime.files import read_json, well_formed
 
 MANIFEST, INDEX = "manifest.json", "index.safetensors"
 FORMAT = 2
@@ -129,6 +129,12 @@ class Store:
         self.folder = folder
         self.manifest = read_manifest(folder)
         self.meta = read_meta(self.manifest, folder)
+        with well_formed(folder / MANIFEST, "a manifest of hidden states", "capture again with --overwrite"):
+            self._open_shards()
+
+    def _open_shards(self) -> None:
+        """Find every row; what the manifest and the index say of each other is compared."""
+        folder = self.folder
         self.starts: list[int] = self.manifest["starts"]
         if not self.manifest["complete"]:
             done = sum(path.name.startswith("shard_") for path in folder.iterdir())
@@ -138,6 +144,8 @@ class Store:
         self.vocab, self.codec = self.index.vocab, self.index.codec
         self.counts_N3 = self.index.counts.counts_N3
         self.lengths: list[int] = self.counts_N3[:, TOKENS].tolist()
+        if self.starts[0] != 0 or self.starts[-1] != len(self) or self.starts != sorted(self.starts):
+            raise ValueError(f"shards start at {self.starts[:5]}, rows are {len(self)}")
         self.shapes = shard_shapes(self.meta, self.index, self.starts)
         missing = [shard_name(i) for i, shape in enumerate(self.shapes) if not _has_size(self.path(i), shape.bytes)]
         if missing:

@@ -20,6 +20,15 @@ EAGLE31_FLAGS = ("fc_norm", "norm_output")
 FLAGS = (*EAGLE31_FLAGS, "norm_before_fc", "norm_before_residual", "own_embedding")
 """All that a draft's config.json says by a key of its own, written where it is true."""
 
+OTHER_KINDS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
+"""What Python raises for values of other kinds than a config has."""
+
+SIZES = (
+    *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"),
+    *("draft_vocab_size", "target_hidden_size", "max_position_embeddings", "num_hidden_layers"),
+)
+LARGEST_SIZE = 2**31
+
 OUTER_LAYERS = "eagle_aux_hidden_state_layer_ids"
 
 
@@ -57,6 +66,10 @@ class DraftConfig:
     """An embedding that is trained with the draft, in place of the target's."""
 
     def __post_init__(self) -> None:
+        for name in SIZES:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < LARGEST_SIZE:
+                raise ModelError(f"{name} is {value!r}, which is no size", where="draft config")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ModelError(
                 f"{self.num_attention_heads} heads are no multiple of {self.num_key_value_heads} key/value heads",
@@ -68,8 +81,6 @@ class DraftConfig:
                 where="draft config",
                 fix="choose a smaller --draft-vocab-size",
             )
-        if self.num_hidden_layers < 1:
-            raise ModelError("num_hidden_layers must be at least 1", where="draft config")
         if list(self.aux_layers) != sorted(set(self.aux_layers)) or min(self.aux_layers, default=0) < 0:
             raise ModelError(f"aux layers {list(self.aux_layers)} must ascend from 0 on", where="--aux-layers")
 
@@ -118,6 +129,14 @@ class DraftConfig:
 
         ``aux_layers`` stands in where the file does not name them.
         """
+        try:
+            return cls._read(raw, aux_layers)
+        except OTHER_KINDS as error:
+            told = f"the draft config is none: {type(error).__name__}: {error}"
+            raise ModelError(told, where="config.json", fix="compare it with that of a draft that works") from error
+
+    @classmethod
+    def _read(cls, raw: dict[str, Any], aux_layers: tuple[int, ...] | None) -> DraftConfig:
         try:
             hidden, heads, vocab = raw["hidden_size"], raw["num_attention_heads"], raw["vocab_size"]
             intermediate = raw["intermediate_size"]
@@ -260,7 +279,10 @@ def read_draft_config(
     if source == "auto":
         return DraftConfig.from_target(target, draft_vocab_size=draft_vocab_size, aux_layers=aux_layers)
     raw, text = _read_json(source), text_part(target)
-    config = DraftConfig.from_dict(_completed(raw, target))
+    try:
+        config = DraftConfig.from_dict(_completed(raw, target))
+    except OTHER_KINDS as error:
+        raise ModelError(f"not a draft config: {error}", where=source, fix="numbers and names as in auto's") from error
     theta, scaling = reduced_rope({"max_position_embeddings": config.max_position_embeddings, **_rope_of(config)})
     pairs = (
         ("vocab_size", config.vocab_size, text.get("vocab_size")),
@@ -316,7 +338,7 @@ def _read_json(source: str) -> dict[str, Any]:
             raise ModelError("no such draft config", where=source, fix=fix)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ModelError(f"not a JSON draft config: {error}", where=source) from error
     if not isinstance(raw, dict):
         raise ModelError("not a JSON object", where=source)

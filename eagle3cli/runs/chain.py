@@ -35,7 +35,7 @@ def chain_of(folder: Path) -> Chain:
         found = json.loads(text)["stages"].items()
         stages: dict[str, Mapping[str, Any]] = {name: stage for name, stage in found if isinstance(stage, dict)}
         since = (folder / STAGES).stat().st_mtime
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         stages, since = {}, time.time()
     done = [name for name, stage in stages.items() if stage.get("state") == "done"]
     stage = next((name for name in stages if name not in done), None)

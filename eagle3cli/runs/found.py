@@ -77,14 +77,15 @@ def results_of(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if not rows:
         fix = "wait for the first, or run eagle3 bench again: it goes on"
         raise DataError("no configuration has been measured yet", where=str(path), fix=fix)
-    return next((line["settings"] for line in lines if line.get("kind") == "settings"), {}), rows
+    found: Any = next((line.get("settings") for line in lines if line.get("kind") == "settings"), {})
+    return found if isinstance(found, dict) else {}, rows
 
 
 def _objects(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(found, dict):
             yield found
@@ -94,7 +95,7 @@ def _is_results(path: Path) -> bool:
     try:
         with path.open(encoding="utf-8") as file:
             found = json.loads(file.readline(1 << 20))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and found.get("kind") == "settings" and isinstance(found.get("settings"), dict)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from eagle3cli.errors import Eagle3Error, UsageError
+from eagle3cli.errors import DataError, Eagle3Error, UsageError
 
 
 def _sync_folder(folder: Path) -> None:
@@ -89,6 +89,16 @@ def read_json(path: Path) -> Any:
         raise Eagle3Error(f"cannot read: {error.strerror or error}", where=str(path)) from error
     except (ValueError, RecursionError) as error:  # also numbers and nesting that Python's reader does not take
         raise Eagle3Error(f"not valid JSON: {error}", where=str(path)) from error
+
+
+@contextmanager
+def well_formed(path: Path, what: str, fix: str | None = None) -> Iterator[None]:
+    """Within the block a value of another kind than expected, or none at all, is the fault of the file it came from."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        told = f"not {what} ({type(error).__name__}: {error})"
+        raise DataError(told, where=str(path), fix=fix) from error
 
 
 def sync_tree(folder: Path) -> None:

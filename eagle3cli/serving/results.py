@@ -53,8 +53,9 @@ class Results:
         fix = "choose another --output, or pass --overwrite"
         try:
             first, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-            before = first["settings"]
-        except (ValueError, KeyError, TypeError) as error:
+            before = dict(first["settings"])
+            rows = [row for row in rows if row["kind"]]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UsageError("not a result file of eagle3 bench", where=str(path), fix=fix) from error
         changed = [
             f"{key} was {before.get(key)!r}, is {settings[key]!r}"

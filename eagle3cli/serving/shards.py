@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eagle3cli.errors import Eagle3Error, UsageError
-from eagle3cli.runtime.files import disk_error, read_json, write_json, writing
+from eagle3cli.runtime.files import disk_error, read_json, well_formed, write_json, writing
 
 MANIFEST = "manifest.json"
 SYNC_SECONDS = 2.0
@@ -68,7 +68,10 @@ class ShardFolder:
         """Read what an earlier run left, if one did; changes nothing, and raises UsageError as :meth:`open` does."""
         if (self.folder / MANIFEST).exists():
             self.manifest = read_json(self.folder / MANIFEST)
-            before = self.manifest["made_with"]
+            with well_formed(self.folder / MANIFEST, "a manifest of shards", "pass --overwrite to start over"):
+                before = dict(self.manifest["made_with"])
+                for counts in self.manifest["shards"].values():
+                    counts["finished"], int(counts["errors"]), int(counts["rows"])
             changed = [key for key in made_with if made_with[key] != before.get(key, made_with[key])]
             if changed:
                 told = ", ".join(f"{key} was {before.get(key)!r}, is {made_with[key]!r}" for key in changed)
@@ -237,9 +240,9 @@ class PartFile:
             try:
                 entry = json.loads(line)
                 row, by, tokens = entry["row"], entry["by"], entry["tokens"]
-                if not line.endswith(b"\n") or _VALUE not in line:
+                if not line.endswith(b"\n") or _VALUE not in line or not isinstance(row, int):
                     break
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 break
             self._take_in(row, by, tokens, line)
         return self._end

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from eagle3cli.data.manifest import remove_leftovers
-from eagle3cli.errors import UsageError
+from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.models.checkpoint import save_draft
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.files import read_json, refuse_existing, write_folder
@@ -129,6 +129,20 @@ def _damage(folder: Path) -> str | None:
     return f"damaged or missing: {', '.join(different[:3])}" if different else None
 
 
+def read_progress(path: Path) -> Progress:
+    """The counters of a checkpoint; raises Eagle3Error for a file that this version did not write."""
+    try:
+        raw = read_json(path)
+        found = Progress(**raw)
+        kinds = {name: type(value) for name, value in asdict(Progress()).items()}
+        if any(not isinstance(raw[name], (kind, int) if kind is float else kind) for name, kind in kinds.items()):
+            raise TypeError("a counter of another kind")
+    except (TypeError, KeyError) as error:
+        fix = "go on with the version of eagle3 that wrote it, or --overwrite to start over"
+        raise Eagle3Error(f"not the counters of a run: {error}", where=str(path), fix=fix) from error
+    return found
+
+
 def resume(
     folder: Path, draft: Draft, optimizer: Optimizer, fingerprint: str, report: Reporter, *, changed: Sequence[str] = ()
 ) -> Progress:
@@ -136,7 +150,7 @@ def resume(
 
     Raises UsageError where the run was started with other settings.
     """
-    progress = Progress(**read_json(folder / RESUME / PROGRESS))
+    progress = read_progress(folder / RESUME / PROGRESS)
     if progress.fingerprint != fingerprint:
         raise UsageError(
             "the run in this folder was started with other data, draft or training settings"

@@ -1,0 +1,374 @@
+"""Damaged and made-up files of other kinds than rows (tests/data/test_fuzz.py) are read or refused in our own words."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from eagle3cli.backends.gguf import local_folder
+from eagle3cli.backends.gguf_header import check_header
+from eagle3cli.backends.head import read_config, read_target_tensors
+from eagle3cli.chain.engine import Ledger
+from eagle3cli.console.report import html
+from eagle3cli.data.manifest import finished
+from eagle3cli.data.store import Store
+from eagle3cli.data.vocab import load_vocab
+from eagle3cli.data.vocab_file import write_vocab
+from eagle3cli.errors import Eagle3Error, ModelError
+from eagle3cli.models.card import origin_of
+from eagle3cli.models.checkpoint import check_folder, load_draft, read_tensors, save_draft
+from eagle3cli.models.config import DraftConfig, read_draft_config
+from eagle3cli.models.draft import Draft
+from eagle3cli.models.weight_index import read_weight_index
+from eagle3cli.runs.folder import read_run
+from eagle3cli.runs.found import results_of
+from eagle3cli.runs.page import training_page
+from eagle3cli.runtime.report import Silent
+from eagle3cli.serving.metrics import read_metrics
+from eagle3cli.serving.recorded import load_recorded
+from eagle3cli.serving.results import Results
+from eagle3cli.serving.shards import PartFile, ShardFolder
+from eagle3cli.serving.tasks import read_questions
+from eagle3cli.settings.load import load
+from eagle3cli.training.checkpoints import Progress, read_progress
+from eagle3cli.training.history import history_writer, read_history
+from tests.conftest import RunCli
+from tests.data.test_fuzz import damaged
+
+TARGET = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 40,
+    "max_position_embeddings": 64,
+}
+DRAFT = DraftConfig.from_target(TARGET, draft_vocab_size=20)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 2**70)
+    | st.floats()
+    | st.sampled_from(["", "x", "../x", "1e400", "\0"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "0", "step"]), inner, max_size=2),
+    max_leaves=6,
+)
+many = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to every value inside a JSON value, itself included."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value[:4]) if isinstance(value, list) else ()
+    return [path, *(place for key, part in inner for place in places(part, (*path, key)))]
+
+
+@st.composite
+def changed(draw: st.DrawFn, whole: Any) -> Any:
+    """A JSON value with some parts replaced, or left out."""
+    found = copy.deepcopy(whole)
+    for _ in range(draw(st.integers(1, 3))):
+        *way, last = draw(st.sampled_from([place for place in places(found) if place] or [("",)]))
+        part = found
+        for key in way:
+            part = part[key]
+        if draw(st.booleans()) or isinstance(part, list):
+            part[last] = draw(VALUES)
+        else:
+            part.pop(last, None)
+    return found
+
+
+@st.composite
+def bytes_of(draw: st.DrawFn, value: Any) -> bytes:
+    """A JSON file with other values, with damaged bytes, or with another kind of value altogether."""
+    how = draw(st.sampled_from(["values", "bytes", "other"]))
+    if how == "bytes":
+        return draw(damaged(json.dumps(value).encode()))
+    return json.dumps(draw(VALUES) if how == "other" else draw(changed(value))).encode()
+
+
+@st.composite
+def lines_of(draw: st.DrawFn, rows: list[Any]) -> bytes:
+    """The same of a file with a JSON value a line."""
+    return b"\n".join(draw(bytes_of(row)) if draw(st.booleans()) else json.dumps(row).encode() for row in rows) + b"\n"
+
+
+def survives(read: Callable[[], object]) -> None:
+    """It is read, or refused in words; nothing else comes out."""
+    with suppress(Eagle3Error):
+        read()
+
+
+STEP = {
+    "event": "step",
+    "step": 2,
+    "epoch": 0,
+    "loss": 2.5,
+    "depth_losses": [2.0, 3.0],
+    "accuracy": [0.5, 0.4],
+    "grad_norm": 1.0,
+    "learning_rate": 0.1,
+    "tokens": 100,
+    "tokens_per_s": 50.0,
+    "time": {"target": 0.5},
+    "seconds": 2.0,
+}
+EVAL = {
+    "event": "eval",
+    "step": 2,
+    "seconds": 2.0,
+    "acceptance_length": [1.2, 1.3],
+    "accepted_per_position": [0.2, 0.1],
+    "by_reply_position": {"0+": 1.3},
+    "accuracy": [0.3, 0.2],
+    "rows": 4,
+}
+RESULT = {
+    "kind": "configuration",
+    "task": "mtbench:2",
+    "config": "1,0,0,0",
+    "temperature": 0.0,
+    "tokens_per_s": 10.0,
+    "acceptance_length": 1.5,
+}
+JSON_FILES: dict[str, tuple[Any, Callable[[Path], object]]] = {
+    "draft config": (
+        DRAFT.to_sglang(),
+        lambda p: read_draft_config(str(p), TARGET, draft_vocab_size=None, aux_layers=None),
+    ),
+    "target config": (TARGET, lambda p: (p.rename(p.with_name("config.json")), read_config(str(p.parent)))),
+    "weight index": ({"weight_map": {"a": "x.safetensors", "b": "y.safetensors"}}, read_weight_index),
+    "progress": (asdict(Progress(step=3, rates=[0.5])), read_progress),
+    "manifest": (
+        {"state": "finished", "options": {"a": 1}, "inputs": {}, "outputs": {"x": 1}, "summary": {}},
+        lambda p: finished(p, {"a": 1}, []),
+    ),
+    "stages": (
+        {"stages": {"prepare": {"key": "a", "settings": {}, "state": "done", "seconds": 1.0, "result": {}}}},
+        lambda p: (p.rename(p.with_name("stages.json")), Ledger.open(p.parent)),
+    ),
+    "shard manifest": (
+        {"made_with": {"target": "x"}, "shards": {"0-4": {"finished": 1, "rows": 4, "errors": 0, "tokens": 9}}},
+        lambda p: (
+            p.rename(p.with_name("manifest.json")),
+            ShardFolder(p.parent).open({"target": "x"}, overwrite=False),
+        ),
+    ),
+}
+LINES: dict[str, tuple[list[Any], Callable[[Path], object]]] = {
+    "history": ([STEP, EVAL], lambda p: (p.rename(p.with_name("metrics.jsonl")), history_of(p.parent))),
+    "results": (
+        [{"kind": "settings", "settings": {"seed": 0}}, RESULT],
+        lambda p: Results.open(p, {"seed": 0}, overwrite=False),
+    ),
+    "results to compare": ([{"kind": "settings", "settings": {"seed": 0}}, RESULT], results_of),
+    "questions": ([{"turns": ["a", "b"], "category": "writing"}, {"prompt": "c"}], read_questions),
+    "questions of a task": ([{"question": "1+1?", "answer": "x #### 2"}], lambda p: read_questions(p, "gsm8k")),
+    "recorded replies": (
+        [{"target": "x"}, {"id": "a", "prompt_sha": "b", "reply": "c", "finish": "stop"}],
+        lambda p: load_recorded(str(p), {}, Silent()),
+    ),
+    "part file": (
+        [{"row": 0, "by": "generated", "value": {"a": 1}, "tokens": 3}, {"row": 1, "by": "error", "value": {}}],
+        lambda p: PartFile(p).close(),
+    ),
+}
+
+
+def history_of(run: Path) -> object:
+    """All that reads a history: going on with it, the report, the model card."""
+    (run / "settings.toml").write_text("[train]\n")
+    page = html(training_page(read_run(run)))
+    origin_of(run)
+    history_writer(run, 5)
+    return page, read_history(run)
+
+
+@pytest.mark.parametrize("kind", JSON_FILES)
+@many
+@given(data=st.data())
+def test_json_files(kind: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    whole, read = JSON_FILES[kind]
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "file.json").write_bytes(data.draw(bytes_of(whole)))
+    survives(lambda: read(folder / "file.json"))
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("kind", LINES)
+@many
+@given(data=st.data())
+def test_files_of_json_lines(kind: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    rows, read = LINES[kind]
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "file.jsonl").write_bytes(data.draw(lines_of(rows)))
+    survives(lambda: read(folder / "file.jsonl"))
+    shutil.rmtree(folder)
+
+
+TOML = b'[train]\nbatch_size = 4\nreport_to = ["wandb"]\n[draft]\naux_layers = [1, 2, 3]\n[data]\ntrain_path = "x"\n'
+
+
+@many
+@given(data=st.data())
+def test_settings_files(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "eagle3.toml"
+    path.write_bytes(data.draw(damaged(TOML)))
+    survives(lambda: load([path]))
+    path.rename(path.with_name("settings.toml"))
+    survives(lambda: origin_of(path.parent))
+
+
+@pytest.fixture(scope="module")
+def draft_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("draft") / "draft"
+    folder.mkdir()
+    draft = Draft(DRAFT)
+    ids = torch.arange(20)
+    draft.set_vocab(ids - torch.arange(20), torch.arange(40) < 20)
+    save_draft(folder, draft.serving_state(), DRAFT, dtype=torch.float32)
+    return folder
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_draft_folders(data: st.DataObject, draft_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    config = json.loads((draft_folder / "config.json").read_bytes())
+    weights = (draft_folder / "model.safetensors").read_bytes()
+    if data.draw(st.booleans()):
+        (folder / "config.json").write_bytes(data.draw(bytes_of(config)))
+        (folder / "model.safetensors").write_bytes(weights)
+    else:
+        size = struct.unpack("<Q", weights[:8])[0]
+        header = data.draw(bytes_of(json.loads(weights[8 : 8 + size])))
+        length = data.draw(st.sampled_from([len(header), 2**63, 0, size]))
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "model.safetensors").write_bytes(struct.pack("<Q", length) + header + weights[8 + size :])
+    for read in (read_tensors, load_draft, check_folder, lambda f: read_target_tensors(str(f))):
+        survives(lambda read=read: read(folder))  # type: ignore[misc]
+    shutil.rmtree(folder)
+
+
+@many
+@given(data=st.data())
+def test_vocabulary_files(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "vocab.safetensors"
+    if data.draw(st.booleans()):
+        write_vocab(path, np.arange(4), 9)
+        path.write_bytes(data.draw(damaged(path.read_bytes())))
+    else:
+        d2t = torch.tensor(data.draw(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4)), dtype=torch.int64)
+        shape = data.draw(st.sampled_from([(4,), (2, 2), (0,), ()]))
+        kind = data.draw(st.sampled_from([torch.bool, torch.float32, torch.int64]))
+        save_file({"d2t": d2t, data.draw(st.sampled_from(["t2d", "t2"])): torch.ones(shape, dtype=kind)}, path)
+    survives(lambda: load_vocab(path))
+
+
+@pytest.fixture(scope="module")
+def store_folder(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """A small store of hidden states, as the command writes it."""
+    from eagle3cli.cli import main
+    from tests.commands.test_train import conversations
+
+    place = tmp_path_factory.mktemp("store")
+    (place / "train.jsonl").write_text(conversations(4, 0))
+    words = ["hidden-states", "--target-model-path", str(tiny), "--train-data-path", str(place / "train.jsonl")]
+    words += ["--output-path", str(place / "states"), "--cache-dir", str(place / "cache"), "--threads", "1"]
+    assert main([*words, "--set", "draft.vocab_size=200"]) == 0
+    return place / "states" / "train"
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_hidden_state_stores(data: st.DataObject, store_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("fuzz") / "store"
+    shutil.copytree(store_folder, folder)
+    name = data.draw(st.sampled_from(sorted(path.name for path in folder.iterdir() if path.is_file())))
+    blob = (folder / name).read_bytes()
+    new = bytes_of(json.loads(blob)) if name == "manifest.json" else damaged(blob)
+    (folder / name).write_bytes(data.draw(new))
+
+    def read() -> None:
+        store = Store(folder)
+        for row in range(len(store)):
+            store[row]
+
+    survives(read)
+    shutil.rmtree(folder)
+
+
+def gguf(*, tensors: int = 1) -> bytes:
+    """A small .gguf head with a value of every kind that is looked at."""
+
+    def text(word: str) -> bytes:
+        return struct.pack("<Q", len(word)) + word.encode()
+
+    values = [text(name) + struct.pack("<II", 4, 2) for name in ("a.block_count", "a.embedding_length")]
+    values += [text("a.attention.head_count") + struct.pack("<IIQII", 9, 4, 2, 1, 1)]
+    values += [text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + text("x") + text("yz")]
+    values += [text("general.architecture") + struct.pack("<I", 8) + text("a")]
+    tensor = text("t") + struct.pack("<IQQIQ", 2, 3, 4, 0, 0)
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, len(values)) + b"".join(values) + tensor * tensors
+
+
+def test_a_whole_gguf_head_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(gguf())
+    check_header(tmp_path / "m.gguf")
+    (tmp_path / "m.gguf").write_bytes(gguf(tensors=0))
+    with pytest.raises(ModelError, match="no tensors in it"):
+        check_header(tmp_path / "m.gguf")
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_gguf_files(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "m.gguf"
+    path.write_bytes(data.draw(damaged(gguf())))
+    survives(lambda: check_header(path))
+    shutil.rmtree(path.parent)
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", gguf(tensors=0), gguf()])
+def test_a_damaged_gguf_target_is_told(content: bytes, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    (tmp_path / "m.gguf").write_bytes(content)
+    with pytest.raises(ModelError):
+        local_folder(str(tmp_path / "m.gguf"), tmp_path / "out", Silent())
+
+
+@many
+@given(st.text(max_size=200) | st.just('a{b="c"} 1e999\n# x\nd NaN\ne\n'))
+def test_metrics_of_servers(text: str) -> None:
+    survives(lambda: read_metrics(text))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff", b"[" * 100_000, b'{"a": ' + b"1" * 5000 + b"}"])
+def test_a_command_ends_in_words(content: bytes, tmp_path: Path, run_cli: RunCli, tiny: Path) -> None:
+    (tmp_path / "file.json").write_bytes(content)
+    (tmp_path / "train.jsonl").write_bytes(content)
+    for words in (
+        ("train", "--draft-model-config", "file.json", "--target-model-path", tiny, "--train-data-path", "train.jsonl"),
+        ("cache", "--target-model-path", tiny, "--train-data-path", "file.json"),
+        ("run", "file.json"),
+        ("bench", "--engine", "local", "--model-path", tiny, "--benchmark-list", "file.json:2"),
+    ):
+        ran = run_cli(*words)
+        assert ran.code in (1, 2, 3), ran.err
+        assert "--debug" not in ran.err, ran.err  # an error that nobody foresaw
+        assert "Traceback" not in ran.err
