@@ -195,7 +195,7 @@ def history_of(run: Path) -> object:
     (run / "settings.toml").write_text("[train]\n")
     page = html(training_page(read_run(run)))
     origin_of(run)
-    history_writer(run, 5)
+    history_writer(run, 5, Silent())
     return page, read_history(run)
 
 

@@ -15,8 +15,6 @@ from eagle3cli.runs.events import Event
 from eagle3cli.runs.folder import Run
 from eagle3cli.runs.settings_used import settings_section
 from eagle3cli.runs.state import RUNNING, clock, sessions_of, state_of
-from eagle3cli.runtime.files import well_formed
-from eagle3cli.training.history import FILE as HISTORY
 
 PART_NAMES = {
     "target": "target's pass",
@@ -35,8 +33,7 @@ MOST_WARNINGS = 20
 
 def training_page(run: Run) -> Page:
     """The report of one run, at whatever state it is."""
-    with well_formed(run.folder / HISTORY, "the history of a run"):
-        return Page(f"Training run {run.name}", summary(run), training_sections(run), tiles(run))
+    return Page(f"Training run {run.name}", summary(run), training_sections(run), tiles(run))
 
 
 def training_sections(run: Run) -> list[Section]:
