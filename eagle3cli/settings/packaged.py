@@ -19,7 +19,7 @@ def summary(path: Path) -> str:
     """What a recipe is for: its first line, which reads ``# eagle3 run NAME: what it is for``."""
     with path.open(encoding="utf-8") as file:
         first = file.readline()
-    return first.partition(": ")[2].strip() if first.startswith("#") else ""
+    return first.partition(": ")[2].strip().rstrip(".") if first.startswith("#") else ""
 
 
 def find_recipe(name: str) -> Path:
