@@ -52,3 +52,10 @@ def test_whenever_it_is_stopped_the_same_command_goes_on(place: Path) -> None:
     assert Session(place, *WORDS, *OFTEN).wait() == 0
     steps = [event["step"] for event in events(place / "killed") if event["event"] == "step"]
     assert steps == list(range(1, STEPS + 1))
+
+
+def test_no_process_outlives_the_one_that_started_it(place: Path) -> None:
+    session = Session(place, *WORDS, *OFTEN)
+    session.until(lambda: len(ranks_of(session.process.pid)) == 2)
+    session.process.kill()
+    assert session.wait() == -signal.SIGKILL  # and nothing is left
