@@ -10,6 +10,7 @@ import pytest
 
 from eagle3cli.chain.stages import StageOut, evaluate, placed, stages
 from eagle3cli.commands.command import Command
+from eagle3cli.commands.worker import WorkerOut
 from eagle3cli.console.out import Out
 from eagle3cli.data.origins import split_weight
 from eagle3cli.data.presets import PRESETS
@@ -139,6 +140,11 @@ def test_the_eval_stage_of_a_spread_target_gets_its_processes(monkeypatch: pytes
     monkeypatch.setattr("eagle3cli.commands.worker.in_processes", in_processes)
     evaluate(load([recipes()["qwen3-30b-a3b"]]).settings, StageOut())
     assert asked == [("eval", "2")]
+
+
+def test_processes_of_a_stage_leave_stdout_to_the_one_that_started_them(capsys: pytest.CaptureFixture[str]) -> None:
+    WorkerOut().table("Acceptance", ("k", "length"), [(1, 1.5)])
+    assert capsys.readouterr().out == ""
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,9 @@ def test_show_gives_each_value_with_its_origin(run_cli: RunCli, tmp_path: Path) 
     assert lines["train.batch_size"] == ["8", "eagle3.toml:2"]
     assert lines["train.seed"] == ["3", "--set", "train.seed"]
     assert lines["train.mode"] == ['"online"', "default"]
+    (tmp_path / "more.toml").write_text("[train]\n\nbatch_size = 9\n")
+    named = run_cli("config", "show", "train.batch_size", "--config", "more.toml", "--json").json
+    assert named == {"train.batch_size": {"value": 9, "from": "more.toml:3"}}
     every = run_cli("config", "show", "--json").json
     assert set(every) == set(fields())
     assert every["train.batch_size"] == {"value": 8, "from": "eagle3.toml:2"}
