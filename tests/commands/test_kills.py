@@ -1,7 +1,8 @@
 """kill -9 at random moments, of one rank and of all, while starting, training and saving; then the same command again.
 
 Each run is killed in one session after the other until it is let to end. The suite kills one rank twice and all ranks
-twice, half of them in runs that go on with another number of processes; this kills each twenty times, in ten minutes:
+twice, half of them in runs that go on with another number of processes; this kills each twenty times
+and takes half an hour on a busy machine:
 
     EAGLE3_KILLS=20 python -m pytest tests/commands/test_kills.py
 """

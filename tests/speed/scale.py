@@ -146,9 +146,8 @@ def main() -> None:
         found = {count: measure(folder, count, args.steps, args.sharding) for count in sorted({1, *args.processes})}
         draft = json.loads((folder / "run1" / "best" / "config.json").read_text())
         weights = weights_of(folder / "run1" / "best")
-        print(
-            f"{len(os.sched_getaffinity(0))} cores, draft of {weights / 1e6:.2f}M weights, hidden {draft['hidden_size']}"
-        )
+        cores, width = len(os.sched_getaffinity(0)), draft["hidden_size"]
+        print(f"{cores} cores, draft of {weights / 1e6:.2f}M weights, hidden {width}")
         print("processes | tokens/s | efficiency | of CPU seconds | " + " | ".join(PARTS), end="")
         print(" | step s, foretold | CPU s of a process, foretold")
         alone = found[1]
