@@ -55,15 +55,19 @@ def open(opening: Opening) -> Wandb:
         finish_timeout=PATIENCE, finish_timeout_raises=True,
     )  # fmt: skip
     opening.folder.mkdir(parents=True, exist_ok=True)
-    run = wandb.init(
-        project=opening.project,
-        name=opening.name,
-        id=opening.id or secrets.token_hex(4),
-        resume="allow",
-        dir=str(opening.folder),
-        config=dict(opening.config),
-        settings=settings,
-    )
+    try:
+        run = wandb.init(
+            project=opening.project,
+            name=opening.name,
+            id=opening.id or secrets.token_hex(4),
+            resume="allow",
+            dir=str(opening.folder),
+            config=dict(opening.config),
+            settings=settings,
+        )
+    except wandb.errors.CommError as error:
+        reason = str(error).split("\n")[0]
+        raise ConnectionError(f"{reason} (without network: WANDB_MODE=offline, then `wandb sync`)") from error
     run.define_metric("*", step_metric="step")
     last = opening.last_step if run.offline else int(run.summary.get("step", -1))
     return Wandb(run, last)
