@@ -87,8 +87,10 @@ def convert(settings: Settings, out: StageOut) -> None:
     """Make the target a folder; one that is a folder or on the hub stays where it is."""
     from eagle3cli.backends.gguf import local_folder
     from eagle3cli.backends.hf import read_target_config
+    from eagle3cli.runtime.hub import warn_unless_reached
 
     folder = local_folder(settings.target.model_path, settings.run.output_dir / "target", out)
+    warn_unless_reached(folder, out)
     read_target_config(settings.target.model_copy(update={"model_path": folder}))  # tells a wrong one before any work
     out.data = {"target": folder}
 

@@ -35,12 +35,11 @@ def looked_at(settings: Settings) -> Iterator[Settings]:
 def with_local_target(settings: Settings, report: Reporter) -> Settings:
     """The settings with ``target.model_path`` a folder or hub id, and ``data.max_length`` at most its context."""
     from eagle3cli.backends.gguf import local_folder
-    from eagle3cli.runtime.hub import go_offline_unless_reached
+    from eagle3cli.runtime.hub import warn_unless_reached
 
     given = settings.target.model_path
     path = local_folder(given, settings.data.cache_dir / "models", report)
-    if why := go_offline_unless_reached(path):
-        report.warn(f"{why}; only what was downloaded before is used")
+    warn_unless_reached(path, report)
     return _within_context(settings, path, report)
 
 

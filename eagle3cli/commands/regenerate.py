@@ -39,8 +39,10 @@ def run(settings: Settings, out: Out) -> int | None:
 def _with_folder(settings: Settings, out: Out) -> Settings:
     """The settings with a .gguf target as the folder that it is converted to."""
     from eagle3cli.backends.gguf import local_folder
+    from eagle3cli.runtime.hub import warn_unless_reached
 
     path = local_folder(settings.target.model_path, settings.data.cache_dir / "models", out)
+    warn_unless_reached(path, out)
     return settings.model_copy(update={"target": settings.target.model_copy(update={"model_path": path})})
 
 

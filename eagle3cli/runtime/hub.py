@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from eagle3cli.runtime.report import Reporter
+
 ENDPOINT = "https://huggingface.co"
 SECONDS = 5.0
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -39,3 +41,9 @@ def go_offline() -> None:
     constants = sys.modules.get("huggingface_hub.constants")
     if constants is not None:  # it has read the variable already
         constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+
+
+def warn_unless_reached(name: str, report: Reporter) -> None:
+    """As :func:`go_offline_unless_reached`, saying so: else a library tries for half a minute in silence."""
+    if why := go_offline_unless_reached(name):
+        report.warn(f"{why}; only what was downloaded before is used")

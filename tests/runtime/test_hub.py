@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from eagle3cli.runtime.hub import go_offline_unless_reached
+from tests.conftest import RunCli
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +44,19 @@ def test_nobody_is_asked_about_folders(monkeypatch: pytest.MonkeyPatch, tmp_path
     (tmp_path / "folder").mkdir()
     monkeypatch.setattr(socket, "create_connection", None)
     assert go_offline_unless_reached(name) is None
+
+
+@pytest.mark.parametrize("command", ["run", "regenerate", "cache"])
+def test_commands_say_that_nothing_is_fetched(
+    command: str, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("eagle3cli.runtime.hub.go_offline_unless_reached", lambda name: f"no way to {name}")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"id": "a", "conversations": [{"role": "user", "content": "How?"}]}\n')
+    (tmp_path / "some.toml").write_text('[prepare]\nsource = "rows.jsonl"\n')
+    given = {"run": ("some.toml",), "regenerate": ("--input-path", rows), "cache": ("--train-data-path", rows)}[command]
+    ran = run_cli(command, *given, "--target-model-path", "someone/model")
+    assert ran.code == 1
+    assert "no way to someone/model; only what was downloaded before is used" in ran.err
