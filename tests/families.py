@@ -159,6 +159,8 @@ def family_config(name: str) -> Any:
         pytest.skip(f"transformers {transformers.__version__} has no {class_name}")
     if name in WRAPPERS:
         _, _, text, own = WRAPPERS[name]
+        if transformers.__version__.startswith("4.") and "rope_parameters" in text:
+            text = {**text, "rope_scaling": text["rope_parameters"]}  # its name there
         return getattr(transformers, class_name)(text_config={**COMMON, **text}, **own)
     _, own = FAMILIES[name]
     return getattr(transformers, class_name)(**{**COMMON, **own})

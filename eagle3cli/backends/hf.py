@@ -36,7 +36,7 @@ PROBE = (3, 17, 5, 40)
 TOLERANCE = 0.05
 """Of the largest logit, for a target in bfloat16; a factor or a cap that is missed changes far more."""
 
-NEEDS_TRANSFORMERS_5 = ("falcon_h1", "qwen2_5_vl", "qwen3_vl")
+NEEDS_TRANSFORMERS_5 = ("falcon_h1",)
 """Model types whose states are those of the model only with a transformers newer than the oldest that is allowed."""
 
 
