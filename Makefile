@@ -23,7 +23,7 @@ ENGINE_ARGS ?=
 MINIMUM := .minimum
 LOWEST := import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	print(*(line.replace(">=", "==") for line in project["dependencies"] + project["optional-dependencies"]["demo"]), sep="\n")
-MINIMUM_TESTS ?= tests/training tests/models tests/backends tests/data tests/settings tests/runtime tests/serving tests/commands tests/chain
+MINIMUM_TESTS ?= tests/training tests/models tests/backends tests/data tests/settings tests/runtime
 
 .PHONY: quickstart test test-minimum test-engines test-engine-families check completions clean
 .DEFAULT_GOAL := help
