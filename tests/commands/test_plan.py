@@ -172,7 +172,7 @@ def test_bench_counts_what_is_not_measured_yet(planned: Planned, run_cli: RunCli
 
 def test_a_plan_for_people_names_the_parts_of_the_memory(run_cli: RunCli, place: Path) -> None:
     told = run_cli("plan").out
-    for word in ("reads", "steps", "memory of one process", "activations", "launch:", "writes"):
+    for word in ("reads", "steps", "memory of one process", "  process\n", "launch:", "writes"):
         assert word in told
     assert json.loads(run_cli("plan", "--json").out)["dry_run"] is True
 

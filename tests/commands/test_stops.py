@@ -11,7 +11,7 @@ import pytest
 from tests.commands.ranks import CALM, Session, events, ranks_of
 from tests.commands.test_train import SETTINGS, conversations
 
-STEPS = 60
+STEPS = 24
 WORDS = (*CALM, "--gpus", "2", "--num-epochs", "1000", "--total-steps", str(STEPS))
 OFTEN = ("--save-interval", "4", "--eval-interval", "2")
 
