@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import io
 from contextlib import redirect_stderr
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,16 @@ def converted(model_path: str, parent: Path) -> str | None:
 
 def config_of(model_path: str) -> Any:
     """The config of a .gguf file's model, without its weights."""
-    from transformers import AutoConfig
-
     path = gguf_of(model_path)
     assert path is not None
+    return _config_in(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _config_in(path: Path, changed: int) -> Any:
+    """Kept, because the vocabulary in the file's head takes seconds to read; ``changed`` tells a new file."""
+    from transformers import AutoConfig
+
     try:
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     except (ImportError, ValueError, KeyError, OSError, NotImplementedError) as error:
