@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -89,12 +90,23 @@ def _config_in(path: Path, changed: int) -> Any:
     """Kept, because the vocabulary in the file's head takes seconds to read; ``changed`` tells a new file."""
     from transformers import AutoConfig
 
+    with _reading(path):
+        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Check the file's head, and turn what its readers raise within the block into a ModelError."""
+    check_header(path)
     try:
-        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    except (ImportError, ValueError, KeyError, OSError, NotImplementedError) as error:
-        fix = "pip install gguf, or pass the original model folder"
-        raise ModelError(f"transformers cannot read it: {error}", where=str(path), fix=fix) from error
-    return config
+        yield
+    except ImportError as error:
+        what = f"reading .gguf files needs more packages ({' '.join(str(error).split())[:200]})"
+        raise ModelError(what, where=str(path), fix=f"pip install '{demo.EXTRA}'") from error
+    except Exception as error:  # a file is nobody's fault here, whatever its readers stumble over
+        raise ModelError(
+            f"transformers cannot read it: {error}", where=str(path), fix="pass the original model folder"
+        ) from error
 
 
 def _source(path: Path) -> dict[str, object]:
@@ -134,9 +146,8 @@ def _read(path: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    check_header(path)
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    try:
+    with _reading(path):
         from gguf import GGUFReader
 
         reader = GGUFReader(str(path))
@@ -144,13 +155,6 @@ def _read(path: Path) -> tuple[Any, Any]:
         with redirect_stderr(io.StringIO()):
             model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(**where)
-    except ImportError as error:
-        what = f"reading .gguf files needs more packages ({' '.join(str(error).split())[:200]})"
-        raise ModelError(what, where=str(path), fix=f"pip install '{demo.EXTRA}'") from error
-    except Exception as error:  # a file is nobody's fault here, whatever its readers stumble over
-        raise ModelError(
-            f"transformers cannot read it: {error}", where=str(path), fix="pass the original model folder"
-        ) from error
     kind = reader.get_field("tokenizer.ggml.pre")
     if kind is not None and kind.contents() == "smollm":
         put_digit_splitter_back(tokenizer)

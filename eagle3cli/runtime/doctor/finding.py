@@ -32,6 +32,5 @@ def examine(checks: Iterable[Check]) -> list[Finding]:
             found += check()
         except Exception as error:  # a broken installation is what the doctor is there to report
             name = check.__name__.strip("_").replace("_", " ")
-            fix = "pip install --force-reinstall eagle3, and if it stays: eagle3 doctor --debug"
-            found.append(Finding(name, "problem", f"{type(error).__name__}: {error}", fix))
+            found.append(Finding(name, "problem", f"{type(error).__name__}: {error}", "python -m pip check"))
     return found
