@@ -181,3 +181,11 @@ def test_a_misspelt_name_after_plan_is_told(run_cli: RunCli, place: Path) -> Non
     told = run_cli("plan", "trian")
     assert told.code == 2
     assert "train" in told.err
+
+
+def test_a_plan_of_the_chain_says_what_is_wrong_with_the_target(planned: Planned, place: Path) -> None:
+    (place / "cut.gguf").write_bytes(b"GGUF\x03")
+    warnings = planned("plan", "quickstart", "--model-path", "cut.gguf")["warnings"]
+    assert len(warnings) == 1
+    assert "cut.gguf" in warnings[0]
+    assert planned("plan", "quickstart")["warnings"] == []
