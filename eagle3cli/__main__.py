@@ -1,5 +1,5 @@
 """``python -m eagle3cli`` is ``eagle3``."""
 
-from eagle3cli.cli import entry
+from eagle3cli.cli.main import entry
 
 entry()

@@ -64,7 +64,7 @@ def run_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
                 command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=170, check=False
             )
             return Ran(done.returncode, done.stdout, done.stderr)
-        from eagle3cli.cli import main
+        from eagle3cli.cli.main import main
 
         with monkeypatch.context() as patch:
             patch.chdir(folder)

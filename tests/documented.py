@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from eagle3cli import cli
-from eagle3cli.commands.command import Command
-from eagle3cli.options import fields_of
+from eagle3cli.cli import main as cli
+from eagle3cli.cli.command import Command
+from eagle3cli.cli.options import fields_of
 from eagle3cli.settings.tables import Settings
 from tests.conftest import ROOT, RunCli
 

@@ -100,8 +100,8 @@ def test_a_draft_config(copied: Path, tiny: Path, tmp_path: Path) -> None:
 USE = """
 import sys
 from eagle3cli.runtime.report import Silent
-from eagle3cli.serving.accuracy import is_right
-from eagle3cli.serving.tasks import load_task
+from eagle3cli.serving.bench.accuracy import is_right
+from eagle3cli.serving.bench.tasks import load_task
 question = load_task(sys.argv[1], Silent()).questions[0]
 print(question.turns[0], is_right("It is 4.", question.check, run_code=False))
 """

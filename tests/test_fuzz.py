@@ -1,4 +1,4 @@
-"""Damaged and made-up files of other kinds than rows (tests/data/test_fuzz.py) are read or refused in our own words."""
+"""Damaged and made-up files of other kinds than rows (tests/data/sources/test_fuzz.py) are read or refused by us."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from eagle3cli.backends.gguf import local_folder
-from eagle3cli.backends.gguf_header import check_header
-from eagle3cli.backends.head import read_config, read_target_tensors
-from eagle3cli.chain.engine import Ledger
+from eagle3cli.backends.target.gguf import local_folder
+from eagle3cli.backends.target.gguf_header import check_header
+from eagle3cli.backends.target.head import read_config, read_target_tensors
 from eagle3cli.console.report import html
-from eagle3cli.data.manifest import finished
-from eagle3cli.data.store import Store
-from eagle3cli.data.vocab import load_vocab
-from eagle3cli.data.vocab_file import write_vocab
+from eagle3cli.data.hidden_states.store import Store
+from eagle3cli.data.tokens.vocab import load_vocab
+from eagle3cli.data.tokens.vocab_file import write_vocab
 from eagle3cli.errors import Eagle3Error, ModelError
 from eagle3cli.models.card import origin_of
 from eagle3cli.models.checkpoint import check_folder, load_draft, read_tensors, save_draft
 from eagle3cli.models.config import DraftConfig, read_draft_config
 from eagle3cli.models.draft import Draft
 from eagle3cli.models.weight_index import read_weight_index
+from eagle3cli.pipeline.engine import Ledger
+from eagle3cli.runs.find import results_of
 from eagle3cli.runs.folder import read_run
-from eagle3cli.runs.found import results_of
 from eagle3cli.runs.page import training_page
+from eagle3cli.runtime.manifest import finished
 from eagle3cli.runtime.report import Silent
-from eagle3cli.serving.metrics import read_metrics
-from eagle3cli.serving.recorded import load_recorded
-from eagle3cli.serving.results import Results
-from eagle3cli.serving.shards import PartFile, ShardFolder
-from eagle3cli.serving.tasks import read_questions
+from eagle3cli.serving.bench.results import Results
+from eagle3cli.serving.bench.tasks import read_questions
+from eagle3cli.serving.client.metrics import read_metrics
+from eagle3cli.serving.regenerate.recorded import load_recorded
+from eagle3cli.serving.regenerate.shards import PartFile, ShardFolder
 from eagle3cli.settings.load import load
-from eagle3cli.training.checkpoints import Progress, read_progress
+from eagle3cli.training.checkpoint.load import Progress, read_progress
 from eagle3cli.training.history import history_writer, read_history
 from tests.conftest import RunCli
-from tests.data.test_fuzz import damaged
+from tests.data.sources.test_fuzz import damaged
 
 TARGET = {
     "model_type": "llama",
@@ -283,7 +283,7 @@ def test_vocabulary_files(data: st.DataObject, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="module")
 def store_folder(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     """A small store of hidden states, as the command writes it."""
-    from eagle3cli.cli import main
+    from eagle3cli.cli.main import main
     from tests.commands.test_train import conversations
 
     place = tmp_path_factory.mktemp("store")

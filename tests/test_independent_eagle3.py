@@ -11,16 +11,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eagle3cli.backends.hf import load_target
-from eagle3cli.backends.online import OnlineSource
-from eagle3cli.data.rows import TokenRow, TokenRows
+from eagle3cli.backends.batches.online import OnlineSource
+from eagle3cli.backends.target.hf import load_target
+from eagle3cli.data.tokens.rows import TokenRow, TokenRows
 from eagle3cli.models.checkpoint import load_draft, save_draft
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Silent
-from eagle3cli.serving.decode import decode
+from eagle3cli.serving.decode.decode import decode
 from eagle3cli.settings.tables import Target
-from eagle3cli.training.evaluate import evaluate
+from eagle3cli.training.eval.evaluate import evaluate
 from tests.independent_eagle3 import NaiveDraft, measure
 
 PROMPTS = ("count from 17", "days from monday", "months back from may", "count back from 60 please")

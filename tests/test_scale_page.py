@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from eagle3cli.training.throughput import Cluster, Work, draft_flops, throughput
+from eagle3cli.training.forecast.throughput import Cluster, Work, draft_flops, throughput
 from tests.conftest import ROOT
 
 ROW = r"^\| (\d+) \| (\d+) \| (whole on each|in shards) \| (\d+) \| ([\d,]+) \| ([\d.]+) \|$"

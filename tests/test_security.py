@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eagle3cli.backends.head import read_target_tensors
-from eagle3cli.commands.remote_code import code_files
+from eagle3cli.backends.target.head import read_target_tensors
+from eagle3cli.cli.remote_code import code_files
 from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.models.card import Origin, model_card
 from eagle3cli.models.checkpoint import read_tensors

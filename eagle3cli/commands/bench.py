@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eagle3cli.commands.command import Command
-from eagle3cli.commands.planned import planner
+from eagle3cli.cli.command import Command
+from eagle3cli.cli.dry_run import planner
 from eagle3cli.errors import FAILED, SOME_ROWS_FAILED
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, out: Out) -> int | None:
     """Measure what is missing, show all, write the table and the page beside the results."""
-    from eagle3cli.commands.local_target import with_local_target
+    from eagle3cli.cli.local_target import with_local_target
     from eagle3cli.console.benchmark import COLUMNS, table_row, warnings_of
-    from eagle3cli.serving.bench import bench
-    from eagle3cli.serving.search import search
+    from eagle3cli.serving.bench.bench import bench
+    from eagle3cli.serving.bench.search import search
 
     settings = with_local_target(settings, out) if settings.target.model_path else settings
     done, found = search(settings, out) if settings.bench.search else (bench(settings, out), [])
@@ -75,5 +75,5 @@ COMMAND = Command(
         *("server.mem_fraction_static", "server.port", "server.request_timeout", "server.dist_timeout"),
     ),
     run=run,
-    plan=planner("eagle3cli.serving.plans:plan_bench"),
+    plan=planner("eagle3cli.serving.bench.plan:plan_bench"),
 )

@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eagle3cli.commands.command import ENCODING, Command
-from eagle3cli.commands.planned import planner
+from eagle3cli.cli.command import ENCODING, Command
+from eagle3cli.cli.dry_run import planner
 from eagle3cli.errors import SOME_ROWS_FAILED
 
 if TYPE_CHECKING:
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, out: Out) -> int | None:
     """Build the cache (or find it) and say what is in it."""
-    from eagle3cli.commands.local_target import with_local_target
+    from eagle3cli.cli.local_target import with_local_target
     from eagle3cli.console.cached import rejected, told
     from eagle3cli.console.tokens import Look, page
-    from eagle3cli.data.cache import open_or_build
+    from eagle3cli.data.tokens.cache import open_or_build
 
     settings = with_local_target(settings, out)
     cached = open_or_build(settings, *vocab_sizes(settings), out)
     summary = {name: value for name, value in cached.summary.items() if name not in ("always_ids", "files")}
     if settings.cache.view_train_data:
-        from eagle3cli.data.show import show
+        from eagle3cli.data.inspect.show import show
 
         out.print(page(show(settings, rows=settings.cache.view_train_data), Look(out.colour)))
     out.result({"folder": cached.folder, **summary}, told(summary, cached.folder))
@@ -52,7 +52,7 @@ def vocab_sizes(settings: Settings) -> tuple[int, int]:
 
     with suppress(Eagle3Error, KeyError, TypeError, AttributeError):
         return sizes(read_json(Path(settings.target.model_path).expanduser() / "config.json"))
-    from eagle3cli.backends.hf import read_target_config
+    from eagle3cli.backends.target.hf import read_target_config
 
     return sizes(read_target_config(settings.target))
 
@@ -69,5 +69,5 @@ COMMAND = Command(
         *("data.train_path", "data.eval_path", "data.cache_dir", "data.num_proc", *ENCODING, "cache.*"),
     ),
     run=run,
-    plan=planner("eagle3cli.data.plans:plan_cache"),
+    plan=planner("eagle3cli.data.tokens.plan:plan_cache"),
 )

@@ -8,7 +8,7 @@ from eagle3cli.errors import FAILED, ModelError
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out
-    from eagle3cli.data.template_check import Answer
+    from eagle3cli.data.chat.template_check import Answer
     from eagle3cli.settings.tables import Settings
 
 
@@ -17,9 +17,9 @@ def check(settings: Settings, name: str, out: Out) -> int | None:
 
     Returns exit code 1 where none renders every probing conversation as the tokenizer's own does.
     """
-    from eagle3cli.commands.local_target import with_local_target
-    from eagle3cli.data.template_check import check_template, fitting_templates
-    from eagle3cli.data.tokenizer import load_tokenizer
+    from eagle3cli.cli.local_target import with_local_target
+    from eagle3cli.data.chat.template_check import check_template, fitting_templates
+    from eagle3cli.data.chat.tokenizer import load_tokenizer
 
     target = with_local_target(settings, out).target
     tokenizer = load_tokenizer(target.model_path, revision=target.revision, trust_remote_code=target.trust_remote_code)

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from eagle3cli import options
+from eagle3cli.cli import options
+from eagle3cli.cli.options import Config, Debug, Json, Set
 from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
-from eagle3cli.options import Config, Debug, Json, Set
 from eagle3cli.settings import load as layers
 from eagle3cli.settings.fields import tables
 from eagle3cli.settings.packaged import find_recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from eagle3cli.commands.command import Command
+from eagle3cli.cli.command import Command
 from eagle3cli.errors import FAILED
 
 if TYPE_CHECKING:

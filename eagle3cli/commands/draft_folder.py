@@ -26,8 +26,8 @@ class Written:
 
 def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | None) -> Written:
     """Write the draft's files and its model card to ``export.output_path``; ``dtype`` and ``layout`` None: its own."""
-    from eagle3cli.backends.gguf import local_folder
-    from eagle3cli.backends.head import read_config, read_embedding_and_head
+    from eagle3cli.backends.target.gguf import local_folder
+    from eagle3cli.backends.target.head import read_config, read_embedding_and_head
     from eagle3cli.models.card import model_card, origin_of, public_name
     from eagle3cli.models.checkpoint import has_embedding
     from eagle3cli.models.export import export_draft, find_draft, serve_lines

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eagle3cli.commands.command import Command
-from eagle3cli.commands.planned import planner
+from eagle3cli.cli.command import Command
+from eagle3cli.cli.dry_run import planner
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out
@@ -14,15 +14,18 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, out: Out) -> int | None:
     """Walk the held-out replies and show acceptance by depth and turn."""
-    from eagle3cli.backends.auto import load_backend
-    from eagle3cli.backends.group import alone
-    from eagle3cli.commands.local_target import with_local_target
-    from eagle3cli.training.measure import measure
+    from eagle3cli.backends.target.auto import load_backend
+    from eagle3cli.backends.target.group import alone
+    from eagle3cli.cli.local_target import with_local_target
+    from eagle3cli.training.eval.measure import EVAL_BATCH, measure
+    from eagle3cli.training.forecast.eval_out_of_memory import explained
 
     with alone(settings.target, load_backend) as works:
         if not works:
             return None
-        found = measure(with_local_target(settings, out), out)
+        settings = with_local_target(settings, out)
+        with explained(settings, EVAL_BATCH):
+            found = measure(settings, out)
     if not found.replies:
         out.warn("no reply in these rows: nothing was measured")
     rows = [
@@ -65,5 +68,5 @@ COMMAND = Command(
     examples=("eagle3 eval --target-model-path MODEL --draft-model-path runs/train/best --eval-data-path eval.jsonl",),
     fields=("eval.*", "draft.path", "target.*", "data.*"),
     run=run,
-    plan=planner("eagle3cli.training.eval_plan:plan_eval"),
+    plan=planner("eagle3cli.training.forecast.eval_plan:plan_eval"),
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eagle3cli.commands.command import ENCODING, Command
+from eagle3cli.cli.command import ENCODING, Command
+from eagle3cli.cli.dry_run import planner
 from eagle3cli.commands.hidden_states_actions import ACTIONS
-from eagle3cli.commands.planned import planner
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, out: Out) -> None:
     """Capture the cached rows of the wanted splits, or what an earlier run left to do; of several ranks, on all."""
-    from eagle3cli.backends.auto import load_backend
-    from eagle3cli.backends.capture_splits import capture_splits
-    from eagle3cli.backends.group import together
-    from eagle3cli.commands.local_target import with_local_target
-    from eagle3cli.commands.worker import in_processes
-    from eagle3cli.data.store_forecast import size_text, time_text
+    from eagle3cli.backends.capture.splits import capture_splits
+    from eagle3cli.backends.target.auto import load_backend
+    from eagle3cli.backends.target.group import together
+    from eagle3cli.cli.local_target import with_local_target
+    from eagle3cli.cli.worker import in_processes
     from eagle3cli.runtime.devices import set_threads
     from eagle3cli.runtime.report import Silent
     from eagle3cli.runtime.stop import catch_stop
+    from eagle3cli.runtime.units import size_text, time_text
 
     if in_processes(COMMAND, settings, out):
         return
@@ -69,5 +69,5 @@ COMMAND = Command(
     ),
     actions=ACTIONS,
     run=run,
-    plan=planner("eagle3cli.backends.capture_plan:plan_capture"),
+    plan=planner("eagle3cli.backends.capture.plan:plan_capture"),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from eagle3cli.commands.command import LOCAL_TARGET, Command
+from eagle3cli.cli.command import LOCAL_TARGET, Command
 from eagle3cli.commands.hidden_states_convert import CONVERT
 from eagle3cli.commands.hidden_states_import import IMPORT
 from eagle3cli.errors import FAILED
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def verify(settings: Settings, out: Out) -> int | None:
     """Read every byte of the stores, and compute some rows again; 1 where something is damaged or differs."""
-    from eagle3cli.backends.verify import verify_store
+    from eagle3cli.backends.capture.verify import verify_store
     from eagle3cli.runtime.devices import set_threads
 
     set_threads(settings.target.threads)
@@ -30,8 +30,8 @@ def verify(settings: Settings, out: Out) -> int | None:
 
 def info(settings: Settings, out: Out) -> None:
     """Show what the stores hold."""
-    from eagle3cli.data.store_forecast import size_text
-    from eagle3cli.data.store_info import describe_store
+    from eagle3cli.data.hidden_states.info import describe_store
+    from eagle3cli.runtime.units import size_text
 
     found = [describe_store(folder, out) for folder in _folders(settings)]
 
@@ -51,7 +51,7 @@ def info(settings: Settings, out: Out) -> None:
 
 
 def _folders(settings: Settings) -> list[Any]:
-    from eagle3cli.data.store_info import stores_below
+    from eagle3cli.data.hidden_states.info import stores_below
 
     wanted = settings.hidden_states
     return [store for path in wanted.paths or (wanted.output_path,) for store in stores_below(path)]

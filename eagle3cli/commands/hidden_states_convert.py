@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eagle3cli.commands.command import Command
+from eagle3cli.cli.command import Command
 from eagle3cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 def convert(settings: Settings, out: Out) -> None:
     """Write a store again in another encoding."""
-    from eagle3cli.backends.hf import pick_device
-    from eagle3cli.data.store import Store
-    from eagle3cli.data.store_convert import convert as write_again
-    from eagle3cli.data.store_forecast import choose_encoding, size_text
-    from eagle3cli.data.store_writer import discard_store
+    from eagle3cli.backends.target.hf import pick_device
+    from eagle3cli.data.hidden_states.convert import convert as write_again
+    from eagle3cli.data.hidden_states.forecast import choose_encoding
+    from eagle3cli.data.hidden_states.store import Store
+    from eagle3cli.data.hidden_states.writer import discard_store
     from eagle3cli.runtime.devices import set_threads
     from eagle3cli.runtime.stop import catch_stop
+    from eagle3cli.runtime.units import size_text
 
     set_threads(settings.target.threads)
     wanted, source = settings.hidden_states, one_path(settings)

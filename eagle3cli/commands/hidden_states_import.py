@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eagle3cli.commands.command import Command
+from eagle3cli.cli.command import Command
 from eagle3cli.commands.hidden_states_convert import one_path
 from eagle3cli.errors import SOME_ROWS_FAILED
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 def import_(settings: Settings, out: Out) -> int | None:
     """Make a store of SpecForge's per-row files; 3 where some of them could not be used."""
-    from eagle3cli.backends.import_specforge import import_split
-    from eagle3cli.data.store_forecast import size_text
+    from eagle3cli.backends.capture.import_specforge import import_split
     from eagle3cli.runtime.devices import set_threads
     from eagle3cli.runtime.stop import catch_stop
+    from eagle3cli.runtime.units import size_text
 
     set_threads(settings.target.threads)
     split = "eval" if settings.hidden_states.split == "eval" else "train"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eagle3cli.commands.command import Command
+from eagle3cli.cli.command import Command
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eagle3cli.commands.command import Command
-from eagle3cli.commands.planned import planner
+from eagle3cli.cli.command import Command
+from eagle3cli.cli.dry_run import planner
 from eagle3cli.errors import SOME_ROWS_FAILED
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def run(settings: Settings, out: Out) -> int | None:
     """Merge the shards and say where every row went."""
     from eagle3cli.console.accounts import are_told, fates, remarks
     from eagle3cli.data.ledger import ERRORS
-    from eagle3cli.data.merge import merge
+    from eagle3cli.data.prepare.merge import merge
 
     done = merge(settings.merge, out)
     counts = done.summary
@@ -49,5 +49,5 @@ COMMAND = Command(
     examples=("eagle3 merge --input-dir cache/regenerated --output-dir cache/dataset --eval-size 1000",),
     fields=("merge.*",),
     run=run,
-    plan=planner("eagle3cli.data.plans:plan_merge"),
+    plan=planner("eagle3cli.data.prepare.plan:plan_merge"),
 )

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from eagle3cli.cli.command import Command
+from eagle3cli.cli.dry_run import show
 from eagle3cli.commands import bench, cache, hidden_states, merge, prepare, regenerate, run, train
 from eagle3cli.commands import eval as evaluate
-from eagle3cli.commands.command import Command
-from eagle3cli.commands.planned import show
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eagle3cli.commands.command import LOCAL_TARGET, Command
-from eagle3cli.commands.planned import planner
+from eagle3cli.cli.command import LOCAL_TARGET, Command
+from eagle3cli.cli.dry_run import planner
 from eagle3cli.errors import SOME_ROWS_FAILED
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out
-    from eagle3cli.data.prepare import Author
+    from eagle3cli.data.prepare.prepare import Author
     from eagle3cli.settings.tables import Settings
 
 
@@ -18,7 +18,7 @@ def run(settings: Settings, out: Out) -> int | None:
     """Prepare the sources and say where every row went."""
     from eagle3cli.console.accounts import are_told, fates, remarks
     from eagle3cli.data.ledger import ERRORS
-    from eagle3cli.data.prepare import prepare
+    from eagle3cli.data.prepare.prepare import prepare
 
     done = prepare(settings.prepare, out, _author(settings, out))
     counts = done.summary
@@ -40,13 +40,13 @@ def run(settings: Settings, out: Out) -> int | None:
 
 def _author(settings: Settings, out: Out) -> Author | None:
     """The target, where it is to write prompts."""
-    from eagle3cli.data.origins import split_weight
-    from eagle3cli.data.presets import SELF
+    from eagle3cli.data.sources.dataset_specs import split_weight
+    from eagle3cli.data.sources.presets import SELF
 
     if all(split_weight(word)[0] != SELF for word in settings.prepare.source):
         return None
-    from eagle3cli.commands.local_target import with_local_target
-    from eagle3cli.serving.self_prompts import self_author
+    from eagle3cli.cli.local_target import with_local_target
+    from eagle3cli.serving.regenerate.self_prompts import self_author
 
     return self_author(with_local_target(settings, out), out)
 
@@ -63,5 +63,5 @@ COMMAND = Command(
     fields=("prepare.*", *LOCAL_TARGET, "data.chat_template", "data.cache_dir"),
     arguments=("prepare.source",),
     run=run,
-    plan=planner("eagle3cli.data.plans:plan_prepare"),
+    plan=planner("eagle3cli.data.prepare.plan:plan_prepare"),
 )

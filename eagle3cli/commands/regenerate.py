@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eagle3cli.commands.command import LOCAL_TARGET, Command
-from eagle3cli.commands.planned import planner
+from eagle3cli.cli.command import LOCAL_TARGET, Command
+from eagle3cli.cli.dry_run import planner
 from eagle3cli.errors import SOME_ROWS_FAILED
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, out: Out) -> int | None:
     """Write the shards and say where every row went."""
-    from eagle3cli.serving.engines import engine_of
-    from eagle3cli.serving.regenerate import regenerate
+    from eagle3cli.serving.regenerate.engines import engine_of
+    from eagle3cli.serving.regenerate.regenerate import regenerate
 
     if engine_of(settings.regenerate.engine, settings.server) != "running":
         settings = _with_folder(settings, out)
@@ -38,7 +38,7 @@ def run(settings: Settings, out: Out) -> int | None:
 
 def _with_folder(settings: Settings, out: Out) -> Settings:
     """The settings with a .gguf target as the folder that it is converted to."""
-    from eagle3cli.backends.gguf import local_folder
+    from eagle3cli.backends.target.gguf import local_folder
     from eagle3cli.runtime.hub import warn_unless_reached
 
     path = local_folder(settings.target.model_path, settings.data.cache_dir / "models", out)
@@ -59,5 +59,5 @@ COMMAND = Command(
     ),
     fields=("regenerate.*", "server.*", *LOCAL_TARGET, *CHAT, "data.cache_dir"),
     run=run,
-    plan=planner("eagle3cli.serving.plans:plan_regenerate"),
+    plan=planner("eagle3cli.serving.regenerate.plan:plan_regenerate"),
 )

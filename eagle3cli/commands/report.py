@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eagle3cli.commands.command import Command
+from eagle3cli.cli.command import Command
 from eagle3cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, out: Out) -> int | None:
     """Write the page, and show its tables."""
-    from eagle3cli.chain.sides import page_of, side_of
+    from eagle3cli.pipeline.sides import page_of, side_of
     from eagle3cli.runs.compare import comparison, named
-    from eagle3cli.runs.found import find, newest
+    from eagle3cli.runs.find import find, newest
 
     wanted = settings.report
     found = [find(path) for path in wanted.runs] or [newest()]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eagle3cli.commands.command import Command
-from eagle3cli.commands.planned import planner
+from eagle3cli.cli.command import Command
+from eagle3cli.cli.dry_run import planner
 from eagle3cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ TARGET = ("model_path", "threads")
 
 def run(settings: Settings, out: Out) -> int | None:
     """Run what is not done yet, then show and write the report."""
-    from eagle3cli.chain.engine import left, run_stages
-    from eagle3cli.chain.overview import overview
-    from eagle3cli.chain.report import write
-    from eagle3cli.chain.stages import placed
+    from eagle3cli.pipeline.engine import left, run_stages
+    from eagle3cli.pipeline.overview import overview
+    from eagle3cli.pipeline.report import write
+    from eagle3cli.pipeline.stages import placed
     from eagle3cli.runtime.stop import catch_stop
     from eagle3cli.training.trackers.registry import check_trackers
 
@@ -67,5 +67,5 @@ COMMAND = Command(
     ),
     recipe=True,
     run=run,
-    plan=planner("eagle3cli.chain.plan:plan_run", looks=False),
+    plan=planner("eagle3cli.pipeline.plan:plan_run", looks=False),
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eagle3cli.commands.command import Command
-from eagle3cli.commands.planned import planner
+from eagle3cli.cli.command import Command
+from eagle3cli.cli.dry_run import planner
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out
@@ -21,20 +21,20 @@ def run(settings: Settings, out: Out) -> int | None:
     check_trackers(settings.train.report_to)  # before torch is imported
     from contextlib import ExitStack
 
-    from eagle3cli.commands.local_target import with_local_target
-    from eagle3cli.commands.worker import in_processes
+    from eagle3cli.cli.local_target import with_local_target
+    from eagle3cli.cli.worker import in_processes
     from eagle3cli.runs.live import on_screen
     from eagle3cli.runs.session import recorded
+    from eagle3cli.runtime.distributed import joined
     from eagle3cli.runtime.files import write_text
     from eagle3cli.runtime.log import logged
-    from eagle3cli.runtime.ranks import joined
     from eagle3cli.runtime.report import Reporter, Silent
     from eagle3cli.runtime.stop import catch_stop
     from eagle3cli.settings.toml import to_toml
     from eagle3cli.training.build import build
-    from eagle3cli.training.checkpoints import make_place
-    from eagle3cli.training.outcome import outcome
-    from eagle3cli.training.shortage import explained
+    from eagle3cli.training.checkpoint.load import make_place
+    from eagle3cli.training.forecast.out_of_memory import explained
+    from eagle3cli.training.summary import outcome
     from eagle3cli.training.trackers.tracked import tracked
     from eagle3cli.training.trainer import train
 
@@ -75,5 +75,5 @@ COMMAND = Command(
     ),
     fields=("train.*", "launch.*", "target.*", *(f"draft.{name}" for name in DRAFT), "data.*"),
     run=run,
-    plan=planner("eagle3cli.training.plan:plan_training", named=True),
+    plan=planner("eagle3cli.training.forecast.plan:plan_training", named=True),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eagle3cli.commands.command import ENCODING, Command
+from eagle3cli.cli.command import ENCODING, Command
 from eagle3cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ def run(settings: Settings, out: Out) -> int | None:
         from eagle3cli.commands.check_template import check
 
         return check(settings, settings.view.check_template, out)
-    from eagle3cli.commands.local_target import with_local_target
+    from eagle3cli.cli.local_target import with_local_target
     from eagle3cli.console.tokens import PAGE_START, Look, as_data, html, page
-    from eagle3cli.data.show import show
+    from eagle3cli.data.inspect.show import show
     from eagle3cli.runtime.files import write_text
 
     settings = with_local_target(settings, out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eagle3cli.commands.command import Command
+from eagle3cli.cli.command import Command
 from eagle3cli.commands.view import FIELDS, run
 
 COMMAND = Command(

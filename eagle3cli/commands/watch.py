@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eagle3cli.commands.command import Command
+from eagle3cli.cli.command import Command
 from eagle3cli.errors import FAILED
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ def run(settings: Settings, out: Out) -> int | None:
     """Show the run until it ends, or once; exit code 1 if it ended without finishing."""
     from dataclasses import asdict
 
-    from eagle3cli.chain.report import training_folder
     from eagle3cli.console.live import LiveView
     from eagle3cli.console.screen import lines
-    from eagle3cli.runs.found import find, newest
+    from eagle3cli.pipeline.report import training_folder
+    from eagle3cli.runs.find import find, newest
     from eagle3cli.runs.state import FINISHED
     from eagle3cli.runs.watch import Watched, follow
 

@@ -1,0 +1,4 @@
+"""Everything that people see: text, tables, charts, pages, progress.
+
+No numbers are made here.
+"""

@@ -1,0 +1,4 @@
+"""The draft model: its modules, its config, and the folders that servers load.
+
+Training and decoding are not here: they call its pieces.
+"""

@@ -1,8 +1,8 @@
 """The draft model: its weights under SGLang's names, and the pieces that training and decoding are both made of.
 
-Knows nothing about where its inputs come from, how rows are chosen, or how keys are kept: see ``training/unroll.py``
-and ``serving/decode.py``. Shapes: R rows, H hidden, C = aux layers x target hidden, N heads, K key/value heads,
-D head size, Vd draft vocabulary.
+Knows nothing about where its inputs come from, how rows are chosen, or how keys are kept: see
+``training/ttt/unroll.py`` and ``serving/decode/decode.py``. Shapes: R rows, H hidden, C = aux layers x target hidden,
+N heads, K key/value heads, D head size, Vd draft vocabulary.
 """
 
 from __future__ import annotations

@@ -1,1 +1,4 @@
-"""What run folders say of themselves: read, reported, compared and watched."""
+"""What run folders say of themselves: read, reported, compared and watched.
+
+Nothing here changes a run.
+"""

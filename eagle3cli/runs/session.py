@@ -17,7 +17,7 @@ from typing import Any
 from eagle3cli import __version__
 from eagle3cli.console.report import html
 from eagle3cli.console.samples import kept
-from eagle3cli.data.show import show
+from eagle3cli.data.inspect.show import show
 from eagle3cli.errors import Stopped
 from eagle3cli.runs.folder import ABOUT, REPORT, read_about, read_run
 from eagle3cli.runs.page import training_page
@@ -25,7 +25,7 @@ from eagle3cli.runs.state import FAILED, FINISHED, RUNNING, STOPPED, process, se
 from eagle3cli.runtime.files import write_json, write_text
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.tables import Settings
-from eagle3cli.training.spread import size
+from eagle3cli.training.parallel import size
 from eagle3cli.training.trainer import Trainer
 
 SAMPLES = 3

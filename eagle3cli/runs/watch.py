@@ -9,9 +9,9 @@ from pathlib import Path
 from eagle3cli.console.live import LiveView
 from eagle3cli.console.screen import TrainingView
 from eagle3cli.errors import UsageError
-from eagle3cli.runs.chain import chain_of
+from eagle3cli.runs.find import Found
 from eagle3cli.runs.folder import is_run
-from eagle3cli.runs.found import Found
+from eagle3cli.runs.pipeline import chain_of
 from eagle3cli.runs.state import State, state_of
 from eagle3cli.runs.view import Followed, view_of
 

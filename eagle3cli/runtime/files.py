@@ -161,3 +161,9 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 def _lived_in() -> list[Path]:
     home = os.path.expanduser("~")
     return [Path.cwd(), *([Path(home).resolve()] if os.path.isabs(home) else [])]
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space where ``folder`` is or will be."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(there).free

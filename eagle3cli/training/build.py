@@ -14,44 +14,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eagle3cli.backends.auto import open_target
-from eagle3cli.backends.batch import BatchSource
-from eagle3cli.backends.group import check_groups
-from eagle3cli.backends.head import fingerprint, read_target_tensors
-from eagle3cli.backends.hf import pick_device, read_target_config
-from eagle3cli.backends.logits import Head, make_head
-from eagle3cli.backends.online import OnlineSource
-from eagle3cli.backends.prefetch import read_ahead
-from eagle3cli.backends.store import StoreSource
-from eagle3cli.data.cache import open_or_build
-from eagle3cli.data.store import Store
-from eagle3cli.data.stores import open_stores
-from eagle3cli.data.vocab import VocabMapping
+from eagle3cli.backends.batches.batch import BatchSource
+from eagle3cli.backends.batches.online import OnlineSource
+from eagle3cli.backends.batches.prefetch import read_ahead
+from eagle3cli.backends.batches.store import StoreSource
+from eagle3cli.backends.target.auto import open_target
+from eagle3cli.backends.target.group import check_groups
+from eagle3cli.backends.target.head import fingerprint, read_target_tensors
+from eagle3cli.backends.target.hf import pick_device, read_target_config
+from eagle3cli.backends.target.logits import Head, make_head
+from eagle3cli.data.hidden_states.store import Store
+from eagle3cli.data.hidden_states.stores import open_stores
+from eagle3cli.data.tokens.cache import open_or_build
+from eagle3cli.data.tokens.vocab import VocabMapping
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.models.config import DraftConfig, read_draft_config, text_part
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.devices import compute_type, set_threads
-from eagle3cli.runtime.ranks import ALONE, Ranks
+from eagle3cli.runtime.distributed import ALONE, Ranks
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.tables import Settings, Target, Train
 from eagle3cli.settings.toml import to_toml
-from eagle3cli.training.attention import attend
-from eagle3cli.training.checkpoints import Progress, newest_sound, resume
-from eagle3cli.training.facts import cache_facts, store_facts
-from eagle3cli.training.flex import attend_flex
-from eagle3cli.training.forward import Forward
+from eagle3cli.training.checkpoint.load import Progress, newest_sound, resume
+from eagle3cli.training.checkpoint.save import Saver
+from eagle3cli.training.data_summary import cache_facts, store_facts
 from eagle3cli.training.history import history_writer
 from eagle3cli.training.initialise import gather_sample, initialise
-from eagle3cli.training.optimizer import Optimizer
-from eagle3cli.training.order import Order
-from eagle3cli.training.saver import Saver
-from eagle3cli.training.shares import balance, share_of
-from eagle3cli.training.spread import Spread, spread_out
-from eagle3cli.training.start import config_of_start, load_start, start_digest
-from eagle3cli.training.stopwatch import Stopwatch
+from eagle3cli.training.metrics import Window
+from eagle3cli.training.optim.optimizer import Optimizer
+from eagle3cli.training.parallel import Spread, spread_out
+from eagle3cli.training.sampler import Order
+from eagle3cli.training.sharding import balance, share_of
+from eagle3cli.training.timers import Stopwatch
 from eagle3cli.training.trainer import Trainer
-from eagle3cli.training.unroll import Attend
-from eagle3cli.training.window import Window
+from eagle3cli.training.ttt.attention import attend
+from eagle3cli.training.ttt.flex_attention import attend_flex
+from eagle3cli.training.ttt.model import Forward
+from eagle3cli.training.ttt.unroll import Attend
+from eagle3cli.training.warm_start import config_of_start, load_start, start_digest
 
 INIT_ELEMENTS = 100_000_000
 """Size of the auxiliary states (400 MB in fp32) that the initial weights are solved from: as many rows as it holds.

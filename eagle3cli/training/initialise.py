@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eagle3cli.backends.batch import TargetBatch
-from eagle3cli.backends.logits import Head
+from eagle3cli.backends.batches.batch import TargetBatch
+from eagle3cli.backends.target.logits import Head
 from eagle3cli.models.draft import Draft
 
 RIDGE = 1e-3

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from eagle3cli.backends.batch import BatchSource, TargetBatch
+from eagle3cli.backends.batches.batch import BatchSource, TargetBatch
 from eagle3cli.errors import Eagle3Error
+from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.runtime.files import writing
-from eagle3cli.runtime.ranks import Ranks
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.tables import Train
-from eagle3cli.training.checkpoints import Progress
+from eagle3cli.training.checkpoint.load import Progress
 
 
 def leave_out(

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from eagle3cli.training.loss import Teacher
-from eagle3cli.training.objective import Objective
-from eagle3cli.training.rows import draw_anchors, plan_rows
-from eagle3cli.training.shares import share_of
+from eagle3cli.training.metrics import Window
+from eagle3cli.training.sharding import share_of
 from eagle3cli.training.skipped import leave_out
-from eagle3cli.training.window import Window
+from eagle3cli.training.ttt.loss import Teacher
+from eagle3cli.training.ttt.objective import Objective
+from eagle3cli.training.ttt.positions import draw_anchors, plan_rows
 
 if TYPE_CHECKING:
     from eagle3cli.training.trainer import Trainer

@@ -15,23 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eagle3cli.backends.batch import BatchSource
-from eagle3cli.backends.logits import Head
+from eagle3cli.backends.batches.batch import BatchSource
+from eagle3cli.backends.target.logits import Head
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop, stopped
 from eagle3cli.settings.tables import Train
-from eagle3cli.training.checkpoints import Progress
-from eagle3cli.training.evaluate import Evaluation, evaluate
-from eagle3cli.training.forward import Forward
-from eagle3cli.training.optimizer import Optimizer
-from eagle3cli.training.order import Order
-from eagle3cli.training.saver import Saver
-from eagle3cli.training.schedule import learning_rate
-from eagle3cli.training.spread import Spread
+from eagle3cli.training.checkpoint.load import Progress
+from eagle3cli.training.checkpoint.save import Saver
+from eagle3cli.training.eval.evaluate import Evaluation, evaluate
+from eagle3cli.training.metrics import Window
+from eagle3cli.training.optim.optimizer import Optimizer
+from eagle3cli.training.optim.schedule import learning_rate
+from eagle3cli.training.parallel import Spread
+from eagle3cli.training.sampler import Order
 from eagle3cli.training.step import optimise
-from eagle3cli.training.stopwatch import Stopwatch, shares
-from eagle3cli.training.window import Window
+from eagle3cli.training.timers import Stopwatch, shares
+from eagle3cli.training.ttt.model import Forward
 
 SERVED_DEPTHS = 5
 """Held-out acceptance is measured for at least this many draft steps, whatever the unroll."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RunCli
-from tests.data.templates import tokenizer_for
+from tests.data.chat.templates import tokenizer_for
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from eagle3cli.runtime.distributed import ALONE
 from eagle3cli.runtime.files import append
-from eagle3cli.runtime.ranks import ALONE
 from eagle3cli.runtime.report import Silent
-from eagle3cli.training import saver
-from eagle3cli.training.checkpoints import list_checkpoints, newest_sound
+from eagle3cli.training.checkpoint import save as saver
+from eagle3cli.training.checkpoint.load import list_checkpoints, newest_sound
 from eagle3cli.training.history import history_writer, read_history
 from tests.commands.ranks import CALM, events, ranks_of
 from tests.commands.test_train import SETTINGS, conversations, start, wait_for

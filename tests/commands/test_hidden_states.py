@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from eagle3cli.data.store import Store
-from eagle3cli.data.store_rows import teacher_positions
+from eagle3cli.data.hidden_states.rows import teacher_positions
+from eagle3cli.data.hidden_states.store import Store
 from tests.conftest import ROOT, RunCli
 from tests.tiny import tiny_target
 

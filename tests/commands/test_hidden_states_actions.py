@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eagle3cli.commands import hidden_states
-from eagle3cli.data.store import Store
+from eagle3cli.data.hidden_states.store import Store
 from tests.commands.test_hidden_states import contents, write_data
 from tests.conftest import RunCli
 from tests.tiny import tiny_target

@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eagle3cli.training.checkpoints import list_checkpoints
+from eagle3cli.training.checkpoint.load import list_checkpoints
 from tests.commands.ranks import CALM, Session, assert_same_course, events, lines, ranks_of
 from tests.commands.test_train import SETTINGS, conversations, last_state
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from eagle3cli import cli
+from eagle3cli.cli import main as cli
+from tests.cli.test_main import command
 from tests.commands.test_train import SETTINGS, conversations
 from tests.conftest import RunCli
-from tests.test_cli import command
 
 LONG = ("prepare", "regenerate", "merge", "cache", "hidden-states", "train", "eval", "bench", "run")
 
@@ -142,7 +142,7 @@ def test_several_processes_get_their_share_and_the_line_to_launch_them(planned: 
 def test_what_does_not_fit_gets_proposals_of_which_the_last_fits(
     planned: Planned, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from eagle3cli.training import known
+    from eagle3cli.training.forecast import inputs as known
 
     words = ("train", "--batch-size", 8, "--draft-init", "random", "--max-length", 512, "--ttt-length", 7, "--dry-run")
     usual = planned(*words)["memory"]["peak_bytes"]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eagle3cli.backends.head import read_target_tensors
+from eagle3cli.backends.target.head import read_target_tensors
 from eagle3cli.models.checkpoint import check_folder
 from tests.conftest import ROOT, Ran, RunCli
 from tests.tiny import tiny_target

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from eagle3cli.runs import watch
-from eagle3cli.runs.chain import chain_of
+from eagle3cli.runs.pipeline import chain_of
 from eagle3cli.runs.state import process
 from tests.commands.test_train import place
 from tests.conftest import RunCli

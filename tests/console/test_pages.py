@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from eagle3cli.cli import main
+from eagle3cli.cli.main import main
 from eagle3cli.console.chart import DARK, LIGHT
 from eagle3cli.console.tokens import Look, html
-from eagle3cli.data.show import Piece, Shown, ShownRow
+from eagle3cli.data.inspect.show import Piece, Shown, ShownRow
 from eagle3cli.runs.session import write_report
 from eagle3cli.runtime.report import Silent
 from tests.browser import Browser, started

@@ -9,7 +9,7 @@ import re
 from eagle3cli.console.chart import Lines
 from eagle3cli.console.report import Page, Section, html, markdown, markdown_table
 from eagle3cli.console.samples import html_samples, kept
-from eagle3cli.data.show import Piece, ShownRow
+from eagle3cli.data.inspect.show import Piece, ShownRow
 
 
 def test_nothing_of_a_row_is_taken_for_markup() -> None:

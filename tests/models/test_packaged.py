@@ -15,8 +15,8 @@ from eagle3cli.models.checkpoint import check_folder, load_draft, save_draft
 from eagle3cli.models.config import DraftConfig, read_draft_config
 from eagle3cli.models.draft import Draft
 from eagle3cli.models.packaged import packaged_configs
-from eagle3cli.training.rows import plan_rows
-from eagle3cli.training.unroll import unroll
+from eagle3cli.training.ttt.positions import plan_rows
+from eagle3cli.training.ttt.unroll import unroll
 from tests.conftest import RunCli
 from tests.models.targets import TARGETS
 

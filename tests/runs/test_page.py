@@ -16,7 +16,7 @@ from eagle3cli.runs.folder import read_run
 from eagle3cli.runs.page import PART_NAMES, breakdown, cost, speed, training_page
 from eagle3cli.runs.settings_used import differing
 from eagle3cli.runs.state import State, state_of
-from eagle3cli.training.stopwatch import PARTS
+from eagle3cli.training.timers import PARTS
 from tests.runs.made import make_run, step_line
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from eagle3cli.cli.completion.install import install
 from eagle3cli.commands import doctor_checks
-from eagle3cli.completion.install import install
 from eagle3cli.runtime.doctor import hardware, hub, limits, packages
 from eagle3cli.runtime.doctor.finding import Check, Finding, examine
 from tests.conftest import RunCli

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 
 WORK = """
 import sys, time
-from eagle3cli.cli import main
+from eagle3cli.cli.main import main
 from eagle3cli.commands import doctor
 from eagle3cli.runtime.stop import catch_stop
 import dataclasses

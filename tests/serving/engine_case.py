@@ -16,16 +16,16 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
-from eagle3cli.backends.hf import HfTarget, load_target
+from eagle3cli.backends.target.hf import HfTarget, load_target
 from eagle3cli.models.checkpoint import save_draft
 from eagle3cli.models.config import read_draft_config
 from eagle3cli.models.draft import Draft
 from eagle3cli.models.opened import open_draft
 from eagle3cli.runtime.report import Silent
-from eagle3cli.serving.decode import decode
+from eagle3cli.serving.decode.decode import decode
 from eagle3cli.settings.tables import Target
-from eagle3cli.training.rows import plan_rows
-from eagle3cli.training.unroll import unroll
+from eagle3cli.training.ttt.positions import plan_rows
+from eagle3cli.training.ttt.unroll import unroll
 from tests.families import COMMON, FAMILIES, LONGROPE, YARN
 from tests.tiny import tiny_tokenizer
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from eagle3cli.runtime.report import Silent
-from eagle3cli.serving.client import Client
-from eagle3cli.serving.launch import Product, Speculation
-from eagle3cli.serving.server import started
-from eagle3cli.serving.wire import Acceptance, Answer, Request
+from eagle3cli.serving.client.client import Client
+from eagle3cli.serving.client.protocol import Acceptance, Answer, Request
+from eagle3cli.serving.launch.commands import Product, Speculation
+from eagle3cli.serving.launch.server import started
 from eagle3cli.settings.tables import Server, Target
 from tests.conftest import ROOT, RunCli
 from tests.serving.engine_case import REPLY, STEPS, Expected, make_draft, make_target

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from eagle3cli.backends.hf import load_target
+from eagle3cli.backends.target.hf import load_target
 from eagle3cli.models.contract import Layout, refusals
 from eagle3cli.models.draft import Draft
 from eagle3cli.models.opened import open_draft
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.tables import Target
-from eagle3cli.training.rows import plan_rows
-from eagle3cli.training.unroll import unroll
+from eagle3cli.training.ttt.positions import plan_rows
+from eagle3cli.training.ttt.unroll import unroll
 from tests.serving.engine_case import STEPS, make_draft, make_target
 
 FIVE = {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 2, 3, 5, 6]}}

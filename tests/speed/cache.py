@@ -49,7 +49,7 @@ print(time.perf_counter() - at, len(done))
 def conversations() -> list[dict[str, Any]]:
     """The usable conversations of the shared ShareGPT file."""
     sys.path.insert(0, str(ROOT))
-    from eagle3cli.data.conversations import to_conversation
+    from eagle3cli.data.conversations.conversation import to_conversation
     from eagle3cli.errors import DataError
 
     found = []
@@ -152,7 +152,7 @@ def main() -> None:
 
 def measure(a: argparse.Namespace, folder: Path) -> None:
     """Both programs on the same file."""
-    from eagle3cli.backends.gguf import local_folder
+    from eagle3cli.backends.target.gguf import local_folder
     from eagle3cli.runtime.report import Silent
 
     size = None if a.gigabytes is None else a.gigabytes * 1e9

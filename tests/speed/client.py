@@ -2,9 +2,9 @@
 
     python tests/speed/client.py [--rows 20000] [--concurrency 512] [--seconds 1.0] [--words 300] [--servers 2]
 
-A fake server (tests/serving/fake_server.py) answers each request after so many seconds with a reply of so many words.
-Prints one JSON line and exits 1 where the whole command, its start and its writing included, used 15% of a core or more
-per 100 requests/s, where its memory still grew in the second half of the time, or where a row is missing.
+A fake server (tests/serving/client/fake_server.py) answers each request after so many seconds with a reply of so many
+words. Prints one JSON line and exits 1 where the whole command, its start and its writing included, used 15% of a
+core or more per 100 requests/s, where its memory still grew in the second half of the time, or where a row is missing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CORE_LIMIT, GROWTH_LIMIT_MB = 0.15, 15
 @contextmanager
 def servers(count: int, faults: dict[str, Any]) -> Iterator[list[str]]:
     """Fake servers in processes of their own."""
-    words = [sys.executable, str(ROOT / "tests/serving/fake_server.py"), "0", json.dumps(faults)]
+    words = [sys.executable, str(ROOT / "tests/serving/client/fake_server.py"), "0", json.dumps(faults)]
     running = [subprocess.Popen(words, stdout=subprocess.PIPE) for _ in range(count)]
     try:
         told = [json.loads(process.stdout.readline()) for process in running if process.stdout]

@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from eagle3cli.data.encodings import ENCODINGS
-from eagle3cli.data.store import Store
+from eagle3cli.data.hidden_states.quantize import ENCODINGS
+from eagle3cli.data.hidden_states.store import Store
 from eagle3cli.settings.packaged import find_recipe
 
 SPECFORGE_ROWS = 64

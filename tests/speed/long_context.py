@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.backends.memory import TargetShape
+from eagle3cli.backends.capture.memory import TargetShape
 from eagle3cli.models.config import DraftConfig
-from eagle3cli.training.memory import Load, forecast
+from eagle3cli.training.forecast.memory import Load, forecast
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HIDDEN, HEADS, GROUPS, INTERMEDIATE, VOCAB, DRAFT_VOCAB, DEPTHS = 32, 1, 1, 88, 4096, 2048, 3

@@ -4,9 +4,9 @@ Run it as: python tests/speed/scale.py [--processes 1 2] [--steps 12] [--hidden 
 
 A random target of the given width and made-up conversations; the hidden states are captured once, then `eagle3 train
 --mode offline --gpus N` runs with one thread a process, and its metrics.jsonl says what it took. The first quarter of
-the steps is left out. Beside it stands what ``eagle3cli/training/throughput.py`` foretells from the run of one process
-and a timed all-reduce. Cores that the processes share with each other or with other programs make wall times worse
-than those of a machine with a core for each; CPU seconds suffer less, so both are foretold.
+the steps is left out. Beside it stands what ``eagle3cli/training/forecast/throughput.py`` foretells from the run of
+one process and a timed all-reduce. Cores that the processes share with each other or with other programs make wall
+times worse than those of a machine with a core for each; CPU seconds suffer less, so both are foretold.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from eagle3cli.training.throughput import OPTIMISER_BYTES, Cluster, Link, Work, throughput
+from eagle3cli.training.forecast.throughput import OPTIMISER_BYTES, Cluster, Link, Work, throughput
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("red", "blue", "green", "small", "large", "round", "square", "old", "new", "warm", "and", "then", "the")

@@ -23,20 +23,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eagle3cli.backends.prefetch import Prefetched, read_ahead
-from eagle3cli.backends.store import StoreSource
-from eagle3cli.data.encodings import ENCODINGS
-from eagle3cli.data.rows import TokenRow
-from eagle3cli.data.store import Index, Store, StoreMeta, vocab_hash
-from eagle3cli.data.store_rows import PackedRow, StateRow, aux_count, count_rows, row_codec, teacher_positions
-from eagle3cli.data.store_writer import StoreWriter, plan_store
-from eagle3cli.data.vocab import from_ids
-from eagle3cli.runtime.ranks import ALONE
+from eagle3cli.backends.batches.prefetch import Prefetched, read_ahead
+from eagle3cli.backends.batches.store import StoreSource
+from eagle3cli.data.hidden_states.quantize import ENCODINGS
+from eagle3cli.data.hidden_states.rows import PackedRow, StateRow, aux_count, count_rows, row_codec, teacher_positions
+from eagle3cli.data.hidden_states.store import Index, Store, StoreMeta, vocab_hash
+from eagle3cli.data.hidden_states.writer import StoreWriter, plan_store
+from eagle3cli.data.tokens.rows import TokenRow
+from eagle3cli.data.tokens.vocab import from_ids
+from eagle3cli.runtime.distributed import ALONE
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.load import load
 from eagle3cli.settings.packaged import find_recipe
 from eagle3cli.training.build import build, coming
-from eagle3cli.training.order import Order
+from eagle3cli.training.sampler import Order
 from eagle3cli.training.step import optimise
 
 WANTED_RATIO, WANTED_GROWTH_MB = 5.0, 32.0

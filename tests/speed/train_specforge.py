@@ -31,9 +31,9 @@ from specforge.runtime.contracts import TrainBatch
 from specforge.training.strategies.base import Eagle3TrainStrategy
 from transformers import LlamaConfig
 
-from eagle3cli.backends.head import read_target_tensors
-from eagle3cli.backends.store import StoreSource
-from eagle3cli.data.store import Store
+from eagle3cli.backends.batches.store import StoreSource
+from eagle3cli.backends.target.head import read_target_tensors
+from eagle3cli.data.hidden_states.store import Store
 from eagle3cli.models.config import EAGLE31_FLAGS, DraftConfig
 from eagle3cli.runtime.devices import set_threads
 

@@ -106,7 +106,7 @@ class RandomSource:
         """The rows side by side."""
         import torch
 
-        from eagle3cli.backends.batch import TargetBatch
+        from eagle3cli.backends.batches.batch import TargetBatch
 
         parts = [self.rows[i] for i in rows]
         joined = {key: torch.cat([part[key] for part in parts]).to(self.device) for key in parts[0]}
@@ -135,18 +135,18 @@ def make_trainer(a: argparse.Namespace, lengths: list[int]) -> Any:
     """The product's trainer over random states of these lengths."""
     import torch
 
-    from eagle3cli.backends.logits import Head
-    from eagle3cli.runtime.ranks import ALONE
+    from eagle3cli.backends.target.logits import Head
+    from eagle3cli.runtime.distributed import ALONE
     from eagle3cli.runtime.report import Silent
     from eagle3cli.settings.tables import Train
     from eagle3cli.training.build import choose_attention
-    from eagle3cli.training.checkpoints import Progress
-    from eagle3cli.training.forward import Forward
-    from eagle3cli.training.optimizer import Optimizer
-    from eagle3cli.training.order import Order
-    from eagle3cli.training.saver import Saver
-    from eagle3cli.training.spread import Spread
+    from eagle3cli.training.checkpoint.load import Progress
+    from eagle3cli.training.checkpoint.save import Saver
+    from eagle3cli.training.optim.optimizer import Optimizer
+    from eagle3cli.training.parallel import Spread
+    from eagle3cli.training.sampler import Order
     from eagle3cli.training.trainer import Trainer
+    from eagle3cli.training.ttt.model import Forward
 
     draft = make_draft(a, lengths)
     dtype, ids = draft.fc.weight.dtype, draft.draft_ids.cpu()

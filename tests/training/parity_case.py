@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
-from eagle3cli.training.loss import DepthSums, TermWeights
+from eagle3cli.training.ttt.loss import DepthSums, TermWeights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

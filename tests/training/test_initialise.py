@@ -8,18 +8,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from eagle3cli.backends.head import read_target_tensors
-from eagle3cli.backends.hf import HfTarget, load_target
-from eagle3cli.backends.online import OnlineSource
-from eagle3cli.data.rows import TokenRow
+from eagle3cli.backends.batches.online import OnlineSource
+from eagle3cli.backends.target.head import read_target_tensors
+from eagle3cli.backends.target.hf import HfTarget, load_target
+from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.tables import Target
 from eagle3cli.training.initialise import gather_sample, initialise, ridge
-from eagle3cli.training.loss import Teacher, TermWeights, depth_losses
-from eagle3cli.training.rows import plan_rows
-from eagle3cli.training.unroll import unroll
+from eagle3cli.training.ttt.loss import Teacher, TermWeights, depth_losses
+from eagle3cli.training.ttt.positions import plan_rows
+from eagle3cli.training.ttt.unroll import unroll
 
 
 class Rows(list[TokenRow]):

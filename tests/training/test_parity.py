@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from eagle3cli.backends.logits import Head
+from eagle3cli.backends.target.logits import Head
 from eagle3cli.models.draft import Draft
-from eagle3cli.training.loss import DepthSums, Teacher, depth_losses
-from eagle3cli.training.optimizer import Optimizer
-from eagle3cli.training.rows import masked_rows, plan_rows
-from eagle3cli.training.unroll import unroll
+from eagle3cli.training.optim.optimizer import Optimizer
+from eagle3cli.training.ttt.loss import DepthSums, Teacher, depth_losses
+from eagle3cli.training.ttt.positions import masked_rows, plan_rows
+from eagle3cli.training.ttt.unroll import unroll
 from tests.training.parity_case import Case, read_case
 
 HERE = Path(__file__).resolve().parents[2]

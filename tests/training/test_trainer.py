@@ -13,25 +13,25 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from eagle3cli.backends.batch import TargetBatch
-from eagle3cli.backends.logits import Head
+from eagle3cli.backends.batches.batch import TargetBatch
+from eagle3cli.backends.target.logits import Head
 from eagle3cli.errors import Eagle3Error, Stopped
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
-from eagle3cli.runtime.ranks import ALONE, Ranks
+from eagle3cli.runtime.distributed import ALONE, Ranks
 from eagle3cli.runtime.report import Silent
 from eagle3cli.runtime.stop import Stop
 from eagle3cli.settings.tables import Train
-from eagle3cli.training.attention import attend
-from eagle3cli.training.checkpoints import Progress
-from eagle3cli.training.forward import Forward
-from eagle3cli.training.optimizer import Optimizer
-from eagle3cli.training.order import Order
-from eagle3cli.training.saver import Saver
-from eagle3cli.training.spread import Spread
+from eagle3cli.training.checkpoint.load import Progress
+from eagle3cli.training.checkpoint.save import Saver
+from eagle3cli.training.metrics import Window
+from eagle3cli.training.optim.optimizer import Optimizer
+from eagle3cli.training.parallel import Spread
+from eagle3cli.training.sampler import Order
 from eagle3cli.training.step import optimise
 from eagle3cli.training.trainer import Trainer, train
-from eagle3cli.training.window import Window
+from eagle3cli.training.ttt.attention import attend
+from eagle3cli.training.ttt.model import Forward
 
 VOCAB, DRAFT_VOCAB, HIDDEN = 40, 20, 16
 LENGTHS = [9, 24, 5, 17, 12, 30]

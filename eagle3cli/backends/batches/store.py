@@ -1,0 +1,134 @@
+"""Batches whose states come from disk, in the form that the live target gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from eagle3cli.backends.batches.batch import TargetBatch
+from eagle3cli.data.hidden_states.rows import PackedRow, teacher_positions
+from eagle3cli.data.hidden_states.store import Store
+from eagle3cli.data.hidden_states.stores import Stores
+
+Planes = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The encoded states of those rows of a batch that come from one store."""
+
+    store: int
+    aux: Planes
+    aux_at_U: Tensor
+    """Packed positions of the auxiliary states."""
+    last: Planes
+    last_at_R: Tensor
+    """Packed positions of the last states."""
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Part:
+        """The same with every tensor moved."""
+        aux, last = (tuple(map(move, planes)) for planes in (self.aux, self.last))
+        return Part(self.store, aux, move(self.aux_at_U), last, move(self.last_at_R))
+
+
+@dataclass(frozen=True)
+class HostBatch:
+    """Some rows side by side in the computer's memory, their states still encoded: what goes to the device."""
+
+    token_ids_N: Tensor
+    """int64."""
+    loss_mask_N: Tensor
+    """bool."""
+    top_N: Tensor
+    """int64."""
+    bounds: tuple[int, ...]
+    parts: tuple[Part, ...]
+    rows: tuple[int, ...]
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> HostBatch:
+        """The same with every tensor moved."""
+        tokens, mask, top = move(self.token_ids_N), move(self.loss_mask_N), move(self.top_N)
+        return HostBatch(tokens, mask, top, self.bounds, tuple(part.moved(move) for part in self.parts), self.rows)
+
+    def pinned(self) -> HostBatch:
+        """The same in memory that a GPU reads by itself."""
+        return self.moved(lambda tensor: tensor.pin_memory())
+
+
+class StoreSource:
+    """A BatchSource over one or several hidden-state stores; encoded states are decoded on the device.
+
+    ``dtype`` of the states: as a live target's by default, float32 on a CPU and bfloat16 on a GPU.
+    """
+
+    def __init__(
+        self, stores: Stores | Store, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        self.stores = stores if isinstance(stores, Stores) else Stores([stores])
+        self.device = device or torch.device("cpu")
+        self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.bfloat16)
+        self._codecs = [codec.to(self.device) for codec in self.stores.codecs]
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of every row."""
+        return self.stores.lengths
+
+    def take_part(self) -> None:
+        """Nothing: each process reads its own rows."""
+
+    def batch(self, rows: Sequence[int]) -> TargetBatch:
+        """Read these rows; positions whose states nobody reads are zero."""
+        return self.decoded(self.joined(rows, [self.stores.packed(row) for row in rows]))
+
+    def joined(self, rows: Sequence[int], packed: Sequence[PackedRow]) -> HostBatch:
+        """Put rows side by side and leave their states encoded."""
+        bounds = tuple(accumulate((len(row.token_ids_S) for row in packed), initial=0))
+        masks = [row.loss_mask_S.bool() for row in packed]
+        aux_at = [at + torch.arange(len(row.aux[0])) for at, row in zip(bounds, packed, strict=False)]
+        last_at = [at + teacher_positions(mask) for at, mask in zip(bounds, masks, strict=False)]
+        top_N = torch.full((bounds[-1],), -1, dtype=torch.long)
+        top_N[torch.cat(last_at)] = torch.cat([row.top_R for row in packed]).long()
+        stores = [self.stores.at(row)[0] for row in rows]
+        parts = []
+        for store in sorted(set(stores)):
+            own = [i for i, other in enumerate(stores) if other == store]
+            parts.append(
+                Part(
+                    store=store,
+                    aux=_joined([packed[i].aux for i in own]),
+                    aux_at_U=torch.cat([aux_at[i] for i in own]),
+                    last=_joined([packed[i].last for i in own]),
+                    last_at_R=torch.cat([last_at[i] for i in own]),
+                )
+            )
+        token_ids_N = torch.cat([row.token_ids_S for row in packed]).long()
+        return HostBatch(token_ids_N, torch.cat(masks), top_N, bounds, tuple(parts), tuple(rows))
+
+    def decoded(self, host: HostBatch) -> TargetBatch:
+        """Bring a batch to the device and decode it there."""
+        batch = host.moved(lambda tensor: tensor.to(self.device, non_blocking=True))
+        meta, tokens = self.stores.meta, len(host.token_ids_N)
+        aux_NC = torch.zeros(tokens, meta.aux_width, dtype=self.dtype, device=self.device)
+        last_NH = torch.zeros(tokens, meta.hidden_size, dtype=self.dtype, device=self.device)
+        for part in batch.parts:
+            codec = self._codecs[part.store]
+            aux_NC.index_copy_(0, part.aux_at_U, codec.aux.decode(part.aux).to(self.dtype))
+            last_NH.index_copy_(0, part.last_at_R, codec.last.decode(part.last).to(self.dtype))
+        return TargetBatch(
+            token_ids_N=batch.token_ids_N,
+            loss_mask_N=batch.loss_mask_N,
+            bounds=batch.bounds,
+            aux_NC=aux_NC,
+            last_NH=last_NH,
+            top_N=batch.top_N,
+            rows=batch.rows,
+        )
+
+
+def _joined(planes: Sequence[Planes]) -> Planes:
+    return tuple(torch.cat(rows) for rows in zip(*planes, strict=True))

@@ -1,0 +1,232 @@
+"""From token rows to a hidden-state store: batches of similar length, one shard after another, resumable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from eagle3cli.backends.capture.passes import length_batches, run_batch
+from eagle3cli.backends.capture.sample import take_sample
+from eagle3cli.backends.target.head import fingerprint
+from eagle3cli.backends.target.hf import pick_device
+from eagle3cli.backends.target.target import LiveTarget
+from eagle3cli.data.hidden_states.forecast import check_space, choose_encoding, tell_forecast
+from eagle3cli.data.hidden_states.quantize import Encoding
+from eagle3cli.data.hidden_states.rows import TOKENS, RowCodec, RowCounts, count_rows, empty_codec
+from eagle3cli.data.hidden_states.store import Index, StoreMeta, vocab_hash
+from eagle3cli.data.hidden_states.writer import StoreWriter, earlier_index, plan_store, refuse_other
+from eagle3cli.data.tokens.rows import TokenRow, TokenRows
+from eagle3cli.data.tokens.vocab import VocabMapping
+from eagle3cli.errors import DataError
+from eagle3cli.models.config import DraftConfig
+from eagle3cli.runtime.devices import compute_type
+from eagle3cli.runtime.distributed import Ranks
+from eagle3cli.runtime.report import Reporter
+from eagle3cli.runtime.stop import Stop
+from eagle3cli.runtime.units import time_text
+from eagle3cli.settings.tables import Target
+
+Rows = Sequence[TokenRow] | TokenRows
+ALONE = Ranks()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the states come from, known before the target is loaded."""
+
+    target: str
+    revision: str | None
+    target_hash: str
+    aux_layers: tuple[int, ...]
+    hidden_size: int
+    vocab_size: int
+    compute_dtype: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How a store is to be made."""
+
+    encoding: Encoding | Literal["auto"]
+    batch_tokens: int
+    shard_mb: int
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What one capture did; sizes are those of the whole store."""
+
+    rows: int
+    tokens: int
+    bytes: int
+    encoding: Encoding
+    shards: int
+    shards_before: int
+    seconds: float
+
+
+def computing_in(target: Target, name: str) -> Target:
+    """``target`` with the type that ``hidden_states.dtype`` names; auto leaves it as it is."""
+    if name == "auto":
+        return target
+    kind = compute_type(name, pick_device(target.device))
+    return target.model_copy(update={"dtype": str(kind).removeprefix("torch.")})
+
+
+def origin_of(target: Target, draft: DraftConfig) -> Origin:
+    """The origin that these settings mean, without loading the target."""
+    own_type = "float32" if pick_device(target.device).type == "cpu" else "checkpoint"
+    return Origin(
+        target=target.model_path,
+        revision=target.revision,
+        target_hash=fingerprint(target.model_path, revision=target.revision),
+        aux_layers=draft.aux_layers,
+        hidden_size=draft.target_hidden_size,
+        vocab_size=draft.vocab_size,
+        compute_dtype=own_type if target.dtype == "auto" else target.dtype,
+    )
+
+
+def capture(
+    load: Callable[[], LiveTarget],
+    rows: Rows,
+    folder: Path,
+    origin: Origin,
+    vocab: VocabMapping,
+    wanted: Wanted,
+    *,
+    report: Reporter,
+    stop: Stop,
+    ranks: Ranks = ALONE,
+) -> Captured:
+    """Capture the rows' states into ``folder``, or what an earlier capture has left to do.
+
+    Of several ranks each captures every ``ranks.count``-th shard. ``load`` is called only when there is something to
+    capture. Raises Eagle3Error when the forecast does not fit the disk or the disk fills up, Stopped on a signal;
+    finished shards are kept.
+    """
+    began = time.monotonic()
+    counts = count_rows(rows)
+    if not bool((counts.counts_N3 > 0).all(1).any()):
+        fix = "check --chat-template, and look at the rows with `eagle3 view`"
+        raise DataError(f"none of the {len(rows)} rows has a token that carries loss", where=str(folder), fix=fix)
+    with ranks.first_alone():
+        writer, codec, rate = _open(load, rows, folder, origin, vocab, wanted, counts, ranks, report)
+    with writer:
+        if writer.pending:
+            if ranks.first:
+                _tell_time(writer, counts, rate, report)
+            _fill(writer, codec, load(), rows, counts, wanted, report, stop)
+        ranks.wait()
+        if ranks.first and not writer.complete:
+            writer.finish()
+    total = sum(file.stat().st_size for file in folder.iterdir())
+    seconds = time.monotonic() - began
+    shards = (writer.plan.shards, writer.done_before)
+    return Captured(len(rows), counts.tokens, total, writer.meta.encoding, *shards, seconds)
+
+
+def _open(
+    load: Callable[[], LiveTarget],
+    rows: Rows,
+    folder: Path,
+    origin: Origin,
+    vocab: VocabMapping,
+    wanted: Wanted,
+    counts: RowCounts,
+    ranks: Ranks,
+    report: Reporter,
+) -> tuple[StoreWriter, RowCodec, float | None]:
+    """Begin the store, with its encoding fitted to a sample, or find what an earlier run left; also tokens a second."""
+    shape = {"layers": len(origin.aux_layers), "hidden": origin.hidden_size}
+    earlier = earlier_index(folder, report)
+    encoding = choose_encoding(wanted.encoding, counts, folder, **shape)
+    if earlier is not None and wanted.encoding == "auto":
+        encoding = earlier[0].encoding
+    meta = StoreMeta(
+        **vars(origin),
+        data_hash=counts.data_hash,
+        rows=len(rows),
+        vocab_hash=vocab_hash(vocab),
+        shard_mb=wanted.shard_mb,
+        encoding=encoding,
+    )
+    if earlier is not None:
+        refuse_other(earlier[0], meta, folder)
+    plan = plan_store(counts, empty_codec(encoding, **shape), wanted.shard_mb)
+    index, sample = earlier[1] if earlier is not None else None, None
+    if ranks.first:
+        tell_forecast(folder, plan, counts, encoding, report, **shape)
+    if index is None:
+        check_space(folder, plan.total, report)
+        sample = take_sample(load(), rows, counts, encoding, wanted.batch_tokens)
+        index = Index(counts, sample.codec, vocab)
+        report.info(
+            f"{encoding}: relative error {sample.error['aux']:.2g} of auxiliary states, {sample.error['last']:.2g} of "
+            f"last ones (on {sample.tokens} tokens)"
+        )
+    writer = StoreWriter(
+        folder,
+        meta,
+        plan,
+        index,
+        report,
+        sample={"tokens": sample.tokens, "error": sample.error} if sample is not None else None,
+        computed=_computed(wanted),
+        rank=ranks.index,
+        ranks=ranks.count,
+    )
+    if sample is None and writer.pending and ranks.first:
+        check_space(folder, writer.bytes_left, report)
+    return writer, index.codec, sample.tokens_per_second * ranks.count if sample is not None else None
+
+
+def _computed(wanted: Wanted) -> dict[str, Any]:
+    """What may change a state's last bits: the shapes and the number of parts in which it is computed."""
+    return {
+        "batch_tokens": wanted.batch_tokens,
+        "batch_size": wanted.batch_size,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
+    }
+
+
+def _tell_time(writer: StoreWriter, counts: RowCounts, rate: float | None, report: Reporter) -> None:
+    if rate is not None:
+        report.info(f"about {time_text(counts.tokens / rate)} at {rate:,.0f} tokens a second")
+
+
+def _fill(
+    writer: StoreWriter,
+    codec: RowCodec,
+    target: LiveTarget,
+    rows: Rows,
+    counts: RowCounts,
+    wanted: Wanted,
+    report: Reporter,
+    stop: Stop,
+) -> None:
+    """Capture this rank's pending shards; only one batch of states is in memory at a time."""
+    codec, plan, folder = codec.to(target.device), writer.plan, writer.folder
+    lengths_N = counts.counts_N3[:, TOKENS]
+    tokens = [int(lengths_N[plan.rows(shard).start : plan.rows(shard).stop].sum()) for shard in range(plan.shards)]
+    left = sum(tokens[shard] for shard in writer.pending)
+    total = left if writer.ranks > 1 else sum(tokens)
+    with report.task(f"capturing {folder.name}", total, unit="tokens", done=total - left) as task:
+        for saved, shard in enumerate(writer.pending, writer.done_before):
+            numbers = plan.rows(shard)
+            lengths: list[int] = lengths_N[numbers.start : numbers.stop].tolist()
+            with writer.writing(shard) as put:
+                for batch in length_batches(numbers, lengths, wanted.batch_tokens, wanted.batch_size):
+                    stop.check(f"{saved} of {plan.shards} shards are saved in {folder}")
+                    states = run_batch(target, [rows[n] for n in batch])
+                    for number, blob in zip(batch, codec.pack(states), strict=True):
+                        put(number, blob)
+                    task.advance(sum(len(row.token_ids_S) for row in states))

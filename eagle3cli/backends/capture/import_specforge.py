@@ -1,0 +1,198 @@
+"""SpecForge's files of hidden states made a store; the target gives its head, for the most likely tokens."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from eagle3cli.backends.target.head import fingerprint, read_head
+from eagle3cli.backends.target.hf import pick_device, read_target_config
+from eagle3cli.backends.target.logits import Head
+from eagle3cli.data.hidden_states.calibration import fit as fit_codec
+from eagle3cli.data.hidden_states.calibration import sample_error, sample_rows
+from eagle3cli.data.hidden_states.forecast import check_space, choose_encoding, tell_forecast
+from eagle3cli.data.hidden_states.quantize import Encoding
+from eagle3cli.data.hidden_states.rows import StateRow, aux_count, count_rows, empty_codec, teacher_positions
+from eagle3cli.data.hidden_states.specforge_files import FeatureRow, Listed, list_files, read_features, read_listed
+from eagle3cli.data.hidden_states.store import Index, StoreMeta, vocab_hash
+from eagle3cli.data.hidden_states.writer import (
+    ERRORS,
+    StoreWriter,
+    discard_store,
+    earlier_index,
+    plan_store,
+    refuse_other,
+)
+from eagle3cli.data.tokens.counts import count_tokens, fit, rank
+from eagle3cli.data.tokens.vocab import VocabMapping, from_ids
+from eagle3cli.errors import DataError
+from eagle3cli.models.config import DraftConfig, read_draft_config
+from eagle3cli.runtime.files import writing
+from eagle3cli.runtime.report import Reporter
+from eagle3cli.runtime.stop import Stop
+from eagle3cli.settings.tables import Settings
+
+SAMPLE_TOKENS = 4096
+"""Of the states that the encoding is fitted to."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What came of an import."""
+
+    rows: int
+    tokens: int
+    rejected: int
+    encoding: Encoding
+    bytes: int
+
+
+def draft_vocab(listed: Listed, config: DraftConfig, reply_weight: int, prompt_weight: int) -> VocabMapping:
+    """The draft's vocabulary for these rows, counted as ``eagle3 cache`` does."""
+    reply, prompt = (fit(counts, config.vocab_size) for counts in count_tokens(listed.rows))
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    always = [token for token in (config.bos_token_id, *ends) if token is not None]
+    ranking = rank(reply, prompt, always=always, reply_weight=reply_weight, prompt_weight=prompt_weight)
+    return from_ids(ranking.first(config.draft_vocab_size), config.vocab_size)
+
+
+def import_split(settings: Settings, source: Path, folder: Path, report: Reporter, stop: Stop) -> Imported:
+    """Import as the settings say: target, draft, encoding."""
+    wanted, named, target = settings.hidden_states, settings.draft, settings.target
+    raw = read_target_config(target)
+    config = read_draft_config(named.config, raw, draft_vocab_size=named.vocab_size, aux_layers=named.aux_layers)
+    device = pick_device(target.device)
+    head = read_head(target.model_path, raw, revision=target.revision)
+    if wanted.overwrite:
+        discard_store(folder)
+    return import_files(
+        source,
+        folder,
+        ImportTarget(
+            target.model_path,
+            target.revision,
+            fingerprint(target.model_path, revision=target.revision),
+            config,
+            head.to(device, torch.float32 if device.type == "cpu" else torch.bfloat16),
+        ),
+        wanted.encoding,
+        shard_mb=wanted.shard_mb,
+        weights=(settings.cache.reply_weight, settings.cache.prompt_weight),
+        report=report,
+        stop=stop,
+    )
+
+
+@dataclass(frozen=True)
+class ImportTarget:
+    """What an import reads of the target."""
+
+    path: str
+    revision: str | None
+    hash: str
+    config: DraftConfig
+    """Of the draft: it names the auxiliary layers."""
+    head: Head
+
+
+def import_files(
+    source: Path,
+    folder: Path,
+    target: ImportTarget,
+    encoding: Encoding | Literal["auto"],
+    *,
+    shard_mb: int,
+    weights: tuple[int, int],
+    report: Reporter,
+    stop: Stop,
+) -> Imported:
+    """Write the rows of SpecForge's files below ``source`` to ``folder``, or what an earlier run has left to do.
+
+    ``weights`` are those of reply and prompt tokens for the draft's vocabulary. Files that cannot be used go to
+    ``errors.jsonl`` in the store's folder, each with its reason.
+    """
+    config = target.config
+    sizes = {"layers": len(config.aux_layers), "hidden": config.target_hidden_size, "vocab": config.vocab_size}
+    shape = {"layers": sizes["layers"], "hidden": sizes["hidden"]}
+    listed = read_listed(list_files(source), **sizes, report=report)
+    counts = count_rows(listed.rows)
+    if not bool((counts.counts_N3 > 0).all(1).any()):
+        first = next(iter(listed.errors.items()), None)
+        reason = f"; {first[0].name}: {first[1]}" if first else ""
+        files = len(listed.rows) + len(listed.errors)
+        raise DataError(f"none of {files} files has a row with loss{reason}", where=str(source))
+    earlier = earlier_index(folder, report)
+    chosen = choose_encoding(encoding, counts, folder, **shape)
+    if earlier and encoding == "auto":
+        chosen = earlier[0].encoding
+    vocab = draft_vocab(listed, config, *weights)
+    meta = StoreMeta(
+        target=target.path,
+        revision=target.revision,
+        target_hash=target.hash,
+        aux_layers=config.aux_layers,
+        hidden_size=config.target_hidden_size,
+        vocab_size=config.vocab_size,
+        compute_dtype=" and ".join(sorted(str(kind).removeprefix("torch.") for kind in listed.dtypes)),
+        data_hash=counts.data_hash,
+        rows=len(listed.rows),
+        vocab_hash=vocab_hash(vocab),
+        shard_mb=shard_mb,
+        encoding=chosen,
+        source="imported from SpecForge's files",
+    )
+    if earlier is not None:
+        refuse_other(earlier[0], meta, folder)
+    plan = plan_store(counts, empty_codec(chosen, **shape), shard_mb)
+    tell_forecast(folder, plan, counts, chosen, report, **shape)
+    if earlier is None:
+        check_space(folder, plan.total, report)
+
+    def read(number: int) -> StateRow:
+        return state_row(read_features(listed.files[number], **sizes), listed.files[number], target.head)
+
+    sample = [read(number) for number in sample_rows(counts, SAMPLE_TOKENS)]
+    index = (earlier[1] if earlier else None) or Index(counts, fit_codec(chosen, sample), vocab)
+    told = {"tokens": sum(len(row.token_ids_S) for row in sample), "error": sample_error(index.codec, sample)}
+    with StoreWriter(folder, meta, plan, index, report, sample=told) as writer:
+        _write_errors(folder / ERRORS, listed.errors)
+        with report.task("importing", len(listed.rows), unit="files") as task:
+            for shard in writer.pending:
+                with writer.writing(shard) as put:
+                    for number in writer.plan.rows(shard):
+                        stop.check(f"finished shards are in {folder}")
+                        put(number, index.codec.pack([read(number)])[0])
+                        task.advance()
+        if not writer.complete:
+            writer.finish()
+    total = sum(file.stat().st_size for file in folder.iterdir())
+    return Imported(len(listed.rows), counts.tokens, len(listed.errors), chosen, total)
+
+
+@torch.no_grad()
+def state_row(features: FeatureRow, path: Path, head: Head) -> StateRow:
+    """What a store keeps of one file. Raises DataError where its states are not finite."""
+    mask = torch.from_numpy(features.row.loss_mask.astype(bool))
+    where = teacher_positions(mask)
+    aux_UC, last_RH = features.aux_SC[: aux_count(where)].clone(), features.last_SH[where]
+    if not bool(torch.isfinite(aux_UC).all()) or not bool(torch.isfinite(last_RH).all()):
+        fix = "move the file away and import again with --overwrite"
+        raise DataError("holds states that are not finite", where=str(path), fix=fix)
+    return StateRow(
+        token_ids_S=torch.from_numpy(features.row.token_ids.astype("int64")),
+        loss_mask_S=mask,
+        aux_UC=aux_UC,
+        last_RH=last_RH,
+        top_R=head.top_tokens(last_RH.to(head.weight_VH)).cpu(),
+    )
+
+
+def _write_errors(path: Path, errors: dict[Path, str]) -> None:
+    if errors:
+        with writing(path) as f:
+            for file, reason in errors.items():
+                f.write(json.dumps({"file": str(file), "reason": reason}, ensure_ascii=False) + "\n")

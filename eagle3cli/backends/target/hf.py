@@ -1,0 +1,239 @@
+"""The frozen target through transformers: any causal LM, its auxiliary and last hidden states.
+
+Only the decoder runs here; the head is applied by whoever needs logits, and only on the rows it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, DynamicCache, PreTrainedModel
+
+from eagle3cli.backends.target.hf_load import ends_of, load_model, placement
+from eagle3cli.backends.target.logits import Head
+from eagle3cli.backends.target.positions import cached, keeps_positions
+from eagle3cli.backends.target.structure import decoder_of
+from eagle3cli.backends.target.target import States, Tokens
+from eagle3cli.errors import ModelError, UsageError
+from eagle3cli.models.config import default_aux_layers
+from eagle3cli.runtime.report import Reporter
+from eagle3cli.settings.tables import Target
+
+MIN_SHARED = 8
+"""Tokens from which on a common beginning is worth its own pass."""
+LONGEST_SHARED = 8192
+"""Tokens of a sequence up to which it is: the pass behind it needs a mask of its tokens by all of theirs, and keys and
+values of all layers are kept for it."""
+PROBE = (3, 17, 5, 40)
+TOLERANCE = 0.05
+"""Of the largest logit, for a target in bfloat16; a factor or a cap that is missed changes far more."""
+
+NEEDS_TRANSFORMERS_5 = ("falcon_h1",)
+"""Model types whose states are those of the model only with a transformers newer than the oldest that is allowed."""
+
+
+@dataclass(frozen=True)
+class HfTarget:
+    """A loaded target; ``decoder`` ends with the final norm, ``head`` maps its output to logits."""
+
+    model: PreTrainedModel
+    decoder: nn.Module
+    """The text model without its head."""
+    layers: nn.ModuleList
+    embedding_VH: Tensor
+    head: Head
+    aux_layers: tuple[int, ...]
+    path: str
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        return self.embedding_VH.shape[1]
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the head."""
+        return len(self.head)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the target takes tokens and leaves states."""
+        return self.embedding_VH.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.embedding_VH.dtype
+
+    @contextmanager
+    def tapping(self) -> Iterator[dict[int, Tensor]]:
+        """Within the block every forward pass leaves the outputs of the auxiliary layers in the dict."""
+        taps: dict[int, Tensor] = {}
+
+        def keep(layer: int) -> Any:
+            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                taps[layer] = output[0] if isinstance(output, tuple) else output
+
+            return hook
+
+        with ExitStack() as stack:
+            for layer in self.aux_layers:
+                handle = self.layers[layer].register_forward_hook(keep(layer))
+                stack.callback(handle.remove)
+            yield taps
+
+    @torch.no_grad()
+    def capture(self, sequences: Sequence[Tokens]) -> States:
+        """Auxiliary states ``[S, A*H]`` and last hidden states ``[S, H]`` of each sequence.
+
+        The sequences are padded on the right to the longest one; give sequences of similar length.
+        """
+        ids = [torch.tensor(s, dtype=torch.long, device=self.device) for s in sequences]
+        shared = shared_prefix(sequences) if keeps_positions(self.model) else 0
+        with self.tapping() as taps:
+            if shared < MIN_SHARED:
+                aux_BSC, last_BSH = self._pass(taps, pad_sequence(ids, batch_first=True), use_cache=False)
+            else:
+                # A system prompt that all rows begin with is run once.
+                cache = DynamicCache(config=self.model.config)
+                past = {"use_cache": True, **cached(self.decoder, cache)}
+                first = self._pass(taps, ids[0][None, :shared], **past)
+                cache.batch_repeat_interleave(len(ids))
+                rest = self._pass(taps, pad_sequence([s[shared:] for s in ids], batch_first=True), **past)
+                aux_BSC, last_BSH = (_after(begin, end) for begin, end in zip(first, rest, strict=True))
+        return [(aux_BSC[b, : len(s)], last_BSH[b, : len(s)]) for b, s in enumerate(ids)]
+
+    def _pass(self, taps: dict[int, Tensor], ids_BS: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        """Auxiliary and last hidden states of one forward pass."""
+        last: Tensor = self.decoder(input_ids=ids_BS, **options).last_hidden_state
+        # Layers may be spread over devices.
+        return torch.cat([taps[n].to(self.device) for n in self.aux_layers], dim=-1), last.to(self.device)
+
+
+def shared_prefix(sequences: Sequence[Tokens]) -> int:
+    """How many tokens all sequences begin with, at least one short of the shortest; 0 for a single one, and where one
+    is longer than LONGEST_SHARED."""
+    if len(sequences) < 2 or max(map(len, sequences)) > LONGEST_SHARED:
+        return 0
+    limit = min(len(s) for s in sequences) - 1
+    first = sequences[0]
+    return next((at for at in range(limit) if any(s[at] != first[at] for s in sequences)), limit)
+
+
+def _after(prefix_1PX: Tensor, rest_BSX: Tensor) -> Tensor:
+    return torch.cat((prefix_1PX.expand(len(rest_BSX), -1, -1), rest_BSX), 1)
+
+
+def read_target_config(target: Target) -> dict[str, Any]:
+    """The target's ``config.json`` as a dict; raises a ModelError that says what is wrong with the folder."""
+    found: dict[str, Any] = read_config(target).to_dict()
+    return found
+
+
+def read_config(target: Target) -> Any:
+    """The target's config as transformers reads it."""
+    if not target.model_path:
+        raise UsageError("no target model", where="--target-model-path", fix="give a folder or a hub id")
+    try:
+        return AutoConfig.from_pretrained(
+            target.model_path, revision=target.revision, trust_remote_code=target.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, RecursionError) as error:
+        raise model_error(target.model_path, error) from error
+
+
+def model_error(path: str, error: Exception) -> ModelError:
+    """Turn what transformers says about a model that it cannot load into one short message."""
+    folder = Path(path)
+    if folder.exists() and not (folder / "config.json").exists():
+        return ModelError(
+            "this folder holds no model: no config.json", where=path, fix="give a transformers model folder"
+        )
+    if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        return ModelError("no such folder", where=path, fix="check --target-model-path")
+    said = str(error).strip().splitlines()
+    reason = said[0] if said else type(error).__name__
+    if not folder.exists():
+        fix = "check the name; without network, give a local folder or put the model into the hub cache first"
+        return ModelError(f"cannot be found on the hub or in its cache ({reason})", where=path, fix=fix)
+    return ModelError(f"transformers cannot load it: {reason}", where=path)
+
+
+def load_target(target: Target, report: Reporter, aux_layers: tuple[int, ...] | None = None) -> HfTarget:
+    """Load the frozen target; ``aux_layers`` defaults to EAGLE-3's choice for its depth.
+
+    Raises ModelError where the head's logits would not be the model's own.
+    """
+    config = read_config(target)
+    _refuse_old_transformers(config)
+    device = pick_device(target.device)
+    dtype = pick_dtype(target.dtype, device, config.to_dict())
+    try:
+        model = load_model(target, config, device, dtype)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise model_error(target.model_path, error) from error
+    decoder, layers = decoder_of(model)
+    wanted = aux_layers or default_aux_layers(len(layers))
+    if max(wanted) >= len(layers):
+        raise UsageError(f"the target has layers 0 to {len(layers) - 1}, not {max(wanted)}", where="--aux-layers")
+    embedding_VH, head = ends_of(model, target, dtype)
+    found = HfTarget(model, decoder, layers, embedding_VH, head, wanted, target.model_path)
+    check_logits(found)
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    shape = f"{millions:.0f}M parameters, {dtype}, {placement(model, device)}, aux layers {list(wanted)}"
+    report.info(f"target {target.model_path}, backend hf: {shape}")
+    return found
+
+
+def _refuse_old_transformers(config: Any) -> None:
+    """Raise ModelError for a model that transformers 4 runs in a way that is not known here."""
+    if transformers.__version__.startswith("4.") and config.model_type in NEEDS_TRANSFORMERS_5:
+        what = f"{config.model_type} needs transformers 5; {transformers.__version__} is installed"
+        raise ModelError(what, where="target.model_path", fix="pip install 'transformers>=5'")
+
+
+@torch.no_grad()
+def check_logits(target: HfTarget) -> None:
+    """One short pass: our head on the last hidden states must give the logits that the model itself gives."""
+    ids = [n % len(target.head) for n in PROBE]
+    with target.tapping() as taps:
+        wanted = target.model(input_ids=torch.tensor([ids], device=target.device), use_cache=False).logits[0].float()
+    _, last_SH = target.capture([ids])[0]
+    name, shape = type(target.model).__name__, (1, len(ids), last_SH.shape[1])
+    if any(tuple(tap.shape) != shape for tap in taps.values()):
+        raise ModelError(f"the layers of {name} put out something else than hidden states", where=target.path)
+    got = target.head(last_SH).float().to(wanted.device)
+    if (got - wanted).abs().max() > TOLERANCE * wanted.abs().max():
+        what = f"{name} makes its logits in a way that eagle3 does not know: a factor, or a step before the head"
+        raise ModelError(what, where=target.path, fix="report its name, with its config.json")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a setting names; auto takes a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"no such device: {name}", where="--device", fix="use cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("torch sees no CUDA device", where="--device", fix="use --device cpu, or see eagle3 doctor")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device, config: dict[str, Any]) -> torch.dtype:
+    """The type that a setting names; auto is float32 on a CPU, else the checkpoint's own."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    if device.type == "cpu":
+        return torch.float32
+    said = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
+    return getattr(torch, said, torch.bfloat16)

@@ -1,0 +1,129 @@
+"""Weights into a transformers model: on one device, spread over several with the rest off-loaded, or over ranks."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+
+from eagle3cli.backends.target.head import read_target_tensors
+from eagle3cli.backends.target.logits import Head, make_head
+from eagle3cli.errors import UsageError
+from eagle3cli.settings.tables import Target
+
+
+def load_model(target: Target, config: Any, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """The frozen model; ``config`` is its transformers config. Raises what transformers raises."""
+    where: dict[str, Any] = {}
+    if target.tp_size > 1:
+        where = _sharded(target.tp_size)
+    elif target.spreads:
+        where = _spread(target)
+    model: PreTrainedModel = _auto_class(config).from_pretrained(
+        target.model_path,
+        revision=target.revision,
+        trust_remote_code=target.trust_remote_code,
+        dtype=dtype,
+        use_safetensors=True,
+        **where,
+    )
+    model = model.eval().requires_grad_(False)
+    if not where:
+        nn.Module.to(model, device)
+    gc.collect()
+    return model
+
+
+def meta_model(config: Any) -> PreTrainedModel:
+    """The model that a config describes, with shapes alone: no weight takes memory."""
+    with torch.device("meta"):
+        model: PreTrainedModel = _auto_class(config).from_config(config)
+    return model
+
+
+def ends_of(model: PreTrainedModel, target: Target, dtype: torch.dtype) -> tuple[Tensor, Head]:
+    """Embedding and head; read from the files where the model's own are off-loaded, sharded or quantised."""
+    linear, config = model.get_output_embeddings(), model.config.to_dict()
+    embedding_VH, head_VH = _plain(model.get_input_embeddings().weight), _plain(linear.weight)
+    bias_V = getattr(linear, "bias", None)
+    if embedding_VH is None or head_VH is None:
+        found = read_target_tensors(target.model_path, revision=target.revision)
+        device = _entry(model)
+        embedding_VH = found["embedding"].to(device, dtype)
+        head_VH = embedding_VH if found["head"] is found["embedding"] else found["head"].to(device, dtype)
+        bias_V = found["head_bias"].to(device, dtype) if "head_bias" in found else None
+    device = embedding_VH.device
+    bias_V = None if bias_V is None else bias_V.detach().to(device)
+    return embedding_VH, make_head(config, head_VH.to(device), bias_V)
+
+
+def placement(model: PreTrainedModel, device: torch.device) -> str:
+    """Where the weights are, in words."""
+    spread = getattr(model, "hf_device_map", None) or {}
+    places = [str(place) if not isinstance(place, int) else f"cuda:{place}" for place in spread.values()]
+    if places and set(places) != {str(device)}:
+        return ", ".join(f"{places.count(place)} modules on {place}" for place in dict.fromkeys(places))
+    return str(device)
+
+
+def _plain(weight: object) -> Tensor | None:
+    """``weight`` where it is an ordinary tensor in memory."""
+    if not isinstance(weight, Tensor) or type(weight) not in (Tensor, nn.Parameter) or weight.device.type == "meta":
+        return None
+    return weight.detach() if weight.is_floating_point() and weight.element_size() > 1 else None
+
+
+def _entry(model: PreTrainedModel) -> torch.device:
+    """The device that takes the tokens."""
+    hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return torch.device(device) if device is not None else model.device
+
+
+def _auto_class(config: Any) -> Any:
+    """The auto class that knows this config with a language-model head: a causal LM, else a multi-modal wrapper."""
+    remote = getattr(config, "auto_map", None) or {}
+    if type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in remote:
+        return AutoModelForCausalLM
+    known = type(config) in AutoModelForImageTextToText._model_mapping
+    return AutoModelForImageTextToText if known else AutoModelForCausalLM
+
+
+def _sharded(size: int) -> dict[str, Any]:
+    """Arguments that shard the layers by the model's own plan, over each group of ``size`` neighbouring ranks."""
+    import torch.distributed as dist
+
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    if ranks % size:
+        fix = f"start them with --gpus {size}, or torchrun --nproc-per-node {size} -m eagle3cli ..."
+        raise UsageError(
+            f"a target over {size} ranks needs {size} processes; there are {ranks}", where="--tp-size", fix=fix
+        )
+    try:
+        from transformers.distributed.configuration_utils import DistributedConfig
+
+        return {"distributed_config": DistributedConfig(tp_size=size, dp_replicate_size=ranks // size)}
+    except (ImportError, TypeError):  # before transformers 5.18: over all ranks, or not at all
+        if ranks > size:
+            what = f"{ranks // size} groups of processes with a target each need transformers 5.18"
+            raise UsageError(what, where="--tp-size", fix="pip install 'transformers>=5.18'") from None
+        return {"tp_plan": "auto"}
+
+
+def _spread(target: Target) -> dict[str, Any]:
+    """Arguments that spread the layers over the devices, with what does not fit in memory or on disk."""
+    if importlib.util.find_spec("accelerate") is None:
+        raise UsageError("needs accelerate", where="--device-map", fix="pip install accelerate")
+    limits = {}
+    for text in target.max_memory:
+        name, _, size = text.partition("=")
+        if not name or not size:
+            raise UsageError(f"not DEVICE=SIZE: {text}", where="--max-memory", fix="write 0=20GiB cpu=60GiB")
+        limits[int(name) if name.isdigit() else name] = size
+    how = "auto" if target.device_map == "none" else target.device_map
+    where = {"device_map": how, "max_memory": limits or None}
+    return {**where, "offload_folder": str(target.offload_folder)}

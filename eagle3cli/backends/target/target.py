@@ -1,0 +1,76 @@
+"""What a live target is to those who read its states, whatever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from eagle3cli.backends.target.logits import Head
+
+Tokens = Sequence[int] | npt.NDArray[np.int32]
+States = list[tuple[Tensor, Tensor]]
+
+
+class LiveTarget(Protocol):
+    """The frozen target: batches of token ids in, hidden states out, on its device."""
+
+    @property
+    def path(self) -> str:
+        """The folder or hub id it was loaded from."""
+
+    @property
+    def aux_layers(self) -> tuple[int, ...]:
+        """The layers whose outputs are captured."""
+
+    @property
+    def embedding_VH(self) -> Tensor:
+        """Weight of the input embedding, ``[V, H]``."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it leaves states."""
+
+    @property
+    def head(self) -> Head:
+        """From last hidden states to logits."""
+
+    def capture(self, sequences: Sequence[Tokens]) -> States:
+        """Auxiliary states ``[S, A*H]`` and last hidden states ``[S, H]`` of each sequence."""
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What a target in several processes says of itself: what this process's part of it says."""
+
+    inner: LiveTarget
+
+    @property
+    def path(self) -> str:
+        """The folder or hub id it was loaded from."""
+        return self.inner.path
+
+    @property
+    def aux_layers(self) -> tuple[int, ...]:
+        """The layers whose outputs are captured."""
+        return self.inner.aux_layers
+
+    @property
+    def embedding_VH(self) -> Tensor:
+        """Weight of the input embedding, ``[V, H]``."""
+        return self.inner.embedding_VH
+
+    @property
+    def device(self) -> torch.device:
+        """Where it leaves states."""
+        return self.inner.device
+
+    @property
+    def head(self) -> Head:
+        """From last hidden states to logits."""
+        return self.inner.head

@@ -1,0 +1,65 @@
+"""What every command that loads a target settles first: a .gguf becomes a folder, rows fit the target's context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from eagle3cli.runtime.report import Silent
+
+if TYPE_CHECKING:
+    from eagle3cli.runtime.report import Reporter
+    from eagle3cli.settings.tables import Settings
+
+
+@contextmanager
+def looked_at(settings: Settings) -> Iterator[Settings]:
+    """As :func:`with_local_target` within the block, for a plan: nothing is converted, and no hub is asked.
+
+    A .gguf file that is not converted yet stands as a folder with its config alone.
+    """
+    from eagle3cli.backends.target.gguf import config_of, converted
+
+    given, models = settings.target.model_path, settings.data.cache_dir / "models"
+    with TemporaryDirectory(prefix="eagle3-") as name:
+        path = converted(given, models)
+        if path is None:
+            config_of(given).save_pretrained(name)
+            path = name
+        yield _within_context(settings, path, Silent())
+
+
+def with_local_target(settings: Settings, report: Reporter) -> Settings:
+    """The settings with ``target.model_path`` a folder or hub id, and ``data.max_length`` at most its context."""
+    from eagle3cli.backends.target.gguf import local_folder
+    from eagle3cli.runtime.hub import warn_unless_reached
+
+    given = settings.target.model_path
+    path = local_folder(given, settings.data.cache_dir / "models", report)
+    warn_unless_reached(path, report)
+    return _within_context(settings, path, report)
+
+
+def _within_context(settings: Settings, path: str, report: Reporter) -> Settings:
+    if path != settings.target.model_path:
+        settings = settings.model_copy(update={"target": settings.target.model_copy(update={"model_path": path})})
+    context = _context(Path(path) / "config.json")
+    if context is None or settings.data.max_length <= context:
+        return settings
+    report.warn(f"data.max_length {settings.data.max_length} is more than the target's context: {context} is used")
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"max_length": context})})
+
+
+def _context(config: Path) -> int | None:
+    """The context length that a model's config names; None where there is no such file or number."""
+    import json
+
+    try:
+        raw = json.loads(config.read_text(encoding="utf-8"))
+        found = (raw.get("text_config") or raw).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return found if isinstance(found, int) and found > 0 else None

@@ -1,0 +1,137 @@
+"""The command table and the program's exit codes. Only the named command's module is imported; never torch.
+
+Typer is imported where a command line is read, so that ``eagle3 --help`` and the shell's completion are fast.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from eagle3cli import __version__
+from eagle3cli.cli.command_spec import Line
+from eagle3cli.errors import DONE, FAILED, Eagle3Error
+
+DATA, TRAINING, SERVING, CHAIN = "Data", "Training", "Serving", "Whole chain & settings"
+DEBUG_HINT = "run again with --debug to see where it happened"
+STEPS = (DATA, TRAINING, SERVING, CHAIN)
+SUMMARY = "Train EAGLE-3 draft models, from a data set's name to a measured speed-up."
+
+
+TABLE: tuple[Line, ...] = (
+    Line("prepare", "Bring any source of conversations to one layout.", DATA),
+    Line("regenerate", "Rewrite the replies with the target, so that the draft learns its own words.", DATA),
+    Line("merge", "Join regenerated shards into a training and an evaluation file.", DATA),
+    Line("cache", "Tokenise, mask and choose the draft vocabulary.", DATA),
+    Line("view", "Show which tokens of a row are trained on.", DATA),
+    Line("view-train-data", "Show which tokens of the training rows are trained on.", DATA),
+    Line("hidden-states", "Write the target's hidden states to disk for offline training.", TRAINING),
+    Line("train", "Train the draft, online or from hidden states on disk.", TRAINING),
+    Line("eval", "Measure the acceptance length on held-out data.", TRAINING),
+    Line("import", "Read a draft of another program.", SERVING),
+    Line("export", "Write a draft folder that SGLang and vLLM load.", SERVING),
+    Line("bench", "Measure acceptance and speed with and without the draft.", SERVING),
+    Line("run", "Run the whole chain from one settings file.", CHAIN),
+    Line("watch", "Follow a run from another terminal.", CHAIN),
+    Line("plan", "Say what a command or a recipe will cost before it starts.", CHAIN),
+    Line("report", "Write the report of a run, or set several runs side by side.", CHAIN),
+    Line("config", "Show, check and write settings.", CHAIN),
+    Line("doctor", "Check this machine, and say how to fix what is wrong.", CHAIN),
+)
+
+
+def overview() -> str:
+    """The help of the program itself: the commands by step, in the order of the work."""
+    lines = ["Usage: eagle3 COMMAND [OPTIONS]", "", f"  {SUMMARY}", ""]
+    for step in STEPS:
+        lines += [f"{step}:", *(f"  {line.name:<17}{line.summary}" for line in TABLE if line.step == step), ""]
+    lines += [
+        "Options:",
+        "  --version             Show the version.",
+        "  --install-completion  Install completion for the current shell, or for bash, zsh or fish after it.",
+        "  --show-completion     Print what --install-completion writes.",
+        "  --help                Show this message; after a command, that command's help.",
+        "",
+        "Example:",
+        "  eagle3 run quickstart",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; errors are shown, not raised."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except Eagle3Error as error:
+        return _show(error, words)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # the reader of our output has gone (eagle3 ... | head); keep Python from complaining at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        return _show(_unexpected(error), words)
+
+
+def _run(words: list[str]) -> int:
+    if words in ([], ["--help"]):  # by hand: grouped by step, and fast
+        print(overview(), flush=True)
+        return DONE
+    if words[0] == "--version":
+        print(f"eagle3 {__version__}", flush=True)
+        return DONE
+    if words[0] in ("--install-completion", "--show-completion"):
+        from eagle3cli.cli.completion.install import asked
+
+        return asked(words)
+    from eagle3cli.cli.program import run
+
+    code = run(words, TABLE, SUMMARY)
+    sys.stdout.flush()
+    return code
+
+
+def _show(error: Eagle3Error, words: Sequence[str]) -> int:
+    from eagle3cli.console.out import Out
+
+    if "--debug" in words:
+        traceback.print_exc()
+    Out(json_wanted="--json" in words).error(error)
+    return error.exit_code
+
+
+def _unexpected(error: Exception) -> Eagle3Error:
+    """An error nobody foresaw, in one line; a full disk is told as such."""
+    if isinstance(error, OSError):
+        where = str(error.filename) if error.filename is not None else None
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            fix = "make space (or choose another folder) and run the same command again; finished work is kept"
+            return Eagle3Error(f"the disk is full: {reason}", where=where, fix=fix)
+        if where is not None:
+            return Eagle3Error(reason[:1].lower() + reason[1:], where=where, fix=DEBUG_HINT)
+    text = str(error).strip().split("\n")[0]
+    return Eagle3Error(f"{type(error).__name__}: {text}" if text else type(error).__name__, fix=DEBUG_HINT)
+
+
+def entry() -> None:
+    """The script ``eagle3``."""
+    if "_EAGLE3_COMPLETE" in os.environ:  # a shell asks what may follow
+        from eagle3cli.cli.completion.shells import answer
+
+        print(answer(sys.argv[1:], TABLE))
+        return
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing is sent anywhere unless asked for
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Torch's threads wait for each other by spinning for milliseconds, which a busy machine pays for; without any
+        # spinning Linux leaves them on one core. Some ten microseconds avoid both.
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    if not sys.stderr.isatty():  # a log is no place for the libraries' bars; ours turn into lines
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""A command's flags for Typer, generated from the settings tables."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from eagle3cli.cli.command import COMMON, DRY_RUN, Command, fields_of
+from eagle3cli.cli.remote_code import warn_of_remote_code
+from eagle3cli.console.out import Out
+from eagle3cli.errors import UsageError
+from eagle3cli.settings.fields import SettingsField
+from eagle3cli.settings.load import Loaded, load
+from eagle3cli.settings.mistakes import DEFAULT
+from eagle3cli.settings.packaged import find_recipe, recipes
+from eagle3cli.settings.tables import Settings
+
+CONFIG = typer.Option("--config", metavar="<path>", help=COMMON["--config"])
+SET = typer.Option("--set", metavar="<table.key=value>", help=COMMON["--set"])
+JSON = typer.Option("--json", help=COMMON["--json"])
+DEBUG = typer.Option("--debug", help=COMMON["--debug"])
+Config = Annotated[list[Path] | None, CONFIG]
+Set = Annotated[list[str] | None, SET]
+Json = Annotated[bool, JSON]
+Debug = Annotated[bool, DEBUG]
+
+
+def function(command: Command) -> Callable[..., int]:
+    """The function that Typer turns into the command: parses flags, loads the settings, runs."""
+    flags, arguments = fields_of(command)
+
+    def call(context: typer.Context, **given: Any) -> int:
+        if context.invoked_subcommand is not None:
+            _refuse_flags_before(context.invoked_subcommand, context, given)
+            return 0
+        typed: dict[str, tuple[str, Any]] = {}
+        for field in (*arguments, *flags):
+            source = context.get_parameter_source(_parameter(field))
+            if source is not None and source.name == "COMMANDLINE":
+                name = field.name.upper() if field in arguments else field.flags[0]
+                typed[field.key] = (name, given[_parameter(field)])
+        files = [find_recipe(given["recipe"])] if command.recipe and given["recipe"] else []
+        loaded = _load(command, [*files, *(given["config"] or ())], given["set_"] or (), typed)
+        settings = loaded.settings
+        if files and loaded.origin("run.output_dir") == DEFAULT:  # each recipe has its own folder
+            run = settings.run.model_copy(update={"output_dir": Path("runs") / files[0].stem})
+            settings = settings.model_copy(update={"run": run})
+        out = Out(json_wanted=given["json_"])
+        warn_of_remote_code(loaded, out)
+        if command.plan is not None and given["dry_run"]:
+            from eagle3cli.cli.dry_run import show
+
+            return show(command.plan, settings, out)
+        return command.run(settings, out) or 0
+
+    parameters = list(_parameters(command, flags, arguments))
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    call.__doc__ = command.summary
+    return call
+
+
+def _load(command: Command, files: list[Path], assignments: Sequence[str], typed: dict[str, tuple[str, Any]]) -> Loaded:
+    try:
+        return load(files, assignments, typed)
+    except UsageError:
+        if not command.lenient or files or assignments:
+            raise
+        return Loaded(Settings(), {}, ())
+
+
+def _refuse_flags_before(action: str, context: typer.Context, given: dict[str, Any]) -> None:
+    """Flags before the name of an action would be read by nobody."""
+    for name in given:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"flags stand before {action}", fix=f"put them after the word {action}")
+
+
+def _parameter(field: SettingsField) -> str:
+    return f"{field.table}__{field.name}"
+
+
+def _parameters(
+    command: Command, flags: Sequence[SettingsField], arguments: Sequence[SettingsField]
+) -> Iterator[inspect.Parameter]:
+    def keyword(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+    yield keyword("context", typer.Context, inspect.Parameter.empty)
+    if command.recipe:
+        text = f"A recipe ({', '.join(recipes())}) or a settings file."
+        argument = typer.Argument(metavar="RECIPE", help=text)
+        yield keyword("recipe", Annotated[str | None, argument])
+    for field in arguments:
+        argument = typer.Argument(metavar=field.name.upper(), help=field.help)
+        shown = field.type if field.type is int else None  # the help of an argument shows its type as it is
+        yield keyword(_parameter(field), Annotated[_type(field, shown), argument], _default(field))
+    for field in flags:
+        yield keyword(_parameter(field), Annotated[_type(field), _option(field)], _default(field))
+    if command.plan is not None:
+        yield keyword("dry_run", Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)], False)
+    yield keyword("config", Config)
+    yield keyword("set_", Set)
+    yield keyword("json_", Json, False)
+    yield keyword("debug", Debug, False)
+
+
+def _type(field: SettingsField, shown: Any = None) -> Any:
+    """What Typer parses; numbers and choices stay text, so that one place (the settings) judges every value."""
+    one = shown or (field.type if field.type in (bool, Path) else str)
+    return (list[one] if field.many else one) | None  # type: ignore[valid-type]
+
+
+def _default(field: SettingsField) -> Any:
+    if isinstance(field.default, tuple):
+        return [str(value) for value in field.default] or None
+    return field.default if field.type in (bool, Path) or field.default is None else str(field.default)
+
+
+def _option(field: SettingsField) -> Any:
+    names = list(field.flags)
+    if field.type is bool:
+        names = [f"{name}/--no-{name.removeprefix('--')}" for name in names]
+    shown = field.default is not False and field.default not in ("", None, ())
+    help_text = f"{field.help.rstrip('.')} ({field.bounds})." if field.bounds else field.help
+    return typer.Option(*names, help=help_text, show_default=shown, metavar=_metavar(field))
+
+
+def _metavar(field: SettingsField) -> str | None:
+    if field.type is bool:
+        return None
+    kinds: dict[Any, str] = {int: "<int>", float: "<number>", Path: "<path>"}
+    one = f"<{'|'.join(field.choices)}>" if field.choices else kinds.get(field.type, "<text>")
+    return one + ("..." if field.many else "")
+
+
+def epilog(examples: Sequence[str]) -> str:
+    """The examples below a command's help, each on its own line."""
+    title = "Examples:" if len(examples) > 1 else "Example:"
+    return "\n".join(["\b", title, *(f"  {example}" for example in examples)])

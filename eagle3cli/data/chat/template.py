@@ -1,0 +1,173 @@
+"""A chat template at work: messages to the text that a server feeds the target."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from eagle3cli.data.chat.named import template_text
+from eagle3cli.errors import DataError, ModelError, UsageError
+
+Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_NAME = "\ue000{}\ue001"
+_COMPLAINTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a template may raise by itself where a conversation is not what it expects."""
+UNWRITTEN = "the chat template does not write the tool calls"
+
+
+@dataclass
+class Chat:
+    """One tokenizer with one template: ``auto`` (its own), a named one, or a ``.jinja`` file.
+
+    Raises UsageError for an unknown template, ModelError where the tokenizer does not fit.
+    """
+
+    tokenizer: Any
+    name: str = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Values that the template reads, e.g. ``{"enable_thinking": False}``."""
+    shapes: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+    """Renderings of marks alone, kept by `eagle3cli.data.chat.reply_spans`."""
+    _template: str | None = field(init=False)
+    _form: int = field(default=0, init=False)
+    """Which form of tool calls the template took last."""
+
+    def __post_init__(self) -> None:
+        self._template = template_text(self.name, self.tokenizer)
+
+    def render(self, messages: Messages, opened: bool = False, tools: Tools = (), **kwargs: Any) -> str:
+        """The conversation as text, with a reply's header at the end where ``opened``.
+
+        Raises ModelError with the template's own complaint.
+        """
+        return str(self._apply(messages, tools, tokenize=False, add_generation_prompt=opened, **kwargs))
+
+    def marks_replies(self, tools: Tools = ()) -> bool:
+        """Whether the template says itself, by ``{% generation %}``, what the target wrote."""
+        return _GENERATION.search(self.template(tools)) is not None
+
+    def template(self, tools: Tools = ()) -> str:
+        """The template's Jinja text; some tokenizers have another one for conversations with tools."""
+        return str(self.tokenizer.get_chat_template(self._template, _listed(tools)))
+
+    def replies(self, messages: Messages, tools: Tools = ()) -> list[tuple[int, int]]:
+        """The character spans inside ``{% generation %}`` of the text that :meth:`render` gives."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        render: Any = render_jinja_template  # its annotation forgets the spans
+        _, spans = render(
+            conversations=[[_spoken(message) for message in messages]],
+            tools=_listed(tools),
+            chat_template=self.template(tools),
+            return_assistant_tokens_mask=True,
+            **{**self.tokenizer.special_tokens_map, **self.options},
+        )
+        return [(int(start), int(end)) for start, end in spans[0]]
+
+    def settle(self, messages: Messages, tools: Tools = ()) -> Messages:
+        """The messages in the form in which the template writes their tool calls.
+
+        Templates differ in whether they read arguments as an object or as JSON text, and an empty content as text or
+        as nothing. Raises DataError where no form makes the template write every call.
+        """
+        if not any(message.get("tool_calls") for message in messages):
+            return messages
+        problem, refused = "", 0
+        forms = list(dict.fromkeys((self._form, 0, 1, 2, 3)))
+        for number in forms:
+            formed = [_formed(message, text_arguments=number % 2 == 1, no_content=number > 1) for message in messages]
+            named, names = _with_marked_names(formed)
+            try:
+                text = self.render(named, False, tools)
+            except ModelError as error:
+                problem = error.what if refused == 0 else problem
+                refused += 1
+                continue
+            if all(name in text for name in names):
+                self._form = number
+                return formed
+        raise DataError(problem if refused == len(forms) else UNWRITTEN)
+
+    def _apply(self, messages: Messages, tools: Tools, **kwargs: Any) -> Any:
+        from jinja2.exceptions import TemplateError
+
+        try:
+            return self.tokenizer.apply_chat_template(
+                [_spoken(message) for message in messages],
+                tools=_listed(tools),
+                chat_template=self._template,
+                **{**self.options, **kwargs},
+            )
+        except (TemplateError, *_COMPLAINTS) as error:
+            raise ModelError(f"the chat template refuses the conversation: {error}") from error
+
+
+def template_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """``name=value`` pairs for a template; a value that reads as JSON is what it reads as, any other is text.
+
+    Raises UsageError for what is no pair.
+
+    >>> template_options(["enable_thinking=false", "reasoning_effort=high"])
+    {'enable_thinking': False, 'reasoning_effort': 'high'}
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            fix = "e.g. --chat-template-kwargs enable_thinking=false reasoning_effort=high"
+            raise UsageError(f"{pair!r} is not name=value", where="data.chat_template_kwargs", fix=fix)
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
+
+
+def _listed(tools: Tools) -> list[dict[str, Any]] | None:
+    return [dict(tool) for tool in tools] or None
+
+
+def _spoken(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message under the names that templates use: some read reasoning as ``thinking``."""
+    reasoning = message.get("reasoning_content")
+    return {"thinking": reasoning, **message} if reasoning else dict(message)
+
+
+def _formed(message: Mapping[str, Any], *, text_arguments: bool, no_content: bool) -> Mapping[str, Any]:
+    if not message.get("tool_calls"):
+        return message
+    changed = dict(message)
+    if text_arguments:
+        changed["tool_calls"] = [_with_text_arguments(call) for call in message["tool_calls"]]
+    if no_content and not message["content"]:
+        changed["content"] = None
+    return changed
+
+
+def _with_text_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = dict(call["function"])
+    if not isinstance(function["arguments"], str):
+        function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+    return {**call, "function": function}
+
+
+def _with_marked_names(messages: Messages) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """The messages with every function under a name that stands nowhere else."""
+    names: list[str] = []
+
+    def marked(calls: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        for call in calls:
+            names.append(_NAME.format(len(names)))
+            yield {**call, "function": {**call["function"], "name": names[-1]}}
+
+    changed = [
+        {**message, "tool_calls": list(marked(message["tool_calls"]))} if message.get("tool_calls") else message
+        for message in messages
+    ]
+    return changed, names

@@ -1,0 +1,115 @@
+"""The target's tokenizer: loading it, the prompts that a server feeds the target, and the tokens that end a turn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eagle3cli.data.chat.template import Chat, Messages
+from eagle3cli.errors import DataError, ModelError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "spiece.model",
+    "tekken.json",
+    "tokenizer_config.json",
+)
+
+
+def load_tokenizer(model_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model folder or hub id, without truncation or padding.
+
+    Raises ModelError where there is none, where it cannot be read, or where it is not a fast one.
+    """
+    if not model_path:
+        raise ModelError("no target model given", where="target.model_path", fix="pass --target-model-path FOLDER")
+    folder = Path(model_path).expanduser()
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        fix = "download the tokenizer's files (tokenizer.json, tokenizer_config.json) into it"
+        raise ModelError("the folder has no tokenizer", where=str(folder), fix=fix)
+    if not folder.is_dir() and (folder.is_absolute() or model_path.startswith(".") or model_path.count("/") != 1):
+        raise ModelError("no such model folder", where=model_path, fix="check --target-model-path")
+    from transformers import AutoTokenizer
+
+    source = str(folder) if folder.is_dir() else model_path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        fix = "check --target-model-path; a hub model needs network access or an earlier download"
+        raise ModelError(f"cannot load the tokenizer: {reason}", where=model_path, fix=fix) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError("not a fast tokenizer; exact masks need one", where=model_path, fix="add its tokenizer.json")
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Any]:
+    """The `tokenizers` encodings of rendered texts (special tokens are in the text already)."""
+    return list(tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False))
+
+
+def render_prompt(
+    tokenizer: Any,
+    messages: Messages,
+    *,
+    chat_template: str = "auto",
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> list[int]:
+    """Token ids of the messages followed by the header of a reply: what a server feeds the target.
+
+    Raises ModelError where the chat template refuses the messages.
+    """
+    chat = Chat(tokenizer, chat_template)
+    try:
+        text = chat.render(chat.settle(messages, tools or ()), True, tools or ())
+    except DataError as error:
+        raise ModelError(error.what) from error
+    return list(tokenize(tokenizer, [text])[0].ids)
+
+
+def eos_ids(tokenizer: Any, model_path: str) -> frozenset[int]:
+    """Tokens at which the target stops: those of generation_config.json, config.json and the tokenizer."""
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        value = _config_of(model_path, name).get("eos_token_id")
+        found.update([value] if isinstance(value, int) else [i for i in value or () if isinstance(i, int)])
+    if tokenizer.eos_token_id is not None:
+        found.add(int(tokenizer.eos_token_id))
+    return frozenset(found | turn_end_ids(tokenizer))
+
+
+def _config_of(model_path: str, name: str) -> dict[str, Any]:
+    path: Path | str | None = Path(model_path).expanduser() / name
+    if not Path(model_path).expanduser().is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(model_path, name)
+        path = cached if isinstance(cached, str) else None
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def turn_end_ids(tokenizer: Any, chat_template: str = "auto") -> frozenset[int]:
+    """The special token that the chat template writes right after a reply, if it writes one."""
+    try:
+        marker = "\ue000\ue001"
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": marker}]
+        text = Chat(tokenizer, chat_template).render(messages)
+    except ModelError:
+        return frozenset()
+    tail = text.rpartition(marker)[2].lstrip()
+    ends = [
+        (len(token.content), number)
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special and tail.startswith(token.content)
+    ]
+    return frozenset([max(ends)[1]] if ends else [])

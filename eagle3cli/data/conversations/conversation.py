@@ -1,0 +1,121 @@
+"""One layout for every conversation: messages with a role and a content, or the reason why a row is not one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from eagle3cli.data.conversations.layouts import identifier, raw_messages, raw_tools
+from eagle3cli.data.conversations.messages import Message, to_message
+from eagle3cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages in order; ``finish`` says for each assistant message how the target ended it (stop, length)."""
+
+    id: str
+    messages: tuple[Message, ...]
+    finish: tuple[str, ...] = ()
+    tools: tuple[Message, ...] = ()
+    """Definitions of the tools that the assistant may call, for chat templates that write them."""
+    repairs: tuple[str, ...] = field(default=(), compare=False)
+
+    def to_row(self) -> dict[str, Any]:
+        """The row on disk."""
+        row: dict[str, Any] = {"id": self.id, "conversations": list(self.messages)}
+        if self.finish:
+            row["finish"] = list(self.finish)
+        if self.tools:
+            row["tools"] = list(self.tools)
+        return row
+
+    @property
+    def user_turns(self) -> int:
+        """Number of user messages."""
+        return sum(message["role"] == "user" for message in self.messages)
+
+    @property
+    def prompt(self) -> str:
+        """The first user message."""
+        return next(str(message["content"]) for message in self.messages if message["role"] == "user")
+
+    def digest(self) -> bytes:
+        """16 bytes that are equal for equal messages, whatever the id."""
+        said = [self.messages, self.tools] if self.tools else self.messages
+        text = json.dumps(said, ensure_ascii=False, sort_keys=True)
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def to_conversation(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = None) -> Conversation:
+    """The conversation in a row of any known layout; raises DataError with the reason where there is none.
+
+    Layouts: ``conversations`` or ``messages`` (role/content or from/value), ``turns``, a prompt column with or without
+    a reply column, and whatever ``mapping`` ({role: column}) names; ``tools`` beside them.
+    """
+    rows = raw_messages(raw, mapping)
+    finish = raw.get("finish") or ()
+    if not isinstance(finish, list | tuple) or not all(isinstance(reason, str) for reason in finish):
+        raise DataError("finish is not a list of strings")
+    if not rows:
+        raise DataError("no messages")
+    messages = [to_message(item, number, written=bool(finish)) for number, item in enumerate(rows, 1)]
+    replies = sum(message["role"] == "assistant" for message in messages)
+    if finish and len(finish) != replies:
+        raise DataError(f"finish has {len(finish)} entries for {replies} assistant messages")
+    kept, repairs = _without_leading_replies(messages)
+    dropped = replies - sum(message["role"] == "assistant" for message in kept)
+    if not any(message["role"] == "user" for message in kept):
+        raise DataError("no user message")
+    tools = tuple(dict(tool) for tool in raw_tools(raw))
+    return Conversation(identifier(raw, mapping), tuple(kept), tuple(finish)[dropped:], tools, repairs)
+
+
+def _without_leading_replies(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
+    """Drop what an assistant says before any user message: nobody asked, so the target would not say it."""
+    first_user = next((i for i, message in enumerate(messages) if message["role"] == "user"), len(messages))
+    kept = [message for i, message in enumerate(messages) if i > first_user or message["role"] in ("system", "user")]
+    dropped = len(messages) - len(kept)
+    return kept, (f"{dropped} leading assistant message{'s' if dropped > 1 else ''} dropped",) if dropped else ()
+
+
+def join_runs(conversation: Conversation) -> Conversation:
+    """Join neighbouring messages of the same role (user or assistant), which most chat templates refuse.
+
+    Where nobody replies, neighbouring user messages are turns that wait for their replies, and stay apart.
+    """
+    if not any(message["role"] == "assistant" for message in conversation.messages):
+        return conversation
+    joined: list[Message] = []
+    for message in conversation.messages:
+        last = joined[-1] if joined else None
+        plain = set(message) == {"role", "content"} and message["role"] in ("user", "assistant")
+        if last is not None and plain and set(last) == {"role", "content"} and last["role"] == message["role"]:
+            joined[-1] = {"role": last["role"], "content": f"{last['content']}\n\n{message['content']}"}
+        else:
+            joined.append(message)
+    if len(joined) == len(conversation.messages):
+        return conversation
+    repairs = (*conversation.repairs, "neighbouring messages of the same role joined")
+    return replace(conversation, messages=tuple(joined), finish=(), repairs=repairs)
+
+
+def first_prompt(conversation: Conversation) -> Conversation:
+    """Only the first user message."""
+    message = next(message for message in conversation.messages if message["role"] == "user")
+    return replace(conversation, messages=(message,), finish=())
+
+
+def cut_turns(conversation: Conversation, most: int) -> Conversation:
+    """Only what comes before user turn ``most + 1``."""
+    seen = 0
+    for index, message in enumerate(conversation.messages):
+        seen += message["role"] == "user"
+        if seen > most:
+            kept = conversation.messages[:index]
+            replies = sum(message["role"] == "assistant" for message in kept)
+            return replace(conversation, messages=kept, finish=conversation.finish[:replies])
+    return conversation

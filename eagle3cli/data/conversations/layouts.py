@@ -1,0 +1,170 @@
+"""Where a row of a data set keeps its messages: the layouts that people publish, brought to one list of raw messages.
+
+Knows columns, not roles or contents; what stands in a message is the business of
+:mod:`eagle3cli.data.conversations.messages`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from eagle3cli.data.conversations.messages import ROLE_NAMES, kind_of
+from eagle3cli.errors import DataError, UsageError
+
+LISTS = ("conversations", "messages", "conversation")
+TURNS = "turns"
+"""User turns alone, as strings; ``reference`` may hold a reply to each."""
+ALTERNATING = ("data", "dialog", "dialogue")
+"""Lists of strings that the user and the assistant said in turn."""
+PROMPTS = ("prompt", "question", "instruction", "problem", "user", "query", "input")
+REPLIES = ("output", "response", "answer", "completion", "solution", "assistant")
+IDS = ("id", "prompt_id", "conversation_id", "uuid")
+
+
+def parse_mapping(pairs: tuple[str, ...]) -> dict[str, str]:
+    """``--map role=column`` pairs as ``{role: column}``; raises UsageError for anything else."""
+    mapping = {}
+    for pair in pairs:
+        role, equals, column = pair.partition("=")
+        if not equals or not column or role not in (*ROLE_NAMES, "id", "messages"):
+            known = "user, assistant, system, messages or id"
+            raise UsageError(
+                f"{pair!r} is not role=column",
+                where="--map",
+                fix=f"e.g. --map user=question assistant=answer (roles: {known})",
+            )
+        mapping[ROLE_NAMES.get(role, role)] = column
+    return mapping
+
+
+def raw_messages(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = None) -> list[Any]:
+    """The row's messages as they stand; raises DataError where no column holds any.
+
+    ``mapping`` is {role: column}; without it the layout is told by the columns' names.
+    """
+    if mapping:
+        missing = [column for column in mapping.values() if column not in raw]
+        if missing:
+            close = difflib.get_close_matches(missing[0], list(raw), n=1)
+            raise DataError(f"no column {missing[0]!r}" + (f"; did you mean {close[0]!r}?" if close else _columns(raw)))
+        wanted = {role: raw[column] for role, column in mapping.items() if role != "id"}
+        if "messages" in wanted:
+            return _list(wanted["messages"], mapping["messages"])
+        if wanted:
+            return _pairs(wanted.get("system"), wanted.get("user"), wanted.get("assistant"))
+    for key in LISTS:
+        if raw.get(key) is not None:
+            return _list(raw[key], key)
+    if raw.get(TURNS) is not None:
+        return _turns(_list(raw[TURNS], TURNS), raw.get("reference"))
+    for key in ALTERNATING:
+        if isinstance(raw.get(key), list) and all(isinstance(text, str) for text in raw[key]):
+            return [_said("assistant" if i % 2 else "user", text) for i, text in enumerate(raw[key])]
+    if any(key in raw for key in LISTS):
+        key = next(key for key in LISTS if key in raw)
+        raise DataError(f"{key} is null, not a list of messages")
+    return _columns_apart(raw)
+
+
+def identifier(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = None) -> str:
+    """The row's id as text; empty where it has none."""
+    columns = (mapping["id"],) if mapping and "id" in mapping else IDS
+    value = next((raw[column] for column in columns if raw.get(column) is not None), "")
+    return str(value) if isinstance(value, str | int) else ""
+
+
+def raw_tools(raw: Mapping[str, Any]) -> list[Any]:
+    """The definitions of the tools that the conversation may call, as they stand (also as JSON text)."""
+    tools = raw.get("tools")
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise DataError("tools is text that is not JSON") from error
+    if not tools:
+        return []
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise DataError(f"tools is {kind_of(tools)}, not a list of objects")
+    return tools
+
+
+def _columns(raw: Mapping[str, Any]) -> str:
+    return f" (columns: {', '.join(str(name)[:40] for name in list(raw)[:6]) or 'none'})"
+
+
+def _said(role: str, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    """A list of messages: itself, as JSON text, or as columns (an object of equally long lists)."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise DataError(f"{name} is text that is not JSON") from error
+    if isinstance(value, Mapping) and value and all(isinstance(column, list) for column in value.values()):
+        if len({len(column) for column in value.values()}) != 1:
+            raise DataError(f"{name} holds columns of different lengths")
+        value = [dict(zip(value, entries, strict=True)) for entries in zip(*value.values(), strict=True)]
+    if not isinstance(value, list):
+        raise DataError(f"{name} is {kind_of(value)}, not a list of messages")
+    return list(value)
+
+
+def _turns(turns: list[Any], replies: Any) -> list[Any]:
+    """User turns, each followed by its reply where there is one for every turn; lists of messages stay as they are."""
+    if not all(isinstance(turn, str) for turn in turns):
+        return turns
+    if not isinstance(replies, list) or len(replies) != len(turns) or not all(replies):
+        return [_said("user", turn) for turn in turns]
+    return [
+        _said(role, text)
+        for pair in zip(turns, replies, strict=True)
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+
+
+def _columns_apart(raw: Mapping[str, Any]) -> list[Any]:
+    """A prompt column, and perhaps a reply column, earlier turns and a system prompt."""
+    key = next((key for key in PROMPTS if raw.get(key) is not None), None)
+    if key is None:
+        raise DataError(f"no conversation in the row{_columns(raw)}; {_way_out(raw)}")
+    prompt: Any = raw[key]
+    more = raw.get("input")
+    if key == "instruction" and isinstance(more, str) and more.strip() and isinstance(prompt, str):
+        prompt = f"{prompt}\n\n{more}"
+    reply = next((raw[name] for name in REPLIES if raw.get(name) is not None), None)
+    before = [
+        _said(role, text)
+        for pair in raw.get("history") or ()
+        if isinstance(pair, list) and len(pair) == 2
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    system, *asked = _pairs(raw.get("system") or "", prompt, reply, keep_system=True)
+    return [*([system] if system["content"] else []), *before, *asked]
+
+
+def _way_out(raw: Mapping[str, Any]) -> str:
+    """How a row without a conversation can be read: one that wraps the rows themselves is taken for the file."""
+    lists = (key for key, value in raw.items() if isinstance(value, list) and value and isinstance(value[0], dict))
+    key = next(lists, None)
+    if key is not None and key.isidentifier():
+        alone = f"jq -c '.{key}[]' FILE > rows.jsonl"
+        return f"if the rows stand in its list {key!r}, make a file of that list alone: {alone}"
+    return "name the columns with --map role=column"
+
+
+def _pairs(system: Any, prompt: Any, reply: Any, *, keep_system: bool = False) -> list[Any]:
+    """System, prompt and reply columns as messages; each may hold a list of messages, a prompt also user turns."""
+    messages: list[Any] = [_said("system", system)] if keep_system or system not in (None, "") else []
+    if isinstance(prompt, list) and all(isinstance(turn, str) for turn in prompt):
+        return messages + _turns(prompt, reply)
+    if prompt not in (None, ""):
+        messages += prompt if isinstance(prompt, list) else [_said("user", prompt)]
+    if reply not in (None, ""):
+        messages += reply if isinstance(reply, list) else [_said("assistant", reply)]
+    return messages

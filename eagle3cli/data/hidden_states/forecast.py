@@ -1,0 +1,60 @@
+"""What a hidden-state store will take on disk, told and checked before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from eagle3cli.data.hidden_states.quantize import ENCODINGS, Encoding
+from eagle3cli.data.hidden_states.rows import RowCounts, empty_codec
+from eagle3cli.data.hidden_states.writer import Plan
+from eagle3cli.errors import Eagle3Error
+from eagle3cli.runtime.files import free_bytes
+from eagle3cli.runtime.report import Reporter
+from eagle3cli.runtime.units import size_text
+
+SPARE_BYTES = 64_000_000
+"""Free space that is left over on top of the forecast."""
+AUTO: tuple[Encoding, ...] = ("int8", "int4")
+AUTO_SHARE = 0.5
+
+
+def store_bytes(counts: RowCounts, encoding: Encoding, *, layers: int, hidden: int) -> int:
+    """Bytes of all rows in an encoding."""
+    return int(empty_codec(encoding, layers=layers, hidden=hidden).sizes(counts.counts_N3).sum())
+
+
+def choose_encoding(
+    wanted: Encoding | Literal["auto"], counts: RowCounts, folder: Path, *, layers: int, hidden: int
+) -> Encoding:
+    """The encoding that a setting names; ``auto`` is int8, or int4 where int8 would take over half the free space."""
+    if wanted != "auto":
+        return wanted
+    free = free_bytes(folder)
+    fitting = (e for e in AUTO if store_bytes(counts, e, layers=layers, hidden=hidden) <= AUTO_SHARE * free)
+    return next(fitting, AUTO[-1])
+
+
+def tell_forecast(
+    folder: Path, plan: Plan, counts: RowCounts, encoding: Encoding, report: Reporter, *, layers: int, hidden: int
+) -> None:
+    """Say how large the store will be, and in the other encodings."""
+    total = plan.total
+    others = ", ".join(
+        f"{e} {size_text(store_bytes(counts, e, layers=layers, hidden=hidden))}" for e in ENCODINGS if e != encoding
+    )
+    report.info(
+        f"{folder}: {len(plan.bytes_per_row)} rows, {counts.tokens} tokens, {plan.shards} shards, {encoding}: "
+        f"{size_text(total)} ({total / max(counts.tokens, 1):.0f} bytes a token; {others})"
+    )
+
+
+def check_space(folder: Path, needed: int, report: Reporter) -> None:
+    """Raise Eagle3Error where ``needed`` bytes do not fit the disk."""
+    free = free_bytes(folder)
+    report.info(f"{size_text(needed)} to write, {size_text(free)} free")
+    if needed + SPARE_BYTES > free:
+        fix = (
+            "make space, choose another disk with --output-path, a smaller --encoding, or fewer rows with --sample-size"
+        )
+        raise Eagle3Error(f"needs {size_text(needed)} but {size_text(free)} are free", where=str(folder), fix=fix)

@@ -1,0 +1,229 @@
+"""The target's hidden states on disk: shards of many rows, a manifest of what there is, random access by row.
+
+A store is a folder::
+
+    manifest.json            what was captured and how; once complete, every file with its size and checksum
+    index.safetensors        size of every row, the draft vocabulary, what the encoding divides channels by
+    shard_00000.safetensors  the rows' bytes one after the other, each with its checksum (``shard.py``)
+
+Written by ``writer.py``. Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from hashlib import blake2b
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from eagle3cli.data.hidden_states.quantize import Codec, Encoding
+from eagle3cli.data.hidden_states.rows import TOKENS, PackedRow, RowCodec, RowCounts, StateRow
+from eagle3cli.data.hidden_states.shard import Entry, Shard, ShardShape, shard_header, shard_name
+from eagle3cli.data.tokens.vocab import VocabMapping
+from eagle3cli.errors import DataError
+from eagle3cli.runtime.files import read_json, well_formed
+
+MANIFEST, INDEX = "manifest.json", "index.safetensors"
+FORMAT = 2
+OPEN_SHARDS = 64
+"""Shards that a reader keeps mapped."""
+
+
+@dataclass(frozen=True)
+class StoreMeta:
+    """What a store was captured from; two captures may share a folder only if all of this is equal."""
+
+    target: str
+    revision: str | None
+    target_hash: str
+    aux_layers: tuple[int, ...]
+    hidden_size: int
+    vocab_size: int
+    compute_dtype: str
+    """Type that the target computed in."""
+    data_hash: str
+    rows: int
+    vocab_hash: str
+    shard_mb: int
+    encoding: Encoding
+    source: str = "captured"
+    """How the states came here; conversions name the encodings that they went through."""
+
+    @property
+    def aux_width(self) -> int:
+        """C."""
+        return len(self.aux_layers) * self.hidden_size
+
+
+def vocab_hash(vocab: VocabMapping) -> str:
+    """Identifies a draft vocabulary."""
+    return blake2b(vocab.d2t.numpy().tobytes() + vocab.t2d.numpy().tobytes(), digest_size=16).hexdigest()
+
+
+def read_meta(manifest: Any, folder: Path) -> StoreMeta:
+    """What a manifest says it was captured from. Raises DataError where it is none, or of another format."""
+    try:
+        if manifest["format"] != FORMAT:
+            fix = "read it with the version of eagle3 that wrote it, or capture again"
+            raise DataError(f"store format {manifest['format']}, not {FORMAT}", where=str(folder), fix=fix)
+        raw = {field.name: manifest["meta"][field.name] for field in fields(StoreMeta)}
+    except (KeyError, TypeError) as error:
+        raise DataError(f"not a manifest of hidden states ({error})", where=str(folder / MANIFEST)) from error
+    return StoreMeta(**{**raw, "aux_layers": tuple(raw["aux_layers"])})
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a reader needs to find and decode rows."""
+
+    counts: RowCounts
+    codec: RowCodec
+    vocab: VocabMapping
+
+    def to_bytes(self) -> bytes:
+        """The index file."""
+        tensors = {"counts": self.counts.counts_N3, "d2t": self.vocab.d2t, "t2d": self.vocab.t2d}
+        return save({**tensors, "aux_scale": self.codec.aux.scale_C, "last_scale": self.codec.last.scale_C})
+
+
+def read_index(blob: bytes, meta: StoreMeta) -> Index:
+    """The index of a store with this meta; raises SafetensorError or KeyError where it is none."""
+    tensors = load(blob)
+    aux = Codec(meta.encoding, len(meta.aux_layers), meta.hidden_size, tensors["aux_scale"])
+    last = Codec(meta.encoding, 1, meta.hidden_size, tensors["last_scale"])
+    vocab = VocabMapping(d2t=tensors["d2t"], t2d=tensors["t2d"])
+    return Index(RowCounts(tensors["counts"], meta.data_hash), RowCodec(aux, last), vocab)
+
+
+def file_entry(blob: bytes) -> Entry:
+    """What a manifest says of a file with this content."""
+    return {"bytes": len(blob), "blake2b": blake2b(blob, digest_size=16).hexdigest()}
+
+
+def shard_shapes(meta: StoreMeta, index: Index, starts: Sequence[int]) -> list[ShardShape]:
+    """Header and sizes of every shard."""
+    what = {name: value for name, value in asdict(meta).items() if name not in ("target", "revision")}
+    key = blake2b(repr(sorted(what.items())).encode() + index.to_bytes(), digest_size=16).hexdigest()
+    sizes = index.codec.sizes(index.counts.counts_N3).tolist()
+    return [
+        ShardShape(shard_header(key, shard, sizes[begin:end]), tuple(sizes[begin:end]))
+        for shard, (begin, end) in enumerate(pairwise(starts))
+    ]
+
+
+class Store:
+    """A finished store; ``store[i]`` reads one row from its memory-mapped shard. Threads may read at once.
+
+    Raises DataError where the store is absent, unfinished or incomplete, and for a row whose checksum differs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        self.meta = read_meta(self.manifest, folder)
+        with well_formed(folder / MANIFEST, "a manifest of hidden states", "capture again with --overwrite"):
+            self._open_shards()
+
+    def _open_shards(self) -> None:
+        """Find every row; what the manifest and the index say of each other is compared."""
+        folder = self.folder
+        self.starts: list[int] = self.manifest["starts"]
+        if not self.manifest["complete"]:
+            done = sum(path.name.startswith("shard_") for path in folder.iterdir())
+            fix = "run the same command again; it goes on where it stopped"
+            raise DataError(f"not finished: {done} of {len(self.starts) - 1} shards", where=str(folder), fix=fix)
+        self.index = self._read_index()
+        self.vocab, self.codec = self.index.vocab, self.index.codec
+        self.counts_N3 = self.index.counts.counts_N3
+        self.lengths: list[int] = self.counts_N3[:, TOKENS].tolist()
+        if self.starts[0] != 0 or self.starts[-1] != len(self) or self.starts != sorted(self.starts):
+            raise ValueError(f"shards start at {self.starts[:5]}, rows are {len(self)}")
+        self.shapes = shard_shapes(self.meta, self.index, self.starts)
+        missing = [shard_name(i) for i, shape in enumerate(self.shapes) if not _has_size(self.path(i), shape.bytes)]
+        if missing:
+            fix = "run the command that wrote it again; it makes the missing shards anew"
+            raise DataError(
+                f"{len(missing)} shards missing or cut off: {', '.join(missing[:5])}", where=str(folder), fix=fix
+            )
+        self._shard_of = torch.bucketize(torch.arange(len(self)), torch.tensor(self.starts[1:]), right=True).tolist()
+        self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def _read_index(self) -> Index:
+        path, entry = self.folder / INDEX, self.manifest["files"].get(INDEX)
+        try:
+            blob = path.read_bytes()
+            if file_entry(blob) != entry:
+                raise DataError(
+                    "damaged: size or checksum differs", where=str(path), fix="capture again with --overwrite"
+                )
+            return read_index(blob, self.meta)
+        except (OSError, SafetensorError, KeyError) as error:
+            raise DataError(f"cannot be read: {error}", where=str(path)) from error
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> StateRow:
+        return self.codec.decoded(self.packed(index))
+
+    def packed(self, index: int) -> PackedRow:
+        """A row whose states are still encoded."""
+        shard, at = self.place(index)
+        return self.codec.unpack(self.shard(shard).read(at), self.counts_N3[index].tolist())
+
+    def size(self, index: int) -> int:
+        """Bytes of a row."""
+        shard, at = self.place(index)
+        return self.shapes[shard].sizes[at]
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Shard of a row and its place in it; rows are in the order of their numbers on the disk."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        shard: int = self._shard_of[index]
+        return shard, index - self.starts[shard]
+
+    def path(self, shard: int) -> Path:
+        """File of a shard."""
+        return self.folder / shard_name(shard)
+
+    def shard(self, shard: int) -> Shard:
+        """An open shard."""
+        with self._lock:
+            if shard not in self._open:
+                self._open[shard] = Shard(self.path(shard), self.shapes[shard])
+                if len(self._open) > OPEN_SHARDS:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(shard)
+            return self._open[shard]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(shape.bytes for shape in self.shapes) + sum(
+            (self.folder / f).stat().st_size for f in (INDEX, MANIFEST)
+        )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a store, finished or not; raises DataError where there is none."""
+    if not (folder / MANIFEST).is_file():
+        fix = "run `eagle3 hidden-states`, or give the folder that holds manifest.json"
+        raise DataError("no hidden-state store here", where=str(folder), fix=fix)
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict):
+        raise DataError("not a manifest of hidden states", where=str(folder / MANIFEST))
+    return manifest
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size

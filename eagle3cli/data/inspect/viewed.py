@@ -1,0 +1,170 @@
+"""Rows that a person asks for, by number, id or chance, out of a file, a cache or a hidden-state store."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eagle3cli.data.conversations.layouts import IDS
+from eagle3cli.data.sources.files import Line, parse_line
+from eagle3cli.data.tokens.blocks import Item, blocks_of, encode_items
+from eagle3cli.data.tokens.encode import Encoder
+from eagle3cli.data.tokens.rows import Mask, TokenRow, TokenRows
+from eagle3cli.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from eagle3cli.data.hidden_states.store import Store
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which rows: by number (from 1), by id, or ``count`` random ones."""
+
+    numbers: tuple[int, ...] = ()
+    ids: tuple[str, ...] = ()
+    count: int | None = None
+    seed: int = 0
+
+    def draw(self, total: int) -> list[int]:
+        """The random rows' numbers, ascending."""
+        return sorted(random.Random(self.seed).sample(range(1, total + 1), min(self.count or 0, total)))
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """A row, or why it became none."""
+
+    number: int
+    """Which one of its source, from 1."""
+    row: TokenRow
+    rejected: str | None = None
+
+
+def of_file(path: Path, encoder: Encoder, wanted: Wanted, *, preformatted: bool) -> list[Viewed]:
+    """Rows of a file of conversations, encoded on the spot; a rejected one is a row of the file too, and is told.
+
+    The file is read no further than needed; random rows need all of it.
+    """
+    viewed = []
+    for number, item in _drawn(path, wanted) if wanted.count else _picked(path, wanted):
+        block = encode_items(encoder, [item], str(path), preformatted=preformatted)
+        viewed += [Viewed(number, encoded.row) for encoded in block.rows]
+        viewed += [Viewed(number, no_row(name, line), reason) for line, name, reason in block.rejected]
+    return viewed
+
+
+def no_row(name: str, line: int) -> TokenRow:
+    """The place of a row without tokens."""
+    return TokenRow(name, np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.uint8), line)
+
+
+def _items(path: Path) -> Iterator[tuple[int, Item]]:
+    return enumerate((item for block in blocks_of(path) for item in block), 1)
+
+
+def _picked(path: Path, wanted: Wanted) -> list[tuple[int, Item]]:
+    found: dict[int | str, tuple[int, Item]] = {}
+    missing: set[int | str] = {*wanted.numbers, *wanted.ids}
+    total = 0
+    for number, item in _items(path):
+        total = number
+        names: list[int | str] = [number, _name(item, path)] if wanted.ids else [number]
+        found |= {name: (number, item) for name in names if name in missing}
+        missing.difference_update(names)
+        if not missing:
+            break
+    order: list[int | str] = list(dict.fromkeys((*wanted.numbers, *wanted.ids)))
+    for name in order:
+        if name in missing:
+            raise _no_such_row(name, total, str(path))
+    return list({found[name][0]: found[name] for name in order}.values())
+
+
+def _drawn(path: Path, wanted: Wanted) -> list[tuple[int, Item]]:
+    """Random rows of a file of any length, of which no more than these are kept (a reservoir)."""
+    chance, kept, count = random.Random(wanted.seed), [], wanted.count or 0
+    for number, item in _items(path):
+        if number <= count:
+            kept.append((number, item))
+        elif (place := chance.randrange(number)) < count:
+            kept[place] = (number, item)
+    return sorted(kept, key=lambda picked: picked[0])
+
+
+def _name(item: Item, path: Path) -> str:
+    """The id of a row that is not encoded yet, as it will be."""
+    line = item if isinstance(item, Line) else parse_line(*item, str(path))
+    value = line.value or {}
+    return next((str(value[column]) for column in IDS if value.get(column) is not None), f"line-{line.number}")
+
+
+def of_cache(rows: TokenRows, source: str, wanted: Wanted) -> list[Viewed]:
+    """Rows of a cache."""
+    return [Viewed(n, rows[n - 1]) for n in _numbers(len(rows), rows.index_of, source, wanted)]
+
+
+def of_store(store: Store, caches: Path, source: str, wanted: Wanted) -> list[Viewed]:
+    """Rows of a hidden-state store; ids and roles come from the cache that it was captured from, if that still is."""
+    folder = twin_folder(store, caches)
+    twin = None if folder is None else TokenRows.open(folder)
+
+    def index_of(name: str) -> int | None:
+        if twin is None:
+            fix = "give the row's number; the cache that it was captured from is gone"
+            raise UsageError("a hidden-state store keeps no ids", where=source, fix=fix)
+        return twin.index_of(name)
+
+    viewed = []
+    for number in _numbers(len(store), index_of, source, wanted):
+        state = store[number - 1]
+        ids, mask = state.token_ids_S.numpy().astype(np.int32), state.loss_mask_S.numpy().astype(np.uint8)
+        other = None if twin is None else twin[number - 1]
+        if other is not None and np.array_equal(other.token_ids, ids) and np.array_equal(other.loss_mask, mask):
+            viewed.append(Viewed(number, other))
+        else:
+            viewed.append(Viewed(number, TokenRow("", ids, mask, turns=_turns_of(mask))))
+    return viewed
+
+
+def _turns_of(mask: Mask) -> tuple[tuple[int, str], ...]:
+    """What is trained is the assistant's; whose the rest is, tokens and mask do not tell."""
+    changes = np.flatnonzero(np.diff(mask, prepend=mask[:1] ^ 1))
+    return tuple((int(at), "assistant" if mask[at] else "") for at in changes)
+
+
+def twin_folder(store: Store, caches: Path) -> Path | None:
+    """The rows, below ``caches``, that a store was captured from: those of the same lengths."""
+    for file in sorted(caches.glob("*/*/dataset_info.json")):
+        try:
+            rows = TokenRows.open(file.parent)
+        except DataError:
+            continue
+        if rows.lengths[: len(store)] == store.lengths:
+            return file.parent
+    return None
+
+
+def _numbers(total: int, index_of: Callable[[str], int | None], source: str, wanted: Wanted) -> Sequence[int]:
+    if wanted.count:
+        return wanted.draw(total)
+    numbers = list(wanted.numbers)
+    for number in numbers:
+        if not 1 <= number <= total:
+            raise _no_such_row(number, total, source)
+    for name in wanted.ids:
+        index = index_of(name)
+        if index is None or index >= total:
+            raise _no_such_row(name, total, source)
+        numbers.append(index + 1)
+    return list(dict.fromkeys(numbers))
+
+
+def _no_such_row(name: int | str, total: int, source: str) -> UsageError:
+    if isinstance(name, int):
+        return UsageError(f"no row {name}; the rows are 1 to {total}", where=source, fix="rows are counted from 1")
+    return UsageError(f"no row with the id {name!r} among {total}", where=source, fix="check the id, or give a number")

@@ -1,0 +1,214 @@
+"""eagle3 merge: the shards of `regenerate` to a training and an evaluation file.
+
+The shards are read twice, once for the facts and once to copy; memory holds one byte a row, whatever the rows' size.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eagle3cli.data.conversations.conversation import to_conversation
+from eagle3cli.data.conversations.filters import Unwanted, unwanted_kinds, unwanted_reply
+from eagle3cli.data.ledger import ERRORS, Ledger
+from eagle3cli.data.prepare.dispositions import (
+    APART,
+    HELD_OUT,
+    KEPT,
+    LEFT_OUT,
+    ROW,
+    TWIN,
+    Fates,
+    count,
+    note,
+    pack_place,
+    unpack_place,
+)
+from eagle3cli.data.prepare.duplicates import mark_duplicates
+from eagle3cli.data.prepare.external_sort import Records, work_folder
+from eagle3cli.data.prepare.split import hold_out, sample
+from eagle3cli.data.prepare.write import written_rows
+from eagle3cli.data.sources.files import Line, parse_line, read_raw_lines
+from eagle3cli.errors import DataError, UsageError
+from eagle3cli.runtime import manifest
+from eagle3cli.runtime.files import writing
+from eagle3cli.runtime.report import Reporter
+from eagle3cli.runtime.stop import catch_stop
+from eagle3cli.settings.tables import Merge
+
+MANIFEST, TRAIN, EVAL = "merge.json", "train.jsonl", "eval.jsonl"
+EVAL_SHARE = 10
+"""A tenth of the rows is held out at most, unless a size is asked for."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The folder with the result, its counts, and whether an earlier run had made it."""
+
+    folder: Path
+    summary: dict[str, Any]
+    already: bool
+
+
+def merge(options: Merge, report: Reporter) -> Merged:
+    """Write train.jsonl, eval.jsonl and errors.jsonl from the shards of a folder.
+
+    Raises UsageError where the wished sizes cannot be had or the result exists, DataError where there are no shards.
+    """
+    shards, error_files = shards_of(options.input_dir)
+    inputs = [*shards, *error_files]
+    chosen = options_that_count(options)
+    folder = options.output_dir
+    before = None if options.overwrite else manifest.finished(folder / MANIFEST, chosen, inputs)
+    if before is not None:
+        return Merged(folder, before["summary"], already=True)
+    described = manifest.describe(inputs)
+    manifest.begin(folder / MANIFEST, (TRAIN, EVAL, ERRORS), overwrite=options.overwrite)
+    summary = _write(folder, shards, options, report)
+    summary |= {"shards": len(shards), "failed_rows": sum(1 for file in error_files for _ in read_raw_lines(file))}
+    manifest.finish(folder / MANIFEST, chosen, described, (TRAIN, EVAL, ERRORS), summary)
+    return Merged(folder, summary, already=False)
+
+
+def options_that_count(options: Merge) -> dict[str, Any]:
+    """What decides a result, besides the content of the shards."""
+    chosen = options.model_dump(mode="json", exclude={"input_dir", "output_dir", "overwrite"})
+    return {**chosen, "eval_size_set": "eval_size" in options.model_fields_set}
+
+
+def shards_of(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The shard files and the error files of a folder, in the order of their rows."""
+    if not folder.is_dir():
+        raise DataError("no such folder", where=str(folder), fix="pass --input-dir, or run `eagle3 regenerate` first")
+
+    def found(kind: str) -> list[Path]:
+        pattern = f"{kind}_*-*.jsonl"
+        return sorted((p for p in folder.glob(pattern) if p.is_file()), key=lambda p: (_first_row(p), p.name))
+
+    shards = found("shard")
+    if not shards:
+        raise DataError(
+            "no shard_A-B.jsonl files in the folder", where=str(folder), fix="run `eagle3 regenerate` first"
+        )
+    return shards, found("error")
+
+
+def _first_row(path: Path) -> int:
+    first = path.stem.partition("_")[2].partition("-")[0]
+    return int(first) if first.isdigit() else 0
+
+
+def _write(folder: Path, shards: Sequence[Path], options: Merge, report: Reporter) -> dict[str, Any]:
+    with (
+        writing(folder / ERRORS) as errors,
+        work_folder(folder) as work,
+        Records(ROW, work) as rows,
+        Records(TWIN, work) as twins,
+    ):
+        ledger = Ledger(errors)
+        _scan(shards, options, ledger, rows, report)
+        fates = np.zeros(len(rows), np.uint8)
+        mark_duplicates(rows, fates, twins)
+        split(rows, fates, options, work)
+        sizes = {"train_rows": count(fates, KEPT), "eval_rows": count(fates, HELD_OUT)}
+        ledger.written = sum(sizes.values())
+        beyond, apart = "more than the sizes asked for", "an equal prompt is held out"
+        ledger.left_out += Counter({beyond: count(fates, LEFT_OUT), apart: count(fates, APART)})
+        _copy(shards, rows, fates, twins, ledger, folder, report)
+    return {**ledger.summary(), **sizes}
+
+
+def _scan(shards: Sequence[Path], options: Merge, ledger: Ledger, rows: Records, report: Reporter) -> None:
+    kinds = unwanted_kinds(options.drop_truncated, options.drop_loops, options.drop_refusals)
+    with report.task("reading shards") as task, catch_stop(report) as stop:
+        for shard, path in enumerate(shards):
+            for number, raw in read_raw_lines(path):
+                ledger.read += 1
+                if ledger.read % 256 == 0:
+                    stop.check("nothing was written")
+                    task.advance(256)
+                _take(shard, parse_line(number, raw, str(path)), kinds, ledger, rows)
+        task.advance(ledger.read % 256)
+
+
+def _take(shard: int, line: Line, kinds: Sequence[Unwanted], ledger: Ledger, rows: Records) -> None:
+    """Note the facts of a row, or tell the ledger why it is not in the result."""
+    try:
+        if line.value is None:
+            raise DataError(line.problem or "unreadable")
+        conversation = to_conversation(line.value)
+        reason = unwanted_reply(conversation, kinds)
+        if reason:
+            ledger.drop("filtered", line.place, conversation.id, reason)
+            return
+        note(rows, conversation, conversation.id or line.place, pack_place(shard, line.number))
+    except (DataError, RecursionError) as error:
+        reason = error.what if isinstance(error, DataError) else "nested too deeply"
+        ledger.drop("rejected", line.place, str((line.value or {}).get("id") or ""), reason)
+
+
+def split(rows: Records, fates: Fates, options: Merge, folder: Path) -> None:
+    """Mark the rows that are held out and those beyond the sizes asked for; the others are for training.
+
+    Sizes are exact. Raises UsageError where they cannot be had.
+    """
+    total = count(fates, KEPT)
+    asked = "eval_size" in options.model_fields_set
+    eval_size = options.eval_size if asked else min(options.eval_size, total // EVAL_SHARE)
+    held = hold_out(rows, fates, eval_size, options.seed, folder) if eval_size else 0
+    left = count(fates, KEPT)
+    train_size = max(1, options.train_size or 0)
+    if held < eval_size or left < train_size:
+        least = f"{eval_size:,} for evaluation and {train_size:,} for training"
+        where = "merge.train_size" if options.train_size is not None else "merge.eval_size"
+        what = f"{options.input_dir}: {total:,} different rows are too few for {least}"
+        fix = "ask for fewer with --eval-size and --train-size (rows with an equal prompt or id stay on one side)"
+        raise UsageError(what, where=where, fix=fix)
+    if options.train_size is not None:
+        sample(fates, options.train_size, options.seed)
+
+
+def _copy(
+    shards: Sequence[Path],
+    rows: Records,
+    fates: Fates,
+    twins: Records,
+    ledger: Ledger,
+    folder: Path,
+    report: Reporter,
+) -> None:
+    def where(place: int) -> str:
+        shard, number = unpack_place(place)
+        return f"{shards[shard]}:{number}"
+
+    with (
+        writing(folder / TRAIN, "wb") as train,
+        writing(folder / EVAL, "wb") as held_out,
+        report.task("writing", total=ledger.written) as task,
+    ):
+        lines = _lines(shards, rows, ledger)
+        for fate, line in written_rows(lines, rows, fates, twins, ledger, where):
+            (held_out if fate == HELD_OUT else train).write(line)
+            task.advance()
+
+
+def _lines(shards: Sequence[Path], rows: Records, ledger: Ledger) -> Iterator[bytes]:
+    """The lines of exactly these rows, set right where they need it."""
+    places = (place for block in rows.blocks() for place in block["place"].tolist())
+    place = next(places, None)
+    for shard, path in enumerate(shards):
+        for number, raw in read_raw_lines(path):
+            if place != pack_place(shard, number):
+                continue
+            line = parse_line(number, raw, str(path))
+            if line.repairs:
+                ledger.repair(line.repairs, line.place, str((line.value or {}).get("id") or ""))
+                raw = json.dumps(line.value, ensure_ascii=False).encode()
+            yield raw.rstrip(b"\r\n") + b"\n"
+            place = next(places, None)

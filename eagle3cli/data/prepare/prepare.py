@@ -1,0 +1,232 @@
+"""eagle3 prepare: rows of any sources to one layout, every one accounted for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eagle3cli.data.ledger import ERRORS, Ledger
+from eagle3cli.data.prepare.dispositions import APART, HELD_OUT, KEPT, LEFT_OUT, Fates, count, mark_repeated_names
+from eagle3cli.data.prepare.external_sort import Records, work_folder
+from eagle3cli.data.prepare.reader import Intake
+from eagle3cli.data.prepare.split import hold_out, sample
+from eagle3cli.data.prepare.write import written_rows
+from eagle3cli.data.sources.dataset_specs import Origin, lines_of, resolve
+from eagle3cli.data.sources.files import Line
+from eagle3cli.data.sources.mixture import interleave, quotas, streamed_rows
+from eagle3cli.errors import DataError, UsageError
+from eagle3cli.runtime import manifest
+from eagle3cli.runtime.files import writing
+from eagle3cli.runtime.report import Reporter
+from eagle3cli.runtime.stop import Stop, catch_stop
+from eagle3cli.settings.tables import Prepare
+
+MANIFEST, TRAIN, EVAL = "prepare.json", "train.jsonl", "eval.jsonl"
+EVAL_SHARE, EVAL_MOST = 0.05, 1000
+NOT_SAMPLED, EQUAL_PROMPT = "not sampled", "an equal prompt is held out"
+SELF_TRIES = 4
+"""Prompts that the target writes for each one wanted, at most."""
+
+
+@dataclass(frozen=True)
+class Author:
+    """The target as a source: what decides its prompts, and an endless stream of them for a result in a folder."""
+
+    made_with: dict[str, Any]
+    lines: Callable[[Path], Iterator[Line]]
+    finish: Callable[[Path], None]
+    """Called when the result in the folder is whole."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The folder that holds the result, its counts, and whether an earlier run had made it."""
+
+    folder: Path
+    summary: dict[str, Any]
+    already: bool
+    own_data: bool
+    """Some rows are the user's, not a preset's whose dirt is known."""
+
+
+def prepare(options: Prepare, report: Reporter, author: Author | None = None) -> Prepared:
+    """Read the sources and write train.jsonl, eval.jsonl (with split_eval) and errors.jsonl.
+
+    Raises UsageError for options or an existing result, DataError where nothing usable is found.
+    """
+    origins, folder = settle(options)
+    for remark in filter(None, (origin.remark for origin in origins)):
+        report.info(remark)
+    inputs = [path for origin in origins for path in origin.files]
+    chosen = options_that_count(options, origins, author)
+    own_data = any(origin.preset is None for origin in origins)
+    before = None if options.overwrite else manifest.finished(folder / MANIFEST, chosen, inputs)
+    if before is not None:
+        return Prepared(folder, before["summary"], already=True, own_data=own_data)
+    described = manifest.describe(inputs)
+    outputs = outputs_of(options)
+    manifest.begin(folder / MANIFEST, outputs, overwrite=options.overwrite)
+    summary = _write(folder, origins, options, author, report)
+    manifest.finish(folder / MANIFEST, chosen, described, outputs, summary)
+    if author is not None:
+        author.finish(folder)
+    return Prepared(folder, summary, already=False, own_data=own_data)
+
+
+def settle(options: Prepare) -> tuple[list[Origin], Path]:
+    """The sources and the folder that these options mean."""
+    split = options.split if "split" in options.model_fields_set else None
+    origins = resolve(options.source, data_path=options.data_path, split=split, subset=options.subset)
+    folder = options.output_path or Path("cache/dataset") / "+".join(origin.name for origin in origins)[:80]
+    if folder.suffix in (".jsonl", ".json"):
+        fix = f"pass {folder.with_suffix('')}"
+        raise UsageError("names a file, but the result is a folder", where=f"--output-path {folder}", fix=fix)
+    return [_checked(origin, len(origins) > 1, folder, options) for origin in origins], folder
+
+
+def outputs_of(options: Prepare) -> list[str]:
+    """The files of a result."""
+    return [TRAIN, *([EVAL] if options.split_eval else []), ERRORS]
+
+
+def _checked(origin: Origin, several: bool, folder: Path, options: Prepare) -> Origin:
+    """The origin without the files of an earlier result, where that lies below it; raises UsageError without any."""
+    if origin.endless and several and not (origin.weight and options.sample_size):
+        fix = "e.g. eagle3 prepare self:0.5 ultrachat:0.5 --sample-size 10000"
+        raise UsageError(f"{origin.name} beside others needs weights and a size", where="prepare.source", fix=fix)
+    files = tuple(path for path in origin.files if folder.resolve() not in path.resolve().parents)
+    if origin.files and not files:
+        fix = "choose another --output-path"
+        raise UsageError("the result would replace what it is made of", where=str(folder), fix=fix)
+    return replace(origin, files=files)
+
+
+def options_that_count(options: Prepare, origins: list[Origin], author: Author | None) -> dict[str, Any]:
+    """What decides a result, besides the content of its files."""
+    told = options.model_dump(mode="json", exclude={"source", "output_path", "data_path", "overwrite", "split"})
+    hub = [vars(source) for origin in origins for source in origin.hub]
+    told |= {"origins": [[origin.name, origin.weight] for origin in origins], "hub": hub}
+    return told | ({"target": author.made_with} if author else {})
+
+
+def _write(
+    folder: Path, origins: list[Origin], options: Prepare, author: Author | None, report: Reporter
+) -> dict[str, Any]:
+    with (
+        writing(folder / ERRORS) as errors,
+        work_folder(folder) as work,
+        catch_stop(report) as stop,
+        Intake(work, options, Ledger(errors)) as intake,
+    ):
+        for origin, wanted in zip(origins, streamed_rows(origins, options.sample_size), strict=True):
+            lines = author.lines(folder) if author and origin.endless else _lines(origin, options)
+            _read(intake, origin, lines, wanted, len(origins) > 1, report, stop)
+        fates, twins = intake.resolve()
+        _choose(intake, fates, work, report)
+        stop.check("nothing was written")
+        ledger, sizes = intake.ledger, {"train_rows": count(fates, KEPT), "eval_rows": count(fates, HELD_OUT)}
+        ledger.written = sum(sizes.values())
+        ledger.left_out += Counter({NOT_SAMPLED: count(fates, LEFT_OUT), EQUAL_PROMPT: count(fates, APART)})
+        if ledger.written:
+            _copy(intake, fates, twins, folder)
+        sources = {source.origin.name: source.written(fates) for source in intake.sources}
+    if not ledger.written:
+        where = ", ".join(str(origin.path or origin.name) for origin in origins)
+        fix = f"each row's reason is in {folder / ERRORS}; columns are named with --map role=column"
+        raise DataError(f"no usable rows ({ledger.read} read; {_top(ledger)})", where=where, fix=fix)
+    return {**ledger.summary(), **sizes, **({"sources": sources} if len(sources) > 1 else {})}
+
+
+def _lines(origin: Origin, options: Prepare) -> Iterator[Line]:
+    # A hub stream is shuffled, so its first rows are the sample.
+    return lines_of(origin, shuffle_seed=options.seed if options.sample_size else None)
+
+
+def _read(
+    intake: Intake,
+    origin: Origin,
+    lines: Iterator[Line],
+    wanted: int | None,
+    several: bool,
+    report: Reporter,
+    stop: Stop,
+) -> None:
+    """Take in a source: all of it, or of a stream until ``wanted`` different rows are there."""
+    source = intake.begin(origin, several=several)
+    missing = wanted
+    with report.task(f"reading {origin.name}") as task:
+        for line in lines:
+            kept = intake.take(line)
+            if source.read % 256 == 0:
+                stop.check("nothing was written")
+                task.advance(256)
+            if missing is None or wanted is None:
+                continue
+            missing -= kept
+            if missing <= 0:
+                fates, twins = intake.resolve()
+                twins.close()
+                missing = wanted - count(fates[source.first :], KEPT)
+                if missing <= 0:
+                    break
+            if origin.endless and source.read >= SELF_TRIES * wanted:
+                report.warn(f"{origin.name}: {source.read} tries gave {wanted - missing} usable rows of {wanted}")
+                break
+        task.advance(source.read % 256)
+
+
+def _top(ledger: Ledger) -> str:
+    summary = ledger.summary()["reasons"]
+    return "; ".join(f"{count} x {reason}" for reason, count in list(summary.items())[:3]) or "the source has no rows"
+
+
+def _choose(intake: Intake, fates: Fates, work: Path, report: Reporter) -> None:
+    """Draw the rows of the result, then those that are held out, then see that ids differ."""
+    options, sources = intake.options, intake.sources
+    there = [count(fates[source.first : source.end], KEPT) for source in sources]
+    if len(sources) > 1 and all(source.origin.weight for source in sources):
+        weights = [source.origin.weight or 0.0 for source in sources]
+        rows = quotas(there, weights, options.sample_size)
+        for source, size, have in zip(sources, rows, there, strict=True):
+            sample(fates, size, options.seed, source.first, source.end)
+            if size == have and options.sample_size and sum(rows) < options.sample_size:
+                told = f"{source.origin.name} has {have:,} usable rows, so {sum(rows):,} rows keep the weights"
+                report.warn(f"{told} (instead of {options.sample_size:,})")
+    elif options.sample_size is not None:
+        sample(fates, options.sample_size, options.seed)
+    total = count(fates, KEPT)
+    if options.split_eval and total > 1:
+        size = min(EVAL_MOST, max(1, round(EVAL_SHARE * total)))
+        hold_out(intake.rows, fates, size, options.seed, work)
+        if not count(fates, KEPT):
+            fates[np.isin(fates, (HELD_OUT, APART))] = KEPT
+            report.warn("all rows begin with the same prompt: none is held out")
+    mark_repeated_names(intake.rows, fates)
+
+
+def _copy(intake: Intake, fates: Fates, twins: Records, folder: Path) -> None:
+    """Write train.jsonl and, where it is wanted, eval.jsonl; weighted sources are mixed row by row."""
+    streams = [
+        written_rows(
+            intake.lines(source), intake.rows, fates, twins, intake.ledger, intake.where, source.first, source.end
+        )
+        for source in intake.sources
+    ]
+    with ExitStack() as stack:
+        files = {KEPT: stack.enter_context(writing(folder / TRAIN, "wb"))}
+        if intake.options.split_eval:
+            files[HELD_OUT] = stack.enter_context(writing(folder / EVAL, "wb"))
+        rows: Iterator[tuple[int, bytes]] = chain(*streams)
+        if all(source.origin.weight for source in intake.sources):
+            rows = interleave(streams, [source.written(fates) for source in intake.sources], intake.options.seed)
+        for fate, line in rows:
+            files[fate].write(line)
+        for _ in chain(*streams):
+            pass  # what follows the last row of the result is told to the ledger

@@ -1,0 +1,190 @@
+"""Rows of all sources, read once: each becomes a line of a spool file and a record of facts, or an entry of the ledger.
+
+What is held in memory does not grow with the rows, but for one byte each.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from eagle3cli.data.conversations.conversation import Conversation, cut_turns, first_prompt, join_runs, to_conversation
+from eagle3cli.data.conversations.filters import unwanted_kinds, unwanted_reply
+from eagle3cli.data.conversations.layouts import parse_mapping
+from eagle3cli.data.conversations.messages import Message
+from eagle3cli.data.ledger import Ledger
+from eagle3cli.data.prepare.dispositions import HELD_OUT, KEPT, ROW, TWIN, Fates, count, note, pack_place, unpack_place
+from eagle3cli.data.prepare.duplicates import NearDuplicates, mark_duplicates
+from eagle3cli.data.prepare.external_sort import Records
+from eagle3cli.data.sources.dataset_specs import Origin
+from eagle3cli.data.sources.files import Line
+from eagle3cli.errors import DataError
+from eagle3cli.settings.tables import Prepare
+
+LONG_MESSAGE = 500_000
+"""Characters of a message beyond which it is past nearly every context window."""
+_SPAN = np.dtype([("source", "u4"), ("offset", "u8"), ("length", "u8")])
+
+
+@dataclass
+class Source:
+    """One origin on its way: its rows are ``first`` to ``end - 1`` of all, in the lines of ``spool``."""
+
+    origin: Origin
+    spool: IO[bytes]
+    first: int
+    end: int
+    mapping: dict[str, str]
+    wanted: Callable[[Conversation], bool] | None
+    read: int = 0
+
+    def written(self, fates: Fates) -> int:
+        """Rows of the source that are in the result."""
+        mine = fates[self.first : self.end]
+        return count(mine, KEPT) + count(mine, HELD_OUT)
+
+
+@dataclass
+class Intake:
+    """All that was read. ``folder`` is for files that live as long as this does; use it in a ``with`` block."""
+
+    folder: Path
+    options: Prepare
+    ledger: Ledger
+    sources: list[Source] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    """Names of the files, by the number in a packed place."""
+
+    def __enter__(self) -> Intake:
+        self.stack = ExitStack()
+        self.rows = self._records(ROW)
+        self.near: NearDuplicates | None = None
+        if self.options.near_duplicates:
+            self.near = NearDuplicates(self.folder, self.options.near_duplicates)
+            self.stack.callback(self.near.bands.close)
+            self.spans = self._records(_SPAN)
+        self.unwanted = unwanted_kinds(self.options.drop_truncated, self.options.drop_loops, self.options.drop_refusals)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stack.close()
+
+    def _records(self, dtype: np.dtype[Any]) -> Records:
+        records = Records(dtype, self.folder)
+        self.stack.callback(records.close)
+        return records
+
+    def begin(self, origin: Origin, *, several: bool) -> Source:
+        """Start with the next source; ``several``: it is one of more than one, so --map is for those without preset."""
+        spool = self.stack.enter_context((self.folder / f"rows-{len(self.sources)}").open("w+b"))
+        mapping = dict(origin.preset.mapping) if origin.preset else {}
+        if origin.preset is None or not several:
+            mapping |= parse_mapping(self.options.map)
+        wanted = origin.preset.choose() if origin.preset and origin.preset.choose else None
+        source = Source(origin, spool, len(self.rows), len(self.rows), mapping, wanted)
+        self.sources.append(source)
+        return source
+
+    def take(self, line: Line) -> bool:
+        """Keep a row of the newest source, or tell the ledger why not; returns whether it was kept."""
+        source = self.sources[-1]
+        source.read += 1
+        self.ledger.read += 1
+        try:
+            conversation = self._convert(line, source)
+            if conversation is None:
+                return False
+            name = conversation.id or f"{source.origin.name}-{source.read}"
+            encoded = json.dumps(replace(conversation, id=name).to_row(), ensure_ascii=False, allow_nan=False).encode()
+            note(self.rows, conversation, name, self._place(line))
+        except (DataError, RecursionError, ValueError, TypeError) as error:
+            self.ledger.drop("rejected", line.place, _id(line), _reason(error))
+            return False
+        self.ledger.repair(conversation.repairs, line.place, name)
+        longest = max(len(message["content"]) for message in conversation.messages)
+        if longest > LONG_MESSAGE:
+            told = f"a message of {longest:,} characters, past nearly every context"
+            self.ledger.drop("warning", line.place, name, told, counted_as="a message past nearly every context")
+        if self.near is not None:
+            self.near.add(source.end, conversation.messages)
+            self.spans.append(len(self.sources) - 1, source.spool.tell(), len(encoded))
+        source.spool.write(encoded + b"\n")
+        source.end += 1
+        return True
+
+    def _place(self, line: Line) -> int:
+        if not self.paths or self.paths[-1] != line.path:
+            self.paths.append(line.path)
+        return pack_place(len(self.paths) - 1, line.number)
+
+    def where(self, place: int) -> str:
+        """``file:line`` of a packed place."""
+        file, line = unpack_place(place)
+        return f"{self.paths[file]}:{line}"
+
+    def _convert(self, line: Line, source: Source) -> Conversation | None:
+        """The row as it is kept, or None after telling the ledger why not; raises DataError where it is none."""
+        if line.value is None:
+            raise DataError(line.problem or "unreadable")
+        # A preset's mapping names its id column; a local file of the same layout may lack it.
+        present = {role: column for role, column in source.mapping.items() if role != "id" or column in line.value}
+        conversation = to_conversation(line.value, present)
+        if source.wanted is not None and (not source.wanted(conversation) or conversation.repairs):
+            self.ledger.left_out["not chosen by the preset"] += 1
+            return None
+        conversation = replace(conversation, repairs=(*line.repairs, *conversation.repairs))
+        reason = _unwanted(conversation, self.options) or unwanted_reply(conversation, self.unwanted)
+        if reason:
+            self.ledger.drop("filtered", line.place, conversation.id, reason)
+            return None
+        preset = source.origin.preset
+        if self.options.prompts_only or (preset is not None and preset.prompts_only):
+            return first_prompt(conversation)
+        most = self.options.max_turns
+        return join_runs(cut_turns(conversation, most) if most else conversation)
+
+    def resolve(self) -> tuple[Fates, Records]:
+        """The fate of every row so far (duplicates are marked, the others kept), and of which row it is a twin."""
+        fates = np.zeros(len(self.rows), np.uint8)
+        twins = self._records(TWIN)
+        mark_duplicates(self.rows, fates, twins)
+        if self.near is not None:
+            self.near.mark(self.rows, fates, twins, self._messages)
+        return fates, twins
+
+    def _messages(self, row: int) -> Sequence[Message]:
+        span = self.spans[row]
+        spool = self.sources[int(span["source"])].spool
+        spool.seek(int(span["offset"]))
+        messages: list[Message] = json.loads(spool.read(int(span["length"])))["conversations"]
+        spool.seek(0, 2)
+        return messages
+
+    def lines(self, source: Source) -> Iterator[bytes]:
+        """The rows of a source as they will stand in the result, in order."""
+        source.spool.seek(0)
+        return iter(source.spool)
+
+
+def _id(line: Line) -> str:
+    return str((line.value or {}).get("id") or "")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, DataError):
+        return error.what
+    return "nested too deeply" if isinstance(error, RecursionError) else f"holds what JSON cannot: {error}"
+
+
+def _unwanted(conversation: Conversation, options: Prepare) -> str:
+    if conversation.user_turns < options.min_turns:
+        return f"fewer than {options.min_turns} user turns"
+    if options.max_prompt_words and len(conversation.prompt.split()) > options.max_prompt_words:
+        return f"first user message longer than {options.max_prompt_words} words"
+    return ""

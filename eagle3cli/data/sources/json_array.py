@@ -1,0 +1,142 @@
+"""JSON arrays (or objects one after the other), streamed: an array of any size needs the memory of its longest row.
+
+A damaged row costs that row: reading goes on at the next object that begins like its neighbours.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from eagle3cli.data.sources.files import LENIENT, LONGEST, STRICT, TOO_DEEP, Line, complaint, open_bytes, repairable
+
+_CHUNK = 1 << 20
+_PLAIN = json.JSONDecoder(parse_int=float)
+_BAD_BYTE = re.compile("[\udc80-\udcff]")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_FIRST_KEY = re.compile(r'\{\s*("(?:[^"\\]|\\.){0,100}")\s*:')
+_OVERLAP = 512
+"""More characters than the place between two rows has."""
+
+
+class _Text:
+    """A window on the text: ``buffer`` from ``at`` on is still to be read; ``line`` is the line of ``at``, from 1."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream, self.buffer, self.at, self.line = stream, "", 0, 1
+
+    def more(self, size: int = 0) -> bool:
+        """Read on; False at the end (where a compressed file breaks off is its end: what was unpacked is read)."""
+        text = self.stream.read(max(size, _CHUNK))
+        self.buffer, self.at = self.buffer[self.at :] + text, 0
+        return bool(text)
+
+    def move(self, at: int) -> None:
+        """Go to ``at``, counting the lines on the way."""
+        self.line += self.buffer.count("\n", self.at, at)
+        self.at = at
+
+    def peek(self) -> str:
+        """The next character that is neither white space nor a comma; empty at the end."""
+        while True:
+            at = self.at
+            while at < len(self.buffer) and self.buffer[at] in " \t\r\n,":
+                at += 1
+            self.move(at)
+            if at < len(self.buffer):
+                return self.buffer[at]
+            if not self.more():
+                return ""
+
+
+def read_array(path: Path) -> Iterator[Line]:
+    """Rows of the file; where it breaks off, or goes on after its end, that is the last Line."""
+    with open_bytes(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as stream:
+        text, name = _Text(stream), str(path)
+        first_key, inside, ended = "", False, False
+        while character := text.peek():
+            line = text.line
+            if character == ("]" if inside else "["):
+                inside, ended = not inside, inside
+                text.move(text.at + 1)
+                continue
+            if ended and not inside:
+                yield Line(line, None, "more text after the end of the array; it was not read", path=name)
+                return
+            value, end, problem = _value(text)
+            source = text.buffer[text.at : end or text.at + _OVERLAP]
+            first_key = first_key or _key(source)
+            if end:
+                yield _element(line, value, source, name) if problem is None else Line(line, None, problem, path=name)
+                text.move(end)
+            elif first_key and _resume(text, first_key):
+                yield Line(line, None, f"{problem}; reading goes on at line {text.line}", path=name)
+            else:
+                what = f"{problem}: the file breaks off or is damaged in the object that begins here"
+                yield Line(line, None, f"{what}; the rest is unread", path=name)
+                return
+        if inside:
+            yield Line(text.line, None, "the JSON array breaks off here", path=name)
+
+
+def _key(source: str) -> str:
+    found = _FIRST_KEY.match(source)
+    return found[1] if found else ""
+
+
+def _value(text: _Text) -> tuple[Any, int, str | None]:
+    """The value at ``text.at``, its end (0 where it has none) and the problem, if there is one.
+
+    Reads on, twice as much each time, until the value is whole or cannot become so.
+    """
+    decoder, told, size = STRICT, None, _CHUNK
+    while True:
+        try:
+            value, end = decoder.raw_decode(text.buffer, text.at)
+            if end < len(text.buffer) or text.buffer[end - 1] in "}]":
+                return value, end, told
+            problem = "a number or word at the end of the file"
+        except json.JSONDecodeError as error:
+            problem = error.msg
+            if problem.startswith("Invalid control character") and decoder is STRICT:
+                decoder = LENIENT
+                continue
+            if not problem.startswith("Unterminated string") and error.pos < len(text.buffer) - 8:
+                return None, 0, f"not valid JSON: {problem}"
+        except RecursionError:
+            return None, 0, TOO_DEEP
+        except ValueError as error:  # well-formed, but what it says is not clear: go on behind it
+            decoder, told = _PLAIN, complaint(error)
+            continue
+        if len(text.buffer) - text.at > LONGEST:
+            return None, 0, f"longer than {LONGEST >> 20} MB"
+        if not text.more(size):
+            return None, 0, f"not valid JSON: {problem}"
+        size *= 2
+
+
+def _resume(text: _Text, first_key: str) -> bool:
+    """Go to the next object that begins with ``first_key``; False where there is none."""
+    start = re.compile(r"[,\n}\]]\s*\{(?=\s*" + re.escape(first_key) + r"\s*:)")
+    text.move(text.at + 1)
+    while True:
+        found = start.search(text.buffer, text.at)
+        if found:
+            text.move(found.end() - 1)
+            return True
+        text.move(max(text.at, len(text.buffer) - _OVERLAP))
+        if not text.more():
+            return False
+
+
+def _element(line: int, value: Any, source: str, path: str) -> Line:
+    if not source.isascii() and _BAD_BYTE.search(source):
+        return Line(line, None, "not UTF-8", path=path)
+    repaired = repairable(value, surrogates=_SURROGATE.search(source) is not None)
+    if isinstance(repaired, str):
+        return Line(line, None, repaired, path=path)
+    return Line(line, repaired[0], None, repaired[1], path)

@@ -1,0 +1,167 @@
+"""Blocks of a file's rows to blocks of token rows; a bad row is told with its place and reason and stops nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from eagle3cli.data.chat.preformatted import TextMarks
+from eagle3cli.data.chat.tokenizer import load_tokenizer
+from eagle3cli.data.conversations.conversation import Conversation, to_conversation
+from eagle3cli.data.sources.files import Line, format_of, parse_line, read_file, read_raw_lines
+from eagle3cli.data.tokens.encode import Encoded, Encoder, make_encoder
+from eagle3cli.data.tokens.rows import TokenRow, to_batch
+from eagle3cli.errors import DataError
+
+BLOCK_ROWS, BLOCK_BYTES = 256, 1 << 20
+CACHED_WORDS = 100_000
+"""Words whose tokens the tokenizer remembers; its own 10,000 are full after some hundred conversations."""
+
+Item = tuple[int, bytes] | Line
+Repaired = tuple[int, str, tuple[str, ...]]
+"""Line and id of a row that was set right, and how."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides what a row's tokens and mask are."""
+
+    model_path: str
+    revision: str | None
+    trust_remote_code: bool
+    chat_template: str
+    max_length: int
+    last_turn_only: bool
+    is_preformatted: bool
+    system_prompt: str | None = None
+    text_marks: TextMarks | None = None
+    chat_options: tuple[tuple[str, Any], ...] = ()
+
+    def encoder(self) -> Encoder:
+        """The encoder; loads the tokenizer."""
+        tokenizer = load_tokenizer(self.model_path, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        model = tokenizer.backend_tokenizer.model
+        if hasattr(model, "_resize_cache"):
+            model._resize_cache(CACHED_WORDS)
+        return make_encoder(
+            tokenizer,
+            self.model_path,
+            chat_template=self.chat_template,
+            max_length=self.max_length,
+            last_turn_only=self.last_turn_only,
+            system_prompt=self.system_prompt,
+            text_marks=self.text_marks,
+            chat_options=dict(self.chat_options),
+        )
+
+
+@dataclass
+class Block:
+    """What became of some neighbouring rows."""
+
+    read: int = 0
+    rows: list[Encoded] = field(default_factory=list)
+    rejected: list[tuple[int, str, str]] = field(default_factory=list)
+    """Line, id and reason."""
+    repairs: list[Repaired] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PackedBlock:
+    """A block as it travels between processes."""
+
+    read: int
+    batch: pa.RecordBatch
+    truncated: int
+    no_span: list[tuple[int, str]]
+    """Line and id of rows that train nothing."""
+    rejected: list[tuple[int, str, str]]
+    repairs: list[Repaired]
+
+
+def encode_items(encoder: Encoder, items: list[Item], path: str, *, preformatted: bool) -> Block:
+    """Encode rows; a bad one is told with its reason and stops nothing."""
+    block = Block(read=len(items))
+    good: list[tuple[int, Conversation | tuple[str, str]]] = []
+    repairs: dict[int, tuple[str, ...]] = {}
+    for item in items:
+        line = item if isinstance(item, Line) else parse_line(*item, path)
+        try:
+            if line.value is None:
+                raise DataError(line.problem or "unreadable")
+            if preformatted:
+                good.append((line.number, _text_of(line)))
+            else:
+                conversation = to_conversation(line.value)
+                good.append((line.number, conversation))
+                repairs[line.number] = conversation.repairs
+            repairs[line.number] = (*line.repairs, *repairs.get(line.number, ()))
+        except (DataError, RecursionError) as error:
+            reason = error.what if isinstance(error, DataError) else "nested too deeply"
+            block.rejected.append((line.number, str((line.value or {}).get("id") or ""), reason))
+    if preformatted:
+        encoded = encoder.encode_text([row for _, row in good if isinstance(row, tuple)])
+    else:
+        encoded = encoder.encode([row for _, row in good if isinstance(row, Conversation)])
+    for (number, source), result in zip(good, encoded, strict=True):
+        name = source[0] if isinstance(source, tuple) else source.id
+        if isinstance(result, DataError):
+            block.rejected.append((number, name, result.what))
+        else:
+            row = result.row
+            name = row.id or f"line-{number}"
+            kept = TokenRow(name, row.token_ids, row.loss_mask, number, row.turns, result.truncated)
+            block.rows.append(Encoded(kept, result.truncated))
+            if repairs[number]:
+                block.repairs.append((number, name, repairs[number]))
+    return block
+
+
+def _text_of(line: Line) -> tuple[str, str]:
+    value = line.value or {}
+    if not isinstance(value.get("text"), str):
+        raise DataError("no text (a pre-formatted row is {id, text}; conversations need no --is-preformatted)")
+    if not value["text"].strip():
+        raise DataError("text is empty")
+    return str(value.get("id") or ""), value["text"]
+
+
+def blocks_of(path: Path) -> Iterator[list[Item]]:
+    """The file's rows in blocks; JSON lines stay unparsed, so that workers share that work."""
+    rows: Iterator[Item] = read_raw_lines(path) if format_of(path) == "lines" else read_file(path)
+    block: list[Item] = []
+    size = 0
+    while True:
+        try:
+            item = next(rows, None)
+        except DataError as error:  # a compressed file that breaks off: its whole lines count
+            place = (error.where or "").rpartition(":")[2]
+            item = Line(int(place), None, error.what, path=str(path)) if place.isdigit() else None
+            rows = iter(())
+            if item is None:
+                raise
+        if item is None:
+            break
+        block.append(item)
+        size += len(item[1]) if isinstance(item, tuple) else 4096
+        if len(block) >= BLOCK_ROWS or size >= BLOCK_BYTES:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+def pack(block: Block) -> PackedBlock:
+    """The block as Arrow columns."""
+    return PackedBlock(
+        read=block.read,
+        batch=to_batch(encoded.row for encoded in block.rows),
+        truncated=sum(encoded.truncated for encoded in block.rows),
+        no_span=[(encoded.row.line, encoded.row.id) for encoded in block.rows if encoded.no_span],
+        rejected=block.rejected,
+        repairs=block.repairs,
+    )

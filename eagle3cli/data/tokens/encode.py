@@ -1,0 +1,215 @@
+"""Conversations to token rows whose mask covers exactly what the target writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from eagle3cli.data.chat.format import Format, learn_format
+from eagle3cli.data.chat.offsets import tokenize
+from eagle3cli.data.chat.preformatted import TextMarks, find_replies_in_text
+from eagle3cli.data.chat.reply_spans import Rendered, find_replies
+from eagle3cli.data.chat.template import Chat
+from eagle3cli.data.chat.tokenizer import eos_ids, turn_end_ids
+from eagle3cli.data.conversations.conversation import Conversation
+from eagle3cli.data.conversations.system_prompt import with_system
+from eagle3cli.data.tokens.rows import Ids, Mask, TokenRow
+from eagle3cli.errors import DataError
+
+NO_SPAN = "No assistant response spans found in the conversation text."
+"""The warning that users know, for a row that trains nothing."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A token row and what happened on the way."""
+
+    row: TokenRow
+    truncated: bool
+    """Cut at the maximum length."""
+
+    @property
+    def no_span(self) -> bool:
+        """Nothing in the row is trained."""
+        return not self.row.loss_mask.any()
+
+
+@dataclass
+class Encoder:
+    """Encodes with one tokenizer and template. ``end_ids`` are the tokens that end a turn."""
+
+    tokenizer: Any
+    end_ids: frozenset[int]
+    chat_template: str = "auto"
+    max_length: int = 2048
+    last_turn_only: bool = False
+    system_prompt: str | None = None
+    """Replaces each row's own."""
+    text_marks: TextMarks | None = None
+    """What stands around replies in pre-formatted rows, where it is not the template's."""
+    chat_options: Mapping[str, Any] = field(default_factory=dict)
+    """Values that the chat template reads."""
+    format: Format = field(init=False)
+    _chat: Chat | None = field(init=False)
+    _special: frozenset[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._special = frozenset(self.tokenizer.added_tokens_decoder)
+        if self.text_marks is not None:
+            self._chat, self.format = None, self.text_marks.as_format()
+            return
+        ends = self.end_ids | turn_end_ids(self.tokenizer, self.chat_template)
+        self._chat = Chat(self.tokenizer, self.chat_template, self.chat_options)
+        self.format = learn_format(self._chat, [self.tokenizer.convert_ids_to_tokens(i) or "" for i in sorted(ends)])
+
+    def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | DataError]:
+        """Token rows in order; a row that cannot be encoded exactly is the DataError that says why."""
+        return self._encode(
+            [conversation.id for conversation in conversations], [self._rendered(c) for c in conversations]
+        )
+
+    def encode_text(self, texts: Sequence[tuple[str, str]]) -> list[Encoded | DataError]:
+        """Token rows of pre-formatted (id, text) pairs, whose replies follow the template's own header."""
+        return self._encode([name for name, _ in texts], [self._preformatted(text) for _, text in texts])
+
+    def _rendered(self, conversation: Conversation) -> Rendered | DataError:
+        assert self._chat is not None
+        messages = conversation.messages
+        if self.system_prompt is not None:
+            messages = tuple(with_system(messages, self.system_prompt))
+        replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        ended = zip(replies, conversation.finish, strict=False)
+        cut = frozenset(index for index, reason in ended if reason == "length")
+        try:
+            return find_replies(
+                self._chat, messages, self.format, tools=conversation.tools, cut=cut, last_only=self.last_turn_only
+            )
+        except DataError as error:
+            return error
+        except RecursionError:
+            return DataError("nested too deeply")
+
+    def _preformatted(self, text: str) -> Rendered:
+        until_user = self.text_marks is not None
+        return find_replies_in_text(text, self.format, until_user=until_user, last_only=self.last_turn_only)
+
+    def _encode(self, names: list[str], rendered: list[Rendered | DataError]) -> list[Encoded | DataError]:
+        good = [item for item in rendered if isinstance(item, Rendered)]
+        encodings = iter(tokenize(self.tokenizer, [item.text for item in good]))
+        result: list[Encoded | DataError] = []
+        for name, item in zip(names, rendered, strict=True):
+            if isinstance(item, DataError):
+                result.append(item)
+                continue
+            try:
+                result.append(self._row(name, item, next(encodings)))
+            except DataError as error:
+                result.append(error)
+        return result
+
+    def _row(self, name: str, item: Rendered, encoding: Any) -> Encoded:
+        try:
+            pieces = [_Piece(encoding, item.text, 0)]
+            ranges = self._ranges(pieces, item)
+        except DataError:
+            # Header and reply merged into one token, which the target, given the header, could not have written:
+            # tokenise both sides apart, as a server does.
+            pieces = self._apart(item, encoding)
+            ranges = self._ranges(pieces, item)
+        ids: Ids = np.concatenate([np.array(piece.encoding.ids, dtype=np.int32) for piece in pieces])
+        mask: Mask = np.zeros(len(ids), dtype=np.uint8)
+        for first, last in ranges:
+            mask[first:last] = 1
+        kept = min(self.max_length, len(ids))
+        turns = [(_find(pieces, start), role) for start, role in item.turns]
+        row = TokenRow(name, ids[:kept], mask[:kept], turns=tuple(turn for turn in turns if turn[0] < kept))
+        return Encoded(row, truncated=len(ids) > kept)
+
+    def _apart(self, item: Rendered, whole: Any) -> list[_Piece]:
+        cuts = [0, *(start for start, _ in item.replies), len(item.text)]
+        texts = [item.text[a:b] for a, b in pairwise(cuts)]
+        pieces, at = [], 0
+        for text, encoding in zip(texts, tokenize(self.tokenizer, texts), strict=True):
+            pieces.append(_Piece(encoding, text, at))
+            at += len(text)
+        ids = [i for piece in pieces for i in piece.encoding.ids]
+        if self.tokenizer.decode(ids) != self.tokenizer.decode(whole.ids):
+            raise DataError("a token lies across the start of a reply (header and reply merge): no exact mask")
+        return pieces
+
+    def _ranges(self, pieces: list[_Piece], item: Rendered) -> list[tuple[int, int]]:
+        ranges = []
+        for start, end in item.replies:
+            before = 0
+            for piece in pieces:
+                if piece.at <= start < piece.at + max(1, len(piece.text)):
+                    first, last = self._range(piece, start - piece.at, min(end - piece.at, len(piece.text)))
+                    ranges.append((before + first, before + last))
+                    break
+                before += len(piece.encoding.ids)
+        return ranges
+
+    def _range(self, piece: _Piece, start: int, end: int) -> tuple[int, int]:
+        """Tokens ``[first, last)`` of these characters; raises DataError where a token lies across an edge."""
+        encoding, text = piece.encoding, piece.text
+        first, last = piece.token_at(start), piece.token_at(end)
+        if start == end:
+            return first, first
+        if first < len(encoding.ids) and encoding.token_to_chars(first)[0] < start:
+            raise DataError("a token lies across the start of a reply (header and reply merge): no exact mask")
+        if last < len(encoding.ids) and encoding.token_to_chars(last)[0] < end:
+            # An end token may swallow the white space behind it; any other token across the edge is inexact.
+            behind = text[end : encoding.token_to_chars(last)[1]]
+            if encoding.ids[last] not in self._special or behind.strip():
+                raise DataError("a token lies across the end of a reply: no exact mask")
+            last += 1
+        return first, last
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Text tokenised by itself, which stands ``at`` this place of the row's text."""
+
+    encoding: Any
+    text: str
+    at: int
+
+    def token_at(self, position: int) -> int:
+        """First token that holds a character at or after ``position``; the number of tokens where there is none."""
+        for at in range(position, len(self.text)):
+            token = self.encoding.char_to_token(at)
+            if token is not None:
+                return int(token)
+        return len(self.encoding.ids)
+
+
+def _find(pieces: list[_Piece], position: int) -> int:
+    """The row's token at a place of its text."""
+    before = 0
+    for piece in pieces:
+        if position < piece.at + len(piece.text):
+            return before + piece.token_at(position - piece.at)
+        before += len(piece.encoding.ids)
+    return before
+
+
+def make_encoder(
+    tokenizer: Any,
+    model_path: str,
+    *,
+    chat_template: str,
+    max_length: int,
+    last_turn_only: bool,
+    system_prompt: str | None = None,
+    text_marks: TextMarks | None = None,
+    chat_options: Mapping[str, Any] | None = None,
+) -> Encoder:
+    """The encoder for a target; its end tokens come from the target's configuration."""
+    ends = eos_ids(tokenizer, model_path)
+    return Encoder(
+        tokenizer, ends, chat_template, max_length, last_turn_only, system_prompt, text_marks, chat_options or {}
+    )

@@ -1,0 +1,42 @@
+"""What cache would do, from the files that are there."""
+
+from __future__ import annotations
+
+from eagle3cli.data.sources.files import lines_in
+from eagle3cli.data.tokens.build import SUMMARY
+from eagle3cli.data.tokens.cache import data_paths, find_cache
+from eagle3cli.runtime.files import read_json
+from eagle3cli.runtime.plan import Plan
+from eagle3cli.runtime.units import size_text
+from eagle3cli.settings.tables import Settings
+
+TOKEN_BYTES = 5
+"""Of a token row on disk: an id and a mask."""
+
+
+def plan_cache(settings: Settings) -> Plan:
+    """What ``eagle3 cache`` would do. Raises as it would for missing data and a tokenizer that cannot be loaded."""
+    paths, folder = data_paths(settings), find_cache(settings)
+    if folder is not None:
+        summary = read_json(folder / SUMMARY)
+        counts = {split: {k: summary[split][k] for k in ("rows", "tokens", "loss_tokens")} for split in paths}
+        told = [f"{folder / split}: {n['rows']:,} rows, {n['tokens']:,} tokens" for split, n in counts.items()]
+        return Plan(
+            "cache",
+            done=tuple(told),
+            does=("choose the draft vocabulary from the counts that are there",),
+            writes=(f"{settings.data.cache_dir / 'vocab_mapping'}",),
+            numbers={"already_done": True, "folder": str(folder), **counts},
+        )
+    lines = {split: lines_in(path) or 0 for split, path in paths.items()}
+    tokens = sum(lines.values()) * settings.data.max_length
+    return Plan(
+        "cache",
+        reads=tuple(f"{path}: {lines[split]:,} rows" for split, path in paths.items()),
+        does=(
+            f"tokenise and mask {sum(lines.values()):,} rows of at most {settings.data.max_length:,} tokens",
+            "count them and choose the draft vocabulary",
+        ),
+        writes=(f"{settings.data.cache_dir / 'processed_dataset'}: at most {size_text(TOKEN_BYTES * tokens)}",),
+        numbers={"already_done": False, "rows": lines, "tokens_at_most": tokens, "disk_bytes": TOKEN_BYTES * tokens},
+    )

@@ -1,0 +1,176 @@
+"""What a whole run came to: the numbers of ``report.json``, and the page that people read."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from eagle3cli.console.benchmark import COLUMNS, table_row
+from eagle3cli.console.chart import Bars, Lines
+from eagle3cli.console.progress import duration
+from eagle3cli.console.report import Page, Section, html, markdown
+from eagle3cli.errors import DataError
+from eagle3cli.runs.find import STAGES
+from eagle3cli.runs.folder import read_run
+from eagle3cli.runs.page import training_sections
+from eagle3cli.runs.settings_used import settings_section
+from eagle3cli.runtime.files import read_json, write_json, write_text
+from eagle3cli.settings.tables import Settings
+from eagle3cli.settings.toml import to_toml
+
+Row = dict[str, Any]
+SLOWER = (
+    "No k was faster than plain decoding here. On a CPU and with a target of this size a verification of k + 1 tokens "
+    "costs more than the accepted ones save: what this run shows is acceptance, not speed. On a GPU, where a pass is "
+    "bound by memory, the same acceptance is what makes a large target faster."
+)
+
+
+def write(settings: Settings, stages: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, object], Page]:
+    """Write the settings and the report of a finished run to its folder; returns the numbers and the page."""
+    folder = settings.run.output_dir
+    report = numbers(settings, stages)
+    shown = page(report, settings)
+    whole = settings.run.model_copy(update=dict.fromkeys(("from_stage", "to_stage", "only_stage")))
+    kept = settings.model_copy(update={"run": whole})
+    write_text(folder / "settings.toml", to_toml(kept))
+    write_json(folder / "report.json", report)
+    write_text(folder / "report.md", markdown(shown))
+    write_text(folder / "report.html", html(shown))
+    return report, shown
+
+
+def numbers(settings: Settings, stages: Mapping[str, Mapping[str, Any]]) -> dict[str, object]:
+    """``report.json`` from the stages' results."""
+    bench = stages["bench"]["result"]
+    chain = next(row for row in bench["held_out"] if row["steps"])
+    speeds = {str(row["steps"]): row["tokens_per_s"] for row in bench["speed"]}
+    walk = stages["eval"]["result"]["acceptance_length"]
+    seconds = {name: stage["seconds"] for name, stage in stages.items()}
+    return {
+        "target": stages["target"]["result"]["target"],
+        "draft": str(settings.export.output_path),
+        "acceptance_length": chain["tokens_per_pass"],  # without what the last pass of a reply accepts behind its end
+        "k": chain["steps"],
+        "prompts": chain["requests"],
+        "lossless": chain["identical"] == chain["requests"],
+        "seconds": round(sum(seconds.values()), 1),
+        "identical": chain["identical"],
+        "differences_at_ties": chain["differences_at_ties"],
+        "accepted_per_position": chain["accepted_per_position"],
+        "acceptance_by_walk": walk,
+        "tokens_per_s": speeds,
+        "best_k": int(max(speeds, key=lambda k: float(speeds[k]))),
+        "tasks": bench["tasks"],
+        "stages": seconds,
+        "replies": {name: stages["regenerate"]["result"][name] for name in ("recorded", "generated", "errors")},
+        "rows": {name: stages["merge"]["result"][name] for name in ("train_rows", "eval_rows")},
+        "steps": stages["train"]["result"]["steps"],
+    }
+
+
+def page(report: Mapping[str, Any], settings: Settings) -> Page:
+    """The report for people."""
+    lossless = "every answer equals plain greedy decoding, token by token" if report["lossless"] else _differing(report)
+    summary = (
+        f"Acceptance length {report['acceptance_length']:.3f} (k = {report['k']}) on {report['prompts']} held-out "
+        f"prompts; {lossless}; {report['seconds'] / 60:.1f} minutes in all."
+    )
+    sections = (
+        _result(report),
+        _by_k(report),
+        _speed(report),
+        Section("Benchmark tasks", (), COLUMNS, [table_row(row) for row in report["tasks"]]),
+        *_training(settings.train.output_dir),
+        Section("Where the time went", (), ("stage", "seconds"), [(k, v) for k, v in report["stages"].items()]),
+        settings_section(tomllib.loads(to_toml(settings))),
+    )
+    tiles = [
+        (f"acceptance length, k = {report['k']}", f"{report['acceptance_length']:.3f}"),
+        ("answers equal to plain decoding", f"{report['identical']} of {report['prompts']}"),
+        ("best tokens/s", f"{max(report['tokens_per_s'].values()):,.1f}"),
+        ("whole run", duration(report["seconds"])),
+    ]
+    return Page(f"EAGLE-3 draft for {report['target']}", summary, sections, tiles)
+
+
+def _differing(report: Mapping[str, Any]) -> str:
+    count = report["prompts"] - report["identical"]
+    return f"{count} answers differ from plain greedy decoding, {report['differences_at_ties']} of them at near ties"
+
+
+def _result(report: Mapping[str, Any]) -> Section:
+    replies, rows = report["replies"], report["rows"]
+    made = f"{replies['generated']:,} generated, {replies['recorded']:,} recorded earlier, {replies['errors']:,} failed"
+    lines: Sequence[Sequence[object]] = [
+        ("acceptance length, engine", report["acceptance_length"]),
+        ("acceptance length, walk over the same replies", report["acceptance_by_walk"].get(str(report["k"]))),
+        ("draft steps k", report["k"]),
+        ("held-out prompts", report["prompts"]),
+        ("answers equal to plain greedy decoding", f"{report['identical']} of {report['prompts']}"),
+        ("accepted per position", " ".join(f"{share:.2f}" for share in report["accepted_per_position"] or ())),
+        ("replies of the target", made),
+        ("training and held-out rows", f"{rows['train_rows']:,} and {rows['eval_rows']:,}"),
+        ("optimiser steps", report["steps"]),
+        ("draft", report["draft"]),
+    ]
+    return Section("Result", (), ("", "value"), lines)
+
+
+def _by_k(report: Mapping[str, Any]) -> Section:
+    walk = [(int(k), float(value)) for k, value in report["acceptance_by_walk"].items()]
+    text = "By the walk over held-out replies; k draft steps accept at most k tokens and add one."
+    chart = Lines("Acceptance length by k", "draft steps k", "tokens per pass", {"acceptance length": walk})
+    return Section("Acceptance by k", (text,), ("k", "acceptance length"), walk, (chart,))
+
+
+def _speed(report: Mapping[str, Any]) -> Section:
+    speeds = {int(k): float(value) for k, value in report["tokens_per_s"].items()}
+    rows = [(k, speed, f"{speed / speeds[0]:.2f}x") for k, speed in speeds.items()]
+    best = f"Best tokens/s: k = {report['best_k']}." if report["best_k"] else SLOWER
+    chart = Bars("Tokens per second by k", {f"k = {k}" if k else "without the draft": v for k, v in speeds.items()})
+    columns = ("k (0: without the draft)", "tokens/s", "speed-up")
+    return Section("Speed, one answer at a time", (best,), columns, rows, (chart,))
+
+
+def _training(folder: Path) -> list[Section]:
+    """The training run's own report, but for its settings, which are the chain's."""
+    sections = training_sections(read_run(folder))
+    return [replace(section, on_terminal=False) for section in sections if section.title != "Settings"]
+
+
+def training_folder(chain: Path) -> Path:
+    """Where the training of the chain in a folder is: inside of it, unless its settings say otherwise."""
+    named = read_run(chain).setting("train.output_dir")
+    return Path(named) if named and not (chain / "train").is_dir() else chain / "train"
+
+
+def read_stages(folder: Path) -> dict[str, Row]:
+    """The stages of a chain's folder. Raises DataError where its file is damaged."""
+    found = read_json(folder / STAGES)
+    stages = found.get("stages") if isinstance(found, dict) else None
+    if not isinstance(stages, dict) or not all(isinstance(s, dict) and "state" in s for s in stages.values()):
+        raise DataError("not the stages of a run", where=str(folder / STAGES), fix="start the run anew")
+    return stages
+
+
+def report_of(folder: Path) -> Page:
+    """The report of a chain from its folder: the whole, or as far as it has come."""
+    stages = read_stages(folder)
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        settings = Settings.model_validate(read_run(folder).settings)
+    except (OSError, ValueError):
+        report = None
+    if report is not None and all(stage["state"] == "done" for stage in stages.values()):
+        table = settings.train.model_copy(update={"output_dir": training_folder(folder)})
+        return page(report, settings.model_copy(update={"train": table}))
+    rows = [(name, stage["state"], round(stage.get("seconds", 0.0), 1)) for name, stage in stages.items()]
+    going = next((name for name, state, _ in rows if state != "done"), None)
+    summary = f"Not finished: {f'in stage {going}' if going else 'between two stages'}. eagle3 run goes on with it."
+    sections = [Section("Stages so far", (), ("stage", "state", "seconds"), rows), *_training(training_folder(folder))]
+    return Page(f"Run {folder.resolve().name}", summary, sections)

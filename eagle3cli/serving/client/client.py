@@ -1,0 +1,301 @@
+"""One server over HTTP: SGLang, vLLM, or any other that speaks the OpenAI interface.
+
+Every connection is a transport of its own: httpx's shared pool looks at all its connections for every request, which
+costs 20 times the request itself when 512 are open (``tests/speed/client.py``). Knows nothing of other servers, of
+retries or of how much may be asked at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import httpx
+
+from eagle3cli.errors import Eagle3Error, UsageError
+from eagle3cli.serving.client.errors import Lost, Refused, RequestFailed, Unreachable
+from eagle3cli.serving.client.metrics import acceptance_in_metrics, read_metrics
+from eagle3cli.serving.client.protocol import (
+    Acceptance,
+    Answer,
+    Kind,
+    Request,
+    error_message,
+    path_and_body,
+    read_answer,
+)
+from eagle3cli.serving.client.protocol import read_failure as failure_of
+from eagle3cli.serving.client.stream import StreamedAnswer
+
+CONNECT_SECONDS, WRITE_SECONDS = 10.0, 60.0
+ASK_SECONDS = 10.0
+"""For the small questions about the server itself."""
+KEY = "EAGLE3_API_KEY"
+"""The environment variable with the servers' key, where they want one."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a server says of itself. ``context`` is in tokens, None where it does not tell."""
+
+    kind: Kind
+    model: str
+    path: str = ""
+    """Where the server loaded the model from."""
+    context: int | None = None
+    version: str = ""
+    architecture: str = ""
+    running_at_once: int | None = None
+    """Requests that the server decodes together at most."""
+    speculative: tuple[int, int, int] | None = None
+    """Steps, top-k and draft tokens of its speculation, where it speculates."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests inside a server."""
+
+    running: int
+    waiting: int
+
+
+class Client:
+    """A server at ``host:port`` or a URL; use it as ``async with``.
+
+    Example::
+
+        async with Client("127.0.0.1:30000") as server:
+            info = await server.identify()
+            answer = await server.ask(Request(64, messages=[{"role": "user", "content": "Hello."}]))
+            print(answer.text, answer.finish, answer.acceptance)
+
+    ``seconds`` is how long one reply may take.
+    """
+
+    def __init__(self, address: str, *, seconds: float = 1800.0) -> None:
+        self.address = address
+        self.info: Info | None = None
+        url = httpx.URL(base_url(address))
+        self._url, self._seconds = str(url).rstrip("/"), seconds
+        self._verify = ssl.create_default_context() if url.scheme == "https" else False
+        self._headers = [(b"host", url.netloc), (b"content-type", b"application/json"), (b"accept", b"*/*")]
+        if key := os.environ.get(KEY):
+            self._headers.append((b"authorization", f"Bearer {key}".encode()))
+        self._idle: list[httpx.AsyncHTTPTransport] = []
+        self._urls: dict[str, httpx.URL] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        while self._idle:
+            with suppress(httpx.HTTPError, OSError):
+                await self._idle.pop().aclose()
+
+    async def ask(self, request: Request, *, stream: bool = False) -> Answer:
+        """One reply; ``stream`` adds the time of every token. Raises a RequestFailed, see its children."""
+        info = self.info or await self.identify()
+        path, body = path_and_body(request, info.kind, info.model, stream=stream)
+        begun = time.monotonic()
+        if stream:
+            return await self._stream(path, body, begun)
+        status, headers, raw = await self._send("POST", path, body, self._seconds)
+        if status != 200:
+            raise failure_of(status, raw, headers.get("retry-after"))
+        return replace(read_answer(path, _json(raw)), seconds=time.monotonic() - begun)
+
+    async def identify(self) -> Info:
+        """What the server is; asked once. Raises Unreachable or Lost while it does not answer, Refused without access,
+        Eagle3Error where it is no server of language models."""
+        listed = await self.get("/v1/models")
+        models = listed.get("data") if isinstance(listed, Mapping) else None
+        if not isinstance(models, list) or not models or not isinstance(models[0], Mapping) or "id" not in models[0]:
+            fix = "give the address of an SGLang, vLLM or other OpenAI-compatible server"
+            raise Eagle3Error("does not list its models at /v1/models", where=self.address, fix=fix)
+        first = models[0]
+        owner = str(first.get("owned_by"))
+        kind: Kind = "sglang" if owner == "sglang" else "vllm" if owner == "vllm" else "openai"
+        context = first.get("max_model_len")
+        told = await self._page("/get_server_info") if kind == "sglang" else {}
+        model = await self._page("/get_model_info") if kind == "sglang" else {}
+        states = told.get("internal_states") or [{}]
+        self.info = Info(
+            kind,
+            str(first["id"]),
+            str(first.get("root") or ""),
+            context if isinstance(context, int) else None,
+            str(told.get("version") or ""),
+            str((model.get("architectures") or [""])[0]),
+            told.get("max_running_requests") or states[0].get("max_running_requests"),
+            _speculation(told),
+        )
+        return self.info
+
+    async def _page(self, path: str) -> Any:
+        """The JSON at a path of SGLang's, empty where this version has no such page."""
+        try:
+            return await self.get(path)
+        except Refused:
+            return {}
+
+    async def is_healthy(self, seconds: float = ASK_SECONDS) -> bool:
+        """Whether the server works. SGLang generates a token for the answer, so it may take a second or more."""
+        try:
+            status, _, _ = await self._send("GET", "/health", None, seconds)
+        except RequestFailed:
+            return False
+        return status == 200 or status in (404, 405)  # not every server has the page
+
+    async def load(self) -> Load | None:
+        """How many requests run and wait inside the server; None where it does not say."""
+        try:
+            if self.info is not None and self.info.kind == "sglang":
+                loads = (await self.get("/v1/loads?include=core"))["loads"]
+                waiting = sum(int(load["num_waiting_reqs"]) for load in loads)
+                return Load(sum(int(load["num_running_reqs"]) for load in loads), waiting)
+            if self.info is not None and self.info.kind == "vllm":
+                found = read_metrics(await self.metrics())
+                return Load(int(found["vllm:num_requests_running"]), int(found["vllm:num_requests_waiting"]))
+        except (RequestFailed, KeyError, TypeError, ValueError):
+            pass
+        return None
+
+    async def acceptance(self) -> Acceptance | None:
+        """vLLM's counters of speculation since its start (take the difference of two); None elsewhere.
+
+        SGLang tells them with every answer that is not streamed from chat, see :attr:`Answer.acceptance`.
+        """
+        try:
+            return acceptance_in_metrics(await self.metrics())
+        except RequestFailed:
+            return None
+
+    async def metrics(self) -> str:
+        """The text of ``/metrics``; raises a RequestFailed (Refused where there is none)."""
+        status, _, raw = await self._send("GET", "/metrics", None, ASK_SECONDS)
+        if status != 200:
+            raise failure_of(status, raw)
+        return raw.decode("utf-8", "replace")
+
+    async def get(self, path: str) -> Any:
+        """The JSON at ``path``; raises a RequestFailed."""
+        status, headers, raw = await self._send("GET", path, None, ASK_SECONDS)
+        if status != 200:
+            raise failure_of(status, raw, headers.get("retry-after"))
+        return _json(raw)
+
+    async def post(self, path: str, body: Mapping[str, Any] | None = None) -> None:
+        """POST to ``path``, e.g. ``/flush_cache``; raises a RequestFailed."""
+        status, headers, raw = await self._send("POST", path, body or {}, ASK_SECONDS)
+        if status != 200:
+            raise failure_of(status, raw, headers.get("retry-after"))
+
+    async def call(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The JSON that a POST to ``path`` brings; raises a RequestFailed."""
+        status, headers, raw = await self._send("POST", path, body, self._seconds)
+        if status != 200:
+            raise failure_of(status, raw, headers.get("retry-after"))
+        return _json(raw)
+
+    async def _send(
+        self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float
+    ) -> tuple[int, httpx.Headers, bytes]:
+        """Status, headers and body of a request on a connection of its own."""
+        lane = self._take()
+        try:
+            response = await lane.handle_async_request(self._request(method, path, body, seconds))
+            raw = await response.aread()
+            await response.aclose()
+        except httpx.HTTPError as error:
+            await _drop(lane)
+            raise _lost(error, seconds) from error
+        except BaseException:
+            await _drop(lane)
+            raise
+        self._idle.append(lane)
+        return response.status_code, response.headers, raw
+
+    async def _stream(self, path: str, body: Mapping[str, Any], begun: float) -> Answer:
+        lane = self._take()
+        told = StreamedAnswer(lambda: time.monotonic() - begun)
+        try:
+            response = await lane.handle_async_request(self._request("POST", path, body, self._seconds))
+            if response.status_code != 200:
+                raw = await response.aread()
+                raise failure_of(response.status_code, raw, response.headers.get("retry-after"))
+            async for chunk in response.aiter_raw():
+                told.feed(chunk)
+            answer = told.answer()
+            await response.aclose()
+        except httpx.HTTPError as error:
+            await _drop(lane)
+            raise _lost(error, self._seconds) from error
+        except BaseException:
+            await _drop(lane)
+            raise
+        self._idle.append(lane)
+        return answer
+
+    def _take(self) -> httpx.AsyncHTTPTransport:
+        if self._idle:
+            return self._idle.pop()
+        one = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=5.0)
+        return httpx.AsyncHTTPTransport(verify=self._verify, limits=one, trust_env=False)
+
+    def _request(self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float) -> httpx.Request:
+        raw = b"" if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+        headers = [*self._headers, (b"content-length", str(len(raw)).encode())]
+        timeout = {"connect": min(CONNECT_SECONDS, seconds), "read": seconds, "write": WRITE_SECONDS, "pool": None}
+        url = self._urls.get(path) or self._urls.setdefault(path, httpx.URL(self._url + path))
+        stream = httpx.ByteStream(raw)
+        return httpx.Request(method, url, headers=headers, stream=stream, extensions={"timeout": timeout})
+
+
+def base_url(address: str) -> str:
+    """``host:port`` or a URL as a URL; raises UsageError where it is neither."""
+    url = address if "://" in address else f"http://{address}"
+    parts = urlsplit(url)
+    try:
+        sound = parts.scheme in ("http", "https") and parts.hostname and ("://" in address or parts.port)
+    except ValueError:
+        sound = False
+    if not sound:
+        raise UsageError(
+            f"{address!r} is not HOST:PORT", where="--server-address-port", fix="e.g. 127.0.0.1:30000, or a URL"
+        )
+    return url
+
+
+def _speculation(told: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    if not told.get("speculative_algorithm"):
+        return None
+    names = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
+    steps, topk, tokens = (int(told.get(name) or 0) for name in names)
+    return steps, topk, tokens
+
+
+def _json(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError as error:
+        raise Lost("malformed", f"not JSON: {error_message(raw[:80])!r}") from error
+
+
+def _lost(error: httpx.HTTPError, seconds: float) -> Lost:
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return Unreachable("no connection", str(error))
+    if isinstance(error, httpx.TimeoutException):
+        return Lost("time-out", f"no answer within {seconds:.0f} s")
+    return Lost("reset", f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+
+
+async def _drop(lane: httpx.AsyncHTTPTransport) -> None:
+    with suppress(httpx.HTTPError, OSError):
+        await lane.aclose()

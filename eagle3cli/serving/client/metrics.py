@@ -1,0 +1,39 @@
+"""Numbers out of a server's ``/metrics`` page (Prometheus text)."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+
+from eagle3cli.serving.client.protocol import Acceptance
+
+_LINE = re.compile(r"^([\w:]+)(?:\{([^}\n]*)\})? (\S+)", re.MULTILINE)
+_SPECULATION = "vllm:spec_decode_"
+
+
+def read_metrics(text: str, label: str | None = None) -> dict[str, float]:
+    """The numbers by name, summed over their labels; with ``label`` only those that have it, by ``name{value}``."""
+    found: dict[str, float] = {}
+    for name, labels, number in _LINE.findall(text):
+        if label is not None:
+            value = re.search(rf'\b{label}="([^"]*)"', labels)
+            if value is None:
+                continue
+            name = f"{name}{{{value[1]}}}"
+        with suppress(ValueError):
+            found[name] = found.get(name, 0.0) + float(number)
+    return found
+
+
+def acceptance_in_metrics(text: str) -> Acceptance | None:
+    """vLLM's counters of speculation; None where the page has none."""
+    found = read_metrics(text)
+    names = ("num_drafts_total", "num_accepted_tokens_total", "num_draft_tokens_total")
+    if not all(_SPECULATION + name in found for name in names):
+        return None
+    passes, accepted, proposed = (int(found[_SPECULATION + name]) for name in names)
+    by_position = read_metrics(text, "position")
+    positions: list[int] = []
+    while (key := f"{_SPECULATION}num_accepted_tokens_per_pos_total{{{len(positions)}}}") in by_position:
+        positions.append(int(by_position[key]))
+    return Acceptance(passes, accepted, proposed, tuple(positions))

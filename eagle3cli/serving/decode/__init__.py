@@ -1,0 +1,4 @@
+"""Decoding in this process: batched generation, and lossless speculation with a draft.
+
+Servers are ``client``.
+"""

@@ -1,0 +1,64 @@
+"""Where the outcome of every row goes: to the part file of its shard, and with the last one the shard is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from eagle3cli.serving.regenerate.shards import Entry, PartFile, Shard, ShardFolder
+
+
+class Outputs:
+    """The shards of one run, of which several may be under way. Use it within :meth:`opened`."""
+
+    def __init__(self, folder: ShardFolder, shards: Sequence[Shard]) -> None:
+        self.folder, self.shards = folder, shards
+        self._size = shards[0].end - shards[0].first
+        self._parts: dict[Shard, PartFile] = {}
+
+    @property
+    def done(self) -> int:
+        """Rows that have their outcome."""
+        finished = sum(shard.end - shard.first for shard in self.shards if self.folder.summary(shard))
+        return finished + sum(len(part.done) for part in self._parts.values())
+
+    def shard_of(self, row: int) -> Shard:
+        """The shard of an input row."""
+        return self.shards[(row - self.shards[0].first) // self._size]
+
+    def is_done(self, row: int) -> bool:
+        """Whether a row has its outcome already."""
+        shard = self.shard_of(row)
+        return self.folder.summary(shard) is not None or row in self._part(shard).done
+
+    def add(self, entry: Entry) -> None:
+        """Keep the outcome of a row that has none yet; it survives a kill at once."""
+        shard = self.shard_of(entry.row)
+        part = self._part(shard)
+        assert entry.row not in part.done, f"row {entry.row} has two outcomes"
+        part.add(entry)
+        if len(part.done) == shard.end - shard.first:
+            self._finish(shard)
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Take up what earlier runs left; at the end, however it comes, everything is on the disk."""
+        try:
+            for shard in self.shards:
+                if (part := self.folder.left_part(shard)) is not None:
+                    self._parts[shard] = part
+                    if len(part.done) == shard.end - shard.first:  # killed between its last row and its end
+                        self._finish(shard)
+            yield
+        finally:
+            for part in self._parts.values():
+                part.close()
+            self._parts.clear()
+
+    def _finish(self, shard: Shard) -> None:
+        self.folder.finish(shard, self._parts.pop(shard))
+
+    def _part(self, shard: Shard) -> PartFile:
+        if shard not in self._parts:
+            self._parts[shard] = self.folder.part(shard)
+        return self._parts[shard]

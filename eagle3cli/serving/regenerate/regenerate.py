@@ -1,0 +1,211 @@
+"""Replies rewritten by the target itself, row by row, so that the draft learns the target's own words.
+
+Every input row ends in exactly one place: the shard, or the error file with its reason. A killed run goes on with the
+rows that are missing, and the finished shards are those of an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from eagle3cli.data.conversations.conversation import to_conversation
+from eagle3cli.data.conversations.system_prompt import system_prompt_text
+from eagle3cli.data.sources.files import Line, format_of, parse_line, read_raw_lines
+from eagle3cli.errors import DataError, UsageError
+from eagle3cli.runtime.report import Reporter, SilentTask, Task
+from eagle3cli.runtime.stop import catch_stop
+from eagle3cli.serving.client.pool import Rules
+from eagle3cli.serving.regenerate.engines import identify_target, open_writer
+from eagle3cli.serving.regenerate.outputs import Outputs
+from eagle3cli.serving.regenerate.pending import Script, write_script
+from eagle3cli.serving.regenerate.recorded import Recorded, load_recorded
+from eagle3cli.serving.regenerate.shards import Entry, Shard, ShardFolder, failed, read_rows
+from eagle3cli.settings.tables import Regenerate, Settings
+
+LONGEST_REASON = 200
+
+
+@dataclass
+class Regenerated:
+    """What came of a run; the counts are of all shards in the folder, ``now`` of this run alone."""
+
+    folder: Path
+    rows: int = 0
+    recorded: int = 0
+    generated: int = 0
+    errors: int = 0
+    tokens: int = 0
+    shards: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    rows_now: int = 0
+    tokens_now: int = 0
+    seconds: float = 0.0
+
+
+def regenerate(settings: Settings, report: Reporter, rules: Rules | None = None) -> Regenerated:
+    """Write the shards of ``settings.regenerate``; goes on where an earlier run ended.
+
+    Raises UsageError for settings that do not fit what is in the folder, Stopped after a signal (work is saved),
+    Eagle3Error when no server is left.
+    """
+    wanted = settings.regenerate
+    path = input_path_of(wanted)
+    total, digest = survey(path)
+    first, end = range_of(wanted.sample_range, total)
+    made_with = made_with_of(settings, digest)
+    begun = time.monotonic()
+    folder = ShardFolder(wanted.output_dir)
+    with folder.locked(), catch_stop(report) as stop:
+        folder.open(made_with, overwrite=wanted.overwrite)
+        shards = shards_in(wanted, first, end)
+        if wanted.retry_errors and not sum([folder.reopen(shard) for shard in shards]):
+            report.info("no failed rows to retry")
+        recorded = load_recorded(wanted.recorded, made_with, report)
+        outputs = Outputs(folder, shards)
+        with outputs.opened(), ExitStack() as stack:
+            rows = _Rows(settings, made_with["system_prompt"], recorded, outputs)
+            scripts = rows.scripts(path, first, end)
+            script = next(scripts, None)
+            writer = None if script is None else stack.enter_context(open_writer(settings, report, rules))
+            with report.task("regenerate", total=end - first, unit="rows", done=outputs.done) as rows.task:
+                if script is not None and writer is not None:
+                    writer.write(chain([script], scripts), rows.add, rows.show, stop)
+            stop.check(f"{outputs.done} of {end - first} rows are in {folder.folder}")
+        result = _count(folder, shards)
+    result.rows_now, result.tokens_now = rows.good, rows.tokens
+    result.seconds = time.monotonic() - begun
+    return result
+
+
+def shards_in(wanted: Regenerate, first: int, end: int) -> list[Shard]:
+    """The shards of these input rows."""
+    return [Shard(a, min(a + wanted.num_per_shard, end)) for a in range(first, end, wanted.num_per_shard)]
+
+
+def input_path_of(wanted: Regenerate) -> Path:
+    """The conversations; raises UsageError where none are named."""
+    if wanted.input_path is None:
+        raise UsageError("no input", where="--input-path", fix="give the conversations (jsonl) that prepare wrote")
+    if wanted.input_path.is_dir():
+        return wanted.input_path / "train.jsonl"
+    return wanted.input_path
+
+
+def survey(path: Path) -> tuple[int, str]:
+    """Rows of the input and a hash of their content, in one pass."""
+    if path.is_file() and path.stat().st_size and format_of(path) != "lines":
+        fix = f"bring it to one row a line first: eagle3 prepare {path}"
+        raise DataError("holds a JSON array or a parquet table, not JSON lines", where=str(path), fix=fix)
+    rows, digest = 0, hashlib.sha256()
+    for _, raw in read_raw_lines(path):
+        rows += 1
+        digest.update(raw)
+    if not rows:
+        raise DataError("the file has no rows", where=str(path), fix="check --input-path")
+    return rows, digest.hexdigest()
+
+
+def range_of(text: str | None, total: int) -> tuple[int, int]:
+    """Rows ``A:B`` of ``total``, counted from 0; either side may be left out."""
+    if text is None:
+        return 0, total
+    a, colon, b = text.partition(":")
+    if not colon or not all(side.isdigit() or not side for side in (a, b)):
+        raise UsageError(f"{text!r} is not A:B", where="--sample-range", fix="e.g. --sample-range 0:1000")
+    first, end = int(a or 0), min(int(b or total), total)
+    if first >= end:
+        raise UsageError(f"{text} holds none of the {total} rows", where="--sample-range", fix="choose rows that exist")
+    return first, end
+
+
+def made_with_of(settings: Settings, digest: str) -> dict[str, Any]:
+    """The settings that the shards depend on. Raises for a wrong model before anything claims the folder."""
+    wanted = settings.regenerate
+    names = ("turns", "max_tokens", "temperature", "top_p", "top_k", "seed", "is_reasoning_model", "reasoning_effort")
+    return {
+        **identify_target(settings),
+        "input_sha256": digest,
+        "chat_template": settings.data.chat_template,
+        "chat_template_kwargs": list(settings.data.chat_template_kwargs),
+        "system_prompt": system_prompt_text(wanted.system_prompt),
+        **{name: getattr(wanted, name) for name in names},
+        "num_per_shard": wanted.num_per_shard,
+        "sample_range": wanted.sample_range,
+    }
+
+
+class _Rows:
+    """The input's rows on their way from scripts to outcomes."""
+
+    def __init__(self, settings: Settings, system_prompt: str | None, recorded: Recorded, outputs: Outputs) -> None:
+        self.turns, self.system_prompt = settings.regenerate.turns, system_prompt
+        self.recorded, self.outputs = recorded, outputs
+        self.task: Task = SilentTask()
+        self.good = self.tokens = 0
+
+    def scripts(self, path: Path, first: int, end: int) -> Iterator[Script]:
+        """What the target has to write; rows that it need not write for get their outcome on the way."""
+        for row, (number, raw) in enumerate(islice(read_raw_lines(path), first, end), first):
+            if self.outputs.is_done(row):
+                continue
+            script = self._read(row, parse_line(number, raw, str(path)))
+            if isinstance(script, Entry):
+                self.add(script)
+                continue
+            used = self.recorded.find(script.id, script.prompt()) if script.replies == 0 else None
+            if used is not None:
+                script.reply(*used)
+            if script.is_over:
+                self.add(Entry(row, "recorded", script.to_row()))
+            else:
+                yield script
+
+    def add(self, entry: Entry) -> None:
+        """Keep an outcome."""
+        self.outputs.add(entry)
+        self.good += entry.by != "error"
+        self.tokens += entry.tokens
+        self.task.advance()
+
+    def show(self, **notes: object) -> None:
+        """Show how it goes."""
+        self.task.advance(0, **notes)
+
+    def _read(self, row: int, line: Line) -> Script | Entry:
+        """The script of an input row, or its error."""
+        row_id = str((line.value or {}).get("id") or "")
+        try:
+            if line.value is None:
+                raise DataError(line.problem or "not a row")
+            script = write_script(row, to_conversation(line.value), self.turns, self.system_prompt)
+        except DataError as error:
+            return failed(row, line.number, row_id, error.what)
+        script.line = line.number
+        return script
+
+
+def _count(folder: ShardFolder, shards: list[Shard]) -> Regenerated:
+    result = Regenerated(folder.folder)
+    for shard in shards:
+        counts = folder.summary(shard)
+        assert counts is not None
+        result.shards += 1
+        for name in ("rows", "recorded", "generated", "errors", "tokens"):
+            setattr(result, name, getattr(result, name) + counts[name])
+        if counts["errors"]:
+            errors = read_rows(folder.folder / f"error_{shard.name}.jsonl")
+            result.reasons.update(_general(row["reason"]) for row in errors)
+    return result
+
+
+def _general(reason: str) -> str:
+    """The reason without a row's own numbers, so that equal reasons are counted together."""
+    return reason.partition(":")[0] if reason.startswith(("too long", "not valid JSON")) else reason[:LONGEST_REASON]

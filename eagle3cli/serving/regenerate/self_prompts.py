@@ -1,0 +1,155 @@
+"""Prompts that the target writes itself: it is given its own empty user header and says what a user would say there.
+
+A chunk of prompts is decoded together and then appended to a part file, so that a killed run goes on where it was. Each
+prompt has its own random stream, so the same seed gives the same prompts, however often the run was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from eagle3cli.backends.target.head import fingerprint
+from eagle3cli.backends.target.hf import HfTarget, load_target, read_target_config
+from eagle3cli.data.chat.template import Chat
+from eagle3cli.data.chat.tokenizer import eos_ids, load_tokenizer, tokenize
+from eagle3cli.data.prepare.prepare import Author
+from eagle3cli.data.sources.files import Line
+from eagle3cli.data.sources.mixture import SELF_ROWS
+from eagle3cli.errors import ModelError
+from eagle3cli.runtime.devices import set_threads
+from eagle3cli.runtime.report import Reporter
+from eagle3cli.runtime.stop import catch_stop
+from eagle3cli.serving.decode.batches import decoding
+from eagle3cli.serving.sampling import Sampling
+from eagle3cli.settings.tables import Settings
+
+PART = "self.part.jsonl"
+CHUNK, BATCH = 256, 64
+LONGEST = 512
+"""Tokens of a prompt; one that has no end by then is rejected."""
+TEMPERATURE, TOP_P = 1.0, 0.95
+_MARK = "\ue000\ue001"
+
+
+def self_author(settings: Settings, report: Reporter) -> Author:
+    """The target as a source of `prepare`; it is loaded when the first prompt is wanted. Raises for a wrong model."""
+    wanted, target = settings.prepare, settings.target
+    read_target_config(target)
+    made_with = {
+        "target": Path(target.model_path).name,
+        "target_weights": fingerprint(target.model_path, revision=target.revision),
+        "chat_template": settings.data.chat_template,
+        "seed": wanted.seed,
+        "chunk": min(CHUNK, wanted.sample_size or SELF_ROWS),
+    }
+
+    def lines(folder: Path) -> Iterator[Line]:
+        return _lines(folder / PART, made_with, settings, report)
+
+    return Author(made_with, lines, lambda folder: (folder / PART).unlink(missing_ok=True))
+
+
+def _lines(path: Path, made_with: dict[str, Any], settings: Settings, report: Reporter) -> Iterator[Line]:
+    chunk, first, tools = int(made_with["chunk"]), 0, None
+    with _opened(path, made_with) as part, catch_stop(report) as stop:
+        while True:
+            done: dict[int, dict[str, Any]] = {}
+            while len(done) < chunk and (raw := part.readline()):
+                entry = json.loads(raw)
+                done[entry["index"]] = entry
+            missing = [index for index in range(first, first + chunk) if index not in done]
+            if missing:
+                tools = tools or _load_tools(settings, report)
+                for entry in tools.write(missing, settings.prepare.seed):
+                    done[entry["index"]] = entry
+                    part.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+                    if stop.requested is not None:
+                        break
+                part.flush()
+                stop.check(f"the prompts so far are in {path}")
+            for index in range(first, first + chunk):
+                yield _line(done[index], str(made_with["target"]))
+            first += chunk
+
+
+def _opened(path: Path, made_with: dict[str, Any]) -> IO[bytes]:
+    """The part file behind its first line, which says what it was made with; an unlike or torn one is cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.open("a+b")
+    part.seek(0)
+    header = json.dumps(made_with).encode() + b"\n"
+    whole = 0
+    if part.readline() == header:
+        whole = len(header)
+        while (raw := part.readline()).endswith(b"\n"):
+            whole += len(raw)
+    part.truncate(whole)
+    if not whole:
+        part.write(header)
+        part.flush()
+    part.seek(len(header))
+    return part
+
+
+def _line(entry: dict[str, Any], target: str) -> Line:
+    number, place = int(entry["index"]) + 1, f"self:{target}"
+    if entry["finish"] == "length":
+        return Line(number, None, f"the prompt has no end within {entry['tokens']} tokens", path=place)
+    return Line(number, {"prompt": entry["text"]}, path=place)
+
+
+@dataclass(frozen=True)
+class _Tools:
+    target: HfTarget
+    tokenizer: Any
+    header: list[int]
+    ends: frozenset[int]
+    limit: int
+
+    def write(self, indices: list[int], seed: int) -> Iterator[dict[str, Any]]:
+        """The prompts with these numbers, as they end."""
+        sampling = Sampling(TEMPERATURE, TOP_P, 0, seed)
+        with decoding(self.target.model, min(BATCH, len(indices)), self.ends, sampling) as decoder:
+            for index in indices:
+                decoder.add(index, self.header, self.limit)
+            while not decoder.is_finished:
+                for reply in decoder.step():
+                    ids = reply.token_ids[:-1] if reply.finish == "stop" else reply.token_ids
+                    text = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+                    yield {"index": reply.index, "text": text, "finish": reply.finish, "tokens": len(ids)}
+
+
+def _load_tools(settings: Settings, report: Reporter) -> _Tools:
+    target = settings.target
+    tokenizer = load_tokenizer(target.model_path, revision=target.revision, trust_remote_code=target.trust_remote_code)
+    before, after = user_header(tokenizer, settings.data.chat_template)
+    header = list(tokenize(tokenizer, [before])[0].ids)
+    set_threads(target.threads)
+    loaded = load_target(target, report)
+    context = int(getattr(loaded.model.config, "max_position_embeddings", 0) or 1 << 30)
+    ends = eos_ids(tokenizer, target.model_path) | _first_special(tokenizer, after)
+    return _Tools(loaded, tokenizer, header, ends, max(1, min(LONGEST, context - len(header) - 1)))
+
+
+def user_header(tokenizer: Any, chat_template: str) -> tuple[str, str]:
+    """What the chat template writes before and after a first user message; raises ModelError where it leaves it out."""
+    text = Chat(tokenizer, chat_template).render([{"role": "user", "content": _MARK}])
+    before, mark, after = text.partition(_MARK)
+    if not mark or not before:
+        fix = "give a chat template that begins user turns with a header"
+        raise ModelError("the chat template has no user header to start from", where="data.chat_template", fix=fix)
+    return before, after
+
+
+def _first_special(tokenizer: Any, text: str) -> frozenset[int]:
+    """The special token that ``text`` begins with: the target ends a user turn with it, too."""
+    starts = [
+        (len(token.content), number)
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special and text.lstrip().startswith(token.content)
+    ]
+    return frozenset([max(starts)[1]] if starts else [])

@@ -1,0 +1,169 @@
+"""Checkpoints of a run: ``epoch_E_step_N/`` folders that SGLang loads as they are, each with the state to resume.
+
+``resume/`` inside a checkpoint holds fp32 masters and moments as safetensors, in as many files as there were ranks
+(``torch.distributed.checkpoint``; any number of ranks reads them back), the counters, and the checksum of every file.
+Servers read only the folder's top level. ``best/`` is a copy without ``resume/``. ``save.py`` writes them.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.state_dict_loader import load
+
+from eagle3cli.errors import Eagle3Error, UsageError
+from eagle3cli.models.checkpoint import save_draft
+from eagle3cli.models.draft import Draft
+from eagle3cli.runtime.distributed import Ranks
+from eagle3cli.runtime.files import read_json, refuse_existing, write_folder
+from eagle3cli.runtime.manifest import remove_leftovers
+from eagle3cli.runtime.report import Reporter
+from eagle3cli.settings.tables import Train
+from eagle3cli.training.optim.optimizer import Optimizer
+
+NAME = re.compile(r"epoch_(\d+)_step_(\d+)")
+RESUME, PROGRESS, CHECKSUMS = "resume", "progress.json", "checksums.json"
+SIGNS = ("settings.toml", "log.txt", "metrics.jsonl", "checkpoints", "best")
+"""What tells the folder of a run from another one."""
+READ_AT_ONCE = 16 * 2**20
+
+
+@dataclass
+class Progress:
+    """Where a run stands, beside its weights."""
+
+    step: int = 0
+    """Finished optimiser steps."""
+    seconds: float = 0.0
+    """Training time, earlier sessions included."""
+    best: float = 0.0
+    """Best held-out acceptance length so far."""
+    stale: int = 0
+    """Evaluations since that one."""
+    skipped: int = 0
+    """Steps left out because their gradient was not finite."""
+    rates: list[float] = field(default_factory=list)
+    """Mean acceptance rate of every depth in the last step, where the loss follows it."""
+    window: dict[str, Any] = field(default_factory=dict)
+    """What was counted since the last log line (:meth:`Window.kept_back`)."""
+    fingerprint: str = ""
+    """What the run was started with; a checkpoint of another run is refused."""
+
+
+def make_place(settings: Train) -> None:
+    """The run's folder, emptied with ``overwrite``; raises UsageError where ``resume`` is off and there is a run."""
+    folder = settings.output_dir
+    if settings.overwrite:
+        if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in SIGNS):
+            raise UsageError("holds something else than a run", where=str(folder), fix="choose another --output-dir")
+        refuse_existing(folder, overwrite=True)
+    if not settings.resume and list_checkpoints(folder):
+        refuse_existing(folder, overwrite=False)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def save_best(run: Path, draft: Draft, state: dict[str, Tensor]) -> None:
+    """Replace ``best/`` by the draft with these weights (:meth:`Draft.serving_state`)."""
+    write_folder(run / "best", lambda folder: save_draft(folder, state, draft.config, dtype=kept_type(state)))
+
+
+def kept_type(state: dict[str, Tensor]) -> torch.dtype:
+    """The type that a draft's weights are kept in: the one they are in."""
+    return state["fc.weight"].dtype
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    found = [(m, path) for path in (run / "checkpoints").glob("epoch_*") if (m := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, key=lambda pair: int(pair[0][2]))]
+
+
+def checksums(folder: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file below a folder, by its path there."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != CHECKSUMS)
+    return {str(path.relative_to(folder)): [path.stat().st_size, _crc(path)] for path in files}
+
+
+def _crc(path: Path) -> int:
+    found = 0
+    with path.open("rb") as f:
+        while part := f.read(READ_AT_ONCE):
+            found = zlib.crc32(part, found)
+    return found
+
+
+def newest_sound(run: Path, report: Reporter, ranks: Ranks) -> Path | None:
+    """The newest checkpoint whose files are all as they were written; None where there is none.
+
+    A damaged one is passed over, saying so. The ranks share the reading.
+    """
+    if ranks.first:
+        for folder in (run, run / "checkpoints"):
+            remove_leftovers(folder)
+    ranks.wait()
+    for at, folder in enumerate(reversed(list_checkpoints(run))):
+        reason = _damage(folder) if at % ranks.count == ranks.index else None
+        damaged = ranks.largest([reason is not None])[0]
+        if not damaged:
+            return folder
+        report.warn(f"{folder}: cannot be resumed ({reason or 'damaged'}); trying the one before")
+    return None
+
+
+def _damage(folder: Path) -> str | None:
+    try:
+        written = read_json(folder / RESUME / CHECKSUMS)
+        read_json(folder / RESUME / PROGRESS)
+        found = checksums(folder)
+    except Exception as error:  # whatever is wrong with the files of a checkpoint, another one may be sound
+        return str(error)
+    different = [name for name, entry in written.items() if found.get(name) != entry]
+    return f"damaged or missing: {', '.join(different[:3])}" if different else None
+
+
+def read_progress(path: Path) -> Progress:
+    """The counters of a checkpoint; raises Eagle3Error for a file that this version did not write."""
+    try:
+        raw = read_json(path)
+        found = Progress(**raw)
+        kinds = {name: type(value) for name, value in asdict(Progress()).items()}
+        if any(not isinstance(raw[name], (kind, int) if kind is float else kind) for name, kind in kinds.items()):
+            raise TypeError("a counter of another kind")
+    except (TypeError, KeyError) as error:
+        fix = "go on with the version of eagle3 that wrote it, or --overwrite to start over"
+        raise Eagle3Error(f"not the counters of a run: {error}", where=str(path), fix=fix) from error
+    return found
+
+
+def resume(
+    folder: Path, draft: Draft, optimizer: Optimizer, fingerprint: str, report: Reporter, *, changed: Sequence[str] = ()
+) -> Progress:
+    """Load a sound checkpoint into draft and optimiser, wherever their shards lie.
+
+    Raises UsageError where the run was started with other settings.
+    """
+    progress = read_progress(folder / RESUME / PROGRESS)
+    if progress.fingerprint != fingerprint:
+        raise UsageError(
+            "the run in this folder was started with other data, draft or training settings"
+            + "".join(f"; {c}" for c in changed),
+            where=str(folder.parent.parent),
+            fix="give another --output-dir, or --overwrite to start over",
+        )
+    load(resumable(draft, optimizer), storage_reader=HuggingFaceStorageReader(str(folder / RESUME)))
+    optimizer.filled()
+    report.info(f"going on from {folder.name}")
+    return progress
+
+
+def resumable(draft: Draft, optimizer: Optimizer) -> dict[str, Any]:
+    """The tensors that a run needs to go on, to be written or to be filled."""
+    return {**optimizer.state(), "aux_scale": draft.aux_scale_C}

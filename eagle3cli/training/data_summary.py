@@ -1,0 +1,37 @@
+"""What a run trains on, in numbers that its report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eagle3cli.data.hidden_states.store import Store
+from eagle3cli.data.hidden_states.stores import Stores
+from eagle3cli.data.inspect.viewed import twin_folder
+from eagle3cli.data.tokens.build import SUMMARY
+from eagle3cli.data.tokens.cache import Cached
+from eagle3cli.runtime.files import read_json
+
+SPLITS = ("train", "eval")
+
+
+def cache_facts(cached: Cached) -> dict[str, Any]:
+    """Counts of each split, and what the draft's vocabulary covers."""
+    found = {name: cached.summary[name] for name in (*SPLITS, "vocab") if name in cached.summary}
+    return {"kind": "cache", "folder": str(cached.folder), **found}
+
+
+def store_facts(stores: Stores, folders: Sequence[Path], held_out: Store | None, caches: Path) -> dict[str, Any]:
+    """Counts of each split: those of the cache that the states were captured from, where that still is."""
+    found: dict[str, Any] = {"train": {"rows": len(stores), "tokens": sum(stores.lengths)}}
+    if held_out is not None:
+        found["eval"] = {"rows": len(held_out), "tokens": sum(held_out.lengths)}
+    twin = twin_folder(stores.stores[0], caches) if len(stores.stores) == 1 else None
+    if twin is not None and (twin.parent / SUMMARY).is_file():
+        summary = read_json(twin.parent / SUMMARY)
+        same = {n: summary[n] for n in found if n in summary and summary[n].get("rows") == found[n]["rows"]}
+        found |= same
+    vocab = {"size": stores.vocab.size, "target_size": stores.meta.vocab_size}
+    encoding = str(stores.meta.encoding)
+    return {"kind": f"hidden states ({encoding})", "folder": str(folders[0]), **found, "vocab": vocab}

@@ -1,0 +1,78 @@
+"""The acceptance length of a draft folder on cached rows or on a hidden-state store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from eagle3cli.backends.batches.batch import BatchSource
+from eagle3cli.backends.batches.online import OnlineSource
+from eagle3cli.backends.batches.store import StoreSource
+from eagle3cli.backends.target.auto import open_target
+from eagle3cli.backends.target.head import read_target_tensors
+from eagle3cli.backends.target.hf import pick_device, read_target_config
+from eagle3cli.data.hidden_states.store import Store
+from eagle3cli.data.tokens.cache import open_or_build
+from eagle3cli.errors import UsageError
+from eagle3cli.models.config import DraftConfig
+from eagle3cli.models.export import find_draft
+from eagle3cli.models.opened import open_draft
+from eagle3cli.runtime.devices import set_threads
+from eagle3cli.runtime.report import Reporter
+from eagle3cli.settings.tables import Settings
+from eagle3cli.training.eval.evaluate import Evaluation, evaluate
+
+EVAL_BATCH = 8
+
+
+def measure(settings: Settings, report: Reporter) -> Evaluation:
+    """Walk the held-out rows: of a store where one is named, else of the cached evaluation (or training) file."""
+    set_threads(settings.target.threads)
+    if settings.draft.path is None:
+        raise UsageError("no draft", where="--draft-model-path", fix="give a folder, e.g. runs/train/best")
+    raw = read_target_config(settings.target) if settings.target.model_path else None
+    draft = open_draft(find_draft(Path(settings.draft.path)), raw, settings.draft.aux_layers)
+    source, embedding = _source(settings, draft.config, report)
+    draft = draft.to(embedding.device).cast(embedding.dtype)
+    count = min(settings.eval.rows or len(source.lengths), len(source.lengths))
+    if not count:
+        raise UsageError("no held-out rows", where="--eval-data-path", fix="give a file with replies")
+    return evaluate(
+        draft,
+        source,
+        draft.embedding(embedding),
+        depths=settings.eval.depths,
+        rows=range(count),
+        batch_size=EVAL_BATCH,
+        report=report,
+    )
+
+
+def held_out(settings: Settings) -> Settings:
+    """The settings with training data, which a cache is made of; raises UsageError where no data are named."""
+    data = settings.data
+    if data.eval_path is None and data.train_path is None:
+        raise UsageError("nothing to evaluate on", where="--eval-data-path", fix="give a jsonl file with replies")
+    if data.train_path is not None:
+        return settings
+    return settings.model_copy(update={"data": data.model_copy(update={"train_path": data.eval_path})})
+
+
+def _source(settings: Settings, config: DraftConfig, report: Reporter) -> tuple[BatchSource, Tensor]:
+    store_path = settings.data.eval_hidden_states_path
+    if store_path is not None:
+        store = Store(store_path)
+        if store.meta.aux_layers != config.aux_layers:
+            raise UsageError(
+                f"the store holds aux layers {list(store.meta.aux_layers)}, the draft reads {list(config.aux_layers)}",
+                where=str(store_path),
+            )
+        device = pick_device(settings.target.device)
+        embedding = read_target_tensors(settings.target.model_path)["embedding"].to(device).float()
+        return StoreSource(store, device=device), embedding
+    data, settings = settings.data, held_out(settings)
+    cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
+    rows = cached.eval if cached.eval is not None and data.train_path is not None else cached.train
+    target = open_target(settings.target, report, config.aux_layers)
+    return OnlineSource(target, rows), target.embedding_VH

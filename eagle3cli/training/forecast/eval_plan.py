@@ -1,0 +1,42 @@
+"""What eval would measure: rows, passes, and whether a cache has to be built first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eagle3cli.data.hidden_states.store import Store
+from eagle3cli.data.tokens.cache import find_cache
+from eagle3cli.data.tokens.rows import TokenRows
+from eagle3cli.errors import UsageError
+from eagle3cli.models.export import find_draft
+from eagle3cli.runtime.plan import Plan
+from eagle3cli.settings.tables import Settings
+from eagle3cli.training.eval.measure import EVAL_BATCH, held_out
+
+
+def plan_eval(settings: Settings) -> Plan:
+    """Raises as the command would for a missing draft and missing data."""
+    if settings.draft.path is None:
+        raise UsageError("no draft", where="--draft-model-path", fix="give a folder, e.g. runs/train/best")
+    folder, store = find_draft(Path(settings.draft.path)), settings.data.eval_hidden_states_path
+    lengths: list[int] | None = None
+    if store is not None:
+        lengths, where = Store(store).lengths, str(store)
+    else:
+        settings = held_out(settings)
+        cache, data = find_cache(settings), settings.data
+        split = "eval" if data.eval_path is not None and data.eval_path != data.train_path else "train"
+        where = str(cache / split if cache is not None else data.eval_path or data.train_path)
+        lengths = TokenRows.open(cache / split).lengths if cache is not None else None
+    if lengths is None:
+        work = (f"tokenise the rows, then walk the replies at {settings.eval.depths} depths",)
+        return Plan("eval", reads=(str(folder), where), does=work, numbers={"rows_known": False})
+    lengths = lengths[: settings.eval.rows]
+    passes = -(-len(lengths) // EVAL_BATCH)
+    live = "" if store is not None else " of target and draft"
+    return Plan(
+        "eval",
+        reads=(str(folder), f"{where}: {len(lengths):,} rows, {sum(lengths):,} tokens"),
+        does=(f"{passes:,} passes{live} over {EVAL_BATCH} rows each, {settings.eval.depths} depths",),
+        numbers={"rows_known": True, "rows": len(lengths), "tokens": sum(lengths), "passes": passes},
+    )

@@ -1,0 +1,155 @@
+"""How long a training step takes on any number of GPUs: one model, with nothing measured in it but its inputs.
+
+Its parts, for G GPUs, N tokens a step, P trained weights and links of B bytes/s (one direction) and latency a:
+
+    draft         N/G * F / R             F FLOP a token (:func:`draft_flops`), R FLOP/s that a GPU reaches
+    target        draft * s / (1 - s)     s: share of the target's forward in the compute; 0 offline
+    waiting       (draft + target) * (1/b - 1)              b: balance, mean tokens of a rank by those of the busiest
+    optimiser     28 P / M, of shards 28 P/G / M            M bytes/s of memory: gradient, master and moments are read,
+                                                            master and moments written, 4 bytes each
+    communication replicated: all-reduce of 4 P bytes       2 (G-1)/G * 4P/B + 2 (G-1) a
+                  sharded: all-gather of the weights        (G-1)/G * wP/B + (G-1) a     w: bytes of a computing weight
+                  and reduce-scatter of fp32 gradients      (G-1)/G * 4P/B + (G-1) a
+                  and small sums (counts, time, norm)       2 (G-1) a each
+
+The collectives are those of a ring, which is optimal in bytes: Patarasuk and Yuan, "Bandwidth optimal all-reduce
+algorithms for clusters of workstations", J. Parallel Distrib. Comput. 69 (2009); their costs as in Thakur, Rabenseifner
+and Gropp, "Optimization of collective communication operations in MPICH", Int. J. High Perf. Comput. Appl. 19 (2005).
+A ring is as fast as its slowest link, so over several nodes B and a are those of the network. Nothing overlaps: see
+``training/parallel.py``. Weights are gathered once a step, not once a micro batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GRADIENT_BYTES, OPTIMISER_BYTES = 4, 28
+REACHED = 0.4
+"""Share of a GPU's peak FLOP/s that training is assumed to reach where nobody has measured it."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """A connection between two GPUs, as one of them sees it."""
+
+    bandwidth: float
+    """Bytes/s in one direction."""
+    latency: float
+    """Seconds."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a device can do, from its maker's data sheet; bf16 without sparsity."""
+
+    peak_flops: float
+    memory_bandwidth: float
+    """Bytes/s."""
+    link: Link
+    """To the others of its node."""
+
+
+INFINIBAND = Link(50e9, 5e-6)
+"""One 400 Gb/s port for every GPU, as in the makers' reference systems."""
+GPUS = {
+    "A100": Gpu(312e12, 2.0e12, Link(300e9, 3e-6)),
+    "H100": Gpu(989e12, 3.35e12, Link(450e9, 3e-6)),
+    "H200": Gpu(989e12, 4.8e12, Link(450e9, 3e-6)),
+    "B200": Gpu(2250e12, 8.0e12, Link(900e9, 3e-6)),
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The devices that share the work."""
+
+    gpus: int
+    nodes: int = 1
+    flops: float = REACHED * GPUS["H100"].peak_flops
+    """FLOP/s that one GPU reaches in training."""
+    memory_bandwidth: float = GPUS["H100"].memory_bandwidth
+    link: Link = GPUS["H100"].link
+    network: Link = INFINIBAND
+
+
+@dataclass(frozen=True)
+class Work:
+    """One optimiser step."""
+
+    tokens: int
+    """Of the whole batch, over all GPUs."""
+    weights: int
+    """Trained ones."""
+    draft_flops: float
+    """FLOP of the draft's forward and backward for a token."""
+    target_share: float = 0.0
+    """Share of the compute that is the live target's forward pass."""
+    sharded: bool = False
+    weight_bytes: int = 2
+    """Of a weight as the draft computes with it."""
+    balance: float = 1.0
+    """Mean tokens of a rank by those of the busiest (:func:`eagle3cli.training.sharding.balance`)."""
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """A step's parts in seconds, and what they come to."""
+
+    draft: float
+    target: float
+    waiting: float
+    optimiser: float
+    communication: float
+    tokens_per_s: float
+    efficiency: float
+    """Time of one GPU for the same batch, by the time of all GPUs together."""
+
+    @property
+    def step(self) -> float:
+        """Seconds a step."""
+        return self.draft + self.target + self.waiting + self.optimiser + self.communication
+
+
+def throughput(work: Work, cluster: Cluster) -> Throughput:
+    """What a step takes; the module says by which formulas. Raises ValueError for what cannot be."""
+    if min(work.tokens, work.weights, cluster.gpus, cluster.nodes) < 1 or not 0 <= work.target_share < 1:
+        raise ValueError(f"not a step: {work}, {cluster}")
+    gpus = cluster.gpus
+    draft = work.tokens / gpus * work.draft_flops / cluster.flops
+    target = draft * work.target_share / (1 - work.target_share)
+    balance = work.balance if gpus > 1 else 1.0
+    updated = work.weights / gpus if work.sharded else work.weights
+    optimiser = OPTIMISER_BYTES * updated / cluster.memory_bandwidth
+    waiting, communication = (draft + target) * (1 / balance - 1), _communication(work, cluster)
+    step = draft + target + waiting + optimiser + communication
+    alone = gpus * (draft + target) + OPTIMISER_BYTES * work.weights / cluster.memory_bandwidth
+    return Throughput(draft, target, waiting, optimiser, communication, work.tokens / step, alone / (gpus * step))
+
+
+def _communication(work: Work, cluster: Cluster) -> float:
+    others = cluster.gpus - 1
+    slowest = cluster.link
+    if cluster.nodes > 1:
+        network = cluster.network
+        slowest = Link(min(slowest.bandwidth, network.bandwidth), max(slowest.latency, network.latency))
+    part = others / cluster.gpus / slowest.bandwidth
+    gradients = work.weights * GRADIENT_BYTES
+    small_sums = 2 * others * slowest.latency * (3 if work.sharded else 2)
+    if work.sharded:
+        return part * (work.weights * work.weight_bytes + gradients) + 2 * others * slowest.latency + small_sums
+    return 2 * part * gradients + 2 * others * slowest.latency + small_sums
+
+
+def draft_flops(
+    *, fc: int, layer: int, head: int, hidden: int, length: int, depths: int, loss_share: float = 0.5
+) -> float:
+    """FLOP of a draft's forward and backward passes for one token.
+
+    ``fc``, ``layer`` and ``head`` are weights, ``length`` the tokens of a sequence, ``loss_share`` the share of tokens
+    that carry loss. A product with W weights takes 2 W FLOP a row forward and 4 W backward; causal attention takes
+    2 * hidden * length a row forward and 2.5 times that backward. Every token goes through ``fc``; those with loss go
+    through layer, attention and head once a depth, and once through the teacher's head, forward only. (Left out: keys
+    and values of the tokens without loss.)
+    """
+    attention = 3.5 * 2 * hidden * length
+    return 6 * fc + loss_share * (depths * (6 * (layer + head) + attention) + 2 * head)

@@ -1,0 +1,170 @@
+"""Every packaged recipe: it names only what exists, its figures follow from the sizes, and a shrunken one runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from eagle3cli.cli.command import Command
+from eagle3cli.cli.worker import WorkerOut
+from eagle3cli.console.out import Out
+from eagle3cli.data.chat.named import NAMED
+from eagle3cli.data.sources.dataset_specs import split_weight
+from eagle3cli.data.sources.presets import PRESETS
+from eagle3cli.models.packaged import packaged_configs
+from eagle3cli.pipeline.stages import StageOut, evaluate, placed, stages
+from eagle3cli.serving.bench.configs import parse_config
+from eagle3cli.serving.bench.tasks import NAMES as BENCHMARKS
+from eagle3cli.settings.load import load
+from eagle3cli.settings.packaged import recipes, summary
+from eagle3cli.settings.tables import Settings
+from tests.conftest import RunCli
+from tests.families import family_target
+
+FAMILY = {
+    "llama-3.1-8b-online": "llama",
+    "llama-3.1-8b-offline": "llama",
+    "qwen3-8b": "qwen3",
+    "gpt-oss-20b": "gpt-oss",
+    "qwen3-30b-a3b": "qwen3-moe",
+    "deepseek-v2-lite": "deepseek-v2",
+}
+"""A tiny target of the recipe's family; quickstart has a test of its own kind: `make quickstart`."""
+
+SHRUNKEN = """
+[run]
+k = 2
+held_out_prompts = 2
+new_tokens = 6
+speed_prompts = 1
+batch_size = 2
+[target]
+model_path = "target"
+tp_size = 1
+[server]
+tp_size = 1
+[draft]
+config = "auto"
+vocab_size = 128
+[data]
+max_length = 96
+num_proc = 1
+[prepare]
+source = "in.jsonl"
+sample_size = 12
+[regenerate]
+engine = "local"
+max_tokens = 8
+batch_size = 6
+[merge]
+eval_size = 2
+drop_loops = false
+[train]
+total_steps = 2
+batch_size = 2
+micro_batch_size = 1
+ttt_length = 2
+save_interval = 2
+eval_interval = 2
+[eval]
+depths = 2
+[bench]
+engine = "local"
+benchmark_list = ["mtbench-like:1"]
+config_list = ["1,2,1,3"]
+max_tokens = 4
+"""
+
+
+def test_every_recipe_is_tried_here() -> None:
+    assert {*FAMILY, "quickstart"} == set(recipes())
+
+
+@pytest.mark.parametrize("path", recipes().values(), ids=recipes())
+def test_a_recipe_is_valid_and_stays_in_its_folder(path: Path) -> None:
+    settings = placed(load([path]).settings)
+    folder = settings.run.output_dir
+    assert folder == Path("runs") / path.stem
+    for stage in stages(settings):
+        assert folder in (stage.output(settings), *stage.output(settings).parents)
+    assert ("hidden-states" in [stage.name for stage in stages(settings)]) == (settings.train.mode == "offline")
+    anew = load([path], ["run.regenerate=true"]).settings
+    assert placed(anew).regenerate.recorded is None
+
+
+@pytest.mark.parametrize("path", recipes().values(), ids=recipes())
+def test_all_that_a_recipe_names_exists(path: Path) -> None:
+    settings = load([path]).settings
+    assert {split_weight(source)[0] for source in settings.prepare.source} <= set(PRESETS)
+    assert settings.draft.config in ("auto", *packaged_configs())
+    assert settings.data.chat_template in ("auto", *NAMED)
+    assert {task.partition(":")[0] for task in settings.bench.benchmark_list} <= set(BENCHMARKS)
+    for config in settings.bench.config_list:
+        parse_config(config)
+    assert f"eagle3 run {path.stem}: " in path.read_text(encoding="utf-8").splitlines()[0]
+    assert len(summary(path)) > 20
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_sizes_in_the_comments_follow_from_the_draft_config(name: str) -> None:
+    text = " ".join(line.lstrip("# ") for line in recipes()[name].read_text(encoding="utf-8").splitlines())
+    config = json.loads(packaged_configs()[load([recipes()[name]]).settings.draft.config].read_text(encoding="utf-8"))
+    hidden, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    queries, keys = head * config["num_attention_heads"], head * config["num_key_value_heads"]
+    attention = 2 * hidden * (queries + 2 * keys) + queries * hidden
+    parameters = 3 * hidden * (hidden + inner) + attention + config["draft_vocab_size"] * hidden
+    told = {int(millions) for millions in re.findall(r"(\d+) M x", text)}
+    assert told == {round(parameters / 1e6)}
+    rows, tokens, epochs, target, flop = re.findall(
+        r"training: ([\d,]+) rows x ([\d,]+) tokens \(e\) x (\d+) epochs x (?:\(2 x ([\d.]+) B)?.*?= ([\d.]+e\d+) flop",
+        text,
+    )[0]
+    work = 2 * float(target or 0) * 1e9 + 6 * parameters * 7
+    count = int(rows.replace(",", "")) * int(tokens.replace(",", "")) * int(epochs)
+    assert count * work == pytest.approx(float(flop), rel=0.02)
+    settings = load([recipes()[name]]).settings
+    assert int(rows.replace(",", "")) == settings.prepare.sample_size
+    assert (int(epochs), settings.train.ttt_length) == (settings.train.num_epochs, 7)
+
+
+def test_the_eval_stage_of_a_spread_target_gets_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def in_processes(command: Command, settings: Settings, out: Out) -> bool:
+        asked.append((command.name, settings.launch.gpus))
+        return True
+
+    monkeypatch.setattr("eagle3cli.cli.worker.in_processes", in_processes)
+    evaluate(load([recipes()["qwen3-30b-a3b"]]).settings, StageOut())
+    assert asked == [("eval", "2")]
+
+
+def test_processes_of_a_stage_leave_stdout_to_the_one_that_started_them(capsys: pytest.CaptureFixture[str]) -> None:
+    WorkerOut().table("Acceptance", ("k", "length"), [(1, 1.5)])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("targets")
+    return {family: family_target(folder / family, family) for family in sorted(set(FAMILY.values()))}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_shrunken_recipe_runs_from_prompts_to_a_report(
+    name: str, targets: dict[str, Path], run_cli: RunCli, tmp_path: Path
+) -> None:
+    (tmp_path / "target").symlink_to(targets[FAMILY[name]])
+    rows = [{"id": f"p{i}", "conversations": [{"role": "user", "content": f"{i}: How?"}]} for i in range(16)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "shrunken.toml").write_text(SHRUNKEN)
+    done = run_cli("run", name, "--config", "shrunken.toml", "--json")
+    assert done.code == 0, done.err
+    assert "warning" not in done.err.lower()
+    report = done.json
+    assert report["replies"] == {"recorded": 0, "generated": 12, "errors": 0}
+    assert report["steps"] == 2
+    assert (tmp_path / "runs" / name / "draft" / "config.json").is_file()

@@ -1,0 +1,94 @@
+"""Who is late: judged from what the ranks say."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from eagle3cli.runtime.watchdog import Beat, Heart
+
+
+class Store:
+    """A process group's store, in this process."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+
+    def set(self, key: str, value: str) -> None:
+        self.values[key] = value
+
+    def get(self, key: str) -> bytes:
+        return self.values[key].encode()
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.values for key in keys)
+
+
+def heart(store: Store, index: int, timeout: float, late: list[str], warned: list[str]) -> Heart:
+    return Heart(store, index, 2, timeout, lambda beat, said: late.append(said), warned.append)
+
+
+def run_for(seconds: float, *hearts: Heart) -> None:
+    for one in hearts:
+        one.thread.start()
+    time.sleep(seconds)
+    for one in hearts:
+        one.ended.set()
+        one.thread.join()
+
+
+def test_ranks_that_move_are_never_late() -> None:
+    store, late, warned = Store(), list[str](), list[str]()
+    both = [heart(store, index, 1.0, late, warned) for index in range(2)]
+    for one in both:
+        one.thread.start()
+    for step in range(20):
+        for one in both:
+            one.at(f"step {step}")
+        with both[0].waiting():
+            time.sleep(0.1)
+    for one in both:
+        one.ended.set()
+        one.thread.join()
+    assert not late
+    assert not warned
+
+
+def test_one_that_beats_but_does_not_move_is_late_once_another_waits() -> None:
+    store, late, warned = Store(), list[str](), list[str]()
+    both = [heart(store, index, 0.6, late, warned) for index in range(2)]
+    both[1].at("step 7")
+    with both[0].waiting():
+        run_for(1.5, *both)
+    assert late
+    assert "rank 1" in late[0]
+    assert "has not moved on from step 7" in late[0]
+    assert "the others wait" in warned[0]
+
+
+def test_long_work_outside_the_loop_is_not_late() -> None:
+    store, late, warned = Store(), list[str](), list[str]()
+    both = [heart(store, index, 0.5, late, warned) for index in range(2)]
+    with both[0].waiting():
+        run_for(1.2, *both)
+    assert not late
+
+
+def test_one_that_is_silent_is_late_wherever_it_is() -> None:
+    store, late, warned = Store(), list[str](), list[str]()
+    first = heart(store, 0, 0.5, late, warned)
+    other = heart(store, 1, 0.5, late, warned)
+    other.thread.start()
+    time.sleep(0.3)
+    other.ended.set()
+    run_for(1.2, first)
+    assert "rank 1" in late[0]
+    assert "does not answer" in late[0]
+
+
+@pytest.mark.parametrize("place", ["", "step 3"])
+def test_waiting_ranks_are_not_late_themselves(place: str) -> None:
+    watcher, now = heart(Store(), 0, 0.1, [], []), time.monotonic()
+    watcher.seen[1] = (Beat(alive=1, moved=5), now, now - 60)
+    assert watcher._judge({1: Beat(alive=2, moved=5, waiting=True, place=place)}) is None

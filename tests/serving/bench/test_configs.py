@@ -1,0 +1,40 @@
+"""Configurations as typed, and what is wrong with those that cannot be."""
+
+from __future__ import annotations
+
+import pytest
+
+from eagle3cli.errors import UsageError
+from eagle3cli.serving.bench.configs import Config, chain, most_tokens, parse_config, require_chains, with_baselines
+
+
+def test_configurations_as_typed() -> None:
+    assert parse_config("4,5,1,6") == chain(4, 5)
+    assert parse_config("4,7,10,60") == Config(4, 7, 10, 60)
+    assert parse_config("1,0,0,0") == Config(1)
+    given = [chain(1, 3), Config(1), Config(2, 5, 4, 16), chain(1, 5)]
+    assert [str(c) for c in with_baselines(given)] == ["1,0,0,0", "1,3,1,4", "2,0,0,0", "2,5,4,16", "1,5,1,6"]
+    assert most_tokens(2, 4) == 1 + 4 + 16
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("1,3,1,8", "verifies 4 tokens, not 8"),
+        ("1,3,0,4", "write 1,3,1,4"),
+        ("1,1,4,16", "give 2 to 5 draft tokens"),
+        ("1,3", "not batch,steps,topk,draft_tokens"),
+        ("a,b,c,d", "not batch,steps,topk,draft_tokens"),
+        ("0,3,1,4", "at least 1"),
+        ("1,0,1,1", "write 1,0,0,0"),
+    ],
+)
+def test_wrong_configurations_are_told(text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse_config(text)
+
+
+def test_an_engine_of_chains_names_the_chain_to_type() -> None:
+    require_chains([Config(4), chain(4, 3)], "vLLM")
+    with pytest.raises(UsageError, match="write 4,3,1,4: vLLM drafts chains"):
+        require_chains([Config(4, 3, 2, 4)], "vLLM")

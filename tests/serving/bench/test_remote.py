@@ -1,0 +1,136 @@
+"""The benchmark over servers (fakes in SGLang's shapes): what is asked, what is counted, what is refused."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eagle3cli.errors import Eagle3Error, UsageError
+from eagle3cli.runtime.report import Silent
+from eagle3cli.serving.bench.bench import Bench, bench
+from eagle3cli.settings.tables import Settings
+from tests.serving.bench.bench_server import BenchFaults, BenchServer
+from tests.serving.client.fake_server import FakeServer
+from tests.serving.client.fake_server import running as running_fakes
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.jsonl"
+    rows = [{"id": f"q{i}", "turns": [f"Question {'x' * i}?", "And then?"]} for i in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(
+    servers: list[FakeServer], tiny: Path, questions: Path, *configs: str, report: Silent | None = None, **given: Any
+) -> Bench:
+    table = {
+        "config_list": configs,
+        "benchmark_list": (str(questions),),
+        "max_tokens": 13,
+        "output": questions.parent / "results.jsonl",
+    }
+    server = {"address_port": [one.address for one in servers]}
+    tables = {"target": {"model_path": str(tiny)}, "bench": table | given, "server": server}
+    return bench(Settings.model_validate(tables), report or Silent())
+
+
+running = partial(running_fakes, make=BenchServer)
+PLAIN, CHAIN = BenchFaults(), BenchFaults(speculation=(3, 1, 4))
+
+
+def test_every_number_comes_from_what_the_servers_tell(tiny: Path, questions: Path) -> None:
+    with running(PLAIN, CHAIN) as servers:
+        done = run(servers, tiny, questions, "4,3,1,4")
+        assert [server.most_running for server in servers] == [4, 4]
+        assert [server.flushed for server in servers] == [1, 1]
+        asked = [body for body in servers[1].bodies if len(body["input_ids"]) > 3]
+    plain, chain = done.table
+    assert done.engine == "servers"
+    assert (plain["config"], plain["requests"], plain["tokens"]) == ("4,0,0,0", 8, 8 * 13)
+    assert (chain["passes"], chain["acceptance_length"], chain["tokens_per_pass"]) == (32, 3.0, 3.0)
+    assert chain["accepted_per_position"] == [1.0, 1.0, 0.0]
+    assert (chain["compared"], chain["identical"], chain["counters_fit"]) == (8, 8, True)
+    assert chain["speedup"] == pytest.approx(chain["tokens_per_s"] / plain["tokens_per_s"], abs=0.001)
+    assert chain["speedup"] > 1.3
+    assert plain["ttft_ms"]["p50"] > 4
+    assert plain["inter_token_ms"]["p50"] > 2 * chain["inter_token_ms"]["p50"]
+    assert all(body["sampling_params"]["temperature"] == 0 for body in asked)
+    rows = [json.loads(line) for line in done.output.read_text().splitlines()]
+    request = next(row for row in rows if row["kind"] == "request" and row["config"] == "4,3,1,4")
+    assert request["accepted_at"] == [4, 4, 0]
+    assert len(request["token_ids"]) == 13
+
+
+def test_differences_are_told_with_how_near_a_tie_they_were(tiny: Path, questions: Path) -> None:
+    for gap, ties in ((0.01, True), (3.0, False)):
+        odd = BenchFaults(speculation=(3, 1, 4), flips=2, gap=gap)
+        with running(PLAIN, odd) as servers:
+            out = questions.parent / f"{gap}.jsonl"
+            row = run(servers, tiny, questions, "2,3,1,4", output=out, multi_turn=True).table[1]
+        differing = row["compared"] - row["identical"]
+        assert 0 < differing < row["compared"] < row["requests"] == 16  # turns behind a difference are not compared
+        assert row["differences_at_ties"] == (differing if ties else 0)
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        assert {row["first_difference"] for row in rows if row.get("identical") is False} == {2}
+
+
+def test_counters_that_do_not_fit_are_told(tiny: Path, questions: Path) -> None:
+    report = Silent()
+    with running(PLAIN, BenchFaults(speculation=(3, 1, 4), lies=20)) as servers:
+        row = run(servers, tiny, questions, "2,3,1,4", report=report).table[1]
+    assert row["counters_fit"] is False
+    assert "do not fit the tokens" in report.warnings[-1]
+
+
+def test_a_server_is_found_by_its_speculation(tiny: Path, questions: Path) -> None:
+    report = Silent()
+    with running(CHAIN) as servers:
+        row = run(servers, tiny, questions, "2,3,1,4", report=report).table[0]
+    assert (row["acceptance_length"], "speedup" in row, "compared" in row) == (3.0, False, False)
+    assert "no speed-up" in report.warnings[0]
+    with running(PLAIN, CHAIN) as servers, pytest.raises(UsageError, match="5,1,6"):
+        run(servers, tiny, questions, "2,5,1,6")
+
+
+def test_a_lost_answer_spoils_its_configuration_and_no_other(tiny: Path, questions: Path) -> None:
+    report = Silent()
+    with running(PLAIN, BenchFaults(speculation=(3, 1, 4), dies=True)) as servers:
+        done = run(servers, tiny, questions, "2,3,1,4", report=report)
+    assert [row["config"] for row in done.table] == ["2,0,0,0"]
+    assert list(done.failed) == ["questions:8 2,3,1,4"]
+    assert "the server failed" in report.warnings[-1]
+    with running(PLAIN, CHAIN) as servers:  # the same command again measures what is missing
+        servers_settings = run(servers, tiny, questions, "2,3,1,4", overwrite=True)
+    assert [row["config"] for row in servers_settings.table] == ["2,0,0,0", "2,3,1,4"]
+
+
+def test_greedy_verification_of_samples_is_told(tiny: Path, questions: Path) -> None:
+    with running(PLAIN, CHAIN) as servers:
+        done = run(servers, tiny, questions, "2,3,1,4", temperature=(0.0, 0.7))
+        seeds = {body["sampling_params"].get("sampling_seed") for body in servers[1].bodies}
+    assert len(seeds) == 9  # one for every answer, none for greedy ones
+    greedy, sampled = done.table[1], done.table[3]
+    assert "notes" not in greedy
+    assert "verifies drafts greedily" in sampled["notes"][0]
+    assert "identical" not in sampled
+
+
+def test_nobody_at_the_address(tiny: Path, questions: Path) -> None:
+    with running(PLAIN) as servers:
+        gone = servers[0]
+    with pytest.raises(Eagle3Error, match="does not answer"):
+        run([gone], tiny, questions, "1,0,0,0")
+
+
+def test_vllm_counts_over_all_answers(tiny: Path, questions: Path) -> None:
+    plain, chain = BenchFaults(owner="vllm"), BenchFaults(owner="vllm", speculation=(3, 1, 4))
+    with running(plain, chain) as servers:
+        row = run(servers, tiny, questions, "4,3,1,4", repeats=2).table[1]
+    assert (row["passes"], row["acceptance_length"], row["accepted_per_position"]) == (64, 3.0, [1.0, 1.0, 0.0])
+    assert (row["identical"], row["compared"], row["counters_fit"]) == (16, 16, True)

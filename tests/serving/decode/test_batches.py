@@ -1,0 +1,118 @@
+"""Targets with windows, sinks and other caches get the same replies as from transformers, whatever their neighbours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from eagle3cli.serving.decode.batches import BatchDecoder, decoding, serves_positions
+from eagle3cli.serving.decode.generate import Decoder, Reply
+from eagle3cli.serving.sampling import Sampling
+from tests.tiny import tiny_config
+
+LENGTHS = (3, 40, 1, 17, 9, 25)
+NO_END = frozenset[int]()
+
+
+def config_of(kind: str) -> Any:
+    from transformers import Gemma2Config, GptOssConfig, MistralConfig, Qwen3NextConfig
+
+    same: dict[str, Any] = {
+        "vocab_size": 320,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.1,
+        "pad_token_id": 0,
+    }
+    if kind == "mistral":
+        return MistralConfig(**same, sliding_window=8)
+    if kind == "gemma2":
+        return Gemma2Config(**same, sliding_window=8)
+    if kind == "gpt_oss":
+        return GptOssConfig(**same, sliding_window=8, num_local_experts=4, num_experts_per_tok=2)
+    if kind == "qwen3_next":
+        return Qwen3NextConfig(**same, linear_num_value_heads=4, linear_num_key_heads=2, num_experts=0)
+    return tiny_config(kind)
+
+
+def model_of(kind: str) -> Any:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config_of(kind), dtype=torch.float32).eval().requires_grad_(False)
+
+
+def prompts() -> list[list[int]]:
+    draw = torch.Generator().manual_seed(0)
+    return [torch.randint(3, 300, (length,), generator=draw).tolist() for length in LENGTHS]
+
+
+def replies(decoder: Decoder | BatchDecoder) -> list[list[int]]:
+    found: list[Reply] = []
+    for index, prompt in enumerate(prompts()):
+        decoder.add(index, prompt, 24)
+    while not decoder.is_finished:
+        found += decoder.step()
+    return [reply.token_ids for reply in sorted(found, key=lambda reply: reply.index)]
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma2", "gpt_oss", "qwen3_next", "llama"])
+def test_a_batch_gets_what_transformers_gives_each_alone(kind: str) -> None:
+    model = model_of(kind)
+    found = replies(BatchDecoder(model, 4, NO_END))
+    for reply, prompt in zip(found, prompts(), strict=True):
+        expected = model.generate(
+            torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=-1, pad_token_id=0
+        )
+        assert reply == expected[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize(
+    ("kind", "by_position"),
+    [
+        ("llama", True),
+        ("qwen2", True),
+        ("mistral", True),
+        ("gemma2", True),
+        ("gpt_oss", True),
+        ("qwen3_next", False),
+    ],
+)
+def test_the_decoder_fits_the_target(kind: str, by_position: bool) -> None:
+    model = model_of(kind)
+    assert serves_positions(model) == by_position
+    with decoding(model, 4, NO_END) as decoder:
+        assert isinstance(decoder, Decoder) == by_position
+        found = replies(decoder)
+    assert found == replies(BatchDecoder(model, 1, NO_END))
+
+
+@pytest.mark.parametrize(("kind", "by_position"), [("bloom", False), ("gpt2", True), ("mamba", False), ("rwkv", False)])
+def test_what_the_config_does_not_tell_is_tried(kind: str, by_position: bool) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(kind, vocab_size=320, hidden_size=64, num_hidden_layers=2, pad_token_id=0)
+    config.n_head, config.attention_hidden_size = 4, 64
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    assert serves_positions(model) == by_position
+
+
+def test_sampling_does_not_depend_on_the_batch() -> None:
+    model, sampling = model_of("mistral"), Sampling(0.9, 0.9, 20, 3)
+    alone = replies(BatchDecoder(model, 1, NO_END, sampling))
+    assert replies(BatchDecoder(model, 4, NO_END, sampling)) == alone
+    assert alone != replies(BatchDecoder(model, 4, NO_END))
+
+
+def test_rows_end_at_the_end_token_and_the_next_batch_starts() -> None:
+    model = model_of("mistral")
+    free = replies(BatchDecoder(model, 2, NO_END))
+    end = free[0][5]
+    for cut, full in zip(replies(BatchDecoder(model, 2, frozenset({end}))), free, strict=True):
+        assert cut == (full[: full.index(end) + 1] if end in full else full)

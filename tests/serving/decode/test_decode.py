@@ -1,0 +1,116 @@
+"""The local engine: lossless, and its counts equal the walk's and an independent implementation's."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from eagle3cli.backends.batches.batch import TargetBatch
+from eagle3cli.backends.target.hf import HfTarget, load_target
+from eagle3cli.models.checkpoint import load_draft
+from eagle3cli.models.draft import Draft
+from eagle3cli.runtime.report import Silent
+from eagle3cli.serving.decode.decode import decode
+from eagle3cli.settings.tables import Target
+from eagle3cli.training.eval.evaluate import agreements
+from eagle3cli.training.eval.simulate import WalkCounts, reply_spans, walk
+from tests.independent_eagle3 import measure
+from tests.tiny import tiny_target
+
+EOS = frozenset({2})
+
+
+@pytest.fixture(scope="module")
+def counting(shared: Path) -> Path:
+    folder = shared / "engines" / "tiny_eagle3"
+    if not folder.is_dir():
+        pytest.skip(f"no trained tiny draft at {folder}")
+    return folder
+
+
+def opened(folder: Path, name: str) -> tuple[HfTarget, Draft]:
+    config, state = load_draft(folder / name, aux_layers=(1, 3, 4))
+    draft = Draft(config)
+    draft.load_state_dict(state)
+    target = load_target(Target(model_path=str(folder / "target"), dtype="float32"), Silent(), config.aux_layers)
+    return target, draft.float().eval()
+
+
+def prompts() -> list[list[int]]:
+    """``<s> <|user|> count from N <|assistant|>`` in the tiny model's words, of mixed length."""
+    torch.manual_seed(0)
+    found = [[1, 3, 9, 12, 42 + n, 4] for n in (3, 17, 40, 71)]
+    return [*found, [1, 5, 20, 21, 22, *found[0][1:]], [1, 3, 10, 12, 23, 14, 4]]
+
+
+def test_a_finished_row_does_not_outrun_its_slots(counting: Path) -> None:
+    """The longest prompt is done in a few steps; its batch goes on for many more."""
+    target, draft = opened(counting, "draft")
+    fast, slow = [1, 5, 20, 21, 22, 3, 9, 12, 45, 4], [[1, 3, 10, 12, 23 + n, 14, 4] for n in range(7)]
+    given = [fast, *slow]
+    chain, _ = decode(target, draft, given, k=3, max_new_tokens=60, eos_ids=frozenset(), batch_size=8)
+    plain, _ = decode(target, None, given, k=0, max_new_tokens=60, eos_ids=frozenset(), batch_size=8)
+    assert [r.token_ids for r in chain] == [r.token_ids for r in plain]
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("draft_name", ["draft", "draft_random"])
+def test_three_measurements_agree(counting: Path, draft_name: str, k: int) -> None:
+    target, draft = opened(counting, draft_name)
+    given = prompts()
+    plain, _ = decode(target, None, given, k=0, max_new_tokens=24, eos_ids=EOS, batch_size=4)
+    chain, _ = decode(target, draft, given, k=k, max_new_tokens=24, eos_ids=EOS, batch_size=4)
+    assert [r.token_ids for r in chain] == [r.token_ids for r in plain]
+    tokens = sum(len(r.token_ids) - 1 for r in chain)
+    steps = sum(r.steps for r in chain)
+    accepted = [sum(r.accepted_at[i] for r in chain) for i in range(k)]
+
+    other = measure(
+        counting / "target", counting / draft_name, given, k=k, max_new_tokens=24, eos_ids=EOS, default_layers=(1, 3, 4)
+    )
+    assert other.replies == [r.token_ids for r in plain]
+    assert other.steps == [r.steps for r in chain]
+
+    walked = WalkCounts(accepted_at=[0] * k)
+    rows = [p + r.token_ids for p, r in zip(given, plain, strict=True)]
+    states = target.capture(rows)
+    ids = torch.tensor([t for row in rows for t in row])
+    mask = torch.cat([torch.arange(len(row)) >= len(p) for row, p in zip(rows, given, strict=True)])
+    batch = TargetBatch(
+        token_ids_N=ids,
+        loss_mask_N=mask,
+        bounds=tuple(accumulate((len(row) for row in rows), initial=0)),
+        aux_NC=torch.cat([aux for aux, _ in states]),
+        last_NH=torch.cat([last for _, last in states]),
+        top_N=ids,
+        rows=tuple(range(len(rows))),
+    )
+    with torch.no_grad():
+        agrees, _ = agreements(draft, batch, target.embedding_VH, k)
+    for span in reply_spans(mask.tolist(), batch.bounds):
+        walked.add(walk(agrees, span, k))
+    assert (walked.tokens, walked.steps, walked.accepted_at) == (tokens, steps, accepted)
+    if draft_name == "draft" and k == 3:
+        assert tokens / steps > 3.0
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_plain_decoding_is_the_models_own(tmp_path: Path, kind: str) -> None:
+    """k = 0 gives what transformers' greedy generation gives, whatever is decoded beside it."""
+    folder = tiny_target(tmp_path / kind, kind)
+    target = load_target(Target(model_path=str(folder)), Silent())
+    given = [[5, 9, 30], [7, 8, 9, 10, 11, 12, 13], [40, 41]]
+    found, _ = decode(target, None, given, k=0, max_new_tokens=12, eos_ids=frozenset(), batch_size=3)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    for prompt, result in zip(given, found, strict=True):
+        want = model.generate(
+            torch.tensor([prompt]), max_new_tokens=12, min_new_tokens=12, do_sample=False, eos_token_id=None,
+            pad_token_id=0, use_cache=True,
+        )  # fmt: skip
+        assert result.token_ids == want[0, len(prompt) :].tolist()
+        assert result.finish == "length"
+    assert target.model.config._attn_implementation != "eagle3_grouped"

@@ -1,0 +1,125 @@
+"""Which messages stand and where the target speaks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eagle3cli.data.conversations.conversation import Conversation
+from eagle3cli.data.conversations.system_prompt import system_prompt_text
+from eagle3cli.errors import DataError, UsageError
+from eagle3cli.serving.reasoning import without_reasoning
+from eagle3cli.serving.regenerate.pending import write_script
+
+
+def say(role: str, content: str, **extra: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **extra}
+
+
+def play(messages: list[Any], turns: Any = "all", system: str | None = None) -> tuple[dict[str, Any], list[int]]:
+    """The finished row, and how many messages each prompt had."""
+    script = write_script(0, Conversation("a", tuple(messages)), turns, system)
+    seen = []
+    while not script.is_over:
+        seen.append(len(script.prompt()))
+        script.reply(f"new {len(seen)}", "stop")
+    return script.to_row(), seen
+
+
+TALK = [say("user", "1"), say("assistant", "old"), say("user", "2"), say("assistant", "old")]
+
+
+def test_every_reply_follows_the_rewritten_ones_before_it() -> None:
+    row, seen = play(TALK)
+    assert [m["content"] for m in row["conversations"]] == ["1", "new 1", "2", "new 2"]
+    assert seen == [1, 3]
+    assert row["finish"] == ["stop", "stop"]
+
+
+def test_last_leaves_the_earlier_replies() -> None:
+    row, seen = play(TALK, "last")
+    assert [m["content"] for m in row["conversations"]] == ["1", "old", "2", "new 1"]
+    assert row["finish"] == ["kept", "stop"]
+    assert seen == [3]
+
+
+@pytest.mark.parametrize("turns", ["all", "last"])
+def test_a_lone_question_gets_a_reply(turns: str) -> None:
+    row, _ = play([say("user", "1")], turns)
+    assert [m["role"] for m in row["conversations"]] == ["user", "assistant"]
+
+
+def test_last_answers_a_question_that_is_still_open() -> None:
+    row, _ = play(TALK[:3], "last")
+    assert [m["content"] for m in row["conversations"]] == ["1", "old", "2", "new 1"]
+
+
+@pytest.mark.parametrize("turns", ["all", "last"])
+def test_user_turns_alone_are_answered_one_by_one(turns: str) -> None:
+    row, seen = play([say("user", "1"), say("user", "2")], turns)
+    assert [m["content"] for m in row["conversations"]] == ["1", "new 1", "2", "new 2"]
+    assert seen == [1, 3]
+
+
+def test_tools_stay_with_the_row() -> None:
+    tools = ({"type": "function", "function": {"name": "f"}},)
+    script = write_script(0, Conversation("a", tuple(TALK), tools=tools), "all")
+    assert script.to_row()["tools"] == list(tools)
+
+
+def test_tool_calls_stand() -> None:
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+    talk = [say("user", "1"), say("assistant", "", tool_calls=calls), say("tool", "x"), say("assistant", "old")]
+    row, seen = play(talk)
+    assert row["conversations"][1]["tool_calls"] == calls
+    assert (row["finish"], seen) == (["kept", "stop"], [3])
+    with pytest.raises(DataError, match="tool calls"):
+        play(talk[:2])
+
+
+def test_the_system_prompt_replaces_the_rows_own() -> None:
+    talk = [say("system", "mine"), say("user", "1")]
+    assert play(talk, system="yours")[0]["conversations"][0] == say("system", "yours")
+    assert play(talk)[0]["conversations"][0] == say("system", "mine")
+    assert play(talk, system="")[0]["conversations"][0] == say("user", "1")
+
+
+def test_a_cut_ends_after_the_last_reply() -> None:
+    script = write_script(0, Conversation("a", tuple(TALK)), "all")
+    script.prompt()
+    script.reply("new", "length")
+    script.prompt()
+    script.cut()
+    assert script.is_over
+    assert [m["content"] for m in script.to_row()["conversations"]] == ["1", "new"]
+
+
+ROLES = st.lists(st.sampled_from(["user", "assistant", "system"]), min_size=1, max_size=8)
+
+
+@given(ROLES, st.sampled_from(["all", "last"]))
+def test_every_reply_has_a_finish_and_nothing_is_lost(roles: list[str], turns: str) -> None:
+    messages = [say(role, f"message {i}") for i, role in enumerate(roles)]
+    row, seen = play(messages, turns)
+    replies = sum(m["role"] == "assistant" for m in row["conversations"])
+    assert len(row["finish"]) == replies >= len(seen) >= 1
+    text = "\n".join(m["content"] for m in row["conversations"])
+    assert all(m["content"] in text for m in messages if m["role"] != "assistant")
+
+
+def test_system_prompt_from_a_file(tmp_path: Any) -> None:
+    (tmp_path / "p.txt").write_text("Be brief.\n")
+    assert system_prompt_text(f"@{tmp_path}/p.txt") == "Be brief."
+    assert system_prompt_text("Be brief.") == "Be brief."
+    with pytest.raises(UsageError, match="--system-prompt"):
+        system_prompt_text("@absent.txt")
+
+
+def test_reasoning_is_taken_off() -> None:
+    assert without_reasoning("<think>\nhm\n</think>\n\nYes.") == "Yes."
+    assert without_reasoning("hm</think>Yes.") == "Yes."
+    assert without_reasoning("<think>cut of") == ""
+    assert without_reasoning("Yes.") == "Yes."

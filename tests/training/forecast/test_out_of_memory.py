@@ -1,0 +1,172 @@
+"""Memory that runs out: where it was, what was forecast and what to change, in one process and in several."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eagle3cli.backends.target import hf
+from eagle3cli.runtime.out_of_memory import is_shortage
+from eagle3cli.training import step
+from tests.commands.test_train import SETTINGS, conversations
+from tests.conftest import ROOT, RunCli
+
+GPU = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.00 GiB"
+CPU = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8"
+)
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny: Path) -> Path:
+    """A folder with data and an eagle3.toml."""
+    (tmp_path / "train.jsonl").write_text(conversations(14, 0))
+    (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
+    (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
+    return tmp_path
+
+
+def failing(error: Exception, after: int) -> Any:
+    """A function that does its work some times and then has no memory."""
+    calls = []
+
+    def wrap(function: Any) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            calls.append(1)
+            if len(calls) > after:
+                raise error
+            return function(*given, **named)
+
+        return call
+
+    return wrap
+
+
+def test_errors_of_memory_are_known_by_type_or_words() -> None:
+    assert all(map(is_shortage, (MemoryError(), torch.cuda.OutOfMemoryError(GPU), RuntimeError(CPU))))
+    assert not is_shortage(RuntimeError("shapes do not fit"))
+    assert not is_shortage(ValueError("can't allocate memory"))
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError(GPU), RuntimeError(CPU), MemoryError()])
+def test_a_step_names_itself_the_forecast_and_the_first_change(
+    place: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "accumulate", failing(error, 4)(step.accumulate))
+        told = run_cli("train")
+    assert told.code == 1
+    assert "step 5: memory did not suffice" in told.err
+    assert ("2.00 GiB more were asked for" in told.err) == (str(error) == GPU)
+    assert "forecast for each process on cpu" in told.err
+    assert " process\n" in told.err
+    assert "fix: use --draft-micro-batch-size 2, then" in told.err
+    changed = told.err.split("fix: use ")[1].split(", then")[0].split()
+    again = run_cli("train", *changed, "--json")  # what it says can be done, and the run goes on
+    assert again.code == 0, again.err
+    assert (again.json["steps"], again.json["steps_this_time"]) == (12, 9)
+
+
+def test_a_capture_names_its_batch_and_a_smaller_one(
+    place: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_cli("cache").code == 0
+    capture = hf.HfTarget.capture
+
+    def wide(self: Any, sequences: Any) -> Any:
+        if len(sequences) > 4:
+            raise torch.cuda.OutOfMemoryError(GPU)
+        return capture(self, sequences)
+
+    monkeypatch.setattr(hf.HfTarget, "capture", wide)
+    told = run_cli("hidden-states")
+    assert told.code == 1
+    assert "14 rows of up to" in told.err
+    assert "of target weights" in told.err
+    assert "fix: use --batch-tokens " in told.err
+    tokens = int(told.err.split("--batch-tokens ")[1].split()[0])
+    assert run_cli("hidden-states", "--batch-tokens", tokens // 2).code == 0
+
+
+def test_an_evaluation_names_its_forecast_and_a_change(
+    place: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eagle3cli.training.eval import evaluate
+
+    assert run_cli("train", "--total-steps", 1).code == 0
+    monkeypatch.setattr(evaluate, "agreements", failing(MemoryError(), 0)(evaluate.agreements))
+    told = run_cli("eval", "--draft-model-path", "runs/train/best")
+    assert told.code == 1
+    assert "a batch of 8 rows: memory did not suffice" in told.err
+    assert "forecast on cpu" in told.err
+    assert "fix: use --" in told.err
+
+
+LIMITED = """
+import resource, sys
+from eagle3cli.training import step
+inner, calls = step.accumulate, []
+
+def accumulate(*given):
+    calls.append(1)
+    if len(calls) == 2:  # what one step has needed is kept for the next: leave nothing on top, and ask for more
+        size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        import torch
+        torch.empty(3 * 10**9, dtype=torch.uint8)
+    return inner(*given)
+
+step.accumulate = accumulate
+from eagle3cli.{module} import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits as Linux has them")
+def test_a_process_at_its_limit_of_memory_says_so(place: Path) -> None:
+    code = LIMITED.format(module="cli")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train"], cwd=place, env=environment, capture_output=True, text=True, timeout=170
+    )
+    assert done.returncode == 1, done.stderr
+    assert "step 2: memory did not suffice" in done.stderr
+    assert "--draft-micro-batch-size" in done.stderr or "forecast for each process" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_of_several_processes_the_one_without_memory_is_told(
+    place: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each rank is a new process: it finds this module before the work begins.
+    (place / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    sys.path.insert(0, os.environ['EAGLE3_ROOT'])\n"
+        "    from eagle3cli.training import step\n"
+        "    inner, calls = step.accumulate, []\n"
+        "    def accumulate(*given):\n"
+        "        calls.append(1)\n"
+        "        if len(calls) > 2:\n"
+        "            raise MemoryError\n"
+        "        return inner(*given)\n"
+        "    step.accumulate = accumulate\n"
+    )
+    told = run_cli(
+        "train",
+        "--gpus",
+        2,
+        process=True,
+        env={"PYTHONPATH": f"{place}{os.pathsep}{ROOT}", "EAGLE3_ROOT": str(ROOT)},
+    )
+    assert told.code == 1
+    assert "rank 1 of 2: memory did not suffice" in told.err
+    assert "step 3" in told.err
+    assert "forecast for each process on cpu" in told.err
+    assert "fix: use --" in told.err

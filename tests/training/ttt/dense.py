@@ -1,0 +1,124 @@
+"""The unroll and its loss written as plainly as possible: every row, every depth, full score matrices, full logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eagle3cli.models.draft import Attention, Draft, rotate
+from eagle3cli.training.ttt.loss import TermWeights
+
+
+@dataclass
+class Dense:
+    """What one sequence gave: the weighted loss sum (not normalised) and sums per depth."""
+
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    losses: list[float] = field(default_factory=list)
+    right: list[int] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+
+def serving_counts(mask: Tensor, p: int, i: int) -> bool:
+    """Row p at depth i counts when the tokens p+1 .. p+2+i were all written by the target."""
+    return p + 2 + i < len(mask) and all(bool(mask[t]) for t in range(p + 1, p + 3 + i))
+
+
+def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return weight * x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps)
+
+
+def dense_first_hidden(draft: Draft, aux_SC: Tensor) -> Tensor:
+    if draft.input_norm is not None:
+        aux_SC = rms(aux_SC, draft.input_norm.weight, draft.config.rms_norm_eps)
+    if draft.fc_norm is not None:
+        thirds = aux_SC.split(draft.config.target_hidden_size, dim=1)
+        norms = [norm.weight for norm in draft.fc_norm]
+        aux_SC = torch.cat([rms(x, w, draft.config.rms_norm_eps) for x, w in zip(thirds, norms, strict=True)], 1)
+    return (aux_SC / draft.aux_scale_C) @ draft.fc.weight.T
+
+
+def dense_loss(
+    draft: Draft,
+    ids_S: Tensor,
+    mask_S: Tensor,
+    aux_SC: Tensor,
+    last_SH: Tensor,
+    top_S: Tensor,
+    embedding: Tensor,
+    head: Tensor,
+    terms: TermWeights,
+    anchors_S: Tensor | None = None,
+) -> Dense:
+    size, c = len(ids_S), draft.config
+    if draft.embed_tokens is not None:
+        embedding = draft.embed_tokens.weight
+    hidden = dense_first_hidden(draft, aux_SC)
+    keys, values = [[] for _ in draft.stack], [[] for _ in draft.stack]
+    found = Dense()
+    for i in range(len(terms.cross_entropy_T)):
+        token = torch.tensor([int(ids_S[p + 1 + i]) if p + 1 + i < size else 0 for p in range(size)])
+        for at, layer in enumerate(draft.stack):
+            residual = normed = rms(hidden, layer.hidden_norm.weight, c.rms_norm_eps)
+            if at == 0:
+                normed = torch.cat((draft.midlayer.input_layernorm(F.embedding(token, embedding)), normed), -1)
+            if at > 0 or not c.norm_before_residual:
+                residual = hidden
+            hidden = residual + _attended(draft, layer.self_attn, normed, i, keys[at], values[at])
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        normed = rms(hidden, draft.norm.weight, c.rms_norm_eps)
+        logits = draft.lm_head(normed)
+        hidden = normed if c.norm_output else hidden
+        counted = [
+            p
+            for p in range(size)
+            if serving_counts(mask_S, p, i)
+            and draft.t2d[top_S[p + 1 + i]]
+            and (anchors_S is None or bool(anchors_S[p]))
+        ]
+        _add_depth(found, draft, i, counted, logits, last_SH @ head.T, top_S, terms)
+    return found
+
+
+def _attended(
+    draft: Draft, attention: Attention, read: Tensor, depth: int, keys: list[Tensor], values: list[Tensor]
+) -> Tensor:
+    """Attention of every row over the depth-0 rows up to it and its own later ones; this depth's are added to both."""
+    size, c = len(read), draft.config
+    cos, sin = draft.rope(torch.arange(size) + depth, torch.float32)
+    q = rotate(attention.q_proj(read).unflatten(1, (-1, c.head_dim)), cos, sin)
+    keys.append(rotate(attention.k_proj(read).unflatten(1, (-1, c.head_dim)), cos, sin))
+    values.append(attention.v_proj(read).unflatten(1, (-1, c.head_dim)))
+    share = c.num_attention_heads // c.num_key_value_heads
+    out = []
+    for p in range(size):
+        k, v = (
+            torch.cat([states[0][: p + 1]] + [states[j][p : p + 1] for j in range(1, depth + 1)])
+            for states in (keys, values)
+        )
+        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+        weights = torch.softmax(torch.einsum("nd,snd->ns", q[p], k) * c.head_dim**-0.5, -1)
+        out.append(torch.einsum("ns,snd->nd", weights, v))
+    return attention.o_proj(torch.stack(out).flatten(1))
+
+
+def _add_depth(
+    found: Dense, draft: Draft, i: int, counted: list[int], logits: Tensor, target: Tensor, top: Tensor, t: TermWeights
+) -> None:
+    cross_entropy, rate_sum, log_rate = torch.zeros(()), torch.zeros(()), torch.zeros(())
+    correct = 0
+    for p in counted:
+        z = target[p + 1 + i]
+        teacher, whole = torch.softmax(z[draft.draft_ids], -1), torch.softmax(z, -1)[draft.draft_ids]
+        rate = torch.minimum(whole, torch.softmax(logits[p], -1)).sum()
+        cross_entropy = cross_entropy - (teacher * torch.log_softmax(logits[p], -1)).sum()
+        rate_sum, log_rate = rate_sum + rate, log_rate + rate.log()
+        correct += int(draft.draft_ids[logits[p].argmax()] == top[p + 1 + i])
+    found.total = found.total + t.cross_entropy_T[i] * cross_entropy
+    found.total = found.total + t.total_variation_T[i] * (len(counted) - rate_sum) - t.log_rate_T[i] * log_rate
+    found.losses.append(float(cross_entropy.detach()))
+    found.rates.append(float(rate_sum.detach()))
+    found.right.append(correct)

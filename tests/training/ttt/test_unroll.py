@@ -1,0 +1,207 @@
+"""The packed, pruned, chunked step equals the dense one: losses, counts and every gradient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eagle3cli.backends.target.logits import Head
+from eagle3cli.models.config import DraftConfig
+from eagle3cli.models.draft import Draft
+from eagle3cli.training.ttt import attention, loss
+from eagle3cli.training.ttt.loss import Teacher, TermWeights, depth_losses
+from eagle3cli.training.ttt.positions import draw_anchors, masked_rows, plan_rows
+from eagle3cli.training.ttt.unroll import unroll
+from tests.training.ttt.dense import dense_loss, serving_counts
+
+VOCAB, DRAFT_VOCAB, HIDDEN, DEPTHS = 48, 24, 16, 4
+DECAY = [0.8**i for i in range(DEPTHS)]
+ZEROS = [0.0] * DEPTHS
+KL = TermWeights.of_cross_entropy(DECAY)
+TERMS = {
+    "kl": KL,
+    "tv": TermWeights(ZEROS, DECAY, ZEROS),
+    "lk": TermWeights(ZEROS, ZEROS, DECAY),
+    "mix": TermWeights([0.7, 0.5, 0.3, 0.1], [0.3, 0.2, 0.3, 0.4], [0.0, 0.1, 0.0, 0.2]),
+}
+CONFIG = DraftConfig(
+    hidden_size=HIDDEN,
+    intermediate_size=24,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    vocab_size=VOCAB,
+    draft_vocab_size=DRAFT_VOCAB,
+    target_hidden_size=HIDDEN,
+    aux_layers=(0, 1, 2),
+)
+NEWER = replace(CONFIG, fc_norm=True, norm_output=True, head_dim=4, rope_theta=500.0)
+WIDE = replace(CONFIG, num_hidden_layers=3, norm_before_fc=True, norm_before_residual=True, own_embedding=True)
+CONFIGS = {"plain": CONFIG, "fc_norm, norm_output": NEWER, "wide": WIDE}
+masks = st.lists(st.lists(st.booleans(), min_size=1, max_size=14), min_size=1, max_size=3)
+
+
+def random_draft(seed: int, config: DraftConfig = CONFIG) -> Draft:
+    torch.manual_seed(seed)
+    draft = Draft(config)
+    ids = torch.randperm(VOCAB)[:DRAFT_VOCAB].sort().values
+    t2d = torch.zeros(VOCAB, dtype=torch.bool)
+    t2d[ids] = True
+    draft.set_vocab(ids - torch.arange(DRAFT_VOCAB), t2d)
+    draft.set_aux_scale(torch.rand(3 * HIDDEN) + 0.5)
+    for weight in draft.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return draft
+
+
+def both_ways(
+    sequences: list[list[bool]],
+    seed: int,
+    *,
+    terms: TermWeights = KL,
+    config: DraftConfig = CONFIG,
+    anchored: bool = False,
+    recompute: bool = False,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Loss, sums and every gradient: by the product, and sequence by sequence by the dense reference."""
+    generator = torch.Generator().manual_seed(seed)
+    draft = random_draft(seed, config)
+    embedding, head = (torch.randn(VOCAB, HIDDEN, generator=generator) for _ in range(2))
+    rows = []
+    for mask in sequences:
+        size = len(mask)
+        last = torch.randn(size, HIDDEN, generator=generator)
+        ids = torch.randint(VOCAB, (size,), generator=generator)
+        aux = torch.randn(size, 3 * HIDDEN, generator=generator)
+        rows.append((ids, torch.tensor(mask), aux, last, (last @ head.T).argmax(-1)))
+    bounds = tuple(torch.tensor([0, *(len(s) for s in sequences)]).cumsum(0).tolist())
+    mask = torch.cat([row[1] for row in rows])
+    anchors = draw_anchors(range(len(rows)), bounds, 0.5, seed=seed, step=3) if anchored else None
+    want = {name: torch.zeros(DEPTHS) for name in ("depths", "right", "rates")} | {"loss": torch.zeros(())}
+    for row, begin, end in zip(rows, bounds[:-1], bounds[1:], strict=True):
+        own = None if anchors is None else anchors[begin:end]
+        found = dense_loss(draft, *row, embedding, head, terms, own)
+        if found.total.requires_grad:
+            found.total.backward()
+        want["loss"] += found.total.detach()
+        want["depths"] += torch.tensor(found.losses)
+        want["right"] += torch.tensor(found.right)
+        want["rates"] += torch.tensor(found.rates)
+    want |= {name: torch.zeros_like(w) if w.grad is None else w.grad.clone() for name, w in draft.named_parameters()}
+    draft.zero_grad()
+    ids, _, aux, last, top = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    plan = plan_rows(mask, bounds, draft.t2d[top], DEPTHS, "serving", anchors)
+    got = {name: torch.zeros(DEPTHS) for name in ("depths", "right", "rates")} | {"loss": torch.zeros(())}
+    if not plan.empty:
+        normed = unroll(draft, ids, aux, embedding, plan, recompute=recompute)
+        teacher = Teacher(last, top, Head(head[draft.draft_ids]), draft.draft_ids, whole_head=Head(head))
+        total, sums = depth_losses(normed, draft.lm_head.weight, teacher, plan, terms)
+        total.backward()
+        got = {"loss": total.detach(), "depths": sums.loss_T, "right": sums.correct_T, "rates": sums.rate_T}
+    got |= {name: torch.zeros_like(w) if w.grad is None else w.grad for name, w in draft.named_parameters()}
+    return got, want
+
+
+def assert_equal(pair: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]) -> None:
+    got, want = pair
+    assert got.keys() == want.keys()
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=2e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@settings(max_examples=25, deadline=None)
+@given(masks, st.integers(0, 1000))
+def test_equals_the_dense_step(sequences: list[list[bool]], seed: int) -> None:
+    assert_equal(both_ways(sequences, seed))
+
+
+@settings(max_examples=20, deadline=None)
+@given(masks, st.integers(0, 1000), st.sampled_from(sorted(TERMS)), st.sampled_from(sorted(CONFIGS)), st.booleans())
+def test_other_losses_drafts_and_anchors_equal_the_dense_step(
+    sequences: list[list[bool]], seed: int, loss: str, config: str, anchored: bool
+) -> None:
+    assert_equal(both_ways(sequences, seed, terms=TERMS[loss], config=CONFIGS[config], anchored=anchored))
+
+
+def test_a_wide_draft_equals_the_dense_step() -> None:
+    assert_equal(both_ways([[False] * 3 + [True] * 9, [True] * 8], 3, config=WIDE))
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_recomputed_activations_change_nothing(config: DraftConfig) -> None:
+    sequences = [[False] * 3 + [True] * 9, [True] * 11]
+    kept, _ = both_ways(sequences, 7, config=config)
+    again, _ = both_ways(sequences, 7, config=config, recompute=True)
+    for name in kept:
+        assert torch.equal(kept[name], again[name]), name
+
+
+def test_small_blocks_and_chunks_change_nothing(monkeypatch) -> None:
+    """A query block of 3 rows and a chunk of 2 positions: the same numbers as in one piece."""
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 3)
+    monkeypatch.setattr(loss, "CHUNK_ELEMENTS", 2 * VOCAB)
+    sequences = [[False] * 3 + [True] * 9, [True] * 11]
+    assert_equal(both_ways(sequences, 5))
+    assert_equal(both_ways(sequences, 5, terms=TERMS["mix"]))
+
+
+def test_keys_repeated_for_older_kernels_change_nothing(monkeypatch) -> None:
+    """Torch before 2.13 gets as many heads of keys as of queries: the same numbers."""
+    monkeypatch.setattr(attention, "GROUPED_ON_CPU", False)
+    assert_equal(both_ways([[False] * 3 + [True] * 9, [True] * 11], 5))
+
+
+def test_portable_kernel_equals_the_flash_one(monkeypatch) -> None:
+    """The path for devices without the CPU flash kernel gives the same output and gradients."""
+    torch.manual_seed(0)
+    q, k, v, g = torch.randn(1, 4, 5, 8), torch.randn(9, 2, 8), torch.randn(9, 2, 8), torch.randn(1, 4, 5, 8)
+    hidden = torch.arange(9) > torch.tensor([1, 3, 4, 7, 8])[:, None]
+    mask = torch.zeros(5, 9).masked_fill_(hidden, float("-inf"))
+    out, lse = attention._flash(q, k, v, mask)
+    grads = attention._flash_backward(g, q, k, v, out, lse, mask)
+    weights = (attention._dense_scores(q, k, mask) - lse[..., None]).exp()
+    torch.testing.assert_close(weights @ v.transpose(0, 1)[None].repeat_interleave(2, 1), out)
+    monkeypatch.setattr(attention, "_on_cpu", lambda _: False)
+    torch.testing.assert_close(attention._flash(q, k, v, mask), (out, lse))
+    for mine, theirs in zip(attention._flash_backward(g, q, k, v, out, lse, mask), grads, strict=True):
+        torch.testing.assert_close(mine, theirs.reshape(mine.shape))
+
+
+@settings(max_examples=100, deadline=None)
+@given(masks)
+def test_serving_rows(sequences: list[list[bool]]) -> None:
+    mask = torch.tensor([m for s in sequences for m in s])
+    bounds = tuple(torch.tensor([0, *(len(s) for s in sequences)]).cumsum(0).tolist())
+    rows = masked_rows(mask, bounds, DEPTHS, "serving")
+    for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for i in range(DEPTHS):
+            want = [serving_counts(mask[begin:end], p, i) for p in range(end - begin)]
+            assert rows[i, begin:end].tolist() == want
+
+
+@settings(max_examples=50, deadline=None)
+@given(masks, st.integers(0, 100))
+def test_alive_rows_are_those_with_a_loss_ahead(sequences: list[list[bool]], seed: int) -> None:
+    mask = torch.tensor([m for s in sequences for m in s])
+    bounds = tuple(torch.tensor([0, *(len(s) for s in sequences)]).cumsum(0).tolist())
+    expressible = torch.rand(len(mask), generator=torch.Generator().manual_seed(seed)) < 0.7
+    plan = plan_rows(mask, bounds, expressible, DEPTHS, "serving")
+    masked = masked_rows(mask, bounds, DEPTHS, "serving")
+    for i, depth in enumerate(plan.depths):
+        alive = [p for p in range(len(mask)) if any(masked[j, p] and expressible[p + 1 + j] for j in range(i, DEPTHS))]
+        assert depth.rows_R.tolist() == alive
+        assert depth.rows_R[depth.kept_r].tolist() == [p for p in alive if masked[i, p] and expressible[p + 1 + i]]
+
+
+def test_blocks_of_a_long_sequence_hold_a_number_a_row_and_no_masks() -> None:
+    blocks = attention.make_blocks(torch.arange(1, 50_001), (0, 50_002))
+    held = [value for block in blocks for value in vars(block).values() if isinstance(value, torch.Tensor)]
+    assert sum(tensor.numel() for tensor in held) == 50_000
+    mask = blocks[-1].mask(torch.float32)
+    assert mask is not None
+    assert mask.shape == (50_000 % attention.QUERY_BLOCK, 50_001)
+    assert not mask[-1].any()
