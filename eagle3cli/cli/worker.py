@@ -50,7 +50,7 @@ def main() -> int:
     from eagle3cli.runtime.launch import begin_rank, tell_error
 
     payload = begin_rank()
-    from eagle3cli.runtime.distributed import LostAnotherError
+    from eagle3cli.runtime.distributed import LostRankError
     from eagle3cli.settings.tables import Settings
 
     module = importlib.import_module(f"eagle3cli.commands.{payload['command'].replace('-', '_')}")
@@ -58,7 +58,7 @@ def main() -> int:
     try:
         module.COMMAND.run(Settings.model_validate(payload["settings"]), WorkerOut())
     except Eagle3Error as error:
-        tell_error(rank, error, lost=isinstance(error, LostAnotherError))
+        tell_error(rank, error, lost=isinstance(error, LostRankError))
         return error.exit_code
     except Exception as error:
         traceback.print_exc()

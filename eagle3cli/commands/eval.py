@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 def run(settings: Settings, out: Out) -> int | None:
     """Walk the held-out replies and show acceptance by depth and turn."""
     from eagle3cli.backends.target.auto import load_backend
-    from eagle3cli.backends.target.group import alone
+    from eagle3cli.backends.target.group import single_tp_group
     from eagle3cli.cli.local_target import with_local_target
     from eagle3cli.training.eval.measure import EVAL_BATCH, measure
     from eagle3cli.training.forecast.eval_out_of_memory import explained
 
-    with alone(settings.target, load_backend) as works:
+    with single_tp_group(settings.target, load_backend) as works:
         if not works:
             return None
         settings = with_local_target(settings, out)

@@ -17,7 +17,7 @@ def run(settings: Settings, out: Out) -> None:
     """Capture the cached rows of the wanted splits, or what an earlier run left to do; of several ranks, on all."""
     from eagle3cli.backends.capture.splits import capture_splits
     from eagle3cli.backends.target.auto import load_backend
-    from eagle3cli.backends.target.group import together
+    from eagle3cli.backends.target.group import tp_group
     from eagle3cli.cli.local_target import with_local_target
     from eagle3cli.cli.worker import in_processes
     from eagle3cli.runtime.devices import set_threads
@@ -28,15 +28,15 @@ def run(settings: Settings, out: Out) -> None:
     if in_processes(COMMAND, settings, out):
         return
     set_threads(settings.target.threads)
-    with together(settings.target, load_backend) as ranks:
+    with tp_group(settings.target, load_backend) as ranks:
         if ranks is None:
             return
-        with catch_stop(out if ranks.alone else None, patient=not ranks.alone) as stop:
-            report = out if ranks.first else Silent()
-            with ranks.first_alone():
+        with catch_stop(out if ranks.world_size == 1 else None, patient=ranks.world_size > 1) as stop:
+            report = out if ranks.is_main else Silent()
+            with ranks.main_process_first():
                 settings = with_local_target(settings, report)
             found = capture_splits(settings, report, stop, ranks)
-    if not ranks.first:
+    if not ranks.is_main:
         return
     target, folder = settings.target.model_path, settings.hidden_states.output_path
     lines = [

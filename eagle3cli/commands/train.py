@@ -25,7 +25,7 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.cli.worker import in_processes
     from eagle3cli.runs.live import on_screen
     from eagle3cli.runs.session import recorded
-    from eagle3cli.runtime.distributed import joined
+    from eagle3cli.runtime.distributed import init_distributed
     from eagle3cli.runtime.files import write_text
     from eagle3cli.runtime.log import logged
     from eagle3cli.runtime.report import Reporter, Silent
@@ -42,24 +42,24 @@ def run(settings: Settings, out: Out) -> int | None:
         return None
     folder = settings.train.output_dir
     with ExitStack() as stack:
-        ranks = stack.enter_context(joined(60 * settings.launch.dist_timeout))
-        with ranks.first_alone():
-            if ranks.first:
+        ranks = stack.enter_context(init_distributed(60 * settings.launch.dist_timeout))
+        with ranks.main_process_first():
+            if ranks.is_main:
                 make_place(settings.train)
-            settings = with_local_target(settings, out if ranks.first else Silent())
-        report: Reporter = stack.enter_context(logged(out, folder / "log.txt")) if ranks.first else Silent()
-        stop = stack.enter_context(catch_stop(report if ranks.alone else None, patient=not ranks.alone))
-        with explained(settings, ranks.count, lambda: "before the first step"):
+            settings = with_local_target(settings, out if ranks.is_main else Silent())
+        report: Reporter = stack.enter_context(logged(out, folder / "log.txt")) if ranks.is_main else Silent()
+        stop = stack.enter_context(catch_stop(report if ranks.world_size == 1 else None, patient=ranks.world_size > 1))
+        with explained(settings, ranks.world_size, lambda: "before the first step"):
             trainer = build(settings, report, ranks)
-        if ranks.first:
+        if ranks.is_main:
             write_text(folder / "settings.toml", to_toml(settings))
             stack.enter_context(recorded(trainer, settings, report))
             stack.enter_context(tracked(trainer, settings))
             stack.enter_context(on_screen(trainer, out))
         done_before = trainer.progress.step
-        with explained(settings, ranks.count, lambda: trainer.doing):
+        with explained(settings, ranks.world_size, lambda: trainer.doing):
             evaluation = train(trainer, stop)
-    if ranks.first:
+    if ranks.is_main:
         out.result(*outcome(trainer, done_before, evaluation))
     return None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from eagle3cli.errors import Eagle3Error
-from eagle3cli.runtime.report import Task
+from eagle3cli.runtime.report import ProgressBar
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -94,7 +94,7 @@ class Out:
 
     def task(
         self, name: str, total: int | None = None, unit: str = "rows", done: int = 0
-    ) -> AbstractContextManager[Task]:
+    ) -> AbstractContextManager[ProgressBar]:
         """A job with progress, rate and time left; bars on a terminal, now and then a line elsewhere."""
         return self._the_board().task(name, total, unit, done)
 

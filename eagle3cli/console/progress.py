@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
-from eagle3cli.runtime.report import Task
+from eagle3cli.runtime.report import ProgressBar
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -117,7 +117,7 @@ class Board:
         """What stands above the bars, and the job whose notes it tells already."""
 
     @contextmanager
-    def task(self, name: str, total: int | None, unit: str, done: int) -> Iterator[Task]:
+    def task(self, name: str, total: int | None, unit: str, done: int) -> Iterator[ProgressBar]:
         """Show one job for the length of the block."""
         count = Count(name, total, unit, done)
         if not self.live:

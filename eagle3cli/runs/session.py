@@ -98,7 +98,7 @@ def _about(trainer: Trainer) -> dict[str, Any]:
         **{package: version(package) for package in packages},
         "device": device.type,
         "device_name": name,
-        "processes": ranks.count,
+        "processes": ranks.world_size,
         "draft_weights": size(trainer.draft),
         "total_steps": trainer.total_steps,
         "budget_seconds": trainer.budget_seconds,

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import IO
 
 from eagle3cli.runtime.files import disk_error
-from eagle3cli.runtime.report import Reporter, Task
+from eagle3cli.runtime.report import ProgressBar, Reporter
 
 
 class LoggedTask:
     """A task of another reporter whose latest notes stand in the log at its end."""
 
-    def __init__(self, inner: Task) -> None:
+    def __init__(self, inner: ProgressBar) -> None:
         self.inner, self.count, self.notes = inner, 0, dict[str, object]()
 
     def advance(self, count: int = 1, **notes: object) -> None:
@@ -43,12 +43,12 @@ class Logged:
 
     def task(
         self, name: str, total: int | None = None, unit: str = "rows", done: int = 0
-    ) -> AbstractContextManager[Task]:
+    ) -> AbstractContextManager[ProgressBar]:
         """Pass on; the log has a line when the job begins and one when it ends."""
         return self._task(name, total, unit, done)
 
     @contextmanager
-    def _task(self, name: str, total: int | None, unit: str, done: int) -> Iterator[Task]:
+    def _task(self, name: str, total: int | None, unit: str, done: int) -> Iterator[ProgressBar]:
         of = f" of {total:,}" if total is not None else ""
         self._write(f"{name}: begins at {done:,}{of} {unit}")
         with self.inner.task(name, total, unit, done) as inner:

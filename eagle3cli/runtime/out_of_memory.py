@@ -9,7 +9,7 @@ WORDS = ("can't allocate memory", "not enough memory", "CUDA out of memory", "CU
 """What torch says in errors that have no type of their own."""
 
 
-def is_shortage(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out."""
     import torch
 
@@ -18,13 +18,13 @@ def is_shortage(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
 
 
-def asked_for(error: BaseException) -> str:
+def failed_allocation(error: BaseException) -> str:
     """How much was asked for in vain, as the error says it; empty where it does not."""
-    found = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", str(error))
-    return f"; {found[1]} more were asked for" if found else ""
+    size = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", str(error))
+    return f"; {size[1]} more were asked for" if size else ""
 
 
-def let_go(error: BaseException) -> None:
+def release(error: BaseException) -> None:
     """Drop what the frames of an error keep alive, so that there is memory to tell it with."""
     seen: BaseException | None = error
     while seen is not None:

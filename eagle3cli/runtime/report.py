@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 
-class Task(Protocol):
+class ProgressBar(Protocol):
     """A job with a known or unknown number of units."""
 
     def advance(self, count: int = 1, **notes: object) -> None:
@@ -27,11 +27,11 @@ class Reporter(Protocol):
 
     def task(
         self, name: str, total: int | None = None, unit: str = "rows", done: int = 0
-    ) -> AbstractContextManager[Task]:
+    ) -> AbstractContextManager[ProgressBar]:
         """Begin a job; ``done`` units were finished by an earlier run. Ends with the block."""
 
 
-class SilentTask:
+class SilentProgressBar:
     """A task that shows nothing."""
 
     def advance(self, count: int = 1, **notes: object) -> None:
@@ -53,6 +53,6 @@ class Silent:
 
     def task(
         self, name: str, total: int | None = None, unit: str = "rows", done: int = 0
-    ) -> AbstractContextManager[Task]:
+    ) -> AbstractContextManager[ProgressBar]:
         """Begin a job that shows nothing."""
-        return nullcontext(SilentTask())
+        return nullcontext(SilentProgressBar())

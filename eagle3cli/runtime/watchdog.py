@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PAUSE = 1.0
-"""Seconds between two beats, at most."""
+"""Seconds between two heartbeats, at most."""
 WARN_AFTER = 0.25
 """Share of the time-out after which a late rank is named."""
 
 
 @dataclass
-class Beat:
+class Heartbeat:
     """What one rank says."""
 
     alive: int = 0
@@ -30,81 +30,87 @@ class Beat:
     process: int = field(default_factory=os.getpid)
 
 
-class Heart:
-    """A thread that beats in the store of the process group and reads the others' beats.
+class Watchdog:
+    """A thread that puts this rank's heartbeat into the store of the process group and reads the others'.
 
-    ``late`` is called once, from the thread, with a rank's last beat and what to tell, when it has been silent for
-    ``timeout`` seconds, or has not moved for as long inside the training loop while others wait for it. ``warn`` is
-    told earlier.
+    ``on_late`` is called once, from the thread, with a rank's last heartbeat and a message, when it has been silent
+    for ``timeout`` seconds, or has not moved for as long inside the training loop while others wait for it. ``warn``
+    gets a message earlier.
     """
 
     def __init__(
         self,
         store: Any,
-        index: int,
-        count: int,
+        rank: int,
+        world_size: int,
         timeout: float,
-        late: Callable[[Beat, str], None],
+        on_late: Callable[[Heartbeat, str], None],
         warn: Callable[[str], None],
     ) -> None:
-        self.store, self.index, self.count, self.timeout = store, index, count, timeout
-        self.late, self.warn, self.warned = late, warn, set[int]()
-        self.mine = Beat()
-        self.seen = {rank: (Beat(), time.monotonic(), time.monotonic()) for rank in range(count)}
+        self.store = store
+        self.rank = rank
+        self.timeout = timeout
+        self.on_late = on_late
+        self.warn = warn
+        self.warned = set[int]()
+        self.own = Heartbeat()
+        now = time.monotonic()
+        self.latest = {other: (Heartbeat(), now, now) for other in range(world_size) if other != rank}
+        """The other ranks' last heartbeats, and when they were last alive and last moved."""
         self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._run, daemon=True, name="heart")
+        self.thread = threading.Thread(target=self._run, daemon=True, name="watchdog")
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Within the block this rank does nothing but wait for the others."""
-        self.mine.waiting = True
-        self.mine.moved += 1
+        self.own.waiting = True
+        self.own.moved += 1
         try:
             yield
         finally:
-            self.mine.waiting = False
-            self.mine.moved += 1
+            self.own.waiting = False
+            self.own.moved += 1
 
     def at(self, place: str) -> None:
         """Say where in the training loop this rank is; an empty text is outside of it."""
-        self.mine.place = place
-        self.mine.moved += 1
+        self.own.place = place
+        self.own.moved += 1
 
     def _run(self) -> None:
-        pause = min(PAUSE, self.timeout / 10)
-        while not self.ended.wait(pause):
-            self.mine.alive += 1
+        while not self.ended.wait(min(PAUSE, self.timeout / 10)):
+            self.own.alive += 1
             try:
-                self.store.set(f"beat/{self.index}", json.dumps(vars(self.mine)))
-                found = {rank: self._read(rank) for rank in range(self.count) if rank != self.index}
+                self.store.set(f"beat/{self.rank}", json.dumps(vars(self.own)))
+                heartbeats = {rank: self._read(rank) for rank in self.latest}
             except RuntimeError:  # the store has gone: so has the run
                 return
-            said = self._judge({rank: beat for rank, beat in found.items() if beat is not None})
-            if said is not None and not self.ended.is_set():
-                self.late(*said)
+            late = self._find_late({rank: beat for rank, beat in heartbeats.items() if beat is not None})
+            if late is not None and not self.ended.is_set():
+                self.on_late(*late)
                 return
 
-    def _read(self, rank: int) -> Beat | None:
+    def _read(self, rank: int) -> Heartbeat | None:
         key = f"beat/{rank}"
-        return Beat(**json.loads(self.store.get(key))) if self.store.check([key]) else None
+        return Heartbeat(**json.loads(self.store.get(key))) if self.store.check([key]) else None
 
-    def _judge(self, found: dict[int, Beat]) -> tuple[Beat, str] | None:
+    def _find_late(self, heartbeats: dict[int, Heartbeat]) -> tuple[Heartbeat, str] | None:
         now = time.monotonic()
-        for rank, beat in found.items():
-            before, alive, moved = self.seen[rank]
-            alive = now if beat.alive != before.alive else alive
-            moved = now if beat.moved != before.moved else moved
-            self.seen[rank] = (beat, alive, moved)
-            silent, stuck = now - alive, now - moved
-            somebody_waits = self.mine.waiting or any(other.waiting for other in found.values())
-            idle = stuck if beat.place and not beat.waiting and somebody_waits else silent
-            reason = "does not answer" if idle == silent else f"has not moved on from {beat.place}"
-            said = f"rank {rank} ({beat.host}, process {beat.process}) {reason} for {idle:.0f} s"
+        somebody_waits = self.own.waiting or any(heartbeat.waiting for heartbeat in heartbeats.values())
+        for rank, heartbeat in heartbeats.items():
+            before, alive_at, moved_at = self.latest[rank]
+            alive_at = now if heartbeat.alive != before.alive else alive_at
+            moved_at = now if heartbeat.moved != before.moved else moved_at
+            self.latest[rank] = (heartbeat, alive_at, moved_at)
+            stuck = heartbeat.place and not heartbeat.waiting and somebody_waits
+            since = moved_at if stuck else alive_at
+            reason = "does not answer" if since == alive_at else f"has not moved on from {heartbeat.place}"
+            idle = now - since
+            message = f"rank {rank} ({heartbeat.host}, process {heartbeat.process}) {reason} for {idle:.0f} s"
             if idle > self.timeout:
-                return beat, said
+                return heartbeat, message
             if idle > self.timeout * WARN_AFTER and rank not in self.warned:
                 self.warned.add(rank)
-                self.warn(f"{said}; the others wait")
+                self.warn(f"{message}; the others wait")
             elif idle < self.timeout * WARN_AFTER:
                 self.warned.discard(rank)
         return None

@@ -31,7 +31,7 @@ from eagle3cli.errors import DataError, UsageError
 from eagle3cli.models.config import DraftConfig, read_draft_config, text_part
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.devices import compute_type, set_threads
-from eagle3cli.runtime.distributed import ALONE, Ranks
+from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.tables import Settings, Target, Train
 from eagle3cli.settings.toml import to_toml
@@ -98,7 +98,7 @@ class Inputs:
     """Counts of the data, for the report."""
 
 
-def build(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Trainer:
+def build(settings: Settings, report: Reporter, ranks: Ranks = SINGLE_PROCESS) -> Trainer:
     """All parts of the run, restored from its newest sound checkpoint where there is one."""
     if settings.train.mode == "online":
         check_groups(settings.target.tp_size, ranks)
@@ -135,7 +135,7 @@ def build(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Trainer
         changed = changed_settings(run, settings)
         progress = resume(checkpoint, draft, optimizer, started_with, report, changed=changed)
     order = Order(len(inputs.source.lengths), settings.train.batch_size, settings.train.seed)
-    if not ranks.alone:
+    if ranks.world_size > 1:
         _tell_ranks(spread, order, inputs.source.lengths, report)
     return Trainer(
         settings=settings.train,
@@ -158,7 +158,7 @@ def build(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Trainer
         progress=progress,
         saver=Saver(run, settings.train.keep_checkpoints, ranks, report, saved_step=progress.step),
         report=report,
-        listeners=[history_writer(run, progress.step, report)] if ranks.first else [],
+        listeners=[history_writer(run, progress.step, report)] if ranks.is_main else [],
         clock=Stopwatch(embedding.device),
         facts=inputs.facts,
         window=Window(**progress.window),
@@ -167,9 +167,9 @@ def build(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Trainer
 
 def _tell_ranks(spread: Spread, order: Order, lengths: Sequence[int], report: Reporter) -> None:
     batches = [order.batch(step) for step in range(min(order.steps_per_epoch, BALANCE_STEPS))]
-    even = balance(batches, lengths, spread.ranks.count)
+    even = balance(batches, lengths, spread.ranks.world_size)
     kept = "whole on each" if spread.shards is None else "in shards"
-    report.info(f"{spread.ranks.count} processes, the draft {kept}; {even:.0%} of their tokens' time is work")
+    report.info(f"{spread.ranks.world_size} processes, the draft {kept}; {even:.0%} of their tokens' time is work")
 
 
 def coming(
@@ -195,11 +195,11 @@ def choose_attention(name: str, device: torch.device, report: Reporter) -> Atten
     return attend_flex if flex else attend
 
 
-def online(settings: Settings, report: Reporter, ranks: Ranks = ALONE) -> Inputs:
+def online(settings: Settings, report: Reporter, ranks: Ranks = SINGLE_PROCESS) -> Inputs:
     """Inputs of a run whose target runs live."""
     raw = read_target_config(settings.target)
     config = draft_config_of(settings, raw)
-    with ranks.first_alone():
+    with ranks.main_process_first():
         cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
     _not_empty(len(cached.train), str(settings.data.train_path))
     if not cached.summary["train"]["loss_tokens"]:

@@ -53,7 +53,9 @@ class Window:
     def add_up(self, ranks: Ranks, depths: int) -> None:
         """Make the counts those of all ranks; losses and their sums stay this rank's."""
         none = [0] * depths
-        kept, tokens, *by_depth = ranks.sums([self.kept, self.tokens, *(self.counted or none), *(self.kept_T or none)])
+        kept, tokens, *by_depth = ranks.all_reduce_sum(
+            [self.kept, self.tokens, *(self.counted or none), *(self.kept_T or none)]
+        )
         self.kept, self.tokens = int(kept), int(tokens)
         self.counted, self.kept_T = [int(n) for n in by_depth[:depths]], [int(n) for n in by_depth[depths:]]
 
@@ -70,9 +72,9 @@ class Window:
                 torch.stack([getattr(sums, name) for sums in self.sums]).sum(0) for name in ("loss_T", "correct_T")
             )
             mine = [float(torch.stack(self.loss).sum()), *(value for part in parts for value in part.tolist())]
-        if ranks.first and self.before:
+        if ranks.is_main and self.before:
             mine = [a + b for a, b in zip(mine, self.before, strict=True)]
-        total, *by_depth = ranks.sums([*mine, *more])
+        total, *by_depth = ranks.all_reduce_sum([*mine, *more])
         return total, by_depth[:depths], by_depth[depths : 2 * depths], by_depth[2 * depths :]
 
     def kept_back(self, ranks: Ranks, depths: int) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class Spread:
     def add_up(self, gradients: Sequence[Tensor]) -> None:
         """Make each gradient its sum over the ranks."""
         if self.shards is None:  # else FSDP has done it
-            self.ranks.add(gradients)
+            self.ranks.all_reduce(gradients)
 
 
 def spread_out(forward: Forward, ranks: Ranks, settings: Train, dtype: torch.dtype) -> Spread:
@@ -88,13 +88,13 @@ def spread_out(forward: Forward, ranks: Ranks, settings: Train, dtype: torch.dty
     if how == "fsdp" and muon:
         fix = "use --draft-sharding replicate, or --optimizer adamw"
         raise UsageError("muon needs whole matrices, fsdp cuts them", where="--draft-sharding", fix=fix)
-    ranks.from_first([*draft.parameters(), *draft.buffers()])
-    if ranks.alone or how == "replicate" or (how == "auto" and (muon or size(draft) < SHARD_FROM)):
+    ranks.broadcast([*draft.parameters(), *draft.buffers()])
+    if ranks.world_size == 1 or how == "replicate" or (how == "auto" and (muon or size(draft) < SHARD_FROM)):
         draft.cast(dtype)
         return Spread(ranks)
     device = draft.fc.weight.device.type
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    mesh = init_device_mesh(device, (ranks.count,))
+    mesh = init_device_mesh(device, (ranks.world_size,))
     fully_shard(forward, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     register_fsdp_forward_method(forward, "nothing")
     assert isinstance(forward, FSDPModule)

@@ -22,8 +22,8 @@ def shares(rows: Sequence[int], lengths: Sequence[int], ranks: int) -> list[list
 
 def share_of(rows: Sequence[int], lengths: Sequence[int], ranks: Ranks, micro: int | None) -> list[list[int]]:
     """A rank's micro batches of a batch: as many as every other rank has, so that its last ones may be empty."""
-    cut = [micro_batches(part, micro) for part in shares(rows, lengths, ranks.count)]
-    mine = cut[ranks.index]
+    cut = [micro_batches(part, micro) for part in shares(rows, lengths, ranks.world_size)]
+    mine = cut[ranks.rank]
     return [*mine, *[[] for _ in range(max(map(len, cut)) - len(mine))]]
 
 

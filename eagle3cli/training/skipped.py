@@ -35,7 +35,7 @@ def leave_out(
     step = progress.step + 1
     path = run / "skipped" / f"step_{step}.safetensors"
     batch = source.batch(rows)  # of all ranks: they may share the target
-    if ranks.first:
+    if ranks.is_main:
         save_batch(path, batch, rows)
     report.warn(f"step {step}: gradient norm {norm}; step left out, its batch is in {path}")
     if progress.skipped >= settings.max_skipped_steps:

@@ -124,7 +124,7 @@ def _agree(trainer: Trainer, began: float, stop: Stop) -> int | None:
     """
     seconds = time.perf_counter() - began
     with trainer.clock.part("waiting"):
-        trainer.progress.seconds, asked = trainer.spread.ranks.largest([seconds, stop.requested or 0])
+        trainer.progress.seconds, asked = trainer.spread.ranks.all_reduce_max([seconds, stop.requested or 0])
     return int(asked) or None
 
 
@@ -182,7 +182,7 @@ def _log(trainer: Trainer, rate: float, norm: Tensor) -> dict[str, object]:
         "learning_rate": rate,
         "tokens": window.tokens,
         "tokens_per_s": window.tokens / max(1e-9, seconds),
-        "time": shares([part / ranks.count for part in parts], seconds),
+        "time": shares([part / ranks.world_size for part in parts], seconds),
         "processor_seconds": processor,
         "peak_memory": trainer.clock.peak_memory(),
         "steps_left_out": progress.skipped,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from eagle3cli.runtime.distributed import ALONE
+from eagle3cli.runtime.distributed import SINGLE_PROCESS
 from eagle3cli.runtime.files import append
 from eagle3cli.runtime.report import Silent
 from eagle3cli.training.checkpoint import save as saver
@@ -72,7 +72,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(place: Path, gpus: str) -
     told = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + signal.SIGTERM, told
     assert "cannot write: File too large" in told
-    assert newest_sound(run, Silent(), ALONE) == list_checkpoints(run)[-1]
+    assert newest_sound(run, Silent(), SINGLE_PROCESS) == list_checkpoints(run)[-1]
     assert not list((run / "checkpoints").glob(".*")), "nothing is left of what could not be written"
     logged = [event["step"] for event in events(run) if event["event"] == "step"]
     assert logged == list(range(1, len(logged) + 1))
@@ -101,7 +101,7 @@ def assert_given_up(said: str, place: Path) -> None:
     assert said.count("trying again in") == 2, said
     assert "make space (or choose another folder) and run the same command again" in said
     assert "Traceback" not in said
-    assert newest_sound(place / "run", Silent(), ALONE) is not None
+    assert newest_sound(place / "run", Silent(), SINGLE_PROCESS) is not None
 
 
 def test_what_does_not_fit_leaves_no_half_a_line(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from eagle3cli.runtime.watchdog import Beat, Heart
+from eagle3cli.runtime.watchdog import Heartbeat, Watchdog
 
 
 class Store:
@@ -25,22 +25,22 @@ class Store:
         return all(key in self.values for key in keys)
 
 
-def heart(store: Store, index: int, timeout: float, late: list[str], warned: list[str]) -> Heart:
-    return Heart(store, index, 2, timeout, lambda beat, said: late.append(said), warned.append)
+def watchdog(store: Store, rank: int, timeout: float, late: list[str], warned: list[str]) -> Watchdog:
+    return Watchdog(store, rank, 2, timeout, lambda heartbeat, message: late.append(message), warned.append)
 
 
-def run_for(seconds: float, *hearts: Heart) -> None:
-    for one in hearts:
+def run_for(seconds: float, *watchdogs: Watchdog) -> None:
+    for one in watchdogs:
         one.thread.start()
     time.sleep(seconds)
-    for one in hearts:
+    for one in watchdogs:
         one.ended.set()
         one.thread.join()
 
 
 def test_ranks_that_move_are_never_late() -> None:
     store, late, warned = Store(), list[str](), list[str]()
-    both = [heart(store, index, 1.0, late, warned) for index in range(2)]
+    both = [watchdog(store, rank, 1.0, late, warned) for rank in range(2)]
     for one in both:
         one.thread.start()
     for step in range(20):
@@ -57,7 +57,7 @@ def test_ranks_that_move_are_never_late() -> None:
 
 def test_one_that_beats_but_does_not_move_is_late_once_another_waits() -> None:
     store, late, warned = Store(), list[str](), list[str]()
-    both = [heart(store, index, 0.6, late, warned) for index in range(2)]
+    both = [watchdog(store, rank, 0.6, late, warned) for rank in range(2)]
     both[1].at("step 7")
     with both[0].waiting():
         run_for(1.5, *both)
@@ -69,7 +69,7 @@ def test_one_that_beats_but_does_not_move_is_late_once_another_waits() -> None:
 
 def test_long_work_outside_the_loop_is_not_late() -> None:
     store, late, warned = Store(), list[str](), list[str]()
-    both = [heart(store, index, 0.5, late, warned) for index in range(2)]
+    both = [watchdog(store, rank, 0.5, late, warned) for rank in range(2)]
     with both[0].waiting():
         run_for(1.2, *both)
     assert not late
@@ -77,8 +77,8 @@ def test_long_work_outside_the_loop_is_not_late() -> None:
 
 def test_one_that_is_silent_is_late_wherever_it_is() -> None:
     store, late, warned = Store(), list[str](), list[str]()
-    first = heart(store, 0, 0.5, late, warned)
-    other = heart(store, 1, 0.5, late, warned)
+    first = watchdog(store, 0, 0.5, late, warned)
+    other = watchdog(store, 1, 0.5, late, warned)
     other.thread.start()
     time.sleep(0.3)
     other.ended.set()
@@ -89,6 +89,6 @@ def test_one_that_is_silent_is_late_wherever_it_is() -> None:
 
 @pytest.mark.parametrize("place", ["", "step 3"])
 def test_waiting_ranks_are_not_late_themselves(place: str) -> None:
-    watcher, now = heart(Store(), 0, 0.1, [], []), time.monotonic()
-    watcher.seen[1] = (Beat(alive=1, moved=5), now, now - 60)
-    assert watcher._judge({1: Beat(alive=2, moved=5, waiting=True, place=place)}) is None
+    watcher, now = watchdog(Store(), 0, 0.1, [], []), time.monotonic()
+    watcher.latest[1] = (Heartbeat(alive=1, moved=5), now, now - 60)
+    assert watcher._find_late({1: Heartbeat(alive=2, moved=5, waiting=True, place=place)}) is None

@@ -31,7 +31,7 @@ from eagle3cli.data.hidden_states.store import Index, Store, StoreMeta, vocab_ha
 from eagle3cli.data.hidden_states.writer import StoreWriter, plan_store
 from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.data.tokens.vocab import from_ids
-from eagle3cli.runtime.distributed import ALONE
+from eagle3cli.runtime.distributed import SINGLE_PROCESS
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.load import load
 from eagle3cli.settings.packaged import find_recipe
@@ -81,7 +81,7 @@ def loader_speed(folder: Path, batch_size: int, *, cold: bool) -> float:
             with path.open("rb") as f:
                 os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     order = Order(len(store), batch_size, seed=0)
-    source = read_ahead(StoreSource(store), coming(order, 0, None, store.lengths, ALONE))
+    source = read_ahead(StoreSource(store), coming(order, 0, None, store.lengths, SINGLE_PROCESS))
     began = time.perf_counter()
     for step in range(order.steps_per_epoch):
         source.batch(order.batch(step))

@@ -136,7 +136,7 @@ def make_trainer(a: argparse.Namespace, lengths: list[int]) -> Any:
     import torch
 
     from eagle3cli.backends.target.logits import Head
-    from eagle3cli.runtime.distributed import ALONE
+    from eagle3cli.runtime.distributed import SINGLE_PROCESS
     from eagle3cli.runtime.report import Silent
     from eagle3cli.settings.tables import Train
     from eagle3cli.training.build import choose_attention
@@ -177,7 +177,7 @@ def make_trainer(a: argparse.Namespace, lengths: list[int]) -> Any:
         spread=Spread(),
         optimizer=Optimizer(list(draft.named_parameters()), max_grad_norm=settings.max_grad_norm),
         progress=Progress(),
-        saver=Saver(Path(), 1, ALONE, Silent()),
+        saver=Saver(Path(), 1, SINGLE_PROCESS, Silent()),
         report=Silent(),
     )
 

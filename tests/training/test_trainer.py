@@ -18,7 +18,7 @@ from eagle3cli.backends.target.logits import Head
 from eagle3cli.errors import Eagle3Error, Stopped
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
-from eagle3cli.runtime.distributed import ALONE, Ranks
+from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 from eagle3cli.runtime.report import Silent
 from eagle3cli.runtime.stop import Stop
 from eagle3cli.settings.tables import Train
@@ -100,7 +100,7 @@ def make_trainer(folder: Path, source: RandomSource | None = None, **settings: A
         spread=Spread(),
         optimizer=Optimizer(list(draft.named_parameters()), max_grad_norm=0.5),
         progress=Progress(),
-        saver=Saver(folder, chosen.keep_checkpoints, ALONE, Silent()),
+        saver=Saver(folder, chosen.keep_checkpoints, SINGLE_PROCESS, Silent()),
         report=Silent(),
     )
 
@@ -176,10 +176,10 @@ def test_a_signal_that_arrives_while_ranks_agree_is_not_lost(tmp_path: Path) -> 
     trainer, stop = make_trainer(tmp_path, total_steps=500), Stop()
 
     class Agreeing(Ranks):
-        def largest(self, values: Sequence[float]) -> list[float]:
+        def all_reduce_max(self, values: Sequence[float]) -> list[float]:
             if trainer.progress.step == 2 and stop.requested is None:
                 stop.requested = signal.SIGTERM  # this rank's own number was read before
-            return super().largest(values)
+            return super().all_reduce_max(values)
 
     trainer.spread = Spread(Agreeing())
     with pytest.raises(Stopped, match="stopped by SIGTERM; saved step 3"):
@@ -190,17 +190,17 @@ def test_steps_that_no_log_line_has_told_survive_a_stop(tmp_path: Path) -> None:
     whole, cut = (make_trainer(tmp_path / name) for name in ("whole", "cut"))
     for step in range(4):
         if step == 2:
-            cut.window = Window(**json.loads(json.dumps(cut.window.kept_back(ALONE, 3))))
+            cut.window = Window(**json.loads(json.dumps(cut.window.kept_back(SINGLE_PROCESS, 3))))
         for trainer in (whole, cut):
             trainer.progress.step = step
             optimise(trainer, list(range(6)), 1e-3)
-    ours, theirs = (trainer.window.totals(ALONE, 3, []) for trainer in (cut, whole))
+    ours, theirs = (trainer.window.totals(SINGLE_PROCESS, 3, []) for trainer in (cut, whole))
     assert ours[0] == pytest.approx(theirs[0], rel=1e-6)
     assert ours[1] == pytest.approx(theirs[1], rel=1e-6)
     assert ours[2] == theirs[2]
     for name in ("divided_by", "kept", "counted", "kept_T"):
         assert getattr(cut.window, name) == getattr(whole.window, name)
-    assert Window().kept_back(ALONE, 3) == {}
+    assert Window().kept_back(SINGLE_PROCESS, 3) == {}
 
 
 def test_stops_early_without_better_acceptance(tmp_path: Path) -> None:

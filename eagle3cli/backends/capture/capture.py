@@ -25,14 +25,13 @@ from eagle3cli.data.tokens.vocab import VocabMapping
 from eagle3cli.errors import DataError
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.devices import compute_type
-from eagle3cli.runtime.distributed import Ranks
+from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
 from eagle3cli.runtime.units import time_text
 from eagle3cli.settings.tables import Target
 
 Rows = Sequence[TokenRow] | TokenRows
-ALONE = Ranks()
 
 
 @dataclass(frozen=True)
@@ -103,12 +102,12 @@ def capture(
     *,
     report: Reporter,
     stop: Stop,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Captured:
     """Capture the rows' states into ``folder``, or what an earlier capture has left to do.
 
-    Of several ranks each captures every ``ranks.count``-th shard. ``load`` is called only when there is something to
-    capture. Raises Eagle3Error when the forecast does not fit the disk or the disk fills up, Stopped on a signal;
+    Of several ranks each captures every ``ranks.world_size``-th shard. ``load`` is called only when there is something
+    to capture. Raises Eagle3Error when the forecast does not fit the disk or the disk fills up, Stopped on a signal;
     finished shards are kept.
     """
     began = time.monotonic()
@@ -116,15 +115,15 @@ def capture(
     if not bool((counts.counts_N3 > 0).all(1).any()):
         fix = "check --chat-template, and look at the rows with `eagle3 view`"
         raise DataError(f"none of the {len(rows)} rows has a token that carries loss", where=str(folder), fix=fix)
-    with ranks.first_alone():
+    with ranks.main_process_first():
         writer, codec, rate = _open(load, rows, folder, origin, vocab, wanted, counts, ranks, report)
     with writer:
         if writer.pending:
-            if ranks.first:
+            if ranks.is_main:
                 _tell_time(writer, counts, rate, report)
             _fill(writer, codec, load(), rows, counts, wanted, report, stop)
-        ranks.wait()
-        if ranks.first and not writer.complete:
+        ranks.barrier()
+        if ranks.is_main and not writer.complete:
             writer.finish()
     total = sum(file.stat().st_size for file in folder.iterdir())
     seconds = time.monotonic() - began
@@ -161,7 +160,7 @@ def _open(
         refuse_other(earlier[0], meta, folder)
     plan = plan_store(counts, empty_codec(encoding, **shape), wanted.shard_mb)
     index, sample = earlier[1] if earlier is not None else None, None
-    if ranks.first:
+    if ranks.is_main:
         tell_forecast(folder, plan, counts, encoding, report, **shape)
     if index is None:
         check_space(folder, plan.total, report)
@@ -179,12 +178,12 @@ def _open(
         report,
         sample={"tokens": sample.tokens, "error": sample.error} if sample is not None else None,
         computed=_computed(wanted),
-        rank=ranks.index,
-        ranks=ranks.count,
+        rank=ranks.rank,
+        ranks=ranks.world_size,
     )
-    if sample is None and writer.pending and ranks.first:
+    if sample is None and writer.pending and ranks.is_main:
         check_space(folder, writer.bytes_left, report)
-    return writer, index.codec, sample.tokens_per_second * ranks.count if sample is not None else None
+    return writer, index.codec, sample.tokens_per_second * ranks.world_size if sample is not None else None
 
 
 def _computed(wanted: Wanted) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from eagle3cli.backends.target.target import LiveTarget
 from eagle3cli.data.hidden_states.rows import StateRow, aux_count, teacher_positions
 from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.errors import ModelError
-from eagle3cli.runtime.out_of_memory import asked_for, is_shortage, let_go
+from eagle3cli.runtime.out_of_memory import failed_allocation, is_out_of_memory, release
 
 
 class PassTooLarge(ModelError):
@@ -65,8 +65,8 @@ def run_batch(target: LiveTarget, rows: Sequence[TokenRow]) -> list[StateRow]:
             )
         return found
     except Exception as error:
-        if not is_shortage(error):
+        if not is_out_of_memory(error):
             raise
-        what = f"memory did not suffice for a pass{asked_for(error)}"
-        let_go(error)
+        what = f"memory did not suffice for a pass{failed_allocation(error)}"
+        release(error)
     raise PassTooLarge(what, len(rows), max(map(len, rows)))

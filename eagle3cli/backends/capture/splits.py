@@ -33,7 +33,7 @@ def capture_splits(settings: Settings, report: Reporter, stop: Stop, ranks: Rank
         target = target.model_copy(update={"mem_fraction_static": wanted.mem_frac})
     raw = read_target_config(target)
     config = read_draft_config(draft.config, raw, draft_vocab_size=draft.vocab_size, aux_layers=draft.aux_layers)
-    with ranks.first_alone():
+    with ranks.main_process_first():
         cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
     splits = {name: rows for name, rows in (("train", cached.train), ("eval", cached.eval)) if rows is not None}
     if wanted.split != "both" and wanted.split not in splits:
@@ -45,14 +45,14 @@ def capture_splits(settings: Settings, report: Reporter, stop: Stop, ranks: Rank
         loaded[:] = loaded or [open_target(target, report, config.aux_layers)]
         return loaded[0]
 
-    if target.tp_size > 1 and not ranks.alone:
+    if target.tp_size > 1 and ranks.world_size > 1:
         load()  # the targets of all groups are loaded by all processes at once, or not at all
     found = {}
     for name, rows in splits.items():
         if wanted.split not in ("both", name):
             continue
         folder = wanted.output_path / name
-        if wanted.overwrite and ranks.first:
+        if wanted.overwrite and ranks.is_main:
             discard_store(folder)
         kept = rows if wanted.sample_size is None else [rows[i] for i in range(min(len(rows), wanted.sample_size))]
         # An evaluation on states that lost something would measure that loss too.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from eagle3cli.backends.target.group import load_led
+from eagle3cli.backends.target.group import load_tensor_parallel
 from eagle3cli.backends.target.hf import load_target, pick_device, read_target_config
 from eagle3cli.backends.target.sglang import MODEL_TYPES, VERSIONS, installed_version, load_sglang
 from eagle3cli.backends.target.shared import share
@@ -32,7 +32,7 @@ def open_target(
     if target.tp_size > 1 and ranks is not None:
         return share(load_backend(chosen, layers, report), ranks, target.tp_size)
     if target.tp_size > 1:
-        return load_led(chosen, layers, lambda target, layers: load_backend(target, layers, report))
+        return load_tensor_parallel(chosen, layers, lambda target, layers: load_backend(target, layers, report))
     return load_backend(chosen, layers, report)
 
 

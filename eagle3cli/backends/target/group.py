@@ -16,15 +16,15 @@ import numpy as np
 
 from eagle3cli.backends.target.target import Behind, LiveTarget, States, Tokens
 from eagle3cli.errors import UsageError
-from eagle3cli.runtime.distributed import Ranks, joined
+from eagle3cli.runtime.distributed import Ranks, init_distributed
 from eagle3cli.runtime.stop import catch_stop
 from eagle3cli.settings.tables import Target
 
-Load = Callable[[Target, tuple[int, ...]], LiveTarget]
+TargetLoader = Callable[[Target, tuple[int, ...]], LiveTarget]
 
 
 @dataclass(frozen=True)
-class Led(Behind):
+class TensorParallelTarget(Behind):
     """A target whose other parts are in other processes."""
 
     size: int
@@ -36,7 +36,7 @@ class Led(Behind):
 
 
 @contextmanager
-def together(target: Target, load: Load) -> Iterator[Ranks | None]:
+def tp_group(target: Target, load: TargetLoader) -> Iterator[Ranks | None]:
     """The processes that share the work of a command; None in one that is there for its part of a target alone: its
     work is over when the block begins.
 
@@ -44,19 +44,19 @@ def together(target: Target, load: Load) -> Iterator[Ranks | None]:
     come out even.
     """
     size = target.tp_size
-    with joined() as ranks:
+    with init_distributed() as ranks:
         if size == 1:
             yield ranks
             return
         check_groups(size, ranks)
         _, workers, first = _groups(size)
-        if ranks.index != first:
+        if ranks.rank != first:
             with catch_stop(patient=True):  # the first process is told, too, and ends the work
                 _follow(load, size)
             yield None
             return
         try:
-            yield Ranks(ranks.index // size, ranks.count // size, ranks.heart, workers)
+            yield Ranks(ranks.rank // size, ranks.world_size // size, ranks.watchdog, workers)
         except BaseException:
             with suppress(RuntimeError):  # the others may be gone; what happened here is what is told
                 _send(None, size)
@@ -65,25 +65,25 @@ def together(target: Target, load: Load) -> Iterator[Ranks | None]:
 
 
 @contextmanager
-def alone(target: Target, load: Load) -> Iterator[bool]:
-    """As :func:`together`, for work that one process does: whether this is the one that does it."""
-    with together(target, load) as ranks:
-        if ranks is not None and ranks.count > 1:
+def single_tp_group(target: Target, load: TargetLoader) -> Iterator[bool]:
+    """As :func:`tp_group`, for work that one process does: whether this is the one that does it."""
+    with tp_group(target, load) as ranks:
+        if ranks is not None and ranks.world_size > 1:
             fix = "start one process, or as many as --tp-size says, to spread the target over them"
-            raise UsageError(f"{ranks.count} processes would all do the same work", where="WORLD_SIZE", fix=fix)
+            raise UsageError(f"{ranks.world_size} processes would all do the same work", where="WORLD_SIZE", fix=fix)
         yield ranks is not None
 
 
-def load_led(target: Target, aux_layers: tuple[int, ...], load: Load) -> LiveTarget:
-    """Load the target in all processes of :func:`together`."""
+def load_tensor_parallel(target: Target, aux_layers: tuple[int, ...], load: TargetLoader) -> LiveTarget:
+    """TargetLoader the target in all processes of :func:`tp_group`."""
     _send(("load", target, aux_layers), target.tp_size)
-    return Led(load(target, aux_layers), target.tp_size)
+    return TensorParallelTarget(load(target, aux_layers), target.tp_size)
 
 
 def check_groups(size: int, ranks: Ranks) -> None:
     """Raise UsageError where the processes cannot be cut into groups of ``size``."""
-    if ranks.count % size:
-        what = f"{ranks.count} processes cannot be cut into groups of {size}"
+    if ranks.world_size % size:
+        what = f"{ranks.world_size} processes cannot be cut into groups of {size}"
         fix = f"start a multiple of {size}: --gpus {size}, or torchrun --nproc-per-node {size} -m eagle3cli ..."
         raise UsageError(what, where="--tp-size", fix=fix)
 
@@ -99,7 +99,7 @@ def _groups(size: int) -> tuple[Any, Any, int]:
     return own[index // size], workers, index - index % size
 
 
-def _follow(load: Load, size: int) -> None:
+def _follow(load: TargetLoader, size: int) -> None:
     """Do with the target what the first process does, until it ends."""
     target: LiveTarget | None = None
     while (order := _receive(size)) is not None:

@@ -29,11 +29,11 @@ class Shared(Behind):
         with self.ranks.waiting():
             dist.all_gather_object(everyones, mine, group=self.group)
         states = self.inner.capture([ids for part in everyones for ids in part]) if any(everyones) else []
-        before = sum(len(part) for part in everyones[: self.ranks.index % self.size])
+        before = sum(len(part) for part in everyones[: self.ranks.rank % self.size])
         return states[before : before + len(mine)]
 
 
 def share(inner: LiveTarget, ranks: Ranks, size: int) -> Shared:
     """The target as the training processes see it; every process makes all groups."""
-    groups = [dist.new_group(list(range(at, at + size)), backend="gloo") for at in range(0, ranks.count, size)]
-    return Shared(inner, ranks, groups[ranks.index // size], size)
+    groups = [dist.new_group(list(range(at, at + size)), backend="gloo") for at in range(0, ranks.world_size, size)]
+    return Shared(inner, ranks, groups[ranks.rank // size], size)

@@ -22,7 +22,7 @@ from eagle3cli.data.tokens.rows import write_rows
 from eagle3cli.data.tokens.workers import processes_for, tokeniser
 from eagle3cli.errors import DataError
 from eagle3cli.runtime.files import write_json
-from eagle3cli.runtime.report import Reporter, Task
+from eagle3cli.runtime.report import ProgressBar, Reporter
 from eagle3cli.runtime.stop import Stop, catch_stop
 
 SUMMARY, COUNTS = "summary.json", "counts.safetensors"
@@ -86,7 +86,7 @@ def _lines(path: Path) -> int | None:
         return lines + (not last.endswith(b"\n"))
 
 
-def _batches(blocks: Iterator[PackedBlock], found: _Split, task: Task, stop: Stop) -> Iterator[pa.RecordBatch]:
+def _batches(blocks: Iterator[PackedBlock], found: _Split, task: ProgressBar, stop: Stop) -> Iterator[pa.RecordBatch]:
     for block in blocks:
         stop.check("nothing was kept; the cache will be built from the start")
         yield found.take(block)

@@ -20,7 +20,7 @@ from eagle3cli.data.conversations.conversation import to_conversation
 from eagle3cli.data.conversations.system_prompt import system_prompt_text
 from eagle3cli.data.sources.files import Line, format_of, parse_line, read_raw_lines
 from eagle3cli.errors import DataError, UsageError
-from eagle3cli.runtime.report import Reporter, SilentTask, Task
+from eagle3cli.runtime.report import ProgressBar, Reporter, SilentProgressBar
 from eagle3cli.runtime.stop import catch_stop
 from eagle3cli.serving.client.pool import Rules
 from eagle3cli.serving.regenerate.engines import identify_target, open_writer
@@ -148,7 +148,7 @@ class _Rows:
     def __init__(self, settings: Settings, system_prompt: str | None, recorded: Recorded, outputs: Outputs) -> None:
         self.turns, self.system_prompt = settings.regenerate.turns, system_prompt
         self.recorded, self.outputs = recorded, outputs
-        self.task: Task = SilentTask()
+        self.task: ProgressBar = SilentProgressBar()
         self.good = self.tokens = 0
 
     def scripts(self, path: Path, first: int, end: int) -> Iterator[Script]:

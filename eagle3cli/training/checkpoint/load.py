@@ -105,13 +105,13 @@ def newest_sound(run: Path, report: Reporter, ranks: Ranks) -> Path | None:
 
     A damaged one is passed over, saying so. The ranks share the reading.
     """
-    if ranks.first:
+    if ranks.is_main:
         for folder in (run, run / "checkpoints"):
             remove_leftovers(folder)
-    ranks.wait()
+    ranks.barrier()
     for at, folder in enumerate(reversed(list_checkpoints(run))):
-        reason = _damage(folder) if at % ranks.count == ranks.index else None
-        damaged = ranks.largest([reason is not None])[0]
+        reason = _damage(folder) if at % ranks.world_size == ranks.rank else None
+        damaged = ranks.all_reduce_max([reason is not None])[0]
         if not damaged:
             return folder
         report.warn(f"{folder}: cannot be resumed ({reason or 'damaged'}); trying the one before")

@@ -63,7 +63,7 @@ class Saver:
     worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
 
     def __post_init__(self) -> None:
-        self.group = None if self.ranks.alone else dist.new_group(backend="gloo")
+        self.group = None if self.ranks.world_size == 1 else dist.new_group(backend="gloo")
 
     def begin(self, epoch: int, draft: Draft, optimizer: Optimizer, progress: Progress) -> None:
         """Copy the run's state and write it in the background, once the checkpoint before is written.
@@ -75,11 +75,11 @@ class Saver:
             self.report.warn(f"the checkpoint of step {self.pending_step} was not written: {error}; trying again")
         name = f"epoch_{epoch}_step_{progress.step}"
         self.temporary = self.run / "checkpoints" / f".{name}.tmp-{self._first_pid()}"
-        if self.ranks.first:
+        if self.ranks.is_main:
             remove(self.temporary)
         weights = draft.serving_state()
         counters = json.dumps(asdict(progress), indent=1) + "\n"
-        self.ranks.wait()
+        self.ranks.barrier()
         state, writer = resumable(draft, optimizer), _writer(self.temporary / RESUME)
         written: Future[Any] = async_save(state, storage_writer=writer, process_group=self.group)  # type: ignore[assignment]
         self.pending_step = progress.step
@@ -97,7 +97,7 @@ class Saver:
         found = self._agreed(found)
         if found is None:
             self.saved_step = self.pending_step
-        elif self.ranks.first:
+        elif self.ranks.is_main:
             remove(self.temporary)
         return found
 
@@ -122,7 +122,7 @@ class Saver:
 
         def write() -> Eagle3Error | None:
             error = None
-            if self.ranks.first:
+            if self.ranks.is_main:
                 try:
                     save_best(self.run, draft, state)
                 except Eagle3Error as found:
@@ -148,11 +148,11 @@ class Saver:
 
     def _agreed(self, error: Eagle3Error | None) -> Eagle3Error | None:
         """This rank's error, or that another one has had one."""
-        failed = self.ranks.largest([error is not None])[0]
+        failed = self.ranks.all_reduce_max([error is not None])[0]
         return error or (Eagle3Error("another rank could not write it", where=str(self.run)) if failed else None)
 
     def _first_pid(self) -> int:
-        return int(self.ranks.largest([os.getpid() if self.ranks.first else 0])[0])
+        return int(self.ranks.all_reduce_max([os.getpid() if self.ranks.is_main else 0])[0])
 
     def _finish(
         self,
@@ -165,7 +165,7 @@ class Saver:
     ) -> None:
         """In the background: once all ranks have written, the first one makes a checkpoint of it."""
         written.result()
-        if not self.ranks.first:
+        if not self.ranks.is_main:
             return
         save_draft(temporary, weights, draft.config, dtype=kept_type(weights))
         (temporary / RESUME / PROGRESS).write_text(counters, encoding="utf-8")

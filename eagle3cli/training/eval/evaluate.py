@@ -10,7 +10,7 @@ from torch import Tensor
 
 from eagle3cli.backends.batches.batch import BatchSource, TargetBatch
 from eagle3cli.models.draft import Draft
-from eagle3cli.runtime.distributed import ALONE, Ranks
+from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.training.eval.simulate import POSITIONS, WalkCounts, agreement, reply_spans, walk, walk_by_position
 from eagle3cli.training.ttt.loss import best_tokens
@@ -49,11 +49,11 @@ def evaluate(
     rows: Sequence[int],
     batch_size: int,
     report: Reporter,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Evaluation:
     """Walk the replies of ``rows``, a part of them on each rank; meaningful on text that the target wrote greedily."""
-    wanted, rows = len(rows), rows[ranks.index :: ranks.count]
-    most = len(range(0, wanted, ranks.count))  # of the first rank; the others take part in as many batches
+    wanted, rows = len(rows), rows[ranks.rank :: ranks.world_size]
+    most = len(range(0, wanted, ranks.world_size))  # of the first rank; the others take part in as many batches
     walks = [WalkCounts() for _ in range(depths)]
     turns = (WalkCounts(), WalkCounts())
     positions = {name: WalkCounts() for name in POSITIONS}
@@ -83,7 +83,7 @@ def evaluate(
             task.advance(len(part), acceptance=f"{walks[-1].acceptance_length:.3f}")
     for counts in (*walks, *turns, *positions.values()):
         counts.add_up(ranks)
-    replies, *by_depth = map(int, ranks.sums([replies, *right, *counted]))
+    replies, *by_depth = map(int, ranks.all_reduce_sum([replies, *right, *counted]))
     accuracy = tuple(r / max(1, c) for r, c in zip(by_depth[:depths], by_depth[depths:], strict=True))
     seen = {name: counts for name, counts in positions.items() if counts.steps}
     return Evaluation(tuple(walks), *turns, seen, accuracy, wanted, replies)

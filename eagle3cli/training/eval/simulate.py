@@ -48,9 +48,9 @@ class WalkCounts:
 
     def add_up(self, ranks: Ranks) -> None:
         """Make the counts those of all ranks."""
-        width = int(ranks.largest([len(self.accepted_at)])[0])
+        width = int(ranks.all_reduce_max([len(self.accepted_at)])[0])
         padded = self.accepted_at + [0] * (width - len(self.accepted_at))
-        self.tokens, self.steps, *self.accepted_at = map(int, ranks.sums([self.tokens, self.steps, *padded]))
+        self.tokens, self.steps, *self.accepted_at = map(int, ranks.all_reduce_sum([self.tokens, self.steps, *padded]))
 
 
 def reply_spans(loss_mask: list[bool], bounds: tuple[int, ...]) -> list[tuple[int, int]]:

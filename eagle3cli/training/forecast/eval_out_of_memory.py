@@ -11,7 +11,7 @@ from eagle3cli.backends.target.hf import read_target_config
 from eagle3cli.errors import Eagle3Error
 from eagle3cli.models.export import find_draft
 from eagle3cli.models.opened import open_draft
-from eagle3cli.runtime.out_of_memory import asked_for, is_shortage, let_go
+from eagle3cli.runtime.out_of_memory import failed_allocation, is_out_of_memory, release
 from eagle3cli.runtime.units import size_text
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.forecast.inputs import CUDA_CONTEXT, USUAL_SHARE, device_of
@@ -26,10 +26,10 @@ def explained(settings: Settings, batch_size: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_shortage(error):
+        if not is_out_of_memory(error):
             raise
-        what = f"memory did not suffice{asked_for(error)}"
-        let_go(error)
+        what = f"memory did not suffice{failed_allocation(error)}"
+        release(error)
     else:
         return
     raise too_large(settings, batch_size, what)

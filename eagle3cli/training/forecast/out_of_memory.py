@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from eagle3cli.errors import Eagle3Error
-from eagle3cli.runtime.out_of_memory import asked_for, is_shortage, let_go
+from eagle3cli.runtime.out_of_memory import failed_allocation, is_out_of_memory, release
 from eagle3cli.runtime.units import size_text
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.forecast.inputs import Known, device_of, look
@@ -25,10 +25,10 @@ def explained(settings: Settings, ranks: int, place: Callable[[], str]) -> Itera
     try:
         yield
     except Exception as error:
-        if not is_shortage(error):
+        if not is_out_of_memory(error):
             raise
-        what, where = f"memory did not suffice{asked_for(error)}", place()
-        let_go(error)
+        what, where = f"memory did not suffice{failed_allocation(error)}", place()
+        release(error)
     else:
         return
     raise too_large(settings, ranks, what, where)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eagle3cli.runtime.distributed import ALONE, Ranks
+from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 from eagle3cli.settings.tables import Train
 from eagle3cli.training.ttt.loss import DepthSums, TermWeights
 
@@ -41,10 +41,12 @@ class Objective:
         kl = [d * k for d, k in zip(decay, shares, strict=True)]
         return cls(TermWeights(kl, [d - x for d, x in zip(decay, kl, strict=True)], zeros), True)
 
-    def next_rates(self, sums: Sequence[DepthSums], kept_T: Sequence[int], ranks: Ranks = ALONE) -> list[float]:
+    def next_rates(
+        self, sums: Sequence[DepthSums], kept_T: Sequence[int], ranks: Ranks = SINGLE_PROCESS
+    ) -> list[float]:
         """Mean acceptance rate of every depth in this step, on all ranks; nothing where no later step asks."""
         if not self.follows_rates or not any(kept_T):
             return []
         mine_T = torch.stack([part.rate_T for part in sums]).sum(0).tolist() if sums else [0.0] * len(kept_T)
-        total_T = ranks.sums(mine_T)
+        total_T = ranks.all_reduce_sum(mine_T)
         return [rate / max(1, kept) for rate, kept in zip(total_T, kept_T, strict=True)]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from eagle3cli.backends.target import hf
-from eagle3cli.runtime.out_of_memory import is_shortage
+from eagle3cli.runtime.out_of_memory import is_out_of_memory
 from eagle3cli.training import step
 from tests.commands.test_train import SETTINGS, conversations
 from tests.conftest import ROOT, RunCli
@@ -49,9 +49,9 @@ def failing(error: Exception, after: int) -> Any:
 
 
 def test_errors_of_memory_are_known_by_type_or_words() -> None:
-    assert all(map(is_shortage, (MemoryError(), torch.cuda.OutOfMemoryError(GPU), RuntimeError(CPU))))
-    assert not is_shortage(RuntimeError("shapes do not fit"))
-    assert not is_shortage(ValueError("can't allocate memory"))
+    assert all(map(is_out_of_memory, (MemoryError(), torch.cuda.OutOfMemoryError(GPU), RuntimeError(CPU))))
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
+    assert not is_out_of_memory(ValueError("can't allocate memory"))
 
 
 @pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError(GPU), RuntimeError(CPU), MemoryError()])
