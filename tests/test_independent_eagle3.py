@@ -19,7 +19,7 @@ from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.decode.decode import decode
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 from eagle3cli.training.eval.evaluate import evaluate
 from tests.independent_eagle3 import NaiveDraft, measure
 
@@ -74,7 +74,7 @@ def test_walk_engine_and_independent_decoder_agree(
     independent = measure(folder / "target", folder / name, prompts, **options, default_layers=(1, 3, 4))
     assert low <= independent.acceptance_length <= high
 
-    target = load_target(Target(model_path=str(folder / "target"), device="cpu"), Silent())
+    target = load_target(TargetSettings(model_path=str(folder / "target"), device="cpu"), Silent())
     config, state = load_draft(folder / name, aux_layers=target.aux_layers)
     draft = Draft(config).float().eval()
     draft.load_state_dict(state)

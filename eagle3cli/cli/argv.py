@@ -10,13 +10,13 @@ from eagle3cli.cli.command import Command, fields_of
 from eagle3cli.settings.packaged import recipes
 
 
-def meant(words: Sequence[str], command: Command) -> Command:
+def resolve(words: Sequence[str], command: Command) -> Command:
     """The action of a command that these words name, else the command."""
     named = [word for word in words if not word.startswith("-")][1:2]
     return next((action for action in command.actions if [action.name] == named), command)
 
 
-def spelt_out(words: Sequence[str]) -> list[str]:
+def normalize(words: Sequence[str]) -> list[str]:
     """``eagle3 plan RECIPE`` as ``eagle3 plan run RECIPE``."""
     at = [position for position, word in enumerate(words) if not word.startswith("-")][1:2]
     recipe = [position for position in at if words[position] in recipes() or words[position].endswith(".toml")]

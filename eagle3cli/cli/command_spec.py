@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Line:
+class CommandSpec:
     """One line of the command table; the module holds COMMAND (a Command) or ``app`` (a Typer of subcommands).
 
     ``summary`` is the line of ``eagle3 --help``; a Command's own summary says more and heads its help.

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 
 from eagle3cli import __version__
-from eagle3cli.cli.command_spec import Line
+from eagle3cli.cli.command_spec import CommandSpec
 from eagle3cli.errors import DONE, FAILED, Eagle3Error
 
 DATA, TRAINING, SERVING, CHAIN = "Data", "Training", "Serving", "Whole chain & settings"
@@ -21,25 +21,25 @@ STEPS = (DATA, TRAINING, SERVING, CHAIN)
 SUMMARY = "Train EAGLE-3 draft models, from a data set's name to a measured speed-up."
 
 
-TABLE: tuple[Line, ...] = (
-    Line("prepare", "Bring any source of conversations to one layout.", DATA),
-    Line("regenerate", "Rewrite the replies with the target, so that the draft learns its own words.", DATA),
-    Line("merge", "Join regenerated shards into a training and an evaluation file.", DATA),
-    Line("cache", "Tokenise, mask and choose the draft vocabulary.", DATA),
-    Line("view", "Show which tokens of a row are trained on.", DATA),
-    Line("view-train-data", "Show which tokens of the training rows are trained on.", DATA),
-    Line("hidden-states", "Write the target's hidden states to disk for offline training.", TRAINING),
-    Line("train", "Train the draft, online or from hidden states on disk.", TRAINING),
-    Line("eval", "Measure the acceptance length on held-out data.", TRAINING),
-    Line("import", "Read a draft of another program.", SERVING),
-    Line("export", "Write a draft folder that SGLang and vLLM load.", SERVING),
-    Line("bench", "Measure acceptance and speed with and without the draft.", SERVING),
-    Line("run", "Run the whole chain from one settings file.", CHAIN),
-    Line("watch", "Follow a run from another terminal.", CHAIN),
-    Line("plan", "Say what a command or a recipe will cost before it starts.", CHAIN),
-    Line("report", "Write the report of a run, or set several runs side by side.", CHAIN),
-    Line("config", "Show, check and write settings.", CHAIN),
-    Line("doctor", "Check this machine, and say how to fix what is wrong.", CHAIN),
+TABLE: tuple[CommandSpec, ...] = (
+    CommandSpec("prepare", "Bring any source of conversations to one layout.", DATA),
+    CommandSpec("regenerate", "Rewrite the replies with the target, so that the draft learns its own words.", DATA),
+    CommandSpec("merge", "Join regenerated shards into a training and an evaluation file.", DATA),
+    CommandSpec("cache", "Tokenise, mask and choose the draft vocabulary.", DATA),
+    CommandSpec("view", "Show which tokens of a row are trained on.", DATA),
+    CommandSpec("view-train-data", "Show which tokens of the training rows are trained on.", DATA),
+    CommandSpec("hidden-states", "Write the target's hidden states to disk for offline training.", TRAINING),
+    CommandSpec("train", "Train the draft, online or from hidden states on disk.", TRAINING),
+    CommandSpec("eval", "Measure the acceptance length on held-out data.", TRAINING),
+    CommandSpec("import", "Read a draft of another program.", SERVING),
+    CommandSpec("export", "Write a draft folder that SGLang and vLLM load.", SERVING),
+    CommandSpec("bench", "Measure acceptance and speed with and without the draft.", SERVING),
+    CommandSpec("run", "Run the whole chain from one settings file.", CHAIN),
+    CommandSpec("watch", "Follow a run from another terminal.", CHAIN),
+    CommandSpec("plan", "Say what a command or a recipe will cost before it starts.", CHAIN),
+    CommandSpec("report", "Write the report of a run, or set several runs side by side.", CHAIN),
+    CommandSpec("config", "Show, check and write settings.", CHAIN),
+    CommandSpec("doctor", "Check this machine, and say how to fix what is wrong.", CHAIN),
 )
 
 

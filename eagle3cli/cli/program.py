@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from eagle3cli.cli import argv as words
 from eagle3cli.cli import options
+from eagle3cli.cli.argv import normalize, resolve, spread
 from eagle3cli.cli.command import fields_of
 from eagle3cli.errors import UsageError
 from eagle3cli.settings.fields import fields
@@ -18,10 +18,10 @@ from eagle3cli.settings.renamed import GONE, RENAMED
 
 if TYPE_CHECKING:
     from eagle3cli.cli.command import Command
-    from eagle3cli.cli.command_spec import Line
+    from eagle3cli.cli.command_spec import CommandSpec
 
 
-def run(typed: Sequence[str], table: Sequence[Line], summary: str) -> int:
+def run(typed: Sequence[str], table: Sequence[CommandSpec], summary: str) -> int:
     """Run one command line; returns its exit code. Raises UsageError for what Typer refuses."""
     try:
         app, ready = build(typed, table, summary)
@@ -37,10 +37,10 @@ def _nothing() -> None:
     """Stands for a command that was not named, so that its module need not be imported."""
 
 
-def build(typed: Sequence[str], table: Sequence[Line], summary: str) -> tuple[typer.Typer, list[str]]:
+def build(typed: Sequence[str], table: Sequence[CommandSpec], summary: str) -> tuple[typer.Typer, list[str]]:
     """The program for one command line, and that line made ready for it."""
     named = next((word for word in typed if not word.startswith("-")), None)
-    typed = words.spelt_out(typed) if named == "plan" else typed
+    typed = normalize(typed) if named == "plan" else typed
     app = typer.Typer(help=summary, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False)
     app.callback()(_nothing)
     ready = list(typed)
@@ -50,10 +50,10 @@ def build(typed: Sequence[str], table: Sequence[Line], summary: str) -> tuple[ty
             continue
         module = importlib.import_module(line.module)
         if hasattr(module, "app"):
-            ready = [*words.spread(typed, None), *(["--help"] if typed == [line.name] else [])]
+            ready = [*spread(typed, None), *(["--help"] if typed == [line.name] else [])]
             app.add_typer(module.app, name=line.name, help=line.summary)
             continue
-        ready = words.spread(typed, words.meant(typed, module.COMMAND))
+        ready = spread(typed, resolve(typed, module.COMMAND))
         _add(app, module.COMMAND)
     return app, ready
 
@@ -71,7 +71,7 @@ def _add(app: typer.Typer, command: Command) -> None:
     app.add_typer(group, name=command.name)
 
 
-def _usage(error: typer.TyperException, typed: Sequence[str], table: Sequence[Line]) -> UsageError:
+def _usage(error: typer.TyperException, typed: Sequence[str], table: Sequence[CommandSpec]) -> UsageError:
     """What Typer refused, in the words of our own errors."""
     line = next((line for word in typed for line in table if word == line.name), None)
     message = error.format_message().strip().rstrip(".")
@@ -88,7 +88,7 @@ def _usage(error: typer.TyperException, typed: Sequence[str], table: Sequence[Li
     return UsageError(message[:1].lower() + message[1:], fix=hint)
 
 
-def _known_elsewhere(flag: str, line: Line | None, table: Sequence[Line]) -> str | None:
+def _known_elsewhere(flag: str, line: CommandSpec | None, table: Sequence[CommandSpec]) -> str | None:
     """What a flag is called here that another program has, or whose flag it is."""
     name = flag.removeprefix("--").replace("-", "_")
     if name in GONE:

@@ -8,7 +8,7 @@ from eagle3cli.settings.fields import select
 from eagle3cli.settings.tables import Settings
 
 
-def words_of(settings: Settings, patterns: Iterable[str]) -> list[str]:
+def to_argv(settings: Settings, patterns: Iterable[str]) -> list[str]:
     """The flags that give these fields (``train.*``, ``data.train_path``) their values; those at their default are
     left out."""
     usual, found = Settings(), list[str]()

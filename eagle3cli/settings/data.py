@@ -10,7 +10,7 @@ from pydantic import ConfigDict, field_validator, model_validator
 from eagle3cli.settings.table import ComputeType, Table, option
 
 
-class Data(Table):
+class DataSettings(Table):
     """What is trained and evaluated on, shared by cache, view, hidden-states, train and eval."""
 
     train_path: Path | None = option(None, "Training conversations (jsonl).", "--train-data-path", "--data-path")
@@ -41,7 +41,7 @@ class Data(Table):
     last_turn_only: bool = option(False, "Train only the last assistant turn of a row.", "--train-only-last-turn")
 
     @model_validator(mode="after")
-    def _marks_are_for_text(self) -> Data:
+    def _marks_are_for_text(self) -> DataSettings:
         marks = ("assistant_header", "end_of_turn_token", "user_header")
         given = [name for name in marks if getattr(self, name) is not None]
         if given and not self.is_preformatted:
@@ -59,7 +59,7 @@ class Data(Table):
         return (value,) if isinstance(value, (str, Path)) else value
 
 
-class Prepare(Table):
+class PrepareSettings(Table):
     """eagle3 prepare: any source of conversations to one layout."""
 
     source: tuple[str, ...] = option(
@@ -102,7 +102,7 @@ class Prepare(Table):
         return (value,) if isinstance(value, str) else value
 
 
-class Merge(Table):
+class MergeSettings(Table):
     """eagle3 merge: shards to a training and an evaluation file."""
 
     input_dir: Path = option(Path("cache/regenerated"), "Folder of shards from regenerate.", "--input-dir")
@@ -116,7 +116,7 @@ class Merge(Table):
     overwrite: bool = option(False, "Replace earlier files.")
 
 
-class CacheTable(Table):
+class CacheSettings(Table):
     """eagle3 cache: token rows with masks, and the draft vocabulary."""
 
     reply_weight: int = option(3, "Weight of reply tokens when counting the draft vocabulary.", ge=0)
@@ -127,7 +127,7 @@ class CacheTable(Table):
     overwrite: bool = option(False, "Rebuild even if a current cache exists.")
 
 
-class View(Table):
+class ViewSettings(Table):
     """eagle3 view, eagle3 view-train-data: what is trained on, token by token."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)  # rows = [1, 2] in a settings file
@@ -150,7 +150,7 @@ class View(Table):
     )
 
 
-class HiddenStates(Table):
+class HiddenStatesSettings(Table):
     """eagle3 hidden-states: the target's states to disk."""
 
     output_path: Path = option(Path("cache/hidden_states"), "Folder of the stores (train/ and eval/).", "--output-path")

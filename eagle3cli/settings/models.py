@@ -10,7 +10,7 @@ from pydantic import model_validator
 from eagle3cli.settings.table import Table, option
 
 
-class Target(Table):
+class TargetSettings(Table):
     """The frozen model that the draft serves."""
 
     model_path: str = option(
@@ -49,7 +49,7 @@ class Target(Table):
     offload_folder: Path = option(Path("cache/offload"), "Where --device-map puts weights that the disk holds.")
 
     @model_validator(mode="after")
-    def _one_way_to_spread(self) -> Target:
+    def _one_way_to_spread(self) -> TargetSettings:
         if self.tp_size > 1 and self.spreads:
             raise ValueError("target.tp_size and target.device_map both spread the layers; leave one at its default")
         return self
@@ -60,7 +60,7 @@ class Target(Table):
         return self.device_map != "none" or bool(self.max_memory)
 
 
-class Draft(Table):
+class DraftSettings(Table):
     """The EAGLE-3 draft model."""
 
     config: str = option(
@@ -89,7 +89,7 @@ class Draft(Table):
     )
 
 
-class Export(Table):
+class ExportSettings(Table):
     """eagle3 export and import: a draft folder that servers load."""
 
     output_path: Path = option(Path("runs/draft"), "Folder to write.", "--output-path")

@@ -7,7 +7,7 @@ from pathlib import Path
 from eagle3cli.settings.table import Table, option
 
 
-class Report(Table):
+class ReportSettings(Table):
     """eagle3 report: the report of a run, or several runs side by side."""
 
     runs: tuple[Path, ...] = option(
@@ -19,7 +19,7 @@ class Report(Table):
     charts: Path | None = option(None, "Also write every chart to this folder, as SVG and PNG.", "--charts")
 
 
-class Watch(Table):
+class WatchSettings(Table):
     """eagle3 watch: a run that is going on, from another terminal."""
 
     run: Path | None = option(None, "Folder of train or run; default: the newest below ./runs.")

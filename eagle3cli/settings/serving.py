@@ -8,7 +8,7 @@ from typing import Literal
 from eagle3cli.settings.table import Table, option
 
 
-class Server(Table):
+class ServerSettings(Table):
     """Servers that run the target: those that are given, or SGLang, started for the work and stopped after it."""
 
     address_port: tuple[str, ...] = option(
@@ -35,7 +35,7 @@ class Server(Table):
     dist_timeout: int = option(1800, "Seconds that a server may take to start; SGLang is told, too.", ge=1)
 
 
-class Regenerate(Table):
+class RegenerateSettings(Table):
     """eagle3 regenerate: replies rewritten by the target."""
 
     input_path: Path | None = option(None, "Conversations (jsonl) from prepare.", "--input-path", "--data-path")
@@ -66,7 +66,7 @@ class Regenerate(Table):
     overwrite: bool = option(False, "Start over and replace earlier shards.")
 
 
-class Bench(Table):
+class BenchSettings(Table):
     """eagle3 bench: acceptance and speed with and without the draft."""
 
     engine: Literal["auto", "sglang", "vllm", "local"] = option(

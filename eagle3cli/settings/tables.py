@@ -1,64 +1,48 @@
 """The settings of every command: one frozen table each, all in one file of the user's; a field is written once.
 
-The tables stand in the files that are named as the folders that they serve; others take them from here.
+The tables stand in the files that are named as the folders that they serve.
 """
 
 from __future__ import annotations
 
 from pydantic import model_validator
 
-from eagle3cli.settings.data import CacheTable, Data, HiddenStates, Merge, Prepare, View
-from eagle3cli.settings.models import Draft, Export, Target
-from eagle3cli.settings.runs import Report, Watch
-from eagle3cli.settings.serving import Bench, Regenerate, Server
+from eagle3cli.settings.data import (
+    CacheSettings,
+    DataSettings,
+    HiddenStatesSettings,
+    MergeSettings,
+    PrepareSettings,
+    ViewSettings,
+)
+from eagle3cli.settings.models import DraftSettings, ExportSettings, TargetSettings
+from eagle3cli.settings.runs import ReportSettings, WatchSettings
+from eagle3cli.settings.serving import BenchSettings, RegenerateSettings, ServerSettings
 from eagle3cli.settings.table import Table
-from eagle3cli.settings.training import Eval, Launch, Run, Train
-
-__all__ = [
-    "Bench",
-    "CacheTable",
-    "Data",
-    "Draft",
-    "Eval",
-    "Export",
-    "HiddenStates",
-    "Launch",
-    "Merge",
-    "Prepare",
-    "Regenerate",
-    "Report",
-    "Run",
-    "Server",
-    "Settings",
-    "Table",
-    "Target",
-    "Train",
-    "View",
-    "Watch",
-]
+from eagle3cli.settings.training import EvalSettings, LaunchSettings, RunSettings, TrainSettings
 
 
 class Settings(Table):
     """All tables; one file serves all commands."""
 
-    target: Target = Target()
-    draft: Draft = Draft()
-    data: Data = Data()
-    prepare: Prepare = Prepare()
-    server: Server = Server()
-    regenerate: Regenerate = Regenerate()
-    merge: Merge = Merge()
-    cache: CacheTable = CacheTable()
-    view: View = View()
-    hidden_states: HiddenStates = HiddenStates()
-    train: Train = Train()
-    launch: Launch = Launch()
-    eval: Eval = Eval()
-    export: Export = Export()
-    bench: Bench = Bench()
-    run: Run = Run()
-    report: Report = Report()
-    watch: Watch = Watch()
+    target: TargetSettings = TargetSettings()
+    draft: DraftSettings = DraftSettings()
+    data: DataSettings = DataSettings()
+    prepare: PrepareSettings = PrepareSettings()
+    server: ServerSettings = ServerSettings()
+    regenerate: RegenerateSettings = RegenerateSettings()
+    merge: MergeSettings = MergeSettings()
+    cache: CacheSettings = CacheSettings()
+    view: ViewSettings = ViewSettings()
+    hidden_states: HiddenStatesSettings = HiddenStatesSettings()
+    train: TrainSettings = TrainSettings()
+    launch: LaunchSettings = LaunchSettings()
+    eval: EvalSettings = EvalSettings()
+    export: ExportSettings = ExportSettings()
+    bench: BenchSettings = BenchSettings()
+    run: RunSettings = RunSettings()
+    report: ReportSettings = ReportSettings()
+    watch: WatchSettings = WatchSettings()
 
     @model_validator(mode="after")
     def _micro_batch_divides_batch(self) -> Settings:

@@ -10,7 +10,7 @@ from pydantic import field_validator, model_validator
 from eagle3cli.settings.table import ComputeType, Table, option
 
 
-class Train(Table):
+class TrainSettings(Table):
     """eagle3 train."""
 
     mode: Literal["online", "offline"] = option(
@@ -97,7 +97,7 @@ class Train(Table):
     overwrite: bool = option(False, "Start over and replace an earlier run.")
 
 
-class Launch(Table):
+class LaunchSettings(Table):
     """Several processes for one command."""
 
     gpus: str | None = option(
@@ -117,7 +117,7 @@ class Launch(Table):
         return value
 
 
-class Eval(Table):
+class EvalSettings(Table):
     """eagle3 eval: acceptance length by the walk."""
 
     depths: int = option(7, "Draft depths (k) that are measured.", ge=1, le=16)
@@ -131,7 +131,7 @@ STAGE_NAMES: tuple[str, ...] = get_args(StageName)
 """The stages of a run, in their order."""
 
 
-class Run(Table):
+class RunSettings(Table):
     """eagle3 run: the whole chain from one settings file."""
 
     output_dir: Path = option(Path("runs/run"), "The run's folder.", "--output-dir")
@@ -148,7 +148,7 @@ class Run(Table):
     only_stage: StageName | None = option(None, "Run this stage alone, if it is not done.", "--only")
 
     @model_validator(mode="after")
-    def _stages_in_order(self) -> Run:
+    def _stages_in_order(self) -> RunSettings:
         first, last = self.from_stage, self.to_stage
         if self.only_stage is not None and (first or last):
             raise ValueError(f"run.only_stage stands alone; leave out {'run.from_stage' if first else 'run.to_stage'}")

@@ -33,8 +33,10 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.devices import compute_type, set_threads
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 from eagle3cli.runtime.report import Reporter
-from eagle3cli.settings.tables import Settings, Target, Train
+from eagle3cli.settings.models import TargetSettings
+from eagle3cli.settings.tables import Settings
 from eagle3cli.settings.toml import to_toml
+from eagle3cli.settings.training import TrainSettings
 from eagle3cli.training.checkpoint.load import Progress, newest_sound, resume
 from eagle3cli.training.checkpoint.save import Saver
 from eagle3cli.training.data_summary import cache_facts, store_facts
@@ -282,7 +284,7 @@ def initialise_from_target(draft: Draft, inputs: Inputs, report: Reporter) -> No
         task.advance(1)
 
 
-def _total_steps(train: Train, order: Order) -> int | None:
+def _total_steps(train: TrainSettings, order: Order) -> int | None:
     """Steps of the run; under a time budget only an explicit ``total_steps`` ends it earlier."""
     if train.time_budget is not None:
         return train.total_steps
@@ -312,7 +314,9 @@ def draft_config_of(settings: Settings, raw: dict[str, Any]) -> DraftConfig:
     )
 
 
-def _last_layer(target: Target, raw: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+def _last_layer(
+    target: TargetSettings, raw: dict[str, Any], device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
     last = int(text_part(raw)["num_hidden_layers"]) - 1
     found = read_target_tensors(target.model_path, last, revision=target.revision)
     return {name: value.to(device, dtype) for name, value in found.items()}
@@ -342,7 +346,7 @@ def changed_settings(run: Path, settings: Settings) -> list[str]:
 
 def _fingerprint(settings: Settings, inputs: Inputs) -> str:
     """Everything that decides the run's numbers, hashed."""
-    train: Train = settings.train
+    train: TrainSettings = settings.train
     kept = {k: v for k, v in train.model_dump(mode="json").items() if k not in SESSION_FIELDS}
     target = fingerprint(settings.target.model_path, revision=settings.target.revision)
     started = start_digest(settings) or settings.draft.init

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import (
 from eagle3cli.errors import UsageError
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.distributed import Ranks
-from eagle3cli.settings.tables import Train
+from eagle3cli.settings.training import TrainSettings
 from eagle3cli.training.timers import Stopwatch
 from eagle3cli.training.ttt.model import Forward
 
@@ -78,7 +78,7 @@ class Spread:
             self.ranks.all_reduce(gradients)
 
 
-def spread_out(forward: Forward, ranks: Ranks, settings: Train, dtype: torch.dtype) -> Spread:
+def spread_out(forward: Forward, ranks: Ranks, settings: TrainSettings, dtype: torch.dtype) -> Spread:
     """Give every rank the first one's weights, or its shard of them; ``dtype`` is what passes compute in.
 
     Replicated weights are cast to ``dtype``; shards stay fp32 and are their own masters. Raises UsageError for an

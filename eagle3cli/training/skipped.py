@@ -13,7 +13,7 @@ from eagle3cli.errors import Eagle3Error
 from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.runtime.files import writing
 from eagle3cli.runtime.report import Reporter
-from eagle3cli.settings.tables import Train
+from eagle3cli.settings.training import TrainSettings
 from eagle3cli.training.checkpoint.load import Progress
 
 
@@ -23,7 +23,7 @@ def leave_out(
     source: BatchSource,
     rows: Sequence[int],
     norm: float,
-    settings: Train,
+    settings: TrainSettings,
     report: Reporter,
     ranks: Ranks,
 ) -> None:

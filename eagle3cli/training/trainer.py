@@ -20,7 +20,7 @@ from eagle3cli.backends.target.logits import Head
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop, stopped
-from eagle3cli.settings.tables import Train
+from eagle3cli.settings.training import TrainSettings
 from eagle3cli.training.checkpoint.load import Progress
 from eagle3cli.training.checkpoint.save import Saver
 from eagle3cli.training.eval.evaluate import Evaluation, evaluate
@@ -47,7 +47,7 @@ Listener = Callable[[str, dict[str, Any]], None]
 class Trainer:
     """All parts of a run, in the order in which data pass through them."""
 
-    settings: Train
+    settings: TrainSettings
     output_dir: Path
     source: BatchSource
     eval_source: BatchSource | None

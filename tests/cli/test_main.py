@@ -79,8 +79,7 @@ def test_only_the_named_commands_module_is_imported() -> None:
         "print(sorted(m for m in sys.modules if m.startswith('eagle3cli.commands.')), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    wanted = [f"eagle3cli.commands.{name}" for name in ("command", "doctor", "remote_code")]
-    assert done.stderr.strip() == str(wanted)
+    assert done.stderr.strip() == "['eagle3cli.commands.doctor']"
 
 
 def test_the_table_holds_every_command_there_is() -> None:

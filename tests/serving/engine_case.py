@@ -23,7 +23,7 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.models.opened import open_draft
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.decode.decode import decode
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 from eagle3cli.training.ttt.positions import plan_rows
 from eagle3cli.training.ttt.unroll import unroll
 from tests.families import COMMON, FAMILIES, LONGROPE, YARN
@@ -111,7 +111,7 @@ def make_draft(folder: Path, target_folder: Path, raw: dict[str, Any], *, update
     overlay.parent.mkdir(parents=True, exist_ok=True)
     overlay.write_text(json.dumps(wanted))
     config = read_draft_config(str(overlay), raw, draft_vocab_size=None, aux_layers=None)
-    target = load_target(Target(model_path=str(target_folder), device="cpu"), Silent(), config.aux_layers)
+    target = load_target(TargetSettings(model_path=str(target_folder), device="cpu"), Silent(), config.aux_layers)
     asked = prompts(config.vocab_size, SEEN)
     plain = replies_of(target, None, asked)
     ids = torch.tensor(sorted({token for reply in plain.replies for token in reply} | set(range(0, 320, 2))))

@@ -19,7 +19,8 @@ from eagle3cli.serving.client.client import Client
 from eagle3cli.serving.client.protocol import Acceptance, Answer, Request
 from eagle3cli.serving.launch.commands import Product, Speculation
 from eagle3cli.serving.launch.server import started
-from eagle3cli.settings.tables import Server, Target
+from eagle3cli.settings.models import TargetSettings
+from eagle3cli.settings.serving import ServerSettings
 from tests.conftest import ROOT, RunCli
 from tests.serving.engine_case import REPLY, STEPS, Expected, make_draft, make_target
 
@@ -79,8 +80,8 @@ def ask_all(
     python = os.environ.get(f"EAGLE3_ENGINE_{product.upper()}")
     if not python:
         pytest.skip(f"EAGLE3_ENGINE_{product.upper()} is not set: make test-engines")
-    server = Server(python=python, replicas=1, dist_timeout=400, args=args)
-    model = Target(model_path=str(target), device="cpu", threads=1)
+    server = ServerSettings(python=python, replicas=1, dist_timeout=400, args=args)
+    model = TargetSettings(model_path=str(target), device="cpu", threads=1)
     speculation = Speculation(str(draft), STEPS, 1, STEPS + 1)
     with started(server, model, Silent(), logs=logs, product=product, speculation=speculation) as servers:
 

@@ -13,7 +13,7 @@ from eagle3cli.models.contract import Layout, refusals
 from eagle3cli.models.draft import Draft
 from eagle3cli.models.opened import open_draft
 from eagle3cli.runtime.report import Silent
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 from eagle3cli.training.ttt.positions import plan_rows
 from eagle3cli.training.ttt.unroll import unroll
 from tests.serving.engine_case import STEPS, make_draft, make_target
@@ -41,7 +41,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
 
 def walked_steps(draft: Draft, target_folder: Path, tokens: list[int], known: int) -> int:
     """Verifications that decoding takes from ``known`` tokens on, by one teacher-forced pass over the whole text."""
-    model = load_target(Target(model_path=str(target_folder), device="cpu"), Silent(), draft.config.aux_layers)
+    model = load_target(TargetSettings(model_path=str(target_folder), device="cpu"), Silent(), draft.config.aux_layers)
     ids = torch.tensor(tokens + [0] * (STEPS + 2))  # room for rows whose proposals reach behind the end
     aux, _ = model.capture([ids.tolist()])[0]
     every = torch.ones(len(ids), dtype=torch.bool)

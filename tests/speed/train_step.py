@@ -138,7 +138,7 @@ def make_trainer(a: argparse.Namespace, lengths: list[int]) -> Any:
     from eagle3cli.backends.target.logits import Head
     from eagle3cli.runtime.distributed import SINGLE_PROCESS
     from eagle3cli.runtime.report import Silent
-    from eagle3cli.settings.tables import Train
+    from eagle3cli.settings.training import TrainSettings
     from eagle3cli.training.build import choose_attention
     from eagle3cli.training.checkpoint.load import Progress
     from eagle3cli.training.checkpoint.save import Saver
@@ -152,7 +152,7 @@ def make_trainer(a: argparse.Namespace, lengths: list[int]) -> Any:
     dtype, ids = draft.fc.weight.dtype, draft.draft_ids.cpu()
     head = torch.randn(a.vocab, a.hidden) * 0.02
     head[ids] *= 3.0  # draft tokens win nearly every teacher argmax, as with a mapping made from real data
-    settings = Train(
+    settings = TrainSettings(
         ttt_length=a.ttt,
         batch_size=len(lengths),
         micro_batch_size=a.micro_batch,

@@ -15,7 +15,7 @@ from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Silent
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 from eagle3cli.training.initialise import gather_sample, initialise, ridge
 from eagle3cli.training.ttt.loss import Teacher, TermWeights, depth_losses
 from eagle3cli.training.ttt.positions import plan_rows
@@ -33,7 +33,7 @@ class Rows(list[TokenRow]):
 @pytest.fixture(scope="module")
 def source(tiny: Path) -> OnlineSource:
     """Replies that the tiny target writes by itself."""
-    target = load_target(Target(model_path=str(tiny)), Silent())
+    target = load_target(TargetSettings(model_path=str(tiny)), Silent())
     model = AutoModelForCausalLM.from_pretrained(tiny)
     generator = torch.Generator().manual_seed(3)
     prompts = torch.randint(10, 300, (24, 6), generator=generator)

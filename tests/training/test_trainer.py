@@ -21,7 +21,7 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 from eagle3cli.runtime.report import Silent
 from eagle3cli.runtime.stop import Stop
-from eagle3cli.settings.tables import Train
+from eagle3cli.settings.training import TrainSettings
 from eagle3cli.training.checkpoint.load import Progress
 from eagle3cli.training.checkpoint.save import Saver
 from eagle3cli.training.metrics import Window
@@ -82,7 +82,7 @@ def make_trainer(folder: Path, source: RandomSource | None = None, **settings: A
     t2d = torch.zeros(VOCAB, dtype=torch.bool)
     t2d[ids] = True
     draft.set_vocab(ids - torch.arange(DRAFT_VOCAB), t2d)
-    chosen = Train(**{"batch_size": len(LENGTHS), "ttt_length": 3, "log_interval": 1, **settings})
+    chosen = TrainSettings(**{"batch_size": len(LENGTHS), "ttt_length": 3, "log_interval": 1, **settings})
     source = source or RandomSource()
     return Trainer(
         settings=chosen,

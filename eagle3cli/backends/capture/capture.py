@@ -29,7 +29,7 @@ from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
 from eagle3cli.runtime.units import time_text
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 
 Rows = Sequence[TokenRow] | TokenRows
 
@@ -70,7 +70,7 @@ class Captured:
     seconds: float
 
 
-def computing_in(target: Target, name: str) -> Target:
+def computing_in(target: TargetSettings, name: str) -> TargetSettings:
     """``target`` with the type that ``hidden_states.dtype`` names; auto leaves it as it is."""
     if name == "auto":
         return target
@@ -78,7 +78,7 @@ def computing_in(target: Target, name: str) -> Target:
     return target.model_copy(update={"dtype": str(kind).removeprefix("torch.")})
 
 
-def origin_of(target: Target, draft: DraftConfig) -> Origin:
+def origin_of(target: TargetSettings, draft: DraftConfig) -> Origin:
     """The origin that these settings mean, without loading the target."""
     own_type = "float32" if pick_device(target.device).type == "cpu" else "checkpoint"
     return Origin(

@@ -14,7 +14,7 @@ from eagle3cli.backends.target.logits import ARGMAX_CHUNK
 from eagle3cli.errors import Eagle3Error
 from eagle3cli.models.config import text_part
 from eagle3cli.runtime.units import size_text
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 
 Parts = dict[str, int]
 """Bytes by name."""
@@ -37,7 +37,7 @@ class TargetShape:
     """The head is the embedding."""
 
 
-def target_shape(target: Target) -> TargetShape:
+def target_shape(target: TargetSettings) -> TargetShape:
     """The target's shape from its config; weights are counted on a model without any."""
     raw = read_config(target).to_dict()
     text = text_part(raw)
@@ -65,7 +65,7 @@ def _mlp(text: dict[str, Any]) -> int:
 @lru_cache(maxsize=4)
 def _count(named: str) -> int:
     path, revision, remote = json.loads(named)
-    target = Target(model_path=path, revision=revision, trust_remote_code=remote)
+    target = TargetSettings(model_path=path, revision=revision, trust_remote_code=remote)
     model = meta_model(read_config(target))
     return sum(weight.numel() for weight in model.parameters())
 
@@ -92,7 +92,7 @@ def pass_parts(
     return {"target's forward pass": max(layer + padded * aux * each, states, logits), "target's keys and values": kept}
 
 
-def explain_pass(error: PassTooLarge, target: Target, layers: int, each: int) -> Eagle3Error:
+def explain_pass(error: PassTooLarge, target: TargetSettings, layers: int, each: int) -> Eagle3Error:
     """The error of a pass with its forecast and the first setting to change; ``layers`` are tapped."""
     shape = target_shape(target)
 

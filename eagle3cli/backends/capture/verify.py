@@ -20,7 +20,8 @@ from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.units import size_text
-from eagle3cli.settings.tables import Settings, Target
+from eagle3cli.settings.models import TargetSettings
+from eagle3cli.settings.tables import Settings
 
 USUAL_ERROR: dict[Encoding, float] = {"bf16": 0.002, "fp8": 0.03, "int8": 0.01, "int4": 0.11}
 ROUNDING = 0.05
@@ -46,7 +47,7 @@ class Recomputed:
         return max(self.aux_error, self.last_error) <= self.allowed
 
 
-def target_of(store: Store, target: Target) -> Target:
+def target_of(store: Store, target: TargetSettings) -> TargetSettings:
     """The target to compute again with: as named, else the one that the store names, in the type of the capture."""
     meta = store.meta
     path = target.model_path or meta.target

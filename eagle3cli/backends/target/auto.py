@@ -12,13 +12,13 @@ from eagle3cli.backends.target.target import LiveTarget
 from eagle3cli.models.config import default_aux_layers, text_part
 from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.runtime.report import Reporter, Silent
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 
 Name = Literal["hf", "sglang"]
 
 
 def open_target(
-    target: Target, report: Reporter, aux_layers: tuple[int, ...] | None = None, ranks: Ranks | None = None
+    target: TargetSettings, report: Reporter, aux_layers: tuple[int, ...] | None = None, ranks: Ranks | None = None
 ) -> LiveTarget:
     """Load the target with the backend that the settings mean; ``aux_layers`` defaults to EAGLE-3's choice.
 
@@ -36,13 +36,13 @@ def open_target(
     return load_backend(chosen, layers, report)
 
 
-def load_backend(target: Target, aux_layers: tuple[int, ...], report: Reporter = Silent()) -> LiveTarget:  # noqa: B008
+def load_backend(target: TargetSettings, aux_layers: tuple[int, ...], report: Reporter = Silent()) -> LiveTarget:  # noqa: B008
     """Load the target with the backend that ``target`` names."""
     load = load_sglang if target.backend == "sglang" else load_target
     return load(target, report, aux_layers)
 
 
-def choose(target: Target, config: dict[str, Any]) -> tuple[Name, str]:
+def choose(target: TargetSettings, config: dict[str, Any]) -> tuple[Name, str]:
     """The backend for this target (``config`` is its config), and why."""
     if target.backend == "sglang":
         return "sglang", "as named"

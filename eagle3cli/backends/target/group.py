@@ -18,9 +18,9 @@ from eagle3cli.backends.target.target import Behind, LiveTarget, States, Tokens
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.distributed import Ranks, init_distributed
 from eagle3cli.runtime.stop import catch_stop
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 
-TargetLoader = Callable[[Target, tuple[int, ...]], LiveTarget]
+TargetLoader = Callable[[TargetSettings, tuple[int, ...]], LiveTarget]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class TensorParallelTarget(Behind):
 
 
 @contextmanager
-def tp_group(target: Target, load: TargetLoader) -> Iterator[Ranks | None]:
+def tp_group(target: TargetSettings, load: TargetLoader) -> Iterator[Ranks | None]:
     """The processes that share the work of a command; None in one that is there for its part of a target alone: its
     work is over when the block begins.
 
@@ -65,7 +65,7 @@ def tp_group(target: Target, load: TargetLoader) -> Iterator[Ranks | None]:
 
 
 @contextmanager
-def single_tp_group(target: Target, load: TargetLoader) -> Iterator[bool]:
+def single_tp_group(target: TargetSettings, load: TargetLoader) -> Iterator[bool]:
     """As :func:`tp_group`, for work that one process does: whether this is the one that does it."""
     with tp_group(target, load) as ranks:
         if ranks is not None and ranks.world_size > 1:
@@ -74,7 +74,7 @@ def single_tp_group(target: Target, load: TargetLoader) -> Iterator[bool]:
         yield ranks is not None
 
 
-def load_tensor_parallel(target: Target, aux_layers: tuple[int, ...], load: TargetLoader) -> LiveTarget:
+def load_tensor_parallel(target: TargetSettings, aux_layers: tuple[int, ...], load: TargetLoader) -> LiveTarget:
     """TargetLoader the target in all processes of :func:`tp_group`."""
     _send(("load", target, aux_layers), target.tp_size)
     return TensorParallelTarget(load(target, aux_layers), target.tp_size)

@@ -25,7 +25,7 @@ from eagle3cli.backends.target.target import States, Tokens
 from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.models.config import default_aux_layers
 from eagle3cli.runtime.report import Reporter
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 
 MIN_SHARED = 8
 """Tokens from which on a common beginning is worth its own pass."""
@@ -132,13 +132,13 @@ def _after(prefix_1PX: Tensor, rest_BSX: Tensor) -> Tensor:
     return torch.cat((prefix_1PX.expand(len(rest_BSX), -1, -1), rest_BSX), 1)
 
 
-def read_target_config(target: Target) -> dict[str, Any]:
+def read_target_config(target: TargetSettings) -> dict[str, Any]:
     """The target's ``config.json`` as a dict; raises a ModelError that says what is wrong with the folder."""
     found: dict[str, Any] = read_config(target).to_dict()
     return found
 
 
-def read_config(target: Target) -> Any:
+def read_config(target: TargetSettings) -> Any:
     """The target's config as transformers reads it."""
     if not target.model_path:
         raise UsageError("no target model", where="--target-model-path", fix="give a folder or a hub id")
@@ -167,7 +167,7 @@ def model_error(path: str, error: Exception) -> ModelError:
     return ModelError(f"transformers cannot load it: {reason}", where=path)
 
 
-def load_target(target: Target, report: Reporter, aux_layers: tuple[int, ...] | None = None) -> HfTarget:
+def load_target(target: TargetSettings, report: Reporter, aux_layers: tuple[int, ...] | None = None) -> HfTarget:
     """Load the frozen target; ``aux_layers`` defaults to EAGLE-3's choice for its depth.
 
     Raises ModelError where the head's logits would not be the model's own.

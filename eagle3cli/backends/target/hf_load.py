@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 from eagle3cli.backends.target.head import read_target_tensors
 from eagle3cli.backends.target.logits import Head, make_head
 from eagle3cli.errors import UsageError
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 
 
-def load_model(target: Target, config: Any, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def load_model(target: TargetSettings, config: Any, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The frozen model; ``config`` is its transformers config. Raises what transformers raises."""
     where: dict[str, Any] = {}
     if target.tp_size > 1:
@@ -45,7 +45,7 @@ def meta_model(config: Any) -> PreTrainedModel:
     return model
 
 
-def ends_of(model: PreTrainedModel, target: Target, dtype: torch.dtype) -> tuple[Tensor, Head]:
+def ends_of(model: PreTrainedModel, target: TargetSettings, dtype: torch.dtype) -> tuple[Tensor, Head]:
     """Embedding and head; read from the files where the model's own are off-loaded, sharded or quantised."""
     linear, config = model.get_output_embeddings(), model.config.to_dict()
     embedding_VH, head_VH = _plain(model.get_input_embeddings().weight), _plain(linear.weight)
@@ -114,7 +114,7 @@ def _sharded(size: int) -> dict[str, Any]:
         return {"tp_plan": "auto"}
 
 
-def _spread(target: Target) -> dict[str, Any]:
+def _spread(target: TargetSettings) -> dict[str, Any]:
     """Arguments that spread the layers over the devices, with what does not fit in memory or on disk."""
     if importlib.util.find_spec("accelerate") is None:
         raise UsageError("needs accelerate", where="--device-map", fix="pip install accelerate")

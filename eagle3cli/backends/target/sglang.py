@@ -25,7 +25,7 @@ from eagle3cli.backends.target.target import States, Tokens
 from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.models.config import default_aux_layers, text_part
 from eagle3cli.runtime.report import Reporter
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 
 VERSIONS = ("0.5.23",)
 """Versions of SGLang whose insides this file knows."""
@@ -153,7 +153,7 @@ def extend(runner: Any, sequences: Sequence[Tokens]) -> Any:
         runner.token_to_kv_pool_allocator.clear()
 
 
-def load_sglang(target: Target, report: Reporter, aux_layers: tuple[int, ...] | None = None) -> SglangTarget:
+def load_sglang(target: TargetSettings, report: Reporter, aux_layers: tuple[int, ...] | None = None) -> SglangTarget:
     """Load the target into SGLang; of several ranks (torchrun) each takes its share of every layer.
 
     Raises UsageError for a version of SGLang that is not known, ModelError for a model that SGLang cannot capture.
@@ -197,7 +197,7 @@ def remarks(model: Any, text: dict[str, Any]) -> Iterator[str]:
         yield f"SGLang runs {kind} without its sliding window of {window} tokens"
 
 
-def _runner(target: Target, aux_layers: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Any:
+def _runner(target: TargetSettings, aux_layers: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Any:
     """SGLang's model runner with the weights loaded and its pools made."""
     if device.type == "cpu":
         os.environ["SGLANG_USE_CPU_ENGINE"] = "1"  # read when SGLang is imported
@@ -253,7 +253,7 @@ def _share_cores(ranks: int) -> None:
         os.environ.setdefault("SGLANG_CPU_OMP_THREADS_BIND", binding)
 
 
-def _arguments(target: Target, aux_layers: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Any:
+def _arguments(target: TargetSettings, aux_layers: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Any:
     """SGLang's arguments for prefills alone: no prefix cache, no graphs of decoding steps, no chunks."""
     from sglang.srt.server_args import ServerArgs
 
@@ -285,7 +285,7 @@ def _arguments(target: Target, aux_layers: tuple[int, ...], device: torch.device
     return arguments
 
 
-def _rank(target: Target, device: torch.device) -> tuple[int, int]:
+def _rank(target: TargetSettings, device: torch.device) -> tuple[int, int]:
     """This process's tensor-parallel rank, and its GPU."""
     ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if ranks != target.tp_size:
@@ -306,7 +306,7 @@ def _no_cache(runner: Any) -> Any:
     )
 
 
-def _ends(runner: Any, target: Target, config: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, Head]:
+def _ends(runner: Any, target: TargetSettings, config: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, Head]:
     """Embedding and head: SGLang's own where it holds them whole, else from the files."""
     vocab, place = int(text_part(config)["vocab_size"]), torch.device(runner.device)
     if target.tp_size == 1 and hasattr(runner.model, "get_embed_and_head"):

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from eagle3cli.cli.argv import alike, spelt_out
+from eagle3cli.cli.argv import alike, normalize
 from eagle3cli.cli.completion.values import Choice, Offer, offer
 
 if TYPE_CHECKING:
-    from eagle3cli.cli.command_spec import Line
+    from eagle3cli.cli.command_spec import CommandSpec
     from eagle3cli.cli.completion.shape import Flag, Position, Shape
 
 PROGRAM = {
@@ -35,7 +35,7 @@ class _Walk:
     only_positions: bool = False
 
 
-def complete(words: Sequence[str], current: str, table: Sequence[Line]) -> Offer:
+def complete(words: Sequence[str], current: str, table: Sequence[CommandSpec]) -> Offer:
     """What the shell offers for the word ``current`` after ``words`` (the program's name left out)."""
     named = next((position for position, word in enumerate(words) if not word.startswith("-")), None)
     if named is None:
@@ -48,7 +48,7 @@ def complete(words: Sequence[str], current: str, table: Sequence[Line]) -> Offer
         return Offer([])
     from eagle3cli.cli.completion.shape import shape
 
-    words = spelt_out(words) if line.name == "plan" else words
+    words = normalize(words) if line.name == "plan" else words
     found, rest = shape(importlib.import_module(line.module), list(words[named + 1 :]))
     return _offer(found, _walk(found, rest), current)
 

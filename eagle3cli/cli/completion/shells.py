@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from eagle3cli.cli.completion.values import Offer
 
 if TYPE_CHECKING:
-    from eagle3cli.cli.command_spec import Line
+    from eagle3cli.cli.command_spec import CommandSpec
 
 SHELLS = ("bash", "zsh", "fish")
 ASKED = "_EAGLE3_COMPLETE"
@@ -29,7 +29,7 @@ def script(shell: str) -> str:
     return (folder / f"eagle3.{shell}").read_text(encoding="utf-8")
 
 
-def answer(argv: Sequence[str], table: Sequence[Line]) -> str:
+def answer(argv: Sequence[str], table: Sequence[CommandSpec]) -> str:
     """What the script that asked prints to its shell."""
     from eagle3cli.cli.completion.line import complete
 

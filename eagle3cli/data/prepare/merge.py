@@ -40,7 +40,7 @@ from eagle3cli.runtime import manifest
 from eagle3cli.runtime.files import writing
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import catch_stop
-from eagle3cli.settings.tables import Merge
+from eagle3cli.settings.data import MergeSettings
 
 MANIFEST, TRAIN, EVAL = "merge.json", "train.jsonl", "eval.jsonl"
 EVAL_SHARE = 10
@@ -56,7 +56,7 @@ class Merged:
     already: bool
 
 
-def merge(options: Merge, report: Reporter) -> Merged:
+def merge(options: MergeSettings, report: Reporter) -> Merged:
     """Write train.jsonl, eval.jsonl and errors.jsonl from the shards of a folder.
 
     Raises UsageError where the wished sizes cannot be had or the result exists, DataError where there are no shards.
@@ -76,7 +76,7 @@ def merge(options: Merge, report: Reporter) -> Merged:
     return Merged(folder, summary, already=False)
 
 
-def options_that_count(options: Merge) -> dict[str, Any]:
+def options_that_count(options: MergeSettings) -> dict[str, Any]:
     """What decides a result, besides the content of the shards."""
     chosen = options.model_dump(mode="json", exclude={"input_dir", "output_dir", "overwrite"})
     return {**chosen, "eval_size_set": "eval_size" in options.model_fields_set}
@@ -104,7 +104,7 @@ def _first_row(path: Path) -> int:
     return int(first) if first.isdigit() else 0
 
 
-def _write(folder: Path, shards: Sequence[Path], options: Merge, report: Reporter) -> dict[str, Any]:
+def _write(folder: Path, shards: Sequence[Path], options: MergeSettings, report: Reporter) -> dict[str, Any]:
     with (
         writing(folder / ERRORS) as errors,
         work_folder(folder) as work,
@@ -124,7 +124,7 @@ def _write(folder: Path, shards: Sequence[Path], options: Merge, report: Reporte
     return {**ledger.summary(), **sizes}
 
 
-def _scan(shards: Sequence[Path], options: Merge, ledger: Ledger, rows: Records, report: Reporter) -> None:
+def _scan(shards: Sequence[Path], options: MergeSettings, ledger: Ledger, rows: Records, report: Reporter) -> None:
     kinds = unwanted_kinds(options.drop_truncated, options.drop_loops, options.drop_refusals)
     with report.task("reading shards") as task, catch_stop(report) as stop:
         for shard, path in enumerate(shards):
@@ -153,7 +153,7 @@ def _take(shard: int, line: Line, kinds: Sequence[Unwanted], ledger: Ledger, row
         ledger.drop("rejected", line.place, str((line.value or {}).get("id") or ""), reason)
 
 
-def split(rows: Records, fates: Fates, options: Merge, folder: Path) -> None:
+def split(rows: Records, fates: Fates, options: MergeSettings, folder: Path) -> None:
     """Mark the rows that are held out and those beyond the sizes asked for; the others are for training.
 
     Sizes are exact. Raises UsageError where they cannot be had.

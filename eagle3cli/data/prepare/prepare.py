@@ -26,7 +26,7 @@ from eagle3cli.runtime import manifest
 from eagle3cli.runtime.files import writing
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop, catch_stop
-from eagle3cli.settings.tables import Prepare
+from eagle3cli.settings.data import PrepareSettings
 
 MANIFEST, TRAIN, EVAL = "prepare.json", "train.jsonl", "eval.jsonl"
 EVAL_SHARE, EVAL_MOST = 0.05, 1000
@@ -56,7 +56,7 @@ class Prepared:
     """Some rows are the user's, not a preset's whose dirt is known."""
 
 
-def prepare(options: Prepare, report: Reporter, author: Author | None = None) -> Prepared:
+def prepare(options: PrepareSettings, report: Reporter, author: Author | None = None) -> Prepared:
     """Read the sources and write train.jsonl, eval.jsonl (with split_eval) and errors.jsonl.
 
     Raises UsageError for options or an existing result, DataError where nothing usable is found.
@@ -80,7 +80,7 @@ def prepare(options: Prepare, report: Reporter, author: Author | None = None) ->
     return Prepared(folder, summary, already=False, own_data=own_data)
 
 
-def settle(options: Prepare) -> tuple[list[Origin], Path]:
+def settle(options: PrepareSettings) -> tuple[list[Origin], Path]:
     """The sources and the folder that these options mean."""
     split = options.split if "split" in options.model_fields_set else None
     origins = resolve(options.source, data_path=options.data_path, split=split, subset=options.subset)
@@ -91,12 +91,12 @@ def settle(options: Prepare) -> tuple[list[Origin], Path]:
     return [_checked(origin, len(origins) > 1, folder, options) for origin in origins], folder
 
 
-def outputs_of(options: Prepare) -> list[str]:
+def outputs_of(options: PrepareSettings) -> list[str]:
     """The files of a result."""
     return [TRAIN, *([EVAL] if options.split_eval else []), ERRORS]
 
 
-def _checked(origin: Origin, several: bool, folder: Path, options: Prepare) -> Origin:
+def _checked(origin: Origin, several: bool, folder: Path, options: PrepareSettings) -> Origin:
     """The origin without the files of an earlier result, where that lies below it; raises UsageError without any."""
     if origin.endless and several and not (origin.weight and options.sample_size):
         fix = "e.g. eagle3 prepare self:0.5 ultrachat:0.5 --sample-size 10000"
@@ -108,7 +108,7 @@ def _checked(origin: Origin, several: bool, folder: Path, options: Prepare) -> O
     return replace(origin, files=files)
 
 
-def options_that_count(options: Prepare, origins: list[Origin], author: Author | None) -> dict[str, Any]:
+def options_that_count(options: PrepareSettings, origins: list[Origin], author: Author | None) -> dict[str, Any]:
     """What decides a result, besides the content of its files."""
     told = options.model_dump(mode="json", exclude={"source", "output_path", "data_path", "overwrite", "split"})
     hub = [vars(source) for origin in origins for source in origin.hub]
@@ -117,7 +117,7 @@ def options_that_count(options: Prepare, origins: list[Origin], author: Author |
 
 
 def _write(
-    folder: Path, origins: list[Origin], options: Prepare, author: Author | None, report: Reporter
+    folder: Path, origins: list[Origin], options: PrepareSettings, author: Author | None, report: Reporter
 ) -> dict[str, Any]:
     with (
         writing(folder / ERRORS) as errors,
@@ -144,7 +144,7 @@ def _write(
     return {**ledger.summary(), **sizes, **({"sources": sources} if len(sources) > 1 else {})}
 
 
-def _lines(origin: Origin, options: Prepare) -> Iterator[Line]:
+def _lines(origin: Origin, options: PrepareSettings) -> Iterator[Line]:
     # A hub stream is shuffled, so its first rows are the sample.
     return lines_of(origin, shuffle_seed=options.seed if options.sample_size else None)
 

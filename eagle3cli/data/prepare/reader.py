@@ -25,7 +25,7 @@ from eagle3cli.data.prepare.external_sort import Records
 from eagle3cli.data.sources.dataset_specs import Origin
 from eagle3cli.data.sources.files import Line
 from eagle3cli.errors import DataError
-from eagle3cli.settings.tables import Prepare
+from eagle3cli.settings.data import PrepareSettings
 
 LONG_MESSAGE = 500_000
 """Characters of a message beyond which it is past nearly every context window."""
@@ -55,7 +55,7 @@ class Intake:
     """All that was read. ``folder`` is for files that live as long as this does; use it in a ``with`` block."""
 
     folder: Path
-    options: Prepare
+    options: PrepareSettings
     ledger: Ledger
     sources: list[Source] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
@@ -182,7 +182,7 @@ def _reason(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else f"holds what JSON cannot: {error}"
 
 
-def _unwanted(conversation: Conversation, options: Prepare) -> str:
+def _unwanted(conversation: Conversation, options: PrepareSettings) -> str:
     if conversation.user_turns < options.min_turns:
         return f"fewer than {options.min_turns} user turns"
     if options.max_prompt_words and len(conversation.prompt.split()) > options.max_prompt_words:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from eagle3cli.errors import UsageError
-from eagle3cli.settings.tables import Server, Target
+from eagle3cli.settings.models import TargetSettings
+from eagle3cli.settings.serving import ServerSettings
 
 Product = Literal["sglang", "vllm"]
 CPU_TOKENS, CPU_REQUESTS = 32768, 16
@@ -44,7 +45,11 @@ class Launch:
 
 
 def launches(
-    product: Product, server: Server, target: Target, ports: Sequence[int], speculation: Speculation | None = None
+    product: Product,
+    server: ServerSettings,
+    target: TargetSettings,
+    ports: Sequence[int],
+    speculation: Speculation | None = None,
 ) -> list[Launch]:
     """One launch per port, spread over the visible GPUs. Raises UsageError where there are too few of them."""
     gpus = [] if target.device == "cpu" else visible_gpus()
@@ -65,7 +70,7 @@ def launches(
     return found
 
 
-def replicas_of(server: Server, target: Target) -> int:
+def replicas_of(server: ServerSettings, target: TargetSettings) -> int:
     """Servers to start: as asked, else as many as the visible GPUs hold, one on a CPU."""
     if server.replicas is not None:
         return server.replicas
@@ -97,7 +102,7 @@ def python_words(python: str) -> list[str]:
 
 
 def _sglang(
-    server: Server, target: Target, port: int, speculation: Speculation | None, *, on_cpu: bool
+    server: ServerSettings, target: TargetSettings, port: int, speculation: Speculation | None, *, on_cpu: bool
 ) -> tuple[list[str], dict[str, str]]:
     words = ["-m", "sglang.launch_server", "--model-path", target.model_path]
     words += ["--host", "127.0.0.1", "--port", str(port), "--tp-size", str(server.tp_size)]
@@ -129,7 +134,7 @@ def _sglang(
 
 
 def _vllm(
-    server: Server, target: Target, port: int, speculation: Speculation | None, *, on_cpu: bool
+    server: ServerSettings, target: TargetSettings, port: int, speculation: Speculation | None, *, on_cpu: bool
 ) -> tuple[list[str], dict[str, str]]:
     words = ["-m", "vllm.entrypoints.openai.api_server", "--model", target.model_path]
     words += ["--host", "127.0.0.1", "--port", str(port), "--tensor-parallel-size", str(server.tp_size)]
@@ -150,7 +155,7 @@ def _vllm(
     return words, environment
 
 
-def _dtype_words(target: Target, speculation: Speculation | None) -> list[str]:
+def _dtype_words(target: TargetSettings, speculation: Speculation | None) -> list[str]:
     """The type that was asked for, else the draft's: left alone, servers run a float32 target in float16, which a draft
     in bfloat16 cannot follow."""
     wanted: str = target.dtype
@@ -161,7 +166,7 @@ def _dtype_words(target: Target, speculation: Speculation | None) -> list[str]:
     return [] if wanted == "auto" else ["--dtype", wanted]
 
 
-def _cpu_threads(target: Target, servers: int) -> dict[str, str]:
+def _cpu_threads(target: TargetSettings, servers: int) -> dict[str, str]:
     """Threads of one of several servers on this CPU; one core is left for their other processes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = target.threads or max(1, (cores - 1) // servers)

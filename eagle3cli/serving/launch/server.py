@@ -18,7 +18,8 @@ from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import catch_stop
 from eagle3cli.serving.launch import guard
 from eagle3cli.serving.launch.commands import Launch, Product, Speculation, launches, replicas_of
-from eagle3cli.settings.tables import Server, Target
+from eagle3cli.settings.models import TargetSettings
+from eagle3cli.settings.serving import ServerSettings
 
 RESTARTS = 3
 """How often a server that dies during the work is started again."""
@@ -136,8 +137,8 @@ class Servers:
 
 @contextmanager
 def started(
-    server: Server,
-    target: Target,
+    server: ServerSettings,
+    target: TargetSettings,
     report: Reporter,
     *,
     logs: Path,

@@ -17,7 +17,8 @@ from eagle3cli.serving.client.errors import RequestFailed
 from eagle3cli.serving.client.pool import Rules
 from eagle3cli.serving.regenerate.pending import Script
 from eagle3cli.serving.regenerate.shards import Entry
-from eagle3cli.settings.tables import Server, Settings
+from eagle3cli.settings.serving import ServerSettings
+from eagle3cli.settings.tables import Settings
 
 Engine = Literal["local", "running", "started"]
 
@@ -33,7 +34,7 @@ class Writer(Protocol):
         """Give every script's outcome to ``add``, until someone asks to stop; ``show(**notes)`` as it goes."""
 
 
-def engine_of(wanted: str, server: Server) -> Engine:
+def engine_of(wanted: str, server: ServerSettings) -> Engine:
     """The engine that the settings mean; ``auto`` takes servers that are given, else SGLang where it is installed."""
     if server.address_port:
         if wanted == "local":
@@ -62,7 +63,7 @@ def identify_target(settings: Settings) -> dict[str, Any]:
     return {"target": Path(target.model_path).name, "target_weights": weights}
 
 
-async def _ask_who(server: Server) -> Info:
+async def _ask_who(server: ServerSettings) -> Info:
     """What the first server that answers says of itself."""
     told = []
     for address in server.address_port:

@@ -28,7 +28,8 @@ from eagle3cli.serving.regenerate.outputs import Outputs
 from eagle3cli.serving.regenerate.pending import Script, write_script
 from eagle3cli.serving.regenerate.recorded import Recorded, load_recorded
 from eagle3cli.serving.regenerate.shards import Entry, Shard, ShardFolder, failed, read_rows
-from eagle3cli.settings.tables import Regenerate, Settings
+from eagle3cli.settings.serving import RegenerateSettings
+from eagle3cli.settings.tables import Settings
 
 LONGEST_REASON = 200
 
@@ -85,12 +86,12 @@ def regenerate(settings: Settings, report: Reporter, rules: Rules | None = None)
     return result
 
 
-def shards_in(wanted: Regenerate, first: int, end: int) -> list[Shard]:
+def shards_in(wanted: RegenerateSettings, first: int, end: int) -> list[Shard]:
     """The shards of these input rows."""
     return [Shard(a, min(a + wanted.num_per_shard, end)) for a in range(first, end, wanted.num_per_shard)]
 
 
-def input_path_of(wanted: Regenerate) -> Path:
+def input_path_of(wanted: RegenerateSettings) -> Path:
     """The conversations; raises UsageError where none are named."""
     if wanted.input_path is None:
         raise UsageError("no input", where="--input-path", fix="give the conversations (jsonl) that prepare wrote")

@@ -26,7 +26,7 @@ from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.runtime.files import read_json, refuse_existing, write_folder
 from eagle3cli.runtime.manifest import remove_leftovers
 from eagle3cli.runtime.report import Reporter
-from eagle3cli.settings.tables import Train
+from eagle3cli.settings.training import TrainSettings
 from eagle3cli.training.optim.optimizer import Optimizer
 
 NAME = re.compile(r"epoch_(\d+)_step_(\d+)")
@@ -58,7 +58,7 @@ class Progress:
     """What the run was started with; a checkpoint of another run is refused."""
 
 
-def make_place(settings: Train) -> None:
+def make_place(settings: TrainSettings) -> None:
     """The run's folder, emptied with ``overwrite``; raises UsageError where ``resume`` is off and there is a run."""
     folder = settings.output_dir
     if settings.overwrite:

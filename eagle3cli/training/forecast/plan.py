@@ -14,7 +14,7 @@ from eagle3cli.runtime.files import free_bytes
 from eagle3cli.runtime.launch import processes
 from eagle3cli.runtime.plan import Plan
 from eagle3cli.runtime.units import size_text
-from eagle3cli.settings.argv import words_of
+from eagle3cli.settings.argv import to_argv
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.build import draft_config_of, parse_duration
 from eagle3cli.training.checkpoint.load import list_checkpoints
@@ -110,7 +110,7 @@ def checkpoint_disk(settings: Settings, draft: DraftConfig) -> int:
 
 def launch_lines(settings: Settings, ranks: int) -> tuple[str, ...]:
     """The command as it can be typed anywhere, and the same under torchrun where there are several processes."""
-    words = shlex.join(words_of(settings, FIELDS))
+    words = shlex.join(to_argv(settings, FIELDS))
     if ranks == 1:
         return (f"launch: eagle3 train {words}",)
     again = "several nodes: add --nnodes, --rdzv-backend c10d and --rdzv-endpoint HOST:PORT"

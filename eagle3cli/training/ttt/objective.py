@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
-from eagle3cli.settings.tables import Train
+from eagle3cli.settings.training import TrainSettings
 from eagle3cli.training.ttt.loss import DepthSums, TermWeights
 
 
@@ -27,7 +27,7 @@ class Objective:
     """Whether the next step's weights depend on this step's acceptance rates."""
 
     @classmethod
-    def of(cls, settings: Train, rates_T: Sequence[float]) -> Objective:
+    def of(cls, settings: TrainSettings, rates_T: Sequence[float]) -> Objective:
         """``rates_T`` are the mean acceptance rates of the step before; empty at the start, which counts as 0."""
         decay = [settings.loss_decay**depth for depth in range(settings.ttt_length)]
         zeros = [0.0] * len(decay)

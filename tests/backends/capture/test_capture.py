@@ -33,7 +33,7 @@ from eagle3cli.errors import DataError, Eagle3Error, Stopped
 from eagle3cli.runtime.report import Silent
 from eagle3cli.runtime.stop import Stop
 from eagle3cli.runtime.units import size_text
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 
 VOCAB = from_ids(range(0, 320, 2), 320)
 
@@ -48,7 +48,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def target(tiny: Path) -> HfTarget:
-    return load_target(Target(model_path=str(tiny), device="cpu"), Silent())
+    return load_target(TargetSettings(model_path=str(tiny), device="cpu"), Silent())
 
 
 def make_rows(count: int, seed: int = 0) -> TokenRows:
@@ -140,7 +140,7 @@ def test_offline_batches_are_the_online_ones_in_bf16(target: HfTarget, tmp_path:
 
 
 def test_a_bf16_target_is_stored_exactly(tiny: Path, tmp_path: Path) -> None:
-    target = load_target(Target(model_path=str(tiny), device="cpu", dtype="bfloat16"), Silent())
+    target = load_target(TargetSettings(model_path=str(tiny), device="cpu", dtype="bfloat16"), Silent())
     rows = make_rows(3)
     run(target, rows, tmp_path / "store")
     store = Store(tmp_path / "store")

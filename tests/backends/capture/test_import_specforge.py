@@ -22,12 +22,12 @@ from eagle3cli.errors import DataError
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.report import Silent
 from eagle3cli.runtime.stop import Stop
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 
 
 @pytest.fixture(scope="module")
 def target(tiny: Path) -> HfTarget:
-    return load_target(Target(model_path=str(tiny), device="cpu", dtype="bfloat16"), Silent())
+    return load_target(TargetSettings(model_path=str(tiny), device="cpu", dtype="bfloat16"), Silent())
 
 
 def write_file(path: Path, target: HfTarget, seed: int, **changes: Any) -> dict[str, torch.Tensor]:

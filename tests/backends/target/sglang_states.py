@@ -14,14 +14,14 @@ from eagle3cli.backends.target.hf import load_target
 from eagle3cli.backends.target.sglang import load_sglang
 from eagle3cli.data.hidden_states.quantize import relative_error
 from eagle3cli.runtime.report import Silent
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 
 
 def main(folder: str, dtype: str) -> None:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(1)
     rows = [torch.randint(5, 290, (length,), generator=generator).tolist() for length in (30, 21, 5, 60)]
-    spec = Target.model_validate({"model_path": folder, "device": "cpu", "dtype": dtype})
+    spec = TargetSettings.model_validate({"model_path": folder, "device": "cpu", "dtype": dtype})
     wanted = load_target(spec, Silent()).capture(rows)
     target = load_sglang(spec, Silent())
     twice = [target.capture(rows), target.capture(rows[::-1])[::-1]]

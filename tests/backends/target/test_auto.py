@@ -13,7 +13,7 @@ from eagle3cli.backends.target.auto import choose, open_target
 from eagle3cli.backends.target.sglang import fitting, remarks
 from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.runtime.report import Silent
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 
 KNOWN = sglang.VERSIONS[-1]
 
@@ -44,7 +44,7 @@ def test_the_choice_and_its_reason(
 ) -> None:
     monkeypatch.setattr(auto, "installed_version", lambda: version)
     monkeypatch.setattr(auto, "pick_device", lambda _: torch.device("cuda" if gpu else "cpu"))
-    name, said = choose(Target(model_path="m", **target), {"text_config": {"model_type": kind}})
+    name, said = choose(TargetSettings(model_path="m", **target), {"text_config": {"model_type": kind}})
     assert (name, why in said) == (wanted, True), said
 
 
@@ -56,7 +56,7 @@ def test_the_choice_is_told(tiny: Path) -> None:
             self.lines.append(text)
 
     report = Told()
-    target = open_target(Target(model_path=str(tiny), device="cpu"), report)
+    target = open_target(TargetSettings(model_path=str(tiny), device="cpu"), report)
     assert report.lines[0] == "target backend hf: no GPU"
     assert target.aux_layers == (1, 3, 4)
 
@@ -69,7 +69,7 @@ def test_a_named_sglang_that_is_not_there_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(sglang, "installed_version", lambda: version)
     with pytest.raises(UsageError, match=said) as caught:
-        open_target(Target(model_path=str(tiny), backend="sglang", device="cpu"), Silent())
+        open_target(TargetSettings(model_path=str(tiny), backend="sglang", device="cpu"), Silent())
     assert f"pip install sglang=={KNOWN}" in str(caught.value)
 
 

@@ -15,7 +15,7 @@ from eagle3cli.backends.target.head import read_head, read_target_tensors
 from eagle3cli.backends.target.hf import NEEDS_TRANSFORMERS_5, load_target, read_target_config
 from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.runtime.report import Silent
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 from tests.families import FAMILIES, WRAPPERS, family_config, family_target
 
 OLD = transformers.__version__.startswith("4.")
@@ -26,15 +26,15 @@ LAST_LAYER = 7
 @pytest.mark.parametrize("name", [*FAMILIES, *WRAPPERS])
 def test_states_and_logits_are_the_models_own(tmp_path: Path, name: str) -> None:
     folder = family_target(tmp_path / name, name)
-    if OLD and read_target_config(Target(model_path=str(folder)))["model_type"] in NEEDS_TRANSFORMERS_5:
+    if OLD and read_target_config(TargetSettings(model_path=str(folder)))["model_type"] in NEEDS_TRANSFORMERS_5:
         with pytest.raises(ModelError, match="needs transformers 5"):
-            load_target(Target(model_path=str(folder), device="cpu"), Silent())
+            load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())
         return
-    target = load_target(Target(model_path=str(folder), device="cpu"), Silent())
+    target = load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())
     generator = torch.Generator().manual_seed(1)
     begin = torch.randint(5, 290, (10,), generator=generator).tolist()
     rows = [begin + torch.randint(5, 290, (n,), generator=generator).tolist() for n in (20, 5, 11)]
-    from_files = read_head(str(folder), read_target_config(Target(model_path=str(folder))))
+    from_files = read_head(str(folder), read_target_config(TargetSettings(model_path=str(folder))))
     for row, (aux, last) in zip(rows, target.capture(rows), strict=True):
         ((alone, _),) = target.capture([row])
         with torch.no_grad():
@@ -54,7 +54,7 @@ def test_an_old_transformers_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     family_config("falcon-h1").save_pretrained(tmp_path)
     monkeypatch.setattr(transformers, "__version__", "4.57.1")
     with pytest.raises(ModelError, match=r"falcon_h1 needs transformers 5; 4\.57\.1 is installed"):
-        load_target(Target(model_path=str(tmp_path), device="cpu"), Silent())
+        load_target(TargetSettings(model_path=str(tmp_path), device="cpu"), Silent())
 
 
 def test_groups_of_processes_need_a_newer_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,4 +78,4 @@ def test_logits_that_would_be_wrong_are_refused(tmp_path: Path, monkeypatch: pyt
     folder = family_target(tmp_path / "granite", "granite")
     monkeypatch.setattr("eagle3cli.backends.target.logits.logit_factor", lambda _: 1.0)
     with pytest.raises(ModelError, match="GraniteForCausalLM makes its logits in a way that eagle3 does not know"):
-        load_target(Target(model_path=str(folder), device="cpu"), Silent())
+        load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())

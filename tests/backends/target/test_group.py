@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from eagle3cli.backends.target.hf import load_target
 from eagle3cli.runtime.report import Silent
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 from tests.backends.target.rank_states import ROWS
 from tests.commands.test_train import SETTINGS, conversations
 from tests.conftest import ROOT, RunCli
@@ -43,7 +43,7 @@ def test_states_of_two_ranks_are_those_of_one(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     found = load_file(tmp_path / "out.safetensors")
     for folder in folders:
-        alone = load_target(Target(model_path=str(folder), device="cpu"), Silent()).capture(ROWS)
+        alone = load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent()).capture(ROWS)
         for row, (aux, last) in enumerate(alone):
             torch.testing.assert_close(found[f"{folder.name}.{row}.aux"], aux, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(found[f"{folder.name}.{row}.last"], last, rtol=1e-4, atol=1e-4)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from eagle3cli.backends.target.hf import LONGEST_SHARED, load_target, shared_prefix
 from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.runtime.report import Silent
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 from tests.tiny import tiny_target
 
 
@@ -19,7 +19,7 @@ from tests.tiny import tiny_target
 @pytest.mark.parametrize("common", [0, 12])
 def test_capture_is_the_models_own(tmp_path: Path, kind: str, common: int) -> None:
     folder = tiny_target(tmp_path / kind, kind)
-    target = load_target(Target(model_path=str(folder)), Silent())
+    target = load_target(TargetSettings(model_path=str(folder)), Silent())
     generator = torch.Generator().manual_seed(1)
     begin = torch.randint(5, 300, (common,), generator=generator).tolist()
     rows = [begin + torch.randint(5, 300, (n,), generator=generator).tolist() for n in (3, 9, 1)]
@@ -42,11 +42,11 @@ def test_a_shared_beginning_leaves_a_token_to_each_row() -> None:
 
 def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no config\.json"):
-        load_target(Target(model_path=str(tmp_path)), Silent())
+        load_target(TargetSettings(model_path=str(tmp_path)), Silent())
     with pytest.raises(ModelError, match="no such folder"):
-        load_target(Target(model_path=str(tmp_path / "absent")), Silent())
+        load_target(TargetSettings(model_path=str(tmp_path / "absent")), Silent())
     with pytest.raises(UsageError, match="no target model"):
-        load_target(Target(), Silent())
+        load_target(TargetSettings(), Silent())
 
 
 def test_a_common_beginning_is_run_once_unless_the_sequences_are_long() -> None:

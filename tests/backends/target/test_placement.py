@@ -15,7 +15,7 @@ from eagle3cli.backends.target.hf_load import placement
 from eagle3cli.data.hidden_states.quantize import relative_error
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.report import Silent
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 from tests.commands.test_train import SETTINGS, conversations
 from tests.conftest import RunCli
 from tests.families import family_target
@@ -54,8 +54,10 @@ def quantise(folder: Path, meant: Path) -> None:
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "qwen3-moe"])
 def test_a_target_on_disk_gives_the_same_states(tmp_path: Path, name: str) -> None:
     folder = family_target(tmp_path / name, name)
-    whole = load_target(Target(model_path=str(folder), device="cpu"), Silent())
-    spec = Target(model_path=str(folder), device="cpu", max_memory=("cpu=400KB",), offload_folder=tmp_path / "offload")
+    whole = load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())
+    spec = TargetSettings(
+        model_path=str(folder), device="cpu", max_memory=("cpu=400KB",), offload_folder=tmp_path / "offload"
+    )
     report = Told()
     spread = load_target(spec, report)
     assert "modules on disk" in report.lines[-1]
@@ -69,7 +71,7 @@ def test_a_target_on_disk_gives_the_same_states(tmp_path: Path, name: str) -> No
 
 def test_limits_and_combinations_that_mean_nothing_are_refused(tmp_path: Path, tiny: Path, run_cli: RunCli) -> None:
     with pytest.raises(UsageError, match="not DEVICE=SIZE: 20GiB"):
-        load_target(Target(model_path=str(tiny), max_memory=("20GiB",)), Silent())
+        load_target(TargetSettings(model_path=str(tiny), max_memory=("20GiB",)), Silent())
     ran = run_cli("train", "--target-model-path", tiny, "--tp-size", "2", "--device-map", "auto")
     assert (ran.code, "both spread the layers" in ran.err) == (2, True), ran.err
 
@@ -77,11 +79,13 @@ def test_limits_and_combinations_that_mean_nothing_are_refused(tmp_path: Path, t
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_checkpoint_of_16_bits(tmp_path: Path, dtype: torch.dtype) -> None:
     folder = tiny_target(tmp_path / "target")
-    whole = load_target(Target(model_path=str(folder), device="cpu"), Silent()).capture(ROWS)
+    whole = load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent()).capture(ROWS)
     tensors = {name: tensor.to(dtype) for name, tensor in load_file(folder / "model.safetensors").items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     for spec in ({}, {"dtype": str(dtype).removeprefix("torch.")}):
-        target = load_target(Target.model_validate({"model_path": str(folder), "device": "cpu", **spec}), Silent())
+        target = load_target(
+            TargetSettings.model_validate({"model_path": str(folder), "device": "cpu", **spec}), Silent()
+        )
         assert target.dtype == (dtype if spec else torch.float32)
         for (aux, last), (aux_too, last_too) in zip(whole, target.capture(ROWS), strict=True):
             assert relative_error(aux, aux_too.float()) < 0.05
@@ -94,7 +98,8 @@ def test_a_checkpoint_of_8_bit_floats(tmp_path: Path, run_cli: RunCli) -> None:
     folder, meant = (tiny_target(tmp_path / name, "qwen3") for name in ("target", "meant"))
     quantise(folder, meant)
     states = [
-        load_target(Target(model_path=str(path), device="cpu"), Silent()).capture(ROWS) for path in (meant, folder)
+        load_target(TargetSettings(model_path=str(path), device="cpu"), Silent()).capture(ROWS)
+        for path in (meant, folder)
     ]
     for (aux, last), (aux_too, last_too) in zip(*states, strict=True):
         torch.testing.assert_close(aux_too, aux, rtol=1e-3, atol=1e-3)

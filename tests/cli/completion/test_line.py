@@ -134,7 +134,7 @@ def test_paths(line: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("line", cli.TABLE, ids=lambda line: line.name)
-def test_every_command_offers_its_flags_with_help(line: cli.Line) -> None:
+def test_every_command_offers_its_flags_with_help(line: cli.CommandSpec) -> None:
     module = importlib.import_module(line.module)
     words, current = split(f"{line.name} show --" if hasattr(module, "app") else f"{line.name} --")
     found = complete(words, current, cli.TABLE)

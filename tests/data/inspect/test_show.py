@@ -14,7 +14,9 @@ from eagle3cli.data.tokens.cache import open_or_build
 from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import Silent
-from eagle3cli.settings.tables import Data, Settings, Target, View
+from eagle3cli.settings.data import DataSettings, ViewSettings
+from eagle3cli.settings.models import TargetSettings
+from eagle3cli.settings.tables import Settings
 from tests.tiny import VOCAB, tiny_tokenizer
 
 
@@ -31,8 +33,8 @@ def settings_for(tmp_path: Path, max_length: int = 2048, **view: object) -> Sett
     rows.insert(1, {"id": "bad", "conversations": []})
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = Data(train_path=path, cache_dir=tmp_path / "cache", max_length=max_length)
-    return Settings(target=Target(model_path=str(target)), data=data, view=View(**view))
+    data = DataSettings(train_path=path, cache_dir=tmp_path / "cache", max_length=max_length)
+    return Settings(target=TargetSettings(model_path=str(target)), data=data, view=ViewSettings(**view))
 
 
 def shown_row(text: str, trained: bool, known: list[int] | None = None) -> ShownRow:

@@ -15,7 +15,7 @@ from eagle3cli.data.prepare.merge import Merged, merge, split
 from eagle3cli.data.prepare.split import sample
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import Silent
-from eagle3cli.settings.tables import Merge
+from eagle3cli.settings.data import MergeSettings
 
 
 def talk(number: int, prompt: str = "", finish: str = "stop") -> dict[str, Any]:
@@ -34,7 +34,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def go(tmp_path: Path, out: str = "out", **options: Any) -> Merged:
-    return merge(Merge(input_dir=tmp_path / "in", output_dir=tmp_path / out, **options), Silent())
+    return merge(MergeSettings(input_dir=tmp_path / "in", output_dir=tmp_path / out, **options), Silent())
 
 
 def test_sizes_are_exact_and_the_split_is_seeded(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_no_id_or_prompt_is_on_both_sides(tmp_path: Path, pairs: list[tuple[int,
     fates = np.zeros(len(pairs), np.uint8)
     rows = rows_with(tmp_path, pairs)
     try:
-        split(rows, fates, Merge(eval_size=3, seed=seed), tmp_path)
+        split(rows, fates, MergeSettings(eval_size=3, seed=seed), tmp_path)
     except UsageError:  # four rows that share nothing with any other always allow it
         alone = [pair for pair in pairs if all(sum(pair[i] == other[i] for other in pairs) == 1 for i in (0, 1))]
         assert len(alone) < 4

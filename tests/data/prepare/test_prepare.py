@@ -11,7 +11,7 @@ from eagle3cli.data.prepare.prepare import Prepared, prepare
 from eagle3cli.data.sources import presets
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import Silent
-from eagle3cli.settings.tables import Prepare
+from eagle3cli.settings.data import PrepareSettings
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -30,7 +30,7 @@ def talk(number: int, turns: int = 1, words: int = 3) -> dict[str, Any]:
 
 def go(source: Path | str | list[Path | str], tmp_path: Path, **options: Any) -> Prepared:
     sources = tuple(map(str, source if isinstance(source, list) else [source]))
-    done = prepare(Prepare(source=sources, output_path=tmp_path / "out", **options), Silent())
+    done = prepare(PrepareSettings(source=sources, output_path=tmp_path / "out", **options), Silent())
     counts = done.summary
     dropped = counts["rejected"] + counts["duplicates"] + counts["filtered"] + counts["left_out"]
     assert counts["read"] == counts["written"] + dropped
@@ -146,7 +146,7 @@ def test_errors(tmp_path: Path) -> None:
     assert "errors.jsonl" in (unusable.value.fix or "")
     assert len(rows_of(tmp_path / "out" / "errors.jsonl")) == 1
     with pytest.raises(UsageError, match="names a file"):
-        prepare(Prepare(source=(str(empty),), output_path=tmp_path / "x.jsonl"), Silent())
+        prepare(PrepareSettings(source=(str(empty),), output_path=tmp_path / "x.jsonl"), Silent())
 
 
 def test_a_preset_reads_the_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ def test_a_source_too_small_for_its_weight_is_told(tmp_path: Path) -> None:
     a = write(tmp_path / "a.jsonl", [talk(i) for i in range(10)])
     b = write(tmp_path / "b.jsonl", [talk(i) for i in range(100, 200)])
     report = Silent()
-    options = Prepare(source=(f"{a}:0.5", f"{b}:0.5"), output_path=tmp_path / "out", sample_size=100)
+    options = PrepareSettings(source=(f"{a}:0.5", f"{b}:0.5"), output_path=tmp_path / "out", sample_size=100)
     assert prepare(options, report).summary["sources"] == {"a": 10, "b": 10}
     assert "a has 10 usable rows, so 20 rows keep the weights" in report.warnings[0]
 
@@ -320,4 +320,6 @@ def test_the_result_is_not_its_own_source(tmp_path: Path) -> None:
     assert go(tmp_path, tmp_path).summary["written"] == 1
     assert go(tmp_path, tmp_path, overwrite=True).summary["read"] == 1
     with pytest.raises(UsageError, match="what it is made of"):
-        prepare(Prepare(source=(str(tmp_path / "out" / "train.jsonl"),), output_path=tmp_path / "out"), Silent())
+        prepare(
+            PrepareSettings(source=(str(tmp_path / "out" / "train.jsonl"),), output_path=tmp_path / "out"), Silent()
+        )

@@ -15,7 +15,7 @@ import pytest
 from eagle3cli.data.prepare.prepare import prepare
 from eagle3cli.data.sources import files as sources
 from eagle3cli.runtime.report import Silent
-from eagle3cli.settings.tables import Prepare
+from eagle3cli.settings.data import PrepareSettings
 
 
 def talk(number: int, **more: Any) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def run(tmp_path: Path, folder: Path) -> tuple[dict[str, Any], list[str], list[d
     """Counts, ids of the result and errors of a folder with one more good file, so that there is a result."""
     (folder / "z.jsonl").write_bytes(line(9999))
     out = tmp_path / "out"
-    counts = prepare(Prepare(source=(str(folder),), output_path=out), Silent()).summary
+    counts = prepare(PrepareSettings(source=(str(folder),), output_path=out), Silent()).summary
     fates = ("written", "rejected", "duplicates", "filtered", "left_out")
     assert counts["read"] == sum(counts[fate] for fate in fates)
     names = [json.loads(raw)["id"] for raw in (out / "train.jsonl").read_bytes().splitlines()]
@@ -284,7 +284,7 @@ def test_lists_as_columns_and_as_text(tmp_path: Path) -> None:
 
 def test_a_folder_of_an_earlier_result_and_a_damaged_parquet_file(tmp_path: Path) -> None:
     folder = tmp_path / "in"
-    prepare(Prepare(source=(str(_file(tmp_path, GOOD)),), output_path=folder, split_eval=True), Silent())
+    prepare(PrepareSettings(source=(str(_file(tmp_path, GOOD)),), output_path=folder, split_eval=True), Silent())
     (folder / "b.parquet").write_bytes(b"PAR1 and no more")
     counts, names, errors = run(tmp_path, folder)
     assert sorted(names) == ["row0", "row1", "row2"]

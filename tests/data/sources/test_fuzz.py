@@ -21,7 +21,7 @@ from eagle3cli.data.prepare.prepare import prepare
 from eagle3cli.data.sources.files import read_file
 from eagle3cli.errors import DataError
 from eagle3cli.runtime.report import Silent
-from eagle3cli.settings.tables import Prepare
+from eagle3cli.settings.data import PrepareSettings
 
 CHUNKS = [
     *(
@@ -156,7 +156,7 @@ def test_prepare_accounts_for_every_row_of_a_damaged_file(data: st.DataObject) -
         out = folder / "out"
         counts: dict[str, Any] = {}
         with suppress(DataError):  # no row is usable
-            counts = prepare(Prepare(source=(str(folder / "a.jsonl"),), output_path=out), Silent()).summary
+            counts = prepare(PrepareSettings(source=(str(folder / "a.jsonl"),), output_path=out), Silent()).summary
         if not counts:
             return
         errors = [json.loads(line) for line in (out / "errors.jsonl").read_bytes().splitlines()]

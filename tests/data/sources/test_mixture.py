@@ -10,7 +10,7 @@ from eagle3cli.data.sources.dataset_specs import resolve, split_weight
 from eagle3cli.data.sources.mixture import SELF_ROWS, interleave, quotas, streamed_rows
 from eagle3cli.data.sources.presets import ALIASES, PRESETS
 from eagle3cli.errors import DataError, UsageError
-from eagle3cli.settings.tables import Prepare
+from eagle3cli.settings.data import PrepareSettings
 
 COUNTS = st.lists(st.tuples(st.integers(0, 500), st.floats(0.01, 10)), min_size=1, max_size=5)
 
@@ -86,7 +86,7 @@ def test_what_a_word_names(tmp_path: Path) -> None:
 
 
 def test_the_help_lists_the_presets() -> None:
-    text = str(Prepare.model_fields["source"].description).partition("Presets: ")[2].rstrip(".")
+    text = str(PrepareSettings.model_fields["source"].description).partition("Presets: ")[2].rstrip(".")
     assert [name.partition(" ")[0] for name in text.split(", ")] == list(PRESETS)
 
 

@@ -15,7 +15,9 @@ from eagle3cli.data.tokens.cache import Cached, open_or_build
 from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.errors import DataError, ModelError, UsageError
 from eagle3cli.runtime.report import Silent
-from eagle3cli.settings.tables import CacheTable, Data, Settings, Target
+from eagle3cli.settings.data import CacheSettings, DataSettings
+from eagle3cli.settings.models import TargetSettings
+from eagle3cli.settings.tables import Settings
 from tests.tiny import VOCAB, tiny_config, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,10 +45,10 @@ def write(path: Path, rows: list[Any]) -> Path:
 
 
 def build(tmp_path: Path, target: Path, report: Silent | None = None, **data: Any) -> Cached:
-    cache = data.pop("cache", CacheTable())
+    cache = data.pop("cache", CacheSettings())
     size = data.pop("size", 100)
     known = {"train_path": tmp_path / "train.jsonl", "cache_dir": tmp_path / "cache", **data}
-    settings = Settings(target=Target(model_path=str(target)), data=Data(**known), cache=cache)
+    settings = Settings(target=TargetSettings(model_path=str(target)), data=DataSettings(**known), cache=cache)
     return open_or_build(settings, size, VOCAB, report or Silent())
 
 
@@ -129,7 +131,7 @@ def test_the_vocabulary_follows_its_own_options(tmp_path: Path, target: Path) ->
     write(tmp_path / "train.jsonl", [talk(i) for i in range(5)])
     first = build(tmp_path, target)
     small = build(tmp_path, target, size=50)
-    replies = build(tmp_path, target, cache=CacheTable(prompt_weight=0))
+    replies = build(tmp_path, target, cache=CacheSettings(prompt_weight=0))
     assert first.folder == small.folder == replies.folder
     assert small.vocab.size == 50
     assert not small.summary["built"]
@@ -181,7 +183,7 @@ def test_several_processes_give_the_same_rows(tmp_path: Path, target: Path, monk
     write(tmp_path / "train.jsonl", [talk(i) if i % 7 else {"id": "bad"} for i in range(600)])
     one = build(tmp_path, target, num_proc=1)
     monkeypatch.setattr(workers, "BYTES_PER_PROCESS", 1)
-    two = build(tmp_path, target, num_proc=2, cache=CacheTable(overwrite=True))
+    two = build(tmp_path, target, num_proc=2, cache=CacheSettings(overwrite=True))
     assert [row.id for row in two.train] == [row.id for row in one.train]
     assert all(np.array_equal(a.token_ids, b.token_ids) for a, b in zip(one.train, two.train, strict=True))
     assert one.summary["train"] == two.summary["train"]
@@ -195,12 +197,14 @@ from pathlib import Path
 from eagle3cli.data.tokens import cache
 from eagle3cli.data.tokens import build as cache_build
 from eagle3cli.runtime.report import Silent
-from eagle3cli.settings.tables import Data, Settings, Target
+from eagle3cli.settings.data import DataSettings
+from eagle3cli.settings.models import TargetSettings
+from eagle3cli.settings.tables import Settings
 cache.TokenRows.open = None
 cache.write_json = lambda path, value: None
 cache_build.write_json = lambda path, value: os.kill(os.getpid(), 9)
-data = Data(train_path=Path({str(tmp_path / "train.jsonl")!r}), cache_dir=Path({str(tmp_path / "cache")!r}))
-cache.open_or_build(Settings(target=Target(model_path={str(target)!r}), data=data), 100, {VOCAB}, Silent())
+data = DataSettings(train_path=Path({str(tmp_path / "train.jsonl")!r}), cache_dir=Path({str(tmp_path / "cache")!r}))
+cache.open_or_build(Settings(target=TargetSettings(model_path={str(target)!r}), data=data), 100, {VOCAB}, Silent())
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
@@ -265,8 +269,8 @@ def test_special_tokens_are_always_in_and_a_size_is_suggested(tmp_path: Path, ta
     tokenizer.save_pretrained(target)
     write(tmp_path / "train.jsonl", [talk(i) for i in range(5)])
     settings = Settings(
-        target=Target(model_path=str(target)),
-        data=Data(train_path=tmp_path / "train.jsonl", cache_dir=tmp_path / "cache"),
+        target=TargetSettings(model_path=str(target)),
+        data=DataSettings(train_path=tmp_path / "train.jsonl", cache_dir=tmp_path / "cache"),
     )
     cached = open_or_build(settings, 8, len(tokenizer), Silent())
     assert set(tokenizer.all_special_ids) <= set(cached.vocab.draft_ids.tolist())

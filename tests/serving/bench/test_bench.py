@@ -18,14 +18,15 @@ from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.bench import local as module
 from eagle3cli.serving.bench.accuracy import last_number
 from eagle3cli.serving.bench.bench import Bench, bench
-from eagle3cli.settings.tables import Settings, Target
+from eagle3cli.settings.models import TargetSettings
+from eagle3cli.settings.tables import Settings
 
 
 @pytest.fixture(scope="module")
 def draft(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random draft for the tiny target."""
     folder = tmp_path_factory.mktemp("draft") / "draft"
-    config = DraftConfig.from_target(read_target_config(Target(model_path=str(tiny))), draft_vocab_size=64)
+    config = DraftConfig.from_target(read_target_config(TargetSettings(model_path=str(tiny))), draft_vocab_size=64)
     torch.manual_seed(0)
     model = Draft(config)
     model.set_vocab(torch.zeros(64, dtype=torch.long), torch.arange(config.vocab_size) < 64)

@@ -15,7 +15,7 @@ from eagle3cli.models.checkpoint import load_draft
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.decode.decode import decode
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 from eagle3cli.training.eval.evaluate import agreements
 from eagle3cli.training.eval.simulate import WalkCounts, reply_spans, walk
 from tests.independent_eagle3 import measure
@@ -36,7 +36,9 @@ def opened(folder: Path, name: str) -> tuple[HfTarget, Draft]:
     config, state = load_draft(folder / name, aux_layers=(1, 3, 4))
     draft = Draft(config)
     draft.load_state_dict(state)
-    target = load_target(Target(model_path=str(folder / "target"), dtype="float32"), Silent(), config.aux_layers)
+    target = load_target(
+        TargetSettings(model_path=str(folder / "target"), dtype="float32"), Silent(), config.aux_layers
+    )
     return target, draft.float().eval()
 
 
@@ -102,7 +104,7 @@ def test_three_measurements_agree(counting: Path, draft_name: str, k: int) -> No
 def test_plain_decoding_is_the_models_own(tmp_path: Path, kind: str) -> None:
     """k = 0 gives what transformers' greedy generation gives, whatever is decoded beside it."""
     folder = tiny_target(tmp_path / kind, kind)
-    target = load_target(Target(model_path=str(folder)), Silent())
+    target = load_target(TargetSettings(model_path=str(folder)), Silent())
     given = [[5, 9, 30], [7, 8, 9, 10, 11, 12, 13], [40, 41]]
     found, _ = decode(target, None, given, k=0, max_new_tokens=12, eos_ids=frozenset(), batch_size=3)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()

@@ -10,7 +10,7 @@ from eagle3cli.backends.target.positions import grouped
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.decode.generate import Decoder, Reply, sample
 from eagle3cli.serving.sampling import Sampling
-from eagle3cli.settings.tables import Target
+from eagle3cli.settings.models import TargetSettings
 from tests.tiny import tiny_target
 
 LENGTHS = (3, 40, 1, 17, 9, 25, 2, 33, 12)
@@ -20,7 +20,7 @@ NO_END = frozenset[int]()
 @pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3"])
 def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> HfTarget:
     folder = tiny_target(tmp_path_factory.mktemp("target") / request.param, request.param)
-    return load_target(Target(model_path=str(folder), device="cpu"), Silent())
+    return load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())
 
 
 def prompts(seed: int = 0) -> list[list[int]]:

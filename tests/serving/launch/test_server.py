@@ -17,7 +17,9 @@ from eagle3cli.serving.launch import guard, server
 from eagle3cli.serving.launch.commands import Launch, Speculation, launches, replicas_of
 from eagle3cli.serving.launch.server import ServerProcess, free_ports, started
 from eagle3cli.serving.regenerate.regenerate import regenerate
-from eagle3cli.settings.tables import Server, Settings, Target
+from eagle3cli.settings.models import TargetSettings
+from eagle3cli.settings.serving import ServerSettings
+from eagle3cli.settings.tables import Settings
 from tests.conftest import ROOT
 from tests.serving.regenerate.remote_run import QUICK, check, write_rows
 
@@ -78,11 +80,11 @@ def lives(pid: int) -> bool:
     return state != "Z"
 
 
-CPU = Target(model_path="m", device="cpu")
+CPU = TargetSettings(model_path="m", device="cpu")
 
 
 def test_it_serves_and_leaves_nothing_behind(stub: Path, tmp_path: Path) -> None:
-    with started(Server(python=str(stub), replicas=2), CPU, Silent(), logs=tmp_path / "logs") as servers:
+    with started(ServerSettings(python=str(stub), replicas=2), CPU, Silent(), logs=tmp_path / "logs") as servers:
         assert len(set(servers.addresses)) == 2
         assert all(process.exit_code is None for process in servers.processes)
         assert len(processes(stub)) == 4
@@ -94,7 +96,7 @@ def test_it_serves_and_leaves_nothing_behind(stub: Path, tmp_path: Path) -> None
 def test_an_error_inside_the_block_stops_it_too(stub: Path, tmp_path: Path) -> None:
     with (
         pytest.raises(RuntimeError),
-        started(Server(python=str(stub)), CPU, Silent(), logs=tmp_path / "logs"),
+        started(ServerSettings(python=str(stub)), CPU, Silent(), logs=tmp_path / "logs"),
     ):
         raise RuntimeError
     assert all_gone(stub)
@@ -105,8 +107,9 @@ import sys, time
 from pathlib import Path
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.launch.server import started
-from eagle3cli.settings.tables import Server, Target
-with started(Server(python=sys.argv[1]), Target(model_path="m", device="cpu"), Silent(), logs=Path(sys.argv[2])):
+from eagle3cli.settings.models import TargetSettings
+from eagle3cli.settings.serving import ServerSettings
+with started(ServerSettings(python=sys.argv[1]), TargetSettings(model_path="m", device="cpu"), Silent(), logs=Path(sys.argv[2])):
     print("up", flush=True)
     time.sleep(600)
 """
@@ -134,7 +137,7 @@ def test_one_that_ends_while_it_starts_shows_its_log(
     monkeypatch.setenv("STUB", "dies")
     with (
         pytest.raises(Eagle3Error, match="No module named 'sglang'") as failed,
-        started(Server(python=str(stub)), CPU, Silent(), logs=tmp_path / "logs"),
+        started(ServerSettings(python=str(stub)), CPU, Silent(), logs=tmp_path / "logs"),
     ):
         pass
     assert "--server-python" in str(failed.value.fix)
@@ -147,7 +150,7 @@ def test_one_that_never_answers_is_given_up(stub: Path, tmp_path: Path, monkeypa
     monkeypatch.setenv("STUB", "slow")
     with (
         pytest.raises(Eagle3Error, match="not ready after 1 s"),
-        started(Server(python=str(stub), dist_timeout=1), CPU, Silent(), logs=tmp_path / "logs"),
+        started(ServerSettings(python=str(stub), dist_timeout=1), CPU, Silent(), logs=tmp_path / "logs"),
     ):
         pass
     assert all_gone(stub)
@@ -219,31 +222,31 @@ def test_the_port_of_a_server_that_has_just_ended_is_free() -> None:
 
 def test_replicas_share_the_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5,7")
-    target = Target(model_path="m")
-    wanted = Server(tp_size=2)
+    target = TargetSettings(model_path="m")
+    wanted = ServerSettings(tp_size=2)
     assert replicas_of(wanted, target) == 2
     planned = launches("sglang", wanted, target, [1, 2])
     assert [launch.environment["CUDA_VISIBLE_DEVICES"] for launch in planned] == ["2,3", "5,7"]
     assert all("--device" not in launch.words for launch in planned)
     with pytest.raises(UsageError, match="do not fit into 4 GPUs"):
-        launches("sglang", Server(tp_size=4), target, [1, 2])
+        launches("sglang", ServerSettings(tp_size=4), target, [1, 2])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert replicas_of(wanted, target) == 1
-    assert "--device" in launches("sglang", Server(), target, [1])[0].words
+    assert "--device" in launches("sglang", ServerSettings(), target, [1])[0].words
 
 
 def test_words_are_words() -> None:
-    target = Target(model_path="a b; rm -rf c", device="cpu", revision="r", trust_remote_code=True)
-    wanted = Server(args="--quantization fp8 --served-model-name 'two words'", mem_fraction_static=0.7)
+    target = TargetSettings(model_path="a b; rm -rf c", device="cpu", revision="r", trust_remote_code=True)
+    wanted = ServerSettings(args="--quantization fp8 --served-model-name 'two words'", mem_fraction_static=0.7)
     words = launches("sglang", wanted, target, [5])[0].words
     assert words[0] == sys.executable
     assert words[words.index("--model-path") + 1] == "a b; rm -rf c"
     assert words[words.index("--host") + 1] == "127.0.0.1"
     assert words[-4:] == ("--quantization", "fp8", "--served-model-name", "two words")
-    container = Server(python="env -i python3")
+    container = ServerSettings(python="env -i python3")
     assert launches("sglang", container, target, [5])[0].words[:3] == ("env", "-i", "python3")
     with pytest.raises(UsageError, match="--server-python"):
-        launches("sglang", Server(python="no-such-program python3"), target, [5])
+        launches("sglang", ServerSettings(python="no-such-program python3"), target, [5])
 
 
 def test_the_target_runs_in_the_type_of_its_draft(tmp_path: Path) -> None:
@@ -254,18 +257,18 @@ def test_the_target_runs_in_the_type_of_its_draft(tmp_path: Path) -> None:
         return words[words.index("--dtype") + 1] if "--dtype" in words else None
 
     for product in ("sglang", "vllm"):
-        assert dtype(*launches(product, Server(), CPU, [5], draft)[0].words) == "bfloat16"
-        assert dtype(*launches(product, Server(), CPU, [5])[0].words) is None
+        assert dtype(*launches(product, ServerSettings(), CPU, [5], draft)[0].words) == "bfloat16"
+        assert dtype(*launches(product, ServerSettings(), CPU, [5])[0].words) is None
         asked = CPU.model_copy(update={"dtype": "float32"})
-        assert dtype(*launches(product, Server(), asked, [5], draft)[0].words) == "float32"
+        assert dtype(*launches(product, ServerSettings(), asked, [5], draft)[0].words) == "float32"
 
 
 def test_speculation_in_the_words_of_both_servers() -> None:
     draft = Speculation("d", 3, 1, 4)
-    words = " ".join(launches("sglang", Server(), CPU, [5], draft)[0].words)
+    words = " ".join(launches("sglang", ServerSettings(), CPU, [5], draft)[0].words)
     assert "--speculative-algorithm EAGLE3 --speculative-draft-model-path d --speculative-num-steps 3" in words
     assert "--speculative-eagle-topk 1 --speculative-num-draft-tokens 4" in words
-    vllm = launches("vllm", Server(), CPU, [5], draft)[0].words
+    vllm = launches("vllm", ServerSettings(), CPU, [5], draft)[0].words
     assert '{"method": "eagle3", "model": "d", "num_speculative_tokens": 3}' in vllm
 
 

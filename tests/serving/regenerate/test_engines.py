@@ -25,7 +25,9 @@ from eagle3cli.serving.launch.commands import Product, Speculation
 from eagle3cli.serving.launch.server import Servers, started
 from eagle3cli.serving.regenerate.regenerate import Regenerated, regenerate
 from eagle3cli.serving.sampling import Sampling
-from eagle3cli.settings.tables import Server, Settings, Target
+from eagle3cli.settings.models import TargetSettings
+from eagle3cli.settings.serving import ServerSettings
+from eagle3cli.settings.tables import Settings
 from tests.conftest import RunCli
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -41,8 +43,8 @@ def up(product: Product, shared: Path, logs: Path, replicas: int) -> Iterator[Se
     if not python:
         pytest.skip(f"{variable} is not set: make test-engines")
     tiny = shared / "engines" / "tiny_eagle3"
-    server = Server(python=python, replicas=replicas, dist_timeout=600)
-    target = Target(model_path=str(tiny / "target"), device="cpu", threads=1)
+    server = ServerSettings(python=python, replicas=replicas, dist_timeout=600)
+    target = TargetSettings(model_path=str(tiny / "target"), device="cpu", threads=1)
     draft = Speculation(str(tiny / "draft"), 3, 1, 4)
     with started(server, target, Silent(), logs=logs, product=product, speculation=draft) as servers:
         yield servers

@@ -14,7 +14,9 @@ from eagle3cli.errors import ModelError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.regenerate import self_prompts
 from eagle3cli.serving.regenerate.self_prompts import PART, self_author, user_header
-from eagle3cli.settings.tables import Prepare, Settings, Target
+from eagle3cli.settings.data import PrepareSettings
+from eagle3cli.settings.models import TargetSettings
+from eagle3cli.settings.tables import Settings
 from tests.tiny import END, START, tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 
 
 def author_of(target: Path, seed: int = 0, size: int = 6) -> Any:
-    prepare = Prepare(source=("self",), sample_size=size, seed=seed)
-    return self_author(Settings(target=Target(model_path=str(target)), prepare=prepare), Silent())
+    prepare = PrepareSettings(source=("self",), sample_size=size, seed=seed)
+    return self_author(Settings(target=TargetSettings(model_path=str(target)), prepare=prepare), Silent())
 
 
 def first(author: Any, folder: Path, count: int) -> list[Line]:

@@ -17,7 +17,8 @@ import pytest
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.runtime.secret import hidden
-from eagle3cli.settings.tables import Settings, Train
+from eagle3cli.settings.tables import Settings
+from eagle3cli.settings.training import TrainSettings
 from eagle3cli.training.trackers import tracked as tracked_module
 from eagle3cli.training.trackers.feed import Feed, Note, read_note
 from eagle3cli.training.trackers.names import named
@@ -78,7 +79,7 @@ def test_names_are_what_every_tracker_takes() -> None:
 
 
 def test_the_setting_names_the_trackers_that_there_are() -> None:
-    (field,) = (f for name, f in Train.model_fields.items() if name == "report_to")
+    (field,) = (f for name, f in TrainSettings.model_fields.items() if name == "report_to")
     words = typing.get_args(typing.get_args(field.annotation)[0])
     assert set(words) == {*TRACKERS, "none"}
     assert chosen(("wandb", "none", "mlflow", "wandb")) == ("wandb", "mlflow")
@@ -177,7 +178,7 @@ def fake_trainer(folder: Path) -> Any:
 
 
 def settings_for(folder: Path, *trackers: str) -> Settings:
-    return Settings(train=Train(report_to=trackers, output_dir=folder))  # type: ignore[arg-type]
+    return Settings(train=TrainSettings(report_to=trackers, output_dir=folder))  # type: ignore[arg-type]
 
 
 def test_one_that_breaks_leaves_the_others_and_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,21 +7,21 @@ import math
 import pytest
 import torch
 
-from eagle3cli.settings.tables import Train
+from eagle3cli.settings.training import TrainSettings
 from eagle3cli.training.ttt.loss import DepthSums
 from eagle3cli.training.ttt.objective import Objective
 
 
 def test_one_term_weighs_by_depth() -> None:
     for loss, name in (("kl", "cross_entropy_T"), ("tv", "total_variation_T"), ("lk", "log_rate_T")):
-        weights = Objective.of(Train(loss=loss, ttt_length=3, loss_decay=0.5), []).weights
+        weights = Objective.of(TrainSettings(loss=loss, ttt_length=3, loss_decay=0.5), []).weights
         assert getattr(weights, name) == [1.0, 0.5, 0.25]
         assert weights.need_rates == (loss != "kl")
         assert sum(map(sum, (weights.cross_entropy_T, weights.total_variation_T, weights.log_rate_T))) == 1.75
 
 
 def test_a_mix_follows_the_rates_of_the_step_before() -> None:
-    settings = Train(loss="mix", ttt_length=2, loss_decay=0.5, kl_scale=0.8, kl_decay=2.0)
+    settings = TrainSettings(loss="mix", ttt_length=2, loss_decay=0.5, kl_scale=0.8, kl_decay=2.0)
     start = Objective.of(settings, [])
     assert start.weights.cross_entropy_T == pytest.approx([0.8, 0.4])
     parts = [DepthSums(*(torch.zeros(2),) * 2, torch.tensor([3.0, 1.0]), torch.zeros(2))] * 2
@@ -35,4 +35,4 @@ def test_a_mix_follows_the_rates_of_the_step_before() -> None:
 
 def test_other_losses_remember_no_rates() -> None:
     parts = [DepthSums(*(torch.ones(2),) * 4)]
-    assert Objective.of(Train(loss="lk", ttt_length=2), []).next_rates(parts, [1, 1]) == []
+    assert Objective.of(TrainSettings(loss="lk", ttt_length=2), []).next_rates(parts, [1, 1]) == []
