@@ -63,8 +63,9 @@ def test_a_target_on_disk_gives_the_same_states(tmp_path: Path, name: str) -> No
     assert "modules on disk" in report.lines[-1]
     assert "modules on disk" in placement(spread.model, spread.device)
     for (aux, last), (aux_too, last_too) in zip(whole.capture(ROWS), spread.capture(ROWS), strict=True):
-        assert torch.equal(aux, aux_too)
-        assert torch.equal(last, last_too)
+        # To rounding: weights read from disk lie elsewhere in memory, and kernels may add up in another order there.
+        torch.testing.assert_close(aux_too, aux)
+        torch.testing.assert_close(last_too, last)
     assert torch.equal(whole.embedding_VH, spread.embedding_VH)
     assert torch.equal(whole.head.weight_VH, spread.head.weight_VH)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from eagle3cli.data.hidden_states.quantize import (
     BLOCK,
     ENCODINGS,
+    LEVEL_UNIT,
     LEVELS,
     Encoding,
     calibrate,
@@ -104,13 +105,42 @@ def test_any_width(name: Encoding, hidden: int) -> None:
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-def test_a_states_bytes_depend_on_it_alone(name: Encoding) -> None:
+def test_a_states_bytes_hardly_depend_on_the_batch(name: Encoding) -> None:
+    """bf16 and fp8 work value by value. int8 and int4 rotate by a matrix product, whose last bits depend on the batch's
+    size and the processor: a value halfway between two codes, or a block halfway between two scales, may go the other
+    way.
+    """
     codec = calibrate(name, LAYERS, HIDDEN, states(400))
     wanted = states(130, seed=2)
     together = codec.encode(wanted)
     for begin, end in pairwise((0, 64, 130)):
         for whole, part in zip(together, codec.encode(wanted[begin:end]), strict=True):
-            assert torch.equal(whole[begin:end].view(torch.uint8), part.view(torch.uint8))
+            differs = whole[begin:end].view(torch.uint8) != part.view(torch.uint8)
+            assert float(differs.float().mean()) <= (0.01 if name in ("int8", "int4") else 0)
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_decoded_states_depend_on_their_bytes_alone(name: Encoding) -> None:
+    """To the bit, on every processor: see ``_restored``."""
+    codec = calibrate(name, LAYERS, HIDDEN, states(400))
+    planes = codec.encode(states(130, seed=2))
+    together = codec.decode(planes)
+    for begin, end in ((0, 1), (1, 3), (3, 64), (64, 130)):
+        assert torch.equal(codec.decode(tuple(plane[begin:end] for plane in planes)), together[begin:end])
+
+
+@pytest.mark.parametrize(("name", "largest", "unit"), [("int8", 127, 1), ("int4", 27_808, LEVEL_UNIT)])
+def test_a_rotation_back_is_exact_in_fp32(name: Encoding, largest: int, unit: float) -> None:
+    """Of the largest codes, all of one sign: eighths below 2^21 take no more than the 24 bits that fp32 has."""
+    codec = calibrate(name, 1, BLOCK, torch.zeros(0, BLOCK))
+    assert largest * BLOCK < 2**24
+    scale, codes = codec.encode(torch.full((1, BLOCK), 1.0))
+    planes = (scale, torch.full_like(codes, 127 if name == "int8" else 255))
+    step = 2.0 ** ((int(scale) - 128) / 6)
+    assert float(codec.decode(planes)[0, 0]) == pytest.approx(largest * BLOCK / 8 / unit * step, rel=1e-6)
+    assert not codec.decode(planes)[0, 1:].any(), "what cancels out cancels out to the last bit"
+    assert max(abs(level * LEVEL_UNIT) for level in LEVELS) <= 27_808
+    assert all(round(level * LEVEL_UNIT) == pytest.approx(level * LEVEL_UNIT, abs=1e-6) for level in LEVELS)
 
 
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=BLOCK, max_size=BLOCK), st.sampled_from(ENCODINGS))
