@@ -1,8 +1,8 @@
 """Greedy chain speculative decoding with an EAGLE-3 draft, written a second time: slow, naive, and on its own.
 
 It imports nothing from ``eagle3cli``; it reads an exported draft folder and a target folder (through transformers) and
-recomputes everything at every step, without key/value caches, so that it can tell whether the walk, the local engine
-and the exported folder mean the same thing.
+recomputes everything at every step, without key/value caches, so that it can tell whether simulated acceptance, the
+local engine and the exported folder mean the same thing.
 
 What is counted, exactly
     - A *prompt* is a list of token ids. The first new token is the target's argmax after the prompt; it belongs to no

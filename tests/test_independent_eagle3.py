@@ -1,4 +1,4 @@
-"""The independent decoder, our engine and the walk agree, on another writer's drafts and on exported ones."""
+"""The independent decoder, our engine and simulated acceptance agree, on others' drafts and on exported ones."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_newer_drafts_mean_the_same_to_all(folder: Path, prompts: list[list[int]
 @pytest.mark.parametrize(
     ("name", "low", "high"), [("draft", 3.6, 4.0), ("draft_random", 1.0, 1.1), ("newer", 1.5, 4.0)]
 )
-def test_walk_engine_and_independent_decoder_agree(
+def test_simulated_acceptance_engine_and_independent_decoder_agree(
     folder: Path, prompts: list[list[int]], newer: Path, tmp_path: Path, name: str, low: float, high: float
 ) -> None:
     name = str(newer) if name == "newer" else name

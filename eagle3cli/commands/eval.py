@@ -1,4 +1,4 @@
-"""eagle3 eval: acceptance length of a draft on held-out text, by the walk."""
+"""eagle3 eval: acceptance length of a draft on held-out text, simulated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def run(settings: Settings, out: Out) -> int | None:
-    """Walk the held-out replies and show acceptance by depth and turn."""
+    """Simulate acceptance on the held-out replies and show it by depth and turn."""
     from eagle3cli.backends.target.auto import load_backend
     from eagle3cli.backends.target.group import single_tp_group
     from eagle3cli.cli.local_target import with_local_target
@@ -29,25 +29,30 @@ def run(settings: Settings, out: Out) -> int | None:
     if not found.replies:
         out.warn("no reply in these rows: nothing was measured")
     rows = [
-        (k, f"{walk.acceptance_length:.3f}", f"{walk.per_position[-1] if walk.steps else 0:.3f}", f"{accuracy:.3f}")
-        for k, (walk, accuracy) in enumerate(zip(found.walks, found.accuracy, strict=True), start=1)
+        (
+            k,
+            f"{counts.acceptance_length:.3f}",
+            f"{counts.per_position[-1] if counts.steps else 0:.3f}",
+            f"{accuracy:.3f}",
+        )
+        for k, (counts, accuracy) in enumerate(zip(found.walks, found.accuracy, strict=True), start=1)
     ]
     out.table(
-        "Acceptance by the walk", ("draft steps k", "acceptance length", "accepted at k", "accuracy at depth"), rows
+        "Simulated acceptance", ("draft steps k", "acceptance length", "accepted at k", "accuracy at depth"), rows
     )
     out.table(
         "By place in the reply",
         ("tokens known", "acceptance length", "steps"),
-        [(name, f"{walk.acceptance_length:.3f}", walk.steps) for name, walk in found.by_position.items()],
+        [(name, f"{counts.acceptance_length:.3f}", counts.steps) for name, counts in found.by_position.items()],
     )
     turns = {"first": found.first_turns, "later": found.later_turns}
     deepest = found.walks[-1]
     result: dict[str, object] = {
-        "acceptance_length": {k: round(walk.acceptance_length, 4) for k, walk in enumerate(found.walks, start=1)},
+        "acceptance_length": {k: round(counts.acceptance_length, 4) for k, counts in enumerate(found.walks, start=1)},
         "accepted_per_position": [round(share, 4) for share in deepest.per_position],
         "accuracy_per_depth": [round(value, 4) for value in found.accuracy],
-        "turns": {name: round(walk.acceptance_length, 4) for name, walk in turns.items() if walk.steps},
-        "by_reply_position": {name: round(walk.acceptance_length, 4) for name, walk in found.by_position.items()},
+        "turns": {name: round(counts.acceptance_length, 4) for name, counts in turns.items() if counts.steps},
+        "by_reply_position": {name: round(counts.acceptance_length, 4) for name, counts in found.by_position.items()},
         "rows": found.rows,
         "replies": found.replies,
         "tokens": deepest.tokens,

@@ -144,7 +144,7 @@ def _acceptance(run: Run) -> Section:
         for k, length in enumerate(lengths, 1)
     ]
     told = (
-        f"Tokens per pass of the target with k draft steps, on {last.get('rows', '?')} held-out rows, by the walk over "
+        f"Tokens per pass of the target with k draft steps, on {last.get('rows', '?')} held-out rows, simulated over "
         "the target's own replies; 1 is no help from the draft. Equal to what a server reports for greedy decoding."
     )
     columns = ("k", f"best, step {best['step']:,}", f"last, step {last['step']:,}")

@@ -118,7 +118,7 @@ class LaunchSettings(Table):
 
 
 class EvalSettings(Table):
-    """eagle3 eval: acceptance length by the walk."""
+    """eagle3 eval: simulated acceptance length."""
 
     depths: int = option(7, "Draft depths (k) that are measured.", ge=1, le=16)
     rows: int | None = option(None, "Only the first N held-out rows.", ge=1)

@@ -79,6 +79,8 @@ def test_the_chain_ends_in_a_report_and_is_not_run_twice(run_cli: RunCli, recipe
     assert (report["k"], report["prompts"], report["lossless"]) == (2, 4, True)
     assert report["draft"] == "runs/tiny/draft"
     assert report["acceptance_length"] >= 1.0
+    assert set(report["simulated_acceptance"]) >= {"1", "2"}
+    assert report["acceptance_by_walk"] == report["simulated_acceptance"]
     assert set(report["tokens_per_s"]) == {"0", "1", "2"}
     page = (folder / "report.html").read_text()
     assert page.count("<svg") == 2 + 12

@@ -15,7 +15,7 @@ Counts = npt.NDArray[np.int64]
 
 WANTED_COVERAGE, SIZE_STEP = 0.99, 1024
 """The suggested size is the smallest multiple of SIZE_STEP (kind to matrix kernels and tensor parallelism) that covers
-this share of the reply tokens: where the draft cannot propose the token, the walk ends, whatever the draft learnt."""
+this share of the reply tokens: where the draft cannot propose the token, acceptance ends, whatever the draft learnt."""
 
 
 def no_counts() -> Counts:

@@ -29,7 +29,7 @@ def plan_eval(settings: Settings) -> Plan:
         where = str(cache / split if cache is not None else data.eval_path or data.train_path)
         lengths = TokenRows.open(cache / split).lengths if cache is not None else None
     if lengths is None:
-        work = (f"tokenise the rows, then walk the replies at {settings.eval.depths} depths",)
+        work = (f"tokenise the rows, then simulate acceptance at {settings.eval.depths} depths",)
         return Plan("eval", reads=(str(folder), where), does=work, numbers={"rows_known": False})
     lengths = lengths[: settings.eval.rows]
     passes = -(-len(lengths) // EVAL_BATCH)

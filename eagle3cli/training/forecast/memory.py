@@ -242,7 +242,7 @@ def evaluation_forecast(load: Load) -> Forecast:
     }
     parts = {**_states(load), "activations of a depth": kept, "depth-0 states": zero, "chunk of the head": logits}
     passing = [Moment("the target's pass", {**standing, **target_pass_parts(load)})] if load.online else []
-    return Forecast((*passing, Moment("the walk", {**standing, **parts})))
+    return Forecast((*passing, Moment("simulated acceptance", {**standing, **parts})))
 
 
 def checkpoint_bytes(load: Load) -> int:

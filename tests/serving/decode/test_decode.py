@@ -1,4 +1,4 @@
-"""The local engine: lossless, and its counts equal the walk's and an independent implementation's."""
+"""The local engine: lossless, and its counts equal simulated acceptance's and an independent implementation's."""
 
 from __future__ import annotations
 
