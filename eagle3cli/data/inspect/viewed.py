@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eagle3cli.data.conversations.layouts import IDS
-from eagle3cli.data.sources.files import Line, parse_line
+from eagle3cli.data.sources.lines import SourceRow, parse_line
 from eagle3cli.data.tokens.blocks import Item, blocks_of, encode_items
 from eagle3cli.data.tokens.encode import Encoder
 from eagle3cli.data.tokens.rows import Mask, TokenRow, TokenRows
@@ -98,7 +98,7 @@ def _drawn(path: Path, wanted: Wanted) -> list[tuple[int, Item]]:
 
 def _name(item: Item, path: Path) -> str:
     """The id of a row that is not encoded yet, as it will be."""
-    line = item if isinstance(item, Line) else parse_line(*item, str(path))
+    line = item if isinstance(item, SourceRow) else parse_line(*item, str(path))
     value = line.value or {}
     return next((str(value[column]) for column in IDS if value.get(column) is not None), f"line-{line.number}")
 

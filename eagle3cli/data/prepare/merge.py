@@ -34,7 +34,7 @@ from eagle3cli.data.prepare.duplicates import mark_duplicates
 from eagle3cli.data.prepare.external_sort import Records, work_folder
 from eagle3cli.data.prepare.split import hold_out, sample
 from eagle3cli.data.prepare.write import written_rows
-from eagle3cli.data.sources.files import Line, parse_line, read_raw_lines
+from eagle3cli.data.sources.lines import SourceRow, parse_line, read_raw_lines
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime import manifest
 from eagle3cli.runtime.files import writing
@@ -137,7 +137,7 @@ def _scan(shards: Sequence[Path], options: MergeSettings, ledger: Ledger, rows: 
         task.advance(ledger.read % 256)
 
 
-def _take(shard: int, line: Line, kinds: Sequence[Unwanted], ledger: Ledger, rows: Records) -> None:
+def _take(shard: int, line: SourceRow, kinds: Sequence[Unwanted], ledger: Ledger, rows: Records) -> None:
     """Note the facts of a row, or tell the ledger why it is not in the result."""
     try:
         if line.value is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from eagle3cli.data.prepare import merge as merging
 from eagle3cli.data.prepare import prepare as preparing
-from eagle3cli.data.sources.dataset_specs import Origin
+from eagle3cli.data.sources.dataset_specs import DatasetSpec
 from eagle3cli.data.sources.files import lines_in
 from eagle3cli.runtime import manifest
 from eagle3cli.runtime.plan import Plan
@@ -46,7 +46,7 @@ def plan_prepare(settings: Settings) -> Plan:
     )
 
 
-def _source(origin: Origin, counted: Sequence[int | None]) -> list[str]:
+def _source(origin: DatasetSpec, counted: Sequence[int | None]) -> list[str]:
     if origin.endless:
         return [f"{origin.name}: the target writes the prompts"]
     found = [f"{path}, {size_text(path.stat().st_size)}{_rows_of(path)}" for path in origin.files if path.is_file()]

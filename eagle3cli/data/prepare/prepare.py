@@ -18,8 +18,8 @@ from eagle3cli.data.prepare.external_sort import Records, work_folder
 from eagle3cli.data.prepare.reader import Intake
 from eagle3cli.data.prepare.split import hold_out, sample
 from eagle3cli.data.prepare.write import written_rows
-from eagle3cli.data.sources.dataset_specs import Origin, lines_of, resolve
-from eagle3cli.data.sources.files import Line
+from eagle3cli.data.sources.dataset_specs import DatasetSpec, read_rows, resolve
+from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.data.sources.mixture import interleave, quotas, streamed_rows
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime import manifest
@@ -40,7 +40,7 @@ class Author:
     """The target as a source: what decides its prompts, and an endless stream of them for a result in a folder."""
 
     made_with: dict[str, Any]
-    lines: Callable[[Path], Iterator[Line]]
+    lines: Callable[[Path], Iterator[SourceRow]]
     finish: Callable[[Path], None]
     """Called when the result in the folder is whole."""
 
@@ -80,7 +80,7 @@ def prepare(options: PrepareSettings, report: Reporter, author: Author | None = 
     return Prepared(folder, summary, already=False, own_data=own_data)
 
 
-def settle(options: PrepareSettings) -> tuple[list[Origin], Path]:
+def settle(options: PrepareSettings) -> tuple[list[DatasetSpec], Path]:
     """The sources and the folder that these options mean."""
     split = options.split if "split" in options.model_fields_set else None
     origins = resolve(options.source, data_path=options.data_path, split=split, subset=options.subset)
@@ -96,7 +96,7 @@ def outputs_of(options: PrepareSettings) -> list[str]:
     return [TRAIN, *([EVAL] if options.split_eval else []), ERRORS]
 
 
-def _checked(origin: Origin, several: bool, folder: Path, options: PrepareSettings) -> Origin:
+def _checked(origin: DatasetSpec, several: bool, folder: Path, options: PrepareSettings) -> DatasetSpec:
     """The origin without the files of an earlier result, where that lies below it; raises UsageError without any."""
     if origin.endless and several and not (origin.weight and options.sample_size):
         fix = "e.g. eagle3 prepare self:0.5 ultrachat:0.5 --sample-size 10000"
@@ -108,7 +108,7 @@ def _checked(origin: Origin, several: bool, folder: Path, options: PrepareSettin
     return replace(origin, files=files)
 
 
-def options_that_count(options: PrepareSettings, origins: list[Origin], author: Author | None) -> dict[str, Any]:
+def options_that_count(options: PrepareSettings, origins: list[DatasetSpec], author: Author | None) -> dict[str, Any]:
     """What decides a result, besides the content of its files."""
     told = options.model_dump(mode="json", exclude={"source", "output_path", "data_path", "overwrite", "split"})
     hub = [vars(source) for origin in origins for source in origin.hub]
@@ -117,7 +117,7 @@ def options_that_count(options: PrepareSettings, origins: list[Origin], author: 
 
 
 def _write(
-    folder: Path, origins: list[Origin], options: PrepareSettings, author: Author | None, report: Reporter
+    folder: Path, origins: list[DatasetSpec], options: PrepareSettings, author: Author | None, report: Reporter
 ) -> dict[str, Any]:
     with (
         writing(folder / ERRORS) as errors,
@@ -144,15 +144,15 @@ def _write(
     return {**ledger.summary(), **sizes, **({"sources": sources} if len(sources) > 1 else {})}
 
 
-def _lines(origin: Origin, options: PrepareSettings) -> Iterator[Line]:
+def _lines(origin: DatasetSpec, options: PrepareSettings) -> Iterator[SourceRow]:
     # A hub stream is shuffled, so its first rows are the sample.
-    return lines_of(origin, shuffle_seed=options.seed if options.sample_size else None)
+    return read_rows(origin, shuffle_seed=options.seed if options.sample_size else None)
 
 
 def _read(
     intake: Intake,
-    origin: Origin,
-    lines: Iterator[Line],
+    origin: DatasetSpec,
+    lines: Iterator[SourceRow],
     wanted: int | None,
     several: bool,
     report: Reporter,

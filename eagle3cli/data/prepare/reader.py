@@ -22,8 +22,8 @@ from eagle3cli.data.ledger import Ledger
 from eagle3cli.data.prepare.dispositions import HELD_OUT, KEPT, ROW, TWIN, Fates, count, note, pack_place, unpack_place
 from eagle3cli.data.prepare.duplicates import NearDuplicates, mark_duplicates
 from eagle3cli.data.prepare.external_sort import Records
-from eagle3cli.data.sources.dataset_specs import Origin
-from eagle3cli.data.sources.files import Line
+from eagle3cli.data.sources.dataset_specs import DatasetSpec
+from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.errors import DataError
 from eagle3cli.settings.data import PrepareSettings
 
@@ -36,7 +36,7 @@ _SPAN = np.dtype([("source", "u4"), ("offset", "u8"), ("length", "u8")])
 class Source:
     """One origin on its way: its rows are ``first`` to ``end - 1`` of all, in the lines of ``spool``."""
 
-    origin: Origin
+    origin: DatasetSpec
     spool: IO[bytes]
     first: int
     end: int
@@ -80,7 +80,7 @@ class Intake:
         self.stack.callback(records.close)
         return records
 
-    def begin(self, origin: Origin, *, several: bool) -> Source:
+    def begin(self, origin: DatasetSpec, *, several: bool) -> Source:
         """Start with the next source; ``several``: it is one of more than one, so --map is for those without preset."""
         spool = self.stack.enter_context((self.folder / f"rows-{len(self.sources)}").open("w+b"))
         mapping = dict(origin.preset.mapping) if origin.preset else {}
@@ -91,7 +91,7 @@ class Intake:
         self.sources.append(source)
         return source
 
-    def take(self, line: Line) -> bool:
+    def take(self, line: SourceRow) -> bool:
         """Keep a row of the newest source, or tell the ledger why not; returns whether it was kept."""
         source = self.sources[-1]
         source.read += 1
@@ -118,7 +118,7 @@ class Intake:
         source.end += 1
         return True
 
-    def _place(self, line: Line) -> int:
+    def _place(self, line: SourceRow) -> int:
         if not self.paths or self.paths[-1] != line.path:
             self.paths.append(line.path)
         return pack_place(len(self.paths) - 1, line.number)
@@ -128,7 +128,7 @@ class Intake:
         file, line = unpack_place(place)
         return f"{self.paths[file]}:{line}"
 
-    def _convert(self, line: Line, source: Source) -> Conversation | None:
+    def _convert(self, line: SourceRow, source: Source) -> Conversation | None:
         """The row as it is kept, or None after telling the ledger why not; raises DataError where it is none."""
         if line.value is None:
             raise DataError(line.problem or "unreadable")
@@ -172,7 +172,7 @@ class Intake:
         return iter(source.spool)
 
 
-def _id(line: Line) -> str:
+def _id(line: SourceRow) -> str:
     return str((line.value or {}).get("id") or "")
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from eagle3cli.data.sources.files import SUFFIXES, Line, files_of, read_file
+from eagle3cli.data.sources.files import SUFFIXES, files_of, read_file
+from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.data.sources.presets import ALIASES, PRESETS, SELF, Preset
 from eagle3cli.errors import DataError, UsageError
 
@@ -23,7 +24,7 @@ class HubSource:
 
 
 @dataclass(frozen=True)
-class Origin:
+class DatasetSpec:
     """One source: local files, or hub data sets, or (neither) the target itself."""
 
     name: str
@@ -52,7 +53,7 @@ def split_weight(word: str) -> tuple[str, float | None]:
 
 def resolve(
     words: Sequence[str], *, data_path: Path | None = None, split: str | None = None, subset: str | None = None
-) -> list[Origin]:
+) -> list[DatasetSpec]:
     """The sources that ``words`` name. ``split`` and ``subset`` go for hub data sets.
 
     Raises UsageError for an unknown name or weights for some only, DataError for a path that is not there.
@@ -65,14 +66,16 @@ def resolve(
         raise UsageError("some sources have a weight and some have none", where="prepare.source", fix="give all one")
     if data_path is not None and len(parted) > 1:
         raise UsageError("goes with one preset only", where="--data-path", fix="pass the files as sources")
-    origins = [_resolve(name, weight, data_path, split, subset) for name, weight in parted]
-    names = [origin.name for origin in origins]
+    specs = [_resolve(name, weight, data_path, split, subset) for name, weight in parted]
+    names = [spec.name for spec in specs]
     if len(set(names)) < len(names):  # ids made of the names must differ
-        origins = [replace(origin, name=f"{origin.name}-{i}") for i, origin in enumerate(origins, 1)]
-    return origins
+        specs = [replace(spec, name=f"{spec.name}-{i}") for i, spec in enumerate(specs, 1)]
+    return specs
 
 
-def _resolve(name: str, weight: float | None, data_path: Path | None, split: str | None, subset: str | None) -> Origin:
+def _resolve(
+    name: str, weight: float | None, data_path: Path | None, split: str | None, subset: str | None
+) -> DatasetSpec:
     name = ALIASES.get(name, name)
     preset = PRESETS.get(name)
     if preset is None:
@@ -81,14 +84,14 @@ def _resolve(name: str, weight: float | None, data_path: Path | None, split: str
             raise UsageError(f"{name!r} is not a preset", where="--data-path", fix=fix)
         return _resolve_unnamed(name, weight, split or "train", subset)
     if data_path is not None:
-        return Origin(name, weight, data_path, tuple(files_of(data_path)), preset=preset)
+        return DatasetSpec(name, weight, data_path, tuple(files_of(data_path)), preset=preset)
     if name == SELF:
-        return Origin(name, weight, preset=preset, remark="self: the target writes the prompts")
+        return DatasetSpec(name, weight, preset=preset, remark="self: the target writes the prompts")
     packaged = preset.package.find() if preset.package else None
     if packaged is not None:
         package = f"{packaged.parent.parent.name} ({packaged.name})"
         remark = f"{name}: reading the installed package {package}; terms: {preset.licence}"
-        return Origin(name, weight, packaged, (packaged,), preset=preset, remark=remark)
+        return DatasetSpec(name, weight, packaged, (packaged,), preset=preset, remark=remark)
     if preset.hub:
         hub = tuple(
             HubSource(each, one_split, one_subset)
@@ -97,12 +100,12 @@ def _resolve(name: str, weight: float | None, data_path: Path | None, split: str
             for one_split in ([split] if split else preset.splits)
         )
         remark = f"{name}: streaming {', '.join(preset.hub)} from the hub; licence: {preset.licence}"
-        return Origin(name, weight, hub=hub, preset=preset, remark=remark)
+        return DatasetSpec(name, weight, hub=hub, preset=preset, remark=remark)
     what = f"the preset {name!r} needs a package that is not installed"
     raise DataError(what, fix=preset.package.install if preset.package else None)
 
 
-def _resolve_unnamed(name: str, weight: float | None, split: str, subset: str | None) -> Origin:
+def _resolve_unnamed(name: str, weight: float | None, split: str, subset: str | None) -> DatasetSpec:
     path = Path(name).expanduser()
     if path.exists():
         stem = path.name
@@ -110,28 +113,28 @@ def _resolve_unnamed(name: str, weight: float | None, split: str, subset: str | 
             stem = stem.removesuffix(suffix)
         if not stem.strip("."):  # `.` and `..` are no names for a result
             stem = path.resolve().name.strip(".")
-        return Origin(stem or "data", weight, path, tuple(files_of(path)))
+        return DatasetSpec(stem or "data", weight, path, tuple(files_of(path)))
     looks_local = name.startswith((".", "/", "~")) or name.endswith((*SUFFIXES, "/")) or name.count("/") > 1
     if looks_local:
         raise DataError("no such file or folder", where=name, fix="check the path")
     if name.count("/") == 1:
         remark = f"streaming {name} from the hub; its card tells the licence"
-        return Origin(name.replace("/", "_"), weight, hub=(HubSource(name, split, subset),), remark=remark)
+        return DatasetSpec(name.replace("/", "_"), weight, hub=(HubSource(name, split, subset),), remark=remark)
     near = get_close_matches(name, [*PRESETS, *ALIASES], n=1)
     fix = f"did you mean {near[0]!r}? " if near else ""
     fix += f"presets: {', '.join(PRESETS)}; a hub data set is OWNER/NAME; else a local file or folder"
     raise UsageError(f"unknown source {name!r}", where="prepare.source", fix=fix)
 
 
-def lines_of(origin: Origin, *, shuffle_seed: int | None) -> Iterator[Line]:
-    """Rows of local files or of the hub; a file that cannot be read is one Line with the reason."""
-    for path in origin.files:
+def read_rows(spec: DatasetSpec, *, shuffle_seed: int | None) -> Iterator[SourceRow]:
+    """Rows of local files or of the hub; a file that cannot be read is one SourceRow with the reason."""
+    for path in spec.files:
         try:
             yield from read_file(path)
         except DataError as error:
-            yield Line(1, None, f"{error.what} ({error.fix})" if error.fix else error.what, path=str(path))
-    if origin.hub:
+            yield SourceRow(1, None, f"{error.what} ({error.fix})" if error.fix else error.what, path=str(path))
+    if spec.hub:
         from eagle3cli.data.sources.hub import read_hub
 
-        for source in origin.hub:
+        for source in spec.hub:
             yield from read_hub(source.name, source.split, source.subset, shuffle_seed=shuffle_seed)

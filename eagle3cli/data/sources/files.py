@@ -1,21 +1,15 @@
-"""Rows out of files: JSON lines (plain, gzip, zstd), JSON arrays, parquet, and folders of those.
-
-Knows nothing about conversations. A row that cannot be read is still a :class:`Line`, with its place and the problem.
-"""
+"""Files by their format: JSON lines (plain, gzip, zstd), JSON arrays, parquet, and folders of those."""
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
 import re
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Literal
 
-from eagle3cli.data.conversations.messages import kind_of
+from eagle3cli.data.sources.json_array import read_array
+from eagle3cli.data.sources.lines import BOM, SourceRow, break_of, open_bytes, parse_line, read_jsonl, read_raw_lines
+from eagle3cli.data.sources.parquet import read_parquet
 from eagle3cli.errors import DataError
 
 PACKED = ("", ".gz", ".zst")
@@ -25,214 +19,7 @@ SIDE_FILES = (
     *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"),
 )
 """What stands beside data in a folder and is none."""
-LONGEST = 32 << 20
-"""Bytes of the longest row that is read; a longer one would not fit a context, but might not fit the memory either."""
-TOO_DEEP = "not valid JSON: nested too deeply"
 _TABLES = re.compile(r"\.[ct]sv(\.gz|\.zst)?$")
-_MARK = b"\xef\xbb\xbf"
-_BUFFER = 1 << 20
-_STEP = 1 << 13
-"""Bytes unpacked at once: what comes before a damaged place is wanted."""
-_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of a source, or why it could not be read."""
-
-    number: int
-    """Line of the file from 1 (for parquet and hub data sets the row, from 1)."""
-    value: dict[str, Any] | None
-    problem: str | None = None
-    """Why ``value`` is None."""
-    repairs: tuple[str, ...] = ()
-    """What was set right to read the row."""
-    path: str = ""
-
-    @property
-    def place(self) -> str:
-        """``file:line``."""
-        return f"{self.path}:{self.number}"
-
-
-class _Unpacked(io.RawIOBase):
-    """What could be unpacked of a compressed stream; ``problem`` says why that is not all of it."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-        self.problem = ""
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill the buffer; where the stream is damaged is its end."""
-        try:
-            data = self.stream.read1(min(len(buffer), _STEP))
-        except (EOFError, OSError, zlib.error) as error:
-            self.problem = str(error)
-            return 0
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        """Close the stream, too."""
-        self.stream.close()
-        super().close()
-
-
-def break_of(stream: IO[bytes]) -> str:
-    """Why a stream of :func:`open_bytes` ended early; empty where it did not."""
-    return str(getattr(getattr(stream, "raw", None), "problem", ""))
-
-
-def open_bytes(path: Path) -> IO[bytes]:
-    """Open a file for reading, unpacked if it is gzip or zstd (told by its first bytes); raises DataError."""
-    try:
-        raw = path.open("rb")
-    except OSError as error:
-        raise DataError(f"cannot read: {error.strerror}", where=str(path), fix="check the path") from error
-    head = raw.read(4)
-    raw.seek(0)
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raw.close()
-        raise DataError("the file is UTF-16 text", where=str(path), fix="save it as UTF-8")
-    if head[:2] == b"\x1f\x8b":
-        return io.BufferedReader(_Unpacked(gzip.GzipFile(fileobj=raw)), _BUFFER)
-    if head == b"\x28\xb5\x2f\xfd":
-        import pyarrow as pa
-
-        return io.BufferedReader(_Unpacked(pa.CompressedInputStream(raw, "zstd")), _BUFFER)
-    return raw
-
-
-def read_raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Physical lines with their numbers from 1, split at LF only; blank lines are left out.
-
-    A line that is longer than :data:`LONGEST` comes cut, one byte too long. Raises DataError where a compressed file
-    breaks off.
-    """
-    number = 0
-    with open_bytes(path) as f:
-        while raw := f.readline(LONGEST + 1):
-            number += 1
-            rest = raw
-            while len(rest) == LONGEST + 1 and not rest.endswith(b"\n"):
-                rest = f.readline(LONGEST + 1)
-            if not rest.endswith(b"\n") and break_of(f):
-                number -= 1
-                break
-            if raw.strip():
-                yield number, raw
-        if problem := break_of(f):
-            raise DataError(f"the compressed file breaks off: {problem}", where=f"{path}:{number + 1}")
-
-
-def parse_line(number: int, raw: bytes, path: str = "") -> Line:
-    """One physical line as a row: byte order mark, CR, a comma after it, lone surrogates and raw control characters
-    are repaired, the rest is a problem."""
-    repairs = []
-    if raw.startswith(_MARK):
-        raw = raw[3:]
-        repairs.append("byte order mark removed")
-    if raw.endswith((b"\r\n", b"\r")):
-        repairs.append("CR before the line end removed")
-    raw = raw.rstrip(b"\r\n")
-    if len(raw) > LONGEST:
-        return Line(number, None, f"longer than {LONGEST >> 20} MB", path=path)
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        return Line(number, None, f"not UTF-8 (byte {error.start + 1} of the line)", path=path)
-    if "\0" in text:
-        first = raw.index(0) + 1
-        what = f"holds NUL bytes (byte {first} of the line): UTF-16 text, or a file not written to its end"
-        return Line(number, None, what, path=path)
-    if (trimmed := text.rstrip()).endswith(",") and trimmed.startswith("{"):
-        text = trimmed[:-1]
-        repairs.append("comma after the row removed")
-    try:
-        value, more = _decode(text)
-    except json.JSONDecodeError as error:
-        return Line(number, None, f"not valid JSON: {error.msg} (column {error.pos + 1})", path=path)
-    except RecursionError:
-        return Line(number, None, TOO_DEEP, path=path)
-    except ValueError as error:
-        return Line(number, None, complaint(error), path=path)
-    repaired = repairable(value, surrogates=_SURROGATE_ESCAPE.search(raw) is not None)
-    if isinstance(repaired, str):
-        return Line(number, None, repaired, path=path)
-    return Line(number, repaired[0], None, (*repairs, *repaired[1], *more), path)
-
-
-def complaint(error: ValueError) -> str:
-    """What the JSON decoder says against a value that is well-formed."""
-    long_number = "integer string conversion" in str(error)
-    return f"not valid JSON: {'a number of thousands of digits' if long_number else error}"
-
-
-def repairable(value: Any, *, surrogates: bool) -> tuple[dict[str, Any], tuple[str, ...]] | str:
-    """The object of a row and what was repaired in it, or why it is none; ``surrogates``: look for lone ones."""
-    if not isinstance(value, dict):
-        return f"a JSON {kind_of(value).removeprefix('a ')}, not an object"
-    try:
-        value, changed = without_lone_surrogates(value) if surrogates else (value, False)
-    except RecursionError:
-        return TOO_DEEP
-    return value, ("lone surrogate replaced by U+FFFD",) if changed else ()
-
-
-def _decode(text: str) -> tuple[Any, tuple[str, ...]]:
-    """The value and what was repaired; raises ValueError (JSONDecodeError) or RecursionError."""
-    try:
-        return STRICT.decode(text), ()
-    except json.JSONDecodeError as error:
-        if not error.msg.startswith("Invalid control character"):
-            raise
-        return LENIENT.decode(text), ("raw control character in a string kept",)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys differ; one that says a key twice may mean either value."""
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        for key, entry in pairs:
-            if value[key] != entry:
-                raise ValueError(f"an object has the key {key[:40]!r} twice, with different values")
-    return value
-
-
-STRICT = json.JSONDecoder(object_pairs_hook=_object)
-LENIENT = json.JSONDecoder(object_pairs_hook=_object, strict=False)
-
-
-def without_lone_surrogates(value: Any) -> tuple[Any, bool]:
-    """The value with U+FFFD for every half of a surrogate pair in its texts, and whether there were any."""
-    if isinstance(value, str):
-        try:
-            value.encode("utf-8")
-            return value, False
-        except UnicodeEncodeError:
-            return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"), True
-    if isinstance(value, list):
-        items = [without_lone_surrogates(item) for item in value]
-        return [item for item, _ in items], any(changed for _, changed in items)
-    if isinstance(value, dict):
-        pairs = [(without_lone_surrogates(key), without_lone_surrogates(item)) for key, item in value.items()]
-        return {key: item for (key, _), (item, _) in pairs}, any(a or b for (_, a), (_, b) in pairs)
-    return value, False
-
-
-def read_jsonl(path: Path) -> Iterator[Line]:
-    """Rows of a JSON-lines file, plain or compressed."""
-    try:
-        for number, raw in read_raw_lines(path):
-            yield parse_line(number, raw, str(path))
-    except DataError as error:
-        if error.where is None or not error.where.startswith(f"{path}:"):
-            raise
-        yield Line(int(error.where.rpartition(":")[2]), None, error.what, path=str(path))
 
 
 def files_of(path: Path) -> list[Path]:
@@ -269,7 +56,7 @@ def format_of(path: Path) -> Literal["lines", "array", "parquet"]:
             raise DataError(f"cannot unpack: {break_of(f)}", where=str(path))
     if head.startswith(b"PAR1"):
         return "parquet"
-    start = head.removeprefix(_MARK).lstrip()
+    start = head.removeprefix(BOM).lstrip()
     if start.startswith(b"["):
         return "array"
     first, found, _ = start.partition(b"\n")
@@ -281,18 +68,14 @@ def format_of(path: Path) -> Literal["lines", "array", "parquet"]:
     return "lines"
 
 
-def read_file(path: Path) -> Iterator[Line]:
+def read_file(path: Path) -> Iterator[SourceRow]:
     """Rows of one file, whatever its format; raises DataError where none of it can be read."""
     found = format_of(path)
     if found == "lines":
         yield from read_jsonl(path)
     elif found == "array":
-        from eagle3cli.data.sources.json_array import read_array
-
         yield from read_array(path)
     else:
-        from eagle3cli.data.sources.parquet import read_parquet
-
         yield from read_parquet(path)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from eagle3cli.data.sources.files import Line
+from eagle3cli.data.sources.files import read_file
+from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.errors import DataError
 
 ANSWER_SECONDS = 10
@@ -14,7 +15,9 @@ SHUFFLED_ROWS = 2_000
 _FIX = "check the name and the network (HF_HUB_OFFLINE, HF_TOKEN), or download a file and give its path instead"
 
 
-def read_hub(name: str, split: str, subset: str | None = None, *, shuffle_seed: int | None = None) -> Iterator[Line]:
+def read_hub(
+    name: str, split: str, subset: str | None = None, *, shuffle_seed: int | None = None
+) -> Iterator[SourceRow]:
     """Rows of a hub data set; with ``shuffle_seed`` its files in random order, and rows shuffled on the way.
 
     Raises DataError where the hub does not answer in some seconds, or has no such data set, subset or split.
@@ -30,7 +33,7 @@ def read_hub(name: str, split: str, subset: str | None = None, *, shuffle_seed: 
         if shuffle_seed is not None:
             rows = rows.shuffle(seed=shuffle_seed, buffer_size=SHUFFLED_ROWS)
         for number, value in enumerate(rows, 1):
-            yield Line(number, dict(value), path=place)
+            yield SourceRow(number, dict(value), path=place)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         what = f"cannot read the hub data set: {reason}" if number == 0 else f"the download stopped: {reason}"
@@ -39,12 +42,10 @@ def read_hub(name: str, split: str, subset: str | None = None, *, shuffle_seed: 
         raise DataError(what, where=f"{place} row {number + 1}" if number else name, fix=fix) from error
 
 
-def read_hub_file(name: str, file: str) -> Iterator[Line]:
+def read_hub_file(name: str, file: str) -> Iterator[SourceRow]:
     """Rows of one file of a hub data set, for data sets that cannot be streamed. Raises DataError."""
     _ask_hub(name)
     from huggingface_hub import hf_hub_download
-
-    from eagle3cli.data.sources.files import read_file
 
     try:
         path = hf_hub_download(name, file, repo_type="dataset")

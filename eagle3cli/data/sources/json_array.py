@@ -12,7 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from eagle3cli.data.sources.files import LENIENT, LONGEST, STRICT, TOO_DEEP, Line, complaint, open_bytes, repairable
+from eagle3cli.data.sources.lines import (
+    LENIENT,
+    LONGEST,
+    STRICT,
+    TOO_DEEP,
+    SourceRow,
+    complaint,
+    open_bytes,
+    repairable,
+)
 
 _CHUNK = 1 << 20
 _PLAIN = json.JSONDecoder(parse_int=float)
@@ -53,8 +62,8 @@ class _Text:
                 return ""
 
 
-def read_array(path: Path) -> Iterator[Line]:
-    """Rows of the file; where it breaks off, or goes on after its end, that is the last Line."""
+def read_array(path: Path) -> Iterator[SourceRow]:
+    """Rows of the file; where it breaks off, or goes on after its end, that is the last SourceRow."""
     with open_bytes(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as stream:
         text, name = _Text(stream), str(path)
         first_key, inside, ended = "", False, False
@@ -65,22 +74,26 @@ def read_array(path: Path) -> Iterator[Line]:
                 text.move(text.at + 1)
                 continue
             if ended and not inside:
-                yield Line(line, None, "more text after the end of the array; it was not read", path=name)
+                yield SourceRow(line, None, "more text after the end of the array; it was not read", path=name)
                 return
             value, end, problem = _value(text)
             source = text.buffer[text.at : end or text.at + _OVERLAP]
             first_key = first_key or _key(source)
             if end:
-                yield _element(line, value, source, name) if problem is None else Line(line, None, problem, path=name)
+                yield (
+                    _element(line, value, source, name)
+                    if problem is None
+                    else SourceRow(line, None, problem, path=name)
+                )
                 text.move(end)
             elif first_key and _resume(text, first_key):
-                yield Line(line, None, f"{problem}; reading goes on at line {text.line}", path=name)
+                yield SourceRow(line, None, f"{problem}; reading goes on at line {text.line}", path=name)
             else:
                 what = f"{problem}: the file breaks off or is damaged in the object that begins here"
-                yield Line(line, None, f"{what}; the rest is unread", path=name)
+                yield SourceRow(line, None, f"{what}; the rest is unread", path=name)
                 return
         if inside:
-            yield Line(text.line, None, "the JSON array breaks off here", path=name)
+            yield SourceRow(text.line, None, "the JSON array breaks off here", path=name)
 
 
 def _key(source: str) -> str:
@@ -133,10 +146,10 @@ def _resume(text: _Text, first_key: str) -> bool:
             return False
 
 
-def _element(line: int, value: Any, source: str, path: str) -> Line:
+def _element(line: int, value: Any, source: str, path: str) -> SourceRow:
     if not source.isascii() and _BAD_BYTE.search(source):
-        return Line(line, None, "not UTF-8", path=path)
+        return SourceRow(line, None, "not UTF-8", path=path)
     repaired = repairable(value, surrogates=_SURROGATE.search(source) is not None)
     if isinstance(repaired, str):
-        return Line(line, None, repaired, path=path)
-    return Line(line, repaired[0], None, repaired[1], path)
+        return SourceRow(line, None, repaired, path=path)
+    return SourceRow(line, repaired[0], None, repaired[1], path)

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from eagle3cli.data.sources.dataset_specs import Origin
+from eagle3cli.data.sources.dataset_specs import DatasetSpec
 
 T = TypeVar("T")
 
@@ -15,17 +15,16 @@ SELF_ROWS = 1000
 """Rows that the target writes unless a size is given."""
 
 
-def streamed_rows(origins: Sequence[Origin], size: int | None) -> list[int | None]:
+def streamed_rows(specs: Sequence[DatasetSpec], size: int | None) -> list[int | None]:
     """How many different rows of each source are enough for ``size`` in all; None where it is read to its end.
 
     Local files are, so that the sample is drawn from all their rows.
     """
-    if len(origins) == 1:
-        return [(size or SELF_ROWS) if origins[0].endless else size if origins[0].hub else None]
-    whole = sum(origin.weight or 0.0 for origin in origins)
+    if len(specs) == 1:
+        return [(size or SELF_ROWS) if specs[0].endless else size if specs[0].hub else None]
+    whole = sum(spec.weight or 0.0 for spec in specs)
     return [
-        math.ceil(size * origin.weight / whole) if size and origin.weight and not origin.files else None
-        for origin in origins
+        math.ceil(size * spec.weight / whole) if size and spec.weight and not spec.files else None for spec in specs
     ]
 
 

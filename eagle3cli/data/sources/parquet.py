@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.data.sources.files import Line
+from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.errors import DataError
 
 BATCH_BYTES, BATCH_ROWS = 8 << 20, 512
 
 
-def read_parquet(path: Path) -> Iterator[Line]:
-    """Rows from 1; raises DataError where the file cannot be opened, else the last Line says where it is damaged."""
+def read_parquet(path: Path) -> Iterator[SourceRow]:
+    """Rows from 1; raises DataError where the file cannot be opened, else the last row says where it is damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -25,12 +25,12 @@ def read_parquet(path: Path) -> Iterator[Line]:
             for batch in file.iter_batches(batch_size=max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, each)))):
                 for value, repairs in _rows(batch):
                     number += 1
-                    yield Line(number, value, None, repairs, name)
+                    yield SourceRow(number, value, None, repairs, name)
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # a name that is not UTF-8 is a ValueError
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         if number == 0:
             raise DataError(f"not a readable parquet file: {reason}", where=name) from error
-        yield Line(number + 1, None, f"the parquet file is damaged from here on: {reason}", path=name)
+        yield SourceRow(number + 1, None, f"the parquet file is damaged from here on: {reason}", path=name)
 
 
 def _rows(batch: Any) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:

@@ -12,7 +12,8 @@ import pyarrow as pa
 from eagle3cli.data.chat.preformatted import TextMarks
 from eagle3cli.data.chat.tokenizer import load_tokenizer
 from eagle3cli.data.conversations.conversation import Conversation, to_conversation
-from eagle3cli.data.sources.files import Line, format_of, parse_line, read_file, read_raw_lines
+from eagle3cli.data.sources.files import format_of, read_file
+from eagle3cli.data.sources.lines import SourceRow, parse_line, read_raw_lines
 from eagle3cli.data.tokens.encode import Encoded, Encoder, make_encoder
 from eagle3cli.data.tokens.rows import TokenRow, to_batch
 from eagle3cli.errors import DataError
@@ -21,9 +22,9 @@ BLOCK_ROWS, BLOCK_BYTES = 256, 1 << 20
 CACHED_WORDS = 100_000
 """Words whose tokens the tokenizer remembers; its own 10,000 are full after some hundred conversations."""
 
-Item = tuple[int, bytes] | Line
+Item = tuple[int, bytes] | SourceRow
 Repaired = tuple[int, str, tuple[str, ...]]
-"""Line and id of a row that was set right, and how."""
+"""SourceRow and id of a row that was set right, and how."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Block:
     read: int = 0
     rows: list[Encoded] = field(default_factory=list)
     rejected: list[tuple[int, str, str]] = field(default_factory=list)
-    """Line, id and reason."""
+    """SourceRow, id and reason."""
     repairs: list[Repaired] = field(default_factory=list)
 
 
@@ -78,7 +79,7 @@ class PackedBlock:
     batch: pa.RecordBatch
     truncated: int
     no_span: list[tuple[int, str]]
-    """Line and id of rows that train nothing."""
+    """SourceRow and id of rows that train nothing."""
     rejected: list[tuple[int, str, str]]
     repairs: list[Repaired]
 
@@ -89,7 +90,7 @@ def encode_items(encoder: Encoder, items: list[Item], path: str, *, preformatted
     good: list[tuple[int, Conversation | tuple[str, str]]] = []
     repairs: dict[int, tuple[str, ...]] = {}
     for item in items:
-        line = item if isinstance(item, Line) else parse_line(*item, path)
+        line = item if isinstance(item, SourceRow) else parse_line(*item, path)
         try:
             if line.value is None:
                 raise DataError(line.problem or "unreadable")
@@ -121,7 +122,7 @@ def encode_items(encoder: Encoder, items: list[Item], path: str, *, preformatted
     return block
 
 
-def _text_of(line: Line) -> tuple[str, str]:
+def _text_of(line: SourceRow) -> tuple[str, str]:
     value = line.value or {}
     if not isinstance(value.get("text"), str):
         raise DataError("no text (a pre-formatted row is {id, text}; conversations need no --is-preformatted)")
@@ -140,7 +141,7 @@ def blocks_of(path: Path) -> Iterator[list[Item]]:
             item = next(rows, None)
         except DataError as error:  # a compressed file that breaks off: its whole lines count
             place = (error.where or "").rpartition(":")[2]
-            item = Line(int(place), None, error.what, path=str(path)) if place.isdigit() else None
+            item = SourceRow(int(place), None, error.what, path=str(path)) if place.isdigit() else None
             rows = iter(())
             if item is None:
                 raise

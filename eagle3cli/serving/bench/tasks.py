@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from eagle3cli.data.sources.files import SUFFIXES, Line, read_file
+from eagle3cli.data.sources.files import SUFFIXES, read_file
+from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.serving.bench.benchmarks import ALIASES, BENCHMARKS, Benchmark
@@ -90,7 +91,7 @@ def read_questions(path: Path, kind: str = "") -> list[Question]:
     return _questions(named if named and kind else lines, kind, str(path))
 
 
-def _questions(lines: Iterable[Line], kind: str, place: str) -> list[Question]:
+def _questions(lines: Iterable[SourceRow], kind: str, place: str) -> list[Question]:
     found = []
     for line in lines:
         try:
@@ -120,7 +121,7 @@ def _published(kind: str, rows: int | None) -> list[Question]:
     return _questions(lines, kind, source.hub)
 
 
-def _from_hub(source: Benchmark, rows: int) -> Iterator[Line]:
+def _from_hub(source: Benchmark, rows: int) -> Iterator[SourceRow]:
     from eagle3cli.data.sources.hub import read_hub, read_hub_file
 
     if source.file:
@@ -130,7 +131,7 @@ def _from_hub(source: Benchmark, rows: int) -> Iterator[Line]:
     for subset in source.subsets:
         for line in islice(read_hub(source.hub, source.split, subset or None), each):
             value = {**line.value, "category": subset} if line.value and len(source.subsets) > 1 else line.value
-            yield Line(line.number, value, line.problem, line.repairs, line.path)
+            yield SourceRow(line.number, value, line.problem, line.repairs, line.path)
 
 
 def _split(text: str) -> tuple[str, Path | None, int | None]:

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from eagle3cli.data.conversations.conversation import to_conversation
-from eagle3cli.data.sources.files import parse_line, read_raw_lines
+from eagle3cli.data.sources.lines import parse_line, read_raw_lines
 from eagle3cli.errors import DataError
 from eagle3cli.runtime.plan import Plan
 from eagle3cli.serving.regenerate.engines import ENGINES, engine_of

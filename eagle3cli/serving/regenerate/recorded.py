@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle3cli.data.conversations.messages import Message
-from eagle3cli.data.sources.files import read_jsonl
+from eagle3cli.data.sources.lines import read_jsonl
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import Reporter
 

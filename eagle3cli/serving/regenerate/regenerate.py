@@ -18,7 +18,8 @@ from typing import Any
 
 from eagle3cli.data.conversations.conversation import to_conversation
 from eagle3cli.data.conversations.system_prompt import system_prompt_text
-from eagle3cli.data.sources.files import Line, format_of, parse_line, read_raw_lines
+from eagle3cli.data.sources.files import format_of
+from eagle3cli.data.sources.lines import SourceRow, parse_line, read_raw_lines
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import ProgressBar, Reporter, SilentProgressBar
 from eagle3cli.runtime.stop import catch_stop
@@ -180,7 +181,7 @@ class _Rows:
         """Show how it goes."""
         self.task.advance(0, **notes)
 
-    def _read(self, row: int, line: Line) -> Script | Entry:
+    def _read(self, row: int, line: SourceRow) -> Script | Entry:
         """The script of an input row, or its error."""
         row_id = str((line.value or {}).get("id") or "")
         try:

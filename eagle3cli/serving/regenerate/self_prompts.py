@@ -17,7 +17,7 @@ from eagle3cli.backends.target.hf import HfTarget, load_target, read_target_conf
 from eagle3cli.data.chat.template import Chat
 from eagle3cli.data.chat.tokenizer import eos_ids, load_tokenizer, tokenize
 from eagle3cli.data.prepare.prepare import Author
-from eagle3cli.data.sources.files import Line
+from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.data.sources.mixture import SELF_ROWS
 from eagle3cli.errors import ModelError
 from eagle3cli.runtime.devices import set_threads
@@ -47,13 +47,13 @@ def self_author(settings: Settings, report: Reporter) -> Author:
         "chunk": min(CHUNK, wanted.sample_size or SELF_ROWS),
     }
 
-    def lines(folder: Path) -> Iterator[Line]:
+    def lines(folder: Path) -> Iterator[SourceRow]:
         return _lines(folder / PART, made_with, settings, report)
 
     return Author(made_with, lines, lambda folder: (folder / PART).unlink(missing_ok=True))
 
 
-def _lines(path: Path, made_with: dict[str, Any], settings: Settings, report: Reporter) -> Iterator[Line]:
+def _lines(path: Path, made_with: dict[str, Any], settings: Settings, report: Reporter) -> Iterator[SourceRow]:
     chunk, first, tools = int(made_with["chunk"]), 0, None
     with _opened(path, made_with) as part, catch_stop(report) as stop:
         while True:
@@ -95,11 +95,11 @@ def _opened(path: Path, made_with: dict[str, Any]) -> IO[bytes]:
     return part
 
 
-def _line(entry: dict[str, Any], target: str) -> Line:
+def _line(entry: dict[str, Any], target: str) -> SourceRow:
     number, place = int(entry["index"]) + 1, f"self:{target}"
     if entry["finish"] == "length":
-        return Line(number, None, f"the prompt has no end within {entry['tokens']} tokens", path=place)
-    return Line(number, {"prompt": entry["text"]}, path=place)
+        return SourceRow(number, None, f"the prompt has no end within {entry['tokens']} tokens", path=place)
+    return SourceRow(number, {"prompt": entry["text"]}, path=place)
 
 
 @dataclass(frozen=True)

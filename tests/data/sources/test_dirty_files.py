@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from eagle3cli.data.prepare.prepare import prepare
-from eagle3cli.data.sources import files as sources
+from eagle3cli.data.sources import lines as sources
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.data import PrepareSettings
 

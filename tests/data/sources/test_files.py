@@ -11,16 +11,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eagle3cli.data.sources import files as sources
 from eagle3cli.data.sources import json_array
-from eagle3cli.data.sources.files import Line, files_of, read_file, read_jsonl
+from eagle3cli.data.sources.files import files_of, read_file
 from eagle3cli.data.sources.hub import read_hub
+from eagle3cli.data.sources.lines import SourceRow, parse_line, read_jsonl
 from eagle3cli.errors import DataError
 
 ROWS = [{"id": str(i), "text": f"line {i} \u2028 \u0085 😀"} for i in range(5)]
 
 
-def read_path(path: Path) -> Iterator[Line]:
+def read_path(path: Path) -> Iterator[SourceRow]:
     for file in files_of(path):
         yield from read_file(file)
 
@@ -29,7 +29,7 @@ def lines_of(rows: list[Any]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def values(lines: list[Line]) -> list[Any]:
+def values(lines: list[SourceRow]) -> list[Any]:
     return [line.value for line in lines]
 
 
@@ -176,7 +176,7 @@ def test_a_hub_data_set_out_of_reach_is_an_error_with_a_fix() -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=60))
 def test_no_bytes_raise(raw: bytes) -> None:
-    line = sources.parse_line(1, raw)
+    line = parse_line(1, raw)
     assert (line.value is None) == (line.problem is not None)
 
 
@@ -197,7 +197,7 @@ def test_no_file_raises_anything_but_a_reason(
 ) -> None:
     data = head + b"".join(pieces)
     (tmp_path / name).write_bytes(gzip.compress(data)[: -1 if len(pieces) % 2 else None] if packed else data)
-    lines: list[Line] = []
+    lines: list[SourceRow] = []
     with suppress(DataError):
         lines += read_file(tmp_path / name)
     assert all((line.value is None) == bool(line.problem) for line in lines)

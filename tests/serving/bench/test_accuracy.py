@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eagle3cli.data.sources.files import read_jsonl
+from eagle3cli.data.sources.lines import read_jsonl
 from eagle3cli.serving.bench.accuracy import boxed, choice, is_right, last_number, program
 from eagle3cli.serving.bench.benchmarks import Check
 from eagle3cli.serving.bench.questions import question_of

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eagle3cli.data.sources.files import Line
+from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.bench import tasks
@@ -100,9 +100,9 @@ def test_every_task_reads_its_own_data(name: str, tmp_path: Path, monkeypatch: p
     local = load_task(f"{name}@{write(tmp_path / 'mine.jsonl', row)}:5", Silent())
     streamed: list[tuple[Any, ...]] = []
 
-    def hub(*told: Any) -> Iterator[Line]:
+    def hub(*told: Any) -> Iterator[SourceRow]:
         streamed.append(told)
-        return iter([Line(1, dict(row))])
+        return iter([SourceRow(1, dict(row))])
 
     monkeypatch.setattr("eagle3cli.data.sources.hub.read_hub", hub)
     monkeypatch.setattr("eagle3cli.data.sources.hub.read_hub_file", hub)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from eagle3cli.data.sources.files import Line
+from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.errors import ModelError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.regenerate import self_prompts
@@ -28,7 +28,7 @@ def author_of(target: Path, seed: int = 0, size: int = 6) -> Any:
     return self_author(Settings(target=TargetSettings(model_path=str(target)), prepare=prepare), Silent())
 
 
-def first(author: Any, folder: Path, count: int) -> list[Line]:
+def first(author: Any, folder: Path, count: int) -> list[SourceRow]:
     lines = author.lines(folder)
     found = list(islice(lines, count))
     lines.close()
