@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, out: Out) -> int | None:
     """Write the shards and say where every row went."""
-    from eagle3cli.serving.regenerate.engines import engine_of
+    from eagle3cli.serving.engine import resolve_engine
     from eagle3cli.serving.regenerate.regenerate import regenerate
 
-    if engine_of(settings.regenerate.engine, settings.server) != "running":
+    if resolve_engine(settings.regenerate.engine, settings.server) != "running":
         settings = _with_folder(settings, out)
     done = regenerate(settings, out)
     speed = f", {done.tokens_now / done.seconds:.0f} reply tokens/s" if done.tokens_now else ""

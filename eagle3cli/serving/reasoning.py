@@ -17,14 +17,14 @@ _BLOCKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 
 
 @dataclass(frozen=True)
-class Spoken:
+class ParsedReply:
     """A reply in two parts; ``reasoning`` is None where nothing sets it apart from the content."""
 
     content: str
     reasoning: str | None = None
 
 
-def from_harmony(text: str) -> Spoken | None:
+def from_harmony(text: str) -> ParsedReply | None:
     """A reply of a harmony model (GPT-OSS), its special tokens shown or dropped; None where it is no such reply.
 
     The analysis channel is the reasoning, the final channel the content; calls of tools are left out.
@@ -33,10 +33,10 @@ def from_harmony(text: str) -> Spoken | None:
         parts = list(_HARMONY.finditer(text))
         reasoning = "".join(part["text"] for part in parts if part["channel"] == "analysis")
         content = "".join(part["text"] for part in parts if part["channel"] == "final")
-        return Spoken(content, reasoning or None) if parts else None
-    if found := _BARE_HARMONY.match(text):
-        return Spoken(found["content"] or "", found["reasoning"] or None)
-    return Spoken(text.removeprefix("final")) if text.startswith("final") else None
+        return ParsedReply(content, reasoning or None) if parts else None
+    if match := _BARE_HARMONY.match(text):
+        return ParsedReply(match["content"] or "", match["reasoning"] or None)
+    return ParsedReply(text.removeprefix("final")) if text.startswith("final") else None
 
 
 def without_reasoning(text: str, *, opened: bool = False) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle3cli.serving.reasoning import Spoken, from_harmony, without_reasoning
+from eagle3cli.serving.reasoning import ParsedReply, from_harmony, without_reasoning
 
 CALL = '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}<|call|>'
 
@@ -33,23 +33,23 @@ def test_a_prompt_that_opened_the_block_makes_an_unclosed_reply_reasoning() -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "spoken"),
+    ("text", "expected"),
     [
         (
             "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>",
-            Spoken("Yes.", "Hm."),
+            ParsedReply("Yes.", "Hm."),
         ),
-        ("<|channel|>final<|message|>Yes.", Spoken("Yes.")),
-        ("<|channel|>analysis<|message|>Hm, cut", Spoken("", "Hm, cut")),
-        (f"<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant{CALL}", Spoken("", "Hm.")),
-        ("analysisHm.assistantfinalYes.", Spoken("Yes.", "Hm.")),
-        ("analysisHm, cut", Spoken("", "Hm, cut")),
-        ("finalYes.", Spoken("Yes.")),
+        ("<|channel|>final<|message|>Yes.", ParsedReply("Yes.")),
+        ("<|channel|>analysis<|message|>Hm, cut", ParsedReply("", "Hm, cut")),
+        (f"<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant{CALL}", ParsedReply("", "Hm.")),
+        ("analysisHm.assistantfinalYes.", ParsedReply("Yes.", "Hm.")),
+        ("analysisHm, cut", ParsedReply("", "Hm, cut")),
+        ("finalYes.", ParsedReply("Yes.")),
         ("Yes.", None),
     ],
 )
-def test_harmony(text: str, spoken: Spoken | None) -> None:
-    assert from_harmony(text) == spoken
+def test_harmony(text: str, expected: ParsedReply | None) -> None:
+    assert from_harmony(text) == expected
 
 
 PLAIN = st.text(st.characters(exclude_characters="<", codec="utf-8"), max_size=30)
@@ -59,7 +59,7 @@ PLAIN = st.text(st.characters(exclude_characters="<", codec="utf-8"), max_size=3
 def test_harmony_gives_back_what_was_written(reasoning: str, content: str) -> None:
     written = f"<|channel|>analysis<|message|>{reasoning}<|end|><|start|>assistant<|channel|>final<|message|>{content}"
     for end in ("", "<|return|>"):
-        assert from_harmony(written + end) == Spoken(content, reasoning or None)
+        assert from_harmony(written + end) == ParsedReply(content, reasoning or None)
 
 
 @given(PLAIN, PLAIN)

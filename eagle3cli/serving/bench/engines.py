@@ -15,9 +15,9 @@ from eagle3cli.runtime.report import Reporter
 from eagle3cli.serving.bench.configs import Config, require_chains
 from eagle3cli.serving.bench.remote import RemoteSpeaker, meet
 from eagle3cli.serving.bench.session import Speaker, load_voice
+from eagle3cli.serving.engine import resolve_engine
 from eagle3cli.serving.launch.commands import CPU_REQUESTS, Product, Speculation, launches
 from eagle3cli.serving.launch.server import started
-from eagle3cli.serving.regenerate.engines import engine_of
 from eagle3cli.settings.tables import Settings
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Engine(Protocol):
 
 def open_engine(settings: Settings, configs: Sequence[Config], report: Reporter) -> Engine:
     """The engine that the settings mean. Raises UsageError for configurations that it cannot run."""
-    kind = engine_of(settings.bench.engine, settings.server)
+    kind = resolve_engine(settings.bench.engine, settings.server)
     drafts = [config for config in configs if not config.is_baseline]
     if kind == "running":
         running = Running(settings, report)

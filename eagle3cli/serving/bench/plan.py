@@ -8,7 +8,7 @@ from eagle3cli.serving.bench.bench import load_tasks, made_with_of
 from eagle3cli.serving.bench.configs import parse_config, with_baselines
 from eagle3cli.serving.bench.engines import SERVERS, open_engine
 from eagle3cli.serving.bench.results import Case, Results
-from eagle3cli.serving.regenerate.engines import ENGINES, engine_of
+from eagle3cli.serving.engine import ENGINES, resolve_engine
 from eagle3cli.settings.tables import Settings
 
 
@@ -19,7 +19,7 @@ def plan_bench(settings: Settings) -> Plan:
     """
     wanted = settings.bench
     configs = with_baselines([parse_config(text) for text in wanted.config_list])
-    engine = engine_of(wanted.engine, settings.server)
+    engine = resolve_engine(wanted.engine, settings.server)
     quiet = Silent()
     tasks, missing = load_tasks(settings, quiet)
     name = SERVERS if engine == "running" else open_engine(settings, configs, quiet).name  # those would be asked

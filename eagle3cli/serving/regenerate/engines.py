@@ -1,57 +1,45 @@
-"""Who writes: this process, servers that run already, or servers that are started for the work."""
+"""What generates the replies: this process, servers that run already, or servers that are started for the work."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from eagle3cli.errors import Eagle3Error, UsageError
+from eagle3cli.errors import Eagle3Error
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
 from eagle3cli.serving.client.client import Client, Info
 from eagle3cli.serving.client.errors import RequestFailed
 from eagle3cli.serving.client.pool import Rules
-from eagle3cli.serving.regenerate.pending import Script
+from eagle3cli.serving.conversation import OpenConversation
+from eagle3cli.serving.engine import resolve_engine
 from eagle3cli.serving.regenerate.shards import Entry
 from eagle3cli.settings.serving import ServerSettings
 from eagle3cli.settings.tables import Settings
 
-Engine = Literal["local", "running", "started"]
 
-ENGINES = {"local": "this process", "running": "the servers that are given", "started": "servers that it starts"}
+class Generator(Protocol):
+    """What generates replies."""
 
-
-class Writer(Protocol):
-    """What writes replies."""
-
-    def write(
-        self, scripts: Iterator[Script], add: Callable[[Entry], None], show: Callable[..., None], stop: Stop
+    def generate(
+        self,
+        conversations: Iterator[OpenConversation],
+        add: Callable[[Entry], None],
+        show: Callable[..., None],
+        stop: Stop,
     ) -> None:
-        """Give every script's outcome to ``add``, until someone asks to stop; ``show(**notes)`` as it goes."""
-
-
-def engine_of(wanted: str, server: ServerSettings) -> Engine:
-    """The engine that the settings mean; ``auto`` takes servers that are given, else SGLang where it is installed."""
-    if server.address_port:
-        if wanted == "local":
-            fix = "leave out --engine local, or the addresses"
-            raise UsageError("--engine local needs no servers", where="--server-address-port", fix=fix)
-        return "running"
-    if wanted == "auto":
-        return "started" if server.python or importlib.util.find_spec("sglang") else "local"
-    return "local" if wanted == "local" else "started"
+        """Give every conversation's outcome to ``add``, until someone asks to stop; ``show(**notes)`` as it goes."""
 
 
 def identify_target(settings: Settings) -> dict[str, Any]:
     """The target's name, and its weights where they are here to look at; raises ModelError for a wrong folder."""
     target = settings.target
-    engine = engine_of(settings.regenerate.engine, settings.server)
+    engine = resolve_engine(settings.regenerate.engine, settings.server)
     if engine == "running":
-        name = target.model_path or asyncio.run(_ask_who(settings.server)).model
+        name = target.model_path or asyncio.run(_identify_server(settings.server)).model
         return {"target": Path(name).name}
     if engine == "started" and target.model_path and not Path(target.model_path).is_dir():
         return {"target": Path(target.model_path).name}  # on the hub: only the server downloads it
@@ -63,34 +51,36 @@ def identify_target(settings: Settings) -> dict[str, Any]:
     return {"target": Path(target.model_path).name, "target_weights": weights}
 
 
-async def _ask_who(server: ServerSettings) -> Info:
+async def _identify_server(server: ServerSettings) -> Info:
     """What the first server that answers says of itself."""
-    told = []
+    problems = []
     for address in server.address_port:
         async with Client(address) as client:
             try:
                 return await client.identify()
-            except RequestFailed as failure:
-                told.append(f"{address}: {failure}")
+            except RequestFailed as error:
+                problems.append(f"{address}: {error}")
     fix = "start the servers first, or leave the flag out and this command starts SGLang itself"
-    raise Eagle3Error(f"no server answers ({'; '.join(told)})", where="--server-address-port", fix=fix)
+    raise Eagle3Error(f"no server answers ({'; '.join(problems)})", where="--server-address-port", fix=fix)
 
 
 @contextmanager
-def open_writer(settings: Settings, report: Reporter, rules: Rules | None) -> Iterator[Writer]:
-    """The writer that the settings mean; servers that it starts are stopped at the end."""
-    engine = engine_of(settings.regenerate.engine, settings.server)
+def open_generator(settings: Settings, report: Reporter, rules: Rules | None) -> Iterator[Generator]:
+    """The generator that the settings mean; servers that it starts are stopped at the end."""
+    engine = resolve_engine(settings.regenerate.engine, settings.server)
     if engine == "local":
-        from eagle3cli.serving.regenerate.local import LocalWriter, load_tools
+        from eagle3cli.serving.regenerate.local import LocalGenerator
 
-        yield LocalWriter(settings, load_tools(settings, report))
+        yield LocalGenerator(settings, report)
         return
-    from eagle3cli.serving.regenerate.prompts import load_prompts
-    from eagle3cli.serving.regenerate.remote import RemoteWriter
+    from eagle3cli.serving.chat_tokenizer import load_chat_tokenizer
+    from eagle3cli.serving.regenerate.remote import RemoteGenerator
 
-    prompts = None if settings.data.chat_template == "auto" else load_prompts(settings)
+    own_template = settings.data.chat_template != "auto"
+    effort = settings.regenerate.reasoning_effort
+    tokenizer = load_chat_tokenizer(settings, reasoning_effort=effort) if own_template else None
     if engine == "running":
-        yield RemoteWriter(settings, settings.server.address_port, report, prompts=prompts, rules=rules)
+        yield RemoteGenerator(settings, settings.server.address_port, report, tokenizer=tokenizer, rules=rules)
         return
     from eagle3cli.serving.launch.commands import Product
     from eagle3cli.serving.launch.server import started
@@ -98,4 +88,4 @@ def open_writer(settings: Settings, report: Reporter, rules: Rules | None) -> It
     logs = settings.regenerate.output_dir / "logs"
     product: Product = "vllm" if settings.regenerate.engine == "vllm" else "sglang"
     with started(settings.server, settings.target, report, logs=logs, product=product) as servers:
-        yield RemoteWriter(settings, servers.addresses, report, prompts=prompts, rules=rules, tend=servers.tend)
+        yield RemoteGenerator(settings, servers.addresses, report, tokenizer=tokenizer, rules=rules, tend=servers.tend)

@@ -4,112 +4,97 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 
-from eagle3cli.backends.target.hf import HfTarget, load_target
+from eagle3cli.backends.target.hf import load_target
 from eagle3cli.errors import DataError, ModelError
 from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
+from eagle3cli.serving.chat_tokenizer import load_chat_tokenizer
+from eagle3cli.serving.conversation import OpenConversation
 from eagle3cli.serving.decode.batches import BatchDecoder, decoding
 from eagle3cli.serving.decode.generate import Decoder, Reply
-from eagle3cli.serving.reasoning import from_harmony, without_reasoning
-from eagle3cli.serving.regenerate.pending import Script
-from eagle3cli.serving.regenerate.prompts import Prompts, load_prompts
+from eagle3cli.serving.engine import context_length
 from eagle3cli.serving.regenerate.shards import Entry, failed
 from eagle3cli.serving.sampling import Sampling
 from eagle3cli.settings.tables import Settings
 
-TOGETHER = 8192
+SORTED_TOGETHER = 8192
 """Conversations that are sorted by length together."""
 
 
-class LocalWriter:
-    """The target in this process."""
+class LocalGenerator:
+    """The target in this process, loaded here."""
 
-    def __init__(self, settings: Settings, tools: Tools) -> None:
-        self.settings, self.tools = settings, tools
+    def __init__(self, settings: Settings, report: Reporter) -> None:
+        self.config = settings.regenerate
+        self.tokenizer = load_chat_tokenizer(settings, reasoning_effort=self.config.reasoning_effort)
+        set_threads(settings.target.threads)
+        self.model = load_target(settings.target, report).model
+        self.context = context_length(self.model)
         self.tokens = 0
 
-    def write(
-        self, scripts: Iterator[Script], add: Callable[[Entry], None], show: Callable[..., None], stop: Stop
+    def generate(
+        self,
+        conversations: Iterator[OpenConversation],
+        add: Callable[[Entry], None],
+        show: Callable[..., None],
+        stop: Stop,
     ) -> None:
-        """Give every script's outcome to ``add``, until someone asks to stop; ``show(**notes)`` is told how it goes."""
-        begun = time.monotonic()
-        while stop.requested is None and (some := list(islice(scripts, TOGETHER))):
-            for entry in self._generate(some, stop):
+        """Give every conversation's outcome to ``add``, until someone asks to stop; ``show(**notes)`` as it goes."""
+        start = time.monotonic()
+        while stop.requested is None and (chunk := list(islice(conversations, SORTED_TOGETHER))):
+            for entry in self._generate(chunk, stop):
                 add(entry)
-                show(**{"tokens/s": round(self.tokens / max(1e-9, time.monotonic() - begun), 1)})
+                show(**{"tokens/s": round(self.tokens / max(1e-9, time.monotonic() - start), 1)})
 
-    def _generate(self, scripts: list[Script], stop: Stop) -> Iterator[Entry]:
-        wanted, tools = self.settings.regenerate, self.tools
-        sampling = Sampling(wanted.temperature, wanted.top_p, wanted.top_k, wanted.seed)
-        batch = min(wanted.batch_size, len(scripts))
-        running = {script.row: script for script in scripts}
+    def _generate(self, conversations: list[OpenConversation], stop: Stop) -> Iterator[Entry]:
+        config = self.config
+        sampling = Sampling(config.temperature, config.top_p, config.top_k, config.seed)
+        batch = min(config.batch_size, len(conversations))
+        by_index = {conversation.index: conversation for conversation in conversations}
         # Rows of similar length run together; the letters are close enough to the tokens to sort by.
-        waiting = iter(sorted(scripts, key=lambda script: sum(len(m["content"]) for m in script.prompt())))
-        with decoding(tools.target.model, batch, tools.prompts.ends, sampling) as decoder:
+        queue = iter(sorted(conversations, key=lambda one: sum(len(m["content"]) for m in one.prompt())))
+        with decoding(self.model, batch, self.tokenizer.eos_ids, sampling) as decoder:
             while stop.requested is None:
-                while decoder.wants_more and (script := next(waiting, None)) is not None:
-                    yield from self._ask(script, decoder)
+                while decoder.wants_more and (conversation := next(queue, None)) is not None:
+                    yield from self._enqueue(conversation, decoder)
                 if decoder.is_finished:
                     return
                 for reply in decoder.step():
-                    script = running[reply.index]
-                    script.tokens += len(reply.token_ids)
-                    self.tokens += len(reply.token_ids)
-                    tools.settle(script, reply, keep_reasoning=wanted.is_reasoning_model)
-                    yield from self._ask(script, decoder)
+                    conversation = by_index[reply.index]
+                    self._append(conversation, reply)
+                    yield from self._enqueue(conversation, decoder)
 
-    def _ask(self, script: Script, decoder: Decoder | BatchDecoder) -> Iterator[Entry]:
-        """Queue the script's next prompt; where there is none, or no room for a reply, the row's outcome."""
-        tools = self.tools
-        if not script.is_over:
+    def _enqueue(self, conversation: OpenConversation, decoder: Decoder | BatchDecoder) -> Iterator[Entry]:
+        """Queue the next prompt; where there is none, or no room for a reply, the row's outcome."""
+        if not conversation.is_complete:
+            identity = (conversation.index, conversation.line_number, conversation.id)
             try:
-                prompt = tools.prompts.encode(script)
+                prompt = self.tokenizer.encode(conversation)
             except (ModelError, DataError) as error:
-                yield failed(script.row, script.line, script.id, error.what)
+                yield failed(*identity, error.what)
                 return
-            room = tools.context - len(prompt)
+            room = self.context - len(prompt)
+            replies = conversation.replies
             if room > 0:
-                limit = min(self.settings.regenerate.max_tokens, room)
-                decoder.add(script.row, prompt, limit, stream=f"{script.row}:{script.replies}", soon=script.replies > 0)
+                limit = min(self.config.max_tokens, room)
+                stream = f"{conversation.index}:{replies}"
+                decoder.add(conversation.index, prompt, limit, stream=stream, soon=replies > 0)
                 return
-            if not script.replies:
-                reason = f"too long for the context: {len(prompt)} tokens of {tools.context}"
-                yield failed(script.row, script.line, script.id, reason)
+            if not replies:
+                yield failed(*identity, f"too long for the context: {len(prompt)} tokens of {self.context}")
                 return
-            script.cut()
-        yield Entry(script.row, "generated", script.to_row(), script.tokens)
+            conversation.cut()
+        yield Entry(conversation.index, "generated", conversation.to_row(), conversation.generated_tokens)
 
-
-@dataclass(frozen=True)
-class Tools:
-    """The target with its tokenizer."""
-
-    target: HfTarget
-    prompts: Prompts
-    context: int
-
-    def settle(self, script: Script, reply: Reply, *, keep_reasoning: bool) -> None:
-        """Write the reply into the script."""
-        tokenizer = self.prompts.tokenizer
-        ids = reply.token_ids[:-1] if reply.finish == "stop" else reply.token_ids
-        said = from_harmony(tokenizer.decode(ids)) if self.prompts.is_harmony else None
-        if said is not None:
-            script.reply(said.content, reply.finish, reasoning=said.reasoning if keep_reasoning else None)
-            return
-        text = str(tokenizer.decode(ids, skip_special_tokens=True))
-        if not keep_reasoning:
-            text = without_reasoning(text, opened=self.prompts.begins_reasoning(script))
-        script.reply(text, reply.finish)
-
-
-def load_tools(settings: Settings, report: Reporter) -> Tools:
-    """Load the target and its tokenizer."""
-    prompts = load_prompts(settings)
-    set_threads(settings.target.threads)
-    loaded = load_target(settings.target, report)
-    context = int(getattr(loaded.model.config, "max_position_embeddings", 0) or 1 << 30)
-    return Tools(loaded, prompts, context)
+    def _append(self, conversation: OpenConversation, reply: Reply) -> None:
+        self.tokens += len(reply.token_ids)
+        conversation.generated_tokens += len(reply.token_ids)
+        parsed = self.tokenizer.parse_reply(
+            reply.token_ids[:-1] if reply.finish == "stop" else reply.token_ids,
+            keep_reasoning=self.config.is_reasoning_model,
+            opened=conversation.prompt_opens_reasoning,
+        )
+        conversation.append_reply(parsed.content, reply.finish, reasoning=parsed.reasoning)

@@ -9,8 +9,8 @@ from eagle3cli.data.conversations.conversation import to_conversation
 from eagle3cli.data.sources.lines import parse_line, read_raw_lines
 from eagle3cli.errors import DataError
 from eagle3cli.runtime.plan import Plan
-from eagle3cli.serving.regenerate.engines import ENGINES, engine_of
-from eagle3cli.serving.regenerate.pending import write_script
+from eagle3cli.serving.engine import ENGINES, resolve_engine
+from eagle3cli.serving.regenerate.pending import open_conversation
 from eagle3cli.serving.regenerate.regenerate import input_path_of, made_with_of, range_of, shards_in, survey
 from eagle3cli.serving.regenerate.shards import Shard, ShardFolder
 from eagle3cli.settings.tables import Settings
@@ -26,7 +26,7 @@ def plan_regenerate(settings: Settings) -> Plan:
     total, digest = survey(path)
     first, end = range_of(wanted.sample_range, total)
     shards, folder = shards_in(wanted, first, end), ShardFolder(wanted.output_dir)
-    engine = engine_of(wanted.engine, settings.server)
+    engine = resolve_engine(wanted.engine, settings.server)
     failed = 0
     if not wanted.overwrite:
         named = engine != "running" or bool(settings.target.model_path)  # else only the servers know
@@ -77,7 +77,7 @@ def _replies(settings: Settings, path: Path, first: int, end: int, left: set[int
         try:
             if value is None:
                 raise DataError("not a row")
-            replies += write_script(row, to_conversation(value), settings.regenerate.turns, None).lines.count(None)
+            replies += open_conversation(row, to_conversation(value), settings.regenerate.turns).pending.count(None)
         except DataError:
             rejected += 1
     return replies, rejected

@@ -24,9 +24,10 @@ from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import ProgressBar, Reporter, SilentProgressBar
 from eagle3cli.runtime.stop import catch_stop
 from eagle3cli.serving.client.pool import Rules
-from eagle3cli.serving.regenerate.engines import identify_target, open_writer
+from eagle3cli.serving.conversation import OpenConversation
+from eagle3cli.serving.regenerate.engines import identify_target, open_generator
 from eagle3cli.serving.regenerate.outputs import Outputs
-from eagle3cli.serving.regenerate.pending import Script, write_script
+from eagle3cli.serving.regenerate.pending import open_conversation
 from eagle3cli.serving.regenerate.recorded import Recorded, load_recorded
 from eagle3cli.serving.regenerate.shards import Entry, Shard, ShardFolder, failed, read_rows
 from eagle3cli.settings.serving import RegenerateSettings
@@ -74,12 +75,12 @@ def regenerate(settings: Settings, report: Reporter, rules: Rules | None = None)
         outputs = Outputs(folder, shards)
         with outputs.opened(), ExitStack() as stack:
             rows = _Rows(settings, made_with["system_prompt"], recorded, outputs)
-            scripts = rows.scripts(path, first, end)
-            script = next(scripts, None)
-            writer = None if script is None else stack.enter_context(open_writer(settings, report, rules))
+            conversations = rows.open_conversations(path, first, end)
+            head = list(islice(conversations, 1))  # with nothing to write no engine is started
+            generator = stack.enter_context(open_generator(settings, report, rules)) if head else None
             with report.task("regenerate", total=end - first, unit="rows", done=outputs.done) as rows.task:
-                if script is not None and writer is not None:
-                    writer.write(chain([script], scripts), rows.add, rows.show, stop)
+                if generator is not None:
+                    generator.generate(chain(head, conversations), rows.add, rows.show, stop)
             stop.check(f"{outputs.done} of {end - first} rows are in {folder.folder}")
         result = _count(folder, shards)
     result.rows_now, result.tokens_now = rows.good, rows.tokens
@@ -145,30 +146,33 @@ def made_with_of(settings: Settings, digest: str) -> dict[str, Any]:
 
 
 class _Rows:
-    """The input's rows on their way from scripts to outcomes."""
+    """The input's rows on their way to their outcomes."""
 
     def __init__(self, settings: Settings, system_prompt: str | None, recorded: Recorded, outputs: Outputs) -> None:
-        self.turns, self.system_prompt = settings.regenerate.turns, system_prompt
-        self.recorded, self.outputs = recorded, outputs
+        self.turns = settings.regenerate.turns
+        self.system_prompt = system_prompt
+        self.recorded = recorded
+        self.outputs = outputs
         self.task: ProgressBar = SilentProgressBar()
-        self.good = self.tokens = 0
+        self.good = 0
+        self.tokens = 0
 
-    def scripts(self, path: Path, first: int, end: int) -> Iterator[Script]:
-        """What the target has to write; rows that it need not write for get their outcome on the way."""
-        for row, (number, raw) in enumerate(islice(read_raw_lines(path), first, end), first):
+    def open_conversations(self, path: Path, first: int, end: int) -> Iterator[OpenConversation]:
+        """Where the target has to reply; rows in which it need not get their outcome on the way."""
+        for row, (line_number, raw) in enumerate(islice(read_raw_lines(path), first, end), first):
             if self.outputs.is_done(row):
                 continue
-            script = self._read(row, parse_line(number, raw, str(path)))
-            if isinstance(script, Entry):
-                self.add(script)
+            conversation = self._read(row, parse_line(line_number, raw, str(path)))
+            if isinstance(conversation, Entry):
+                self.add(conversation)
                 continue
-            used = self.recorded.find(script.id, script.prompt()) if script.replies == 0 else None
-            if used is not None:
-                script.reply(*used)
-            if script.is_over:
-                self.add(Entry(row, "recorded", script.to_row()))
+            reply = self.recorded.find(conversation.id, conversation.prompt())
+            if reply is not None:
+                conversation.append_reply(*reply)
+            if conversation.is_complete:
+                self.add(Entry(row, "recorded", conversation.to_row()))
             else:
-                yield script
+                yield conversation
 
     def add(self, entry: Entry) -> None:
         """Keep an outcome."""
@@ -181,17 +185,15 @@ class _Rows:
         """Show how it goes."""
         self.task.advance(0, **notes)
 
-    def _read(self, row: int, line: SourceRow) -> Script | Entry:
-        """The script of an input row, or its error."""
+    def _read(self, row: int, line: SourceRow) -> OpenConversation | Entry:
+        """The conversation of an input row, or its error."""
         row_id = str((line.value or {}).get("id") or "")
         try:
             if line.value is None:
                 raise DataError(line.problem or "not a row")
-            script = write_script(row, to_conversation(line.value), self.turns, self.system_prompt)
+            return open_conversation(row, to_conversation(line.value), self.turns, self.system_prompt, line.number)
         except DataError as error:
             return failed(row, line.number, row_id, error.what)
-        script.line = line.number
-        return script
 
 
 def _count(folder: ShardFolder, shards: list[Shard]) -> Regenerated:

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from eagle3cli.data.chat.template import template_options
 from eagle3cli.errors import DataError, ModelError
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
+from eagle3cli.serving.chat_tokenizer import ChatTokenizer
 from eagle3cli.serving.client.client import Client, Info
 from eagle3cli.serving.client.errors import Lost, Refused, TooLong
 from eagle3cli.serving.client.monitor import Monitor
 from eagle3cli.serving.client.pool import Pool, Rules
 from eagle3cli.serving.client.protocol import Answer, Request
-from eagle3cli.serving.reasoning import Spoken, from_harmony, without_reasoning
-from eagle3cli.serving.regenerate.pending import Script
-from eagle3cli.serving.regenerate.prompts import Prompts
+from eagle3cli.serving.conversation import OpenConversation
+from eagle3cli.serving.reasoning import ParsedReply, from_harmony, without_reasoning
 from eagle3cli.serving.regenerate.shards import Entry, failed
-from eagle3cli.serving.sampling import Sampling
+from eagle3cli.serving.sampling import Sampling, stream_seed
 from eagle3cli.settings.tables import Settings
 
 GRACE_SECONDS = 15.0
 """After a stop signal, replies that come within this time are still kept."""
 
 
-class RemoteWriter:
-    """Servers at ``addresses`` that write for scripts.
+class RemoteGenerator:
+    """Servers at ``addresses`` that generate replies.
 
-    ``prompts`` are given where the chat template is ours; without them the servers use their own. ``tend`` is called
+    The ``tokenizer`` is given where the chat template is ours; without it the servers use their own. ``tend`` is called
     every second (it may restart servers that have died).
     """
 
@@ -40,54 +40,66 @@ class RemoteWriter:
         addresses: Sequence[str],
         report: Reporter,
         *,
-        prompts: Prompts | None = None,
+        tokenizer: ChatTokenizer | None = None,
         rules: Rules | None = None,
         tend: Callable[[], None] = lambda: None,
     ) -> None:
-        self.settings, self.addresses, self.report = settings, addresses, report
-        self.prompts, self.rules, self.tend = prompts, rules or Rules(), tend
+        self.settings = settings
+        self.addresses = addresses
+        self.report = report
+        self.tokenizer = tokenizer
+        self.rules = rules or Rules()
+        self.tend = tend
         self._is_harmony = False
         self._template_options = template_options(settings.data.chat_template_kwargs)
 
-    def write(
-        self, scripts: Iterator[Script], add: Callable[[Entry], None], show: Callable[..., None], stop: Stop
+    def generate(
+        self,
+        conversations: Iterator[OpenConversation],
+        add: Callable[[Entry], None],
+        show: Callable[..., None],
+        stop: Stop,
     ) -> None:
-        """Give every script's outcome to ``add``, until someone asks to stop; ``show(**notes)`` is told every second
-        how things are. Raises Eagle3Error when no server is left."""
-        asyncio.run(self._write(scripts, add, show, stop))
+        """Give every conversation's outcome to ``add``, until someone asks to stop; ``show(**notes)`` every
+        second. Raises Eagle3Error when no server is left."""
+        asyncio.run(self._generate(conversations, add, show, stop))
 
-    async def _write(
-        self, scripts: Iterator[Script], add: Callable[[Entry], None], show: Callable[..., None], stop: Stop
+    async def _generate(
+        self,
+        conversations: Iterator[OpenConversation],
+        add: Callable[[Entry], None],
+        show: Callable[..., None],
+        stop: Stop,
     ) -> None:
-        wanted = self.settings.server
-        clients = [Client(address, seconds=wanted.request_timeout) for address in self.addresses]
+        server = self.settings.server
+        clients = [Client(address, seconds=server.request_timeout) for address in self.addresses]
 
         async def work(pool: Pool) -> None:
-            for script in scripts:
-                add(await self._one(script, pool))
+            for conversation in conversations:
+                add(await self._complete(conversation, pool))
                 if stop.requested is not None:
                     return
 
-        async with Pool(clients, self.report, concurrency=wanted.max_concurrency, rules=self.rules) as pool:
-            info = next(server.client.info for server in pool.servers if server.client.info)
+        async with Pool(clients, self.report, concurrency=server.max_concurrency, rules=self.rules) as pool:
+            info = next(endpoint.client.info for endpoint in pool.servers if endpoint.client.info)
             self._is_harmony = info.architecture.startswith("GptOss") or "gpt-oss" in info.model.lower()
-            self._compare(info)
+            self._check_model(info)
             try:
                 async with asyncio.TaskGroup() as group:
-                    workers = [group.create_task(work(pool)) for _ in range(wanted.max_concurrency)]
-                    looking = group.create_task(self._look(Monitor(pool), show, stop, workers))
+                    workers = [group.create_task(work(pool)) for _ in range(server.max_concurrency)]
+                    watching = group.create_task(self._watch(Monitor(pool), show, stop, workers))
                     await asyncio.wait(workers)
-                    looking.cancel()
-            except BaseExceptionGroup as failures:
-                raise failures.exceptions[0] from None
+                    watching.cancel()
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
 
-    def _compare(self, info: Info) -> None:
+    def _check_model(self, info: Info) -> None:
         """Warn where the servers' model is not the one that was asked for."""
-        asked = self.settings.target.model_path
-        if asked and Path(asked).name not in (Path(info.model).name, Path(info.path).name):
-            self.report.warn(f"the servers say that their model is {info.model}, which --model-path {asked} is not")
+        path = self.settings.target.model_path
+        if path and Path(path).name not in (Path(info.model).name, Path(info.path).name):
+            self.report.warn(f"the servers say that their model is {info.model}, which --model-path {path} is not")
 
-    async def _look(
+    async def _watch(
         self, monitor: Monitor, show: Callable[..., None], stop: Stop, workers: Sequence[asyncio.Task[None]]
     ) -> None:
         """Show how things are; after a stop signal, wait a little and then let go of what is under way."""
@@ -102,75 +114,70 @@ class RemoteWriter:
             for worker in workers if patience <= 0 else ():
                 worker.cancel()
 
-    async def _one(self, script: Script, pool: Pool) -> Entry:
+    async def _complete(self, conversation: OpenConversation, pool: Pool) -> Entry:
         """The outcome of one row."""
         try:
-            while not script.is_over:
+            while not conversation.is_complete:
                 try:
-                    self._settle(script, await self._ask(script, pool))
+                    self._append(conversation, await self._ask(conversation, pool))
                 except TooLong:
-                    if not script.replies:
+                    if not conversation.replies:
                         raise
-                    script.cut()
-        except TooLong as long:
-            told = f": {long.prompt} tokens of {long.context}" if long.prompt else ""
-            return failed(script.row, script.line, script.id, f"too long for the context{told}")
-        except Refused as refused:
-            return failed(script.row, script.line, script.id, f"the server refuses it ({refused})")
-        except Lost as lost:
-            reason = f"no answer after {self.rules.attempts} attempts ({lost})"
-            return failed(script.row, script.line, script.id, reason)
+                    conversation.cut()
+        except TooLong as error:
+            lengths = f": {error.prompt} tokens of {error.context}" if error.prompt else ""
+            reason = f"too long for the context{lengths}"
+        except Refused as error:
+            reason = f"the server refuses it ({error})"
+        except Lost as error:
+            reason = f"no answer after {self.rules.attempts} attempts ({error})"
         except (ModelError, DataError) as error:
-            return failed(script.row, script.line, script.id, error.what)
-        return Entry(script.row, "generated", script.to_row(), script.tokens)
+            reason = error.what
+        else:
+            return Entry(conversation.index, "generated", conversation.to_row(), conversation.generated_tokens)
+        return failed(conversation.index, conversation.line_number, conversation.id, reason)
 
-    async def _ask(self, script: Script, pool: Pool) -> Answer:
-        """The next reply, shorter than wanted where the context has no room for more; raises TooLong without any."""
-        request = self._request(script)
+    async def _ask(self, conversation: OpenConversation, pool: Pool) -> Answer:
+        """The next reply, shorter than asked where the context has no room for more; raises TooLong without any."""
+        request = self._request(conversation)
         try:
             return await pool.ask(request)
-        except TooLong as long:
-            if long.room is None or not 0 < long.room < request.max_tokens:
+        except TooLong as error:
+            if error.room is None or not 0 < error.room < request.max_tokens:
                 raise
-            return await pool.ask(request.shortened(long.room))
+            return await pool.ask(request.shortened(error.room))
 
-    def _request(self, script: Script) -> Request:
-        wanted = self.settings.regenerate
-        stream = hashlib.blake2b(f"{wanted.seed}:{script.row}:{script.replies}".encode(), digest_size=4)
-        seed = int.from_bytes(stream.digest(), "big") >> 1
-        sampling = Sampling(wanted.temperature, wanted.top_p, wanted.top_k, seed)
-        if self.prompts is not None:
-            ids, ends = tuple(self.prompts.encode(script)), tuple(sorted(self.prompts.ends))
-            return Request(
-                wanted.max_tokens,
-                input_ids=ids,
-                sampling=sampling,
-                stop_token_ids=ends,
-                special_tokens=self._is_harmony,
-            )
-        return Request(
-            wanted.max_tokens,
-            tuple(script.prompt()),
-            sampling=sampling,
-            tools=script.tools,
-            reasoning_effort=wanted.reasoning_effort,
-            template_options=self._template_options,
+    def _request(self, conversation: OpenConversation) -> Request:
+        config = self.settings.regenerate
+        seed = stream_seed(f"{config.seed}:{conversation.index}:{conversation.replies}")
+        request = Request(
+            config.max_tokens,
+            sampling=Sampling(config.temperature, config.top_p, config.top_k, seed),
             special_tokens=self._is_harmony,
         )
+        if self.tokenizer is not None:
+            eos_ids = tuple(sorted(self.tokenizer.eos_ids))
+            return replace(request, input_ids=tuple(self.tokenizer.encode(conversation)), stop_token_ids=eos_ids)
+        return replace(
+            request,
+            messages=tuple(conversation.prompt()),
+            tools=conversation.tools,
+            reasoning_effort=config.reasoning_effort,
+            template_options=self._template_options,
+        )
 
-    def _settle(self, script: Script, answer: Answer) -> None:
-        """Write the answer into the script."""
-        said = Spoken(answer.text, answer.reasoning)
-        if said.reasoning is None and self._is_harmony:
-            said = from_harmony(answer.text) or said
+    def _append(self, conversation: OpenConversation, answer: Answer) -> None:
+        reply = ParsedReply(answer.text, answer.reasoning)
+        if reply.reasoning is None and self._is_harmony:
+            reply = from_harmony(answer.text) or reply
         if not self.settings.regenerate.is_reasoning_model:
-            opened = self.prompts is not None and self.prompts.begins_reasoning(script)
-            said = Spoken(said.content if said.reasoning else without_reasoning(said.content, opened=opened))
-        script.tokens += answer.tokens
-        script.reply(
-            said.content,
+            opened = conversation.prompt_opens_reasoning
+            reply = ParsedReply(reply.content if reply.reasoning else without_reasoning(reply.content, opened=opened))
+        conversation.generated_tokens += answer.tokens
+        conversation.append_reply(
+            reply.content,
             answer.finish,
-            reasoning=said.reasoning,
+            reasoning=reply.reasoning,
             tool_calls=answer.tool_calls,
             token_ids=answer.token_ids,
         )

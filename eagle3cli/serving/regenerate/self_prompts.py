@@ -24,6 +24,7 @@ from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import catch_stop
 from eagle3cli.serving.decode.batches import decoding
+from eagle3cli.serving.engine import context_length
 from eagle3cli.serving.sampling import Sampling
 from eagle3cli.settings.tables import Settings
 
@@ -130,7 +131,7 @@ def _load_tools(settings: Settings, report: Reporter) -> _Tools:
     header = list(tokenize(tokenizer, [before])[0].ids)
     set_threads(target.threads)
     loaded = load_target(target, report)
-    context = int(getattr(loaded.model.config, "max_position_embeddings", 0) or 1 << 30)
+    context = context_length(loaded.model)
     ends = eos_ids(tokenizer, target.model_path) | _first_special(tokenizer, after)
     return _Tools(loaded, tokenizer, header, ends, max(1, min(LONGEST, context - len(header) - 1)))
 

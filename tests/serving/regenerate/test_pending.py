@@ -12,7 +12,7 @@ from eagle3cli.data.conversations.conversation import Conversation
 from eagle3cli.data.conversations.system_prompt import system_prompt_text
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.serving.reasoning import without_reasoning
-from eagle3cli.serving.regenerate.pending import write_script
+from eagle3cli.serving.regenerate.pending import open_conversation
 
 
 def say(role: str, content: str, **extra: Any) -> dict[str, Any]:
@@ -21,12 +21,12 @@ def say(role: str, content: str, **extra: Any) -> dict[str, Any]:
 
 def play(messages: list[Any], turns: Any = "all", system: str | None = None) -> tuple[dict[str, Any], list[int]]:
     """The finished row, and how many messages each prompt had."""
-    script = write_script(0, Conversation("a", tuple(messages)), turns, system)
+    conversation = open_conversation(0, Conversation("a", tuple(messages)), turns, system)
     seen = []
-    while not script.is_over:
-        seen.append(len(script.prompt()))
-        script.reply(f"new {len(seen)}", "stop")
-    return script.to_row(), seen
+    while not conversation.is_complete:
+        seen.append(len(conversation.prompt()))
+        conversation.append_reply(f"new {len(seen)}", "stop")
+    return conversation.to_row(), seen
 
 
 TALK = [say("user", "1"), say("assistant", "old"), say("user", "2"), say("assistant", "old")]
@@ -66,8 +66,8 @@ def test_user_turns_alone_are_answered_one_by_one(turns: str) -> None:
 
 def test_tools_stay_with_the_row() -> None:
     tools = ({"type": "function", "function": {"name": "f"}},)
-    script = write_script(0, Conversation("a", tuple(TALK), tools=tools), "all")
-    assert script.to_row()["tools"] == list(tools)
+    conversation = open_conversation(0, Conversation("a", tuple(TALK), tools=tools), "all")
+    assert conversation.to_row()["tools"] == list(tools)
 
 
 def test_tool_calls_stand() -> None:
@@ -88,13 +88,13 @@ def test_the_system_prompt_replaces_the_rows_own() -> None:
 
 
 def test_a_cut_ends_after_the_last_reply() -> None:
-    script = write_script(0, Conversation("a", tuple(TALK)), "all")
-    script.prompt()
-    script.reply("new", "length")
-    script.prompt()
-    script.cut()
-    assert script.is_over
-    assert [m["content"] for m in script.to_row()["conversations"]] == ["1", "new"]
+    conversation = open_conversation(0, Conversation("a", tuple(TALK)), "all")
+    conversation.prompt()
+    conversation.append_reply("new", "length")
+    conversation.prompt()
+    conversation.cut()
+    assert conversation.is_complete
+    assert [m["content"] for m in conversation.to_row()["conversations"]] == ["1", "new"]
 
 
 ROLES = st.lists(st.sampled_from(["user", "assistant", "system"]), min_size=1, max_size=8)

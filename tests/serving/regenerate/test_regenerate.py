@@ -16,9 +16,9 @@ import pytest
 
 from eagle3cli.errors import DataError, ModelError, UsageError
 from eagle3cli.runtime.report import Silent
+from eagle3cli.serving.chat_tokenizer import ChatTokenizer
+from eagle3cli.serving.conversation import OpenConversation
 from eagle3cli.serving.regenerate import record
-from eagle3cli.serving.regenerate.pending import Script
-from eagle3cli.serving.regenerate.prompts import Prompts
 from eagle3cli.serving.regenerate.regenerate import Regenerated, regenerate
 from eagle3cli.settings.tables import Settings
 from tests.conftest import ROOT
@@ -143,14 +143,14 @@ def test_dirty_rows_all_end_somewhere(tiny: Path, tmp_path: Path, shared: Path) 
 def test_retry_takes_in_rows_that_work_now(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_rows(tmp_path / "in.jsonl", 6)
     run(tiny, path, tmp_path / "expected")
-    real = Prompts.encode
+    real = ChatTokenizer.encode
 
-    def refuse(self: Prompts, script: Script) -> list[int]:
-        if script.prompt()[0]["content"].startswith(("1:", "5:")):
+    def refuse(self: ChatTokenizer, conversation: OpenConversation) -> list[int]:
+        if conversation.prompt()[0]["content"].startswith(("1:", "5:")):
             raise ModelError("the template refuses")
-        return real(self, script)
+        return real(self, conversation)
 
-    monkeypatch.setattr(Prompts, "encode", refuse)
+    monkeypatch.setattr(ChatTokenizer, "encode", refuse)
     assert run(tiny, path, tmp_path / "out").errors == 2
     monkeypatch.undo()
     done = run(tiny, path, tmp_path / "out", retry_errors=True)
