@@ -44,6 +44,7 @@ from eagle3cli.training.history import history_writer
 from eagle3cli.training.initialise import gather_sample, initialise
 from eagle3cli.training.metrics import Window
 from eagle3cli.training.optim.optimizer import Optimizer
+from eagle3cli.training.optim.schedule import total_steps
 from eagle3cli.training.parallel import Spread, spread_out
 from eagle3cli.training.sampler import Order
 from eagle3cli.training.sharding import balance, share_of
@@ -148,7 +149,7 @@ def build(settings: Settings, report: Reporter, ranks: Ranks = SINGLE_PROCESS) -
         ),
         eval_source=inputs.eval_source,
         order=order,
-        total_steps=_total_steps(settings.train, order),
+        total_steps=total_steps(settings.train, order.steps_per_epoch),
         budget_seconds=budget,
         draft=draft,
         embedding_VH=embedding,
@@ -282,13 +283,6 @@ def initialise_from_target(draft: Draft, inputs: Inputs, report: Reporter) -> No
             last_layer_mlp={k: weights[k] for k in ("gate_proj", "up_proj", "norm") if k in weights},
         )
         task.advance(1)
-
-
-def _total_steps(train: TrainSettings, order: Order) -> int | None:
-    """Steps of the run; under a time budget only an explicit ``total_steps`` ends it earlier."""
-    if train.time_budget is not None:
-        return train.total_steps
-    return min(order.steps_per_epoch * train.num_epochs, train.total_steps or 10**12)
 
 
 def parse_duration(text: str | None) -> float | None:

@@ -84,12 +84,12 @@ def spread_out(forward: Forward, ranks: Ranks, settings: TrainSettings, dtype: t
     Replicated weights are cast to ``dtype``; shards stay fp32 and are their own masters. Raises UsageError for an
     optimiser that needs whole matrices.
     """
-    draft, how, muon = forward.draft, settings.sharding, settings.optimizer == "muon"
-    if how == "fsdp" and muon:
+    draft = forward.draft
+    if settings.sharding == "fsdp" and settings.optimizer == "muon":
         fix = "use --draft-sharding replicate, or --optimizer adamw"
         raise UsageError("muon needs whole matrices, fsdp cuts them", where="--draft-sharding", fix=fix)
     ranks.broadcast([*draft.parameters(), *draft.buffers()])
-    if ranks.world_size == 1 or how == "replicate" or (how == "auto" and (muon or size(draft) < SHARD_FROM)):
+    if not uses_fsdp(settings, size(draft), ranks.world_size):
         draft.cast(dtype)
         return Spread(ranks)
     device = draft.fc.weight.device.type
@@ -101,6 +101,12 @@ def spread_out(forward: Forward, ranks: Ranks, settings: TrainSettings, dtype: t
     forward.set_gradient_divide_factor(1.0)  # sums, not means
     forward.set_force_sum_reduction_for_comms(True)  # gloo has no means; with torch 2.8 it gives sums for them
     return Spread(ranks, forward)
+
+
+def uses_fsdp(settings: TrainSettings, weights: int, world_size: int) -> bool:
+    """Whether the ranks shard a draft of so many ``weights``."""
+    how, muon = settings.sharding, settings.optimizer == "muon"
+    return world_size > 1 and (how == "fsdp" or (how == "auto" and not muon and weights >= SHARD_FROM))
 
 
 def size(draft: Draft) -> int:
