@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -15,6 +14,7 @@ from eagle3cli.errors import UsageError
 from eagle3cli.pipeline.stages import Stage, StageOut, for_stage, stages
 from eagle3cli.runs.state import process
 from eagle3cli.runtime.files import read_json, well_formed, write_json
+from eagle3cli.runtime.provenance import changes, digest_json, refuse_changes
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from eagle3cli.settings.tables import Settings
 
 FILE = "stages.json"
-DEFAULT = "the default"
 
 
 @dataclass
@@ -96,7 +95,7 @@ def _keyed(settings: Settings) -> list[tuple[Stage, dict[str, Any], str]]:
     found, key = [], ""
     for stage in stages(settings):
         values = stage.of(settings)
-        key = hashlib.sha256(json.dumps([key, values], sort_keys=True).encode()).hexdigest()[:16]
+        key = digest_json([key, values])
         found.append((stage, values, key))
     return found
 
@@ -173,14 +172,12 @@ def _is_outdated(
     before = ledger.stages.get(stage.name)
     if before is None or before["key"] == key:
         return False
-    was = before["settings"]
-    changed = sorted(name for name in wanted.keys() | was.keys() if wanted.get(name) != was.get(name))
+    changed = changes(before["settings"], wanted, absent="the default", text="{key} was {was}, is {now}")
     allowed = redo or settings.run.overwrite or (settings.run.regenerate and stage.name == "regenerate")
     allowed = allowed or (stage.name == "target" and before["state"] != "done")  # nothing was made with it yet
-    if changed and not allowed:
-        told = (f"{name} was {was.get(name, DEFAULT)}, is {wanted.get(name, DEFAULT)}" for name in changed)
+    if not allowed:
         fix = "pass --overwrite to redo this stage and those after it, or choose another --output-dir"
-        raise UsageError(f"made with other settings: {'; '.join(told)}", where=f"stage {stage.name}", fix=fix)
+        refuse_changes(changed, f"stage {stage.name}", fix, joint="; ")
     return True
 
 

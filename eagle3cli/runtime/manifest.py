@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -11,41 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.errors import DataError, Eagle3Error, UsageError
+from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.runtime.files import read_json, write_json
-
-Stat = dict[str, Any]
-
-
-def digest_file(path: Path) -> str:
-    """SHA-256 of a file's content; raises DataError where it cannot be read."""
-    try:
-        with path.open("rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read: {error.strerror}", where=str(path), fix="check the path") from error
-
-
-def describe_file(path: Path, known: Mapping[str, Stat] | None = None) -> Stat:
-    """Content hash of a file, with what tells cheaply that it is still the same file.
-
-    ``known`` holds earlier descriptions by absolute path; an untouched file is not read again.
-    """
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise DataError(f"cannot read: {error.strerror}", where=str(path), fix="check the path") from error
-    # The change time and inode cannot be kept by a copy over the file, unlike size and modification time.
-    cheap = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns, "inode": stat.st_ino}
-    before = (known or {}).get(str(path.resolve()))
-    if before and all(before.get(key) == value for key, value in cheap.items()):
-        return before
-    return {**cheap, "sha256": digest_file(path)}
-
-
-def describe(paths: Iterable[Path], known: Mapping[str, Stat] | None = None) -> dict[str, Stat]:
-    """:func:`describe_file` of several files by absolute path."""
-    return {str(path.resolve()): describe_file(path, known) for path in paths}
+from eagle3cli.runtime.provenance import FileStat, describe_files
 
 
 def finished(path: Path, options: Mapping[str, Any], inputs: Iterable[Path]) -> dict[str, Any] | None:
@@ -55,7 +22,7 @@ def finished(path: Path, options: Mapping[str, Any], inputs: Iterable[Path]) -> 
         before = manifest["inputs"]
         if manifest["state"] != "finished" or manifest["options"] != dict(options):
             return None
-        now = describe(inputs, before)
+        now = describe_files(inputs, before)
         if {name: stat["sha256"] for name, stat in now.items()} != {
             name: stat["sha256"] for name, stat in before.items()
         }:
@@ -90,7 +57,7 @@ def refuse_standing(path: Path, outputs: Iterable[str], *, overwrite: bool) -> N
 def finish(
     path: Path,
     options: Mapping[str, Any],
-    inputs: Mapping[str, Stat],
+    inputs: Mapping[str, FileStat],
     outputs: Iterable[str],
     summary: Mapping[str, Any],
 ) -> None:

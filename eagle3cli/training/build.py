@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -32,6 +30,7 @@ from eagle3cli.models.config import DraftConfig, read_draft_config, text_part
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.devices import compute_type, set_threads
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
+from eagle3cli.runtime.provenance import changes, digest_json
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.tables import Settings
@@ -329,13 +328,12 @@ def changed_settings(run: Path, settings: Settings) -> list[str]:
     if not path.is_file():
         return []
     was, now = (tomllib.loads(text) for text in (path.read_text(encoding="utf-8"), to_toml(settings)))
-    found = []
+    changed: list[str] = []
     for table in ("target", "draft", "data", "train"):
         old, new = was.get(table, {}), now.get(table, {})
-        for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key) and key not in SESSION_FIELDS:
-                found.append(f"{table}.{key} was {old.get(key, 'not set')}, is {new.get(key, 'not set')}")
-    return found
+        keys = sorted((old.keys() | new.keys()) - set(SESSION_FIELDS))
+        changed += changes(old, new, keys=keys, absent="not set", text=f"{table}.{{key}} was {{was}}, is {{now}}")
+    return changed
 
 
 def _fingerprint(settings: Settings, inputs: Inputs) -> str:
@@ -344,5 +342,4 @@ def _fingerprint(settings: Settings, inputs: Inputs) -> str:
     kept = {k: v for k, v in train.model_dump(mode="json").items() if k not in SESSION_FIELDS}
     target = fingerprint(settings.target.model_path, revision=settings.target.revision)
     started = start_digest(settings) or settings.draft.init
-    text = json.dumps([kept, started, inputs.config.to_sglang(), inputs.data_key, target])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest_json([kept, started, inputs.config.to_sglang(), inputs.data_key, target], sort_keys=False)

@@ -7,10 +7,8 @@ side, each its own shards, and one that was killed and started again gives the s
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,8 @@ from eagle3cli.data.hidden_states.store import (
 )
 from eagle3cli.errors import DataError, Eagle3Error, UsageError
 from eagle3cli.runtime.files import read_json, write_json, writing
+from eagle3cli.runtime.lock import locked
+from eagle3cli.runtime.provenance import changes
 from eagle3cli.runtime.report import Reporter
 
 MB = 1_000_000
@@ -111,10 +111,11 @@ class StoreWriter:
         ranks: int = 1,
     ) -> None:
         self.folder, self.meta, self.ranks = folder, meta, ranks
-        self._lock: int | None = None
+        self._lock = ExitStack()
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(folder)
+            busy = Eagle3Error("another process is writing here", where=str(folder), fix="wait for it, or stop it")
+            self._lock.enter_context(locked(folder, busy))
         try:
             if rank == 0:
                 self._open(plan, index, dict(sample or {}), dict(computed or {}), report)
@@ -173,8 +174,8 @@ class StoreWriter:
             )
         _write(self.folder / INDEX, blob)
         if computed not in manifest["computed"]:
-            told = ", ".join(f"{k} {v}" for k, v in computed.items() if v != manifest["computed"][-1].get(k))
-            report.warn(f"{self.folder}: going on with {told}; rows from here on may differ in their last bits")
+            changed = ", ".join(changes(manifest["computed"][-1], computed, keys=computed, text="{key} {now}"))
+            report.warn(f"{self.folder}: going on with {changed}; rows from here on may differ in their last bits")
             manifest["computed"].append(computed)
             write_json(self.folder / MANIFEST, manifest)
 
@@ -182,9 +183,7 @@ class StoreWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.close()
 
     @property
     def complete(self) -> bool:
@@ -249,25 +248,13 @@ def _write(path: Path, blob: bytes) -> None:
             f.write(blob)
 
 
-def _lock(folder: Path) -> int:
-    """Keep a second writer out of the folder, for as long as this process lives or the handle is open."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        fix = "wait for it, or stop it"
-        raise Eagle3Error("another process is writing here", where=str(folder), fix=fix) from error
-    return handle
-
-
 def refuse_other(found: StoreMeta, wanted: StoreMeta, folder: Path) -> None:
     """Raise DataError where a store was made from something else; a target may have moved to another place."""
     old, new = asdict(found), asdict(wanted)
-    lines = []
-    for key in new.keys() - {"target", "revision"}:
-        if old[key] != new[key]:
-            lines.append(f"- {HASHES[key]} differ" if key in HASHES else f"- {key}: {old[key]} there, {new[key]} now")
+    lines = changes(
+        old, new, keys=new.keys() - HASHES.keys() - {"target", "revision"}, text="- {key}: {was} there, {now} now"
+    )
+    lines += [f"- {content} differ" for key, content in HASHES.items() if old[key] != new[key]]
     if lines:
         raise DataError(
             "was captured differently:\n" + "\n".join(sorted(lines)),

@@ -38,6 +38,7 @@ from eagle3cli.data.sources.lines import SourceRow, parse_line, read_raw_lines
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime import manifest
 from eagle3cli.runtime.files import writing
+from eagle3cli.runtime.provenance import describe_files
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import catch_stop
 from eagle3cli.settings.data import MergeSettings
@@ -68,7 +69,7 @@ def merge(options: MergeSettings, report: Reporter) -> Merged:
     before = None if options.overwrite else manifest.finished(folder / MANIFEST, chosen, inputs)
     if before is not None:
         return Merged(folder, before["summary"], already=True)
-    described = manifest.describe(inputs)
+    described = describe_files(inputs)
     manifest.begin(folder / MANIFEST, (TRAIN, EVAL, ERRORS), overwrite=options.overwrite)
     summary = _write(folder, shards, options, report)
     summary |= {"shards": len(shards), "failed_rows": sum(1 for file in error_files for _ in read_raw_lines(file))}

@@ -24,6 +24,7 @@ from eagle3cli.data.sources.mixture import interleave, quotas, streamed_rows
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime import manifest
 from eagle3cli.runtime.files import writing
+from eagle3cli.runtime.provenance import describe_files
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop, catch_stop
 from eagle3cli.settings.data import PrepareSettings
@@ -70,7 +71,7 @@ def prepare(options: PrepareSettings, report: Reporter, author: Author | None = 
     before = None if options.overwrite else manifest.finished(folder / MANIFEST, chosen, inputs)
     if before is not None:
         return Prepared(folder, before["summary"], already=True, own_data=own_data)
-    described = manifest.describe(inputs)
+    described = describe_files(inputs)
     outputs = outputs_of(options)
     manifest.begin(folder / MANIFEST, outputs, overwrite=options.overwrite)
     summary = _write(folder, origins, options, author, report)

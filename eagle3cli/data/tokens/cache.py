@@ -32,7 +32,8 @@ from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.data.tokens.vocab_file import holds, write_vocab
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.files import read_json, write_folder, write_json
-from eagle3cli.runtime.manifest import Stat, describe, remove_leftovers
+from eagle3cli.runtime.manifest import remove_leftovers
+from eagle3cli.runtime.provenance import FileStat, describe_files, digest_json
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.tables import Settings
 
@@ -152,11 +153,11 @@ def cache_key(settings: Settings, recipe: Recipe, paths: dict[str, Path], *, rem
     ``remember`` keeps the files' hashes in the cache's folder, where there is one.
     """
     known_file = settings.data.cache_dir / DIGESTS
-    known: dict[str, Stat] = read_json(known_file) if known_file.is_file() else {}
+    known: dict[str, FileStat] = read_json(known_file) if known_file.is_file() else {}
     folder = Path(recipe.model_path).expanduser()
     found = {file for pattern in TOKENIZER_PARTS for file in folder.glob(pattern)} if folder.is_dir() else set()
     parts = sorted(file for file in found if file.is_file())
-    described = describe([*paths.values(), *parts], known)
+    described = describe_files([*paths.values(), *parts], known)
     new = any(known.get(name) != stat for name, stat in described.items())
     if remember and new and settings.data.cache_dir.is_dir():
         write_json(known_file, {**known, **described})
@@ -166,7 +167,7 @@ def cache_key(settings: Settings, recipe: Recipe, paths: dict[str, Path], *, rem
         "tokenizer": _tokenizer_content(recipe, {p.name: described[str(p.resolve())]["sha256"] for p in parts}),
         "options": {name: value for name, value in asdict(recipe).items() if name not in ELSEWHERE},
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return digest_json(content)
 
 
 def _tokenizer_content(recipe: Recipe, files: dict[str, str]) -> dict[str, Any]:

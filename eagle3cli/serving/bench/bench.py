@@ -13,7 +13,7 @@ from pathlib import Path
 from eagle3cli.data.conversations.system_prompt import system_prompt_text
 from eagle3cli.errors import DataError, Eagle3Error, Stopped, UsageError
 from eagle3cli.models.export import find_draft
-from eagle3cli.runtime.manifest import digest_file
+from eagle3cli.runtime.provenance import digest_file
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop, catch_stop
 from eagle3cli.serving.bench.configs import Config, parse_config, with_baselines

@@ -10,6 +10,7 @@ from typing import Any
 
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.files import write_text
+from eagle3cli.runtime.provenance import changes, refuse_changes
 from eagle3cli.serving.bench.configs import Config
 
 Row = dict[str, Any]
@@ -57,13 +58,7 @@ class Results:
             rows = [row for row in rows if row["kind"]]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UsageError("not a result file of eagle3 bench", where=str(path), fix=fix) from error
-        changed = [
-            f"{key} was {before.get(key)!r}, is {settings[key]!r}"
-            for key in settings
-            if settings[key] != before.get(key)
-        ]
-        if changed:
-            raise UsageError(f"made with other settings: {', '.join(changed)}", where=str(path), fix=fix)
+        refuse_changes(changes(before, settings, keys=settings), str(path), fix)
         return cls(path, settings, rows)
 
     def add(self, rows: Sequence[Row]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from eagle3cli.data.conversations.messages import Message
 from eagle3cli.data.sources.lines import read_jsonl
 from eagle3cli.errors import DataError, UsageError
+from eagle3cli.runtime.provenance import changes
 from eagle3cli.runtime.report import Reporter
 
 HEADER: dict[str, Any] = {
@@ -60,11 +61,8 @@ def load_recorded(name: str | None, settings: Mapping[str, Any], report: Reporte
     if header is None or header.value is None or "target" not in header.value:
         fix = "make it with: python -m eagle3cli.serving.regenerate.record SHARDS OUTPUT"
         raise DataError("no recorded replies: the first line does not tell their settings", where=str(path), fix=fix)
-    differences = [
-        f"{key} {header.value.get(key, usual)!r} instead of {settings.get(key, usual)!r}"
-        for key, usual in HEADER.items()
-        if header.value.get(key, usual) != settings.get(key, usual)
-    ]
+    before = {**HEADER, **header.value}
+    differences = changes(before, {**HEADER, **settings}, keys=HEADER, text="{key} {was!r} instead of {now!r}")
     if differences:
         report.warn(f"{path.name} was recorded with {', '.join(differences)}: every reply is generated instead")
         return Recorded()

@@ -6,7 +6,6 @@ finished shard is sorted, renamed into place and then named in the manifest. Onl
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -18,6 +17,8 @@ from typing import Any, Literal
 
 from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.runtime.files import disk_error, read_json, well_formed, write_json, writing
+from eagle3cli.runtime.lock import locked
+from eagle3cli.runtime.provenance import changes, refuse_changes
 
 MANIFEST = "manifest.json"
 SYNC_SECONDS = 2.0
@@ -72,12 +73,12 @@ class ShardFolder:
                 before = dict(self.manifest["made_with"])
                 for counts in self.manifest["shards"].values():
                     counts["finished"], int(counts["errors"]), int(counts["rows"])
-            changed = [key for key in made_with if made_with[key] != before.get(key, made_with[key])]
-            if changed:
-                told = ", ".join(f"{key} was {before.get(key)!r}, is {made_with[key]!r}" for key in changed)
-                what = f"the shards there were made with other settings: {told}"
-                fix = "choose another --output-dir, or pass --overwrite to start over"
-                raise UsageError(what, where=str(self.folder), fix=fix)
+            refuse_changes(
+                changes({**made_with, **before}, made_with, keys=made_with),
+                str(self.folder),
+                "choose another --output-dir, or pass --overwrite to start over",
+                what="the shards there were made with other settings",
+            )
             return True
         if any(self.folder.glob("shard_*.jsonl")):
             fix = "choose another --output-dir, or pass --overwrite to replace them"
@@ -100,12 +101,8 @@ class ShardFolder:
     def locked(self) -> Iterator[None]:
         """Keep a second process out of the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as f:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                fix = "wait for it, or choose another --output-dir"
-                raise UsageError("another process writes there", where=str(self.folder), fix=fix) from error
+        fix = "wait for it, or choose another --output-dir"
+        with locked(self.folder / ".lock", UsageError("another process writes there", where=str(self.folder), fix=fix)):
             yield
 
     def summary(self, shard: Shard) -> dict[str, int] | None:
