@@ -78,7 +78,7 @@ def test_simulated_acceptance_engine_and_independent_decoder_agree(
     config, state = load_draft(folder / name, aux_layers=target.aux_layers)
     draft = Draft(config).float().eval()
     draft.load_state_dict(state)
-    ours, _ = decode(target, draft, prompts, batch_size=4, **options)
+    ours = decode(target, draft, prompts, batch_size=4, **options)
     assert [row.token_ids for row in ours] == independent.replies
     assert [row.steps for row in ours] == independent.steps
 

@@ -96,7 +96,7 @@ def prompts(vocab: int, count: int) -> list[list[int]]:
 def replies_of(target: HfTarget, draft: Draft | None, asked: list[list[int]]) -> Expected:
     """Greedy replies of exactly REPLY tokens, with the draft's acceptance."""
     k = STEPS if draft else 0
-    found, _ = decode(target, draft, asked, k=k, max_new_tokens=REPLY, eos_ids=frozenset(), batch_size=len(asked))
+    found = decode(target, draft, asked, k=k, max_new_tokens=REPLY, eos_ids=frozenset(), batch_size=len(asked))
     at = [sum(each.accepted_at[i] for each in found) for i in range(k)]
     return Expected(asked, [each.token_ids for each in found], [each.steps for each in found], at)
 

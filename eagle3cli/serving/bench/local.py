@@ -63,7 +63,7 @@ class LocalSpeaker:
 
     def _decode(self, prompts: list[list[int]], wanted: Wanted, seeds: list[int]) -> list[Decoded]:
         room = self.context - max(map(len, prompts))
-        answers, _ = decode(
+        answers = decode(
             self.target,
             self.draft if wanted.config.steps else None,
             prompts,
@@ -88,7 +88,7 @@ class LocalSpeaker:
             frames=tuple(found.frames),
             seconds=found.frames[-1][0],
         )
-        return Heard(talk.number, talk.turn, tuple(prompt), answer, found.smallest_margin)
+        return Heard(talk.number, talk.turn, tuple(prompt), answer)
 
     @torch.inference_mode()
     def margin(self, prompt: Sequence[int], one: int, other: int) -> float | None:

@@ -118,8 +118,6 @@ class Heard:
     turn: int
     prompt: tuple[int, ...]
     answer: Answer
-    margin: float | None = None
-    """Smallest gap between the best two logits, where the engine knows it."""
 
 
 @dataclass

@@ -1,11 +1,20 @@
 """Lossless decoding with a draft chain, in this process: the engine behind ``bench --engine local``.
 
-Per step and row of the batch the draft proposes k tokens, one target pass verifies them all, the leading ones that the
-target would have written are kept, and the target adds one of its own. At a temperature proposals are drawn and kept
-by exact speculative sampling (:mod:`speculate`). k = 0 is plain decoding through the same code. The text is the
-target's own whatever the draft says. Knows nothing about text or tasks.
+Each step of a batch has three parts:
 
-Shapes: B rows of the batch, Q query tokens, H hidden, C auxiliary width.
+1. propose: the draft writes k tokens, one after the other, each from its own hidden state and the token before;
+2. verify: one pass of the target reads the newest token and all k draft tokens. Attention is causal, so its logits
+   after each of them are those that plain decoding would compute if it had come that far;
+3. accept: the leading draft tokens that the target would have written itself are kept, and the target adds one of its
+   own, so every step gives 1 to k + 1 tokens. At a temperature they are drawn by exact rejection sampling
+   (:mod:`eagle3cli.serving.decode.speculate`).
+
+The text is the target's own whatever the draft says; what is saved are target passes, each of which reads all weights
+for few tokens. k = 0 is plain decoding through the same code. Knows nothing about text or tasks.
+
+Shapes: B sequences of the batch, Q query tokens of a pass (k + 1 when verifying), T draft steps (k), H hidden,
+C auxiliary width, A query heads, K key/value heads, S positions seen, D head size, V target vocabulary, W draft
+vocabulary.
 """
 
 from __future__ import annotations
@@ -24,10 +33,8 @@ from eagle3cli.backends.target.positions import PositionCache, cached, grouped, 
 from eagle3cli.errors import ModelError
 from eagle3cli.models.draft import Draft, rotate
 from eagle3cli.serving.decode.batches import serves_positions
-from eagle3cli.serving.decode.speculate import draw, draws, keep_or_replace
-
-COMPACT_BELOW = 0.75
-"""Finished rows are dropped from the batch once no more than this share is live."""
+from eagle3cli.serving.decode.generate import COMPACT_BELOW, draw
+from eagle3cli.serving.decode.speculate import rejection_sample, uniform
 
 
 @dataclass
@@ -35,30 +42,28 @@ class Decoded:
     """One prompt's new tokens and how they came about."""
 
     token_ids: list[int] = field(default_factory=list)
-    finish: str = "length"
+    finish: str = ""
+    """``stop`` or ``length``; empty while it is being decoded."""
     steps: int = 0
     """Verification passes; the first token comes from the prefill and from none of them."""
     accepted_at: list[int] = field(default_factory=list)
-    """Steps in which the proposal at each depth was accepted and is part of the reply."""
+    """Steps in which the draft token at each depth was accepted and is part of the reply."""
     counted_at: list[int] = field(default_factory=list)
     """The same with those behind the reply's end, which its last step accepted, too: servers count like that."""
     frames: list[tuple[float, int]] = field(default_factory=list)
     """When there were how many tokens, in seconds since the batch began."""
-    smallest_margin: float = float("inf")
-    """Smallest gap between the best and second-best logit: below about 1e-4 two exact engines may differ."""
 
-    @property
-    def acceptance_length(self) -> float:
-        """Tokens per verification pass, the first token apart."""
-        return (len(self.token_ids) - 1) / self.steps if self.steps else 0.0
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Wall-clock seconds of a :func:`decode` call."""
-
-    prefill: float
-    decode: float
+    def append(self, tokens: Sequence[int], limit: int, eos_ids: frozenset[int]) -> int:
+        """Add tokens up to the end of the reply; returns how many were added."""
+        for count, token in enumerate(tokens, 1):
+            self.token_ids.append(token)
+            if token in eos_ids:
+                self.finish = "stop"
+            elif len(self.token_ids) >= limit:
+                self.finish = "length"
+            if self.finish:
+                return count
+        return len(tokens)
 
 
 @torch.inference_mode()
@@ -73,7 +78,7 @@ def decode(
     batch_size: int,
     temperature: float = 0.0,
     seeds: Sequence[int] = (),
-) -> tuple[list[Decoded], Speed]:
+) -> list[Decoded]:
     """Continuations of token prompts, with ``k`` draft steps per verification (0: none).
 
     Greedy at temperature 0, else drawn, each with its own of ``seeds``. The prompts are decoded in batches of similar
@@ -90,190 +95,167 @@ def decode(
         raise ModelError(what, where=target.path, fix="measure it on a server: eagle3 bench without --engine local")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     results = [Decoded(accepted_at=[0] * k, counted_at=[0] * k) for _ in prompts]
-    prefill = total = 0.0
     with grouped(target.model), target.tapping() as taps:
-        for at in range(0, len(order), batch_size):
-            part = order[at : at + batch_size]
-            begun = time.perf_counter()
-            batch = _Batch(target, taps, draft if k else None, [list(prompts[i]) for i in part], k, max_new_tokens)
-            batch.temperature = temperature
-            batch.streams = [random.Random(seeds[i]) for i in part] if temperature else []
-            first = batch.prefill()
-            prefilled = time.perf_counter()
-            _run(batch, first, [results[i] for i in part], max_new_tokens, eos_ids, begun)
-            prefill += prefilled - begun
-            total += time.perf_counter() - begun
-    return results, Speed(prefill, total - prefill)
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            started = time.perf_counter()
+            rngs = [random.Random(seeds[i]) for i in indices] if temperature else []
+            batch = _Batch(target, taps, draft, [prompts[i] for i in indices], k, max_new_tokens, temperature, rngs)
+            _decode_batch(batch, [results[i] for i in indices], max_new_tokens, eos_ids, started)
+    return results
 
 
-def _run(
-    batch: _Batch,
-    first: tuple[Tensor, Tensor],
-    results: list[Decoded],
-    limit: int,
-    eos_ids: frozenset[int],
-    begun: float,
-) -> None:
-    """Decode until every row of the batch has finished."""
-    tokens_B, margins_B = first
-    for row, result in enumerate(results):
-        _take(result, [int(tokens_B[row])], [float(margins_B[row])], limit, eos_ids)
-        result.frames.append((time.perf_counter() - begun, 1))
-    live = list(range(len(results)))
-    while True:
-        still = [at for at, i in enumerate(live) if not _finished(results[i], limit, eos_ids)]
-        if not still:
-            return
-        if len(still) <= COMPACT_BELOW * len(live):
-            batch.keep(torch.tensor(still))
-            live = [live[at] for at in still]
-        accepted, verified_BQ, margins_BQ = batch.step()
-        for at, i in enumerate(live):
-            if not _finished(results[i], limit, eos_ids):
-                count = accepted[at] + 1
-                result = results[i]
-                gained = _take(
-                    result, verified_BQ[at, :count].tolist(), margins_BQ[at, :count].tolist(), limit, eos_ids
-                )
-                result.frames.append((time.perf_counter() - begun, len(result.token_ids)))
-                result.steps += 1
-                for depth in range(accepted[at]):
-                    result.counted_at[depth] += 1
-                    result.accepted_at[depth] += depth < gained
-
-
-def _take(result: Decoded, tokens: list[int], margins: list[float], limit: int, eos_ids: frozenset[int]) -> int:
-    """Append tokens up to the end of the reply; returns how many were taken."""
-    taken = 0
-    for token, margin in zip(tokens, margins, strict=True):
-        if _finished(result, limit, eos_ids):
-            break
-        result.token_ids.append(token)
-        result.smallest_margin = min(result.smallest_margin, margin)
-        taken += 1
-    if result.token_ids[-1] in eos_ids:
-        result.finish = "stop"
-    return taken
-
-
-def _finished(result: Decoded, limit: int, eos_ids: frozenset[int]) -> bool:
-    return len(result.token_ids) >= limit or (bool(result.token_ids) and result.token_ids[-1] in eos_ids)
+def _decode_batch(batch: _Batch, results: list[Decoded], limit: int, eos_ids: frozenset[int], started: float) -> None:
+    """Decode until every sequence of the batch has finished."""
+    for result, token in zip(results, batch.prefill(), strict=True):
+        result.append([token], limit, eos_ids)
+        result.frames.append((time.perf_counter() - started, 1))
+    while unfinished := [row for row, result in enumerate(results) if not result.finish]:
+        if len(unfinished) <= COMPACT_BELOW * len(results):
+            batch.keep(torch.tensor(unfinished))
+            results = [results[row] for row in unfinished]
+        for result, (accepted, tokens) in zip(results, batch.step(), strict=True):
+            if result.finish:
+                continue
+            added = result.append(tokens, limit, eos_ids)
+            result.frames.append((time.perf_counter() - started, len(result.token_ids)))
+            result.steps += 1
+            for depth in range(accepted):
+                result.counted_at[depth] += 1
+                result.accepted_at[depth] += depth < added
 
 
 class _Batch:
-    """The caches and the newest states of the rows that are decoded together."""
+    """The caches and the newest states of the sequences that are decoded together.
+
+    Both caches are addressed by position (:class:`PositionCache`): what a rejected token left behind needs no clean-up,
+    for its slot is written again before any query can see it.
+    """
 
     def __init__(
         self,
         target: HfTarget,
         taps: dict[int, Tensor],
         draft: Draft | None,
-        prompts: list[list[int]],
+        prompts: Sequence[Sequence[int]],
         k: int,
         max_new_tokens: int,
+        temperature: float,
+        rngs: list[random.Random],
     ) -> None:
-        self.target, self.taps, self.draft, self.prompts, self.k = target, taps, draft, prompts, k
-        self.embedding_VH = draft.embedding(target.embedding_VH) if draft is not None else target.embedding_VH
-        self.longest = max(len(p) for p in prompts) + max_new_tokens
-        slots = self.longest + k + 1
+        self.target = target
+        self.taps = taps
+        self.draft = draft if k else None
+        self.prompts = prompts
+        self.k = k
+        self.temperature = temperature
+        self.rngs = rngs
+        """At a temperature, every sequence's random numbers."""
+        self.embedding_VH = self.draft.embedding(target.embedding_VH) if self.draft else target.embedding_VH
+        self.length_B = torch.tensor([len(prompt) for prompt in prompts], device=target.device)
+        """Tokens of every sequence, the newest included."""
+        self.max_length = max(map(len, prompts)) + max_new_tokens
+        slots = self.max_length + k + 1
         self.target_cache = PositionCache(len(prompts), slots)
         self.draft_cache = PositionCache(len(prompts), slots)
-        self.length_B = torch.tensor([len(p) for p in prompts], device=target.device)
-        """Known tokens of every row, the newest included."""
-        self.newest_B = self.length_B
-        self.draft_hidden_BH: Tensor | None = None
-        """The draft's hidden state at its newest row: it proposes the token after the newest one."""
-        self.temperature = 0.0
-        self.streams: list[random.Random] = []
-        """At a temperature, every row's random numbers."""
+        self.newest_B = self.length_B.new_zeros(len(prompts))
+        """The last token of every sequence: neither model has read it yet."""
+        self.draft_hidden_BH = self.embedding_VH.new_zeros(0, 0)
+        """The draft's hidden state one position before the newest token: the first draft token comes from it."""
 
-    def prefill(self) -> tuple[Tensor, Tensor]:
-        """Run the prompts; returns the first new token of every row and its margin."""
-        width = max(len(p) for p in self.prompts)
-        ids_BQ = torch.zeros(len(self.prompts), width, dtype=torch.long, device=self.target.device)
+    def prefill(self) -> list[int]:
+        """Run the prompts, padded on the right; returns the first new token of every sequence."""
+        batch, width = len(self.prompts), max(map(len, self.prompts))
+        device = self.target.device
+        ids_BQ = torch.zeros(batch, width, dtype=torch.long, device=device)
         for row, prompt in enumerate(self.prompts):
             ids_BQ[row, : len(prompt)] = torch.tensor(prompt)
-        positions_BQ = torch.arange(width, device=ids_BQ.device).expand(len(ids_BQ), width)
+        positions_BQ = torch.arange(width, device=device).expand(batch, width)
+        rows_B = torch.arange(batch, device=device)
+        end_B = self.length_B - 1
         aux_BQC, last_BQH = self._target_pass(ids_BQ, positions_BQ)
-        rows_B = torch.arange(len(ids_BQ), device=ids_BQ.device)
-        newest_BQH = last_BQH[rows_B, self.length_B - 1][:, None]
-        none = self.length_B.new_zeros(len(ids_BQ), 0)
-        _, tokens_BQ, margins_BQ = self._verify(newest_BQH, none, none[..., None].float())
-        tokens_B, margins_B = tokens_BQ[:, 0], margins_BQ[:, 0]
+        no_draft_B0 = self.length_B.new_zeros(batch, 0)
+        # The head reads one position of each prompt: logits of all of them would be [B, Q, V].
+        _, tokens_B1 = self._verify(last_BQH[rows_B, end_B][:, None], no_draft_B0, no_draft_B0[..., None])
+        self.newest_B = tokens_B1[:, 0]
         if self.draft is not None:
             next_BQ = torch.cat((ids_BQ[:, 1:], ids_BQ[:, :1]), 1)
-            next_BQ[rows_B, self.length_B - 1] = tokens_B
-            hidden_BQH = self._draft_pass(self.draft, self.draft.first_hidden(aux_BQC), next_BQ, positions_BQ)
-            self.draft_hidden_BH = hidden_BQH[rows_B, self.length_B - 1]
-        self.newest_B, self.length_B = tokens_B, self.length_B + 1
-        return tokens_B, margins_B
+            next_BQ[rows_B, end_B] = self.newest_B
+            hidden_BQH = self._draft_step(self.draft, self.draft.first_hidden(aux_BQC), next_BQ, positions_BQ)
+            self.draft_hidden_BH = hidden_BQH[rows_B, end_B]
+        self.length_B = self.length_B + 1
+        return self.newest_B.tolist()
 
-    def step(self) -> tuple[list[int], Tensor, Tensor]:
-        """Propose, verify, accept: returns accepted proposals per row, the target's tokens ``[B, k+1]`` and margins."""
-        proposed_BQ, draft_BkVd = self._propose()
-        ids_BQ = torch.cat((self.newest_B[:, None], proposed_BQ), 1)
+    def step(self) -> list[tuple[int, list[int]]]:
+        """Propose, verify, accept: of every sequence how many draft tokens it accepted, and its new tokens."""
+        draft_tokens_BT, draft_probs_BTW = self._propose()
+        ids_BQ = torch.cat((self.newest_B[:, None], draft_tokens_BT), 1)
         positions_BQ = self.length_B[:, None] - 1 + torch.arange(self.k + 1, device=ids_BQ.device)
         aux_BQC, last_BQH = self._target_pass(ids_BQ, positions_BQ)
-        accepted_B, verified_BQ, margins_BQ = self._verify(last_BQH, proposed_BQ, draft_BkVd)
+        accepted_B, tokens_BQ = self._verify(last_BQH, draft_tokens_BT, draft_probs_BTW)
         rows_B = torch.arange(len(ids_BQ), device=ids_BQ.device)
         if self.draft is not None:
-            # Rows after the accepted ones are junk; their slots are written again before any query can see them.
-            hidden_BQH = self._draft_pass(self.draft, self.draft.first_hidden(aux_BQC), verified_BQ, positions_BQ)
+            # Over the new positions the draft now reads the target's states in place of its own guesses, as in
+            # training's first step; states behind the accepted tokens are junk that is written over.
+            hidden_BQH = self._draft_step(self.draft, self.draft.first_hidden(aux_BQC), tokens_BQ, positions_BQ)
             self.draft_hidden_BH = hidden_BQH[rows_B, accepted_B]
-        self.newest_B = verified_BQ[rows_B, accepted_B]
-        # A finished row that is still in the batch goes on with junk; it must not outrun the slots.
-        self.length_B = (self.length_B + accepted_B + 1).clamp(max=self.longest)
-        return accepted_B.tolist(), verified_BQ, margins_BQ
+        self.newest_B = tokens_BQ[rows_B, accepted_B]
+        # A finished sequence that is still in the batch goes on with junk; it must not outrun the slots.
+        self.length_B = (self.length_B + accepted_B + 1).clamp(max=self.max_length)
+        return [
+            (accepted, tokens[: accepted + 1])
+            for accepted, tokens in zip(accepted_B.tolist(), tokens_BQ.tolist(), strict=True)
+        ]
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only."""
         self.target_cache.keep(rows)
         self.draft_cache.keep(rows)
-        self.length_B, self.newest_B = self.length_B[rows], self.newest_B[rows]
-        self.streams = [self.streams[row] for row in rows.tolist()] if self.streams else []
-        if self.draft_hidden_BH is not None:
+        self.length_B = self.length_B[rows]
+        self.newest_B = self.newest_B[rows]
+        if self.rngs:
+            self.rngs = [self.rngs[row] for row in rows.tolist()]
+        if self.draft is not None:
             self.draft_hidden_BH = self.draft_hidden_BH[rows]
 
     def _propose(self) -> tuple[Tensor, Tensor]:
-        """The draft's chain of k tokens after the newest one, ``[B, k]``; when sampling, what each was drawn from."""
-        none = self.newest_B.new_zeros(len(self.newest_B), 0)
-        if self.draft is None or self.draft_hidden_BH is None:
-            return none, none[..., None].float()
-        hidden_BH, found, chances = self.draft_hidden_BH, [], []
-        for depth in range(self.k):
+        """The draft's next tokens ``[B, T]``; when sampling also what each was drawn from, ``[B, T, W]``."""
+        none_B0 = self.newest_B.new_zeros(len(self.newest_B), 0)
+        if self.draft is None:
+            return none_B0, none_B0[..., None]
+        hidden_BH = self.draft_hidden_BH
+        tokens: list[Tensor] = []
+        probs: list[Tensor] = []
+        for step in range(self.k):
             normed_BH, carried_BH = self.draft.head_and_carry(hidden_BH)
-            logits = self.draft.lm_head(normed_BH)
+            logits_BW = self.draft.lm_head(normed_BH)
             if self.temperature:
-                chances.append((logits.float() / self.temperature).softmax(-1))
-                chosen_B = draw(chances[-1], draws(self.streams, 1, logits.device)[:, 0])
+                probs.append((logits_BW.float() / self.temperature).softmax(-1))
+                chosen_B = draw(probs[-1], uniform(self.rngs, 1, logits_BW.device)[:, 0])
             else:
-                chosen_B = logits.argmax(-1)
-            found.append(self.draft.draft_ids[chosen_B])
-            if depth < self.k - 1:
-                # The draft's newest row stands one position before the newest token.
-                at_B1 = self.length_B[:, None] - 1 + depth
-                hidden_BH = self._draft_pass(self.draft, carried_BH[:, None], found[-1][:, None], at_B1)[:, 0]
-        return torch.stack(found, 1), torch.stack(chances, 1) if chances else none[..., None].float()
+                chosen_B = logits_BW.argmax(-1)
+            tokens.append(self.draft.draft_ids[chosen_B])
+            if step < self.k - 1:
+                # Row p of the draft reads token p + 1, so it stands one position before the token that it reads.
+                positions_B1 = self.length_B[:, None] - 1 + step
+                hidden_B1H = self._draft_step(self.draft, carried_BH[:, None], tokens[-1][:, None], positions_B1)
+                hidden_BH = hidden_B1H[:, 0]
+        return torch.stack(tokens, 1), torch.stack(probs, 1) if probs else none_B0[..., None]
 
-    def _verify(self, last_BQH: Tensor, proposed_BQ: Tensor, draft_BkVd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Accepted proposals per row, the target's tokens ``[B, k+1]`` and their margins."""
+    def _verify(self, last_BQH: Tensor, draft_tokens_BT: Tensor, draft_probs_BTW: Tensor) -> tuple[Tensor, Tensor]:
+        """Accepted draft tokens of every sequence ``[B]``, and the target's tokens ``[B, Q]``; Q is T + 1."""
+        logits_BQV = self.target.head(last_BQH)
         if not self.temperature:
-            verified_BQ, margins_BQ = self._best(last_BQH)
-            return (verified_BQ[:, :-1] == proposed_BQ).long().cumprod(1).sum(1), verified_BQ, margins_BQ
-        chances_BQV = (self.target.head(last_BQH).float() / self.temperature).softmax(-1)
-        ids_Vd = self.draft.draft_ids if self.draft is not None else proposed_BQ.new_zeros(0)
-        k = proposed_BQ.shape[1]
-        numbers_BQ = draws(self.streams, k + 1, last_BQH.device)
-        kept_B, tokens_BQ = keep_or_replace(
-            chances_BQV, proposed_BQ, draft_BkVd, ids_Vd, numbers_BQ[:, :k], numbers_BQ[:, k]
-        )
-        return kept_B, tokens_BQ, torch.full(tokens_BQ.shape, float("inf"))
-
-    def _best(self, last_XH: Tensor) -> tuple[Tensor, Tensor]:
-        top = self.target.head(last_XH).topk(2, dim=-1)
-        return top.indices[..., 0], (top.values[..., 0] - top.values[..., 1]).float()
+            tokens_BQ = logits_BQV.argmax(-1)
+            # The product is 1 up to the first difference: only a token whose whole prefix is right can be accepted.
+            return (tokens_BQ[:, :-1] == draft_tokens_BT).long().cumprod(1).sum(1), tokens_BQ
+        probs_BQV = (logits_BQV.float() / self.temperature).softmax(-1)
+        uniform_BQ = uniform(self.rngs, last_BQH.shape[1], last_BQH.device)
+        draft_ids_W = self.draft.draft_ids if self.draft is not None else draft_tokens_BT.new_zeros(1)
+        return rejection_sample(probs_BQV, draft_tokens_BT, draft_probs_BTW, draft_ids_W, uniform_BQ)
 
     def _target_pass(self, ids_BQ: Tensor, positions_BQ: Tensor) -> tuple[Tensor, Tensor]:
+        """The target's auxiliary states ``[B, Q, C]`` and last hidden states ``[B, Q, H]``."""
         extent = int(positions_BQ.max()) + 1
         self.target_cache.point(torch.arange(len(ids_BQ), device=ids_BQ.device), positions_BQ, extent)
         out = self.target.decoder(
@@ -284,25 +266,25 @@ class _Batch:
         )
         return torch.cat([self.taps[layer] for layer in self.target.aux_layers], -1), out.last_hidden_state
 
-    def _draft_pass(self, draft: Draft, hidden_BQH: Tensor, next_BQ: Tensor, positions_BQ: Tensor) -> Tensor:
+    def _draft_step(self, draft: Draft, hidden_BQH: Tensor, next_BQ: Tensor, positions_BQ: Tensor) -> Tensor:
         """The draft's layers once: row p reads ``next`` = token p+1; returns hidden states ``[B, Q, H]``."""
         batch, queries = next_BQ.shape
-        embedded = draft.midlayer.input_layernorm(F.embedding(next_BQ, self.embedding_VH)).flatten(0, 1)
-        cos, sin = draft.rope(positions_BQ.flatten(), embedded.dtype)
+        embedded_RH = draft.midlayer.input_layernorm(F.embedding(next_BQ, self.embedding_VH)).flatten(0, 1)
+        cos_RD, sin_RD = draft.rope(positions_BQ.flatten(), embedded_RH.dtype)
         extent = int(positions_BQ.max()) + 1
-        self.draft_cache.point(torch.arange(batch, device=embedded.device), positions_BQ, extent)
-        mask = position_mask(positions_BQ, extent, embedded.dtype)
+        self.draft_cache.point(torch.arange(batch, device=embedded_RH.device), positions_BQ, extent)
+        mask_B1QS = position_mask(positions_BQ, extent, embedded_RH.dtype)
         hidden_RH = hidden_BQH.flatten(0, 1)
         for index, layer in enumerate(draft.stack):
             normed_RH, attention = layer.hidden_norm(hidden_RH), layer.self_attn
-            read = torch.cat((embedded, normed_RH), -1) if index == 0 else normed_RH
+            read = torch.cat((embedded_RH, normed_RH), -1) if index == 0 else normed_RH
             projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-            query, key, value = (p(read).unflatten(1, (-1, draft.config.head_dim)) for p in projections)
-            turned = (rotate(query, cos, sin), rotate(key, cos, sin), value)
+            query_RAD, key_RKD, value_RKD = (p(read).unflatten(1, (-1, draft.config.head_dim)) for p in projections)
+            turned = (rotate(query_RAD, cos_RD, sin_RD), rotate(key_RKD, cos_RD, sin_RD), value_RKD)
             heads = [states.unflatten(0, (batch, queries)).transpose(1, 2) for states in turned]
-            keys, values = self.draft_cache.update(heads[1], heads[2], index)
-            attended, _ = grouped_attention(attention, heads[0], keys, values, mask)
+            keys_BKSD, values_BKSD = self.draft_cache.update(heads[1], heads[2], index)
+            attended_BQAD, _ = grouped_attention(attention, heads[0], keys_BKSD, values_BKSD, mask_B1QS)
             residual_RH = draft.residual(hidden_RH, normed_RH) if index == 0 else hidden_RH
-            hidden_RH = layer.finish(residual_RH, attended.flatten(0, 1))
+            hidden_RH = layer.finish(residual_RH, attended_BQAD.flatten(0, 1))
         out: Tensor = hidden_RH.unflatten(0, (batch, queries))
         return out

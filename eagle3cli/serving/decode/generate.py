@@ -1,14 +1,16 @@
-"""Batched decoding with continuous batching: a row that finishes gives its place to the next prompt at once.
+"""Batched decoding with continuous batching: a sequence that finishes gives its row to the next prompt at once.
 
-Prompts are read one at a time and every row has its own random stream, so that a reply never depends on its
+Prompts are read one at a time and every sequence has its own random numbers, so that a reply never depends on its
 neighbours. Knows nothing about text, conversations or drafts.
+
+Shapes: B rows of the batch, Q query tokens of a pass, V vocabulary.
 """
 
 from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,6 +24,8 @@ from eagle3cli.serving.sampling import Sampling
 
 SLOT_STEP = 128
 """The cache grows by at least this many positions, and by a half."""
+COMPACT_BELOW = 0.75
+"""Finished rows are dropped from the batch once no more than this share is running and nothing waits."""
 
 
 @dataclass(frozen=True)
@@ -34,41 +38,71 @@ class Reply:
 
 
 @dataclass
-class Row:
-    """A prompt and what was written behind it so far."""
+class Sequence:
+    """A prompt and the tokens behind it so far."""
 
     index: int
-    prompt: Sequence[int]
-    limit: int
-    stream: random.Random
+    prompt_ids: list[int]
+    max_tokens: int
+    rng: random.Random
     token_ids: list[int] = field(default_factory=list)
 
 
-def settle(rows: list[Row | None], places: Sequence[int], tokens_B: Tensor, eos_ids: frozenset[int]) -> list[Reply]:
-    """Write the new tokens of some places down; a row that has ended leaves its place and is returned."""
-    finished = []
-    for place, token in zip(places, tokens_B.tolist(), strict=True):
-        row = rows[place]
-        if row is None:
-            continue
-        row.token_ids.append(token)
-        ended = token in eos_ids
-        if ended or len(row.token_ids) >= row.limit:
-            finished.append(Reply(row.index, row.token_ids, "stop" if ended else "length"))
-            rows[place] = None
-    return finished
+class BaseDecoder:
+    """The queue of sequences that wait and those that run, by their row of the batch (None: the row is free)."""
+
+    def __init__(
+        self, model: PreTrainedModel, batch_size: int, eos_ids: frozenset[int], sampling: Sampling | None = None
+    ) -> None:
+        self.model = model
+        self.eos_ids = eos_ids
+        self.sampling = sampling or Sampling()
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence | None] = [None] * batch_size
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing waits and nothing runs."""
+        return not self.waiting and not any(self.running)
+
+    def add(
+        self, index: int, prompt: Iterable[int], limit: int, *, stream: str | None = None, soon: bool = False
+    ) -> None:
+        """Queue a prompt (at least one token) for at most ``limit`` new tokens, in front of the others if ``soon``.
+
+        ``stream`` names its random numbers; the index does unless given.
+        """
+        name = f"{self.sampling.seed}:{index if stream is None else stream}"
+        sequence = Sequence(index, list(prompt), limit, random.Random(name))
+        if soon:
+            self.waiting.appendleft(sequence)
+        else:
+            self.waiting.append(sequence)
+
+    def _append(self, rows: Iterable[int], tokens_B: Tensor) -> list[Reply]:
+        """Give the sequences of these rows their new tokens; one that ends leaves its row and is returned."""
+        finished = []
+        for row, token in zip(rows, tokens_B.tolist(), strict=True):
+            sequence = self.running[row]
+            if sequence is None:
+                continue
+            sequence.token_ids.append(token)
+            ended = token in self.eos_ids
+            if ended or len(sequence.token_ids) >= sequence.max_tokens:
+                finished.append(Reply(sequence.index, sequence.token_ids, "stop" if ended else "length"))
+                self.running[row] = None
+        return finished
+
+    def _choose(self, logits_BV: Tensor, sequences: list[Sequence | None]) -> Tensor:
+        """The next token of every row, ``[B]``; each sequence draws from its own random numbers."""
+        if self.sampling.temperature == 0:
+            best_B: Tensor = logits_BV.argmax(-1)
+            return best_B
+        numbers = [sequence.rng.random() if sequence else 0.0 for sequence in sequences]
+        return sample(logits_BV, torch.tensor(numbers, device=logits_BV.device), self.sampling)
 
 
-def choose(logits_BV: Tensor, rows: Sequence[Row | None], sampling: Sampling) -> Tensor:
-    """The next token of every row, ``[B]``; each row draws from its own random stream."""
-    if sampling.temperature == 0:
-        best_B: Tensor = logits_BV.argmax(-1)
-        return best_B
-    draws_B = torch.tensor([row.stream.random() if row else 0.0 for row in rows], device=logits_BV.device)
-    return sample(logits_BV, draws_B, sampling)
-
-
-class Decoder:
+class Decoder(BaseDecoder):
     """Prompts wait in a queue; :meth:`step` starts as many as there are free rows and adds one token to each.
 
     Use it inside ``with grouped(model)``. Example::
@@ -83,83 +117,62 @@ class Decoder:
     def __init__(
         self, model: PreTrainedModel, batch_size: int, eos_ids: frozenset[int], sampling: Sampling | None = None
     ) -> None:
-        self.model, self.eos_ids, self.sampling = model, eos_ids, sampling or Sampling()
+        super().__init__(model, batch_size, eos_ids, sampling)
         self.cache = PositionCache(batch_size, 0)
-        self.waiting: deque[Row] = deque()
-        self.rows: list[Row | None] = [None] * batch_size
         self.length_B = torch.zeros(batch_size, dtype=torch.long, device=model.device)
-        self.last_B = torch.zeros(batch_size, dtype=torch.long, device=model.device)
-
-    @property
-    def is_finished(self) -> bool:
-        """Nothing waits and nothing runs."""
-        return not self.waiting and not any(self.rows)
+        self.last_token_B = torch.zeros_like(self.length_B)
 
     @property
     def wants_more(self) -> bool:
         """Fewer prompts wait than there are free rows."""
-        return len(self.waiting) < self.rows.count(None)
-
-    def add(
-        self, index: int, prompt: Sequence[int], limit: int, *, stream: str | None = None, soon: bool = False
-    ) -> None:
-        """Queue a prompt (at least one token) for at most ``limit`` new tokens, in front of the others if ``soon``.
-
-        ``stream`` names its random numbers; the index does unless given.
-        """
-        name = f"{self.sampling.seed}:{index if stream is None else stream}"
-        row = Row(index, prompt, limit, random.Random(name))
-        if soon:
-            self.waiting.appendleft(row)
-        else:
-            self.waiting.append(row)
+        return len(self.waiting) < self.running.count(None)
 
     @torch.inference_mode()
     def step(self) -> list[Reply]:
         """Start waiting prompts in the free rows, then one token for every running row. Returns what finished."""
         finished = []
-        for place in range(len(self.rows)):
-            while self.rows[place] is None and self.waiting:
-                self.rows[place] = self.waiting.popleft()
-                finished += self._settle([place], self._read_prompt(place))
-        if not any(self.rows):
-            return finished
-        self._shrink()
-        return finished + self._settle(range(len(self.rows)), self._next_tokens())
+        for row in range(len(self.running)):
+            while self.running[row] is None and self.waiting:
+                sequence = self.running[row] = self.waiting.popleft()
+                finished += self._append([row], self._prefill(row, sequence))
+        if any(self.running):
+            self._compact()
+            finished += self._append(range(len(self.running)), self._decode())
+        return finished
 
-    def _settle(self, places: Sequence[int], tokens_B: Tensor) -> list[Reply]:
-        return settle(self.rows, places, tokens_B, self.eos_ids)
-
-    def _read_prompt(self, place: int) -> Tensor:
-        row = self.rows[place]
-        assert row is not None
+    def _prefill(self, row: int, sequence: Sequence) -> Tensor:
         device = self.model.device
-        prompt_1Q = torch.tensor([list(row.prompt)], device=device)
+        prompt_1Q = torch.tensor([sequence.prompt_ids], device=device)
         positions_1Q = torch.arange(prompt_1Q.shape[1], device=device)[None]
-        token_1 = self._forward(prompt_1Q, torch.tensor([place], device=device), positions_1Q, [row])
-        self.length_B[place], self.last_B[place] = prompt_1Q.shape[1], token_1[0]
+        token_1 = self._forward(prompt_1Q, torch.tensor([row], device=device), positions_1Q, [sequence])
+        self.length_B[row] = prompt_1Q.shape[1]
+        self.last_token_B[row] = token_1[0]
         return token_1
 
-    def _next_tokens(self) -> Tensor:
-        running_B = torch.tensor([row is not None for row in self.rows], device=self.length_B.device)
-        position_B = torch.where(running_B, self.length_B, 0)
-        every_B = torch.arange(len(self.rows), device=self.length_B.device)
-        self.last_B = self._forward(self.last_B[:, None], every_B, position_B[:, None], self.rows)
+    def _decode(self) -> Tensor:
+        device = self.length_B.device
+        # A free row is computed, too; at position 0 it does not make the pass look further than the others need.
+        is_running_B = torch.tensor([sequence is not None for sequence in self.running], device=device)
+        positions_B1 = torch.where(is_running_B, self.length_B, 0)[:, None]
+        rows_B = torch.arange(len(self.running), device=device)
+        self.last_token_B = self._forward(self.last_token_B[:, None], rows_B, positions_B1, self.running)
         self.length_B += 1
-        return self.last_B
+        return self.last_token_B
 
-    def _forward(self, ids_BQ: Tensor, place_B: Tensor, position_BQ: Tensor, rows: Sequence[Row | None]) -> Tensor:
-        extent = int(position_BQ.max()) + 1
+    def _forward(
+        self, ids_BQ: Tensor, rows_B: Tensor, positions_BQ: Tensor, sequences: list[Sequence | None] | list[Sequence]
+    ) -> Tensor:
+        extent = int(positions_BQ.max()) + 1
         self._grow(extent)
-        self.cache.point(place_B, position_BQ, extent)
+        self.cache.point(rows_B, positions_BQ, extent)
         logits_B1V = self.model(
             input_ids=ids_BQ,
-            position_ids=position_BQ,
+            position_ids=positions_BQ,
             use_cache=True,
             logits_to_keep=1,
             **cached(self.model, self.cache),
         ).logits
-        return choose(logits_B1V[:, -1], rows, self.sampling)
+        return self._choose(logits_B1V[:, -1], [*sequences])
 
     def _grow(self, extent: int) -> None:
         """Make room for ``extent`` positions."""
@@ -172,29 +185,39 @@ class Decoder:
         cache.values = [F.pad(values, (0, 0, 0, 0, 0, more)) for values in cache.values]
         cache.slots = slots
 
-    def _shrink(self) -> None:
-        """Near the end, when rows stay empty, stop computing them."""
-        running = [place for place, row in enumerate(self.rows) if row is not None]
-        if self.waiting or len(running) > 0.75 * len(self.rows):
+    def _compact(self) -> None:
+        """Near the end, when rows stay free, stop computing them."""
+        rows = [row for row, sequence in enumerate(self.running) if sequence is not None]
+        if self.waiting or len(rows) > COMPACT_BELOW * len(self.running):
             return
-        kept = torch.tensor(running, device=self.length_B.device)
+        kept = torch.tensor(rows, device=self.length_B.device)
         self.cache.keep(kept)
-        self.rows = [self.rows[place] for place in running]
-        self.length_B, self.last_B = self.length_B[kept], self.last_B[kept]
+        self.running = [self.running[row] for row in rows]
+        self.length_B = self.length_B[kept]
+        self.last_token_B = self.last_token_B[kept]
 
 
-def sample(logits_BV: Tensor, draws_B: Tensor, sampling: Sampling) -> Tensor:
-    """One token per row: the one in whose share of the (tempered, cut) distribution the draw in [0, 1) falls."""
+def sample(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> Tensor:
+    """One token per row, ``[B]``: drawn from the distribution at the temperature, cut to ``top_k`` and ``top_p``."""
     logits_BV = logits_BV.float() / sampling.temperature
-    order_BK = None
+    ids_BV = None
     if sampling.top_k or sampling.top_p < 1:
-        kept = min(sampling.top_k or logits_BV.shape[1], logits_BV.shape[1])
-        logits_BV, order_BK = logits_BV.topk(kept, dim=-1)
-    chances_BK = logits_BV.softmax(-1)
+        vocab_size = logits_BV.shape[1]
+        logits_BV, ids_BV = logits_BV.topk(min(sampling.top_k or vocab_size, vocab_size), dim=-1)
+    probs_BV = logits_BV.softmax(-1)
     if sampling.top_p < 1:
-        before_BK = chances_BK.cumsum(-1) - chances_BK
-        chances_BK = chances_BK.masked_fill(before_BK >= sampling.top_p, 0)
-    bounds_BK = chances_BK.double().cumsum(-1)
-    aims_B1 = (draws_B.double() * bounds_BK[:, -1])[:, None]
-    chosen_B1 = torch.searchsorted(bounds_BK, aims_B1, right=True).clamp(max=bounds_BK.shape[1] - 1)
-    return (chosen_B1 if order_BK is None else order_BK.gather(1, chosen_B1))[:, 0]
+        before_BV = probs_BV.cumsum(-1) - probs_BV
+        probs_BV = probs_BV.masked_fill(before_BV >= sampling.top_p, 0)
+    chosen_B = draw(probs_BV, uniform_B)
+    return chosen_B if ids_BV is None else ids_BV.gather(1, chosen_B[:, None])[:, 0]
+
+
+def draw(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """One index per row, ``[B]``: the one in whose share of the row's sum the number in [0, 1) falls.
+
+    The probabilities need not sum to one. An own number for each row, unlike ``torch.multinomial``'s, makes a reply
+    independent of the batch that it is drawn in.
+    """
+    cumulative_BV = probs_BV.double().cumsum(-1)
+    thresholds_B1 = (uniform_B * cumulative_BV[:, -1])[:, None].contiguous()
+    return torch.searchsorted(cumulative_BV, thresholds_B1, right=True).clamp(max=probs_BV.shape[1] - 1)[:, 0]

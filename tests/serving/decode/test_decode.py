@@ -54,8 +54,8 @@ def test_a_finished_row_does_not_outrun_its_slots(counting: Path) -> None:
     target, draft = opened(counting, "draft")
     fast, slow = [1, 5, 20, 21, 22, 3, 9, 12, 45, 4], [[1, 3, 10, 12, 23 + n, 14, 4] for n in range(7)]
     given = [fast, *slow]
-    chain, _ = decode(target, draft, given, k=3, max_new_tokens=60, eos_ids=frozenset(), batch_size=8)
-    plain, _ = decode(target, None, given, k=0, max_new_tokens=60, eos_ids=frozenset(), batch_size=8)
+    chain = decode(target, draft, given, k=3, max_new_tokens=60, eos_ids=frozenset(), batch_size=8)
+    plain = decode(target, None, given, k=0, max_new_tokens=60, eos_ids=frozenset(), batch_size=8)
     assert [r.token_ids for r in chain] == [r.token_ids for r in plain]
 
 
@@ -64,8 +64,8 @@ def test_a_finished_row_does_not_outrun_its_slots(counting: Path) -> None:
 def test_three_measurements_agree(counting: Path, draft_name: str, k: int) -> None:
     target, draft = opened(counting, draft_name)
     given = prompts()
-    plain, _ = decode(target, None, given, k=0, max_new_tokens=24, eos_ids=EOS, batch_size=4)
-    chain, _ = decode(target, draft, given, k=k, max_new_tokens=24, eos_ids=EOS, batch_size=4)
+    plain = decode(target, None, given, k=0, max_new_tokens=24, eos_ids=EOS, batch_size=4)
+    chain = decode(target, draft, given, k=k, max_new_tokens=24, eos_ids=EOS, batch_size=4)
     assert [r.token_ids for r in chain] == [r.token_ids for r in plain]
     tokens = sum(len(r.token_ids) - 1 for r in chain)
     steps = sum(r.steps for r in chain)
@@ -106,7 +106,7 @@ def test_plain_decoding_is_the_models_own(tmp_path: Path, kind: str) -> None:
     folder = tiny_target(tmp_path / kind, kind)
     target = load_target(TargetSettings(model_path=str(folder)), Silent())
     given = [[5, 9, 30], [7, 8, 9, 10, 11, 12, 13], [40, 41]]
-    found, _ = decode(target, None, given, k=0, max_new_tokens=12, eos_ids=frozenset(), batch_size=3)
+    found = decode(target, None, given, k=0, max_new_tokens=12, eos_ids=frozenset(), batch_size=3)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     for prompt, result in zip(given, found, strict=True):
         want = model.generate(

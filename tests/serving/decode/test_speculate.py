@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from eagle3cli.serving.decode.decode import decode
-from eagle3cli.serving.decode.speculate import draw, draws, keep_or_replace
+from eagle3cli.serving.decode.generate import draw
+from eagle3cli.serving.decode.speculate import rejection_sample, uniform
 from tests.serving.decode.test_decode import opened
 
 
@@ -23,7 +24,7 @@ def chi_square(counts: torch.Tensor, chances: torch.Tensor) -> float:
 
 def test_draws_follow_the_chances() -> None:
     chances = torch.tensor([0.5, 0.2, 0.0, 0.3])
-    numbers = draws([random.Random(0)], 20_000, torch.device("cpu"))[0]
+    numbers = uniform([random.Random(0)], 20_000, torch.device("cpu"))[0]
     tokens = draw(chances.expand(20_000, 4), numbers)
     counts = torch.bincount(tokens, minlength=4).double()
     assert counts[2] == 0
@@ -48,16 +49,16 @@ def test_every_token_is_the_targets(agreement: str) -> None:
     numbers = torch.rand(rows, 5, dtype=torch.float64)
     proposed = torch.stack([ids[draw(q[:, at], numbers[:, at])] for at in (0, 1)], 1)
     p = torch.stack([first.expand(rows, size), second[proposed[:, 0]], second[proposed[:, 1]]], 1)
-    kept, tokens = keep_or_replace(p, proposed, q, ids, numbers[:, 2:4], torch.rand(rows, dtype=torch.float64))
+    accepted, tokens = rejection_sample(p, proposed, q, ids, numbers[:, 2:5])
     assert chi_square(torch.bincount(tokens[:, 0], minlength=size).double(), first.double()) < 3
     if agreement == "nothing in common":
-        assert int(kept.max()) == 0
+        assert int(accepted.max()) == 0
         return
     for token in range(size):
-        after = tokens[(kept >= 1) & (tokens[:, 0] == token), 1]
+        after = tokens[(accepted >= 1) & (tokens[:, 0] == token), 1]
         if len(after) > 2000:
             assert chi_square(torch.bincount(after, minlength=size).double(), second[token].double()) < 3.5
-    assert 0 < int((kept == 2).sum()) < rows
+    assert 0 < int((accepted == 2).sum()) < rows
 
 
 @pytest.mark.parametrize("draft_name", ["draft", "draft_random"])
@@ -72,7 +73,7 @@ def test_whole_answers_are_drawn_as_without_a_draft(shared: Path, draft_name: st
 
     def sample(k: int, first_seed: int) -> Counter[tuple[int, ...]]:
         seeds = [first_seed + i for i in range(count)]
-        answers, _ = decode(
+        answers = decode(
             target,
             draft,
             prompts,
@@ -102,10 +103,10 @@ def test_an_answer_does_not_depend_on_its_neighbours(shared: Path) -> None:
     prompts = [[1, 3, 9, 12, 42 + n, 4] for n in range(5)]
 
     def answers(batch: int) -> list[list[int]]:
-        found, _ = decode(
+        replies = decode(
             target, draft, prompts, k=3, max_new_tokens=12, eos_ids=frozenset({2}), batch_size=batch, temperature=1.5,
             seeds=[7, 8, 9, 10, 11],
         )  # fmt: skip
-        return [one.token_ids for one in found]
+        return [one.token_ids for one in replies]
 
     assert answers(5) == answers(1) == answers(2)
