@@ -148,7 +148,8 @@ class Search:
         speed = self.speeds.get(chain(self.batch, LONG))
         if not rates or speed is None:
             return [3]
-        shares = [sum(rate[at] for rate in rates) / len(rates) for at in range(LONG)]
+        # A server tells no positions behind the last one that was ever accepted: there the rate is zero.
+        shares = [sum(rate[at] for rate in rates if at < len(rate)) / len(rates) for at in range(LONG)]
         lengths = [1 + sum(shares[:steps]) for steps in range(LONG + 1)]
         # A pass of the long chain takes length / speed of a plain pass; each of its steps an equal part of the rest.
         cost = (lengths[LONG] / speed - 1) / LONG

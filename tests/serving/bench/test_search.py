@@ -72,6 +72,16 @@ def test_the_best_chain_is_found_in_few_runs(rate: float, cost: float) -> None:
     assert all(config.topk <= 1 for config in found.tried)
 
 
+@pytest.mark.parametrize("positions", [0, 1, 3])
+def test_acceptance_may_be_told_of_fewer_positions_than_the_chain_has(positions: int) -> None:
+    """SGLang's histogram ends with the most drafts that a pass accepted; a search that goes on reads it again."""
+    rates = [0.6, 0.4, 0.2][:positions]
+    made = Made(lambda config: (1 + sum(rates[: config.steps])) / (1 + 0.05 * config.steps), rates, trees=False)
+    found = made.search()
+    assert found.top == max((chain(2, steps) for steps in range(11)), key=made.speed)
+    assert made.search().speeds == found.speeds
+
+
 def test_no_draft_is_best_where_none_pays() -> None:
     speed, rates = chain_speed(0.3, 0.5)
     found = Made(speed, rates, trees=True).search()
