@@ -11,8 +11,8 @@ import json
 import os
 import ssl
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -30,12 +30,13 @@ from eagle3cli.serving.client.protocol import (
     error_message,
     path_and_body,
     read_answer,
+    read_failure,
 )
-from eagle3cli.serving.client.protocol import read_failure as failure_of
 from eagle3cli.serving.client.stream import StreamedAnswer
 
-CONNECT_SECONDS, WRITE_SECONDS = 10.0, 60.0
-ASK_SECONDS = 10.0
+CONNECT_SECONDS = 10.0
+WRITE_SECONDS = 60.0
+INFO_SECONDS = 10.0
 """For the small questions about the server itself."""
 KEY = "EAGLE3_API_KEY"
 """The environment variable with the servers' key, where they want one."""
@@ -59,7 +60,7 @@ class Info:
 
 
 @dataclass(frozen=True)
-class Load:
+class ServerLoad:
     """Requests inside a server."""
 
     running: int
@@ -95,6 +96,10 @@ class Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the idle connections."""
         while self._idle:
             with suppress(httpx.HTTPError, OSError):
                 await self._idle.pop().aclose()
@@ -103,13 +108,11 @@ class Client:
         """One reply; ``stream`` adds the time of every token. Raises a RequestFailed, see its children."""
         info = self.info or await self.identify()
         path, body = path_and_body(request, info.kind, info.model, stream=stream)
-        begun = time.monotonic()
+        start = time.monotonic()
         if stream:
-            return await self._stream(path, body, begun)
-        status, headers, raw = await self._send("POST", path, body, self._seconds)
-        if status != 200:
-            raise failure_of(status, raw, headers.get("retry-after"))
-        return replace(read_answer(path, _json(raw)), seconds=time.monotonic() - begun)
+            return await self._stream(path, body, start)
+        raw = await self._fetch("POST", path, body, self._seconds)
+        return replace(read_answer(path, _json(raw)), seconds=time.monotonic() - start)
 
     async def identify(self) -> Info:
         """What the server is; asked once. Raises Unreachable or Lost while it does not answer, Refused without access,
@@ -123,18 +126,18 @@ class Client:
         owner = str(first.get("owned_by"))
         kind: Kind = "sglang" if owner == "sglang" else "vllm" if owner == "vllm" else "openai"
         context = first.get("max_model_len")
-        told = await self._page("/get_server_info") if kind == "sglang" else {}
+        server = await self._page("/get_server_info") if kind == "sglang" else {}
         model = await self._page("/get_model_info") if kind == "sglang" else {}
-        states = told.get("internal_states") or [{}]
+        states = server.get("internal_states") or [{}]
         self.info = Info(
             kind,
             str(first["id"]),
             str(first.get("root") or ""),
             context if isinstance(context, int) else None,
-            str(told.get("version") or ""),
+            str(server.get("version") or ""),
             str((model.get("architectures") or [""])[0]),
-            told.get("max_running_requests") or states[0].get("max_running_requests"),
-            _speculation(told),
+            server.get("max_running_requests") or states[0].get("max_running_requests"),
+            _speculation(server),
         )
         return self.info
 
@@ -145,7 +148,7 @@ class Client:
         except Refused:
             return {}
 
-    async def is_healthy(self, seconds: float = ASK_SECONDS) -> bool:
+    async def is_healthy(self, seconds: float = INFO_SECONDS) -> bool:
         """Whether the server works. SGLang generates a token for the answer, so it may take a second or more."""
         try:
             status, _, _ = await self._send("GET", "/health", None, seconds)
@@ -153,16 +156,16 @@ class Client:
             return False
         return status == 200 or status in (404, 405)  # not every server has the page
 
-    async def load(self) -> Load | None:
+    async def load(self) -> ServerLoad | None:
         """How many requests run and wait inside the server; None where it does not say."""
         try:
             if self.info is not None and self.info.kind == "sglang":
                 loads = (await self.get("/v1/loads?include=core"))["loads"]
                 waiting = sum(int(load["num_waiting_reqs"]) for load in loads)
-                return Load(sum(int(load["num_running_reqs"]) for load in loads), waiting)
+                return ServerLoad(sum(int(load["num_running_reqs"]) for load in loads), waiting)
             if self.info is not None and self.info.kind == "vllm":
-                found = read_metrics(await self.metrics())
-                return Load(int(found["vllm:num_requests_running"]), int(found["vllm:num_requests_waiting"]))
+                metrics = read_metrics(await self.metrics())
+                return ServerLoad(int(metrics["vllm:num_requests_running"]), int(metrics["vllm:num_requests_waiting"]))
         except (RequestFailed, KeyError, TypeError, ValueError):
             pass
         return None
@@ -179,75 +182,69 @@ class Client:
 
     async def metrics(self) -> str:
         """The text of ``/metrics``; raises a RequestFailed (Refused where there is none)."""
-        status, _, raw = await self._send("GET", "/metrics", None, ASK_SECONDS)
-        if status != 200:
-            raise failure_of(status, raw)
-        return raw.decode("utf-8", "replace")
+        return (await self._fetch("GET", "/metrics")).decode("utf-8", "replace")
 
     async def get(self, path: str) -> Any:
         """The JSON at ``path``; raises a RequestFailed."""
-        status, headers, raw = await self._send("GET", path, None, ASK_SECONDS)
-        if status != 200:
-            raise failure_of(status, raw, headers.get("retry-after"))
-        return _json(raw)
+        return _json(await self._fetch("GET", path))
 
-    async def post(self, path: str, body: Mapping[str, Any] | None = None) -> None:
+    async def post(self, path: str) -> None:
         """POST to ``path``, e.g. ``/flush_cache``; raises a RequestFailed."""
-        status, headers, raw = await self._send("POST", path, body or {}, ASK_SECONDS)
-        if status != 200:
-            raise failure_of(status, raw, headers.get("retry-after"))
+        await self._fetch("POST", path, {})
 
     async def call(self, path: str, body: Mapping[str, Any]) -> Any:
         """The JSON that a POST to ``path`` brings; raises a RequestFailed."""
-        status, headers, raw = await self._send("POST", path, body, self._seconds)
+        return _json(await self._fetch("POST", path, body, self._seconds))
+
+    async def _fetch(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, seconds: float = INFO_SECONDS
+    ) -> bytes:
+        """The body of a response with status 200; raises a RequestFailed for any other."""
+        status, headers, raw = await self._send(method, path, body, seconds)
         if status != 200:
-            raise failure_of(status, raw, headers.get("retry-after"))
-        return _json(raw)
+            raise read_failure(status, raw, headers.get("retry-after"))
+        return raw
 
     async def _send(
         self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float
     ) -> tuple[int, httpx.Headers, bytes]:
-        """Status, headers and body of a request on a connection of its own."""
-        lane = self._take()
-        try:
-            response = await lane.handle_async_request(self._request(method, path, body, seconds))
+        """Status, headers and body of a response."""
+        async with self._connection(seconds) as connection:
+            response = await connection.handle_async_request(self._request(method, path, body, seconds))
             raw = await response.aread()
             await response.aclose()
-        except httpx.HTTPError as error:
-            await _drop(lane)
-            raise _lost(error, seconds) from error
-        except BaseException:
-            await _drop(lane)
-            raise
-        self._idle.append(lane)
         return response.status_code, response.headers, raw
 
-    async def _stream(self, path: str, body: Mapping[str, Any], begun: float) -> Answer:
-        lane = self._take()
-        told = StreamedAnswer(lambda: time.monotonic() - begun)
-        try:
-            response = await lane.handle_async_request(self._request("POST", path, body, self._seconds))
+    async def _stream(self, path: str, body: Mapping[str, Any], start: float) -> Answer:
+        streamed = StreamedAnswer(lambda: time.monotonic() - start)
+        async with self._connection(self._seconds) as connection:
+            response = await connection.handle_async_request(self._request("POST", path, body, self._seconds))
             if response.status_code != 200:
                 raw = await response.aread()
-                raise failure_of(response.status_code, raw, response.headers.get("retry-after"))
+                raise read_failure(response.status_code, raw, response.headers.get("retry-after"))
             async for chunk in response.aiter_raw():
-                told.feed(chunk)
-            answer = told.answer()
+                streamed.feed(chunk)
+            answer = streamed.answer()
             await response.aclose()
-        except httpx.HTTPError as error:
-            await _drop(lane)
-            raise _lost(error, self._seconds) from error
-        except BaseException:
-            await _drop(lane)
-            raise
-        self._idle.append(lane)
         return answer
 
-    def _take(self) -> httpx.AsyncHTTPTransport:
+    @asynccontextmanager
+    async def _connection(self, seconds: float) -> AsyncIterator[httpx.AsyncHTTPTransport]:
+        """A connection for one request, an idle one where there is one; after an error it is not used again."""
         if self._idle:
-            return self._idle.pop()
-        one = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=5.0)
-        return httpx.AsyncHTTPTransport(verify=self._verify, limits=one, trust_env=False)
+            connection = self._idle.pop()
+        else:
+            limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=5.0)
+            connection = httpx.AsyncHTTPTransport(verify=self._verify, limits=limits, trust_env=False)
+        try:
+            yield connection
+        except BaseException as error:
+            with suppress(httpx.HTTPError, OSError):
+                await connection.aclose()
+            if isinstance(error, httpx.HTTPError):
+                raise _lost(error, seconds) from error
+            raise
+        self._idle.append(connection)
 
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float) -> httpx.Request:
         raw = b"" if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
@@ -263,21 +260,21 @@ def base_url(address: str) -> str:
     url = address if "://" in address else f"http://{address}"
     parts = urlsplit(url)
     try:
-        sound = parts.scheme in ("http", "https") and parts.hostname and ("://" in address or parts.port)
+        is_url = parts.scheme in ("http", "https") and parts.hostname and ("://" in address or parts.port)
     except ValueError:
-        sound = False
-    if not sound:
+        is_url = False
+    if not is_url:
         raise UsageError(
             f"{address!r} is not HOST:PORT", where="--server-address-port", fix="e.g. 127.0.0.1:30000, or a URL"
         )
     return url
 
 
-def _speculation(told: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    if not told.get("speculative_algorithm"):
+def _speculation(server: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    if not server.get("speculative_algorithm"):
         return None
     names = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
-    steps, topk, tokens = (int(told.get(name) or 0) for name in names)
+    steps, topk, tokens = (int(server.get(name) or 0) for name in names)
     return steps, topk, tokens
 
 
@@ -294,8 +291,3 @@ def _lost(error: httpx.HTTPError, seconds: float) -> Lost:
     if isinstance(error, httpx.TimeoutException):
         return Lost("time-out", f"no answer within {seconds:.0f} s")
     return Lost("reset", f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
-
-
-async def _drop(lane: httpx.AsyncHTTPTransport) -> None:
-    with suppress(httpx.HTTPError, OSError):
-        await lane.aclose()

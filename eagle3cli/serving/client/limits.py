@@ -36,19 +36,19 @@ class Limit:
         """The limit as a whole number, at least 1."""
         return max(1, int(self.now))
 
-    def answered(self, in_flight: int) -> None:
+    def record_answer(self, in_flight: int) -> None:
         """An answer came while ``in_flight`` requests, it among them, were in the server."""
         if in_flight < self.places or self.queued:
             return  # the limit holds nothing back, or the server has a queue already
         self.now = min(self.most, self.now + (1 / self.now if self.is_cautious else 1))
 
-    def objected(self, sent: float, now: float) -> None:
+    def record_overload(self, sent: float, now: float) -> None:
         """The server refused a request of time ``sent`` because there are too many; a round shrinks the limit once."""
         self.is_cautious = True
         if sent >= self._shrunk:
             self.now, self._shrunk = max(1.0, self.now * SHRINK), now
 
-    def told(self, running: int, waiting: int) -> None:
+    def record_load(self, running: int, waiting: int) -> None:
         """The server says how many requests it runs and how many wait inside it."""
         self.queued = waiting if waiting > max(2.0, SPARE * running) else 0
         if self.queued:
@@ -72,28 +72,26 @@ class Breaker:
     is_open: bool = False
     reason: str = ""
     next_check: float = 0.0
-    opened: int = 0
     _failures: int = 0
     _wait: float = 0.0
 
-    def succeeded(self) -> None:
+    def record_success(self) -> None:
         """A request was answered."""
         self._failures = 0
 
-    def failed(self, reason: str, now: float, *, is_dead: bool = False) -> None:
+    def record_failure(self, reason: str, now: float, *, is_dead: bool = False) -> None:
         """A request failed for a reason of the server's; ``is_dead`` opens at once."""
         self._failures += 1
         if not self.is_open and (is_dead or self._failures >= self.failures_allowed):
             self.is_open, self.reason, self._wait = True, reason, self.first_wait
-            self.opened += 1
             self.next_check = now + self._wait
 
-    def still_ill(self, reason: str, now: float) -> None:
+    def record_failed_check(self, reason: str, now: float) -> None:
         """A health check failed: the next one comes later."""
         self.reason = reason
         self._wait = min(self.longest_wait, self._wait * 2)
         self.next_check = now + self._wait
 
-    def recovered(self) -> None:
+    def close(self) -> None:
         """A health check succeeded."""
         self.is_open, self.reason, self._failures = False, "", 0

@@ -13,7 +13,7 @@ _SPECULATION = "vllm:spec_decode_"
 
 def read_metrics(text: str, label: str | None = None) -> dict[str, float]:
     """The numbers by name, summed over their labels; with ``label`` only those that have it, by ``name{value}``."""
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, labels, number in _LINE.findall(text):
         if label is not None:
             value = re.search(rf'\b{label}="([^"]*)"', labels)
@@ -21,17 +21,17 @@ def read_metrics(text: str, label: str | None = None) -> dict[str, float]:
                 continue
             name = f"{name}{{{value[1]}}}"
         with suppress(ValueError):
-            found[name] = found.get(name, 0.0) + float(number)
-    return found
+            metrics[name] = metrics.get(name, 0.0) + float(number)
+    return metrics
 
 
 def acceptance_in_metrics(text: str) -> Acceptance | None:
     """vLLM's counters of speculation; None where the page has none."""
-    found = read_metrics(text)
+    metrics = read_metrics(text)
     names = ("num_drafts_total", "num_accepted_tokens_total", "num_draft_tokens_total")
-    if not all(_SPECULATION + name in found for name in names):
+    if not all(_SPECULATION + name in metrics for name in names):
         return None
-    passes, accepted, proposed = (int(found[_SPECULATION + name]) for name in names)
+    passes, accepted, proposed = (int(metrics[_SPECULATION + name]) for name in names)
     by_position = read_metrics(text, "position")
     positions: list[int] = []
     while (key := f"{_SPECULATION}num_accepted_tokens_per_pos_total{{{len(positions)}}}") in by_position:

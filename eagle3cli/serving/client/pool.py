@@ -51,20 +51,19 @@ class Rules:
 
 
 @dataclass
-class Server:
+class Endpoint:
     """One server as the pool sees it; the counts are since the pool's start."""
 
     client: Client
     limit: Limit
     breaker: Breaker = field(default_factory=Breaker)
     in_flight: int = 0
-    answers: int = 0
     tokens: int = 0
-    last_sign: float = 0.0
+    last_activity: float = 0.0
     """When it last answered, or got something to do after it had nothing."""
     paused_until: float = 0.0
     refusals_in_a_row: int = 0
-    alarms: set[asyncio.Timeout] = field(default_factory=set)
+    timeouts: set[asyncio.Timeout] = field(default_factory=set)
 
     @property
     def address(self) -> str:
@@ -96,13 +95,15 @@ class Pool:
         rules: Rules | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.servers = [Server(client, Limit(concurrency)) for client in clients]
-        self.concurrency, self.rules, self.report = concurrency, rules or Rules(), report
-        self.failures: Counter[str] = Counter()
-        self.waiting: deque[asyncio.Future[Server]] = deque()
+        self.endpoints = [Endpoint(client, Limit(concurrency)) for client in clients]
+        self.concurrency = concurrency
+        self.rules = rules or Rules()
+        self.report = report
+        self.errors: Counter[str] = Counter()
+        self.waiting: deque[asyncio.Future[Endpoint]] = deque()
         self._clock = clock
         self._last_in_service = clock()
-        self._watches: list[asyncio.Task[None]] = []
+        self._watchers: list[asyncio.Task[None]] = []
         self._broken: Eagle3Error | None = None
         self.model = ""
         """What the servers serve; one that comes back with another model stays out."""
@@ -110,22 +111,22 @@ class Pool:
     @property
     def in_flight(self) -> int:
         """Requests inside all servers."""
-        return sum(server.in_flight for server in self.servers)
+        return sum(endpoint.in_flight for endpoint in self.endpoints)
 
     async def __aenter__(self) -> Self:
         try:
-            await self._meet()
+            await self._identify_all()
         except BaseException:
-            await self._close_clients()
+            await self._close()
             raise
-        self._watches = [asyncio.create_task(self._watch(server)) for server in self.servers]
+        self._watchers = [asyncio.create_task(self._watch(endpoint)) for endpoint in self.endpoints]
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for watch in self._watches:
-            watch.cancel()
-        await asyncio.gather(*self._watches, return_exceptions=True)
-        await self._close_clients()
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        await self._close()
 
     async def ask(self, request: Request) -> Answer:
         """The answer of any server. Raises Refused (TooLong) at once, Lost after all attempts, Eagle3Error when no
@@ -145,197 +146,196 @@ class Pool:
         return await self._ask_one(request)
 
     async def _ask_one(self, request: Request) -> Answer:
-        server = await self._place()
+        endpoint = await self._acquire()
         sent = self._clock()
         try:
-            async with asyncio.timeout(None) as alarm:
-                server.alarms.add(alarm)
+            async with asyncio.timeout(None) as timeout:
+                endpoint.timeouts.add(timeout)
                 try:
-                    answer = await server.client.ask(request)
+                    answer = await endpoint.client.ask(request)
                 finally:
-                    server.alarms.discard(alarm)
-            self._answered(server, answer.tokens)
+                    endpoint.timeouts.discard(timeout)
+            self._answered(endpoint, answer.tokens)
             return answer
         except TimeoutError as error:
-            self.failures["hang"] += 1
-            raise Lost("hang", f"{server.address} stopped answering") from error
+            self.errors["hang"] += 1
+            raise Lost("hang", f"{endpoint.address} stopped answering") from error
         except Refused:
-            self._answered(server, 0)
+            self._answered(endpoint, 0)
             raise
-        except RequestFailed as failure:
-            self._failed(server, failure, sent)
+        except RequestFailed as error:
+            self._failed(endpoint, error, sent)
             raise
         finally:
-            server.in_flight -= 1
-            self._hand_out()
+            endpoint.in_flight -= 1
+            self._assign_waiting()
 
-    def _answered(self, server: Server, tokens: int) -> None:
-        server.last_sign = self._clock()
-        server.answers += 1
-        server.tokens += tokens
-        server.refusals_in_a_row = 0
-        server.breaker.succeeded()
-        server.limit.answered(server.in_flight)
+    def _answered(self, endpoint: Endpoint, tokens: int) -> None:
+        endpoint.last_activity = self._clock()
+        endpoint.tokens += tokens
+        endpoint.refusals_in_a_row = 0
+        endpoint.breaker.record_success()
+        endpoint.limit.record_answer(endpoint.in_flight)
 
-    def _failed(self, server: Server, failure: RequestFailed, sent: float) -> None:
+    def _failed(self, endpoint: Endpoint, error: RequestFailed, sent: float) -> None:
         now = self._clock()
-        self.failures[failure.kind] += 1
-        if isinstance(failure, Busy):
-            server.limit.objected(sent, now)
-            if sent >= server.paused_until:  # those that were under way at the first refusal say nothing new
-                server.refusals_in_a_row += 1
-                wait = failure.retry_after
+        self.errors[error.kind] += 1
+        if isinstance(error, Busy):
+            endpoint.limit.record_overload(sent, now)
+            if sent >= endpoint.paused_until:  # those that were under way at the first refusal say nothing new
+                endpoint.refusals_in_a_row += 1
+                wait = error.retry_after
                 if wait is None:
-                    wait = random.uniform(0.5, 1) * min(30.0, 0.5 * 2**server.refusals_in_a_row)
-                server.paused_until = now + wait
-                asyncio.get_running_loop().call_later(wait, self._hand_out)
-            if failure.kind == "429":
+                    wait = random.uniform(0.5, 1) * min(30.0, 0.5 * 2**endpoint.refusals_in_a_row)
+                endpoint.paused_until = now + wait
+                asyncio.get_running_loop().call_later(wait, self._assign_waiting)
+            if error.kind == "429":
                 return
-        if failure.kind == "time-out":
-            server.limit.objected(sent, now)
-        self._break(server, str(failure), is_dead=isinstance(failure, Unreachable))
+        if error.kind == "time-out":
+            endpoint.limit.record_overload(sent, now)
+        self._break(endpoint, str(error), is_dead=isinstance(error, Unreachable))
 
-    def _break(self, server: Server, reason: str, *, is_dead: bool) -> None:
-        was_open = server.breaker.is_open
-        server.breaker.failed(reason, self._clock(), is_dead=is_dead)
-        if server.breaker.is_open and not was_open:
-            self.report.warn(f"{server.address} is left alone until it is healthy again: {reason}")
+    def _break(self, endpoint: Endpoint, reason: str, *, is_dead: bool) -> None:
+        was_open = endpoint.breaker.is_open
+        endpoint.breaker.record_failure(reason, self._clock(), is_dead=is_dead)
+        if endpoint.breaker.is_open and not was_open:
+            self.report.warn(f"{endpoint.address} is left alone until it is healthy again: {reason}")
 
-    async def _place(self) -> Server:
+    async def _acquire(self) -> Endpoint:
         """A server with room, one request more already counted."""
         if self._broken is not None:
             raise self._broken
-        if not self.waiting and (server := self._free()) is not None:
-            self._count_in(server)
-            return server
-        waiter: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
+        if not self.waiting and (endpoint := self._least_loaded()) is not None:
+            self._occupy(endpoint)
+            return endpoint
+        waiter: asyncio.Future[Endpoint] = asyncio.get_running_loop().create_future()
         self.waiting.append(waiter)
         try:
             return await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 waiter.result().in_flight -= 1
-                self._hand_out()
+                self._assign_waiting()
             raise
 
-    def _count_in(self, server: Server) -> None:
-        if not server.in_flight:
-            server.last_sign = self._clock()
-        server.in_flight += 1
+    def _occupy(self, endpoint: Endpoint) -> None:
+        if not endpoint.in_flight:
+            endpoint.last_activity = self._clock()
+        endpoint.in_flight += 1
 
-    def _free(self) -> Server | None:
+    def _least_loaded(self) -> Endpoint | None:
         """The server with the largest share of its limit free."""
         if self.in_flight >= self.concurrency:
             return None
         now = self._clock()
-        open_ones = [server for server in self.servers if server.room(now) > 0]
-        return max(open_ones, key=lambda server: server.room(now) / server.limit.places, default=None)
+        available = [endpoint for endpoint in self.endpoints if endpoint.room(now) > 0]
+        return max(available, key=lambda endpoint: endpoint.room(now) / endpoint.limit.places, default=None)
 
-    def _hand_out(self) -> None:
+    def _assign_waiting(self) -> None:
         """Give free places to those who wait."""
         while self.waiting:
             if self.waiting[0].done():  # it was cancelled
                 self.waiting.popleft()
-            elif (server := self._free()) is not None:
-                self._count_in(server)
-                self.waiting.popleft().set_result(server)
+            elif (endpoint := self._least_loaded()) is not None:
+                self._occupy(endpoint)
+                self.waiting.popleft().set_result(endpoint)
             else:
                 return
 
-    async def _meet(self) -> None:
+    async def _identify_all(self) -> None:
         """Ask all servers who they are; at least one has to answer, and all that do have to serve the same model."""
         until = self._clock() + FIRST_SECONDS
         while True:
-            outcomes = await asyncio.gather(*[self._greet(server) for server in self.servers])
-            if any(server.client.info for server in self.servers):
+            outcomes = await asyncio.gather(*[self._identify(endpoint) for endpoint in self.endpoints])
+            if any(endpoint.client.info for endpoint in self.endpoints):
                 break
             if self._clock() >= until or all(isinstance(outcome, Unreachable) for outcome in outcomes):
-                told = "; ".join(f"{s.address}: {o}" for s, o in zip(self.servers, outcomes, strict=True))
+                details = "; ".join(f"{s.address}: {o}" for s, o in zip(self.endpoints, outcomes, strict=True))
                 fix = "start the servers first, or leave the flag out and this command starts SGLang itself"
-                raise Eagle3Error(f"no server answers ({told})", where="--server-address-port", fix=fix)
+                raise Eagle3Error(f"no server answers ({details})", where="--server-address-port", fix=fix)
             await asyncio.sleep(self.rules.tick)
-        models = {server.client.info.model for server in self.servers if server.client.info}
+        models = {endpoint.client.info.model for endpoint in self.endpoints if endpoint.client.info}
         if len(models) > 1:
-            told = ", ".join(f"{s.address} {s.client.info.model}" for s in self.servers if s.client.info)
+            details = ", ".join(f"{s.address} {s.client.info.model}" for s in self.endpoints if s.client.info)
             fix = "give only servers of one model"
-            raise UsageError(f"the servers serve different models: {told}", where="--server-address-port", fix=fix)
+            raise UsageError(f"the servers serve different models: {details}", where="--server-address-port", fix=fix)
         self.model = models.pop()
 
-    async def _greet(self, server: Server) -> RequestFailed | None:
+    async def _identify(self, endpoint: Endpoint) -> RequestFailed | None:
         try:
-            await server.client.identify()
-        except Refused as refused:
-            fix = "set EAGLE3_API_KEY" if refused.kind in ("401", "403") else "check --server-address-port"
-            raise Eagle3Error(f"refuses to list its models: {refused}", where=server.address, fix=fix) from refused
-        except RequestFailed as failure:
-            self._break(server, str(failure), is_dead=True)
-            return failure
-        server.breaker.recovered()
+            await endpoint.client.identify()
+        except Refused as error:
+            fix = "set EAGLE3_API_KEY" if error.kind in ("401", "403") else "check --server-address-port"
+            raise Eagle3Error(f"refuses to list its models: {error}", where=endpoint.address, fix=fix) from error
+        except RequestFailed as error:
+            self._break(endpoint, str(error), is_dead=True)
+            return error
+        endpoint.breaker.close()
         return None
 
-    async def _watch(self, server: Server) -> None:
+    async def _watch(self, endpoint: Endpoint) -> None:
         """Look after one server: its load, its silence, its recovery."""
         while True:
             await asyncio.sleep(self.rules.tick)
             now = self._clock()
-            if not server.breaker.is_open:
-                if now >= server.paused_until:
+            if not endpoint.breaker.is_open:
+                if now >= endpoint.paused_until:
                     self._last_in_service = now
-                if server.in_flight:
-                    if (load := await server.client.load()) is not None:
-                        server.limit.told(load.running, load.waiting)
-                    if now - server.last_sign > self.rules.silence:
-                        await self._doubt(server)
-            elif now >= server.breaker.next_check:
-                await self._check(server)
-            self._hand_out()
+                if endpoint.in_flight:
+                    if (load := await endpoint.client.load()) is not None:
+                        endpoint.limit.record_load(load.running, load.waiting)
+                    if now - endpoint.last_activity > self.rules.silence:
+                        await self._check_silent(endpoint)
+            elif now >= endpoint.breaker.next_check:
+                await self._check_recovery(endpoint)
+            self._assign_waiting()
             self._give_up(now)
 
-    async def _check(self, server: Server) -> None:
+    async def _check_recovery(self, endpoint: Endpoint) -> None:
         """See whether a server that is left alone is back."""
         problem = "it is not healthy"
-        if await server.client.is_healthy(self.rules.health):
+        if await endpoint.client.is_healthy(self.rules.health):
             try:
-                model = (await server.client.identify()).model
+                model = (await endpoint.client.identify()).model
                 problem = "" if model == self.model else f"it serves {model} now, not {self.model}"
             except (RequestFailed, Eagle3Error) as error:
                 problem = str(error)
         now = self._clock()
         if problem:
-            server.breaker.still_ill(problem, now)
-            if now - server.last_sign > self.rules.silence:
-                _let_go(server)
+            endpoint.breaker.record_failed_check(problem, now)
+            if now - endpoint.last_activity > self.rules.silence:
+                _cancel_requests(endpoint)
             return
-        server.breaker.recovered()
-        server.limit.restart()
-        server.last_sign = now
-        self.report.info(f"{server.address} is back")
+        endpoint.breaker.close()
+        endpoint.limit.restart()
+        endpoint.last_activity = now
+        self.report.info(f"{endpoint.address} is back")
 
-    async def _doubt(self, server: Server) -> None:
+    async def _check_silent(self, endpoint: Endpoint) -> None:
         """A silent server: slow, or dead? Slow ones answer for their health."""
-        if await server.client.is_healthy(self.rules.health) or await server.client.is_healthy(self.rules.health):
-            server.last_sign = self._clock()
+        if await endpoint.client.is_healthy(self.rules.health) or await endpoint.client.is_healthy(self.rules.health):
+            endpoint.last_activity = self._clock()
             return
-        self._break(server, "it holds requests, answers none and is not healthy", is_dead=True)
-        _let_go(server)
+        self._break(endpoint, "it holds requests, answers none and is not healthy", is_dead=True)
+        _cancel_requests(endpoint)
 
     def _give_up(self, now: float) -> None:
         if self._broken is not None or now - self._last_in_service <= self.rules.patience:
             return
-        told = "; ".join(f"{server.address}: {server.breaker.reason or 'wants no more'}" for server in self.servers)
-        what = f"no server has answered for {self.rules.patience:.0f} s ({told})"
+        details = "; ".join(f"{e.address}: {e.breaker.reason or 'wants no more'}" for e in self.endpoints)
+        what = f"no server has answered for {self.rules.patience:.0f} s ({details})"
         self._broken = Eagle3Error(what, fix="bring a server back and run the same command again to go on")
         while self.waiting:
             waiter = self.waiting.popleft()
             if not waiter.done():
                 waiter.set_exception(self._broken)
 
-    async def _close_clients(self) -> None:
-        for server in self.servers:
-            await server.client.__aexit__()
+    async def _close(self) -> None:
+        for endpoint in self.endpoints:
+            await endpoint.client.aclose()
 
 
-def _let_go(server: Server) -> None:
+def _cancel_requests(endpoint: Endpoint) -> None:
     """End the requests that a dead server holds: they go to another one."""
-    for alarm in tuple(server.alarms):
-        alarm.reschedule(asyncio.get_running_loop().time())
+    for timeout in tuple(endpoint.timeouts):
+        timeout.reschedule(asyncio.get_running_loop().time())

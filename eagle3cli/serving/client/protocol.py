@@ -83,7 +83,7 @@ class Acceptance:
             self.passes + sign * other.passes,
             self.accepted + sign * other.accepted,
             self.proposed + sign * other.proposed,
-            tuple(mine + sign * theirs for mine, theirs in pairs),
+            tuple(a + sign * b for a, b in pairs),
         )
 
 
@@ -120,7 +120,7 @@ def path_and_body(request: Request, kind: Kind, model: str, *, stream: bool = Fa
 def _chat_body(request: Request, kind: Kind, model: str, stream: bool) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": model,
-        "messages": [_spoken(message, number) for number, message in enumerate(request.messages)],
+        "messages": [_openai_message(message, number) for number, message in enumerate(request.messages)],
         **_openai_sampling(request, kind),
         **_streamed(stream),
     }
@@ -179,7 +179,7 @@ def _generate_body(request: Request, stream: bool) -> dict[str, Any]:
     return {"input_ids": list(request.input_ids), "sampling_params": params, **({"stream": True} if stream else {})}
 
 
-def _spoken(message: Message, number: int) -> Message:
+def _openai_message(message: Message, number: int) -> Message:
     """A message as the OpenAI interface wants it: arguments of tool calls are text, and every call has an id."""
     if not message.get("tool_calls"):
         return message
@@ -296,6 +296,6 @@ _LENGTHS = (
 
 def _too_long(message: str) -> TooLong | None:
     for pattern in _LENGTHS:
-        if found := re.search(pattern, message, re.DOTALL):
-            return TooLong(message, int(found["context"]), int(found["prompt"]))
+        if match := re.search(pattern, message, re.DOTALL):
+            return TooLong(message, int(match["context"]), int(match["prompt"]))
     return TooLong(message) if re.search(r"context[ _]length|too long|maximum (?:allowed )?length", message) else None

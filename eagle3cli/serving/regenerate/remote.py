@@ -81,7 +81,7 @@ class RemoteGenerator:
                     return
 
         async with Pool(clients, self.report, concurrency=server.max_concurrency, rules=self.rules) as pool:
-            info = next(endpoint.client.info for endpoint in pool.servers if endpoint.client.info)
+            info = next(endpoint.client.info for endpoint in pool.endpoints if endpoint.client.info)
             self._is_harmony = info.architecture.startswith("GptOss") or "gpt-oss" in info.model.lower()
             self._check_model(info)
             try:

@@ -63,7 +63,7 @@ def test_every_request_gets_its_own_answer_whatever_fails() -> None:
         await all_of(pool, 300)
         assert sum(server.served.total() for server in servers) >= 300
         assert pool.in_flight == 0
-        assert {"500", "429", "reset", "malformed", "aborted"} <= set(pool.failures)
+        assert {"500", "429", "reset", "malformed", "aborted"} <= set(pool.errors)
 
     ill = Faults(error_500=0.05, busy_429=0.05, reset=0.05, malformed=0.05, aborted=0.05, retry_after=0.02)
     play(act, ill, replace(ill, seed=1))
@@ -75,11 +75,11 @@ def test_a_dead_servers_work_moves_and_it_is_used_again_when_it_is_back() -> Non
         await asyncio.sleep(0.1)
         await one.stop()
         await work
-        assert pool.servers[0].breaker.is_open
+        assert pool.endpoints[0].breaker.is_open
         before = one.served.total()
         await one.start()
         await asyncio.sleep(1.3)
-        assert not pool.servers[0].breaker.is_open
+        assert not pool.endpoints[0].breaker.is_open
         await all_of(pool, 100)
         assert one.served.total() > before
 
@@ -97,7 +97,7 @@ def test_a_server_that_comes_back_with_another_model_stays_out() -> None:
         await asyncio.sleep(1.3)
         await all_of(pool, 50)
         assert one.served.total() == before
-        assert "serves other now" in pool.servers[0].breaker.reason
+        assert "serves other now" in pool.endpoints[0].breaker.reason
 
     play(act, Faults(), Faults())
 
@@ -108,7 +108,7 @@ def test_a_server_whose_machine_is_gone_lets_its_requests_go() -> None:
         work = asyncio.create_task(all_of(pool, 40))
         await asyncio.sleep(0.1)
         assert gone.running
-        pool.servers[0].breaker.failed("no connection", 0, is_dead=True)  # found out by another request
+        pool.endpoints[0].breaker.record_failure("no connection", 0, is_dead=True)  # found out by another request
         await asyncio.wait_for(work, 10)
 
     play(act, Faults(silent=1.0), Faults())
@@ -118,8 +118,8 @@ def test_a_silent_server_is_found_out_and_its_work_moves() -> None:
     async def act(pool: Pool, hung: FakeServer, _: FakeServer) -> None:
         hung.is_healthy = False
         await asyncio.wait_for(all_of(pool, 60), 10)
-        assert pool.servers[0].breaker.is_open
-        assert pool.failures["hang"] > 0
+        assert pool.endpoints[0].breaker.is_open
+        assert pool.errors["hang"] > 0
 
     play(act, Faults(silent=1.0), Faults())
 
@@ -135,7 +135,7 @@ def test_a_slow_but_healthy_server_is_waited_for() -> None:
 def test_a_request_that_takes_too_long_is_asked_again() -> None:
     async def act(pool: Pool, *_: FakeServer) -> None:
         await all_of(pool, 40)
-        assert pool.failures["time-out"] > 0
+        assert pool.errors["time-out"] > 0
 
     play(act, Faults(silent=0.1), Faults(silent=0.1), seconds=0.4)
 
@@ -166,8 +166,8 @@ def test_retry_after_is_kept() -> None:
 def test_a_server_gets_no_more_than_it_takes() -> None:
     async def act(pool: Pool, server: FakeServer) -> None:
         await all_of(pool, 200)
-        assert pool.servers[0].limit.places <= 12
-        assert pool.failures["429"] < 100
+        assert pool.endpoints[0].limit.places <= 12
+        assert pool.errors["429"] < 100
 
     play(act, Faults(seconds=0.02, places=4, most_waiting=4, tells_load=False, retry_after=0.01))
 
@@ -176,7 +176,7 @@ def test_the_servers_own_queue_holds_requests_back() -> None:
     async def act(pool: Pool, server: FakeServer) -> None:
         work = asyncio.create_task(all_of(pool, 300))
         await asyncio.sleep(0.4)
-        assert pool.servers[0].in_flight <= 16
+        assert pool.endpoints[0].in_flight <= 16
         await work
 
     play(act, Faults(seconds=0.02, places=4), concurrency=256)
@@ -201,7 +201,7 @@ def test_a_wrong_request_is_refused_at_once_and_breaks_nothing() -> None:
             with pytest.raises(Refused, match="bad role"):
                 await pool.ask(ask(0))
         assert server.seen.total() == 10
-        assert not pool.servers[0].breaker.is_open
+        assert not pool.endpoints[0].breaker.is_open
 
     play(act, Faults())
 
