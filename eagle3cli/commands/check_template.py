@@ -8,7 +8,7 @@ from eagle3cli.errors import FAILED, ModelError
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out
-    from eagle3cli.data.chat.template_check import Answer
+    from eagle3cli.data.chat.template_check import Comparison
     from eagle3cli.settings.tables import Settings
 
 
@@ -30,27 +30,27 @@ def check(settings: Settings, name: str, out: Out) -> int | None:
         checked = fitting_templates(tokenizer)
         if not checked:
             raise ModelError("the tokenizer knows the tokens of no named template", where=target.model_path)
-    equal = [name for name, answers in checked if all(answer.equal for answer in answers)]
-    told = {name: [_as_data(answer) for answer in answers] for name, answers in checked}
-    lines = [line for name, answers in checked for line in _lines(name, answers, details=len(checked) == 1)]
+    equal = [name for name, comparisons in checked if all(comparison.equal for comparison in comparisons)]
+    told = {name: [_as_data(comparison) for comparison in comparisons] for name, comparisons in checked}
+    lines = [line for name, comparisons in checked for line in _lines(name, comparisons, details=len(checked) == 1)]
     if len(checked) > 1:
         lines.append(f"equal: {', '.join(equal)}" if equal else "none is equal; name one to see where it differs")
     out.result({"tokenizer": target.model_path, "equal": equal, "templates": told}, "\n".join(lines))
     return None if equal else FAILED
 
 
-def _as_data(answer: Answer) -> dict[str, object]:
-    found = answer.difference
+def _as_data(comparison: Comparison) -> dict[str, object]:
+    found = comparison.difference
     where = {"at": found.at, "own": found.own, "named": found.named} if found else None
-    return {"probe": answer.probe, "equal": answer.equal, "detail": answer.detail, "difference": where}
+    return {"probe": comparison.sample, "equal": comparison.equal, "detail": comparison.detail, "difference": where}
 
 
-def _lines(name: str, answers: list[Answer], *, details: bool) -> list[str]:
-    same = sum(answer.equal for answer in answers)
-    lines = [f"{name}: {same} of {len(answers)} conversations render as the tokenizer's own template renders them"]
-    for answer in answers if details else ():
-        lines.append(f"  {'equal' if answer.equal else 'DIFFERS':<8} {answer.probe}: {answer.detail}")
-        if answer.difference is not None:
-            lines.append(f"           tokenizer's own: {answer.difference.own!r}")
-            lines.append(f"           {name}: {answer.difference.named!r}")
+def _lines(name: str, comparisons: list[Comparison], *, details: bool) -> list[str]:
+    same = sum(comparison.equal for comparison in comparisons)
+    lines = [f"{name}: {same} of {len(comparisons)} conversations render as the tokenizer's own template renders them"]
+    for comparison in comparisons if details else ():
+        lines.append(f"  {'equal' if comparison.equal else 'DIFFERS':<8} {comparison.sample}: {comparison.detail}")
+        if comparison.difference is not None:
+            lines.append(f"           tokenizer's own: {comparison.difference.own!r}")
+            lines.append(f"           {name}: {comparison.difference.named!r}")
     return lines

@@ -8,7 +8,7 @@ from typing import Any
 
 from eagle3cli.data.chat.format import OPEN_BLOCK
 from eagle3cli.data.chat.template import Chat, template_options
-from eagle3cli.data.chat.tokenizer import eos_ids, load_tokenizer, tokenize
+from eagle3cli.data.chat.tokenizer import encode_rendered, eos_ids, load_tokenizer
 from eagle3cli.serving.conversation import OpenConversation
 from eagle3cli.serving.reasoning import ParsedReply, from_harmony, without_reasoning
 from eagle3cli.settings.tables import Settings
@@ -33,10 +33,10 @@ class ChatTokenizer:
     def encode(self, conversation: OpenConversation) -> list[int]:
         """Token ids of the conversation's next prompt; raises ModelError or DataError where the template refuses it."""
         options = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
-        messages = self.chat.settle(conversation.prompt(), conversation.tools)
+        messages = self.chat.adapt_tool_calls(conversation.prompt(), conversation.tools)
         text = self.chat.render(messages, True, conversation.tools, **options)
         conversation.prompt_opens_reasoning = OPEN_BLOCK.search(text) is not None
-        return list(tokenize(self.tokenizer, [text])[0].ids)
+        return encode_rendered(self.tokenizer, text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """A reply as text."""

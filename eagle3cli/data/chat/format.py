@@ -16,7 +16,7 @@ server writes for the target when it is not to reason."""
 OPEN_BLOCK = re.compile(r"(<(\w+)>|\[THINK\])(\s*)\Z")
 """The start of a block of reasoning at the end of a prompt: the target writes on from there."""
 
-_MARK = "\ue000{}\ue001"
+_PLACEHOLDER = "\ue000{}\ue001"
 _ALWAYS_END = ("<|call|>", "<|eom_id|>", "<|eom|>")
 """Tokens that end a turn with a tool call, and nothing else, in every format that has them."""
 
@@ -52,8 +52,7 @@ class Format:
 
     def first_end(self, text: str, position: int) -> int | None:
         """Where the first end token from ``position`` on begins."""
-        found = [at for end in self.ends if (at := text.find(end, position)) >= 0]
-        return min(found, default=None)
+        return min((at for end in self.ends if (at := text.find(end, position)) >= 0), default=None)
 
 
 def learn_format(chat: Chat, stops: Sequence[str]) -> Format:
@@ -62,17 +61,18 @@ def learn_format(chat: Chat, stops: Sequence[str]) -> Format:
     Raises ModelError where the template refuses a plain turn.
     """
     special = sorted((t.content for t in chat.tokenizer.added_tokens_decoder.values() if t.special), key=len)[::-1]
-    marks = [_MARK.format(i) for i in range(4)]
+    placeholders = [_PLACEHOLDER.format(i) for i in range(4)]
     turns: list[Mapping[str, Any]] = [
-        {"role": ("user", "assistant")[i % 2], "content": mark} for i, mark in enumerate(marks)
+        {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(placeholders)
     ]
-    unanswered, opened = chat.render(turns[:1], False), chat.render(turns[:1], True)
-    before = opened.rpartition(marks[0])[2]
-    first, again, last, tail = _between(chat, turns, marks)
+    unanswered = chat.render(turns[:1])
+    prompt = chat.render(turns[:1], add_generation_prompt=True)
+    before = prompt.rpartition(placeholders[0])[2]
+    first, again, last, tail = _between(chat, turns, placeholders)
     past_closing = _closing(special, stops, again)
     closing = past_closing if tail.lstrip().startswith(past_closing) else _leading(special, tail)
     ends = {*stops, closing, past_closing, *(token for token in _ALWAYS_END if token in special)} - {""}
-    header = opened[len(unanswered) :] if opened.startswith(unanswered) else ""
+    header = prompt[len(unanswered) :] if prompt.startswith(unanswered) else ""
     header = header if header.strip() else _without_leading(ends, before)
     closed = before[: len(before) - len(header)] if before.endswith(header) else ""
     past_header = first.removeprefix(closed)
@@ -89,17 +89,18 @@ def learn_format(chat: Chat, stops: Sequence[str]) -> Format:
     )
 
 
-def _between(chat: Chat, turns: Sequence[Mapping[str, Any]], marks: Sequence[str]) -> list[str]:
+def _between(chat: Chat, turns: Sequence[Mapping[str, Any]], placeholders: Sequence[str]) -> list[str]:
     """What stands between and behind the texts of two questions and replies; a template that takes no more than one
     turn tells less."""
     try:
-        text, most = chat.render(turns, False), len(marks)
+        text = chat.render(turns)
     except ModelError:
-        text, most = chat.render(turns[:2], False), 2
-    pieces = re.split("|".join(marks), text)[1:]
-    if len(pieces) != most:
+        turns = turns[:2]
+        text = chat.render(turns)
+    pieces = re.split("|".join(placeholders), text)[1:]
+    if len(pieces) != len(turns):
         raise ModelError("the chat template does not write a plain conversation", where="data.chat_template")
-    return pieces if most > 2 else [pieces[0], "", *pieces]
+    return pieces if len(turns) > 2 else [pieces[0], "", *pieces]
 
 
 def _closing(special: Sequence[str], stops: Sequence[str], text: str) -> str:

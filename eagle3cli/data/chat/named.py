@@ -1,4 +1,4 @@
-"""Named chat templates, for tokenizers that come without one or when a person asks for one by name.
+"""NamedTemplate chat templates, for tokenizers that come without one or when a person asks for one by name.
 
 Written for this project from the models' documented formats; ``eagle3 view --check-template`` compares them with a
 tokenizer's own. What a format has no place for (another role, a tool call) is refused, so that such a row is rejected
@@ -23,7 +23,7 @@ _USER, _ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedTemplate:
     """A named template: one of the package's Jinja files and the values it is filled with."""
 
     models: str
@@ -49,42 +49,44 @@ _PHI = ("<|user|>", "<|assistant|>", "<|end|>")
 _HARMONY = ("<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|call|>", "<|return|>")
 _GEMMA = ("<bos>", "<start_of_turn>", "<end_of_turn>")
 
-NAMED: dict[str, Named] = {
-    "chatml": Named("ChatML", _CHATML, "plain", _plain("<|im_start|>", "\n", "<|im_end|>\n")),
-    "qwen": Named("Qwen 2.5", _CHATML, "qwen", {"default_system": _QWEN, "thinks": False, "opening": ""}),
-    "qwq": Named("QwQ", _CHATML, "qwen", {"default_system": "", "thinks": True, "opening": "<think>\n"}),
-    "qwen3": Named("Qwen 3", _CHATML, "qwen3", _QWEN3),
-    "qwen3-instruct": Named(
+NAMED: dict[str, NamedTemplate] = {
+    "chatml": NamedTemplate("ChatML", _CHATML, "plain", _plain("<|im_start|>", "\n", "<|im_end|>\n")),
+    "qwen": NamedTemplate("Qwen 2.5", _CHATML, "qwen", {"default_system": _QWEN, "thinks": False, "opening": ""}),
+    "qwq": NamedTemplate("QwQ", _CHATML, "qwen", {"default_system": "", "thinks": True, "opening": "<think>\n"}),
+    "qwen3": NamedTemplate("Qwen 3", _CHATML, "qwen3", _QWEN3),
+    "qwen3-instruct": NamedTemplate(
         "Qwen 3 Instruct 2507", _CHATML, "qwen3", {"opening": "", "empty_block": False, "switches": False}
     ),
-    "qwen3-thinking": Named(
+    "qwen3-thinking": NamedTemplate(
         "Qwen 3 Thinking 2507", _CHATML, "qwen3", {"opening": "<think>\n", "empty_block": True, "switches": False}
     ),
-    "llama3": Named(
+    "llama3": NamedTemplate(
         "Llama 3",
         _LLAMA3,
         "plain",
         _plain("<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>", first="<|begin_of_text|>", trims=True),
     ),
-    "llama3.1": Named("Llama 3.1 and 3.3", _LLAMA3, "llama3.1"),
-    "llama4": Named("Llama 4", _LLAMA4, "llama4"),
-    "phi3": Named("Phi 3", _PHI, "plain", _plain("<|", "|>\n", "<|end|>\n", final="<|endoftext|>")),
-    "phi4": Named(
+    "llama3.1": NamedTemplate("Llama 3.1 and 3.3", _LLAMA3, "llama3.1"),
+    "llama4": NamedTemplate("Llama 4", _LLAMA4, "llama4"),
+    "phi3": NamedTemplate("Phi 3", _PHI, "plain", _plain("<|", "|>\n", "<|end|>\n", final="<|endoftext|>")),
+    "phi4": NamedTemplate(
         "Phi 4",
         ("<|im_start|>", "<|im_sep|>", "<|im_end|>"),
         "plain",
         _plain("<|im_start|>", "<|im_sep|>", "<|im_end|>"),
     ),
-    "phi4-mini": Named("Phi 4 mini", _PHI, "plain", _plain("<|", "|>", "<|end|>", final="<|endoftext|>")),
-    "deepseek-v2": Named("DeepSeek LLM, V2 and V2 Lite", (_BEGIN, _END), "deepseek-v2"),
-    "deepseek-v3": Named("DeepSeek V3 0324", (_BEGIN, _USER, _ASSISTANT, _END), "deepseek-v3", {"opening": ""}),
-    "deepseek-r1": Named("DeepSeek R1", (_BEGIN, _USER, _ASSISTANT, _END), "deepseek-v3", {"opening": "<think>\n"}),
-    "deepseek-v3.1": Named("DeepSeek V3.1", (_BEGIN, _USER, _ASSISTANT, _END), "deepseek-v3.1"),
-    "gpt-oss": Named("GPT-OSS (harmony)", _HARMONY, "gpt-oss"),
-    "gemma": Named("Gemma 3", _GEMMA, "gemma"),
-    "mistral": Named("Mistral 7B v0.3", ("[INST]", "[/INST]", "</s>"), "mistral", {"gap": " "}),
-    "mistral-nemo": Named("Mistral Nemo", ("[INST]", "[/INST]", "</s>"), "mistral", {"gap": ""}),
-    "glm": Named("GLM 4.5 and 4.6", ("[gMASK]", "<sop>", "<|assistant|>", "<|user|>"), "glm"),
+    "phi4-mini": NamedTemplate("Phi 4 mini", _PHI, "plain", _plain("<|", "|>", "<|end|>", final="<|endoftext|>")),
+    "deepseek-v2": NamedTemplate("DeepSeek LLM, V2 and V2 Lite", (_BEGIN, _END), "deepseek-v2"),
+    "deepseek-v3": NamedTemplate("DeepSeek V3 0324", (_BEGIN, _USER, _ASSISTANT, _END), "deepseek-v3", {"opening": ""}),
+    "deepseek-r1": NamedTemplate(
+        "DeepSeek R1", (_BEGIN, _USER, _ASSISTANT, _END), "deepseek-v3", {"opening": "<think>\n"}
+    ),
+    "deepseek-v3.1": NamedTemplate("DeepSeek V3.1", (_BEGIN, _USER, _ASSISTANT, _END), "deepseek-v3.1"),
+    "gpt-oss": NamedTemplate("GPT-OSS (harmony)", _HARMONY, "gpt-oss"),
+    "gemma": NamedTemplate("Gemma 3", _GEMMA, "gemma"),
+    "mistral": NamedTemplate("Mistral 7B v0.3", ("[INST]", "[/INST]", "</s>"), "mistral", {"gap": " "}),
+    "mistral-nemo": NamedTemplate("Mistral Nemo", ("[INST]", "[/INST]", "</s>"), "mistral", {"gap": ""}),
+    "glm": NamedTemplate("GLM 4.5 and 4.6", ("[gMASK]", "<sop>", "<|assistant|>", "<|user|>"), "glm"),
 }
 
 
@@ -92,8 +94,9 @@ NAMED: dict[str, Named] = {
 def named_template(name: str) -> str:
     """Jinja text of the named template ``name``."""
     named = NAMED[name]
-    filled = {key: json.dumps(value, ensure_ascii=False) for key, value in named.values.items()}
-    values = "".join(f"{{%- set {key} = {value} -%}}" for key, value in filled.items())
+    values = "".join(
+        f"{{%- set {key} = {json.dumps(value, ensure_ascii=False)} -%}}" for key, value in named.values.items()
+    )
     folder = resources.files("eagle3cli.data") / "chat_templates"
     return values + (folder / f"{named.file}.jinja").read_text(encoding="utf-8")
 
@@ -110,8 +113,8 @@ def template_text(name: str, tokenizer: Any) -> str | None:
             raise ModelError("the tokenizer has no chat template of its own", where="data.chat_template", fix=fix)
         return None
     if name in NAMED:
-        known = tokenizer.backend_tokenizer.token_to_id
-        missing = [token for token in NAMED[name].tokens if known(token) is None]
+        token_to_id = tokenizer.backend_tokenizer.token_to_id
+        missing = [token for token in NAMED[name].tokens if token_to_id(token) is None]
         if missing:
             what = f"the tokenizer does not know {missing[0]}, which the template {name!r} writes"
             raise ModelError(what, where="data.chat_template", fix="use the tokenizer's own: --chat-template auto")
@@ -121,7 +124,7 @@ def template_text(name: str, tokenizer: Any) -> str | None:
             return Path(name).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read the template file: {error}", where="data.chat_template") from error
-    near = get_close_matches(name, ["auto", *NAMED], n=1)
-    fix = f"did you mean {near[0]!r}? " if near else ""
+    matches = get_close_matches(name, ["auto", *NAMED], n=1)
+    fix = f"did you mean {matches[0]!r}? " if matches else ""
     fix += f"known: auto, {', '.join(NAMED)}, or a .jinja file"
     raise UsageError(f"unknown chat template {name!r}", where="data.chat_template", fix=fix)

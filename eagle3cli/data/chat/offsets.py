@@ -1,6 +1,6 @@
 """Token ids and the place of each token in the text.
 
-The tokenizer's own offsets cost a fifth of the time that tokenising takes. With a byte-level vocabulary they are not
+The tokenizer's own offsets cost a fifth of the time that tokenizing takes. With a byte-level vocabulary they are not
 needed: where the tokens' bytes one after the other are the text's bytes, their lengths say where each one stands. That
 is checked for every text; one that does not pass (normalised, white space swallowed) gets the tokenizer's own offsets,
 as does every text of a tokenizer of another kind.
@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-PROBE = " a  bc\n\n d\té😀{} e '1,23"
+SAMPLE_TEXT = " a  bc\n\n d\té😀{} e '1,23"
 """White space, several bytes a character, and a special token: what offsets may differ in."""
 
 
@@ -43,14 +43,15 @@ class Tokens:
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Any]:
     """Tokens of rendered texts (special tokens are in the text already): :class:`Tokens`, or the `tokenizers` encoding
     with the same methods."""
-    backend, table = tokenizer.backend_tokenizer, _table(tokenizer)
+    backend = tokenizer.backend_tokenizer
+    table = _table(tokenizer)
     if table is None:
         return list(backend.encode_batch(list(texts), add_special_tokens=False))
-    found = []
+    tokens = []
     for text, encoding in zip(texts, backend.encode_batch_fast(list(texts), add_special_tokens=False), strict=True):
-        tokens = table.tokens(text, encoding.ids)
-        found.append(backend.encode(text, add_special_tokens=False) if tokens is None else tokens)
-    return found
+        placed = table.tokens(text, encoding.ids)
+        tokens.append(backend.encode(text, add_special_tokens=False) if placed is None else placed)
+    return tokens
 
 
 class _Table:
@@ -72,8 +73,8 @@ class _Table:
 
     def tokens(self, text: str, ids: list[int]) -> Tokens | None:
         """The tokens with their places, or None where their bytes are not the text's."""
-        raw, table = text.encode(), self.bytes
-        if b"".join([table[i] for i in ids]) != raw:
+        raw = text.encode()
+        if b"".join([self.bytes[i] for i in ids]) != raw:
             return None
         numbers = np.fromiter(ids, dtype=np.int32, count=len(ids))
         ends = np.cumsum(self.lengths[numbers])
@@ -90,16 +91,15 @@ _tables: WeakKeyDictionary[Any, _Table | None] = WeakKeyDictionary()
 
 def _table(tokenizer: Any) -> _Table | None:
     """The tokenizer's table, made once; None where its offsets are not what the bytes say."""
-    size = len(tokenizer)
-    known = _tables.get(tokenizer, False)
-    if known is False or (isinstance(known, _Table) and known.size != size):
+    table = _tables.get(tokenizer)
+    if tokenizer not in _tables or (table is not None and table.size != len(tokenizer)):
         table = _Table(tokenizer)
-        _tables[tokenizer] = known = table if _agrees(tokenizer, table) else None
-    return known if isinstance(known, _Table) else None
+        _tables[tokenizer] = table = table if _agrees(tokenizer, table) else None
+    return table
 
 
 def _agrees(tokenizer: Any, table: _Table) -> bool:
-    text = PROBE.format(tokenizer.eos_token or "")
+    text = SAMPLE_TEXT.format(tokenizer.eos_token or "")
     encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
     tokens = table.tokens(text, encoding.ids)
     return tokens is not None and encoding.offsets == list(
@@ -110,6 +110,6 @@ def _agrees(tokenizer: Any, table: _Table) -> bool:
 def _bytes_of_characters() -> dict[int, int]:
     """The byte that each character of a byte-level vocabulary stands for: printable ones for themselves, the others
     for what is left, in order from U+0100 on."""
-    kept = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    rest = [byte for byte in range(256) if byte not in kept]
-    return {byte: byte for byte in kept} | {256 + i: byte for i, byte in enumerate(rest)}
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    rest = [byte for byte in range(256) if byte not in printable]
+    return {byte: byte for byte in printable} | {256 + i: byte for i, byte in enumerate(rest)}

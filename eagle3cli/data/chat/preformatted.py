@@ -11,7 +11,7 @@ from eagle3cli.data.chat.reply_spans import Rendered
 
 
 @dataclass(frozen=True)
-class TextMarks:
+class ReplyDelimiters:
     """What a person says stands around replies, where no chat template tells. Escapes ``\\n`` and ``\\t`` are read."""
 
     assistant_header: str

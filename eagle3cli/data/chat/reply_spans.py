@@ -4,12 +4,12 @@ A reply is what the target writes after the header that the chat template gives 
 ends the turn. A row is what a server would show at the last turn: the template's whole rendering where that goes on
 from the server's prompt, else (templates that drop reasoning or move the system prompt) the prompt and the reply.
 
-Replies are found in two exact ways, and a row that neither can follow is rejected with the reason:
+Replies are spans in two exact ways, and a row that neither can follow is rejected with the reason:
 
-- *marks*: the conversation is rendered a second time with a mark in place of every content. If the template's own
-  pieces and the contents together give the first rendering, all places are known. (`_by_marks`)
-- *neighbours*: where the template looks into replies (drops reasoning, writes tool calls), only the contents around
-  them are marked, and a reply is what stands between header and end. (`eagle3cli.data.chat.surroundings`)
+- *placeholders*: the conversation is rendered a second time with a placeholder for every content. If the template's own
+  pieces and the contents together give the first rendering, all places are known. (`_find_by_placeholders`)
+- *surroundings*: where the template looks into replies (drops reasoning, writes tool calls), placeholders stand for
+  the contents around them only, and a reply is what stands between header and end. (`eagle3cli.data.chat.surroundings`)
 
 Text inside a content that looks like a header or an end token never makes or ends a reply.
 """
@@ -24,21 +24,21 @@ from typing import Any
 from eagle3cli.data.chat.format import EMPTY_BLOCK, OPEN_BLOCK, Format
 from eagle3cli.data.chat.placeholders import (
     CONTENT,
-    MARK_PAIRS,
+    DELIMITERS,
     REASONING,
-    Marks,
     Pieces,
+    Placeholders,
     Span,
     align,
-    forms_of,
-    free_marks,
+    renderings_of,
+    unused_placeholders,
 )
-from eagle3cli.data.chat.surroundings import Found, Talk, by_neighbours
+from eagle3cli.data.chat.surroundings import MessageSpans, Probe, find_by_surroundings
 from eagle3cli.data.chat.template import Chat, Messages, Tools
 from eagle3cli.errors import DataError, ModelError
 
 _PLAIN_KEYS = {"role", "content", "reasoning_content"}
-_MOST_SHAPES = 1000
+_MOST_RENDERINGS = 1000
 NEWLINE = "\n"
 
 
@@ -68,75 +68,78 @@ def find_replies(
     Raises DataError where the template refuses the row or the places cannot be told exactly.
     """
     try:
-        talk = Talk(chat, chat.settle(messages, tools), tools, form)
-        text, found = _as_served(talk)
+        probe = Probe(chat, chat.adapt_tool_calls(messages, tools), tools, form)
+        text, spans = _served_rendering(probe)
     except ModelError as error:
         raise DataError(error.what) from error
     if len(messages) - 1 not in cut:
-        text = _with_unwritten_end(talk, text, found)
-    wanted = {max(found.spans)} if last_only and found.spans else set(found.spans)
+        text = _with_unwritten_end(probe, text, spans)
+    indices = sorted(spans.replies)[-1:] if last_only else sorted(spans.replies)
     replies = []
-    for index in sorted(wanted):
-        start, end = found.spans[index]
+    for index in indices:
+        start, end = spans.replies[index]
         replies.append((start, end if index in cut else form.end_at(text, end)))
-    return Rendered(text, tuple(replies), tuple(_turns(talk, text, found)))
+    return Rendered(text, tuple(replies), tuple(_turns(probe, text, spans)))
 
 
-def _with_unwritten_end(talk: Talk, text: str, found: Found) -> str:
+def _with_unwritten_end(probe: Probe, text: str, spans: MessageSpans) -> str:
     """The text with the end of its last reply, where the template leaves that to a next turn."""
-    last, unwritten = len(talk.messages) - 1, talk.form.unwritten
-    calls = talk.messages[last].get("tool_calls")  # behind a call another token may follow
-    if not unwritten or calls or last not in found.spans:
+    last = len(probe.messages) - 1
+    unwritten = probe.form.unwritten
+    calls = probe.messages[last].get("tool_calls")  # behind a call another token may follow
+    if not unwritten or calls or last not in spans.replies:
         return text
-    end = found.spans[last][1]
+    end = spans.replies[last][1]
     return text if text[end:].strip() else text[:end] + unwritten
 
 
-def _as_served(talk: Talk) -> tuple[str, Found]:
-    """The row's text, and what stands where in it."""
-    whole = talk.render()
-    if talk.chat.marks_replies(talk.tools):
-        return whole, _as_the_template_marks(talk, whole)
-    found = _by_marks(talk, whole)
-    last = len(talk.messages) - 1
-    if talk.messages[last]["role"] != "assistant" or (found and _continues(talk)):
-        return whole, found or by_neighbours(talk, whole)
-    before = talk.before(last)
+def _served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
+    """The row's text as a server would show it, and the spans in it."""
+    whole = probe.render()
+    if probe.chat.has_generation_blocks(probe.tools):
+        return whole, _find_by_generation_blocks(probe, whole)
+    spans = _find_by_placeholders(probe, whole)
+    last = len(probe.messages) - 1
+    if probe.messages[last]["role"] != "assistant" or (spans and _continues(probe)):
+        return whole, spans or find_by_surroundings(probe, whole)
+    before = probe.before(last)
     prompt = before.render()
-    found = found or by_neighbours(talk, whole)
-    start, end = found.spans[last]
-    closing = whole[end : talk.form.end_at(whole, end)]
+    spans = spans or find_by_surroundings(probe, whole)
+    start, end = spans.replies[last]
+    closing = whole[end : probe.form.end_at(whole, end)]
     continues = whole.startswith(prompt)
     start = max(start, len(prompt)) if continues else start
-    said = None
+    reply = None
     if not continues or start == len(prompt):  # else the template wrote an empty block of reasoning itself
-        said = _as_emitted(prompt, talk.messages[last], whole[start:end], continues)
-    if said is None:
-        found.spans[last] = (start, end)
-        return whole, found
-    found = _located(before, prompt)
-    found.spans[last] = (len(prompt), len(prompt) + len(said))
-    return prompt + said + closing, found
+        reply = _generated_reply(prompt, probe.messages[last], whole[start:end], continues)
+    if reply is None:
+        spans.replies[last] = (start, end)
+        return whole, spans
+    spans = _find_spans(before, prompt)
+    spans.replies[last] = (len(prompt), len(prompt) + len(reply))
+    return prompt + reply + closing, spans
 
 
-def _located(talk: Talk, text: str) -> Found:
-    return _by_marks(talk, text) or by_neighbours(talk, text)
+def _find_spans(probe: Probe, text: str) -> MessageSpans:
+    return _find_by_placeholders(probe, text) or find_by_surroundings(probe, text)
 
 
-def _as_emitted(prompt: str, message: Mapping[str, Any], shown: str, continues: bool) -> str | None:
+def _generated_reply(prompt: str, message: Mapping[str, Any], shown: str, continues: bool) -> str | None:
     """The last reply as the target wrote it behind ``prompt``, where the whole rendering does not show it so.
 
     ``shown`` is the reply in the whole rendering, which begins with the prompt where ``continues``. A server's prompt
     may open a block of reasoning: a message without any then stays where the template shows it.
     """
-    content, reasoning = str(message["content"] or ""), str(message.get("reasoning_content") or "")
+    content = str(message["content"] or "")
+    reasoning = str(message.get("reasoning_content") or "")
     block = OPEN_BLOCK.search(prompt)
     if block is None:
         thought, closing, _ = content.partition("</think>")
         lost = closing and thought.rpartition("<think>")[2].strip() and closing not in shown
         skipped = prompt.rstrip().endswith("</think>") or message.get("tool_calls")
         return content if lost and not skipped else None if continues else shown
-    opening, space = block[1], block[3]
+    opening = block[1]
+    space = block[3]
     closing = f"</{block[2]}>" if block[2] else "[/THINK]"
     if reasoning.strip() and closing not in shown:
         return f"{reasoning.strip(NEWLINE)}\n{closing}\n\n{shown.lstrip(NEWLINE)}"
@@ -152,20 +155,20 @@ def _as_emitted(prompt: str, message: Mapping[str, Any], shown: str, continues: 
     return content if closing in content else None
 
 
-def _as_the_template_marks(talk: Talk, whole: str) -> Found:
-    """Replies of a template that marks them itself: what lies outside its marks is none, and where nothing else tells
-    the places, the marks do."""
-    marked = talk.chat.replies(talk.messages, talk.tools)
+def _find_by_generation_blocks(probe: Probe, whole: str) -> MessageSpans:
+    """Replies of a template with ``{% generation %}`` blocks: what lies outside them is none, and where nothing else
+    tells the spans, the blocks do."""
+    blocks = probe.chat.generation_spans(probe.messages, probe.tools)
     try:
-        found = _located(talk, whole)
+        spans = _find_spans(probe, whole)
     except DataError:
-        spans = [_bare_reply(talk.form, whole, span) for span in marked]
-        replies = [i for i, message in enumerate(talk.messages) if message["role"] == "assistant"]
-        if len(spans) != len(replies):
+        bare = [_bare_reply(probe.form, whole, span) for span in blocks]
+        replies = [i for i, message in enumerate(probe.messages) if message["role"] == "assistant"]
+        if len(bare) != len(replies):
             raise
-        return Found(dict(zip(replies, spans, strict=True)), {})
-    inside = {i for i, (start, end) in found.spans.items() if any(a <= end and start < b for a, b in marked)}
-    return Found({i: span for i, span in found.spans.items() if i in inside}, found.places)
+        return MessageSpans(dict(zip(replies, bare, strict=True)), {})
+    inside = {i: span for i, span in spans.replies.items() if any(a <= span[1] and span[0] < b for a, b in blocks)}
+    return MessageSpans(inside, spans.others)
 
 
 def _bare_reply(form: Format, text: str, span: Span) -> Span:
@@ -179,87 +182,85 @@ def _bare_reply(form: Format, text: str, span: Span) -> Span:
     return (start, end - len(closing)) if closing else (start, max(start, span[1]))
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """A conversation of marks alone, which all conversations of the same roles share."""
+def _placeholder_rendering(probe: Probe, placeholders: Placeholders) -> tuple[str, Pieces]:
+    """The probe with a placeholder for every content, which all conversations of the same roles share: whole and split.
 
-    text: str
-    pieces: Pieces
-
-
-def _shape(talk: Talk, marks: Marks) -> _Shape:
-    """The talk with a mark in place of every content; raises ModelError where the template refuses it."""
-    messages = talk.messages
+    Raises ModelError where the template refuses it.
+    """
+    messages = probe.messages
     plain = all(message.keys() <= _PLAIN_KEYS for message in messages)
     roles = tuple((message["role"], bool(message.get("reasoning_content"))) for message in messages)
-    key = (talk.opened, marks, roles, json.dumps(talk.tools) if talk.tools else "")
-    known: dict[Any, _Shape] = talk.chat.shapes
-    if plain and key in known:
-        return known[key]
-    marked = []
+    key = (probe.add_generation_prompt, placeholders, roles, json.dumps(probe.tools) if probe.tools else "")
+    cache: dict[Any, tuple[str, Pieces]] = probe.chat.placeholder_renderings
+    if plain and key in cache:
+        return cache[key]
+    substituted = []
     for index, message in enumerate(messages):
-        changed = {**message, "content": marks.name(index, CONTENT)}
+        changed = {**message, "content": placeholders.name(index, CONTENT)}
         if message.get("reasoning_content"):
-            changed["reasoning_content"] = marks.name(index, REASONING)
-        marked.append(changed)
-    text = talk.render(marked)
-    shape = _Shape(text, marks.cut(text, CONTENT + REASONING))
+            changed["reasoning_content"] = placeholders.name(index, REASONING)
+        substituted.append(changed)
+    text = probe.render(substituted)
+    rendering = (text, placeholders.split(text, CONTENT + REASONING))
     if plain:
-        if len(known) >= _MOST_SHAPES:
-            known.clear()
-        known[key] = shape
-    return shape
+        if len(cache) >= _MOST_RENDERINGS:
+            cache.clear()
+        cache[key] = rendering
+    return rendering
 
 
-def _continues(talk: Talk) -> bool:
-    """Whether the rendering of a conversation of this shape is the server's prompt for its last reply and what the
+def _continues(probe: Probe) -> bool:
+    """Whether the rendering of a conversation of these roles is the server's prompt for its last reply and what the
     target wrote behind it."""
-    marks, last = Marks(*MARK_PAIRS[0]), len(talk.messages) - 1
+    placeholders = Placeholders(*DELIMITERS[0])
+    last = len(probe.messages) - 1
     try:
-        shape, prompt = _shape(talk, marks), _shape(talk.before(last), marks)
+        whole, pieces = _placeholder_rendering(probe, placeholders)
+        prompt, _ = _placeholder_rendering(probe.before(last), placeholders)
     except ModelError:
         return False
-    if not shape.text.startswith(prompt.text):
+    if not whole.startswith(prompt):
         return False
-    block, message = OPEN_BLOCK.search(prompt.text), talk.messages[last]
-    dropped = message.get("reasoning_content") and (last, REASONING) not in shape.pieces.names
+    block = OPEN_BLOCK.search(prompt)
+    message = probe.messages[last]
+    dropped = message.get("reasoning_content") and (last, REASONING) not in pieces.names
     return block is None or not (dropped or message["content"].lstrip().startswith(block[1]))
 
 
-def _by_marks(talk: Talk, text: str) -> Found | None:
-    """The replies, if the template writes every content of this conversation as it writes a mark."""
-    marks = free_marks(text)
-    messages = talk.messages
-    if marks is None or any(message.get("tool_calls") for message in messages):
+def _find_by_placeholders(probe: Probe, text: str) -> MessageSpans | None:
+    """The replies, if the template writes every content of this conversation as it writes a placeholder."""
+    placeholders = unused_placeholders(text)
+    messages = probe.messages
+    if placeholders is None or any(message.get("tool_calls") for message in messages):
         return None
     try:
-        pieces = _shape(talk, marks).pieces
+        _, pieces = _placeholder_rendering(probe, placeholders)
     except ModelError:
         return None
     missing = set(range(len(messages))) - {index for index, kind in pieces.names if kind == CONTENT}
     if len(set(pieces.names)) != len(pieces.names) or any(messages[i]["role"] == "assistant" for i in missing):
         return None
-    spans = align(text, pieces.texts, [_forms(messages[i], kind) for i, kind in pieces.names])
-    if spans is None:
+    places = align(text, pieces.texts, [_renderings(messages[i], kind) for i, kind in pieces.names])
+    if places is None:
         return None
-    found = Found({}, {})
-    for (index, kind), lead, (start, end) in zip(pieces.names, pieces.texts, spans, strict=False):
+    spans = MessageSpans({}, {})
+    for (index, kind), lead, (start, end) in zip(pieces.names, pieces.texts, places, strict=False):
         if messages[index]["role"] != "assistant":
-            found.places[index] = (start, end)
-        elif index in found.spans:
-            found.spans[index] = (found.spans[index][0], end)
+            spans.others[index] = (start, end)
+        elif index in spans.replies:
+            spans.replies[index] = (spans.replies[index][0], end)
         else:
-            header = _header_end(lead, talk.form, kind == REASONING)
+            header = _header_end(lead, probe.form, kind == REASONING)
             if header is None:
                 return None
-            found.spans[index] = (start - len(lead) + header, end)
-    return found
+            spans.replies[index] = (start - len(lead) + header, end)
+    return spans
 
 
-def _forms(message: Mapping[str, Any], kind: str) -> Sequence[str]:
+def _renderings(message: Mapping[str, Any], kind: str) -> Sequence[str]:
     if kind == REASONING:
-        return forms_of(message["reasoning_content"])
-    return forms_of(message["content"], quoted=message["role"] == "tool")
+        return renderings_of(message["reasoning_content"])
+    return renderings_of(message["content"], quoted=message["role"] == "tool")
 
 
 def _header_end(lead: str, form: Format, reasons: bool) -> int | None:
@@ -272,14 +273,14 @@ def _header_end(lead: str, form: Format, reasons: bool) -> int | None:
     return None
 
 
-def _turns(talk: Talk, text: str, found: Found) -> list[tuple[int, str]]:
+def _turns(probe: Probe, text: str, spans: MessageSpans) -> list[tuple[int, str]]:
     """Where each message begins, with its role; a system prompt of the template's own is one too."""
-    places = sorted((span, index) for index, span in (found.spans | found.places).items())
+    places = sorted((span, index) for index, span in (spans.replies | spans.others).items())
     turns: list[tuple[int, str]] = []
     reached = 0
     for (start, end), index in places:
-        role = talk.messages[index]["role"]
-        turns.append((_turn_start(text, reached, start, talk.form, role), role))
+        role = probe.messages[index]["role"]
+        turns.append((_turn_start(text, reached, start, probe.form, role), role))
         reached = end
     if turns and turns[0][0] > 0:
         turns.insert(0, (0, "system"))

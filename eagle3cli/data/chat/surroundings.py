@@ -1,8 +1,8 @@
 """Replies by what stands around them, for templates that look into replies: drop reasoning, write tool calls.
 
-Only the other contents are marked, so that the template treats every reply as it is. What lies between two of them in
-the real rendering is then the end of one message, the reply's header, the reply, its end and the next header; header
-and end are known from renderings in which the reply is nothing but a mark.
+Placeholders replace only the other contents, so that the template treats every reply as it is. What lies between two of
+them in the real rendering is then the end of one message, the reply's header, the reply, its end and the next header;
+header and end are known from renderings in which the reply is nothing but a placeholder.
 """
 
 from __future__ import annotations
@@ -18,105 +18,109 @@ from eagle3cli.data.chat.placeholders import (
     CONTENT,
     END,
     REPLY,
-    Marks,
     Pieces,
+    Placeholders,
     Span,
     align,
-    forms_of,
-    free_marks,
+    renderings_of,
+    unused_placeholders,
 )
 from eagle3cli.data.chat.template import Chat, Messages, Tools
 from eagle3cli.errors import DataError, ModelError
 
 
 @dataclass(frozen=True)
-class Talk:
+class Probe:
     """A conversation, or the part of one that a server shows, and its template."""
 
     chat: Chat
     messages: Messages
     tools: Tools
     form: Format
-    opened: bool = False
+    add_generation_prompt: bool = False
     """A reply's header follows the last message."""
 
-    def render(self, messages: Messages | None = None, opened: bool | None = None) -> str:
+    def render(self, messages: Messages | None = None) -> str:
         """This conversation as text, or other messages in its stead."""
-        shown = self.messages if messages is None else messages
-        return self.chat.render(shown, self.opened if opened is None else opened, self.tools)
+        return self.chat.render(self.messages if messages is None else messages, self.add_generation_prompt, self.tools)
 
-    def before(self, index: int) -> Talk:
+    def before(self, index: int) -> Probe:
         """What a server shows before message ``index``."""
-        return replace(self, messages=self.messages[:index], opened=True)
+        return replace(self, messages=self.messages[:index], add_generation_prompt=True)
 
 
 @dataclass
-class Found:
-    """Character places by message index."""
+class MessageSpans:
+    """Character spans by message index."""
 
-    spans: dict[int, Span]
+    replies: dict[int, Span]
     """Replies, without their end token."""
-    places: dict[int, Span]
-    """Other contents."""
+    others: dict[int, Span]
+    """Contents of all other messages."""
 
 
-def by_neighbours(talk: Talk, text: str) -> Found:
-    """The replies in ``text``, the talk's rendering; raises DataError with the reason where they cannot be told."""
-    marks = free_marks(text)
-    if marks is None:
+def find_by_surroundings(probe: Probe, text: str) -> MessageSpans:
+    """The replies in ``text``, the probe's rendering; raises DataError with the reason where they cannot be told."""
+    placeholders = unused_placeholders(text)
+    if placeholders is None:
         raise DataError("the row holds every character that could mark a place in it")
     problem = "the chat template refuses the conversation"
-    every = frozenset({"system", "user", "tool"})
-    plain = (_Marking(marks), _Marking(marks, frozenset({"system"})), _Marking(marks, every))
-    for marking in (*plain, _Marking(marks, every, around=True)):
+    context_roles = frozenset({"system", "user", "tool"})
+    attempts = (
+        _Substitution(placeholders),
+        _Substitution(placeholders, frozenset({"system"})),
+        _Substitution(placeholders, context_roles),
+        _Substitution(placeholders, context_roles, around=True),
+    )
+    for substitution in attempts:
         try:
-            around = _surroundings(talk, text, marking)
+            surroundings = _match_surroundings(probe, text, substitution)
         except ModelError as error:
             problem = error.what
             continue
-        if around is not None:
-            return around.found()
+        if surroundings is not None:
+            return surroundings.message_spans()
         problem = "the chat template changes what stands around the replies, so their places are unknown"
     raise DataError(problem)
 
 
 @dataclass(frozen=True)
-class _Marking:
-    """How contents are marked: in place of the text, or ``around`` it where the template looks into it."""
+class _Substitution:
+    """How placeholders stand for contents: in place of the text, or ``around`` it where the template looks into it."""
 
-    marks: Marks
+    placeholders: Placeholders
     bare_roles: frozenset[str] = frozenset()
     """Roles whose empty contents stay empty, as templates may leave such a message out."""
     around: bool = False
 
-    def others(self, messages: Messages) -> list[dict[str, Any]]:
-        """The messages with every content marked but the replies'."""
+    def apply(self, messages: Messages, *, bare_replies: bool = False) -> list[Mapping[str, Any]]:
+        """The messages with every content substituted but the replies'.
+
+        ``bare_replies``: replies are nothing but placeholders, too, their tool calls without arguments.
+        """
         return [
-            self._marked(index, message) if message["role"] != "assistant" else dict(message)
+            self._context(index, message)
+            if message["role"] != "assistant"
+            else self._bare_reply(index, message)
+            if bare_replies
+            else message
             for index, message in enumerate(messages)
         ]
 
-    def all(self, messages: Messages) -> list[dict[str, Any]]:
-        """The messages with nothing but marks for replies, their tool calls with marked names and no arguments."""
-        return [
-            self._bare(index, message) if message["role"] == "assistant" else self._marked(index, message)
-            for index, message in enumerate(messages)
-        ]
-
-    def _marked(self, index: int, message: Mapping[str, Any]) -> dict[str, Any]:
+    def _context(self, index: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
         content = message["content"]
+        name = self.placeholders.name
         if not content and message["role"] in self.bare_roles:
-            return dict(message)
-        if not self.around:
-            return {**message, "content": self.marks.name(index, CONTENT)}
-        return {**message, "content": f"{self.marks.name(index, BEGIN)}{content}{self.marks.name(index, END)}"}
+            return message
+        around = f"{name(index, BEGIN)}{content}{name(index, END)}"
+        return {**message, "content": around if self.around else name(index, CONTENT)}
 
-    def _bare(self, index: int, message: Mapping[str, Any]) -> dict[str, Any]:
+    def _bare_reply(self, index: int, message: Mapping[str, Any]) -> dict[str, Any]:
         bare = {key: value for key, value in message.items() if key != "reasoning_content"}
         if not message.get("tool_calls"):
-            return {**bare, "content": self.marks.name(index, REPLY)}
+            return {**bare, "content": self.placeholders.name(index, REPLY)}
         if message["content"]:
-            bare["content"] = self.marks.name(index, REPLY)
+            bare["content"] = self.placeholders.name(index, REPLY)
         bare["tool_calls"] = [
             {**call, "function": self._bare_function(index, number, call["function"])}
             for number, call in enumerate(message["tool_calls"])
@@ -125,20 +129,20 @@ class _Marking:
 
     def _bare_function(self, index: int, number: int, function: Mapping[str, Any]) -> dict[str, Any]:
         arguments: Any = "{}" if isinstance(function["arguments"], str) else {}
-        return {**function, "name": self.call_name(index, number), "arguments": arguments}
+        return {**function, "name": self.call_placeholder(index, number), "arguments": arguments}
 
-    def call_name(self, index: int, number: int) -> str:
-        """The mark in place of a called function's name."""
-        return self.marks.name(index * 1000 + number, CALL)
+    def call_placeholder(self, index: int, number: int) -> str:
+        """The placeholder of a called function's name."""
+        return self.placeholders.name(index * 1000 + number, CALL)
 
-    def cut(self, text: str) -> tuple[Pieces, list[str]]:
-        """A marked rendering cut at the other contents, and the texts that stand inside marks around them.
+    def split(self, text: str) -> tuple[Pieces, list[str]]:
+        """A rendering split at the other contents, and the texts that stand inside placeholders around them.
 
-        Raises ModelError where marks around a content come apart.
+        Raises ModelError where placeholders around a content come apart.
         """
         if not self.around:
-            return self.marks.cut(text, CONTENT), []
-        whole = self.marks.cut(text, BEGIN + END)
+            return self.placeholders.split(text, CONTENT), []
+        whole = self.placeholders.split(text, BEGIN + END)
         begins, ends = whole.names[0::2], whole.names[1::2]
         if [(i, BEGIN) for i, _ in ends] != list(begins) or any(kind != END for _, kind in ends):
             raise ModelError("the chat template takes a content apart")
@@ -150,25 +154,25 @@ class _Marking:
 class _Surroundings:
     """The real text between other contents, and the same with bare replies."""
 
-    talk: Talk
+    probe: Probe
     text: str
-    marking: _Marking
+    substitution: _Substitution
     names: tuple[int, ...]
     spans: list[Span]
-    """Places of the other contents, in the order of the text."""
+    """Spans of the other contents, in the order of the text."""
     bare: tuple[str, ...]
     """The pieces of the bare rendering."""
 
-    def found(self) -> Found:
+    def message_spans(self) -> MessageSpans:
         """All replies; raises DataError where one cannot be told."""
-        replies = [i for i, message in enumerate(self.talk.messages) if message["role"] == "assistant"]
+        replies = [i for i, message in enumerate(self.probe.messages) if message["role"] == "assistant"]
         pieces = {index: self._piece_of(index) for index in replies}
         spans = {}
         for index in replies:
             if list(pieces.values()).count(pieces[index]) > 1:
                 raise DataError(f"message {index + 1}: two replies in a row, which the chat template may rewrite")
             spans[index] = self._reply(index, pieces[index])
-        return Found(spans, dict(zip(self.names, self.spans, strict=True)))
+        return MessageSpans(spans, dict(zip(self.names, self.spans, strict=True)))
 
     def _piece_of(self, index: int) -> int:
         """Which piece holds reply ``index``: the one behind the last content before it."""
@@ -178,45 +182,45 @@ class _Surroundings:
     def _reply(self, index: int, number: int) -> Span:
         start = self.spans[number - 1][1] if number else 0
         end = self.spans[number][0] if number < len(self.spans) else len(self.text)
-        piece, bare, message = self.text[start:end], self.bare[number], self.talk.messages[index]
+        piece, bare, message = self.text[start:end], self.bare[number], self.probe.messages[index]
         where = f"message {index + 1}"
-        lead, mark, trail = bare.partition(self.marking.marks.name(index, REPLY))
+        lead, placeholder, trail = bare.partition(self.substitution.placeholders.name(index, REPLY))
         if message.get("tool_calls"):
             trail = self._after_calls(index, bare, message, where)
-        elif not mark:
+        elif not placeholder:
             raise DataError(f"{where}: the chat template leaves the reply out")
         if not piece.endswith(trail):
             raise DataError(f"{where}: the chat template rewrites what comes after the reply, so its end is unknown")
         last = len(piece) - len(trail)
-        first = self._after_header(index, number, piece[:last], lead if mark else None)
+        first = self._after_header(index, number, piece[:last], lead if placeholder else None)
         if first is None:
             raise DataError(f"{where}: the chat template writes another header than a server would")
-        _check_said(piece[first:last], message, where)
+        _check_content(piece[first:last], message, where)
         return start + first, start + last
 
     def _after_calls(self, index: int, bare: str, message: Mapping[str, Any], where: str) -> str:
         """What follows a turn of tool calls, from its end token on."""
         calls = message["tool_calls"]
-        names = {self.marking.call_name(index, i): call["function"]["name"] for i, call in enumerate(calls)}
+        names = {self.substitution.call_placeholder(index, i): call["function"]["name"] for i, call in enumerate(calls)}
         last = list(names)[-1]
         at = bare.find(last)
-        end = self.talk.form.first_end(bare, at) if at >= 0 else None
-        if end is None and index < len(self.talk.messages) - 1:
+        end = self.probe.form.first_end(bare, at) if at >= 0 else None
+        if end is None and index < len(self.probe.messages) - 1:
             raise DataError(f"{where}: the chat template writes no end of turn after the tool call")
         trail = bare[len(bare.rstrip()) :] if end is None else bare[end:]
-        for mark, name in names.items():
-            trail = trail.replace(mark, name)
+        for placeholder, name in names.items():
+            trail = trail.replace(placeholder, name)
         return trail
 
     def _after_header(self, index: int, number: int, piece: str, lead: str | None) -> int | None:
         """Where the reply begins in ``piece``, which ends with it; ``lead`` is what comes before a bare one."""
-        form = self.talk.form
+        form = self.probe.form
         header = self._server_header(index, number)
         if header is not None and not form.header:  # a template without a generation prompt
             header += form.past_header
         if header is not None and piece.startswith(header):
             block = lead[len(header) :] if lead is not None and lead.startswith(header) else form.block
-            return len(header) + _own_block(piece[len(header) :], block, self.talk.messages[index])
+            return len(header) + _template_block_length(piece[len(header) :], block, self.probe.messages[index])
         if lead is not None and piece.startswith(lead):
             return len(lead)
         if header is not None and form.header and header.endswith(form.header):
@@ -226,31 +230,33 @@ class _Surroundings:
 
     def _server_header(self, index: int, number: int) -> str | None:
         """What a server writes between the last content before the reply and the reply."""
-        before = self.talk.before(index)
+        before = self.probe.before(index)
         try:
-            pieces, _ = self.marking.cut(before.render(self.marking.others(before.messages)))
+            pieces, _ = self.substitution.split(before.render(self.substitution.apply(before.messages)))
         except ModelError:
             return None
         last = pieces.names[-1][0] if pieces.names else None
         return pieces.texts[-1] if last == (self.names[number - 1] if number else None) else None
 
 
-def _surroundings(talk: Talk, text: str, marking: _Marking) -> _Surroundings | None:
-    """The text cut at its other contents; None where the template's pieces do not give it."""
-    pieces, inside = marking.cut(talk.render(marking.others(talk.messages)))
-    bare, _ = marking.cut(talk.render(marking.all(talk.messages)))
+def _match_surroundings(probe: Probe, text: str, substitution: _Substitution) -> _Surroundings | None:
+    """The text split at its other contents; None where the template's pieces do not give it."""
+    pieces, inside = substitution.split(probe.render(substitution.apply(probe.messages)))
+    bare, _ = substitution.split(probe.render(substitution.apply(probe.messages, bare_replies=True)))
     if bare.names != pieces.names:
         return None
     names = tuple(index for index, _ in pieces.names)
-    forms = [
-        forms_of(inside[at] if marking.around else talk.messages[i]["content"], quoted=not marking.around)
+    renderings = [
+        renderings_of(
+            inside[at] if substitution.around else probe.messages[i]["content"], quoted=not substitution.around
+        )
         for at, i in enumerate(names)
     ]
-    spans = align(text, pieces.texts, forms)
-    return _Surroundings(talk, text, marking, names, spans, bare.texts) if spans is not None else None
+    spans = align(text, pieces.texts, renderings)
+    return _Surroundings(probe, text, substitution, names, spans, bare.texts) if spans is not None else None
 
 
-def _own_block(reply: str, block: str, message: Mapping[str, Any]) -> int:
+def _template_block_length(reply: str, block: str, message: Mapping[str, Any]) -> int:
     """Length of the template's own empty block of reasoning at the start of a reply; 0 where the target wrote it."""
     if not EMPTY_BLOCK.fullmatch(block):
         return 0
@@ -261,11 +267,12 @@ def _own_block(reply: str, block: str, message: Mapping[str, Any]) -> int:
     return len(reply) if reply.strip() == block.strip() else 0
 
 
-def _check_said(reply: str, message: Mapping[str, Any], where: str) -> None:
+def _check_content(reply: str, message: Mapping[str, Any], where: str) -> None:
     """Raise DataError where the template wrote something else than the message says."""
     if message.get("tool_calls"):
         return
-    said, shown = message["content"].strip(), reply.strip()
-    if shown.endswith(said) or ("</think>" in said and shown.endswith(said.rpartition("</think>")[2].strip())):
-        return
-    raise DataError(f"{where}: the chat template {'rewrites the reply' if shown else 'leaves the reply out'}")
+    content = message["content"].strip()
+    rendered = reply.strip()
+    visible = content.rpartition("</think>")[2].strip() if "</think>" in content else content
+    if not rendered.endswith((content, visible)):
+        raise DataError(f"{where}: the chat template {'rewrites the reply' if rendered else 'leaves the reply out'}")

@@ -32,45 +32,45 @@ class Chat:
     name: str = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
     """Values that the template reads, e.g. ``{"enable_thinking": False}``."""
-    shapes: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
-    """Renderings of marks alone, kept by `eagle3cli.data.chat.reply_spans`."""
-    _template: str | None = field(init=False)
+    placeholder_renderings: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+    """Renderings of placeholders alone, kept by `eagle3cli.data.chat.reply_spans`."""
+    _jinja: str | None = field(init=False)
     _form: int = field(default=0, init=False)
     """Which form of tool calls the template took last."""
 
     def __post_init__(self) -> None:
-        self._template = template_text(self.name, self.tokenizer)
+        self._jinja = template_text(self.name, self.tokenizer)
 
-    def render(self, messages: Messages, opened: bool = False, tools: Tools = (), **kwargs: Any) -> str:
-        """The conversation as text, with a reply's header at the end where ``opened``.
+    def render(self, messages: Messages, add_generation_prompt: bool = False, tools: Tools = (), **kwargs: Any) -> str:
+        """The conversation as text, with a reply's header at the end where ``add_generation_prompt``.
 
         Raises ModelError with the template's own complaint.
         """
-        return str(self._apply(messages, tools, tokenize=False, add_generation_prompt=opened, **kwargs))
+        return str(self._apply(messages, tools, tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs))
 
-    def marks_replies(self, tools: Tools = ()) -> bool:
+    def has_generation_blocks(self, tools: Tools = ()) -> bool:
         """Whether the template says itself, by ``{% generation %}``, what the target wrote."""
         return _GENERATION.search(self.template(tools)) is not None
 
     def template(self, tools: Tools = ()) -> str:
         """The template's Jinja text; some tokenizers have another one for conversations with tools."""
-        return str(self.tokenizer.get_chat_template(self._template, _listed(tools)))
+        return str(self.tokenizer.get_chat_template(self._jinja, _tool_list(tools)))
 
-    def replies(self, messages: Messages, tools: Tools = ()) -> list[tuple[int, int]]:
+    def generation_spans(self, messages: Messages, tools: Tools = ()) -> list[tuple[int, int]]:
         """The character spans inside ``{% generation %}`` of the text that :meth:`render` gives."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         render: Any = render_jinja_template  # its annotation forgets the spans
         _, spans = render(
-            conversations=[[_spoken(message) for message in messages]],
-            tools=_listed(tools),
+            conversations=[[_with_thinking(message) for message in messages]],
+            tools=_tool_list(tools),
             chat_template=self.template(tools),
             return_assistant_tokens_mask=True,
             **{**self.tokenizer.special_tokens_map, **self.options},
         )
         return [(int(start), int(end)) for start, end in spans[0]]
 
-    def settle(self, messages: Messages, tools: Tools = ()) -> Messages:
+    def adapt_tool_calls(self, messages: Messages, tools: Tools = ()) -> Messages:
         """The messages in the form in which the template writes their tool calls.
 
         Templates differ in whether they read arguments as an object or as JSON text, and an empty content as text or
@@ -81,8 +81,8 @@ class Chat:
         problem, refused = "", 0
         forms = list(dict.fromkeys((self._form, 0, 1, 2, 3)))
         for number in forms:
-            formed = [_formed(message, text_arguments=number % 2 == 1, no_content=number > 1) for message in messages]
-            named, names = _with_marked_names(formed)
+            formed = [_in_form(message, text_arguments=number % 2 == 1, no_content=number > 1) for message in messages]
+            named, names = _with_placeholder_names(formed)
             try:
                 text = self.render(named, False, tools)
             except ModelError as error:
@@ -99,9 +99,9 @@ class Chat:
 
         try:
             return self.tokenizer.apply_chat_template(
-                [_spoken(message) for message in messages],
-                tools=_listed(tools),
-                chat_template=self._template,
+                [_with_thinking(message) for message in messages],
+                tools=_tool_list(tools),
+                chat_template=self._jinja,
                 **{**self.options, **kwargs},
             )
         except (TemplateError, *_COMPLAINTS) as error:
@@ -129,17 +129,17 @@ def template_options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _listed(tools: Tools) -> list[dict[str, Any]] | None:
+def _tool_list(tools: Tools) -> list[dict[str, Any]] | None:
     return [dict(tool) for tool in tools] or None
 
 
-def _spoken(message: Mapping[str, Any]) -> dict[str, Any]:
+def _with_thinking(message: Mapping[str, Any]) -> dict[str, Any]:
     """The message under the names that templates use: some read reasoning as ``thinking``."""
     reasoning = message.get("reasoning_content")
     return {"thinking": reasoning, **message} if reasoning else dict(message)
 
 
-def _formed(message: Mapping[str, Any], *, text_arguments: bool, no_content: bool) -> Mapping[str, Any]:
+def _in_form(message: Mapping[str, Any], *, text_arguments: bool, no_content: bool) -> Mapping[str, Any]:
     if not message.get("tool_calls"):
         return message
     changed = dict(message)
@@ -157,7 +157,7 @@ def _with_text_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
     return {**call, "function": function}
 
 
-def _with_marked_names(messages: Messages) -> tuple[list[Mapping[str, Any]], list[str]]:
+def _with_placeholder_names(messages: Messages) -> tuple[list[Mapping[str, Any]], list[str]]:
     """The messages with every function under a name that stands nowhere else."""
     names: list[str] = []
 

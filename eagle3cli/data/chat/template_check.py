@@ -16,7 +16,7 @@ AROUND = 40
 
 
 @dataclass(frozen=True)
-class Probe:
+class SampleConversation:
     """A conversation whose rendering tells templates apart."""
 
     name: str
@@ -34,16 +34,16 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What became of one probe: equal renderings, equal refusals, or the first difference."""
+class Comparison:
+    """What became of one sample: equal renderings, equal refusals, or the first difference."""
 
-    probe: str
+    sample: str
     equal: bool
     detail: str
     difference: Difference | None = None
 
 
-def _said(*texts: str) -> list[Message]:
+def _turns(*texts: str) -> list[Message]:
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
@@ -88,31 +88,31 @@ THOUGHT: list[Message] = [
     {"role": "user", "content": "And 3 + 3?"},
     {"role": "assistant", "content": "6", "reasoning_content": "\nThree and three.\n"},
 ]
-INLINE = _said("2 + 2?", "<think>\nTwo and two.\n</think>\n\n4", "And 3 + 3?", "<think>\nThree.\n</think>\n\n6")
+INLINE = _turns("2 + 2?", "<think>\nTwo and two.\n</think>\n\n4", "And 3 + 3?", "<think>\nThree.\n</think>\n\n6")
 
-PROBES: tuple[Probe, ...] = (
-    Probe("plain", tuple(_said("Hello?", "Hello!"))),
-    Probe("system", (SYSTEM, *_said("Hello?", "Hello!"))),
-    Probe("turns", tuple(_said("One?", "1", "Two?", "2", "Three?", "3"))),
-    Probe("system, turns", (SYSTEM, *_said("One?", "1", "Two?", "2"))),
-    Probe("white space", tuple(_said("  One?\n", "\n\n1 ", " Two? ", " 2\n"))),
-    Probe("empty reply", tuple(_said("One?", "", "Two?", ""))),
-    Probe("reasoning", tuple(THOUGHT)),
-    Probe("reasoning in the content", tuple(INLINE)),
-    Probe("tools", (SYSTEM, *_said("Hello?", "Hello!")), (TOOL,)),
-    Probe("tool call", tuple(CALLS), (TOOL,)),
-    Probe("tool call, turns", (SYSTEM, *_said("One?", "1"), *CALLS, *_said("Two?", "2")), (TOOL, TOOL)),
-    Probe("two tool calls", tuple(TWO_CALLS), (TOOL,)),
+SAMPLES: tuple[SampleConversation, ...] = (
+    SampleConversation("plain", tuple(_turns("Hello?", "Hello!"))),
+    SampleConversation("system", (SYSTEM, *_turns("Hello?", "Hello!"))),
+    SampleConversation("turns", tuple(_turns("One?", "1", "Two?", "2", "Three?", "3"))),
+    SampleConversation("system, turns", (SYSTEM, *_turns("One?", "1", "Two?", "2"))),
+    SampleConversation("white space", tuple(_turns("  One?\n", "\n\n1 ", " Two? ", " 2\n"))),
+    SampleConversation("empty reply", tuple(_turns("One?", "", "Two?", ""))),
+    SampleConversation("reasoning", tuple(THOUGHT)),
+    SampleConversation("reasoning in the content", tuple(INLINE)),
+    SampleConversation("tools", (SYSTEM, *_turns("Hello?", "Hello!")), (TOOL,)),
+    SampleConversation("tool call", tuple(CALLS), (TOOL,)),
+    SampleConversation("tool call, turns", (SYSTEM, *_turns("One?", "1"), *CALLS, *_turns("Two?", "2")), (TOOL, TOOL)),
+    SampleConversation("two tool calls", tuple(TWO_CALLS), (TOOL,)),
 )
 
 
-def check_template(tokenizer: Any, name: str) -> list[Answer]:
-    """One answer a probe for the template ``name``; raises as :class:`Chat` for an unknown name or tokenizer."""
+def check_template(tokenizer: Any, name: str) -> list[Comparison]:
+    """One comparison a sample for the template ``name``; raises as :class:`Chat` for an unknown name or tokenizer."""
     own, named = Chat(tokenizer), Chat(tokenizer, name)
-    return [_compare(probe, own, named) for probe in PROBES]
+    return [_compare(sample, own, named) for sample in SAMPLES]
 
 
-def fitting_templates(tokenizer: Any) -> list[tuple[str, list[Answer]]]:
+def fitting_templates(tokenizer: Any) -> list[tuple[str, list[Comparison]]]:
     """The answers for every named template whose tokens the tokenizer knows, the most alike first."""
     checked = []
     for name in NAMED:
@@ -120,28 +120,28 @@ def fitting_templates(tokenizer: Any) -> list[tuple[str, list[Answer]]]:
             checked.append((name, check_template(tokenizer, name)))
         except ModelError:
             continue
-    return sorted(checked, key=lambda item: -sum(answer.equal for answer in item[1]))
+    return sorted(checked, key=lambda item: -sum(comparison.equal for comparison in item[1]))
 
 
-def _compare(probe: Probe, own: Chat, named: Chat) -> Answer:
-    texts = (_rendered(own, probe), _rendered(named, probe))
+def _compare(sample: SampleConversation, own: Chat, named: Chat) -> Comparison:
+    texts = (_rendered(own, sample), _rendered(named, sample))
     for ours, theirs in zip(*texts, strict=False):
         if isinstance(ours, DataError) or isinstance(theirs, DataError):
             if type(ours) is type(theirs):
-                return Answer(probe.name, True, "both refuse it")
+                return Comparison(sample.name, True, "both refuse it")
             who, error = ("the tokenizer's own", ours) if isinstance(ours, DataError) else ("the named one", theirs)
-            return Answer(probe.name, False, f"only {who} refuses it: {error}")
+            return Comparison(sample.name, False, f"only {who} refuses it: {error}")
         if ours != theirs:
             difference = first_difference(ours, theirs)
-            return Answer(probe.name, False, f"differs at character {difference.at}", difference)
-    return Answer(probe.name, True, "equal")
+            return Comparison(sample.name, False, f"differs at character {difference.at}", difference)
+    return Comparison(sample.name, True, "equal")
 
 
-def _rendered(chat: Chat, probe: Probe) -> Sequence[str | DataError]:
+def _rendered(chat: Chat, sample: SampleConversation) -> Sequence[str | DataError]:
     """The whole conversation, and the prompt before its last reply."""
     try:
-        messages = chat.settle(probe.messages, probe.tools)
-        return chat.render(messages, False, probe.tools), chat.render(messages[:-1], True, probe.tools)
+        messages = chat.adapt_tool_calls(sample.messages, sample.tools)
+        return chat.render(messages, tools=sample.tools), chat.render(messages[:-1], True, sample.tools)
     except (DataError, ModelError) as error:
         return [DataError(error.what)]
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.data.chat.template import Chat, Messages
-from eagle3cli.errors import DataError, ModelError
+from eagle3cli.data.chat.template import Chat
+from eagle3cli.errors import ModelError
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -49,39 +48,20 @@ def load_tokenizer(model_path: str, *, revision: str | None = None, trust_remote
     return tokenizer
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[Any]:
-    """The `tokenizers` encodings of rendered texts (special tokens are in the text already)."""
-    return list(tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False))
-
-
-def render_prompt(
-    tokenizer: Any,
-    messages: Messages,
-    *,
-    chat_template: str = "auto",
-    tools: Sequence[Mapping[str, Any]] | None = None,
-) -> list[int]:
-    """Token ids of the messages followed by the header of a reply: what a server feeds the target.
-
-    Raises ModelError where the chat template refuses the messages.
-    """
-    chat = Chat(tokenizer, chat_template)
-    try:
-        text = chat.render(chat.settle(messages, tools or ()), True, tools or ())
-    except DataError as error:
-        raise ModelError(error.what) from error
-    return list(tokenize(tokenizer, [text])[0].ids)
+def encode_rendered(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a rendered text (special tokens are in the text already)."""
+    return list(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def eos_ids(tokenizer: Any, model_path: str) -> frozenset[int]:
     """Tokens at which the target stops: those of generation_config.json, config.json and the tokenizer."""
-    found: set[int] = set()
+    ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         value = _config_of(model_path, name).get("eos_token_id")
-        found.update([value] if isinstance(value, int) else [i for i in value or () if isinstance(i, int)])
+        ids.update([value] if isinstance(value, int) else [i for i in value or () if isinstance(i, int)])
     if tokenizer.eos_token_id is not None:
-        found.add(int(tokenizer.eos_token_id))
-    return frozenset(found | turn_end_ids(tokenizer))
+        ids.add(int(tokenizer.eos_token_id))
+    return frozenset(ids | turn_end_ids(tokenizer))
 
 
 def _config_of(model_path: str, name: str) -> dict[str, Any]:
@@ -100,13 +80,13 @@ def _config_of(model_path: str, name: str) -> dict[str, Any]:
 
 def turn_end_ids(tokenizer: Any, chat_template: str = "auto") -> frozenset[int]:
     """The special token that the chat template writes right after a reply, if it writes one."""
+    placeholder = "\ue000\ue001"
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": placeholder}]
     try:
-        marker = "\ue000\ue001"
-        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": marker}]
         text = Chat(tokenizer, chat_template).render(messages)
     except ModelError:
         return frozenset()
-    tail = text.rpartition(marker)[2].lstrip()
+    tail = text.rpartition(placeholder)[2].lstrip()
     ends = [
         (len(token.content), number)
         for number, token in tokenizer.added_tokens_decoder.items()

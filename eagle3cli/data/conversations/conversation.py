@@ -45,8 +45,8 @@ class Conversation:
 
     def digest(self) -> bytes:
         """16 bytes that are equal for equal messages, whatever the id."""
-        said = [self.messages, self.tools] if self.tools else self.messages
-        text = json.dumps(said, ensure_ascii=False, sort_keys=True)
+        content = [self.messages, self.tools] if self.tools else self.messages
+        text = json.dumps(content, ensure_ascii=False, sort_keys=True)
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -62,24 +62,21 @@ def to_conversation(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = 
         raise DataError("finish is not a list of strings")
     if not rows:
         raise DataError("no messages")
-    messages = [to_message(item, number, written=bool(finish)) for number, item in enumerate(rows, 1)]
+    messages = [to_message(item, number, generated=bool(finish)) for number, item in enumerate(rows, 1)]
     replies = sum(message["role"] == "assistant" for message in messages)
     if finish and len(finish) != replies:
         raise DataError(f"finish has {len(finish)} entries for {replies} assistant messages")
-    kept, repairs = _without_leading_replies(messages)
-    dropped = replies - sum(message["role"] == "assistant" for message in kept)
-    if not any(message["role"] == "user" for message in kept):
+    first_user = next((i for i, message in enumerate(messages) if message["role"] == "user"), None)
+    if first_user is None:
         raise DataError("no user message")
+    # What an assistant says before any user message nobody asked for, so the target would not say it.
+    system = [message for message in messages[:first_user] if message["role"] == "system"]
+    dropped = first_user - len(system)
+    dropped_replies = sum(message["role"] == "assistant" for message in messages[:first_user])
+    repairs = (f"{dropped} leading assistant message{'s' if dropped > 1 else ''} dropped",) if dropped else ()
     tools = tuple(dict(tool) for tool in raw_tools(raw))
-    return Conversation(identifier(raw, mapping), tuple(kept), tuple(finish)[dropped:], tools, repairs)
-
-
-def _without_leading_replies(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
-    """Drop what an assistant says before any user message: nobody asked, so the target would not say it."""
-    first_user = next((i for i, message in enumerate(messages) if message["role"] == "user"), len(messages))
-    kept = [message for i, message in enumerate(messages) if i > first_user or message["role"] in ("system", "user")]
-    dropped = len(messages) - len(kept)
-    return kept, (f"{dropped} leading assistant message{'s' if dropped > 1 else ''} dropped",) if dropped else ()
+    messages = [*system, *messages[first_user:]]
+    return Conversation(identifier(raw, mapping), tuple(messages), tuple(finish)[dropped_replies:], tools, repairs)
 
 
 def join_runs(conversation: Conversation) -> Conversation:
@@ -115,7 +112,7 @@ def cut_turns(conversation: Conversation, most: int) -> Conversation:
     for index, message in enumerate(conversation.messages):
         seen += message["role"] == "user"
         if seen > most:
-            kept = conversation.messages[:index]
-            replies = sum(message["role"] == "assistant" for message in kept)
-            return replace(conversation, messages=kept, finish=conversation.finish[:replies])
+            messages = conversation.messages[:index]
+            replies = sum(message["role"] == "assistant" for message in messages)
+            return replace(conversation, messages=messages, finish=conversation.finish[:replies])
     return conversation

@@ -49,7 +49,7 @@ _REFUSAL = re.compile("|".join((*_ENGLISH, *_OTHERS)), re.IGNORECASE)
 def unwanted_kinds(truncated: bool, loops: bool, refusals: bool) -> list[Unwanted]:
     """The kinds that options ask to drop."""
     kinds: tuple[tuple[Unwanted, bool], ...] = (("truncated", truncated), ("loops", loops), ("refusals", refusals))
-    return [kind for kind, wanted in kinds if wanted]
+    return [kind for kind, enabled in kinds if enabled]
 
 
 def unwanted_reply(conversation: Conversation, unwanted: Collection[Unwanted]) -> str:

@@ -49,12 +49,14 @@ def raw_messages(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = Non
         missing = [column for column in mapping.values() if column not in raw]
         if missing:
             close = difflib.get_close_matches(missing[0], list(raw), n=1)
-            raise DataError(f"no column {missing[0]!r}" + (f"; did you mean {close[0]!r}?" if close else _columns(raw)))
-        wanted = {role: raw[column] for role, column in mapping.items() if role != "id"}
-        if "messages" in wanted:
-            return _list(wanted["messages"], mapping["messages"])
-        if wanted:
-            return _pairs(wanted.get("system"), wanted.get("user"), wanted.get("assistant"))
+            raise DataError(
+                f"no column {missing[0]!r}" + (f"; did you mean {close[0]!r}?" if close else _column_names(raw))
+            )
+        values = {role: raw[column] for role, column in mapping.items() if role != "id"}
+        if "messages" in values:
+            return _list(values["messages"], mapping["messages"])
+        if values:
+            return _pairs(values.get("system"), values.get("user"), values.get("assistant"))
     for key in LISTS:
         if raw.get(key) is not None:
             return _list(raw[key], key)
@@ -62,11 +64,10 @@ def raw_messages(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = Non
         return _turns(_list(raw[TURNS], TURNS), raw.get("reference"))
     for key in ALTERNATING:
         if isinstance(raw.get(key), list) and all(isinstance(text, str) for text in raw[key]):
-            return [_said("assistant" if i % 2 else "user", text) for i, text in enumerate(raw[key])]
-    if any(key in raw for key in LISTS):
-        key = next(key for key in LISTS if key in raw)
+            return [_message("assistant" if i % 2 else "user", text) for i, text in enumerate(raw[key])]
+    if (key := next((key for key in LISTS if key in raw), None)) is not None:
         raise DataError(f"{key} is null, not a list of messages")
-    return _columns_apart(raw)
+    return _from_column_names(raw)
 
 
 def identifier(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = None) -> str:
@@ -91,12 +92,16 @@ def raw_tools(raw: Mapping[str, Any]) -> list[Any]:
     return tools
 
 
-def _columns(raw: Mapping[str, Any]) -> str:
+def _column_names(raw: Mapping[str, Any]) -> str:
     return f" (columns: {', '.join(str(name)[:40] for name in list(raw)[:6]) or 'none'})"
 
 
-def _said(role: str, content: Any) -> dict[str, Any]:
+def _message(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
+
+
+def _exchange(question: Any, reply: Any) -> list[dict[str, Any]]:
+    return [_message("user", question), _message("assistant", reply)]
 
 
 def _list(value: Any, name: str) -> list[Any]:
@@ -120,35 +125,26 @@ def _turns(turns: list[Any], replies: Any) -> list[Any]:
     if not all(isinstance(turn, str) for turn in turns):
         return turns
     if not isinstance(replies, list) or len(replies) != len(turns) or not all(replies):
-        return [_said("user", turn) for turn in turns]
-    return [
-        _said(role, text)
-        for pair in zip(turns, replies, strict=True)
-        for role, text in zip(("user", "assistant"), pair, strict=True)
-    ]
+        return [_message("user", turn) for turn in turns]
+    return [message for pair in zip(turns, replies, strict=True) for message in _exchange(*pair)]
 
 
-def _columns_apart(raw: Mapping[str, Any]) -> list[Any]:
+def _from_column_names(raw: Mapping[str, Any]) -> list[Any]:
     """A prompt column, and perhaps a reply column, earlier turns and a system prompt."""
     key = next((key for key in PROMPTS if raw.get(key) is not None), None)
     if key is None:
-        raise DataError(f"no conversation in the row{_columns(raw)}; {_way_out(raw)}")
+        raise DataError(f"no conversation in the row{_column_names(raw)}; {_advice(raw)}")
     prompt: Any = raw[key]
     more = raw.get("input")
     if key == "instruction" and isinstance(more, str) and more.strip() and isinstance(prompt, str):
         prompt = f"{prompt}\n\n{more}"
     reply = next((raw[name] for name in REPLIES if raw.get(name) is not None), None)
-    before = [
-        _said(role, text)
-        for pair in raw.get("history") or ()
-        if isinstance(pair, list) and len(pair) == 2
-        for role, text in zip(("user", "assistant"), pair, strict=True)
-    ]
-    system, *asked = _pairs(raw.get("system") or "", prompt, reply, keep_system=True)
-    return [*([system] if system["content"] else []), *before, *asked]
+    history = [pair for pair in raw.get("history") or () if isinstance(pair, list) and len(pair) == 2]
+    system = _pairs(raw.get("system") or "", None, None)
+    return [*system, *(message for pair in history for message in _exchange(*pair)), *_pairs(None, prompt, reply)]
 
 
-def _way_out(raw: Mapping[str, Any]) -> str:
+def _advice(raw: Mapping[str, Any]) -> str:
     """How a row without a conversation can be read: one that wraps the rows themselves is taken for the file."""
     lists = (key for key, value in raw.items() if isinstance(value, list) and value and isinstance(value[0], dict))
     key = next(lists, None)
@@ -158,13 +154,13 @@ def _way_out(raw: Mapping[str, Any]) -> str:
     return "name the columns with --map role=column"
 
 
-def _pairs(system: Any, prompt: Any, reply: Any, *, keep_system: bool = False) -> list[Any]:
+def _pairs(system: Any, prompt: Any, reply: Any) -> list[Any]:
     """System, prompt and reply columns as messages; each may hold a list of messages, a prompt also user turns."""
-    messages: list[Any] = [_said("system", system)] if keep_system or system not in (None, "") else []
+    messages: list[Any] = [_message("system", system)] if system not in (None, "") else []
     if isinstance(prompt, list) and all(isinstance(turn, str) for turn in prompt):
         return messages + _turns(prompt, reply)
     if prompt not in (None, ""):
-        messages += prompt if isinstance(prompt, list) else [_said("user", prompt)]
+        messages += prompt if isinstance(prompt, list) else [_message("user", prompt)]
     if reply not in (None, ""):
-        messages += reply if isinstance(reply, list) else [_said("assistant", reply)]
+        messages += reply if isinstance(reply, list) else [_message("assistant", reply)]
     return messages

@@ -33,10 +33,10 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 LONGEST_SHOWN = 40
 
 
-def to_message(item: Any, number: int, *, written: bool) -> Message:
+def to_message(item: Any, number: int, *, generated: bool) -> Message:
     """Message ``number`` (from 1) of a row; raises DataError with the reason where it is none.
 
-    ``written``: the target wrote the replies, so an empty one is what it said.
+    ``generated``: the target wrote the replies, so an empty one is what it said.
     """
     if not isinstance(item, Mapping):
         raise DataError(f"message {number} is {kind_of(item)}, not an object")
@@ -50,14 +50,14 @@ def to_message(item: Any, number: int, *, written: bool) -> Message:
         calls, content = [_call(content, where)], ""
     content = "" if content is None and calls else _text(content, where)
     extra: Message = {}
-    if reasoning := next((item[key] for key in REASONING if item.get(key)), None):
-        if not isinstance(reasoning, str):
-            raise DataError(f"{where}: {_reasoning_key(item)} is {kind_of(reasoning)}, not a string")
-        extra["reasoning_content"] = reasoning
+    if key := next((key for key in REASONING if item.get(key)), None):
+        if not isinstance(item[key], str):
+            raise DataError(f"{where}: {key} is {kind_of(item[key])}, not a string")
+        extra["reasoning_content"] = item[key]
     if calls:
         extra["tool_calls"] = calls
     extra |= {key: item[key] for key in ("tool_call_id", "name") if isinstance(item.get(key), str) and item[key]}
-    may_be_empty = role in ("system", "tool") or (role == "assistant" and (written or bool(extra)))
+    may_be_empty = role in ("system", "tool") or (role == "assistant" and (generated or bool(extra)))
     if not may_be_empty and not content.strip():
         raise DataError(f"{where} is empty")
     return {"role": role, "content": content, **extra}
@@ -81,10 +81,6 @@ def _role(item: Mapping[str, Any], number: int) -> str:
             raise DataError(f"message {number}: its role is {kind_of(shown)}, not a string")
         raise DataError(f"message {number} has the unknown role {shown[:LONGEST_SHOWN]!r}")
     return role
-
-
-def _reasoning_key(item: Mapping[str, Any]) -> str:
-    return next(key for key in REASONING if item.get(key))
 
 
 def _text(content: Any, where: str) -> str:
@@ -133,9 +129,9 @@ def _call(call: Any, where: str) -> Message:
             arguments = read if isinstance(read, dict) else arguments
         except ValueError:
             pass  # what the model wrote is no JSON; templates write it as it is
-    told: Message = {"id": call["id"]} if isinstance(call.get("id"), str) and call["id"] else {}
+    identifier: Message = {"id": call["id"]} if isinstance(call.get("id"), str) and call["id"] else {}
     function = {"name": function["name"], "arguments": {} if arguments is None else arguments}
-    return {**told, "type": "function", "function": function}
+    return {**identifier, "type": "function", "function": function}
 
 
 def kind_of(value: Any) -> str:

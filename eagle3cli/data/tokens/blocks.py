@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from eagle3cli.data.chat.preformatted import TextMarks
+from eagle3cli.data.chat.preformatted import ReplyDelimiters
 from eagle3cli.data.chat.tokenizer import load_tokenizer
 from eagle3cli.data.conversations.conversation import Conversation, to_conversation
 from eagle3cli.data.sources.files import format_of, read_file
@@ -39,7 +39,7 @@ class Recipe:
     last_turn_only: bool
     is_preformatted: bool
     system_prompt: str | None = None
-    text_marks: TextMarks | None = None
+    text_marks: ReplyDelimiters | None = None
     chat_options: tuple[tuple[str, Any], ...] = ()
 
     def encoder(self) -> Encoder:

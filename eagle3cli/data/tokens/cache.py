@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.numpy import load_file
 
 from eagle3cli.data.chat.named import NAMED, named_template, template_text
-from eagle3cli.data.chat.preformatted import TextMarks
+from eagle3cli.data.chat.preformatted import ReplyDelimiters
 from eagle3cli.data.chat.template import template_options
 from eagle3cli.data.chat.tokenizer import eos_ids, load_tokenizer
 from eagle3cli.data.conversations.system_prompt import system_prompt_text
@@ -122,7 +122,7 @@ def recipe_of(settings: Settings) -> Recipe:
     """What decides the rows' tokens and masks."""
     target, data = settings.target, settings.data
     header = data.assistant_header
-    marks = TextMarks(header, data.end_of_turn_token, data.user_header) if header is not None else None
+    marks = ReplyDelimiters(header, data.end_of_turn_token, data.user_header) if header is not None else None
     return Recipe(
         model_path=target.model_path,
         revision=target.revision,

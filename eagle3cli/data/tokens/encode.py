@@ -11,7 +11,7 @@ import numpy as np
 
 from eagle3cli.data.chat.format import Format, learn_format
 from eagle3cli.data.chat.offsets import tokenize
-from eagle3cli.data.chat.preformatted import TextMarks, find_replies_in_text
+from eagle3cli.data.chat.preformatted import ReplyDelimiters, find_replies_in_text
 from eagle3cli.data.chat.reply_spans import Rendered, find_replies
 from eagle3cli.data.chat.template import Chat
 from eagle3cli.data.chat.tokenizer import eos_ids, turn_end_ids
@@ -49,7 +49,7 @@ class Encoder:
     last_turn_only: bool = False
     system_prompt: str | None = None
     """Replaces each row's own."""
-    text_marks: TextMarks | None = None
+    text_marks: ReplyDelimiters | None = None
     """What stands around replies in pre-formatted rows, where it is not the template's."""
     chat_options: Mapping[str, Any] = field(default_factory=dict)
     """Values that the chat template reads."""
@@ -205,7 +205,7 @@ def make_encoder(
     max_length: int,
     last_turn_only: bool,
     system_prompt: str | None = None,
-    text_marks: TextMarks | None = None,
+    text_marks: ReplyDelimiters | None = None,
     chat_options: Mapping[str, Any] | None = None,
 ) -> Encoder:
     """The encoder for a target; its end tokens come from the target's configuration."""

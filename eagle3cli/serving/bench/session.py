@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from eagle3cli.data.chat.template import Chat, template_options
-from eagle3cli.data.chat.tokenizer import eos_ids, load_tokenizer, tokenize
+from eagle3cli.data.chat.tokenizer import encode_rendered, eos_ids, load_tokenizer
 from eagle3cli.data.conversations.messages import Message
 from eagle3cli.data.conversations.system_prompt import with_system
 from eagle3cli.serving.bench.configs import Config
@@ -30,7 +30,7 @@ class Voice:
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids before the reply."""
         text = self.chat.render(list(messages), True)
-        return list(tokenize(self.tokenizer, [text])[0].ids)
+        return encode_rendered(self.tokenizer, text)
 
     def text(self, token_ids: Sequence[int]) -> str:
         """A reply as text."""

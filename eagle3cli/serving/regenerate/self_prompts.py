@@ -15,7 +15,7 @@ from typing import IO, Any
 from eagle3cli.backends.target.head import fingerprint
 from eagle3cli.backends.target.hf import HfTarget, load_target, read_target_config
 from eagle3cli.data.chat.template import Chat
-from eagle3cli.data.chat.tokenizer import eos_ids, load_tokenizer, tokenize
+from eagle3cli.data.chat.tokenizer import encode_rendered, eos_ids, load_tokenizer
 from eagle3cli.data.prepare.prepare import Author
 from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.data.sources.mixture import SELF_ROWS
@@ -128,7 +128,7 @@ def _load_tools(settings: Settings, report: Reporter) -> _Tools:
     target = settings.target
     tokenizer = load_tokenizer(target.model_path, revision=target.revision, trust_remote_code=target.trust_remote_code)
     before, after = user_header(tokenizer, settings.data.chat_template)
-    header = list(tokenize(tokenizer, [before])[0].ids)
+    header = encode_rendered(tokenizer, before)
     set_threads(target.threads)
     loaded = load_target(target, report)
     context = context_length(loaded.model)

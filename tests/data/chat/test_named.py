@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from eagle3cli.data.chat.named import NAMED, named_template, template_text
 from eagle3cli.data.chat.template import Chat
-from eagle3cli.data.chat.template_check import PROBES, Probe, check_template
+from eagle3cli.data.chat.template_check import SAMPLES, SampleConversation, check_template
 from eagle3cli.errors import DataError, ModelError, UsageError
 from tests.data.chat.formats import FORMATS, Message
 from tests.data.chat.templates import REAL, REAL_NAMES, conversations, tokenizer_for
@@ -26,7 +26,7 @@ RENDERINGS: dict[str, dict[str, list[str] | None]] = json.loads((REAL / "renderi
 def rendered(chat: Chat, messages: Any, tools: Any) -> list[str] | None:
     """The conversation and the prompt before its last reply; None where the template refuses it."""
     try:
-        settled = chat.settle(messages, tools)
+        settled = chat.adapt_tool_calls(messages, tools)
         return [chat.render(settled, False, tools), chat.render(settled[:-1], True, tools)]
     except (DataError, ModelError):
         return None
@@ -39,8 +39,8 @@ def test_every_format_is_named_and_proven() -> None:
 
 @pytest.mark.parametrize("name", REAL_NAMES)
 def test_probes_render_as_the_real_template_renders_them(name: str) -> None:
-    answers = check_template(tokenizer_for(name), name)
-    assert [answer for answer in answers if not answer.equal] == []
+    comparisons = check_template(tokenizer_for(name), name)
+    assert [comparison for comparison in comparisons if not comparison.equal] == []
 
 
 @pytest.mark.parametrize("name", REAL_NAMES)
@@ -53,9 +53,9 @@ def test_random_conversations_render_as_the_real_template_renders_them(name: str
 
 
 @pytest.mark.parametrize("name", RENDERINGS)
-@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.name)
-def test_recorded_renderings_of_templates_that_are_not_here(name: str, probe: Probe) -> None:
-    assert rendered(Chat(tokenizer_for(name), name), probe.messages, probe.tools) == RENDERINGS[name][probe.name]
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
+def test_recorded_renderings_of_templates_that_are_not_here(name: str, sample: SampleConversation) -> None:
+    assert rendered(Chat(tokenizer_for(name), name), sample.messages, sample.tools) == RENDERINGS[name][sample.name]
 
 
 def test_llama4_renders_as_the_installed_transformers_has_it() -> None:
@@ -66,7 +66,7 @@ def test_llama4_renders_as_the_installed_transformers_has_it() -> None:
         pytest.skip("this transformers holds no template of Llama 4")
     tokenizer = copy.deepcopy(tokenizer_for("llama4"))
     tokenizer.chat_template = json.loads(found[1])
-    assert [answer for answer in check_template(tokenizer, "llama4") if not answer.equal] == []
+    assert [comparison for comparison in check_template(tokenizer, "llama4") if not comparison.equal] == []
 
 
 TYPES: list[Message] = [

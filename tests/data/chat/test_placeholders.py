@@ -5,7 +5,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle3cli.data.chat.placeholders import CONTENT, REPLY, Marks, align, forms_of, free_marks
+from eagle3cli.data.chat.placeholders import CONTENT, REPLY, Placeholders, align, renderings_of, unused_placeholders
 
 LETTERS = st.text("ab \n", max_size=4)
 
@@ -30,21 +30,21 @@ def test_align_says_no_only_where_nothing_fits(forms: list[list[str]], text: str
 
 
 def test_forms_of_a_content() -> None:
-    assert forms_of("plain") == ["plain"]
-    assert forms_of(" a\n") == [" a\n", "a", " a", "a\n"]
-    assert forms_of('"é', quoted=True) == ['"é', '\\"é', '\\"\\u00e9']
+    assert renderings_of("plain") == ["plain"]
+    assert renderings_of(" a\n") == [" a\n", "a", " a", "a\n"]
+    assert renderings_of('"é', quoted=True) == ['"é', '\\"é', '\\"\\u00e9']
 
 
-def test_marks_that_a_text_does_not_hold() -> None:
-    first = free_marks("plain")
+def test_placeholders_that_a_text_does_not_hold() -> None:
+    first = unused_placeholders("plain")
     assert first is not None
-    other = free_marks(first.open)
+    other = unused_placeholders(first.open)
     assert other not in (None, first)
-    assert free_marks("\ue000\uf8f0\U000f0000") is None
+    assert unused_placeholders("\ue000\uf8f0\U000f0000") is None
 
 
-def test_a_text_is_cut_at_its_marks() -> None:
-    marks = Marks("<", ">")
-    text = f"a{marks.name(0, CONTENT)}b{marks.name(12, REPLY)}c"
-    assert marks.cut(text, CONTENT + REPLY).names == ((0, CONTENT), (12, REPLY))
-    assert marks.cut(text, CONTENT).texts == ("a", f"b{marks.name(12, REPLY)}c")
+def test_a_text_is_split_at_its_placeholders() -> None:
+    placeholders = Placeholders("<", ">")
+    text = f"a{placeholders.name(0, CONTENT)}b{placeholders.name(12, REPLY)}c"
+    assert placeholders.split(text, CONTENT + REPLY).names == ((0, CONTENT), (12, REPLY))
+    assert placeholders.split(text, CONTENT).texts == ("a", f"b{placeholders.name(12, REPLY)}c")

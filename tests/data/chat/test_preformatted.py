@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eagle3cli.data.chat.preformatted import TextMarks
+from eagle3cli.data.chat.preformatted import ReplyDelimiters
 from eagle3cli.data.chat.template import Chat
 from eagle3cli.data.conversations.conversation import Conversation
 from eagle3cli.data.tokens.encode import Encoded, Encoder
@@ -56,7 +56,7 @@ def test_harmony_goes_on_after_its_analysis() -> None:
     assert trained(encoder_for("gpt-oss"), text) == [reply]
 
 
-CUSTOM = TextMarks(r"ASSISTANT:", end_of_turn_token="</s>\\n", user_header=r"\nUSER:")
+CUSTOM = ReplyDelimiters(r"ASSISTANT:", end_of_turn_token="</s>\\n", user_header=r"\nUSER:")
 
 
 def custom(last_only: bool = False) -> Encoder:
