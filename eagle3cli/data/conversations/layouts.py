@@ -65,8 +65,8 @@ def raw_messages(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = Non
     for key in ALTERNATING:
         if isinstance(raw.get(key), list) and all(isinstance(text, str) for text in raw[key]):
             return [_message("assistant" if i % 2 else "user", text) for i, text in enumerate(raw[key])]
-    if (key := next((key for key in LISTS if key in raw), None)) is not None:
-        raise DataError(f"{key} is null, not a list of messages")
+    if empty := [key for key in LISTS if key in raw]:
+        raise DataError(f"{empty[0]} is null, not a list of messages")
     return _from_column_names(raw)
 
 
