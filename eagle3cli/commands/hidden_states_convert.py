@@ -18,7 +18,7 @@ def convert(settings: Settings, out: Out) -> None:
     """Write a store again in another encoding."""
     from eagle3cli.backends.target.hf import pick_device
     from eagle3cli.data.hidden_states.convert import convert as write_again
-    from eagle3cli.data.hidden_states.forecast import choose_encoding
+    from eagle3cli.data.hidden_states.forecast import choose_quantization
     from eagle3cli.data.hidden_states.store import Store
     from eagle3cli.data.hidden_states.writer import discard_store
     from eagle3cli.runtime.devices import set_threads
@@ -29,7 +29,7 @@ def convert(settings: Settings, out: Out) -> None:
     wanted, source = settings.hidden_states, one_path(settings)
     store = Store(source)
     shape = {"layers": len(store.meta.aux_layers), "hidden": store.meta.hidden_size}
-    encoding = choose_encoding(wanted.encoding, store.index.counts, source, **shape)
+    encoding = choose_quantization(wanted.encoding, store.index.counts, source, **shape)
     folder = wanted.output_path
     if "output_path" not in wanted.model_fields_set:
         folder = source.with_name(f"{source.resolve().name}-{encoding}")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from eagle3cli.runtime.cpus import available_cpus
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 
@@ -17,7 +19,7 @@ def set_threads(threads: int | None) -> int:
     """Let torch use ``threads`` CPU threads; None is one per core this process may run on, unless the environment
     says otherwise (``OMP_NUM_THREADS``). Returns the number in use."""
     if threads is None and not os.environ.get("OMP_NUM_THREADS"):
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        threads = len(available_cpus())
     if threads is not None:
         torch.set_num_threads(threads)
     _keep_freed_memory()

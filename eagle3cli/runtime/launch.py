@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle3cli.errors import STOPPED, Eagle3Error, Stopped, UsageError
+from eagle3cli.runtime.cpus import available_cpus
 from eagle3cli.runtime.parent import end_with_parent
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.slurm import as_torchrun
@@ -143,7 +144,7 @@ def _loopback() -> dict[str, str]:
 
 @contextmanager
 def _environment(folder: Path, count: int, threads: int | None) -> Iterator[None]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(available_cpus())
     new = {FOLDER: str(folder), **_loopback()}
     if threads is None and "OMP_NUM_THREADS" not in os.environ:
         new["OMP_NUM_THREADS"] = str(max(1, cores // count))

@@ -21,8 +21,7 @@ from eagle3cli.backends.target.group import check_groups
 from eagle3cli.backends.target.head import fingerprint, read_target_tensors
 from eagle3cli.backends.target.hf import pick_device, read_target_config
 from eagle3cli.backends.target.logits import Head, make_head
-from eagle3cli.data.hidden_states.store import Store
-from eagle3cli.data.hidden_states.stores import open_stores
+from eagle3cli.data.hidden_states.store import Store, check_aux_layers, open_stores
 from eagle3cli.data.tokens.cache import open_or_build
 from eagle3cli.data.tokens.vocab import VocabMapping
 from eagle3cli.errors import DataError, UsageError
@@ -232,12 +231,7 @@ def offline(settings: Settings, report: Reporter) -> Inputs:
     wanted = settings.data.eval_hidden_states_path is not None or (eval_path / "manifest.json").exists()
     raw = read_target_config(settings.target)
     config = draft_config_of(settings, raw)
-    if config.aux_layers != store.meta.aux_layers:
-        raise UsageError(
-            f"the store holds aux layers {list(store.meta.aux_layers)}, the draft reads {list(config.aux_layers)}",
-            where=str(path),
-            fix="use --aux-layers of the store, or capture again",
-        )
+    check_aux_layers(store.meta, config.aux_layers, path, "use --aux-layers of the store, or capture again")
     if settings.draft.init != "draft":
         config = replace(config, draft_vocab_size=store.vocab.size)  # the store's vocabulary decides the draft's
     device = pick_device(settings.target.device)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.data.hidden_states.store import Store
-from eagle3cli.data.hidden_states.stores import Stores
+from eagle3cli.data.hidden_states.store import Store, Stores
 from eagle3cli.data.inspect.viewed import twin_folder
 from eagle3cli.data.tokens.build import SUMMARY
 from eagle3cli.data.tokens.cache import Cached

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from eagle3cli.data.hidden_states.quantize import ENCODINGS
+from eagle3cli.data.hidden_states.quantize import QUANTIZATIONS
 from eagle3cli.data.hidden_states.store import Store
 from eagle3cli.settings.packaged import find_recipe
 
@@ -35,7 +35,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--eval-store", type=Path, required=True, help="a bf16 store of other replies")
     parser.add_argument("--target", required=True, help="the target's folder")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--encodings", nargs="+", choices=ENCODINGS, default=list(ENCODINGS))
+    parser.add_argument("--encodings", nargs="+", choices=QUANTIZATIONS, default=list(QUANTIZATIONS))
     parser.add_argument("--steps", type=int, default=242)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--k", type=int, default=5, help="draft steps of the acceptance length")

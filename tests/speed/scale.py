@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from eagle3cli.runtime.cpus import available_cpus
 from eagle3cli.training.forecast.throughput import OPTIMISER_BYTES, Cluster, Link, Work, throughput
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,7 +147,7 @@ def main() -> None:
         found = {count: measure(folder, count, args.steps, args.sharding) for count in sorted({1, *args.processes})}
         draft = json.loads((folder / "run1" / "best" / "config.json").read_text())
         weights = weights_of(folder / "run1" / "best")
-        cores, width = len(os.sched_getaffinity(0)), draft["hidden_size"]
+        cores, width = len(available_cpus()), draft["hidden_size"]
         print(f"{cores} cores, draft of {weights / 1e6:.2f}M weights, hidden {width}")
         print("processes | tokens/s | efficiency | of CPU seconds | " + " | ".join(PARTS), end="")
         print(" | step s, foretold | CPU s of a process, foretold")

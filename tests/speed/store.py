@@ -25,10 +25,10 @@ import torch
 
 from eagle3cli.backends.batches.prefetch import Prefetched, read_ahead
 from eagle3cli.backends.batches.store import StoreSource
-from eagle3cli.data.hidden_states.quantize import ENCODINGS
+from eagle3cli.data.hidden_states.quantize import QUANTIZATIONS
 from eagle3cli.data.hidden_states.rows import PackedRow, StateRow, aux_count, count_rows, row_codec, teacher_positions
 from eagle3cli.data.hidden_states.store import Index, Store, StoreMeta, vocab_hash
-from eagle3cli.data.hidden_states.writer import StoreWriter, plan_store
+from eagle3cli.data.hidden_states.writer import StoreWriter, plan_layout
 from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.data.tokens.vocab import from_ids
 from eagle3cli.runtime.distributed import SINGLE_PROCESS
@@ -51,7 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=12, help="timed training steps")
     parser.add_argument("--set", nargs="*", default=[], help="settings on top of the quickstart's")
     parser.add_argument("--rows", type=int, help="make a store of so many rows")
-    parser.add_argument("--encoding", choices=ENCODINGS, default="int8", help="of the store that is made")
+    parser.add_argument("--encoding", choices=QUANTIZATIONS, default="int8", help="of the store that is made")
     return parser.parse_args()
 
 
@@ -133,7 +133,7 @@ def make_store(folder: Path, count: int, encoding: str) -> None:
     made = {"data_hash": counts.data_hash, "vocab_hash": vocab_hash(vocab), "encoding": encoding}
     meta = StoreMeta(target="", revision=None, target_hash="", compute_dtype="float32", **shape, **made)
     rows = made_rows(count)
-    with StoreWriter(folder, meta, plan_store(counts, codec, 100), Index(counts, codec, vocab), Silent()) as writer:
+    with StoreWriter(folder, meta, plan_layout(counts, codec, 100), Index(counts, codec, vocab), Silent()) as writer:
         for shard in writer.pending:
             with writer.writing(shard) as put:
                 for number in writer.plan.rows(shard):

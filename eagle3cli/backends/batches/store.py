@@ -11,8 +11,7 @@ from torch import Tensor
 
 from eagle3cli.backends.batches.batch import TargetBatch
 from eagle3cli.data.hidden_states.rows import PackedRow, teacher_positions
-from eagle3cli.data.hidden_states.store import Store
-from eagle3cli.data.hidden_states.stores import Stores
+from eagle3cli.data.hidden_states.store import Store, Stores
 
 Planes = tuple[Tensor, ...]
 

@@ -15,11 +15,11 @@ from eagle3cli.backends.capture.sample import take_sample
 from eagle3cli.backends.target.head import fingerprint
 from eagle3cli.backends.target.hf import pick_device
 from eagle3cli.backends.target.target import LiveTarget
-from eagle3cli.data.hidden_states.forecast import check_space, choose_encoding, tell_forecast
-from eagle3cli.data.hidden_states.quantize import Encoding
+from eagle3cli.data.hidden_states.forecast import check_space, choose_quantization, report_size
+from eagle3cli.data.hidden_states.quantize import Quantization
 from eagle3cli.data.hidden_states.rows import TOKENS, RowCodec, RowCounts, count_rows, empty_codec
 from eagle3cli.data.hidden_states.store import Index, StoreMeta, vocab_hash
-from eagle3cli.data.hidden_states.writer import StoreWriter, earlier_index, plan_store, refuse_other
+from eagle3cli.data.hidden_states.writer import StoreWriter, check_same_capture, plan_layout, read_existing
 from eagle3cli.data.tokens.rows import TokenRow, TokenRows
 from eagle3cli.data.tokens.vocab import VocabMapping
 from eagle3cli.errors import DataError
@@ -51,7 +51,7 @@ class Origin:
 class Wanted:
     """How a store is to be made."""
 
-    encoding: Encoding | Literal["auto"]
+    encoding: Quantization | Literal["auto"]
     batch_tokens: int
     shard_mb: int
     batch_size: int | None = None
@@ -64,7 +64,7 @@ class Captured:
     rows: int
     tokens: int
     bytes: int
-    encoding: Encoding
+    encoding: Quantization
     shards: int
     shards_before: int
     seconds: float
@@ -144,8 +144,8 @@ def _open(
 ) -> tuple[StoreWriter, RowCodec, float | None]:
     """Begin the store, with its encoding fitted to a sample, or find what an earlier run left; also tokens a second."""
     shape = {"layers": len(origin.aux_layers), "hidden": origin.hidden_size}
-    earlier = earlier_index(folder, report)
-    encoding = choose_encoding(wanted.encoding, counts, folder, **shape)
+    earlier = read_existing(folder, report)
+    encoding = choose_quantization(wanted.encoding, counts, folder, **shape)
     if earlier is not None and wanted.encoding == "auto":
         encoding = earlier[0].encoding
     meta = StoreMeta(
@@ -157,11 +157,11 @@ def _open(
         encoding=encoding,
     )
     if earlier is not None:
-        refuse_other(earlier[0], meta, folder)
-    plan = plan_store(counts, empty_codec(encoding, **shape), wanted.shard_mb)
+        check_same_capture(earlier[0], meta, folder)
+    plan = plan_layout(counts, empty_codec(encoding, **shape), wanted.shard_mb)
     index, sample = earlier[1] if earlier is not None else None, None
     if ranks.is_main:
-        tell_forecast(folder, plan, counts, encoding, report, **shape)
+        report_size(folder, plan, counts, encoding, report, **shape)
     if index is None:
         check_space(folder, plan.total, report)
         sample = take_sample(load(), rows, counts, encoding, wanted.batch_tokens)

@@ -12,22 +12,21 @@ import torch
 from eagle3cli.backends.target.head import fingerprint, read_head
 from eagle3cli.backends.target.hf import pick_device, read_target_config
 from eagle3cli.backends.target.logits import Head
-from eagle3cli.data.hidden_states.calibration import fit as fit_codec
-from eagle3cli.data.hidden_states.calibration import sample_error, sample_rows
-from eagle3cli.data.hidden_states.forecast import check_space, choose_encoding, tell_forecast
-from eagle3cli.data.hidden_states.quantize import Encoding
+from eagle3cli.data.hidden_states.calibration import fit_codec, sample_error, sample_rows
+from eagle3cli.data.hidden_states.forecast import check_space, choose_quantization, report_size
+from eagle3cli.data.hidden_states.quantize import Quantization
 from eagle3cli.data.hidden_states.rows import StateRow, aux_count, count_rows, empty_codec, teacher_positions
 from eagle3cli.data.hidden_states.specforge_files import FeatureRow, Listed, list_files, read_features, read_listed
 from eagle3cli.data.hidden_states.store import Index, StoreMeta, vocab_hash
 from eagle3cli.data.hidden_states.writer import (
     ERRORS,
     StoreWriter,
+    check_same_capture,
     discard_store,
-    earlier_index,
-    plan_store,
-    refuse_other,
+    plan_layout,
+    read_existing,
 )
-from eagle3cli.data.tokens.counts import count_tokens, fit, rank
+from eagle3cli.data.tokens.counts import count_tokens, fit_to_vocab, rank_tokens
 from eagle3cli.data.tokens.vocab import VocabMapping, from_ids
 from eagle3cli.errors import DataError
 from eagle3cli.models.config import DraftConfig, read_draft_config
@@ -47,16 +46,16 @@ class Imported:
     rows: int
     tokens: int
     rejected: int
-    encoding: Encoding
+    encoding: Quantization
     bytes: int
 
 
 def draft_vocab(listed: Listed, config: DraftConfig, reply_weight: int, prompt_weight: int) -> VocabMapping:
     """The draft's vocabulary for these rows, counted as ``eagle3 cache`` does."""
-    reply, prompt = (fit(counts, config.vocab_size) for counts in count_tokens(listed.rows))
+    reply, prompt = (fit_to_vocab(counts, config.vocab_size) for counts in count_tokens(listed.rows))
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     always = [token for token in (config.bos_token_id, *ends) if token is not None]
-    ranking = rank(reply, prompt, always=always, reply_weight=reply_weight, prompt_weight=prompt_weight)
+    ranking = rank_tokens(reply, prompt, always=always, reply_weight=reply_weight, prompt_weight=prompt_weight)
     return from_ids(ranking.first(config.draft_vocab_size), config.vocab_size)
 
 
@@ -103,7 +102,7 @@ def import_files(
     source: Path,
     folder: Path,
     target: ImportTarget,
-    encoding: Encoding | Literal["auto"],
+    encoding: Quantization | Literal["auto"],
     *,
     shard_mb: int,
     weights: tuple[int, int],
@@ -125,8 +124,8 @@ def import_files(
         reason = f"; {first[0].name}: {first[1]}" if first else ""
         files = len(listed.rows) + len(listed.errors)
         raise DataError(f"none of {files} files has a row with loss{reason}", where=str(source))
-    earlier = earlier_index(folder, report)
-    chosen = choose_encoding(encoding, counts, folder, **shape)
+    earlier = read_existing(folder, report)
+    chosen = choose_quantization(encoding, counts, folder, **shape)
     if earlier and encoding == "auto":
         chosen = earlier[0].encoding
     vocab = draft_vocab(listed, config, *weights)
@@ -146,9 +145,9 @@ def import_files(
         source="imported from SpecForge's files",
     )
     if earlier is not None:
-        refuse_other(earlier[0], meta, folder)
-    plan = plan_store(counts, empty_codec(chosen, **shape), shard_mb)
-    tell_forecast(folder, plan, counts, chosen, report, **shape)
+        check_same_capture(earlier[0], meta, folder)
+    plan = plan_layout(counts, empty_codec(chosen, **shape), shard_mb)
+    report_size(folder, plan, counts, chosen, report, **shape)
     if earlier is None:
         check_space(folder, plan.total, report)
 

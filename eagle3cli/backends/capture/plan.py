@@ -6,10 +6,10 @@ from pathlib import Path
 
 from eagle3cli.backends.capture.passes import length_batches
 from eagle3cli.backends.target.hf import read_target_config
-from eagle3cli.data.hidden_states.forecast import choose_encoding
+from eagle3cli.data.hidden_states.forecast import choose_quantization
 from eagle3cli.data.hidden_states.rows import TOKENS, count_rows, empty_codec
 from eagle3cli.data.hidden_states.shard import shard_name
-from eagle3cli.data.hidden_states.writer import plan_store
+from eagle3cli.data.hidden_states.writer import plan_layout
 from eagle3cli.data.tokens.cache import data_paths, find_cache
 from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.models.config import DraftConfig, read_draft_config
@@ -66,8 +66,8 @@ def _split(settings: Settings, config: DraftConfig, name: str, cached: Path) -> 
     rows, folder = TokenRows.open(cached), wanted.output_path / name
     count = len(rows) if wanted.sample_size is None else min(len(rows), wanted.sample_size)
     counts = count_rows(rows[index] for index in range(count))
-    encoding = choose_encoding("bf16" if name == "eval" else wanted.encoding, counts, folder, **shape)
-    plan = plan_store(counts, empty_codec(encoding, **shape), wanted.shard_mb)
+    encoding = choose_quantization("bf16" if name == "eval" else wanted.encoding, counts, folder, **shape)
+    plan = plan_layout(counts, empty_codec(encoding, **shape), wanted.shard_mb)
     standing = [] if wanted.overwrite else [s for s in range(plan.shards) if (folder / shard_name(s)).is_file()]
     left = [shard for shard in range(plan.shards) if shard not in standing]
     lengths = counts.counts_N3[:, TOKENS].tolist()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from eagle3cli.backends.capture.passes import length_batches, run_batch
 from eagle3cli.backends.target.target import LiveTarget
-from eagle3cli.data.hidden_states.calibration import fit, sample_error, sample_rows
-from eagle3cli.data.hidden_states.quantize import Encoding
+from eagle3cli.data.hidden_states.calibration import fit_codec, sample_error, sample_rows
+from eagle3cli.data.hidden_states.quantize import Quantization
 from eagle3cli.data.hidden_states.rows import RowCodec, RowCounts, StateRow
 from eagle3cli.data.tokens.rows import TokenRow, TokenRows
 
@@ -32,7 +32,11 @@ class Sample:
 
 
 def take_sample(
-    target: LiveTarget, rows: Sequence[TokenRow] | TokenRows, counts: RowCounts, encoding: Encoding, batch_tokens: int
+    target: LiveTarget,
+    rows: Sequence[TokenRow] | TokenRows,
+    counts: RowCounts,
+    encoding: Quantization,
+    batch_tokens: int,
 ) -> Sample:
     """Run the target over a few rows."""
     at_once = min(batch_tokens, CPU_TOKENS) if target.device.type == "cpu" else batch_tokens
@@ -44,7 +48,7 @@ def take_sample(
         found = run_batch(target, [rows[n] for n in batch])
         seconds = time.perf_counter() - began
         states += found
-        codec = fit(encoding, states)
+        codec = fit_codec(encoding, states)
         began = time.perf_counter()
         codec.to(target.device).pack(found)
         seconds += time.perf_counter() - began

@@ -13,7 +13,7 @@ from eagle3cli.backends.target.hf import load_target
 from eagle3cli.backends.target.target import LiveTarget
 from eagle3cli.data.hidden_states.calibration import sample_rows
 from eagle3cli.data.hidden_states.check import Damage, check_store
-from eagle3cli.data.hidden_states.quantize import Encoding, relative_error
+from eagle3cli.data.hidden_states.quantize import Quantization, relative_error
 from eagle3cli.data.hidden_states.rows import TOKENS
 from eagle3cli.data.hidden_states.store import Store
 from eagle3cli.data.tokens.rows import TokenRow
@@ -23,7 +23,7 @@ from eagle3cli.runtime.units import size_text
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.tables import Settings
 
-USUAL_ERROR: dict[Encoding, float] = {"bf16": 0.002, "fp8": 0.03, "int8": 0.01, "int4": 0.11}
+USUAL_ERROR: dict[Quantization, float] = {"bf16": 0.002, "fp8": 0.03, "int8": 0.01, "int4": 0.11}
 ROUNDING = 0.05
 """What other batch shapes, processors and versions of torch may change of states computed in bfloat16."""
 

@@ -24,6 +24,7 @@ from eagle3cli.backends.target.logits import Head, make_head
 from eagle3cli.backends.target.target import States, Tokens
 from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.models.config import default_aux_layers, text_part
+from eagle3cli.runtime.cpus import available_cpus
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.models import TargetSettings
 
@@ -245,7 +246,7 @@ def _runner(target: TargetSettings, aux_layers: tuple[int, ...], device: torch.d
 
 def _share_cores(ranks: int) -> None:
     """Tell SGLang the cores of each rank; its own rule wants a memory node for each."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    cores = available_cpus()
     each = len(cores) // ranks
     if ranks > 1 and each:
         shares = [cores[rank * each : (rank + 1) * each] for rank in range(ranks)]

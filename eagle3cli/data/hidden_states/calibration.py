@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from eagle3cli.data.hidden_states.quantize import Encoding, relative_error
+from eagle3cli.data.hidden_states.quantize import Quantization, relative_error
 from eagle3cli.data.hidden_states.rows import LAST, TOKENS, RowCodec, RowCounts, StateRow, row_codec
 
 STATES_KEPT = 4096
@@ -21,7 +21,7 @@ def sample_rows(counts: RowCounts, tokens: int) -> list[int]:
     return chosen
 
 
-def fit(encoding: Encoding, states: Sequence[StateRow]) -> RowCodec:
+def fit_codec(encoding: Quantization, states: Sequence[StateRow]) -> RowCodec:
     """The codec for rows like these."""
     aux_RC, last_RH = (torch.cat([getattr(row, name) for row in states]) for name in ("aux_UC", "last_RH"))
     hidden = last_RH.shape[1]

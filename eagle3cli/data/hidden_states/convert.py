@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from eagle3cli.data.hidden_states.calibration import fit, sample_error, sample_rows
-from eagle3cli.data.hidden_states.forecast import check_space, tell_forecast
-from eagle3cli.data.hidden_states.quantize import Encoding
+from eagle3cli.data.hidden_states.calibration import fit_codec, sample_error, sample_rows
+from eagle3cli.data.hidden_states.forecast import check_space, report_size
+from eagle3cli.data.hidden_states.quantize import Quantization
 from eagle3cli.data.hidden_states.rows import TOKENS, RowCodec, empty_codec
 from eagle3cli.data.hidden_states.store import Index, Store
-from eagle3cli.data.hidden_states.writer import StoreWriter, earlier_index, plan_store, refuse_other
+from eagle3cli.data.hidden_states.writer import StoreWriter, check_same_capture, plan_layout, read_existing
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
@@ -23,7 +23,14 @@ ROWS_AT_ONCE = 16
 
 
 def convert(
-    store: Store, folder: Path, encoding: Encoding, *, shard_mb: int, device: torch.device, report: Reporter, stop: Stop
+    store: Store,
+    folder: Path,
+    encoding: Quantization,
+    *,
+    shard_mb: int,
+    device: torch.device,
+    report: Reporter,
+    stop: Stop,
 ) -> Store:
     """Write ``store`` to ``folder`` in ``encoding``, or what an earlier run has left to do; the new store.
 
@@ -36,17 +43,17 @@ def convert(
         raise UsageError("a store cannot be converted in place", where=str(folder), fix="give another --output-path")
     source = f"{store.meta.source} as {store.meta.encoding}, converted"
     meta = replace(store.meta, encoding=encoding, source=source, shard_mb=shard_mb)
-    earlier = earlier_index(folder, report)
+    earlier = read_existing(folder, report)
     if earlier is not None:
-        refuse_other(earlier[0], meta, folder)
+        check_same_capture(earlier[0], meta, folder)
     shape = {"layers": len(meta.aux_layers), "hidden": meta.hidden_size}
     counts, read = store.index.counts, store.codec.to(device)
-    plan = plan_store(counts, empty_codec(encoding, **shape), shard_mb)
-    tell_forecast(folder, plan, counts, encoding, report, **shape)
+    plan = plan_layout(counts, empty_codec(encoding, **shape), shard_mb)
+    report_size(folder, plan, counts, encoding, report, **shape)
     if earlier is None:
         check_space(folder, plan.total, report)
     sample = [read.decoded(store.packed(n)) for n in sample_rows(counts, SAMPLE_TOKENS)]
-    index = (earlier[1] if earlier is not None else None) or Index(counts, fit(encoding, sample), store.vocab)
+    index = (earlier[1] if earlier is not None else None) or Index(counts, fit_codec(encoding, sample), store.vocab)
     codec = index.codec.to(device)
     told = {"tokens": sum(len(row.token_ids_S) for row in sample), "error": sample_error(codec, sample)}
     with StoreWriter(folder, meta, plan, index, report, sample=told) as writer:

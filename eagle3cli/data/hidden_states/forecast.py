@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from eagle3cli.data.hidden_states.quantize import ENCODINGS, Encoding
+from eagle3cli.data.hidden_states.quantize import QUANTIZATIONS, Quantization
 from eagle3cli.data.hidden_states.rows import RowCounts, empty_codec
-from eagle3cli.data.hidden_states.writer import Plan
+from eagle3cli.data.hidden_states.writer import StoreLayout
 from eagle3cli.errors import Eagle3Error
 from eagle3cli.runtime.files import free_bytes
 from eagle3cli.runtime.report import Reporter
@@ -15,18 +15,18 @@ from eagle3cli.runtime.units import size_text
 
 SPARE_BYTES = 64_000_000
 """Free space that is left over on top of the forecast."""
-AUTO: tuple[Encoding, ...] = ("int8", "int4")
+AUTO: tuple[Quantization, ...] = ("int8", "int4")
 AUTO_SHARE = 0.5
 
 
-def store_bytes(counts: RowCounts, encoding: Encoding, *, layers: int, hidden: int) -> int:
+def store_bytes(counts: RowCounts, encoding: Quantization, *, layers: int, hidden: int) -> int:
     """Bytes of all rows in an encoding."""
     return int(empty_codec(encoding, layers=layers, hidden=hidden).sizes(counts.counts_N3).sum())
 
 
-def choose_encoding(
-    wanted: Encoding | Literal["auto"], counts: RowCounts, folder: Path, *, layers: int, hidden: int
-) -> Encoding:
+def choose_quantization(
+    wanted: Quantization | Literal["auto"], counts: RowCounts, folder: Path, *, layers: int, hidden: int
+) -> Quantization:
     """The encoding that a setting names; ``auto`` is int8, or int4 where int8 would take over half the free space."""
     if wanted != "auto":
         return wanted
@@ -35,13 +35,20 @@ def choose_encoding(
     return next(fitting, AUTO[-1])
 
 
-def tell_forecast(
-    folder: Path, plan: Plan, counts: RowCounts, encoding: Encoding, report: Reporter, *, layers: int, hidden: int
+def report_size(
+    folder: Path,
+    plan: StoreLayout,
+    counts: RowCounts,
+    encoding: Quantization,
+    report: Reporter,
+    *,
+    layers: int,
+    hidden: int,
 ) -> None:
     """Say how large the store will be, and in the other encodings."""
     total = plan.total
     others = ", ".join(
-        f"{e} {size_text(store_bytes(counts, e, layers=layers, hidden=hidden))}" for e in ENCODINGS if e != encoding
+        f"{e} {size_text(store_bytes(counts, e, layers=layers, hidden=hidden))}" for e in QUANTIZATIONS if e != encoding
     )
     report.info(
         f"{folder}: {len(plan.bytes_per_row)} rows, {counts.tokens} tokens, {plan.shards} shards, {encoding}: "

@@ -9,7 +9,7 @@ from typing import Any
 from eagle3cli.data.hidden_states.rows import AUX, LAST, RowCounts
 from eagle3cli.data.hidden_states.shard import shard_name
 from eagle3cli.data.hidden_states.store import MANIFEST, Index, read_manifest, read_meta, shard_shapes
-from eagle3cli.data.hidden_states.writer import earlier_index
+from eagle3cli.data.hidden_states.writer import read_existing
 from eagle3cli.errors import DataError
 from eagle3cli.runtime.report import Reporter
 
@@ -23,7 +23,7 @@ def describe_store(folder: Path, report: Reporter) -> dict[str, Any]:
     """Facts about a store, finished or not. Raises DataError where there is none or its index is damaged."""
     manifest = read_manifest(folder)
     meta = read_meta(manifest, folder)
-    earlier = earlier_index(folder, report)
+    earlier = read_existing(folder, report)
     index: Index | None = earlier[1] if earlier else None
     if index is None:
         raise DataError("the index is damaged", where=str(folder), fix="run the command that wrote it again")

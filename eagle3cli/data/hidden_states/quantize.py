@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Encoding = Literal["bf16", "fp8", "int8", "int4"]
-ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
+Quantization = Literal["bf16", "fp8", "int8", "int4"]
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 
 BLOCK = 64
 STEPS_PER_OCTAVE, ZERO_STEP = 6, 128
@@ -67,7 +67,7 @@ class Plane:
 class Codec:
     """One encoding for states of one shape."""
 
-    name: Encoding
+    name: Quantization
     layers: int
     hidden: int
     scale_C: Tensor
@@ -113,7 +113,7 @@ class Codec:
         return replace(self, scale_C=self.scale_C.to(device))
 
 
-def calibrate(name: Encoding, layers: int, hidden: int, sample_RC: Tensor) -> Codec:
+def calibrate(name: Quantization, layers: int, hidden: int, sample_RC: Tensor) -> Codec:
     """The codec for states like these."""
     scale_C = torch.ones(layers * hidden)
     if name in ("int8", "int4") and len(sample_RC):

@@ -17,7 +17,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from eagle3cli.data.hidden_states.quantize import Codec, Encoding, calibrate
+from eagle3cli.data.hidden_states.quantize import Codec, Quantization, calibrate
 from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.errors import ModelError
 
@@ -206,12 +206,12 @@ class RowCodec:
         return RowCodec(self.aux.to(device), self.last.to(device))
 
 
-def row_codec(encoding: Encoding, *, layers: int, hidden: int, aux_RC: Tensor, last_RH: Tensor) -> RowCodec:
+def row_codec(encoding: Quantization, *, layers: int, hidden: int, aux_RC: Tensor, last_RH: Tensor) -> RowCodec:
     """The codec for rows whose states are like this sample's."""
     return RowCodec(calibrate(encoding, layers, hidden, aux_RC), calibrate(encoding, 1, hidden, last_RH))
 
 
-def empty_codec(encoding: Encoding, *, layers: int, hidden: int) -> RowCodec:
+def empty_codec(encoding: Quantization, *, layers: int, hidden: int) -> RowCodec:
     """A codec that was fitted to nothing: it tells sizes."""
     none = torch.zeros(0, layers * hidden)
     return row_codec(encoding, layers=layers, hidden=hidden, aux_RC=none, last_RH=none[:, :hidden])

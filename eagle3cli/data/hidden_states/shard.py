@@ -117,7 +117,7 @@ def _write_at(f: IO[bytes], at: int, data: bytes | memoryview) -> None:
         at, rest = at + written, rest[written:]
 
 
-class Shard:
+class StateShard:
     """An open shard. Raises DataError where the file is not the one that ``shape`` describes."""
 
     def __init__(self, path: Path, shape: ShardShape) -> None:

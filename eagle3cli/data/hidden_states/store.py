@@ -12,11 +12,12 @@ Written by ``writer.py``. Knows nothing about models.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from eagle3cli.data.hidden_states.quantize import Codec, Encoding
+from eagle3cli.data.hidden_states.quantize import Codec, Quantization
 from eagle3cli.data.hidden_states.rows import TOKENS, PackedRow, RowCodec, RowCounts, StateRow
-from eagle3cli.data.hidden_states.shard import Entry, Shard, ShardShape, shard_header, shard_name
+from eagle3cli.data.hidden_states.shard import Entry, ShardShape, StateShard, shard_header, shard_name
 from eagle3cli.data.tokens.vocab import VocabMapping
-from eagle3cli.errors import DataError
+from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.files import read_json, well_formed
 
 MANIFEST, INDEX = "manifest.json", "index.safetensors"
@@ -53,7 +54,7 @@ class StoreMeta:
     rows: int
     vocab_hash: str
     shard_mb: int
-    encoding: Encoding
+    encoding: Quantization
     source: str = "captured"
     """How the states came here; conversions name the encodings that they went through."""
 
@@ -61,6 +62,13 @@ class StoreMeta:
     def aux_width(self) -> int:
         """C."""
         return len(self.aux_layers) * self.hidden_size
+
+
+def check_aux_layers(meta: StoreMeta, aux_layers: tuple[int, ...], where: Path, fix: str | None = None) -> None:
+    """Raise UsageError where a draft reads other layers than a store holds."""
+    if meta.aux_layers != aux_layers:
+        what = f"the store holds aux layers {list(meta.aux_layers)}, the draft reads {list(aux_layers)}"
+        raise UsageError(what, where=str(where), fix=fix)
 
 
 def vocab_hash(vocab: VocabMapping) -> str:
@@ -154,7 +162,7 @@ class Store:
                 f"{len(missing)} shards missing or cut off: {', '.join(missing[:5])}", where=str(folder), fix=fix
             )
         self._shard_of = torch.bucketize(torch.arange(len(self)), torch.tensor(self.starts[1:]), right=True).tolist()
-        self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._open: OrderedDict[int, StateShard] = OrderedDict()
         self._lock = threading.Lock()
 
     def _read_index(self) -> Index:
@@ -186,7 +194,7 @@ class Store:
         return self.shapes[shard].sizes[at]
 
     def place(self, index: int) -> tuple[int, int]:
-        """Shard of a row and its place in it; rows are in the order of their numbers on the disk."""
+        """StateShard of a row and its place in it; rows are in the order of their numbers on the disk."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         shard: int = self._shard_of[index]
@@ -196,11 +204,11 @@ class Store:
         """File of a shard."""
         return self.folder / shard_name(shard)
 
-    def shard(self, shard: int) -> Shard:
+    def shard(self, shard: int) -> StateShard:
         """An open shard."""
         with self._lock:
             if shard not in self._open:
-                self._open[shard] = Shard(self.path(shard), self.shapes[shard])
+                self._open[shard] = StateShard(self.path(shard), self.shapes[shard])
                 if len(self._open) > OPEN_SHARDS:
                     self._open.popitem(last=False)
             self._open.move_to_end(shard)
@@ -212,6 +220,79 @@ class Store:
         return sum(shape.bytes for shape in self.shapes) + sum(
             (self.folder / f).stat().st_size for f in (INDEX, MANIFEST)
         )
+
+
+SHARED = {
+    "target_hash": "target",
+    "aux_layers": "auxiliary layers",
+    "hidden_size": "hidden size",
+    "vocab_size": "vocabulary size",
+}
+"""What must be equal, in words; encodings and types may differ."""
+
+
+class Stores:
+    """Rows of all stores, numbered from 0 through; the first store's draft vocabulary is that of all.
+
+    Raises UsageError where the stores were not captured from the same target and layers.
+    """
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self.stores = list(stores)
+        first = self.stores[0]
+        for other in self.stores[1:]:
+            differs = [said for name, said in SHARED.items() if getattr(other.meta, name) != getattr(first.meta, name)]
+            if differs:
+                fix = "train on stores of one target and the same --aux-layers"
+                what = f"differs from {first.folder} in {', '.join(differs)}"
+                raise UsageError(what, where=str(other.folder), fix=fix)
+        self.lengths: list[int] = [length for store in self.stores for length in store.lengths]
+        self._starts = list(accumulate((len(store) for store in self.stores), initial=0))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def meta(self) -> StoreMeta:
+        """The first store's meta."""
+        return self.stores[0].meta
+
+    @property
+    def vocab(self) -> VocabMapping:
+        """The first store's draft vocabulary."""
+        return self.stores[0].vocab
+
+    @property
+    def codecs(self) -> list[RowCodec]:
+        """The codec of each store."""
+        return [store.codec for store in self.stores]
+
+    @property
+    def key(self) -> str:
+        """Identifies the rows and what encoding did to them."""
+        return "+".join(f"{store.meta.data_hash}:{store.meta.encoding}" for store in self.stores)
+
+    def at(self, index: int) -> tuple[int, int]:
+        """Number of the store that holds a row, and the row's number there."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        store = bisect_right(self._starts, index) - 1
+        return store, index - self._starts[store]
+
+    def packed(self, index: int) -> PackedRow:
+        """A row whose states are still encoded."""
+        store, row = self.at(index)
+        return self.stores[store].packed(row)
+
+    def size(self, index: int) -> int:
+        """Bytes of a row."""
+        store, row = self.at(index)
+        return self.stores[store].size(row)
+
+
+def open_stores(folders: Sequence[Path]) -> Stores:
+    """The stores in these folders."""
+    return Stores([Store(folder) for folder in folders])
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from eagle3cli.data.hidden_states.rows import RowCodec, RowCounts
-from eagle3cli.data.hidden_states.shard import Shard, shard_name, writing_shard
+from eagle3cli.data.hidden_states.shard import StateShard, shard_name, writing_shard
 from eagle3cli.data.hidden_states.store import (
     FORMAT,
     INDEX,
@@ -49,7 +49,7 @@ HASHES = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class StoreLayout:
     """Bytes of every row, and the first row of every shard (and, last, the number of rows)."""
 
     bytes_per_row: tuple[int, ...]
@@ -75,7 +75,7 @@ class Plan:
         return sum(self.bytes(shard) for shard in range(self.shards))
 
 
-def plan_store(counts: RowCounts, codec: RowCodec, shard_mb: int) -> Plan:
+def plan_layout(counts: RowCounts, codec: RowCodec, shard_mb: int) -> StoreLayout:
     """What every row takes on disk, and where the shards begin: of ``shard_mb`` at most, unless one row is larger."""
     sizes = codec.sizes(counts.counts_N3).tolist()
     small = max(sum(sizes) / SHARDS_WANTED, sum(sizes) / max(1, counts.tokens) * LEAST_TOKENS)
@@ -85,7 +85,7 @@ def plan_store(counts: RowCounts, codec: RowCodec, shard_mb: int) -> Plan:
             starts.append(number)
             filled = 0
         filled += size
-    return Plan(tuple(sizes), tuple(starts + ([len(sizes)] if sizes else [])))
+    return StoreLayout(tuple(sizes), tuple(starts + ([len(sizes)] if sizes else [])))
 
 
 class StoreWriter:
@@ -101,7 +101,7 @@ class StoreWriter:
         self,
         folder: Path,
         meta: StoreMeta,
-        plan: Plan,
+        plan: StoreLayout,
         index: Index,
         report: Reporter,
         *,
@@ -120,7 +120,7 @@ class StoreWriter:
             if rank == 0:
                 self._open(plan, index, dict(sample or {}), dict(computed or {}), report)
             self._manifest = read_json(folder / MANIFEST)
-            refuse_other(read_meta(self._manifest, folder), meta, folder)
+            check_same_capture(read_meta(self._manifest, folder), meta, folder)
             self.plan = replace(plan, starts=tuple(self._manifest["starts"]))
             self._shapes = shard_shapes(meta, index, self.plan.starts)
             self.pending = [s for s in range(self.plan.shards) if not self._finished(s)]
@@ -143,7 +143,7 @@ class StoreWriter:
         write_json(self.folder / MANIFEST, self._manifest)
 
     def _open(
-        self, plan: Plan, index: Index, sample: dict[str, Any], computed: dict[str, Any], report: Reporter
+        self, plan: StoreLayout, index: Index, sample: dict[str, Any], computed: dict[str, Any], report: Reporter
     ) -> None:
         for leftover in self.folder.glob(".*.tmp-*"):
             leftover.unlink()
@@ -166,7 +166,7 @@ class StoreWriter:
             write_json(self.folder / MANIFEST, manifest)
             return
         manifest = read_json(self.folder / MANIFEST)
-        refuse_other(read_meta(manifest, self.folder), self.meta, self.folder)
+        check_same_capture(read_meta(manifest, self.folder), self.meta, self.folder)
         if file_entry(blob) != manifest["files"][INDEX]:
             fix = "capture again with --overwrite"
             raise DataError(
@@ -198,7 +198,7 @@ class StoreWriter:
     def _finished(self, shard: int) -> bool:
         """Whether a shard is there and of this store; what it holds is for ``verify`` to check."""
         try:
-            entry = Shard(self.folder / shard_name(shard), self._shapes[shard]).entry
+            entry = StateShard(self.folder / shard_name(shard), self._shapes[shard]).entry
         except DataError:
             return False
         return bool(entry == self._manifest["files"].get(shard_name(shard), entry))
@@ -214,12 +214,12 @@ class StoreWriter:
         """Mark the store complete. Raises DataError where a shard is missing."""
         files = {name: entry for name, entry in self._manifest["files"].items() if name == INDEX}
         for shard, shape in enumerate(self._shapes):
-            files[shard_name(shard)] = Shard(self.folder / shard_name(shard), shape).entry
+            files[shard_name(shard)] = StateShard(self.folder / shard_name(shard), shape).entry
         self._manifest.update(complete=True, files=files)
         write_json(self.folder / MANIFEST, self._manifest)
 
 
-def earlier_index(folder: Path, report: Reporter) -> tuple[StoreMeta, Index | None] | None:
+def read_existing(folder: Path, report: Reporter) -> tuple[StoreMeta, Index | None] | None:
     """Meta and index of a store that an earlier run began here, None where there is none; no index if it is damaged."""
     if not (folder / MANIFEST).is_file():
         return None
@@ -248,7 +248,7 @@ def _write(path: Path, blob: bytes) -> None:
             f.write(blob)
 
 
-def refuse_other(found: StoreMeta, wanted: StoreMeta, folder: Path) -> None:
+def check_same_capture(found: StoreMeta, wanted: StoreMeta, folder: Path) -> None:
     """Raise DataError where a store was made from something else; a target may have moved to another place."""
     old, new = asdict(found), asdict(wanted)
     lines = changes(

@@ -1,8 +1,7 @@
-"""Fills the folder of a cache: every split tokenised, counted, and told where a row needs a look."""
+"""Fills the folder of a cache: every split tokenized, counted, and told where a row needs a look."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from operator import itemgetter
@@ -19,8 +18,9 @@ from eagle3cli.data.tokens.blocks import PackedBlock, Recipe
 from eagle3cli.data.tokens.counts import Counts, add_counts, no_counts
 from eagle3cli.data.tokens.encode import NO_SPAN
 from eagle3cli.data.tokens.rows import write_rows
-from eagle3cli.data.tokens.workers import processes_for, tokeniser
+from eagle3cli.data.tokens.workers import block_tokenizer, processes_for
 from eagle3cli.errors import DataError
+from eagle3cli.runtime.cpus import available_cpus
 from eagle3cli.runtime.files import write_json
 from eagle3cli.runtime.report import ProgressBar, Reporter
 from eagle3cli.runtime.stop import Stop, catch_stop
@@ -38,7 +38,7 @@ def build(folder: Path, key: str, paths: Mapping[str, Path], recipe: Recipe, num
     counts: dict[str, Counts] = {}
     with (
         (folder / ERRORS).open("w", encoding="utf-8") as errors,
-        tokeniser(recipe, processes_for(size, num_proc or cpu_count())) as tokens,
+        block_tokenizer(recipe, processes_for(size, num_proc or len(available_cpus()))) as tokens,
     ):
         summary["always_ids"] = tokens.always_ids
         for split, path in paths.items():
@@ -91,11 +91,6 @@ def _batches(blocks: Iterator[PackedBlock], found: _Split, task: ProgressBar, st
         stop.check("nothing was kept; the cache will be built from the start")
         yield found.take(block)
         task.advance(block.read)
-
-
-def cpu_count() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Split:

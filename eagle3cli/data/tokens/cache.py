@@ -27,7 +27,7 @@ from eagle3cli.data.conversations.system_prompt import system_prompt_text
 from eagle3cli.data.ledger import ERRORS
 from eagle3cli.data.tokens.blocks import Recipe
 from eagle3cli.data.tokens.build import COUNTS, SUMMARY, build, damage
-from eagle3cli.data.tokens.counts import Counts, Ranking, fit, rank
+from eagle3cli.data.tokens.counts import Counts, Ranking, fit_to_vocab, rank_tokens
 from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.data.tokens.vocab_file import holds, write_vocab
 from eagle3cli.errors import DataError, UsageError
@@ -190,8 +190,8 @@ def _vocabulary(
     weights = {"reply_weight": settings.cache.reply_weight, "prompt_weight": settings.cache.prompt_weight}
     if not any(weights.values()):
         raise UsageError("both weights are 0", where="cache.reply_weight", fix="leave one of them above 0")
-    counts = {name: fit(array, vocab_size) for name, array in load_file(folder / COUNTS).items()}
-    ranking = rank(counts["train_reply"], counts["train_prompt"], always=always, **weights)
+    counts = {name: fit_to_vocab(array, vocab_size) for name, array in load_file(folder / COUNTS).items()}
+    ranking = rank_tokens(counts["train_reply"], counts["train_prompt"], always=always, **weights)
     size = min(draft_vocab_size, vocab_size)
     ids = ranking.first(size)
     name = f"{folder.name}-{size}-{weights['reply_weight']}x{weights['prompt_weight']}.safetensors"
@@ -203,7 +203,7 @@ def _vocabulary(
     judges = ranking
     if judged == "train_aside":
         reply, prompt = (counts[f"train_{kind}"] - counts[f"train_{kind}_aside"] for kind in ("reply", "prompt"))
-        judges = rank(reply, prompt, always=always, **weights)
+        judges = rank_tokens(reply, prompt, always=always, **weights)
     told = {"size": size, "target_size": vocab_size, "file": str(path), "always_in": ranking.fixed}
     told["coverage_of_train"] = float(ranking.coverage(counts["train_reply"])[size])
     held_out = counts["eval_reply" if judged == "eval" else "train_reply_aside"]

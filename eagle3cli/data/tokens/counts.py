@@ -39,7 +39,7 @@ def count_tokens(rows: Iterable[TokenRow]) -> tuple[Counts, Counts]:
     return reply, prompt
 
 
-def fit(counts: Counts, vocab_size: int) -> Counts:
+def fit_to_vocab(counts: Counts, vocab_size: int) -> Counts:
     """Counts as long as the target's vocabulary; raises DataError where a counted id is outside of it."""
     used = counts.nonzero()[0]
     if len(used) and int(used[-1]) >= vocab_size:
@@ -82,7 +82,7 @@ class Ranking:
         return min(-(-needed // SIZE_STEP) * SIZE_STEP, len(self.ids))
 
 
-def rank(
+def rank_tokens(
     reply: Counts, prompt: Counts, *, always: Iterable[int] = (), reply_weight: int = 3, prompt_weight: int = 1
 ) -> Ranking:
     """Tokens by weighted count, ties by lower id, behind those that are ``always`` in."""

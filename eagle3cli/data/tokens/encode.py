@@ -172,7 +172,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Text tokenised by itself, which stands ``at`` this place of the row's text."""
+    """Text tokenized by itself, which stands ``at`` this place of the row's text."""
 
     encoding: Any
     text: str

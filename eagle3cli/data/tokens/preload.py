@@ -1,4 +1,4 @@
-"""What tokenising processes need, imported once by the process that they are forked from; nobody else imports this.
+"""What tokenizing processes need, imported once by the process that they are forked from; nobody else imports this.
 
 Tokenizers run without torch, whose import takes two seconds and 250 MB, but transformers imports it where it finds it.
 So it is hidden while transformers looks.

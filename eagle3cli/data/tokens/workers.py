@@ -1,4 +1,4 @@
-"""Tokenising in this process or over several, with the results in the order of the input."""
+"""Tokenizing in this process or over several, with the results in the order of the input."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ M_MXFAST = 1
 
 
 @dataclass(frozen=True)
-class Tokeniser:
+class BlockTokenizer:
     """Turns files into blocks of token rows."""
 
     always_ids: list[int]
@@ -47,17 +47,19 @@ def processes_for(size: int, most: int) -> int:
 
 
 @contextmanager
-def tokeniser(recipe: Recipe, processes: int) -> Iterator[Tokeniser]:
-    """The tokeniser of a recipe; raises ModelError where its tokenizer or template cannot be used."""
+def block_tokenizer(recipe: Recipe, processes: int) -> Iterator[BlockTokenizer]:
+    """What tokenizes by a recipe; raises ModelError where its tokenizer or template cannot be used."""
     if processes == 1:
         encoder = recipe.encoder()
-        yield Tokeniser(always_ids(encoder), lambda path: (_packed(recipe, encoder, b, path) for b in blocks_of(path)))
+        yield BlockTokenizer(
+            always_ids(encoder), lambda path: (_packed(recipe, encoder, b, path) for b in blocks_of(path))
+        )
         return
     initial = (recipe, os.getcwd())
     pool = ProcessPoolExecutor(processes, mp_context=_context(recipe), initializer=_start, initargs=initial)
     try:
         ready = [pool.submit(_always_ids) for _ in range(processes)]  # a worker starts when there is a task for it
-        yield Tokeniser(ready[0].result(), lambda path: _in_order(pool, 3 * processes, path))
+        yield BlockTokenizer(ready[0].result(), lambda path: _in_order(pool, 3 * processes, path))
     except BrokenProcessPool as error:
         fix = "look for a memory limit, or use fewer processes: --build-dataset-num-proc 1"
         raise Eagle3Error("a tokenising process died", fix=fix) from error
@@ -112,7 +114,7 @@ def _start(recipe: Recipe, folder: str) -> None:
 
 
 def _free_at_once() -> None:
-    """Have glibc put small freed blocks where they belong at once: tokenising frees so many together that sorting them
+    """Have glibc put small freed blocks where they belong at once: tokenizing frees so many together that sorting them
     later costs a twentieth of its time."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -123,7 +125,7 @@ def _end_with_parent() -> None:
     """End this process when its parent does, whose end closes a pipe.
 
     Linux can be asked for a signal then (SIGIO, which ends a process). A thread that waits, as elsewhere, makes every
-    allocation dearer: a seventh of the time that tokenising takes.
+    allocation dearer: a seventh of the time that tokenizing takes.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None

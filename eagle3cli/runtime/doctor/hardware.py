@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from eagle3cli.runtime.cpus import available_cpus
 from eagle3cli.runtime.doctor.finding import Finding
 
 BUSY_SHARE = 0.2
@@ -68,7 +69,7 @@ def cores() -> Iterator[Finding]:
     """Cores, the container's share of them, and the threads that torch takes."""
     import torch
 
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = len(available_cpus())
     threads, asked = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     detail = f"{allowed} cores, torch uses {threads} threads" + (f" (OMP_NUM_THREADS={asked})" if asked else "")
     quota = cpu_quota()

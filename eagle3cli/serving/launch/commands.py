@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from eagle3cli.errors import UsageError
+from eagle3cli.runtime.cpus import available_cpus
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.serving import ServerSettings
 
@@ -168,6 +169,6 @@ def _dtype_words(target: TargetSettings, speculation: Speculation | None) -> lis
 
 def _cpu_threads(target: TargetSettings, servers: int) -> dict[str, str]:
     """Threads of one of several servers on this CPU; one core is left for their other processes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(available_cpus())
     threads = target.threads or max(1, (cores - 1) // servers)
     return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}

@@ -12,7 +12,7 @@ from eagle3cli.backends.batches.store import StoreSource
 from eagle3cli.backends.target.auto import open_target
 from eagle3cli.backends.target.head import read_target_tensors
 from eagle3cli.backends.target.hf import pick_device, read_target_config
-from eagle3cli.data.hidden_states.store import Store
+from eagle3cli.data.hidden_states.store import Store, check_aux_layers
 from eagle3cli.data.tokens.cache import open_or_build
 from eagle3cli.errors import UsageError
 from eagle3cli.models.config import DraftConfig
@@ -63,11 +63,7 @@ def _source(settings: Settings, config: DraftConfig, report: Reporter) -> tuple[
     store_path = settings.data.eval_hidden_states_path
     if store_path is not None:
         store = Store(store_path)
-        if store.meta.aux_layers != config.aux_layers:
-            raise UsageError(
-                f"the store holds aux layers {list(store.meta.aux_layers)}, the draft reads {list(config.aux_layers)}",
-                where=str(store_path),
-            )
+        check_aux_layers(store.meta, config.aux_layers, store_path)
         device = pick_device(settings.target.device)
         embedding = read_target_tensors(settings.target.model_path)["embedding"].to(device).float()
         return StoreSource(store, device=device), embedding

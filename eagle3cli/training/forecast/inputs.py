@@ -13,7 +13,7 @@ import torch
 from eagle3cli.backends.capture.memory import TargetShape, target_shape
 from eagle3cli.backends.target.hf import pick_dtype, read_config
 from eagle3cli.data.hidden_states.rows import LAST
-from eagle3cli.data.hidden_states.stores import Stores, open_stores
+from eagle3cli.data.hidden_states.store import Stores, open_stores
 from eagle3cli.data.sources.lines import read_raw_lines
 from eagle3cli.data.tokens.cache import data_paths, find_cache
 from eagle3cli.data.tokens.rows import TokenRows

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from eagle3cli.backends.target.hf import read_target_config
-from eagle3cli.data.hidden_states.stores import open_stores
+from eagle3cli.data.hidden_states.store import open_stores
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.files import free_bytes
 from eagle3cli.runtime.launch import processes

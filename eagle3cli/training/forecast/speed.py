@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from eagle3cli.backends.capture.memory import TargetShape
 from eagle3cli.models.config import DraftConfig
+from eagle3cli.runtime.cpus import available_cpus
 from eagle3cli.runtime.units import time_text
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.forecast.inputs import Known
@@ -123,7 +123,7 @@ def _on_gpus(ranks: int) -> tuple[Cluster, str]:
 
 
 def _on_processor(known: Known, ranks: int, threads: int | None) -> Cluster:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(available_cpus())
     own = min(threads or max(1, cores // ranks), cores / ranks)
     flops = REACHED_ON_CPU * own * product_flops(known.compute)
     return Cluster(ranks, flops=flops, memory_bandwidth=MEMORY_OF_CPU, link=LOOPBACK)

@@ -15,11 +15,10 @@ from eagle3cli.backends.batches import prefetch
 from eagle3cli.backends.batches.batch import TargetBatch
 from eagle3cli.backends.batches.prefetch import Prefetched, read_ahead
 from eagle3cli.backends.batches.store import StoreSource
-from eagle3cli.data.hidden_states.quantize import ENCODINGS, Encoding
+from eagle3cli.data.hidden_states.quantize import QUANTIZATIONS, Quantization
 from eagle3cli.data.hidden_states.rows import PackedRow
 from eagle3cli.data.hidden_states.shard import shard_name
-from eagle3cli.data.hidden_states.store import Store
-from eagle3cli.data.hidden_states.stores import Stores, open_stores
+from eagle3cli.data.hidden_states.store import Store, Stores, open_stores
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.training.sampler import Order
 from tests.data.hidden_states.test_store import fill, make_rows, states_of
@@ -29,7 +28,7 @@ from tests.data.hidden_states.test_store import fill, make_rows, states_of
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stores of the same 12 rows in every encoding, and of 9 others in bf16."""
     place = tmp_path_factory.mktemp("stores")
-    for encoding in ENCODINGS:
+    for encoding in QUANTIZATIONS:
         fill(place / encoding, make_rows(), encoding)
     fill(place / "more", make_rows(9, seed=1))
     return place
@@ -90,8 +89,8 @@ def test_stores_of_different_targets_are_not_mixed(folder: Path) -> None:
         Stores([first, second])
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_reading_ahead_changes_nothing(folder: Path, encoding: Encoding) -> None:
+@pytest.mark.parametrize("encoding", QUANTIZATIONS)
+def test_reading_ahead_changes_nothing(folder: Path, encoding: Quantization) -> None:
     source, order = StoreSource(Store(folder / encoding)), Order(12, 5, seed=3)
     batches = [order.batch(step) for step in range(9)]
     ahead = Prefetched(source, iter(batches), window_bytes=5000)

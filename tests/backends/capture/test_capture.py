@@ -24,7 +24,7 @@ from eagle3cli.backends.batches.store import StoreSource
 from eagle3cli.backends.capture import capture as states
 from eagle3cli.backends.capture.passes import length_batches
 from eagle3cli.backends.target.hf import HfTarget, load_target
-from eagle3cli.data.hidden_states.quantize import ENCODINGS, Encoding, relative_error
+from eagle3cli.data.hidden_states.quantize import QUANTIZATIONS, Quantization, relative_error
 from eagle3cli.data.hidden_states.rows import aux_count, teacher_positions
 from eagle3cli.data.hidden_states.store import Store
 from eagle3cli.data.tokens.rows import TokenRow, TokenRows
@@ -69,7 +69,7 @@ def run(
     folder: Path,
     stop: Stop | None = None,
     *,
-    encoding: Encoding | Literal["auto"] = "bf16",
+    encoding: Quantization | Literal["auto"] = "bf16",
     batch_tokens: int = 1024,
     **other: Any,
 ) -> states.Captured:
@@ -210,8 +210,10 @@ def test_rows_without_loss_are_an_error_that_says_what_to_do(target: HfTarget, t
         run(target, TokenRows.of([row]), tmp_path / "store")
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_batches_of_every_encoding_are_near_the_live_ones(target: HfTarget, tmp_path: Path, encoding: Encoding) -> None:
+@pytest.mark.parametrize("encoding", QUANTIZATIONS)
+def test_batches_of_every_encoding_are_near_the_live_ones(
+    target: HfTarget, tmp_path: Path, encoding: Quantization
+) -> None:
     rows = make_rows(30)
     run(target, rows, tmp_path / "store", encoding=encoding)
     live, stored = (

@@ -9,7 +9,7 @@ import torch
 
 from eagle3cli.backends.capture.verify import recompute, target_of
 from eagle3cli.backends.target.hf import HfTarget, load_target
-from eagle3cli.data.hidden_states.quantize import ENCODINGS, Encoding
+from eagle3cli.data.hidden_states.quantize import QUANTIZATIONS, Quantization
 from eagle3cli.data.hidden_states.store import Store
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
@@ -22,8 +22,8 @@ def target(tiny: Path) -> HfTarget:
     return load_target(TargetSettings(model_path=str(tiny), device="cpu"), Silent())
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_a_store_fits_its_target_and_no_other(target: HfTarget, tmp_path: Path, encoding: Encoding) -> None:
+@pytest.mark.parametrize("encoding", QUANTIZATIONS)
+def test_a_store_fits_its_target_and_no_other(target: HfTarget, tmp_path: Path, encoding: Quantization) -> None:
     run(target, make_rows(20), tmp_path / "store", encoding=encoding)
     store = Store(tmp_path / "store")
     found = recompute(store, target, 5, Silent())

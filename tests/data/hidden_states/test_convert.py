@@ -11,7 +11,7 @@ import torch
 
 from eagle3cli.data.hidden_states.check import check_store
 from eagle3cli.data.hidden_states.convert import convert
-from eagle3cli.data.hidden_states.quantize import ENCODINGS, Encoding, relative_error
+from eagle3cli.data.hidden_states.quantize import QUANTIZATIONS, Quantization, relative_error
 from eagle3cli.data.hidden_states.store import Store
 from eagle3cli.errors import DataError, Stopped, UsageError
 from eagle3cli.runtime.report import Silent
@@ -19,14 +19,14 @@ from eagle3cli.runtime.stop import Stop
 from tests.data.hidden_states.test_store import contents, fill, make_rows
 
 
-def converted(source: Path, folder: Path, encoding: Encoding, stop: Stop | None = None, **other: Any) -> Store:
+def converted(source: Path, folder: Path, encoding: Quantization, stop: Stop | None = None, **other: Any) -> Store:
     options = {"shard_mb": 1, "device": torch.device("cpu"), "report": Silent(), "stop": stop or Stop(), **other}
     return convert(Store(source), folder, encoding, **options)
 
 
-@pytest.mark.parametrize("before", ENCODINGS)
-@pytest.mark.parametrize("after", ENCODINGS)
-def test_rows_are_the_same_in_another_encoding(tmp_path: Path, before: Encoding, after: Encoding) -> None:
+@pytest.mark.parametrize("before", QUANTIZATIONS)
+@pytest.mark.parametrize("after", QUANTIZATIONS)
+def test_rows_are_the_same_in_another_encoding(tmp_path: Path, before: Quantization, after: Quantization) -> None:
     rows = make_rows(40)
     fill(tmp_path / "before", rows, before)
     if before == after:

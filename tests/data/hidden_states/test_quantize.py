@@ -13,10 +13,10 @@ from torch import Tensor
 
 from eagle3cli.data.hidden_states.quantize import (
     BLOCK,
-    ENCODINGS,
     LEVEL_UNIT,
     LEVELS,
-    Encoding,
+    QUANTIZATIONS,
+    Quantization,
     calibrate,
     relative_error,
     usual_size,
@@ -39,8 +39,8 @@ def states(rows: int, seed: int = 0) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
-def test_planes_are_as_announced(name: Encoding) -> None:
+@pytest.mark.parametrize("name", QUANTIZATIONS)
+def test_planes_are_as_announced(name: Quantization) -> None:
     codec = calibrate(name, LAYERS, HIDDEN, states(100))
     planes = codec.encode(states(7))
     assert [(p.dtype, tuple(p.shape)) for p in planes] == [(p.dtype, (7, p.width)) for p in codec.planes]
@@ -51,13 +51,13 @@ def test_planes_are_as_announced(name: Encoding) -> None:
 
 
 @pytest.mark.parametrize(("name", "bits"), [("bf16", 16), ("fp8", 8.09), ("int8", 8.125), ("int4", 4.125)])
-def test_size(name: Encoding, bits: float) -> None:
+def test_size(name: Quantization, bits: float) -> None:
     codec = calibrate(name, LAYERS, HIDDEN, states(100))
     assert codec.bytes_per_state * 8 / (LAYERS * HIDDEN) == pytest.approx(bits, abs=0.01)
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
-def test_error_is_small_in_every_channel_and_on_the_first_token(name: Encoding) -> None:
+@pytest.mark.parametrize("name", QUANTIZATIONS)
+def test_error_is_small_in_every_channel_and_on_the_first_token(name: Quantization) -> None:
     codec = calibrate(name, LAYERS, HIDDEN, states(400, seed=1))
     wanted = states(400)
     found = codec.decode(codec.encode(wanted)).float()
@@ -85,8 +85,8 @@ def test_bf16_is_exact() -> None:
     assert torch.equal(codec.decode(codec.encode(wanted)), wanted)
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
-def test_zeros_stay_zeros_and_scale_of_the_states_does_not_matter(name: Encoding) -> None:
+@pytest.mark.parametrize("name", QUANTIZATIONS)
+def test_zeros_stay_zeros_and_scale_of_the_states_does_not_matter(name: Quantization) -> None:
     wanted = states(60)[1:]
     wanted[3] = 0
     for factor in (1e-3, 1.0, 1e3):
@@ -96,16 +96,16 @@ def test_zeros_stay_zeros_and_scale_of_the_states_does_not_matter(name: Encoding
         assert relative_error(wanted * factor, found) < BOUNDS[name]
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("name", QUANTIZATIONS)
 @pytest.mark.parametrize("hidden", [8, 63, 64, 100])
-def test_any_width(name: Encoding, hidden: int) -> None:
+def test_any_width(name: Quantization, hidden: int) -> None:
     wanted = torch.randn(300, 2 * hidden, generator=torch.Generator().manual_seed(0))
     codec = calibrate(name, 2, hidden, wanted)
     assert relative_error(wanted, codec.decode(codec.encode(wanted)).float()) < BOUNDS[name]
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
-def test_a_states_bytes_hardly_depend_on_the_batch(name: Encoding) -> None:
+@pytest.mark.parametrize("name", QUANTIZATIONS)
+def test_a_states_bytes_hardly_depend_on_the_batch(name: Quantization) -> None:
     """bf16 and fp8 work value by value. int8 and int4 rotate by a matrix product, whose last bits depend on the batch's
     size and the processor: a value halfway between two codes, or a block halfway between two scales, may go the other
     way.
@@ -119,8 +119,8 @@ def test_a_states_bytes_hardly_depend_on_the_batch(name: Encoding) -> None:
             assert float(differs.float().mean()) <= (0.01 if name in ("int8", "int4") else 0)
 
 
-@pytest.mark.parametrize("name", ENCODINGS)
-def test_decoded_states_depend_on_their_bytes_alone(name: Encoding) -> None:
+@pytest.mark.parametrize("name", QUANTIZATIONS)
+def test_decoded_states_depend_on_their_bytes_alone(name: Quantization) -> None:
     """To the bit, on every processor: see ``_restored``."""
     codec = calibrate(name, LAYERS, HIDDEN, states(400))
     planes = codec.encode(states(130, seed=2))
@@ -130,7 +130,7 @@ def test_decoded_states_depend_on_their_bytes_alone(name: Encoding) -> None:
 
 
 @pytest.mark.parametrize(("name", "largest", "unit"), [("int8", 127, 1), ("int4", 27_808, LEVEL_UNIT)])
-def test_a_rotation_back_is_exact_in_fp32(name: Encoding, largest: int, unit: float) -> None:
+def test_a_rotation_back_is_exact_in_fp32(name: Quantization, largest: int, unit: float) -> None:
     """Of the largest codes, all of one sign: eighths below 2^21 take no more than the 24 bits that fp32 has."""
     codec = calibrate(name, 1, BLOCK, torch.zeros(0, BLOCK))
     assert largest * BLOCK < 2**24
@@ -143,8 +143,10 @@ def test_a_rotation_back_is_exact_in_fp32(name: Encoding, largest: int, unit: fl
     assert all(round(level * LEVEL_UNIT) == pytest.approx(level * LEVEL_UNIT, abs=1e-6) for level in LEVELS)
 
 
-@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=BLOCK, max_size=BLOCK), st.sampled_from(ENCODINGS))
-def test_no_states_give_anything_but_finite_ones(values: list[float], name: Encoding) -> None:
+@given(
+    st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=BLOCK, max_size=BLOCK), st.sampled_from(QUANTIZATIONS)
+)
+def test_no_states_give_anything_but_finite_ones(values: list[float], name: Quantization) -> None:
     codec = calibrate(name, 1, BLOCK, states(100)[:, :BLOCK])
     assert bool(torch.isfinite(codec.decode(codec.encode(torch.tensor([values])))).all())
 

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from eagle3cli.data.hidden_states.quantize import ENCODINGS, Encoding, relative_error
+from eagle3cli.data.hidden_states.quantize import QUANTIZATIONS, Quantization, relative_error
 from eagle3cli.data.hidden_states.rows import StateRow, aux_count, count_rows, row_codec, teacher_positions
 from eagle3cli.data.hidden_states.shard import shard_name
 from eagle3cli.data.hidden_states.store import Index, Store, StoreMeta, vocab_hash
-from eagle3cli.data.hidden_states.writer import Plan, StoreWriter, discard_store, earlier_index, plan_store
+from eagle3cli.data.hidden_states.writer import StoreLayout, StoreWriter, discard_store, plan_layout, read_existing
 from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.data.tokens.vocab import from_ids
 from eagle3cli.errors import DataError, Eagle3Error, ModelError, UsageError
@@ -57,20 +57,20 @@ def states_of(row: TokenRow) -> StateRow:
     )
 
 
-def make_index(rows: list[TokenRow], encoding: Encoding = "bf16") -> Index:
+def make_index(rows: list[TokenRow], encoding: Quantization = "bf16") -> Index:
     sample = [states_of(row) for row in rows]
     aux, last = torch.cat([row.aux_UC for row in sample]), torch.cat([row.last_RH for row in sample])
     return Index(count_rows(rows), row_codec(encoding, layers=3, hidden=HIDDEN, aux_RC=aux, last_RH=last), VOCAB)
 
 
-def make_plan(index: Index, shard_rows: int = 3) -> Plan:
+def make_plan(index: Index, shard_rows: int = 3) -> StoreLayout:
     """A plan with ``shard_rows`` rows a shard, which for rows this small no size in MB would give."""
-    plan = plan_store(index.counts, index.codec, shard_mb=1)
+    plan = plan_layout(index.counts, index.codec, shard_mb=1)
     rows = len(plan.bytes_per_row)
     return replace(plan, starts=(*range(0, rows, shard_rows), rows))
 
 
-def make_meta(index: Index, encoding: Encoding = "bf16") -> StoreMeta:
+def make_meta(index: Index, encoding: Quantization = "bf16") -> StoreMeta:
     return StoreMeta(
         target="some/target",
         revision=None,
@@ -87,14 +87,14 @@ def make_meta(index: Index, encoding: Encoding = "bf16") -> StoreMeta:
     )
 
 
-def writer(folder: Path, rows: list[TokenRow], encoding: Encoding = "bf16", **other: Any) -> StoreWriter:
+def writer(folder: Path, rows: list[TokenRow], encoding: Quantization = "bf16", **other: Any) -> StoreWriter:
     index = make_index(rows, encoding)
     meta = replace(make_meta(index, encoding), **other.pop("meta", {}))
     return StoreWriter(folder, meta, make_plan(index), index, other.pop("report", Silent()), **other)
 
 
 def fill(
-    folder: Path, rows: list[TokenRow], encoding: Encoding = "bf16", *, at_most: int | None = None, **other: Any
+    folder: Path, rows: list[TokenRow], encoding: Quantization = "bf16", *, at_most: int | None = None, **other: Any
 ) -> None:
     codec = make_index(rows, encoding).codec
     with writer(folder, rows, encoding, **other) as store:
@@ -125,8 +125,8 @@ def test_what_is_kept_is_what_some_loss_reads(mask: list[int], depths: int) -> N
     assert aux_count(teacher) == last_row + 1
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_rows_come_back_in_any_order(tmp_path: Path, encoding: Encoding) -> None:
+@pytest.mark.parametrize("encoding", QUANTIZATIONS)
+def test_rows_come_back_in_any_order(tmp_path: Path, encoding: Quantization) -> None:
     rows = make_rows()
     fill(tmp_path / "store", rows, encoding)
     store = Store(tmp_path / "store")
@@ -148,8 +148,8 @@ def test_rows_come_back_in_any_order(tmp_path: Path, encoding: Encoding) -> None
         store[12]
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_the_forecast_is_the_size(tmp_path: Path, encoding: Encoding) -> None:
+@pytest.mark.parametrize("encoding", QUANTIZATIONS)
+def test_the_forecast_is_the_size(tmp_path: Path, encoding: Quantization) -> None:
     rows = make_rows(60)
     fill(tmp_path / "store", rows, encoding)
     written = 0
@@ -174,18 +174,18 @@ def test_shards_are_cut_by_size() -> None:
     rows = [TokenRow(str(i), np.zeros(40_000, dtype=np.int32), mask) for i in range(100)]
     counts = count_rows(rows)
     codec = row_codec("bf16", layers=3, hidden=8, aux_RC=torch.zeros(0, 24), last_RH=torch.zeros(0, 8))
-    plan = plan_store(counts, codec, shard_mb=7)
+    plan = plan_layout(counts, codec, shard_mb=7)
     assert plan.bytes_per_row[0] == -(-(40_000 * 5 + 39_999 * 48 + 39_999 * 20) // 16) * 16
     assert plan.starts == tuple(range(0, 101, 2))
-    assert plan_store(counts, codec, shard_mb=1).shards == 100  # no row is cut
+    assert plan_layout(counts, codec, shard_mb=1).shards == 100  # no row is cut
 
 
 def test_a_small_store_has_shards_that_a_kill_can_cost() -> None:
     mask = np.ones(400, dtype=np.uint8)
     rows = [TokenRow(str(i), np.zeros(400, dtype=np.int32), mask) for i in range(3200)]
     codec = row_codec("bf16", layers=3, hidden=8, aux_RC=torch.zeros(0, 24), last_RH=torch.zeros(0, 8))
-    assert 32 <= plan_store(count_rows(rows), codec, shard_mb=1000).shards <= 34
-    assert plan_store(count_rows(rows[:100]), codec, shard_mb=1000).shards == 3
+    assert 32 <= plan_layout(count_rows(rows), codec, shard_mb=1000).shards <= 34
+    assert plan_layout(count_rows(rows[:100]), codec, shard_mb=1000).shards == 3
 
 
 @pytest.mark.parametrize("shards", [0, 1, 3])
@@ -269,15 +269,15 @@ def test_a_missing_or_cut_off_file_is_named(tmp_path: Path, name: str) -> None:
 
 def test_an_earlier_runs_index_is_found_unless_it_is_damaged(tmp_path: Path) -> None:
     folder, report = tmp_path / "store", Silent()
-    assert earlier_index(folder, report) is None
+    assert read_existing(folder, report) is None
     fill(folder, make_rows(), "int4", at_most=1)
-    found = earlier_index(folder, report)
+    found = read_existing(folder, report)
     assert found is not None
     assert found[0].encoding == "int4"
     assert found[1] is not None
     assert found[1].to_bytes() == (folder / "index.safetensors").read_bytes()
     (folder / "index.safetensors").write_bytes(b"")
-    found = earlier_index(folder, report)
+    found = read_existing(folder, report)
     assert found is not None
     assert found[1] is None
     assert "damaged" in report.warnings[0]

@@ -90,8 +90,8 @@ def test_the_second_call_builds_nothing(
     if template.endswith(".jinja"):
         template = str((target / "chat_template.jinja").rename(tmp_path / template))
     assert build(tmp_path, target, chat_template=template).summary["built"]
-    for module in ("tokenise", "cache"):
-        monkeypatch.setattr(f"eagle3cli.data.{module}.load_tokenizer", None)
+    for module in ("blocks", "cache"):
+        monkeypatch.setattr(f"eagle3cli.data.tokens.{module}.load_tokenizer", None)
     assert not build(tmp_path, target, chat_template=template).summary["built"]
 
 

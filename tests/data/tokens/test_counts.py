@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle3cli.data.tokens.counts import SIZE_STEP, Ranking, count_tokens, fit, rank
+from eagle3cli.data.tokens.counts import SIZE_STEP, Ranking, count_tokens, fit_to_vocab, rank_tokens
 from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.errors import DataError, UsageError
 
@@ -17,13 +17,13 @@ def row(ids: list[int], mask: list[int]) -> TokenRow:
 
 
 def ranked(rows: list[TokenRow], **weights: int) -> Ranking:
-    reply, prompt = (fit(counts, 10) for counts in count_tokens(rows))
-    return rank(reply, prompt, **weights)
+    reply, prompt = (fit_to_vocab(counts, 10) for counts in count_tokens(rows))
+    return rank_tokens(reply, prompt, **weights)
 
 
 @given(reply=COUNTS, prompt=COUNTS, size=st.integers(2, 8), always=st.sets(st.integers(0, 7), max_size=2))
 def test_the_most_used_tokens_ties_by_id(reply: np.ndarray, prompt: np.ndarray, size: int, always: set[int]) -> None:
-    ids = rank(reply, prompt, always=always).first(size).tolist()
+    ids = rank_tokens(reply, prompt, always=always).first(size).tolist()
     assert ids == sorted(set(ids))
     assert len(ids) == size
     assert always <= set(ids)
@@ -44,7 +44,7 @@ def test_replies_weigh_three_times_a_prompt() -> None:
 
 @given(reply=COUNTS, prompt=COUNTS)
 def test_coverage_by_size_is_what_counting_says(reply: np.ndarray, prompt: np.ndarray) -> None:
-    ranking = rank(reply, prompt)
+    ranking = rank_tokens(reply, prompt)
     covered = ranking.coverage(reply)
     for size in range(9):
         total = reply.sum()
@@ -54,21 +54,21 @@ def test_coverage_by_size_is_what_counting_says(reply: np.ndarray, prompt: np.nd
 def test_the_suggested_size_is_the_smallest_step_that_covers_enough() -> None:
     reply = np.zeros(5 * SIZE_STEP, dtype=np.int64)
     reply[: 2 * SIZE_STEP] = 1
-    ranking = rank(reply, reply)
+    ranking = rank_tokens(reply, reply)
     suggested = ranking.suggested(reply)
     assert suggested == 2 * SIZE_STEP
     assert ranking.coverage(reply)[suggested] >= 0.99 > ranking.coverage(reply)[suggested - SIZE_STEP]
-    assert rank(reply, reply, always=range(3 * SIZE_STEP)).suggested(reply) == 3 * SIZE_STEP
+    assert rank_tokens(reply, reply, always=range(3 * SIZE_STEP)).suggested(reply) == 3 * SIZE_STEP
     tiny = np.ones(100, dtype=np.int64)
-    assert rank(tiny, tiny).suggested(tiny) == 100
+    assert rank_tokens(tiny, tiny).suggested(tiny) == 100
 
 
 def test_a_token_outside_the_vocabulary_is_an_error() -> None:
     with pytest.raises(DataError, match="token id 9 is outside"):
-        fit(count_tokens([row([9], [1])])[0], 5)
+        fit_to_vocab(count_tokens([row([9], [1])])[0], 5)
 
 
 def test_special_tokens_must_fit() -> None:
     none = np.zeros(9, dtype=np.int64)
     with pytest.raises(UsageError, match="cannot hold the 3 special tokens"):
-        rank(none, none, always=(1, 2, 3)).first(2)
+        rank_tokens(none, none, always=(1, 2, 3)).first(2)
