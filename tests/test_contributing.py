@@ -22,8 +22,6 @@ FILE = r"`(eagle3cli/[a-z0-9_./-]+)`"
 ENTRIES = re.findall(rf"`([A-Z]+)`\s+in\s+{FILE}[^`]*?(?:`[^`]+`[^`]*)*?:\n\n```python\n(.*?)```", PAGE, re.DOTALL)
 FILES = re.findall(rf"{FILE}:\n\n```json\n(.*?)```", PAGE, re.DOTALL)
 FILES += re.findall(rf"{FILE}, with two functions.*?```python\n(.*?)```", PAGE, re.DOTALL)
-CHOICES = ("eagle3cli/training/trackers/registry.py", "eagle3cli/settings/training.py")
-"""Where the page says that the tracker's name goes, behind the last one that is there."""
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +36,6 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_text(text.replace(opened[0], f"{opened[0]}\n{entry.rstrip()}"), encoding="utf-8")
     for name, content in FILES:
         (folder / name).write_text(content, encoding="utf-8")
-    for name in CHOICES:
-        text = (folder / name).read_text(encoding="utf-8")
-        assert text.count('"mlflow", "trackio"') == 1, name
-        (folder / name).write_text(
-            text.replace('"mlflow", "trackio"', '"mlflow", "trackio", "columns"'), encoding="utf-8"
-        )
     return folder
 
 

@@ -23,7 +23,7 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.pipeline.report import write
     from eagle3cli.pipeline.stages import placed
     from eagle3cli.runtime.stop import catch_stop
-    from eagle3cli.training.trackers.registry import check_trackers
+    from eagle3cli.training.trackers.tracker import check_trackers
 
     if settings.run.list:
         overview(out)

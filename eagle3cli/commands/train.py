@@ -16,7 +16,7 @@ DRAFT = ("config", "vocab_size", "aux_layers", "init", "fc_norm", "norm_output",
 
 def run(settings: Settings, out: Out) -> int | None:
     """Build the run, train it, say what came of it; on every rank."""
-    from eagle3cli.training.trackers.registry import check_trackers
+    from eagle3cli.training.trackers.tracker import check_trackers
 
     check_trackers(settings.train.report_to)  # before torch is imported
     from contextlib import ExitStack
@@ -35,7 +35,7 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.training.checkpoint.load import make_place
     from eagle3cli.training.forecast.out_of_memory import explained
     from eagle3cli.training.summary import outcome
-    from eagle3cli.training.trackers.tracked import tracked
+    from eagle3cli.training.trackers.session import tracked
     from eagle3cli.training.trainer import train
 
     if in_processes(COMMAND, settings, out):

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import field_validator, model_validator
 
 from eagle3cli.settings.table import ComputeType, Table, option
+
+_SERVICES = Path(__file__).parents[1] / "training" / "trackers" / "services"
+TRACKERS = tuple(
+    dict.fromkeys(
+        (
+            *("wandb", "tensorboard", "swanlab", "mlflow", "trackio"),  # in this order in the help; then all others
+            *sorted(path.stem for path in _SERVICES.glob("[!_]*.py")),
+        )
+    )
+)
+"""What ``--report-to`` knows: the files of that folder, none of which is imported here."""
+if TYPE_CHECKING:
+    TrackerName = str
+else:
+    TrackerName = Literal[(*TRACKERS, "none")]
 
 
 class TrainSettings(Table):
@@ -84,7 +99,7 @@ class TrainSettings(Table):
         None, "Stop after this many evaluations in a row without a better acceptance length.", ge=1
     )
     max_skipped_steps: int = option(10, "Stop once this many steps had no finite gradient.", ge=1)
-    report_to: tuple[Literal["wandb", "tensorboard", "swanlab", "mlflow", "trackio", "none"], ...] = option(
+    report_to: tuple[TrackerName, ...] = option(
         (), "Experiment trackers that get the run's numbers; their keys come from the environment.", "--report-to"
     )
     tracker_project: str = option(

@@ -1,4 +1,4 @@
-"""Experiment trackers: one thin file for each, and the thread that feeds them.
+"""Experiment trackers and the threads that feed them; ``services/`` has one thin file for each.
 
 Which numbers there are is decided in ``training.trainer``.
 """

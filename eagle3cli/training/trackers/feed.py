@@ -19,15 +19,15 @@ from typing import Any
 from eagle3cli.errors import Eagle3Error
 from eagle3cli.runtime.files import read_json, write_json
 from eagle3cli.runtime.secret import hidden
-from eagle3cli.training.trackers.names import named
-from eagle3cli.training.trackers.tracker import Opening, Tracker
+from eagle3cli.training.trackers.metric_names import named_metrics
+from eagle3cli.training.trackers.tracker import TrackedRun, Tracker
 
 CUT_OFF = "cut-off-"
 """Before the name of a session's folder that a kill left unfinished; the next session logs its steps again."""
 
 
 @dataclass(frozen=True)
-class Note:
+class TrackerState:
     """What is known of a tracker's run between sessions."""
 
     id: str | None = None
@@ -36,25 +36,26 @@ class Note:
     """A folder that is not whole as long as it stands here."""
 
 
-def read_note(path: Path) -> Note:
-    """The note in a file; an empty one where there is none that can be read."""
+def read_state(path: Path) -> TrackerState:
+    """The state in a file; an empty one where there is none that can be read."""
     with suppress(Eagle3Error, TypeError, ValueError, KeyError):
         raw = read_json(path)
         session = raw["session"]
-        return Note(str(raw["id"]), int(raw["last_step"]), session if session is None else str(session))
-    return Note()
+        return TrackerState(str(raw["id"]), int(raw["last_step"]), session if session is None else str(session))
+    return TrackerState()
 
 
 class Feed:
-    """The thread of one tracker. ``open_tracker`` is the function ``open`` of its file."""
+    """The thread of one tracker. ``start_tracker`` is the function ``start`` of its file."""
 
-    def __init__(self, name: str, open_tracker: Callable[[Opening], Tracker], opening: Opening) -> None:
-        self.name, self.open_tracker = name, open_tracker
-        self.path = opening.folder.with_name(f"{name}.json")
-        self.note = read_note(self.path)
-        self.opening = replace(opening, id=self.note.id, last_step=self.note.last_step)
+    def __init__(self, name: str, start_tracker: Callable[[TrackedRun], Tracker], run: TrackedRun) -> None:
+        self.name = name
+        self.start_tracker = start_tracker
+        self.path = run.folder.with_name(f"{name}.json")
+        self.state = read_state(self.path)
+        self.run = replace(run, id=self.state.id, last_step=self.state.last_step)
         self.queue: SimpleQueue[tuple[str, Mapping[str, Any]] | bool] = SimpleQueue()
-        self.said: SimpleQueue[str] = SimpleQueue()
+        self.messages: SimpleQueue[str] = SimpleQueue()
         """Remarks for people."""
         self.problem: str | None = None
         """Why the tracker was left out."""
@@ -79,26 +80,26 @@ class Feed:
     def _work(self) -> None:
         try:
             self._set_aside()
-            tracker = self.open_tracker(self.opening)
+            tracker = self.start_tracker(self.run)
             session = None if tracker.session is None else str(tracker.session)
-            self._remember(Note(tracker.id, self.note.last_step, session))
-            self.said.put(f"{self.name}: {hidden(tracker.place)}")
+            self._save(TrackerState(tracker.id, self.state.last_step, session))
+            self.messages.put(f"{self.name}: {hidden(tracker.place)}")
             try:
                 failed = self._feed(tracker)
             except Exception:
                 with suppress(Exception):
-                    tracker.close(failed=True)
+                    tracker.close(True)
                 raise
-            tracker.close(failed=failed)
-            self._remember(replace(self.note, session=None))
+            tracker.close(failed)
+            self._save(replace(self.state, session=None))
         except Exception as error:  # whatever breaks in a tracker is no reason to end a training
             text = str(error).strip().split("\n")[0]
             self.problem = hidden(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
     def _set_aside(self) -> None:
         """Rename what a killed session left half written, so that it is not taken for whole."""
-        left = Path(self.note.session) if self.note.session else None
-        if left is not None and left.is_dir() and self.opening.folder.resolve() in left.resolve().parents:
+        left = Path(self.state.session) if self.state.session else None
+        if left is not None and left.is_dir() and self.run.folder.resolve() in left.resolve().parents:
             left.rename(left.with_name(f"{CUT_OFF}{left.name}-{int(time.time())}"))
 
     def _feed(self, tracker: Tracker) -> bool:
@@ -110,15 +111,15 @@ class Feed:
             if at != step and step > tracker.last_step and numbers:
                 tracker.log(step, numbers)
                 if tracker.session is None:
-                    self._remember(replace(self.note, last_step=step))
+                    self._save(replace(self.state, last_step=step))
                 else:
-                    self.note = replace(self.note, last_step=step)
+                    self.state = replace(self.state, last_step=step)
             if isinstance(item, bool):
                 return item
             if at != step:
                 step, numbers = int(item[1]["step"]), {}
-            numbers |= named(*item)
+            numbers |= named_metrics(*item)
 
-    def _remember(self, note: Note) -> None:
-        self.note = note
-        write_json(self.path, asdict(note))
+    def _save(self, state: TrackerState) -> None:
+        self.state = state
+        write_json(self.path, asdict(state))

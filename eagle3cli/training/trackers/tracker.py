@@ -1,25 +1,26 @@
-"""What an experiment tracker is to a training run; each of the other files here has the one that it is named after.
+"""What an experiment tracker is to a training run; each file of ``services/`` has the one that it is named after.
 
-Such a file has two functions: ``ready()`` raises UsageError where the tracker cannot work (no package, no key), and
-``open(opening)`` begins or goes on with a run of the tracker and returns a :class:`Tracker`.
+Such a file has two functions: ``check()`` raises UsageError where the tracker cannot work (no package, no key), and
+``start(run)`` begins or goes on with a run of the tracker and returns a :class:`Tracker`.
 """
 
 from __future__ import annotations
 
+import importlib
 import netrc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 from eagle3cli.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Opening:
+class TrackedRun:
     """What a tracker needs to begin a run, or to go on with one."""
 
     folder: Path
@@ -35,7 +36,8 @@ class Opening:
     """The last step that it is known to have."""
 
 
-class Tracker(Protocol):
+@dataclass(frozen=True)
+class Tracker:
     """An open run of a tracker."""
 
     id: str
@@ -44,20 +46,34 @@ class Tracker(Protocol):
     """Where people see it: an address, or the command that shows it."""
     last_step: int
     """The last step that it had when it was opened; -1 for none."""
-    session: Path | None
+    log: Callable[[int, Mapping[str, float]], Any]
+    """Records the numbers of a step; steps ascend."""
+    close: Callable[[bool], Any]
+    """Sends what is left, and ends the run; is given whether the training failed."""
+    session: Path | None = None
     """A folder that is whole only once the run was closed; None where everything logged is safe at once."""
 
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Record the numbers of a step; steps ascend."""
 
-    def close(self, *, failed: bool) -> None:
-        """Send what is left, and end the run."""
+def selected_trackers(report_to: Iterable[str]) -> tuple[str, ...]:
+    """The trackers that a setting names, each once; ``none`` is none."""
+    return tuple(dict.fromkeys(name for name in report_to if name != "none"))
 
 
-def need(package: str, extra: str) -> None:
+def service(name: str) -> Any:
+    """The module of a tracker."""
+    return importlib.import_module(f"eagle3cli.training.trackers.services.{name}")
+
+
+def check_trackers(report_to: Iterable[str]) -> None:
+    """Raise UsageError, before any work, for a tracker that cannot work here."""
+    for name in selected_trackers(report_to):
+        service(name).check()
+
+
+def require_package(package: str) -> None:
     """Raise UsageError with the line to type where a tracker's package is not installed."""
     if find_spec(package) is None:
-        fix = f'pip install "eagle3[{extra}]"'
+        fix = f'pip install "eagle3[track-{package}]"'
         raise UsageError(f"the Python package {package} is not installed", where="--report-to", fix=fix)
 
 

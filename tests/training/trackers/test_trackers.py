@@ -8,6 +8,7 @@ import threading
 import time
 import typing
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -18,41 +19,41 @@ from eagle3cli.errors import UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.runtime.secret import hidden
 from eagle3cli.settings.tables import Settings
-from eagle3cli.settings.training import TrainSettings
-from eagle3cli.training.trackers import tracked as tracked_module
-from eagle3cli.training.trackers.feed import Feed, Note, read_note
-from eagle3cli.training.trackers.names import named
-from eagle3cli.training.trackers.registry import TRACKERS, check_trackers, chosen, module_of
-from eagle3cli.training.trackers.tracked import config_of, run_name, tracked
-from eagle3cli.training.trackers.tracker import Opening
+from eagle3cli.settings.training import TRACKERS, TrainSettings
+from eagle3cli.training.trackers import session as session_module
+from eagle3cli.training.trackers.feed import Feed, TrackerState, read_state
+from eagle3cli.training.trackers.metric_names import named_metrics
+from eagle3cli.training.trackers.session import run_name, tracked, tracked_settings
+from eagle3cli.training.trackers.tracker import TrackedRun, Tracker, check_trackers, selected_trackers, service
 
 STEP = {"loss": 2.0, "depth_losses": [1.0, 3.0], "time": {"data wait": 0.5, "draft": None}, "learning_rate": 0.1}
 EVAL = {"acceptance_length": [1.5, 1.8], "accepted_per_position": [0.5], "by_reply_position": {"0+": 1.2}, "rows": 4}
 
 
-class Kept:
+def kept(
+    run: TrackedRun,
+    rows: list[tuple[int, dict[str, float]]],
+    closed: list[bool] | None = None,
+    session: Path | None = None,
+) -> Tracker:
     """A tracker that keeps what it is given; the rows outlive it, as those of a server do."""
-
-    def __init__(self, opening: Opening, rows: list[tuple[int, dict[str, float]]], session: Path | None = None) -> None:
-        self.opening, self.rows, self.session = opening, rows, session
-        self.id, self.place = opening.id or "new-id", "somewhere"
-        self.last_step = opening.last_step
-        self.closed: bool | None = None
-
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        self.rows.append((step, dict(numbers)))
-
-    def close(self, *, failed: bool) -> None:
-        self.closed = failed
+    return Tracker(
+        id=run.id or "new-id",
+        place="somewhere",
+        last_step=run.last_step,
+        log=lambda step, numbers: rows.append((step, dict(numbers))),
+        close=lambda failed: None if closed is None else closed.append(failed),
+        session=session,
+    )
 
 
-def opening(folder: Path) -> Opening:
-    return Opening(folder / "trackers" / "kept", "project", "name", {"train.seed": 0})
+def tracked_run(folder: Path) -> TrackedRun:
+    return TrackedRun(folder / "trackers" / "kept", "project", "name", {"train.seed": 0})
 
 
-def fed(folder: Path, open_tracker: Any, *events: tuple[str, int]) -> Feed:
+def fed(folder: Path, start_tracker: Any, *events: tuple[str, int]) -> Feed:
     """A feed that got these events and was closed."""
-    feed = Feed("kept", open_tracker, opening(folder))
+    feed = Feed("kept", start_tracker, tracked_run(folder))
     feed.start()
     for event, step in events:
         feed.put(event, {"step": step, **(STEP if event == "step" else EVAL)})
@@ -61,7 +62,7 @@ def fed(folder: Path, open_tracker: Any, *events: tuple[str, int]) -> Feed:
 
 
 def test_names_are_what_every_tracker_takes() -> None:
-    found = named("step", {"step": 3, "event": "step", **STEP, "name": "x", "on": True})
+    found = named_metrics("step", {"step": 3, "event": "step", **STEP, "name": "x", "on": True})
     assert found == {
         "train/loss": 2.0,
         "train/loss_depth_1": 1.0,
@@ -69,7 +70,7 @@ def test_names_are_what_every_tracker_takes() -> None:
         "train/time_data wait": 0.5,
         "train/learning_rate": 0.1,
     }
-    assert named("eval", EVAL) == {
+    assert named_metrics("eval", EVAL) == {
         "eval/acceptance_length_k_1": 1.5,
         "eval/acceptance_length_k_2": 1.8,
         "eval/accepted_at_depth_1": 0.5,
@@ -81,26 +82,26 @@ def test_names_are_what_every_tracker_takes() -> None:
 def test_the_setting_names_the_trackers_that_there_are() -> None:
     (field,) = (f for name, f in TrainSettings.model_fields.items() if name == "report_to")
     words = typing.get_args(typing.get_args(field.annotation)[0])
-    assert set(words) == {*TRACKERS, "none"}
-    assert chosen(("wandb", "none", "mlflow", "wandb")) == ("wandb", "mlflow")
+    assert words == ("wandb", "tensorboard", "swanlab", "mlflow", "trackio", "none") == (*TRACKERS, "none")
+    assert selected_trackers(("wandb", "none", "mlflow", "wandb")) == ("wandb", "mlflow")
 
 
 def test_events_of_a_step_become_one_row(tmp_path: Path) -> None:
     rows: list[tuple[int, dict[str, float]]] = []
-    fed(tmp_path, lambda o: Kept(o, rows), ("step", 2), ("step", 4), ("eval", 4), ("eval", 5))
+    fed(tmp_path, lambda o: kept(o, rows), ("step", 2), ("step", 4), ("eval", 4), ("eval", 5))
     assert [step for step, _ in rows] == [2, 4, 5]
     assert {"train/loss", "eval/rows"} <= rows[1][1].keys()
-    assert read_note(tmp_path / "trackers" / "kept.json") == Note("new-id", 5, None)
+    assert read_state(tmp_path / "trackers" / "kept.json") == TrackerState("new-id", 5, None)
 
 
 def test_a_later_session_goes_on_under_the_same_id_without_doubles(tmp_path: Path) -> None:
     rows: list[tuple[int, dict[str, float]]] = []
-    fed(tmp_path, lambda o: Kept(o, rows), ("step", 2), ("step", 4))
-    seen: list[Opening] = []
+    fed(tmp_path, lambda o: kept(o, rows), ("step", 2), ("step", 4))
+    seen: list[TrackedRun] = []
 
-    def again(o: Opening) -> Kept:
+    def again(o: TrackedRun) -> Tracker:
         seen.append(o)
-        return Kept(o, rows)
+        return kept(o, rows)
 
     fed(tmp_path, again, ("step", 2), ("step", 4), ("eval", 4), ("step", 6))
     assert [step for step, _ in rows] == [2, 4, 6]
@@ -112,7 +113,7 @@ def test_a_session_that_a_kill_left_is_set_aside_and_logged_again(tmp_path: Path
     session = tmp_path / "trackers" / "kept" / "session-1"
     session.mkdir(parents=True)
     (tmp_path / "trackers" / "kept.json").write_text(json.dumps({"id": "a", "last_step": 2, "session": str(session)}))
-    fed(tmp_path, lambda o: Kept(o, rows), ("step", 2), ("step", 4))
+    fed(tmp_path, lambda o: kept(o, rows), ("step", 2), ("step", 4))
     assert [step for step, _ in rows] == [4]
     assert [p.name[:17] for p in session.parent.iterdir()] == ["cut-off-session-1"]
 
@@ -122,48 +123,48 @@ def test_only_folders_of_its_own_are_set_aside(tmp_path: Path) -> None:
     other.mkdir()
     (tmp_path / "trackers").mkdir()
     (tmp_path / "trackers" / "kept.json").write_text(json.dumps({"id": "a", "last_step": 2, "session": str(other)}))
-    fed(tmp_path, lambda o: Kept(o, []), ("step", 2))
+    fed(tmp_path, lambda o: kept(o, []), ("step", 2))
     assert other.is_dir()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"id": null, "last_step": "x", "session": 1}', "\ufffd", "[" * 9999])
 def test_a_damaged_note_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "n.json").write_text(text)
-    assert read_note(tmp_path / "n.json") == Note()
+    assert read_state(tmp_path / "n.json") == TrackerState()
 
 
 def test_a_tracker_that_breaks_is_left_out_and_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
 
-    class Broken(Kept):
-        def log(self, step: int, numbers: Mapping[str, float]) -> None:
+    rows: list[tuple[int, dict[str, float]]] = []
+    closed: list[bool] = []
+
+    def start(run: TrackedRun) -> Tracker:
+        whole = kept(run, rows, closed)
+
+        def log(step: int, numbers: Mapping[str, float]) -> None:
             if step > 2:
                 raise ConnectionError("lost http://me:word@host/0123456789abcdef\nmore")
-            super().log(step, numbers)
+            whole.log(step, numbers)
 
-    rows: list[tuple[int, dict[str, float]]] = []
-    made: list[Broken] = []
-
-    def start(o: Opening) -> Broken:
-        made.append(Broken(o, rows))
-        return made[0]
+        return replace(whole, log=log)
 
     feed = fed(tmp_path, start, ("step", 2), ("step", 4), ("step", 6))
     assert feed.problem == "ConnectionError: lost http://(hidden)@host/(hidden)"
-    assert made[0].closed is True
-    fed(tmp_path, lambda o: Kept(o, rows), ("step", 2), ("step", 4), ("step", 6))
+    assert closed == [True]
+    fed(tmp_path, lambda o: kept(o, rows), ("step", 2), ("step", 4), ("step", 6))
     assert [step for step, _ in rows] == [2, 4, 6]
 
 
 def test_a_tracker_that_hangs_does_not_keep_the_training(tmp_path: Path) -> None:
     release = threading.Event()
 
-    def hang(o: Opening) -> Kept:
+    def hang(o: TrackedRun) -> Tracker:
         release.wait(60)
         raise AssertionError
 
     began = time.monotonic()
-    feed = Feed("kept", hang, opening(tmp_path))
+    feed = Feed("kept", hang, tracked_run(tmp_path))
     feed.start()
     for step in range(1000):
         feed.put("step", {"step": step, **STEP})
@@ -184,11 +185,11 @@ def settings_for(folder: Path, *trackers: str) -> Settings:
 def test_one_that_breaks_leaves_the_others_and_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[tuple[int, dict[str, float]]] = []
 
-    def broken(o: Opening) -> Kept:
+    def broken(o: TrackedRun) -> Tracker:
         raise OSError("no way there")
 
-    files = {"wandb": SimpleNamespace(open=broken), "mlflow": SimpleNamespace(open=lambda o: Kept(o, rows))}
-    monkeypatch.setattr(tracked_module, "module_of", files.__getitem__)
+    files = {"wandb": SimpleNamespace(start=broken), "mlflow": SimpleNamespace(start=lambda o: kept(o, rows))}
+    monkeypatch.setattr(session_module, "service", files.__getitem__)
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"event": "step", "step": 1, **STEP}) + "\n")
     trainer = fake_trainer(tmp_path)
     with tracked(trainer, settings_for(tmp_path, "wandb", "mlflow")):
@@ -210,7 +211,7 @@ def test_run_names_and_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert run_name(Path("runs/quickstart/train")) == "quickstart-train"
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
     target = Settings().target.model_copy(update={"model_path": "https://u:p@hub/hf_abcdefgh"})
-    config = config_of(Settings(target=target))
+    config = tracked_settings(Settings(target=target))
     assert config["train.batch_size"] == 4
     assert config["target.model_path"] == "https://(hidden)@hub/(hidden)"
     assert not any(key.startswith(("server", "export")) for key in config)
@@ -274,7 +275,7 @@ class Calls(ModuleType):
 
 def made(package: Calls, tracker: str, monkeypatch: pytest.MonkeyPatch, folder: Path, **known: Any) -> Any:
     monkeypatch.setitem(sys.modules, package.module, package)
-    return module_of(tracker).open(Opening(folder / tracker, "project", "name", {"train.seed": 0}, **known))
+    return service(tracker).start(TrackedRun(folder / tracker, "project", "name", {"train.seed": 0}, **known))
 
 
 def test_wandb_is_called_as_it_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

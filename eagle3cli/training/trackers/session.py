@@ -16,8 +16,7 @@ from eagle3cli.runtime.secret import hidden
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.history import read_history
 from eagle3cli.training.trackers.feed import Feed
-from eagle3cli.training.trackers.registry import chosen, module_of
-from eagle3cli.training.trackers.tracker import Opening
+from eagle3cli.training.trackers.tracker import TrackedRun, selected_trackers, service
 from eagle3cli.training.trainer import Trainer
 
 PATIENCE = 60.0
@@ -29,8 +28,9 @@ TABLES = ("target", "draft", "data", "train")
 @contextmanager
 def tracked(trainer: Trainer, settings: Settings) -> Iterator[None]:
     """Within the block the trackers of ``train.report_to`` get what the trainer's listeners get, and what they lack."""
-    train, report = settings.train, trainer.report
-    feeds = [_feed(name, settings) for name in chosen(train.report_to)]
+    train = settings.train
+    report = trainer.report
+    feeds = [_feed(name, settings) for name in selected_trackers(train.report_to)]
     if not feeds:
         yield
         return
@@ -38,10 +38,10 @@ def tracked(trainer: Trainer, settings: Settings) -> Iterator[None]:
     def listen(event: str, numbers: dict[str, Any]) -> None:
         for feed in feeds:
             feed.put(event, numbers)
-        _tell(feeds, report)
+        _report(feeds, report)
 
     failed = False
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # trackers talk; our stdout is for data
+    with Path(os.devnull).open("w") as null, redirect_stdout(null):  # trackers talk; our stdout is for data
         for feed in feeds:
             feed.start()
         for row in read_history(train.output_dir):
@@ -56,18 +56,18 @@ def tracked(trainer: Trainer, settings: Settings) -> Iterator[None]:
             end = time.monotonic() + PATIENCE
             for feed in feeds:
                 feed.close(failed=failed, patience=max(0.1, end - time.monotonic()))
-            _tell(feeds, report)
+            _report(feeds, report)
 
 
 def _feed(name: str, settings: Settings) -> Feed:
     train = settings.train
-    opening = Opening(
+    run = TrackedRun(
         folder=train.output_dir / "trackers" / name,
         project=train.tracker_project,
         name=train.tracker_name or run_name(train.output_dir),
-        config=config_of(settings),
+        config=tracked_settings(settings),
     )
-    return Feed(name, module_of(name).open, opening)
+    return Feed(name, service(name).start, run)
 
 
 def run_name(folder: Path) -> str:
@@ -75,23 +75,22 @@ def run_name(folder: Path) -> str:
     return "-".join(part for part in folder.resolve().parts[-2:] if part not in ("runs", "/"))
 
 
-def config_of(settings: Settings) -> dict[str, str | int | float | bool]:
+def tracked_settings(settings: Settings) -> dict[str, str | int | float | bool]:
     """The settings that are not empty, as ``table.key``."""
-    found: dict[str, str | int | float | bool] = {}
+    config: dict[str, str | int | float | bool] = {}
     for table in TABLES:
         for key, value in getattr(settings, table).model_dump(mode="json").items():
             if value is not None and value != []:
-                plain = value if isinstance(value, bool | int | float) else hidden(str(value))
-                found[f"{table}.{key}"] = plain
-    return found
+                config[f"{table}.{key}"] = value if isinstance(value, bool | int | float) else hidden(str(value))
+    return config
 
 
-def _tell(feeds: list[Feed], report: Reporter) -> None:
+def _report(feeds: list[Feed], report: Reporter) -> None:
     """Say what the trackers have to say; one that broke is left out from now on."""
     for feed in list(feeds):
         while True:
             try:
-                report.info(feed.said.get_nowait())
+                report.info(feed.messages.get_nowait())
             except Empty:
                 break
         if feed.problem is not None:

@@ -18,9 +18,9 @@ REFUSED = re.compile(r"[^A-Za-z0-9_./ -]")
 """What MLflow does not take in a name."""
 
 
-def named(event: str, numbers: Mapping[str, Any]) -> dict[str, float]:
+def named_metrics(event: str, numbers: Mapping[str, Any]) -> dict[str, float]:
     """``{"train/loss": 2.1, "train/loss_depth_1": 1.9}`` for an event of the trainer, without what is no number."""
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, value in numbers.items():
         if name in ("step", "event"):
             continue
@@ -32,9 +32,7 @@ def named(event: str, numbers: Mapping[str, Any]) -> dict[str, float]:
         else:
             entries = {name: value}
         group = GROUPS.get(event, event)
-        found |= {REFUSED.sub("_", f"{group}/{key}"): float(entry) for key, entry in entries.items() if _number(entry)}
-    return found
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        for key, entry in entries.items():
+            if isinstance(entry, int | float) and not isinstance(entry, bool):
+                metrics[REFUSED.sub("_", f"{group}/{key}")] = float(entry)
+    return metrics
