@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from eagle3cli.training.forecast.throughput import Cluster, Work, draft_flops, throughput
+from eagle3cli.training.forecast.throughput import Cluster, Step, draft_flops, step_time
 from tests.conftest import ROOT
 
 ROW = r"^\| (\d+) \| (\d+) \| (whole on each|in shards) \| (\d+) \| ([\d,]+) \| ([\d.]+) \|$"
@@ -15,8 +15,8 @@ FC, HEAD, WEIGHTS, HIDDEN = 3 * 4096 * 4096, 32000 * 4096, 424_689_664, 4096
 def test_the_table_is_the_models() -> None:
     rows = re.findall(ROW, (ROOT / "examples" / "scale.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(rows) == 7
-    flops = draft_flops(fc=FC, layer=WEIGHTS - FC - HEAD, head=HEAD, hidden=HIDDEN, length=2048, depths=7)
+    flops = draft_flops(fc=FC, layer=WEIGHTS - FC - HEAD, head=HEAD, hidden=HIDDEN, length=2048, ttt_steps=7)
     for gpus, nodes, draft, *told in rows:
-        work = Work(tokens=16384 * int(gpus), weights=WEIGHTS, draft_flops=flops, sharded=draft == "in shards")
-        found = throughput(work, Cluster(gpus=int(gpus), nodes=int(nodes)))
-        assert told == [f"{found.step * 1e3:.0f}", f"{found.tokens_per_s:,.0f}", f"{found.efficiency:.2f}"]
+        step = Step(tokens=16384 * int(gpus), weights=WEIGHTS, draft_flops=flops, sharded=draft == "in shards")
+        found = step_time(step, Cluster(gpus=int(gpus), nodes=int(nodes)))
+        assert told == [f"{found.total * 1e3:.0f}", f"{found.tokens_per_s:,.0f}", f"{found.efficiency:.2f}"]

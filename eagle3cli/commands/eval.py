@@ -18,13 +18,13 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.backends.target.group import single_tp_group
     from eagle3cli.cli.local_target import with_local_target
     from eagle3cli.training.eval.measure import EVAL_BATCH, measure
-    from eagle3cli.training.forecast.eval_out_of_memory import explained
+    from eagle3cli.training.forecast.eval_out_of_memory import evaluation_explained
 
     with single_tp_group(settings.target, load_backend) as works:
         if not works:
             return None
         settings = with_local_target(settings, out)
-        with explained(settings, EVAL_BATCH):
+        with evaluation_explained(settings, EVAL_BATCH):
             found = measure(settings, out)
     if not found.replies:
         out.warn("no reply in these rows: nothing was measured")

@@ -33,7 +33,7 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.settings.toml import to_toml
     from eagle3cli.training.build import build
     from eagle3cli.training.checkpoint.load import make_place
-    from eagle3cli.training.forecast.out_of_memory import explained
+    from eagle3cli.training.forecast.out_of_memory import training_explained
     from eagle3cli.training.summary import outcome
     from eagle3cli.training.trackers.session import tracked
     from eagle3cli.training.trainer import train
@@ -49,7 +49,7 @@ def run(settings: Settings, out: Out) -> int | None:
             settings = with_local_target(settings, out if ranks.is_main else Silent())
         report: Reporter = stack.enter_context(logged(out, folder / "log.txt")) if ranks.is_main else Silent()
         stop = stack.enter_context(catch_stop(report if ranks.world_size == 1 else None, patient=ranks.world_size > 1))
-        with explained(settings, ranks.world_size, lambda: "before the first step"):
+        with training_explained(settings, ranks.world_size, lambda: "before the first step"):
             trainer = build(settings, report, ranks)
         if ranks.is_main:
             write_text(folder / "settings.toml", to_toml(settings))
@@ -57,7 +57,7 @@ def run(settings: Settings, out: Out) -> int | None:
             stack.enter_context(tracked(trainer, settings))
             stack.enter_context(on_screen(trainer, out))
         done_before = trainer.progress.step
-        with explained(settings, ranks.world_size, lambda: trainer.doing):
+        with training_explained(settings, ranks.world_size, lambda: trainer.doing):
             evaluation = train(trainer, stop)
     if ranks.is_main:
         out.result(*outcome(trainer, done_before, evaluation))

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle3cli.runs.events import Event, sound
-from eagle3cli.training.history import FILE as HISTORY
-from eagle3cli.training.history import read_history
+from eagle3cli.training.history import HISTORY, read_history
 
 ABOUT, LOG, REPORT = "run.json", "log.txt", "report.html"
 

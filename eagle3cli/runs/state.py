@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle3cli.runs.folder import ABOUT, LOG
-from eagle3cli.training.history import FILE as HISTORY
+from eagle3cli.training.history import HISTORY
 
 SILENT_SECONDS = 600.0
 """A process that cannot be asked counts as gone after so long without a line."""

@@ -12,7 +12,7 @@ from eagle3cli.runs.events import Event, sound
 from eagle3cli.runs.folder import Run, log_lines, read_about
 from eagle3cli.runs.page import breakdown, peak_memory
 from eagle3cli.runs.state import State
-from eagle3cli.training.history import FILE, events
+from eagle3cli.training.history import HISTORY, parse_events
 
 RECENT = 20
 """Step lines that speed, time left and the breakdown are taken from."""
@@ -32,7 +32,7 @@ class Followed:
         """The run with everything that was written since; from the start where the file is another one."""
         self.run.about = read_about(self.run.folder)
         try:
-            with (self.run.folder / FILE).open("rb") as file:
+            with (self.run.folder / HISTORY).open("rb") as file:
                 status = os.fstat(file.fileno())
                 which = (status.st_dev, status.st_ino)
                 if which != self._which or status.st_size < self._at:
@@ -42,7 +42,7 @@ class Followed:
         except OSError:
             return self.run
         self._at += len(whole) + len(end)
-        add(self.run, *events(whole.decode(errors="replace")))
+        add(self.run, *parse_events(whole.decode(errors="replace")))
         return self.run
 
 

@@ -53,3 +53,7 @@ class Settings(Table):
                 f"make the batch a multiple of the micro batch"
             )
         return self
+
+    def updated(self, table: str, **values: object) -> Settings:
+        """These settings with other values in one table; they are not validated again."""
+        return self.model_copy(update={table: getattr(self, table).model_copy(update=values)})

@@ -37,7 +37,7 @@ from eagle3cli.settings.toml import to_toml
 from eagle3cli.settings.training import TrainSettings
 from eagle3cli.training.checkpoint.load import Progress, newest_sound, resume
 from eagle3cli.training.checkpoint.save import Saver
-from eagle3cli.training.data_summary import cache_facts, store_facts
+from eagle3cli.training.data_summary import summarize_cache, summarize_stores
 from eagle3cli.training.history import history_writer
 from eagle3cli.training.initialise import gather_sample, initialise
 from eagle3cli.training.metrics import Window
@@ -52,7 +52,7 @@ from eagle3cli.training.ttt.attention import attend
 from eagle3cli.training.ttt.flex_attention import attend_flex
 from eagle3cli.training.ttt.model import Forward
 from eagle3cli.training.ttt.unroll import Attend
-from eagle3cli.training.warm_start import config_of_start, load_start, start_digest
+from eagle3cli.training.warm_start import load_warm_start, warm_start_config, warm_start_digest
 
 INIT_ELEMENTS = 100_000_000
 """Size of the auxiliary states (400 MB in fp32) that the initial weights are solved from: as many rows as it holds.
@@ -111,7 +111,7 @@ def build(settings: Settings, report: Reporter, ranks: Ranks = SINGLE_PROCESS) -
     dtype = compute_type(settings.train.dtype, embedding.device)
     draft = Draft(inputs.config).to(embedding.device)
     if settings.draft.init == "draft":
-        load_start(draft, settings)
+        load_warm_start(draft, settings)
     else:
         draft.set_vocab(inputs.vocab.d2t, inputs.vocab.t2d)
         if draft.embed_tokens is not None:
@@ -218,7 +218,7 @@ def online(settings: Settings, report: Reporter, ranks: Ranks = SINGLE_PROCESS) 
         target.head,
         weights,
         cached.folder.name,
-        cache_facts(cached),
+        summarize_cache(cached),
     )
 
 
@@ -253,7 +253,7 @@ def offline(settings: Settings, report: Reporter) -> Inputs:
     evaluation = StoreSource(held_out, device=device) if held_out is not None else None
     report.info(f"hidden states of {len(store)} rows, {sum(store.lengths)} tokens from {', '.join(map(str, paths))}")
     head = make_head(raw, weights["head"], weights.get("head_bias"))
-    facts = store_facts(store, paths, held_out, settings.data.cache_dir / "processed_dataset")
+    facts = summarize_stores(store, paths, held_out, settings.data.cache_dir / "processed_dataset")
     return Inputs(StoreSource(store, device=device), evaluation, store.vocab, config, head, weights, store.key, facts)
 
 
@@ -292,7 +292,7 @@ def draft_config_of(settings: Settings, raw: dict[str, Any]) -> DraftConfig:
     """The config of the draft that these settings mean for the target with the config ``raw``."""
     draft = settings.draft
     if draft.init == "draft":
-        return config_of_start(settings, raw)
+        return warm_start_config(settings, raw)
     config = read_draft_config(draft.config, raw, draft_vocab_size=draft.vocab_size, aux_layers=draft.aux_layers)
     return replace(
         config,
@@ -335,5 +335,5 @@ def _fingerprint(settings: Settings, inputs: Inputs) -> str:
     train: TrainSettings = settings.train
     kept = {k: v for k, v in train.model_dump(mode="json").items() if k not in SESSION_FIELDS}
     target = fingerprint(settings.target.model_path, revision=settings.target.revision)
-    started = start_digest(settings) or settings.draft.init
+    started = warm_start_digest(settings) or settings.draft.init
     return digest_json([kept, started, inputs.config.to_sglang(), inputs.data_key, target], sort_keys=False)

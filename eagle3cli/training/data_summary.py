@@ -12,25 +12,25 @@ from eagle3cli.data.tokens.build import SUMMARY
 from eagle3cli.data.tokens.cache import Cached
 from eagle3cli.runtime.files import read_json
 
-SPLITS = ("train", "eval")
 
-
-def cache_facts(cached: Cached) -> dict[str, Any]:
+def summarize_cache(cached: Cached) -> dict[str, Any]:
     """Counts of each split, and what the draft's vocabulary covers."""
-    found = {name: cached.summary[name] for name in (*SPLITS, "vocab") if name in cached.summary}
-    return {"kind": "cache", "folder": str(cached.folder), **found}
+    counts: dict[str, Any] = {name: cached.summary[name] for name in ("train", "eval", "vocab") if name in cached.summary}
+    return {"kind": "cache", "folder": str(cached.folder), **counts}
 
 
-def store_facts(stores: Stores, folders: Sequence[Path], held_out: Store | None, caches: Path) -> dict[str, Any]:
+def summarize_stores(stores: Stores, folders: Sequence[Path], held_out: Store | None, caches: Path) -> dict[str, Any]:
     """Counts of each split: those of the cache that the states were captured from, where that still is."""
-    found: dict[str, Any] = {"train": {"rows": len(stores), "tokens": sum(stores.lengths)}}
+    counts: dict[str, Any] = {"train": {"rows": len(stores), "tokens": sum(stores.lengths)}}
     if held_out is not None:
-        found["eval"] = {"rows": len(held_out), "tokens": sum(held_out.lengths)}
+        counts["eval"] = {"rows": len(held_out), "tokens": sum(held_out.lengths)}
     twin = twin_folder(stores.stores[0], caches) if len(stores.stores) == 1 else None
     if twin is not None and (twin.parent / SUMMARY).is_file():
         summary = read_json(twin.parent / SUMMARY)
-        same = {n: summary[n] for n in found if n in summary and summary[n].get("rows") == found[n]["rows"]}
-        found |= same
-    vocab = {"size": stores.vocab.size, "target_size": stores.meta.vocab_size}
-    encoding = str(stores.meta.encoding)
-    return {"kind": f"hidden states ({encoding})", "folder": str(folders[0]), **found, "vocab": vocab}
+        counts |= {n: summary[n] for n in counts if n in summary and summary[n].get("rows") == counts[n]["rows"]}
+    return {
+        "kind": f"hidden states ({stores.meta.encoding})",
+        "folder": str(folders[0]),
+        **counts,
+        "vocab": {"size": stores.vocab.size, "target_size": stores.meta.vocab_size},
+    }

@@ -11,25 +11,25 @@ from typing import Any
 from eagle3cli.runtime.files import append, disk_error, write_text
 from eagle3cli.runtime.report import Reporter
 
-FILE = "metrics.jsonl"
+HISTORY = "metrics.jsonl"
 EVENTS = ("step", "eval")
 
 
 def read_history(run: Path) -> list[dict[str, Any]]:
     """All whole lines; a line that a kill cut off, or that is no event, is left out."""
-    path = run / FILE
-    return events(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else []
+    path = run / HISTORY
+    return parse_events(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else []
 
 
-def events(text: str) -> list[dict[str, Any]]:
+def parse_events(text: str) -> list[dict[str, Any]]:
     """The events among the lines of a history."""
-    found = []
+    events = []
     for line in text.split("\n"):
         with suppress(ValueError, RecursionError):
             event = json.loads(line)
             if isinstance(event, dict) and event.get("event") in EVENTS and isinstance(event.get("step"), int):
-                found.append(event)
-    return found
+                events.append(event)
+    return events
 
 
 def history_writer(run: Path, from_step: int, report: Reporter) -> Callable[[str, dict[str, Any]], None]:
@@ -39,20 +39,21 @@ def history_writer(run: Path, from_step: int, report: Reporter) -> Callable[[str
     not take wait for the next ones.
     """
     kept = [row for row in read_history(run) if row["step"] <= from_step]
-    write_text(run / FILE, "".join(json.dumps(row) + "\n" for row in kept))
-    known, waiting = {(row["event"], row["step"]) for row in kept}, list[str]()
+    write_text(run / HISTORY, "".join(json.dumps(row) + "\n" for row in kept))
+    written = {(row["event"], row["step"]) for row in kept}
+    pending: list[str] = []
 
     def listen(event: str, numbers: dict[str, Any]) -> None:
-        if (event, numbers["step"]) in known:
+        if (event, numbers["step"]) in written:
             return
-        known.add((event, numbers["step"]))
-        waiting.append(json.dumps({"event": event, **numbers}) + "\n")
+        written.add((event, numbers["step"]))
+        pending.append(json.dumps({"event": event, **numbers}) + "\n")
         try:
-            append(run / FILE, "".join(waiting))
+            append(run / HISTORY, "".join(pending))
         except OSError as error:
-            if len(waiting) == 1:
-                report.warn(f"{disk_error(error, run / FILE)}; the run goes on, its history waits")
+            if len(pending) == 1:
+                report.warn(f"{disk_error(error, run / HISTORY)}; the run goes on, its history waits")
         else:
-            waiting.clear()
+            pending.clear()
 
     return listen

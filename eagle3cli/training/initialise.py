@@ -44,25 +44,28 @@ class Sample:
     aux_RC: Tensor
     token_R: Tensor
     """``x_{p+1}``."""
-    wanted_RH: Tensor
+    last_RH: Tensor
     """The target's last hidden state at p+1, before the final norm's weight."""
 
 
 def gather_sample(batches: Iterable[TargetBatch], final_norm_H: Tensor, rows: int) -> Sample:
     """Collect up to ``rows`` rows from batches (stops reading once there are enough)."""
-    aux, tokens, wanted, have = [], [], [], 0
+    aux: list[Tensor] = []
+    tokens: list[Tensor] = []
+    last: list[Tensor] = []
+    count = 0
     for batch in batches:
         mask = batch.loss_mask_N
-        nxt = torch.cat((mask[1:], mask.new_zeros(1)))
-        after = torch.cat((mask[2:], mask.new_zeros(min(2, len(mask)))))[: len(mask)]
-        at = (nxt & after).nonzero()[:, 0]
+        next_has_loss = torch.cat((mask[1:], mask.new_zeros(1)))
+        second_has_loss = torch.cat((mask[2:], mask.new_zeros(min(2, len(mask)))))[: len(mask)]
+        at = (next_has_loss & second_has_loss).nonzero()[:, 0]
         aux.append(batch.aux_NC[at].float())
         tokens.append(batch.token_ids_N[at + 1])
-        wanted.append(batch.last_NH[at + 1].float() / final_norm_H.float())
-        have += len(at)
-        if have >= rows:
+        last.append(batch.last_NH[at + 1].float() / final_norm_H.float())
+        count += len(at)
+        if count >= rows:
             break
-    return Sample(torch.cat(aux)[:rows], torch.cat(tokens)[:rows], torch.cat(wanted)[:rows])
+    return Sample(torch.cat(aux)[:rows], torch.cat(tokens)[:rows], torch.cat(last)[:rows])
 
 
 def channel_rms(aux_RC: Tensor) -> Tensor:
@@ -91,13 +94,13 @@ def initialise(
     aux_RC = read_RC / draft.aux_scale_C
     token_RH = draft.midlayer.input_layernorm(embedding_VH[sample.token_R].float())
     fitted, unseen = _split(len(aux_RC))
-    both = ridge(torch.cat((aux_RC[fitted], token_RH[fitted]), 1), sample.wanted_RH[fitted])
+    both = ridge(torch.cat((aux_RC[fitted], token_RH[fitted]), 1), sample.last_RH[fitted])
     draft.fc.weight.copy_(both[:, : aux_RC.shape[1]])
     _attend_to_own_row(draft, both[:, aux_RC.shape[1] :], token_RH[fitted])
     residual_RH = _residual(draft, aux_RC, token_RH)
-    _fit_mlp(draft, residual_RH[fitted], sample.wanted_RH[fitted], last_layer_mlp)
+    _fit_mlp(draft, residual_RH[fitted], sample.last_RH[fitted], last_layer_mlp)
     teach = head.rows(draft.draft_ids).to(torch.float32)
-    teacher_RV = F.softmax(teach(sample.wanted_RH[unseen] * final_norm_H.float()), -1)
+    teacher_RV = F.softmax(teach(sample.last_RH[unseen] * final_norm_H.float()), -1)
     _calibrate(draft, residual_RH[unseen], teacher_RV)
 
 
@@ -116,7 +119,8 @@ def _split(rows: int) -> tuple[slice, slice]:
 
 def _residual(draft: Draft, aux_RC: Tensor, token_RH: Tensor) -> Tensor:
     """``h^0 + W_o att`` of rows that attend to themselves alone."""
-    config, attention = draft.config, draft.midlayer.self_attn
+    config = draft.config
+    attention = draft.midlayer.self_attn
     value_RKD = (token_RH @ attention.v_proj.weight[:, : config.hidden_size].T).unflatten(1, (-1, config.head_dim))
     seen_RND = value_RKD.repeat_interleave(config.num_attention_heads // config.num_key_value_heads, 1)
     residual: Tensor = aux_RC @ draft.fc.weight.T + seen_RND.flatten(1) @ attention.o_proj.weight.T
@@ -134,13 +138,11 @@ def ridge(x_RI: Tensor, y_RO: Tensor) -> Tensor:
 def _attend_to_own_row(draft: Draft, token_HH: Tensor, token_RH: Tensor) -> None:
     """v and o carry the best low-rank part of ``token_HH``; q = k = a whitened projection of the token, so that a row
     scores its own key high and others low (rows with the same token carry the same value, so they may share)."""
-    config, attention = draft.config, draft.midlayer.self_attn
-    heads, groups, dim, hidden = (
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        config.head_dim,
-        config.hidden_size,
-    )
+    config = draft.config
+    attention = draft.midlayer.self_attn
+    groups = config.num_key_value_heads
+    dim = config.head_dim
+    hidden = config.hidden_size
     cov = token_RH.T @ token_RH / len(token_RH)
     values, vectors = torch.linalg.eigh(cov.double())
     values = values.clamp(min=float(values[-1]) * 1e-6)
@@ -157,7 +159,7 @@ def _attend_to_own_row(draft: Draft, token_HH: Tensor, token_RH: Tensor) -> None
     # Singular directions are dealt out over the groups, so that each carries strong and weak ones.
     order = torch.arange(rank).reshape(-1, groups).T.flatten() if rank % groups == 0 else torch.arange(rank)
     attention.v_proj.weight[:rank, :hidden] = value_rows[order].to(attention.v_proj.weight.dtype)
-    share = heads // groups
+    share = config.num_attention_heads // groups
     columns = torch.zeros(hidden, groups * dim, dtype=torch.double, device=back.device)
     columns[:, :rank] = output_columns[:, order] / share
     per_head = columns.unflatten(1, (groups, dim)).repeat_interleave(share, 1).flatten(1)
@@ -173,14 +175,15 @@ def _attend_to_own_row(draft: Draft, token_HH: Tensor, token_RH: Tensor) -> None
             attention.q_proj.weight[n * dim : (n + 1) * dim, :hidden] = project.to(attention.q_proj.weight.dtype)
 
 
-def _fit_mlp(draft: Draft, residual_RH: Tensor, wanted_RH: Tensor, last_layer_mlp: dict[str, Tensor]) -> None:
-    mlp, norm = draft.midlayer.mlp, draft.midlayer.post_attention_layernorm
+def _fit_mlp(draft: Draft, residual_RH: Tensor, last_RH: Tensor, last_layer_mlp: dict[str, Tensor]) -> None:
+    mlp = draft.midlayer.mlp
+    norm = draft.midlayer.post_attention_layernorm
     for name, weight in (("gate_proj", mlp.gate_proj.weight), ("up_proj", mlp.up_proj.weight), ("norm", norm.weight)):
         if name in last_layer_mlp and last_layer_mlp[name].shape == weight.shape:
             weight.copy_(last_layer_mlp[name])
     normed = norm(residual_RH)
     features = F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed)
-    mlp.down_proj.weight.copy_(ridge(features, wanted_RH - residual_RH))
+    mlp.down_proj.weight.copy_(ridge(features, last_RH - residual_RH))
 
 
 def _calibrate(draft: Draft, residual_RH: Tensor, teacher_RV: Tensor) -> None:

@@ -17,7 +17,7 @@ from eagle3cli.settings.training import TrainSettings
 from eagle3cli.training.checkpoint.load import Progress
 
 
-def leave_out(
+def skip_step(
     run: Path,
     progress: Progress,
     source: BatchSource,
@@ -55,7 +55,7 @@ def save_batch(path: Path, batch: TargetBatch, rows: Sequence[int]) -> None:
         "last": batch.last_NH,
         "top": batch.top_N,
     }
-    told = {"rows": json.dumps(list(rows)), "bounds": json.dumps(list(batch.bounds))}
+    metadata = {"rows": json.dumps(list(rows)), "bounds": json.dumps(list(batch.bounds))}
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path, "wb") as f:
-        f.write(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata=told))
+        f.write(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata=metadata))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from eagle3cli.training.metrics import Window
 from eagle3cli.training.sharding import share_of
-from eagle3cli.training.skipped import leave_out
+from eagle3cli.training.skipped import skip_step
 from eagle3cli.training.ttt.loss import Teacher
 from eagle3cli.training.ttt.objective import Objective
 from eagle3cli.training.ttt.positions import draw_anchors, plan_rows
@@ -50,7 +50,7 @@ def optimise(trainer: Trainer, rows: list[int], rate: float) -> Tensor:
         progress.rates = objective.next_rates(window.sums, window.kept_T, ranks)
         trainer.window.add(window)
     else:
-        leave_out(trainer.output_dir, progress, trainer.source, rows, float(norm), settings, trainer.report, ranks)
+        skip_step(trainer.output_dir, progress, trainer.source, rows, float(norm), settings, trainer.report, ranks)
     return norm
 
 

@@ -14,19 +14,19 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.models.export import find_draft
 from eagle3cli.settings.tables import Settings
 
-GIVEN = {"config": "auto", "vocab_size": None, "fc_norm": None, "norm_output": None}
+NEW_DRAFT = {"config": "auto", "vocab_size": None, "fc_norm": None, "norm_output": None}
 """Settings of a new draft, with their defaults: a draft that exists has them already."""
 
 
-def config_of_start(settings: Settings, target: Mapping[str, Any]) -> DraftConfig:
+def warm_start_config(settings: Settings, target: Mapping[str, Any]) -> DraftConfig:
     """The config of the draft in ``draft.path``; raises UsageError where it is not one for this target."""
-    changed = [key for key, default in GIVEN.items() if getattr(settings.draft, key) != default]
-    if changed:
-        what = f"the draft has its own {', '.join(changed)}"
-        raise UsageError(what, where="--draft-model-path", fix="leave these settings out, or train a new draft")
+    refused = [key for key, default in NEW_DRAFT.items() if getattr(settings.draft, key) != default]
+    if refused:
+        message = f"the draft has its own {', '.join(refused)}"
+        raise UsageError(message, where="--draft-model-path", fix="leave these settings out, or train a new draft")
     text = text_part(target)
-    named = settings.draft.aux_layers or default_aux_layers(int(text["num_hidden_layers"]))
-    config, _ = load_draft(_folder(settings), aux_layers=named)
+    aux_layers = settings.draft.aux_layers or default_aux_layers(int(text["num_hidden_layers"]))
+    config, _ = load_draft(_folder(settings), aux_layers=aux_layers)
     if (config.vocab_size, config.target_hidden_size) != (text["vocab_size"], text["hidden_size"]):
         raise UsageError(
             f"made for a target with vocab_size {config.vocab_size} and hidden_size {config.target_hidden_size}; this "
@@ -37,21 +37,21 @@ def config_of_start(settings: Settings, target: Mapping[str, Any]) -> DraftConfi
     return config
 
 
-def load_start(draft: Draft, settings: Settings) -> None:
+def load_warm_start(draft: Draft, settings: Settings) -> None:
     """Give ``draft`` the weights and the vocabulary of the folder."""
     _, state = load_draft(_folder(settings), aux_layers=draft.config.aux_layers)
     draft.load_state_dict(state)
 
 
-def start_digest(settings: Settings) -> str | None:
+def warm_start_digest(settings: Settings) -> str | None:
     """Tells one start from another; None for a new draft."""
     if settings.draft.init != "draft":
         return None
     digest = hashlib.sha256()
     for path in sorted(p for p in _folder(settings).iterdir() if p.suffix in (".safetensors", ".bin")):
         with path.open("rb") as file:
-            while part := file.read(1 << 24):
-                digest.update(part)
+            while chunk := file.read(1 << 24):
+                digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from eagle3cli.backends.capture.memory import TargetShape
 from eagle3cli.models.config import DraftConfig
-from eagle3cli.training.forecast.memory import Load, forecast
+from eagle3cli.training.forecast.memory import Workload, forecast
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HIDDEN, HEADS, GROUPS, INTERMEDIATE, VOCAB, DRAFT_VOCAB, DEPTHS = 32, 1, 1, 88, 4096, 2048, 3
@@ -65,18 +65,18 @@ def foretold(length: int, recompute: bool) -> int:
         target_hidden_size=HIDDEN,
         aux_layers=(1, 2, 3),
     )
-    load = Load(
+    work = Workload(
         draft=draft,
         target=TargetShape(0, 8, HIDDEN, INTERMEDIATE, HIDDEN, VOCAB, tied=True),
         online=False,
         tokens=length,
         sequences=1,
-        longest=length,
-        rows=round(length * MASK),
-        depths=DEPTHS,
+        longest_sequence=length,
+        positions=round(length * MASK),
+        ttt_steps=DEPTHS,
         recompute=recompute,
     )
-    return forecast(load).bytes + 4 * length * 4 * HIDDEN
+    return forecast(work).peak_bytes + 4 * length * 4 * HIDDEN
 
 
 def main() -> None:

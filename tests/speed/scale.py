@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from eagle3cli.runtime.cpus import available_cpus
-from eagle3cli.training.forecast.throughput import OPTIMISER_BYTES, Cluster, Link, Work, throughput
+from eagle3cli.training.forecast.throughput import OPTIMISER_BYTES, Cluster, Link, Step, step_time
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("red", "blue", "green", "small", "large", "round", "square", "old", "new", "warm", "and", "then", "the")
@@ -129,8 +129,8 @@ def foretold(alone: dict[str, Any], weights: int, processes: int, link: Link, sh
     compute = per_step * sum(alone[part] for part in ("reading", "forward", "backward", "other"))
     tokens = alone["tokens"] / alone["steps"]
     memory = OPTIMISER_BYTES * weights / (per_step * alone["optimiser"])
-    work = Work(round(tokens), weights, compute / tokens, sharded=sharding == "fsdp", weight_bytes=4)
-    return throughput(work, Cluster(processes, flops=1.0, memory_bandwidth=memory, link=link)).step
+    step = Step(round(tokens), weights, compute / tokens, sharded=sharding == "fsdp", weight_bytes=4)
+    return step_time(step, Cluster(processes, flops=1.0, memory_bandwidth=memory, link=link)).total
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import torch
 from eagle3cli.backends.capture.memory import TargetShape, target_shape
 from eagle3cli.backends.target.hf import pick_dtype, read_config
 from eagle3cli.data.hidden_states.rows import LAST
-from eagle3cli.data.hidden_states.store import Stores, open_stores
+from eagle3cli.data.hidden_states.store import open_stores
 from eagle3cli.data.sources.lines import read_raw_lines
 from eagle3cli.data.tokens.cache import data_paths, find_cache
 from eagle3cli.data.tokens.rows import TokenRows
@@ -24,19 +24,21 @@ from eagle3cli.settings.tables import Settings
 
 USUAL_SHARE = 0.7
 """Of a row's tokens that carry loss, where nothing is known of the rows."""
+PREFIX_TOKENS = 8
+"""Rows that begin with so many equal tokens share a prefix, as with a system prompt."""
 CUDA_CONTEXT = 600_000_000
 """What CUDA itself takes of a GPU for each process."""
 
 
 @dataclass(frozen=True)
-class Data:
+class RowLengths:
     """The training rows as far as they are known."""
 
     lengths: Sequence[int]
-    """Tokens of every row; of rows that are not tokenised yet, the longest that there may be."""
-    replies: Sequence[int]
+    """Tokens of every row; of rows that are not tokenized yet, the longest that there may be."""
+    loss_tokens: Sequence[int]
     """Tokens of every row that carry loss."""
-    known: bool
+    exact: bool
     """The rows are there; else they are guessed."""
     where: str
     bytes_per_token: float = 0.0
@@ -51,40 +53,39 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Known:
+class RunInputs:
     """All that a forecast needs besides the settings."""
 
     draft: DraftConfig
     target: TargetShape
-    data: Data
+    data: RowLengths
     device: str
     """cpu or cuda."""
-    compute: torch.dtype
-    states: torch.dtype
-    process: int
-    """Bytes that the process takes before it loads anything."""
+    compute_dtype: torch.dtype
+    state_dtype: torch.dtype
+    process_bytes: int
+    """What the process takes before it loads anything."""
     available: int | None
     """Bytes that the device has for this run; None where it is not here."""
 
 
-def look(settings: Settings, draft: DraftConfig) -> Known:
-    """Look at what is there. Raises as the run would for missing data and models."""
+def inspect_inputs(settings: Settings, draft: DraftConfig) -> RunInputs:
+    """Read what is there. Raises as the run would for missing data and models."""
     device = device_of(settings.target.device)
-    place = torch.device(device)
-    config = read_config(settings.target)
     online = settings.train.mode == "online"
-    states = pick_dtype(settings.target.dtype, place, config.to_dict())
-    if not online:
-        states = torch.float32 if device == "cpu" else torch.bfloat16
-    data = online_data(settings) if online else offline_data(settings)
-    return Known(
+    raw = read_config(settings.target).to_dict()
+    state_dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    if online:
+        state_dtype = pick_dtype(settings.target.dtype, torch.device(device), raw)
+    data = online_rows(settings) if online else offline_rows(settings)
+    return RunInputs(
         draft=draft,
         target=target_shape(settings.target),
         data=data,
         device=device,
-        compute=compute_type(settings.train.dtype, place),
-        states=states,
-        process=resident_bytes() if device == "cpu" else CUDA_CONTEXT,
+        compute_dtype=compute_type(settings.train.dtype, torch.device(device)),
+        state_dtype=state_dtype,
+        process_bytes=resident_bytes() if device == "cpu" else CUDA_CONTEXT,
         available=memory_of(device),
     )
 
@@ -96,7 +97,7 @@ def device_of(name: str) -> str:
     return name.partition(":")[0]
 
 
-def online_data(settings: Settings) -> Data:
+def online_rows(settings: Settings) -> RowLengths:
     """The cached rows, or as many of the longest allowed as the file has lines."""
     folder = find_cache(settings)
     if folder is None:
@@ -104,28 +105,25 @@ def online_data(settings: Settings) -> Data:
         count = sum(1 for _ in read_raw_lines(path))
         longest = settings.data.max_length
         guess = max(1, round(longest * USUAL_SHARE))
-        return Data([longest] * count, [guess] * count, known=False, where=str(path), shared_prefix=True)
+        return RowLengths([longest] * count, [guess] * count, exact=False, where=str(path), shared_prefix=True)
     rows = TokenRows.open(folder / "train")
-    return Data(rows.lengths, rows.loss_lengths, known=True, where=str(folder / "train"), shared_prefix=_alike(rows))
+    prefixes = [tuple(rows[index].token_ids[:PREFIX_TOKENS]) for index in range(min(len(rows), 4))]
+    return RowLengths(
+        rows.lengths,
+        rows.loss_lengths,
+        exact=True,
+        where=str(folder / "train"),
+        shared_prefix=len(prefixes) > 1 and len(set(prefixes)) == 1,
+    )
 
 
-def offline_data(settings: Settings) -> Data:
+def offline_rows(settings: Settings) -> RowLengths:
     """The rows of the stores."""
     paths = settings.data.train_hidden_states_path or (settings.hidden_states.output_path / "train",)
     missing = [path for path in paths if not (path / "manifest.json").is_file()]
     if missing:
         raise DataError("no hidden-state store", where=str(missing[0]), fix="write it first: eagle3 hidden-states")
     stores = open_stores(paths)
-    replies = [int(n) for store in stores.stores for n in store.counts_N3[:, LAST]]
-    each = _bytes(stores) / max(1, sum(stores.lengths))
-    return Data(stores.lengths, replies, known=True, where=", ".join(map(str, paths)), bytes_per_token=each)
-
-
-def _bytes(stores: Stores) -> int:
-    return sum(store.bytes for store in stores.stores)
-
-
-def _alike(rows: TokenRows) -> bool:
-    """Whether the first rows begin with the same eight tokens, as with a system prompt."""
-    first = [tuple(rows[index].token_ids[:8]) for index in range(min(len(rows), 4))]
-    return len(first) > 1 and len(set(first)) == 1
+    loss_tokens = [int(n) for store in stores.stores for n in store.counts_N3[:, LAST]]
+    size = sum(store.bytes for store in stores.stores) / max(1, sum(stores.lengths))
+    return RowLengths(stores.lengths, loss_tokens, exact=True, where=", ".join(map(str, paths)), bytes_per_token=size)

@@ -1,14 +1,14 @@
 """What training takes of memory on one device, forecast from shapes alone, before anything is loaded.
 
-A run passes through a few moments (loading, initial weights, the target's pass, the end of a forward pass, the begin
+A run passes through a few phases (loading, initial weights, the target's pass, the end of a forward pass, the begin
 of a backward pass, the update, an evaluation, a checkpoint); each holds some of the terms below at the same time, and
 the largest sum is the peak. ``tests/speed/memory_forecast.py`` holds the forecast against real runs.
 
-Symbols: N packed tokens of a micro batch, R rows that are alive at depth 0, T depths, H hidden, C auxiliary states,
-I MLP, Q and K widths of queries and of keys, O = Q + 2K, V and Vd vocabularies, P weights of the draft, ``e`` bytes of
-an element in the type that the draft computes in, ``t`` bytes in the type of the states. What autograd keeps is
-counted tensor by tensor, as :mod:`eagle3cli.training.ttt.unroll` makes them; ``n`` are the bytes an element that a norm
-keeps (:func:`norm_bytes`).
+Symbols: N packed tokens of a micro batch, R positions that are alive at ttt step 0, T ttt steps, H hidden, C auxiliary
+states, I MLP, Q and K widths of queries and of keys, O = Q + 2K, V and Vd vocabularies, P weights of the draft, ``e``
+bytes of an element in the type that the draft computes in, ``t`` bytes in the type of the states. What autograd keeps
+is counted tensor by tensor, as :mod:`eagle3cli.training.ttt.unroll` makes them; ``n`` are the bytes an element that a
+norm keeps (:func:`norm_bytes`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MASTER = 4
 
 
 @dataclass(frozen=True)
-class Load:
+class Workload:
     """What decides the memory of one process that trains; sizes are those of its largest micro batch."""
 
     draft: DraftConfig
@@ -34,25 +34,25 @@ class Load:
     online: bool
     tokens: int
     sequences: int
-    longest: int
+    longest_sequence: int
     """Tokens of the longest sequence: a live target's pass is padded to it."""
-    rows: int
+    positions: int
     """Rows that carry loss at depth 0."""
-    depths: int
+    ttt_steps: int
     cpu: bool = True
-    compute: int = 4
+    compute_bytes: int = 4
     """Bytes of an element in the type that the draft computes in."""
-    states: int = 4
+    state_bytes: int = 4
     """Bytes of an element of the target's states and weights."""
     recompute: bool = False
     accumulates: bool = False
     """A step has several micro batches."""
-    whole_head: bool = False
+    full_head: bool = False
     """The loss reads the target's whole vocabulary."""
     chunk: int = CHUNK_ELEMENTS
     shards: int = 1
     """Ranks that share the draft's weights."""
-    ranks: int = 1
+    world_size: int = 1
     tp_size: int = 1
     """Ranks that share the target."""
     shared_prefix: bool = False
@@ -60,15 +60,15 @@ class Load:
     muon: bool = False
     initial_rows: int = 0
     """Rows that the initial weights are solved from; 0 where they are not."""
-    waiting: int = 0
+    prefetched: int = 0
     """Encoded states that are read ahead, in the computer's memory."""
-    process: int = 0
+    process_bytes: int = 0
     """What the process takes before it loads anything."""
 
 
 @dataclass(frozen=True)
-class Moment:
-    """What is in memory at one moment of a run, by name, in bytes."""
+class Phase:
+    """What is in memory in one phase of a run, by name, in bytes."""
 
     name: str
     parts: Parts = field(default_factory=dict)
@@ -81,44 +81,44 @@ class Moment:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The moments of a run on one device."""
+    """The phases of a run on one device."""
 
-    moments: tuple[Moment, ...]
-
-    @property
-    def peak(self) -> Moment:
-        """The moment that takes most."""
-        return max(self.moments, key=lambda moment: moment.bytes)
+    phases: tuple[Phase, ...]
 
     @property
-    def bytes(self) -> int:
+    def peak(self) -> Phase:
+        """The phase that takes most."""
+        return max(self.phases, key=lambda phase: phase.bytes)
+
+    @property
+    def peak_bytes(self) -> int:
         """What the device must have."""
         return self.peak.bytes
 
 
-def part_lines(found: Forecast) -> list[str]:
+def part_lines(memory: Forecast) -> list[str]:
     """The parts of the peak for people, the largest first; those below a hundredth of it are not named."""
-    parts = sorted(found.peak.parts.items(), key=lambda part: -part[1])
-    return [f"  {size_text(size):>9}  {name}" for name, size in parts if size >= 0.01 * found.bytes]
+    parts = sorted(memory.peak.parts.items(), key=lambda part: -part[1])
+    return [f"  {size_text(size):>9}  {name}" for name, size in parts if size >= 0.01 * memory.peak_bytes]
 
 
-def forecast(load: Load) -> Forecast:
-    """What every moment of a run takes on one device."""
-    standing = standing_parts(load)
-    moments = [Moment("loading", loading_parts(load))]
-    if load.initial_rows:
-        moments.append(Moment("initial weights", initial_parts(load)))
-    if load.online:
-        moments.append(Moment("the target's pass", {**standing, **_gradients(load), **target_pass_parts(load)}))
-    moments += [
-        Moment("end of a forward pass", {**standing, **_gradients(load), **forward_parts(load)}),
-        Moment("begin of a backward pass", {**standing, **_gradients(load), **backward_parts(load)}),
-        Moment("update", {**standing, **update_parts(load)}),
+def forecast(work: Workload) -> Forecast:
+    """What every phase of a run takes on one device."""
+    standing = standing_parts(work)
+    phases = [Phase("loading", loading_parts(work))]
+    if work.initial_rows:
+        phases.append(Phase("initial weights", initial_parts(work)))
+    if work.online:
+        phases.append(Phase("the target's pass", {**standing, **_gradients(work), **target_pass_parts(work)}))
+    phases += [
+        Phase("end of a forward pass", {**standing, **_gradients(work), **forward_parts(work)}),
+        Phase("begin of a backward pass", {**standing, **_gradients(work), **backward_parts(work)}),
+        Phase("update", {**standing, **update_parts(work)}),
     ]
-    if load.cpu:
-        saved = {"copies for a checkpoint": checkpoint_bytes(load)}  # a thread's own heap: it reuses nothing
-        moments = [Moment(moment.name, {**moment.parts, **saved}) for moment in moments]
-    return Forecast(tuple(moments))
+    if work.cpu:
+        saved = {"copies for a checkpoint": checkpoint_bytes(work)}  # a thread's own heap: it reuses nothing
+        phases = [Phase(phase.name, {**phase.parts, **saved}) for phase in phases]
+    return Forecast(tuple(phases))
 
 
 def draft_weights(draft: DraftConfig) -> int:
@@ -131,194 +131,202 @@ def draft_weights(draft: DraftConfig) -> int:
     return _aux(draft) * hidden + attention + draft.num_hidden_layers * layer + 2 * hidden + ends
 
 
-def standing_parts(load: Load) -> Parts:
+def standing_parts(work: Workload) -> Parts:
     """What stays from the first step to the last."""
-    draft, count = load.draft, draft_weights(load.draft)
-    hidden, shared = load.target.hidden, count // load.shards
-    whole = count * load.compute if load.shards > 1 else 0  # gathered for a step, and let go after it
-    own = shared * (MASTER if load.shards > 1 else load.compute)
-    embedding = 0 if load.online and load.tp_size == 1 else load.target.vocab * hidden * load.states
-    head = 0 if load.target.tied or not load.whole_head else load.target.vocab * hidden * load.states
+    draft, count = work.draft, draft_weights(work.draft)
+    hidden, shared = work.target.hidden, count // work.shards
+    whole = count * work.compute_bytes if work.shards > 1 else 0  # gathered for a step, and let go after it
+    own = shared * (MASTER if work.shards > 1 else work.compute_bytes)
+    embedding = 0 if work.online and work.tp_size == 1 else work.target.vocab * hidden * work.state_bytes
+    head = 0 if work.target.tied or not work.full_head else work.target.vocab * hidden * work.state_bytes
     return {
-        "process": load.process,
+        "process": work.process_bytes,
         "draft weights": own + whole,
-        "fp32 masters": shared * MASTER if load.compute != MASTER and load.shards == 1 else 0,
-        "moments": shared * MASTER * (1 if load.muon else 2),
-        "target weights": _target_bytes(load) if load.online else 0,
+        "fp32 masters": shared * MASTER if work.compute_bytes != MASTER and work.shards == 1 else 0,
+        "moments": shared * MASTER * (1 if work.muon else 2),
+        "target weights": _target_bytes(work) if work.online else 0,
         "target embedding and head": embedding + head,
-        "teacher head": draft.draft_vocab_size * hidden * load.compute,
-        "states read ahead": load.waiting if load.cpu else 0,
+        "teacher head": draft.draft_vocab_size * hidden * work.compute_bytes,
+        "states read ahead": work.prefetched if work.cpu else 0,
     }
 
 
-def loading_parts(load: Load) -> Parts:
+def loading_parts(work: Workload) -> Parts:
     """Weights come in file by file, and the ends of the target are read once more from its files."""
-    ends = load.target.vocab * load.target.hidden * load.states * (1 if load.target.tied else 2)
-    return {"process": load.process, "target weights": _target_bytes(load) if load.online else 0, "its ends": ends}
+    ends = work.target.vocab * work.target.hidden * work.state_bytes * (1 if work.target.tied else 2)
+    return {
+        "process": work.process_bytes,
+        "target weights": _target_bytes(work) if work.online else 0,
+        "its ends": ends,
+    }
 
 
-def target_pass_parts(load: Load) -> Parts:
+def target_pass_parts(work: Workload) -> Parts:
     """The live target over a micro batch; a group of ranks that shares it runs it on the rows of all of them."""
     return pass_parts(
-        load.target,
-        load.sequences * load.longest * load.tp_size,
-        load.tokens,
-        aux=_aux(load.draft),
-        each=load.states,
-        tp_size=load.tp_size,
-        shared_prefix=load.shared_prefix,
+        work.target,
+        work.sequences * work.longest_sequence * work.tp_size,
+        work.tokens,
+        aux=_aux(work.draft),
+        each=work.state_bytes,
+        tp_size=work.tp_size,
+        shared_prefix=work.shared_prefix,
     )
 
 
-def forward_parts(load: Load) -> Parts:
+def forward_parts(work: Workload) -> Parts:
     """What is alive when the loss has been computed: activations of all depths, and what the backward will read."""
-    normed = load.rows * load.depths * load.draft.hidden_size * load.compute
+    normed = work.positions * work.ttt_steps * work.draft.hidden_size * work.compute_bytes
     return {
-        **_states(load),
-        **_activations(load),
-        "mask of a block": mask_bytes(load),
+        **_states(work),
+        **_activations(work),
+        "mask of a block": mask_bytes(work),
         "rows for the head and their gradients": 2 * normed,
-        "head's gradient": load.draft.draft_vocab_size * load.draft.hidden_size * MASTER,
-        "chunk of the head": chunk_bytes(load),
+        "head's gradient": work.draft.draft_vocab_size * work.draft.hidden_size * MASTER,
+        "chunk of the head": chunk_bytes(work),
     }
 
 
-def backward_parts(load: Load) -> Parts:
-    """The first moments of a backward pass, where all activations are still there.
+def backward_parts(work: Workload) -> Parts:
+    """The begin of a backward pass, where all activations are still there.
 
     The gradients of the rows and of the head are scaled into copies; then the last depth's MLP and attention need
     ``R (4I + 4Q)`` and the shared keys' gradients ``N (2K + 2O)``; one depth is made again with ``recompute``.
     """
-    draft, e = load.draft, load.compute
+    draft, e = work.draft, work.compute_bytes
     hidden, (query, key) = draft.hidden_size, _widths(draft)
-    normed, head = load.rows * load.depths * hidden * e, draft.draft_vocab_size * hidden * MASTER
+    normed, head = work.positions * work.ttt_steps * hidden * e, draft.draft_vocab_size * hidden * MASTER
     scaling = normed + head
-    again = depth_bytes(load, load.depths - 1) if load.recompute else 0
-    layer = load.rows * (4 * draft.intermediate_size + 4 * query) * e + load.tokens * (4 * query + 8 * key) * e
+    again = depth_bytes(work, work.ttt_steps - 1) if work.recompute else 0
+    layer = work.positions * (4 * draft.intermediate_size + 4 * query) * e + work.tokens * (4 * query + 8 * key) * e
     weights = 2 * 2 * hidden * (query + 2 * key) * e
     return {
-        **_states(load),
-        **_activations(load),
-        "mask of a block": mask_bytes(load),
+        **_states(work),
+        **_activations(work),
+        "mask of a block": mask_bytes(work),
         "rows for the head and their gradients": normed,
         "head's gradient": head,
         "backward of a depth": max(scaling, again + layer + weights),
     }
 
 
-def update_parts(load: Load) -> Parts:
+def update_parts(work: Workload) -> Parts:
     """Gradients in the type of the weights, their fp32 copies where that is another, and the ranks' message."""
-    shared = draft_weights(load.draft) // load.shards
-    copies = shared * MASTER if load.compute != MASTER and load.shards == 1 else 0
-    message = shared * MASTER if load.ranks > 1 and load.shards == 1 else 0
-    return {"gradients": shared * (MASTER if load.shards > 1 else load.compute) + copies, "message": message}
+    shared = draft_weights(work.draft) // work.shards
+    copies = shared * MASTER if work.compute_bytes != MASTER and work.shards == 1 else 0
+    message = shared * MASTER if work.world_size > 1 and work.shards == 1 else 0
+    return {"gradients": shared * (MASTER if work.shards > 1 else work.compute_bytes) + copies, "message": message}
 
 
-def initial_parts(load: Load) -> Parts:
+def initial_parts(work: Workload) -> Parts:
     """Solving the initial weights from M rows, in fp32, before there are moments and a teacher's head.
 
     ``4 M (2C + 5H + 4I)`` while the MLP is fitted, with the Gram matrix of C + H three times in fp64.
     """
-    draft, aux, rows = load.draft, _aux(load.draft), load.initial_rows
+    draft, aux, rows = work.draft, _aux(work.draft), work.initial_rows
     sample = 4 * rows * (2 * aux + 5 * draft.hidden_size + 4 * draft.intermediate_size)
     weights = draft_weights(draft) * MASTER
     states = {"sample of the target's states": sample, "equations": 3 * 8 * (aux + draft.hidden_size) ** 2}
-    return {**loading_parts(load), "draft weights": weights, **states}
+    return {**loading_parts(work), "draft weights": weights, **states}
 
 
-def evaluation_forecast(load: Load) -> Forecast:
+def evaluation_forecast(work: Workload) -> Forecast:
     """An evaluation without training: no gradients, so that one depth's activations are there at a time."""
-    draft, e = load.draft, load.compute
+    draft, e = work.draft, work.compute_bytes
     hidden, (query, key) = draft.hidden_size, _widths(draft)
-    each = 4 * hidden + 3 * draft.intermediate_size + 3 * query + 2 * key * load.depths
-    kept = load.rows * (each + load.depths * hidden) * e
-    zero = load.tokens * (2 * _aux(draft) + 4 * hidden + query + 4 * key) * e
-    logits = min(load.chunk, load.rows * draft.draft_vocab_size) * e
+    each = 4 * hidden + 3 * draft.intermediate_size + 3 * query + 2 * key * work.ttt_steps
+    kept = work.positions * (each + work.ttt_steps * hidden) * e
+    zero = work.tokens * (2 * _aux(draft) + 4 * hidden + query + 4 * key) * e
+    logits = min(work.chunk, work.positions * draft.draft_vocab_size) * e
     standing = {
-        "process": load.process,
+        "process": work.process_bytes,
         "draft weights": draft_weights(draft) * e,
-        "target weights": _target_bytes(load) if load.online else 0,
-        "target embedding and head": 0 if load.online else load.target.vocab * hidden * load.states,
+        "target weights": _target_bytes(work) if work.online else 0,
+        "target embedding and head": 0 if work.online else work.target.vocab * hidden * work.state_bytes,
     }
-    parts = {**_states(load), "activations of a depth": kept, "depth-0 states": zero, "chunk of the head": logits}
-    passing = [Moment("the target's pass", {**standing, **target_pass_parts(load)})] if load.online else []
-    return Forecast((*passing, Moment("simulated acceptance", {**standing, **parts})))
+    parts = {**_states(work), "activations of a depth": kept, "depth-0 states": zero, "chunk of the head": logits}
+    passing = [Phase("the target's pass", {**standing, **target_pass_parts(work)})] if work.online else []
+    return Forecast((*passing, Phase("simulated acceptance", {**standing, **parts})))
 
 
-def checkpoint_bytes(load: Load) -> int:
+def checkpoint_bytes(work: Workload) -> int:
     """In the computer's memory while a checkpoint is written: weights for servers, and masters and moments twice."""
-    count = draft_weights(load.draft)
-    resumable = count // load.shards * MASTER * (2 if load.muon else 3)
-    return count * load.compute + 2 * resumable
+    count = draft_weights(work.draft)
+    resumable = count // work.shards * MASTER * (2 if work.muon else 3)
+    return count * work.compute_bytes + 2 * resumable
 
 
-def chunk_bytes(load: Load) -> int:
+def chunk_bytes(work: Workload) -> int:
     """One chunk of the head: teacher's and draft's logits, probabilities and error, in fp32 and in ``e`` bytes."""
-    width = load.target.vocab if load.whole_head else load.draft.draft_vocab_size
-    positions = min(load.rows + load.depths, max(1, load.chunk // width))
-    one = positions * load.draft.draft_vocab_size
-    low = load.compute if load.compute != MASTER else 0
-    whole = positions * load.target.vocab * (MASTER + low) if load.whole_head else 0
+    width = work.target.vocab if work.full_head else work.draft.draft_vocab_size
+    positions = min(work.positions + work.ttt_steps, max(1, work.chunk // width))
+    one = positions * work.draft.draft_vocab_size
+    low = work.compute_bytes if work.compute_bytes != MASTER else 0
+    whole = positions * work.target.vocab * (MASTER + low) if work.full_head else 0
     return one * (5 * MASTER + 2 * low) + whole
 
 
-def mask_bytes(load: Load) -> int:
+def mask_bytes(work: Workload) -> int:
     """Attention in blocks of query rows, as on a CPU: one block's mask over the longest sequence, and what it is made
     of. Compiled attention has none."""
-    rows = min(QUERY_BLOCK, load.rows)
-    return rows * load.longest * (MASTER + 1) if load.cpu and load.rows < load.tokens - 2 * load.sequences else 0
+    rows = min(QUERY_BLOCK, work.positions)
+    return (
+        rows * work.longest_sequence * (MASTER + 1)
+        if work.cpu and work.positions < work.tokens - 2 * work.sequences
+        else 0
+    )
 
 
-def depth_bytes(load: Load, depth: int) -> int:
+def depth_bytes(work: Workload, depth: int) -> int:
     """What autograd keeps of one depth, for each row: ``3nH`` of norms, ``e (2H + 3I + 2Q)`` of projections and
     attention with its log-sum-exp, ``2eK`` for it and for each depth before, and the rotary tables ``4eD``."""
-    draft, e = load.draft, load.compute
+    draft, e = work.draft, work.compute_bytes
     hidden, (query, key) = draft.hidden_size, _widths(draft)
     own = 2 * key * depth * e
     tables = (4 if depth else 2) * draft.head_dim * e
-    layer = norm_bytes(load) * 2 * hidden + e * (2 * hidden + 3 * draft.intermediate_size + 2 * query)
+    layer = norm_bytes(work) * 2 * hidden + e * (2 * hidden + 3 * draft.intermediate_size + 2 * query)
     layers = 1 if depth == 0 else draft.num_hidden_layers
-    each = layers * (layer + own + tables + 4 * draft.num_attention_heads) + norm_bytes(load) * hidden
-    return load.rows * each
+    each = layers * (layer + own + tables + 4 * draft.num_attention_heads) + norm_bytes(work) * hidden
+    return work.positions * each
 
 
-def norm_bytes(load: Load) -> int:
+def norm_bytes(work: Workload) -> int:
     """Bytes that a norm keeps of an element: its input in fp32, and what is multiplied by the weight (CUDA's own fp32
     kernel makes that again)."""
-    return 4 + load.compute if load.cpu or load.compute != MASTER else 4
+    return 4 + work.compute_bytes if work.cpu or work.compute_bytes != MASTER else 4
 
 
-def _activations(load: Load) -> Parts:
+def _activations(work: Workload) -> Parts:
     """What the backward pass of all depths will read; with ``recompute`` only each depth's inputs."""
-    draft, e = load.draft, load.compute
+    draft, e = work.draft, work.compute_bytes
     hidden, (query, key) = draft.hidden_size, _widths(draft)
-    depths = range(load.depths)
-    if load.recompute:
-        kept = sum(load.rows * e * (2 * hidden + 2 * key * depth) for depth in depths)
+    depths = range(work.ttt_steps)
+    if work.recompute:
+        kept = sum(work.positions * e * (2 * hidden + 2 * key * depth) for depth in depths)
     else:
-        kept = sum(depth_bytes(load, depth) for depth in depths)
-    inner = (draft.num_hidden_layers - 1) * load.tokens * (query + 3 * draft.intermediate_size + 8 * hidden) * e
-    shared = load.tokens * 2 * key * e * draft.num_hidden_layers
-    zero = load.tokens * ((norm_bytes(load) + 3 * e) * hidden + (_aux(draft) + 2 * draft.head_dim) * e) + inner
+        kept = sum(depth_bytes(work, depth) for depth in depths)
+    inner = (draft.num_hidden_layers - 1) * work.tokens * (query + 3 * draft.intermediate_size + 8 * hidden) * e
+    shared = work.tokens * 2 * key * e * draft.num_hidden_layers
+    zero = work.tokens * ((norm_bytes(work) + 3 * e) * hidden + (_aux(draft) + 2 * draft.head_dim) * e) + inner
     side_by_side = 2 * hidden * (query + 2 * key) * e  # the weights of q, k and v
     return {"activations": kept + zero + side_by_side, "depth-0 keys and values": shared}
 
 
-def _states(load: Load) -> Parts:
+def _states(work: Workload) -> Parts:
     """The packed batch: auxiliary and last states, and the first in the draft's type where that is another."""
-    aux = _aux(load.draft)
-    copy = load.tokens * aux * load.compute if load.compute != load.states else 0
-    return {"batch of states": load.tokens * (aux + load.target.hidden) * load.states + copy}
+    aux = _aux(work.draft)
+    copy = work.tokens * aux * work.compute_bytes if work.compute_bytes != work.state_bytes else 0
+    return {"batch of states": work.tokens * (aux + work.target.hidden) * work.state_bytes + copy}
 
 
-def _gradients(load: Load) -> Parts:
+def _gradients(work: Workload) -> Parts:
     """Gradients of the micro batches before this one."""
-    kept = draft_weights(load.draft) // load.shards * (MASTER if load.shards > 1 else load.compute)
-    return {"gradients": kept if load.accumulates else 0}
+    kept = draft_weights(work.draft) // work.shards * (MASTER if work.shards > 1 else work.compute_bytes)
+    return {"gradients": kept if work.accumulates else 0}
 
 
-def _target_bytes(load: Load) -> int:
-    return load.target.weights * load.states // load.tp_size
+def _target_bytes(work: Workload) -> int:
+    return work.target.weights * work.state_bytes // work.tp_size
 
 
 def _aux(draft: DraftConfig) -> int:

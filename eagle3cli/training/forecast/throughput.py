@@ -61,7 +61,7 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """The devices that share the work."""
+    """The devices that share the step."""
 
     gpus: int
     nodes: int = 1
@@ -73,7 +73,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Work:
+class Step:
     """One optimiser step."""
 
     tokens: int
@@ -92,7 +92,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Throughput:
+class StepTime:
     """A step's parts in seconds, and what they come to."""
 
     draft: float
@@ -105,43 +105,44 @@ class Throughput:
     """Time of one GPU for the same batch, by the time of all GPUs together."""
 
     @property
-    def step(self) -> float:
+    def total(self) -> float:
         """Seconds a step."""
         return self.draft + self.target + self.waiting + self.optimiser + self.communication
 
 
-def throughput(work: Work, cluster: Cluster) -> Throughput:
+def step_time(step: Step, cluster: Cluster) -> StepTime:
     """What a step takes; the module says by which formulas. Raises ValueError for what cannot be."""
-    if min(work.tokens, work.weights, cluster.gpus, cluster.nodes) < 1 or not 0 <= work.target_share < 1:
-        raise ValueError(f"not a step: {work}, {cluster}")
+    if min(step.tokens, step.weights, cluster.gpus, cluster.nodes) < 1 or not 0 <= step.target_share < 1:
+        raise ValueError(f"not a step: {step}, {cluster}")
     gpus = cluster.gpus
-    draft = work.tokens / gpus * work.draft_flops / cluster.flops
-    target = draft * work.target_share / (1 - work.target_share)
-    balance = work.balance if gpus > 1 else 1.0
-    updated = work.weights / gpus if work.sharded else work.weights
+    draft = step.tokens / gpus * step.draft_flops / cluster.flops
+    target = draft * step.target_share / (1 - step.target_share)
+    balance = step.balance if gpus > 1 else 1.0
+    updated = step.weights / gpus if step.sharded else step.weights
     optimiser = OPTIMISER_BYTES * updated / cluster.memory_bandwidth
-    waiting, communication = (draft + target) * (1 / balance - 1), _communication(work, cluster)
-    step = draft + target + waiting + optimiser + communication
-    alone = gpus * (draft + target) + OPTIMISER_BYTES * work.weights / cluster.memory_bandwidth
-    return Throughput(draft, target, waiting, optimiser, communication, work.tokens / step, alone / (gpus * step))
+    waiting = (draft + target) * (1 / balance - 1)
+    communication = _communication(step, cluster)
+    total = draft + target + waiting + optimiser + communication
+    on_one = gpus * (draft + target) + OPTIMISER_BYTES * step.weights / cluster.memory_bandwidth
+    return StepTime(draft, target, waiting, optimiser, communication, step.tokens / total, on_one / (gpus * total))
 
 
-def _communication(work: Work, cluster: Cluster) -> float:
+def _communication(step: Step, cluster: Cluster) -> float:
     others = cluster.gpus - 1
     slowest = cluster.link
     if cluster.nodes > 1:
         network = cluster.network
         slowest = Link(min(slowest.bandwidth, network.bandwidth), max(slowest.latency, network.latency))
     part = others / cluster.gpus / slowest.bandwidth
-    gradients = work.weights * GRADIENT_BYTES
-    small_sums = 2 * others * slowest.latency * (3 if work.sharded else 2)
-    if work.sharded:
-        return part * (work.weights * work.weight_bytes + gradients) + 2 * others * slowest.latency + small_sums
+    gradients = step.weights * GRADIENT_BYTES
+    small_sums = 2 * others * slowest.latency * (3 if step.sharded else 2)
+    if step.sharded:
+        return part * (step.weights * step.weight_bytes + gradients) + 2 * others * slowest.latency + small_sums
     return 2 * part * gradients + 2 * others * slowest.latency + small_sums
 
 
 def draft_flops(
-    *, fc: int, layer: int, head: int, hidden: int, length: int, depths: int, loss_share: float = 0.5
+    *, fc: int, layer: int, head: int, hidden: int, length: int, ttt_steps: int, loss_share: float = 0.5
 ) -> float:
     """FLOP of a draft's forward and backward passes for one token.
 
@@ -152,4 +153,4 @@ def draft_flops(
     and values of the tokens without loss.)
     """
     attention = 3.5 * 2 * hidden * length
-    return 6 * fc + loss_share * (depths * (6 * (layer + head) + attention) + 2 * head)
+    return 6 * fc + loss_share * (ttt_steps * (6 * (layer + head) + attention) + 2 * head)

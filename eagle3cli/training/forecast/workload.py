@@ -9,78 +9,72 @@ from eagle3cli.backends.batches.prefetch import WINDOW_BYTES
 from eagle3cli.backends.target.hf import LONGEST_SHARED
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.build import INIT_ELEMENTS
-from eagle3cli.training.forecast.inputs import Data, Known
-from eagle3cli.training.forecast.memory import Load, draft_weights
-from eagle3cli.training.parallel import SHARD_FROM
+from eagle3cli.training.forecast.inputs import RowLengths, RunInputs
+from eagle3cli.training.forecast.memory import Workload, draft_weights
+from eagle3cli.training.parallel import uses_fsdp
 from eagle3cli.training.sampler import Order
 from eagle3cli.training.sharding import micro_batches, shares
 
-LOOKED_AT = 200
+PLANNED_STEPS = 200
 """Steps among which the largest micro batch is looked for."""
 
 
 @dataclass(frozen=True)
-class Largest:
-    """The micro batch that takes most memory."""
+class MicroBatch:
+    """The sizes of a micro batch."""
 
     tokens: int
     sequences: int
-    longest: int
-    replies: int
+    longest_sequence: int
+    loss_tokens: int
 
 
-def load_of(settings: Settings, known: Known, ranks: int, *, resumes: bool = False) -> Load:
-    """The load of one of ``ranks`` processes; ``resumes``: a checkpoint has the weights already."""
-    train, draft, data = settings.train, known.draft, known.data
-    largest = largest_micro_batch(settings, data, ranks)
-    aux = len(draft.aux_layers) * draft.target_hidden_size
-    solved = min(sum(data.replies), INIT_ELEMENTS // aux) if settings.draft.init == "target" and not resumes else 0
-    return Load(
+def training_workload(settings: Settings, inputs: RunInputs, world_size: int, *, resumes: bool = False) -> Workload:
+    """The workload of one of ``world_size`` processes; ``resumes``: a checkpoint has the weights already."""
+    train, draft, data = settings.train, inputs.draft, inputs.data
+    largest = largest_micro_batch(settings, data, world_size)
+    initial_rows = 0
+    if settings.draft.init == "target" and not resumes:
+        aux_width = len(draft.aux_layers) * draft.target_hidden_size
+        initial_rows = min(sum(data.loss_tokens), INIT_ELEMENTS // aux_width)
+    micro_batch = train.micro_batch_size
+    return Workload(
         draft=draft,
-        target=known.target,
+        target=inputs.target,
         online=train.mode == "online",
         tokens=largest.tokens,
         sequences=largest.sequences,
-        longest=largest.longest,
-        rows=max(1, round(largest.replies * train.anchor_fraction)),
-        depths=train.ttt_length,
-        cpu=known.device == "cpu",
-        compute=known.compute.itemsize,
-        states=known.states.itemsize,
+        longest_sequence=largest.longest_sequence,
+        positions=max(1, round(largest.loss_tokens * train.anchor_fraction)),
+        ttt_steps=train.ttt_length,
+        cpu=inputs.device == "cpu",
+        compute_bytes=inputs.compute_dtype.itemsize,
+        state_bytes=inputs.state_dtype.itemsize,
         recompute=train.activation_checkpointing,
-        accumulates=_accumulates(settings, ranks),
-        whole_head=train.loss != "kl",
+        accumulates=micro_batch is not None and micro_batch * world_size < train.batch_size,
+        full_head=train.loss != "kl",
         chunk=train.loss_chunk,
-        shards=ranks if sharded(settings, known, ranks) else 1,
-        ranks=ranks,
+        shards=world_size if uses_fsdp(train, draft_weights(draft), world_size) else 1,
+        world_size=world_size,
         tp_size=settings.target.tp_size,
-        shared_prefix=data.shared_prefix and largest.sequences > 1 and largest.longest <= LONGEST_SHARED,
+        shared_prefix=data.shared_prefix and largest.sequences > 1 and largest.longest_sequence <= LONGEST_SHARED,
         muon=train.optimizer == "muon",
-        initial_rows=solved,
-        waiting=round(min(WINDOW_BYTES, data.tokens * data.bytes_per_token)),
-        process=known.process,
+        initial_rows=initial_rows,
+        prefetched=round(min(WINDOW_BYTES, data.tokens * data.bytes_per_token)),
+        process_bytes=inputs.process_bytes,
     )
 
 
-def sharded(settings: Settings, known: Known, ranks: int) -> bool:
-    """Whether the ranks share the draft's weights, as ``spread_out`` decides it."""
-    how, muon = settings.train.sharding, settings.train.optimizer == "muon"
-    return ranks > 1 and (how == "fsdp" or (how == "auto" and not muon and draft_weights(known.draft) >= SHARD_FROM))
-
-
-def largest_micro_batch(settings: Settings, data: Data, ranks: int) -> Largest:
+def largest_micro_batch(settings: Settings, data: RowLengths, world_size: int) -> MicroBatch:
     """Of the first steps, in the order in which the run will take its rows."""
-    train, order = settings.train, Order(len(data.lengths), settings.train.batch_size, settings.train.seed)
-    found, limit = [Largest(0, 0, 0, 0)], settings.data.max_length if train.mode == "online" else 2**62
-    for rows in islice(map(order.batch, range(order.steps_per_epoch)), LOOKED_AT):
-        for share in shares(rows, data.lengths, ranks):
+    train = settings.train
+    order = Order(len(data.lengths), train.batch_size, train.seed)
+    limit = settings.data.max_length if train.mode == "online" else 2**62
+    candidates = [MicroBatch(0, 0, 0, 0)]
+    for rows in islice(map(order.batch, range(order.steps_per_epoch)), PLANNED_STEPS):
+        for share in shares(rows, data.lengths, world_size):
             for part in micro_batches(share, train.micro_batch_size):
                 lengths = [min(data.lengths[row], limit) for row in part]
-                replies = sum(min(data.replies[row], limit) for row in part)
-                found.append(Largest(sum(lengths), len(part), max(lengths, default=0), replies))
-    return max(found, key=lambda micro: micro.tokens + train.ttt_length * micro.replies)
-
-
-def _accumulates(settings: Settings, ranks: int) -> bool:
-    micro = settings.train.micro_batch_size
-    return micro is not None and micro * ranks < settings.train.batch_size
+                loss_tokens = sum(min(data.loss_tokens[row], limit) for row in part)
+                candidates.append(MicroBatch(sum(lengths), len(part), max(lengths, default=0), loss_tokens))
+    return max(candidates, key=lambda micro: micro.tokens + train.ttt_length * micro.loss_tokens)

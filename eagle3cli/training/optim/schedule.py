@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from eagle3cli.settings.tables import TrainSettings
+from eagle3cli.settings.training import TrainSettings
 
 Shape = Literal["cosine", "constant", "wsd"]
 DECAY_SHARE = 0.2
@@ -13,7 +13,7 @@ DECAY_SHARE = 0.2
 
 
 def total_steps(settings: TrainSettings, steps_per_epoch: int) -> int | None:
-    """Optimizer steps of a run; None where a time budget alone ends it (an explicit ``total_steps`` ends it earlier)."""
+    """Optimizer steps of a run; None where a time budget alone ends it."""
     if settings.time_budget is not None:
         return settings.total_steps
     return min(steps_per_epoch * settings.num_epochs, settings.total_steps or 10**12)

@@ -17,7 +17,7 @@ import torch
 from eagle3cli.backends.capture.memory import TargetShape
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
-from eagle3cli.training.forecast.memory import Load, depth_bytes, draft_weights, forecast, forward_parts
+from eagle3cli.training.forecast.memory import Workload, depth_bytes, draft_weights, forecast, forward_parts
 from eagle3cli.training.ttt.positions import plan_rows
 from eagle3cli.training.ttt.unroll import unroll
 from tests.conftest import ROOT, RunCli
@@ -36,7 +36,9 @@ CONFIG = DraftConfig(
     norm_output=True,
 )
 TARGET = TargetShape(weights=10**6, layers=8, hidden=128, intermediate=352, key_value=64, vocab=1000, tied=True)
-LOAD = Load(draft=CONFIG, target=TARGET, online=True, tokens=512, sequences=2, longest=256, rows=400, depths=4)
+WORK = Workload(
+    draft=CONFIG, target=TARGET, online=True, tokens=512, sequences=2, longest_sequence=256, positions=400, ttt_steps=4
+)
 
 
 def kept_by_autograd(config: DraftConfig, dtype: torch.dtype, depths: int, lengths: list[int]) -> tuple[int, int]:
@@ -66,8 +68,15 @@ def kept_by_autograd(config: DraftConfig, dtype: torch.dtype, depths: int, lengt
 @pytest.mark.parametrize("depths", [1, 2, 6])
 def test_activations_are_those_that_autograd_keeps(dtype: torch.dtype, depths: int) -> None:
     kept, rows = kept_by_autograd(CONFIG, dtype, depths, [300, 200, 524])
-    load = replace(LOAD, tokens=1024, rows=rows, depths=depths, compute=dtype.itemsize, states=dtype.itemsize)
-    parts = forward_parts(load)
+    work = replace(
+        WORK,
+        tokens=1024,
+        positions=rows,
+        ttt_steps=depths,
+        compute_bytes=dtype.itemsize,
+        state_bytes=dtype.itemsize,
+    )
+    parts = forward_parts(work)
     foretold = parts["activations"] + parts["depth-0 keys and values"]
     foretold += parts["rows for the head and their gradients"] // 2
     assert kept == pytest.approx(foretold, rel=0.03)
@@ -79,22 +88,27 @@ def test_weights_are_counted_as_they_are() -> None:
 
 
 def peak(**changes: Any) -> int:
-    return forecast(replace(LOAD, tokens=8192, rows=8000, cpu=False, compute=2, states=2, **changes)).bytes
+    return forecast(
+        replace(WORK, tokens=8192, positions=8000, cpu=False, compute_bytes=2, state_bytes=2, **changes)
+    ).peak_bytes
 
 
 def test_each_saving_saves() -> None:
     usual = peak()
     assert peak(recompute=True) < usual
     assert peak(online=False) < usual
-    assert forecast(replace(LOAD, tokens=8192, rows=4000, cpu=False, compute=2, states=2)).bytes < usual
+    assert (
+        forecast(replace(WORK, tokens=8192, positions=4000, cpu=False, compute_bytes=2, state_bytes=2)).peak_bytes
+        < usual
+    )
     big = replace(CONFIG, vocab_size=200_000, draft_vocab_size=200_000)
-    assert peak(draft=big, ranks=4, shards=4) < peak(draft=big, ranks=4)
+    assert peak(draft=big, world_size=4, shards=4) < peak(draft=big, world_size=4)
     assert peak(chunk=100_000) < usual
 
 
 def test_a_depth_more_costs_what_its_rows_keep() -> None:
-    more = forward_parts(replace(LOAD, depths=5))["activations"] - forward_parts(LOAD)["activations"]
-    assert more == depth_bytes(LOAD, 4)
+    more = forward_parts(replace(WORK, ttt_steps=5))["activations"] - forward_parts(WORK)["activations"]
+    assert more == depth_bytes(WORK, 4)
 
 
 def run(folder: Path, *words: object) -> tuple[Any, float]:
