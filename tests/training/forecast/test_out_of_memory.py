@@ -123,17 +123,21 @@ def accumulate(*given):
     return inner(*given)
 
 step.accumulate = accumulate
-from eagle3cli.{module} import main
+from eagle3cli.cli.main import main
 sys.exit(main())
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits as Linux has them")
 def test_a_process_at_its_limit_of_memory_says_so(place: Path) -> None:
-    code = LIMITED.format(module="cli")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code, "train"], cwd=place, env=environment, capture_output=True, text=True, timeout=170
+        [sys.executable, "-c", LIMITED, "train"],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=170,
     )
     assert done.returncode == 1, done.stderr
     assert "step 2: memory did not suffice" in done.stderr
