@@ -15,7 +15,9 @@ from eagle3cli.runtime.files import read_json
 
 def summarize_cache(cached: Cached) -> dict[str, Any]:
     """Counts of each split, and what the draft's vocabulary covers."""
-    counts: dict[str, Any] = {name: cached.summary[name] for name in ("train", "eval", "vocab") if name in cached.summary}
+    counts: dict[str, Any] = {
+        name: cached.summary[name] for name in ("train", "eval", "vocab") if name in cached.summary
+    }
     return {"kind": "cache", "folder": str(cached.folder), **counts}
 
 
