@@ -73,7 +73,9 @@ def _picked(path: Path, wanted: Wanted) -> list[tuple[int, Item]]:
     total = 0
     for number, item in _items(path):
         total = number
-        names: list[int | str] = [number, _name(item, path)] if wanted.ids else [number]
+        if wanted.ids and not isinstance(item, SourceRow):
+            item = parse_line(*item, str(path))
+        names: list[int | str] = [number, _name(item)] if isinstance(item, SourceRow) else [number]
         found |= {name: (number, item) for name in names if name in missing}
         missing.difference_update(names)
         if not missing:
@@ -96,11 +98,10 @@ def _drawn(path: Path, wanted: Wanted) -> list[tuple[int, Item]]:
     return sorted(kept, key=lambda picked: picked[0])
 
 
-def _name(item: Item, path: Path) -> str:
+def _name(row: SourceRow) -> str:
     """The id of a row that is not encoded yet, as it will be."""
-    line = item if isinstance(item, SourceRow) else parse_line(*item, str(path))
-    value = line.value or {}
-    return next((str(value[column]) for column in IDS if value.get(column) is not None), f"line-{line.number}")
+    value = row.value or {}
+    return next((str(value[column]) for column in IDS if value.get(column) is not None), f"line-{row.number}")
 
 
 def of_cache(rows: TokenRows, source: str, wanted: Wanted) -> list[Viewed]:

@@ -1,6 +1,6 @@
 """eagle3 merge: the shards of `regenerate` to a training and an evaluation file.
 
-The shards are read twice, once for the facts and once to copy; memory holds one byte a row, whatever the rows' size.
+The shards are read twice, once for the facts and once to copy; memory holds two bytes a row, whatever the rows' size.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _write(folder: Path, shards: Sequence[Path], options: MergeSettings, report:
         Records(TWIN, work) as twins,
     ):
         ledger = Ledger(errors)
-        _scan(shards, options, ledger, rows, report)
+        repaired = _scan(shards, options, ledger, rows, report)
         fates = np.zeros(len(rows), np.uint8)
         mark_duplicates(rows, fates, twins)
         split(rows, fates, options, work)
@@ -121,11 +121,13 @@ def _write(folder: Path, shards: Sequence[Path], options: MergeSettings, report:
         ledger.written = sum(sizes.values())
         beyond, apart = "more than the sizes asked for", "an equal prompt is held out"
         ledger.left_out += Counter({beyond: count(fates, LEFT_OUT), apart: count(fates, APART)})
-        _copy(shards, rows, fates, twins, ledger, folder, report)
+        _copy(_lines(shards, rows, repaired, ledger), shards, rows, fates, twins, ledger, folder, report)
     return {**ledger.summary(), **sizes}
 
 
-def _scan(shards: Sequence[Path], options: MergeSettings, ledger: Ledger, rows: Records, report: Reporter) -> None:
+def _scan(shards: Sequence[Path], options: MergeSettings, ledger: Ledger, rows: Records, report: Reporter) -> bytearray:
+    """Note the facts of every row; returns 1 for each of ``rows`` that was repaired to be read, else 0."""
+    repaired = bytearray()
     kinds = unwanted_kinds(options.drop_truncated, options.drop_loops, options.drop_refusals)
     with report.task("reading shards") as task, catch_stop(report) as stop:
         for shard, path in enumerate(shards):
@@ -134,24 +136,27 @@ def _scan(shards: Sequence[Path], options: MergeSettings, ledger: Ledger, rows: 
                 if ledger.read % 256 == 0:
                     stop.check("nothing was written")
                     task.advance(256)
-                _take(shard, parse_line(number, raw, str(path)), kinds, ledger, rows)
+                row = parse_line(number, raw, str(path))
+                if _take(shard, row, kinds, ledger, rows):
+                    repaired.append(bool(row.repairs))
         task.advance(ledger.read % 256)
+    return repaired
 
 
-def _take(shard: int, line: SourceRow, kinds: Sequence[Unwanted], ledger: Ledger, rows: Records) -> None:
-    """Note the facts of a row, or tell the ledger why it is not in the result."""
+def _take(shard: int, line: SourceRow, kinds: Sequence[Unwanted], ledger: Ledger, rows: Records) -> bool:
+    """Note the facts of a row, or tell the ledger why it is not in the result; returns whether it was noted."""
     try:
-        if line.value is None:
-            raise DataError(line.problem or "unreadable")
-        conversation = to_conversation(line.value)
+        conversation = to_conversation(line.parsed())
         reason = unwanted_reply(conversation, kinds)
         if reason:
             ledger.drop("filtered", line.place, conversation.id, reason)
-            return
+            return False
         note(rows, conversation, conversation.id or line.place, pack_place(shard, line.number))
     except (DataError, RecursionError) as error:
         reason = error.what if isinstance(error, DataError) else "nested too deeply"
-        ledger.drop("rejected", line.place, str((line.value or {}).get("id") or ""), reason)
+        ledger.drop("rejected", line.place, line.id, reason)
+        return False
+    return True
 
 
 def split(rows: Records, fates: Fates, options: MergeSettings, folder: Path) -> None:
@@ -176,6 +181,7 @@ def split(rows: Records, fates: Fates, options: MergeSettings, folder: Path) -> 
 
 
 def _copy(
+    lines: Iterator[bytes],
     shards: Sequence[Path],
     rows: Records,
     fates: Fates,
@@ -193,23 +199,22 @@ def _copy(
         writing(folder / EVAL, "wb") as held_out,
         report.task("writing", total=ledger.written) as task,
     ):
-        lines = _lines(shards, rows, ledger)
         for fate, line in written_rows(lines, rows, fates, twins, ledger, where):
             (held_out if fate == HELD_OUT else train).write(line)
             task.advance()
 
 
-def _lines(shards: Sequence[Path], rows: Records, ledger: Ledger) -> Iterator[bytes]:
-    """The lines of exactly these rows, set right where they need it."""
-    places = (place for block in rows.blocks() for place in block["place"].tolist())
-    place = next(places, None)
+def _lines(shards: Sequence[Path], rows: Records, repaired: bytearray, ledger: Ledger) -> Iterator[bytes]:
+    """The lines of exactly these rows; only the ``repaired`` ones are parsed again."""
+    places = zip((place for block in rows.blocks() for place in block["place"].tolist()), repaired, strict=True)
+    place, repair = next(places, (None, 0))
     for shard, path in enumerate(shards):
         for number, raw in read_raw_lines(path):
             if place != pack_place(shard, number):
                 continue
-            line = parse_line(number, raw, str(path))
-            if line.repairs:
-                ledger.repair(line.repairs, line.place, str((line.value or {}).get("id") or ""))
+            if repair:
+                line = parse_line(number, raw, str(path))
+                ledger.repair(line.repairs, line.place, line.id)
                 raw = json.dumps(line.value, ensure_ascii=False).encode()
             yield raw.rstrip(b"\r\n") + b"\n"
-            place = next(places, None)
+            place, repair = next(places, (None, 0))

@@ -104,7 +104,7 @@ class Intake:
             encoded = json.dumps(replace(conversation, id=name).to_row(), ensure_ascii=False, allow_nan=False).encode()
             note(self.rows, conversation, name, self._place(line))
         except (DataError, RecursionError, ValueError, TypeError) as error:
-            self.ledger.drop("rejected", line.place, _id(line), _reason(error))
+            self.ledger.drop("rejected", line.place, line.id, _reason(error))
             return False
         self.ledger.repair(conversation.repairs, line.place, name)
         longest = max(len(message["content"]) for message in conversation.messages)
@@ -130,11 +130,10 @@ class Intake:
 
     def _convert(self, line: SourceRow, source: Source) -> Conversation | None:
         """The row as it is kept, or None after telling the ledger why not; raises DataError where it is none."""
-        if line.value is None:
-            raise DataError(line.problem or "unreadable")
+        value = line.parsed()
         # A preset's mapping names its id column; a local file of the same layout may lack it.
-        present = {role: column for role, column in source.mapping.items() if role != "id" or column in line.value}
-        conversation = to_conversation(line.value, present)
+        present = {role: column for role, column in source.mapping.items() if role != "id" or column in value}
+        conversation = to_conversation(value, present)
         if source.wanted is not None and (not source.wanted(conversation) or conversation.repairs):
             self.ledger.left_out["not chosen by the preset"] += 1
             return None
@@ -170,10 +169,6 @@ class Intake:
         """The rows of a source as they will stand in the result, in order."""
         source.spool.seek(0)
         return iter(source.spool)
-
-
-def _id(line: SourceRow) -> str:
-    return str((line.value or {}).get("id") or "")
 
 
 def _reason(error: Exception) -> str:

@@ -40,8 +40,11 @@ def written_rows(
             if fate & FATE not in (KEPT, HELD_OUT):
                 continue
             if fate & RENAMED:
-                line = _renamed(line, content)
-                ledger.repair((RENAMED_REPAIR,), where(place), str(json.loads(line)["id"]))
+                # Rows with equal ids differ in their contents.
+                value = _read(line)
+                value["id"] = f"{value.get('id')}~{content:016x}"
+                line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
+                ledger.repair((RENAMED_REPAIR,), where(place), value["id"])
             yield fate & FATE, line
 
 
@@ -64,10 +67,3 @@ def _tell_twin(ledger: Ledger, fate: int, place: str, line: bytes, before: str, 
 def _read(line: bytes) -> dict[str, Any]:
     value: dict[str, Any] = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
     return value
-
-
-def _renamed(line: bytes, content: int) -> bytes:
-    """The row under an id that no other row has: rows with equal ids differ in their contents."""
-    value = _read(line)
-    value["id"] = f"{value.get('id')}~{content:016x}"
-    return json.dumps(value, ensure_ascii=False).encode() + b"\n"

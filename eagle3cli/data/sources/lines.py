@@ -47,6 +47,17 @@ class SourceRow:
         """``file:line``."""
         return f"{self.path}:{self.number}"
 
+    @property
+    def id(self) -> str:
+        """What the row's ``id`` says, whatever its layout; empty where it has none."""
+        return str((self.value or {}).get("id") or "")
+
+    def parsed(self) -> dict[str, Any]:
+        """The value; raises DataError with the problem where there is none."""
+        if self.value is None:
+            raise DataError(self.problem or "unreadable")
+        return self.value
+
 
 class _Unpacked(io.RawIOBase):
     """What could be unpacked of a compressed stream; ``problem`` says why that is not all of it."""

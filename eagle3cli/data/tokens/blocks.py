@@ -92,18 +92,17 @@ def encode_items(encoder: Encoder, items: list[Item], path: str, *, preformatted
     for item in items:
         line = item if isinstance(item, SourceRow) else parse_line(*item, path)
         try:
-            if line.value is None:
-                raise DataError(line.problem or "unreadable")
+            value = line.parsed()
             if preformatted:
-                good.append((line.number, _text_of(line)))
+                good.append((line.number, _text_of(value)))
             else:
-                conversation = to_conversation(line.value)
+                conversation = to_conversation(value)
                 good.append((line.number, conversation))
                 repairs[line.number] = conversation.repairs
             repairs[line.number] = (*line.repairs, *repairs.get(line.number, ()))
         except (DataError, RecursionError) as error:
             reason = error.what if isinstance(error, DataError) else "nested too deeply"
-            block.rejected.append((line.number, str((line.value or {}).get("id") or ""), reason))
+            block.rejected.append((line.number, line.id, reason))
     if preformatted:
         encoded = encoder.encode_text([row for _, row in good if isinstance(row, tuple)])
     else:
@@ -122,8 +121,7 @@ def encode_items(encoder: Encoder, items: list[Item], path: str, *, preformatted
     return block
 
 
-def _text_of(line: SourceRow) -> tuple[str, str]:
-    value = line.value or {}
+def _text_of(value: dict[str, Any]) -> tuple[str, str]:
     if not isinstance(value.get("text"), str):
         raise DataError("no text (a pre-formatted row is {id, text}; conversations need no --is-preformatted)")
     if not value["text"].strip():

@@ -187,13 +187,10 @@ class _Rows:
 
     def _read(self, row: int, line: SourceRow) -> OpenConversation | Entry:
         """The conversation of an input row, or its error."""
-        row_id = str((line.value or {}).get("id") or "")
         try:
-            if line.value is None:
-                raise DataError(line.problem or "not a row")
-            return open_conversation(row, to_conversation(line.value), self.turns, self.system_prompt, line.number)
+            return open_conversation(row, to_conversation(line.parsed()), self.turns, self.system_prompt, line.number)
         except DataError as error:
-            return failed(row, line.number, row_id, error.what)
+            return failed(row, line.number, line.id, error.what)
 
 
 def _count(folder: ShardFolder, shards: list[Shard]) -> Regenerated:
