@@ -4,38 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from eagle3cli.console.out import Out
+from eagle3cli.runtime.plan import Plan
 from eagle3cli.settings.fields import SettingsField, select
+from eagle3cli.settings.tables import Settings
 
-if TYPE_CHECKING:
-    from eagle3cli.console.out import Out
-    from eagle3cli.runtime.plan import Plan
-    from eagle3cli.settings.tables import Settings
-
-
-ENCODING = (
+TOKENIZE_FIELDS = (
     *("data.chat_template", "data.chat_template_kwargs", "data.max_length", "data.system_prompt"),
     *("data.is_preformatted", "data.assistant_header", "data.end_of_turn_token", "data.user_header"),
     "data.last_turn_only",
 )
 """The fields that decide the tokens and the mask of a row."""
 
-
-LOCAL_TARGET = tuple(
+LOCAL_TARGET_FIELDS = tuple(
     f"target.{name}" for name in ("model_path", "revision", "dtype", "device", "threads", "trust_remote_code")
 ) + ("target.device_map", "target.max_memory", "target.offload_folder")
 """The target's fields for a command that runs it in one process, through transformers."""
 
-
-COMMON = {
+COMMON_FLAGS = {
     "--config": "Settings file (TOML); repeatable, later ones win.",
     "--set": "One setting; repeatable.",
     "--json": "One machine-readable result on stdout.",
     "--debug": "Show the traceback of an error.",
 }
 """The flags that every command has, with their help."""
-DRY_RUN = "Say what would be read, done and written, and do nothing."
+DRY_RUN_HELP = "Say what would be read, done and written, and do nothing."
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A line of the command table."""
+"""What the command table says of a command before its module is imported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CommandSpec:
-    """One line of the command table; the module holds COMMAND (a Command) or ``app`` (a Typer of subcommands).
+    """One command of the table; the module holds COMMAND (a Command) or ``app`` (a Typer of subcommands).
 
     ``summary`` is the line of ``eagle3 --help``; a Command's own summary says more and heads its help.
     """

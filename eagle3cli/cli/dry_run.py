@@ -4,40 +4,37 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from eagle3cli.console.out import Out
-    from eagle3cli.runtime.plan import Plan
-    from eagle3cli.settings.tables import Settings
+from eagle3cli.cli.local_target import planned_target
+from eagle3cli.console.out import Out
+from eagle3cli.runtime.plan import Plan
+from eagle3cli.settings.tables import Settings
 
 
-def planner(where: str, *, looks: bool = True, named: bool = False) -> Callable[[Settings], Plan]:
+def planner(path: str, *, local: bool = True, original: bool = False) -> Callable[[Settings], Plan]:
     """The function ``module:name`` that plans, imported when it is called.
 
-    It gets the settings with the target where it lies, or as they are unless it ``looks`` there; with ``named`` both.
+    It gets the settings with the target where it lies (``local``), else as they are; with ``original`` both.
     """
 
     def plan(settings: Settings) -> Plan:
-        from eagle3cli.cli.local_target import looked_at
-
-        module, _, name = where.partition(":")
-        make: Callable[..., Plan] = getattr(importlib.import_module(module), name)
-        if not looks:
-            return make(settings)
-        with looked_at(settings) as looked:
-            return make(looked, settings) if named else make(looked)
+        module, _, name = path.partition(":")
+        make_plan: Callable[..., Plan] = getattr(importlib.import_module(module), name)
+        if not local:
+            return make_plan(settings)
+        with planned_target(settings) as with_folder:
+            return make_plan(with_folder, settings) if original else make_plan(with_folder)
 
     return plan
 
 
-def show(plan: Callable[[Settings], Plan], settings: Settings, out: Out) -> int:
+def show(make_plan: Callable[[Settings], Plan], settings: Settings, out: Out) -> int:
     """Make the plan without any network and show it; returns exit code 0, also where it warns."""
     from eagle3cli.runtime.hub import go_offline
 
     go_offline()
-    found = plan(settings)
-    for warning in found.warnings:
+    plan = make_plan(settings)
+    for warning in plan.warnings:
         out.warn(warning)
-    out.result(found.as_dict(), "\n".join(found.lines()))
+    out.result(plan.as_dict(), "\n".join(plan.lines()))
     return 0

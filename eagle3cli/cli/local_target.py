@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
-from eagle3cli.runtime.report import Silent
-
-if TYPE_CHECKING:
-    from eagle3cli.runtime.report import Reporter
-    from eagle3cli.settings.tables import Settings
+from eagle3cli.runtime.report import Reporter, Silent
+from eagle3cli.settings.tables import Settings
 
 
 @contextmanager
-def looked_at(settings: Settings) -> Iterator[Settings]:
+def planned_target(settings: Settings) -> Iterator[Settings]:
     """As :func:`with_local_target` within the block, for a plan: nothing is converted, and no hub is asked.
 
     A .gguf file that is not converted yet stands as a folder with its config alone.
     """
     from eagle3cli.backends.target.gguf import config_of, converted
 
-    given, models = settings.target.model_path, settings.data.cache_dir / "models"
-    with TemporaryDirectory(prefix="eagle3-") as name:
-        path = converted(given, models)
+    model_path = settings.target.model_path
+    path = converted(model_path, settings.data.cache_dir / "models")
+    with TemporaryDirectory(prefix="eagle3-") as folder:
         if path is None:
-            config_of(given).save_pretrained(name)
-            path = name
-        yield _within_context(settings, path, Silent())
+            config_of(model_path).save_pretrained(folder)
+        yield _within_context(settings, path or folder, Silent())
 
 
 def with_local_target(settings: Settings, report: Reporter) -> Settings:
@@ -37,8 +33,7 @@ def with_local_target(settings: Settings, report: Reporter) -> Settings:
     from eagle3cli.backends.target.gguf import local_folder
     from eagle3cli.runtime.hub import warn_unless_reached
 
-    given = settings.target.model_path
-    path = local_folder(given, settings.data.cache_dir / "models", report)
+    path = local_folder(settings.target.model_path, settings.data.cache_dir / "models", report)
     warn_unless_reached(path, report)
     return _within_context(settings, path, report)
 
@@ -55,11 +50,9 @@ def _within_context(settings: Settings, path: str, report: Reporter) -> Settings
 
 def _context(config: Path) -> int | None:
     """The context length that a model's config names; None where there is no such file or number."""
-    import json
-
     try:
         raw = json.loads(config.read_text(encoding="utf-8"))
-        found = (raw.get("text_config") or raw).get("max_position_embeddings")
+        length = (raw.get("text_config") or raw).get("max_position_embeddings")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
-    return found if isinstance(found, int) and found > 0 else None
+    return length if isinstance(length, int) and length > 0 else None

@@ -15,9 +15,12 @@ from eagle3cli import __version__
 from eagle3cli.cli.command_spec import CommandSpec
 from eagle3cli.errors import DONE, FAILED, Eagle3Error
 
-DATA, TRAINING, SERVING, CHAIN = "Data", "Training", "Serving", "Whole chain & settings"
+DATA = "Data"
+TRAINING = "Training"
+SERVING = "Serving"
+PIPELINE = "Whole chain & settings"
+STEPS = (DATA, TRAINING, SERVING, PIPELINE)
 DEBUG_HINT = "run again with --debug to see where it happened"
-STEPS = (DATA, TRAINING, SERVING, CHAIN)
 SUMMARY = "Train EAGLE-3 draft models, from a data set's name to a measured speed-up."
 
 
@@ -34,12 +37,12 @@ TABLE: tuple[CommandSpec, ...] = (
     CommandSpec("import", "Read a draft of another program.", SERVING),
     CommandSpec("export", "Write a draft folder that SGLang and vLLM load.", SERVING),
     CommandSpec("bench", "Measure acceptance and speed with and without the draft.", SERVING),
-    CommandSpec("run", "Run the whole chain from one settings file.", CHAIN),
-    CommandSpec("watch", "Follow a run from another terminal.", CHAIN),
-    CommandSpec("plan", "Say what a command or a recipe will cost before it starts.", CHAIN),
-    CommandSpec("report", "Write the report of a run, or set several runs side by side.", CHAIN),
-    CommandSpec("config", "Show, check and write settings.", CHAIN),
-    CommandSpec("doctor", "Check this machine, and say how to fix what is wrong.", CHAIN),
+    CommandSpec("run", "Run the whole chain from one settings file.", PIPELINE),
+    CommandSpec("watch", "Follow a run from another terminal.", PIPELINE),
+    CommandSpec("plan", "Say what a command or a recipe will cost before it starts.", PIPELINE),
+    CommandSpec("report", "Write the report of a run, or set several runs side by side.", PIPELINE),
+    CommandSpec("config", "Show, check and write settings.", PIPELINE),
+    CommandSpec("doctor", "Check this machine, and say how to fix what is wrong.", PIPELINE),
 )
 
 
@@ -47,7 +50,7 @@ def overview() -> str:
     """The help of the program itself: the commands by step, in the order of the work."""
     lines = ["Usage: eagle3 COMMAND [OPTIONS]", "", f"  {SUMMARY}", ""]
     for step in STEPS:
-        lines += [f"{step}:", *(f"  {line.name:<17}{line.summary}" for line in TABLE if line.step == step), ""]
+        lines += [f"{step}:", *(f"  {spec.name:<17}{spec.summary}" for spec in TABLE if spec.step == step), ""]
     lines += [
         "Options:",
         "  --version             Show the version.",
@@ -63,11 +66,11 @@ def overview() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; errors are shown, not raised."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        return _run(words)
+        return _run(list(argv))
     except Eagle3Error as error:
-        return _show(error, words)
+        return _show(error, argv)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -75,38 +78,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
-        return _show(_unexpected(error), words)
+        return _show(_unexpected(error), argv)
 
 
-def _run(words: list[str]) -> int:
-    if words in ([], ["--help"]):  # by hand: grouped by step, and fast
+def _run(argv: list[str]) -> int:
+    if argv in ([], ["--help"]):  # by hand: grouped by step, and fast
         print(overview(), flush=True)
         return DONE
-    if words[0] == "--version":
+    if argv[0] == "--version":
         print(f"eagle3 {__version__}", flush=True)
         return DONE
-    if words[0] in ("--install-completion", "--show-completion"):
-        from eagle3cli.cli.completion.install import asked
+    if argv[0] in ("--install-completion", "--show-completion"):
+        from eagle3cli.cli.completion.install import run_flag
 
-        return asked(words)
+        return run_flag(argv)
     from eagle3cli.cli.program import run
 
-    code = run(words, TABLE, SUMMARY)
+    code = run(argv, TABLE, SUMMARY)
     sys.stdout.flush()
     return code
 
 
-def _show(error: Eagle3Error, words: Sequence[str]) -> int:
+def _show(error: Eagle3Error, argv: Sequence[str]) -> int:
     from eagle3cli.console.out import Out
 
-    if "--debug" in words:
+    if "--debug" in argv:
         traceback.print_exc()
-    Out(json_wanted="--json" in words).error(error)
+    Out(json_wanted="--json" in argv).error(error)
     return error.exit_code
 
 
 def _unexpected(error: Exception) -> Eagle3Error:
-    """An error nobody foresaw, in one line; a full disk is told as such."""
+    """An error nobody foresaw, in one line; a full disk is called that."""
     if isinstance(error, OSError):
         where = str(error.filename) if error.filename is not None else None
         reason = error.strerror or str(error)

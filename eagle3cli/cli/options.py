@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from eagle3cli.cli.command import COMMON, DRY_RUN, Command, fields_of
+from eagle3cli.cli.command import COMMON_FLAGS, DRY_RUN_HELP, Command, fields_of
+from eagle3cli.cli.dry_run import show
 from eagle3cli.cli.remote_code import warn_of_remote_code
 from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
@@ -19,41 +20,34 @@ from eagle3cli.settings.mistakes import DEFAULT
 from eagle3cli.settings.packaged import find_recipe, recipes
 from eagle3cli.settings.tables import Settings
 
-CONFIG = typer.Option("--config", metavar="<path>", help=COMMON["--config"])
-SET = typer.Option("--set", metavar="<table.key=value>", help=COMMON["--set"])
-JSON = typer.Option("--json", help=COMMON["--json"])
-DEBUG = typer.Option("--debug", help=COMMON["--debug"])
-Config = Annotated[list[Path] | None, CONFIG]
-Set = Annotated[list[str] | None, SET]
-Json = Annotated[bool, JSON]
-Debug = Annotated[bool, DEBUG]
+Config = Annotated[list[Path] | None, typer.Option("--config", metavar="<path>", help=COMMON_FLAGS["--config"])]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="<table.key=value>", help=COMMON_FLAGS["--set"])]
+Json = Annotated[bool, typer.Option("--json", help=COMMON_FLAGS["--json"])]
+Debug = Annotated[bool, typer.Option("--debug", help=COMMON_FLAGS["--debug"])]
 
 
 def function(command: Command) -> Callable[..., int]:
     """The function that Typer turns into the command: parses flags, loads the settings, runs."""
     flags, arguments = fields_of(command)
 
-    def call(context: typer.Context, **given: Any) -> int:
+    def call(context: typer.Context, **values: Any) -> int:
         if context.invoked_subcommand is not None:
-            _refuse_flags_before(context.invoked_subcommand, context, given)
+            _refuse_flags_before(context.invoked_subcommand, context, values)
             return 0
         typed: dict[str, tuple[str, Any]] = {}
         for field in (*arguments, *flags):
-            source = context.get_parameter_source(_parameter(field))
-            if source is not None and source.name == "COMMANDLINE":
+            if _is_typed(context, _parameter(field)):
                 name = field.name.upper() if field in arguments else field.flags[0]
-                typed[field.key] = (name, given[_parameter(field)])
-        files = [find_recipe(given["recipe"])] if command.recipe and given["recipe"] else []
-        loaded = _load(command, [*files, *(given["config"] or ())], given["set_"] or (), typed)
+                typed[field.key] = (name, values[_parameter(field)])
+        recipe = [find_recipe(values["recipe"])] if command.recipe and values["recipe"] else []
+        loaded = _load(command, [*recipe, *(values["config"] or ())], values["set_"] or (), typed)
         settings = loaded.settings
-        if files and loaded.origin("run.output_dir") == DEFAULT:  # each recipe has its own folder
-            run = settings.run.model_copy(update={"output_dir": Path("runs") / files[0].stem})
+        if recipe and loaded.origin("run.output_dir") == DEFAULT:  # each recipe has its own folder
+            run = settings.run.model_copy(update={"output_dir": Path("runs") / recipe[0].stem})
             settings = settings.model_copy(update={"run": run})
-        out = Out(json_wanted=given["json_"])
+        out = Out(json_wanted=values["json_"])
         warn_of_remote_code(loaded, out)
-        if command.plan is not None and given["dry_run"]:
-            from eagle3cli.cli.dry_run import show
-
+        if command.plan is not None and values["dry_run"]:
             return show(command.plan, settings, out)
         return command.run(settings, out) or 0
 
@@ -73,12 +67,16 @@ def _load(command: Command, files: list[Path], assignments: Sequence[str], typed
         return Loaded(Settings(), {}, ())
 
 
-def _refuse_flags_before(action: str, context: typer.Context, given: dict[str, Any]) -> None:
+def _refuse_flags_before(action: str, context: typer.Context, parameters: Iterable[str]) -> None:
     """Flags before the name of an action would be read by nobody."""
-    for name in given:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise UsageError(f"flags stand before {action}", fix=f"put them after the word {action}")
+    if any(_is_typed(context, name) for name in parameters):
+        raise UsageError(f"flags stand before {action}", fix=f"put them after the word {action}")
+
+
+def _is_typed(context: typer.Context, parameter: str) -> bool:
+    """Whether the command line gives this parameter."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _parameter(field: SettingsField) -> str:
@@ -98,21 +96,22 @@ def _parameters(
         yield keyword("recipe", Annotated[str | None, argument])
     for field in arguments:
         argument = typer.Argument(metavar=field.name.upper(), help=field.help)
-        shown = field.type if field.type is int else None  # the help of an argument shows its type as it is
-        yield keyword(_parameter(field), Annotated[_type(field, shown), argument], _default(field))
+        # The help of an argument shows its type as it is.
+        annotation = _type(field, (bool, Path, int))
+        yield keyword(_parameter(field), Annotated[annotation, argument], _default(field))
     for field in flags:
         yield keyword(_parameter(field), Annotated[_type(field), _option(field)], _default(field))
     if command.plan is not None:
-        yield keyword("dry_run", Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)], False)
+        yield keyword("dry_run", Annotated[bool, typer.Option("--dry-run", help=DRY_RUN_HELP)], False)
     yield keyword("config", Config)
     yield keyword("set_", Set)
     yield keyword("json_", Json, False)
     yield keyword("debug", Debug, False)
 
 
-def _type(field: SettingsField, shown: Any = None) -> Any:
+def _type(field: SettingsField, parsed: Sequence[type] = (bool, Path)) -> Any:
     """What Typer parses; numbers and choices stay text, so that one place (the settings) judges every value."""
-    one = shown or (field.type if field.type in (bool, Path) else str)
+    one = field.type if field.type in parsed else str
     return (list[one] if field.many else one) | None  # type: ignore[valid-type]
 
 
@@ -126,9 +125,9 @@ def _option(field: SettingsField) -> Any:
     names = list(field.flags)
     if field.type is bool:
         names = [f"{name}/--no-{name.removeprefix('--')}" for name in names]
-    shown = field.default is not False and field.default not in ("", None, ())
+    show_default = field.default is not False and field.default not in ("", None, ())
     help_text = f"{field.help.rstrip('.')} ({field.bounds})." if field.bounds else field.help
-    return typer.Option(*names, help=help_text, show_default=shown, metavar=_metavar(field))
+    return typer.Option(*names, help=help_text, show_default=show_default, metavar=_metavar(field))
 
 
 def _metavar(field: SettingsField) -> str | None:

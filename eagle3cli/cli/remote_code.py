@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from eagle3cli.console.out import Out
+from eagle3cli.settings.load import Loaded
 from eagle3cli.settings.mistakes import DEFAULT
-
-if TYPE_CHECKING:
-    from eagle3cli.console.out import Out
-    from eagle3cli.settings.load import Loaded
 
 KEY = "target.trust_remote_code"
 
@@ -32,13 +29,13 @@ def warn_of_remote_code(loaded: Loaded, out: Out) -> None:
 
 def code_files(folder: Path) -> list[str]:
     """The Python files that the configs of a model folder name in ``auto_map``; else all that lie there."""
-    named: set[str] = set()
+    files: set[str] = set()
     for path in (folder / "config.json", folder / "tokenizer_config.json"):
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))["auto_map"]
+            auto_map = json.loads(path.read_text(encoding="utf-8"))["auto_map"]
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
             continue
-        for value in found.values() if isinstance(found, dict) else ():
-            words = value if isinstance(value, list) else [value]
-            named |= {f"{word.rpartition('--')[2].partition('.')[0]}.py" for word in words if isinstance(word, str)}
-    return sorted(named) or sorted(path.name for path in folder.glob("*.py"))
+        for value in auto_map.values() if isinstance(auto_map, dict) else ():
+            classes = value if isinstance(value, list) else [value]
+            files |= {f"{name.rpartition('--')[2].partition('.')[0]}.py" for name in classes if isinstance(name, str)}
+    return sorted(files) or sorted(path.name for path in folder.glob("*.py"))

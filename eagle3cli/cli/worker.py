@@ -8,14 +8,11 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from eagle3cli.cli.command import Command
 from eagle3cli.console.out import Out
 from eagle3cli.errors import FAILED, Eagle3Error
-
-if TYPE_CHECKING:
-    from eagle3cli.cli.command import Command
-    from eagle3cli.settings.tables import Settings
+from eagle3cli.settings.tables import Settings
 
 MODULE = "eagle3cli.cli.worker"
 
@@ -40,8 +37,8 @@ def in_processes(command: Command, settings: Settings, out: Out) -> bool:
     if count == 1:
         return False
     payload = {"command": command.name, "settings": settings.model_dump(mode="json", exclude_unset=True)}
-    found = launch(["-m", MODULE], count, payload, settings.target.threads, out)
-    out.result(found["data"], found["text"])
+    result = launch(["-m", MODULE], count, payload, settings.target.threads, out)
+    out.result(result["data"], result["text"])
     return True
 
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from eagle3cli.cli.command import Command
 from eagle3cli.cli.dry_run import planner
+from eagle3cli.console.out import Out
 from eagle3cli.errors import FAILED, SOME_ROWS_FAILED
+from eagle3cli.settings.tables import Settings
 
 if TYPE_CHECKING:
     from eagle3cli.console.benchmark import Row
-    from eagle3cli.console.out import Out
-    from eagle3cli.settings.tables import Settings
 
 
 def run(settings: Settings, out: Out) -> int | None:

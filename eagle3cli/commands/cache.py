@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from eagle3cli.cli.command import ENCODING, Command
+from eagle3cli.cli.command import TOKENIZE_FIELDS, Command
 from eagle3cli.cli.dry_run import planner
+from eagle3cli.console.out import Out
 from eagle3cli.errors import SOME_ROWS_FAILED
-
-if TYPE_CHECKING:
-    from eagle3cli.console.out import Out
-    from eagle3cli.settings.tables import Settings
+from eagle3cli.settings.tables import Settings
 
 
 def run(settings: Settings, out: Out) -> int | None:
@@ -66,7 +64,7 @@ COMMAND = Command(
     fields=(
         *("target.model_path", "target.revision", "target.trust_remote_code"),
         *("draft.config", "draft.vocab_size"),
-        *("data.train_path", "data.eval_path", "data.cache_dir", "data.num_proc", *ENCODING, "cache.*"),
+        *("data.train_path", "data.eval_path", "data.cache_dir", "data.num_proc", *TOKENIZE_FIELDS, "cache.*"),
     ),
     run=run,
     plan=planner("eagle3cli.data.tokens.plan:plan_cache"),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from eagle3cli.console.out import Out
 from eagle3cli.errors import FAILED, ModelError
+from eagle3cli.settings.tables import Settings
 
 if TYPE_CHECKING:
-    from eagle3cli.console.out import Out
     from eagle3cli.data.chat.template_check import Comparison
-    from eagle3cli.settings.tables import Settings
 
 
 def check(settings: Settings, name: str, out: Out) -> int | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from eagle3cli.cli.completion.complete import SHELLS
 from eagle3cli.cli.completion.install import running_shell, state
-from eagle3cli.cli.completion.shells import SHELLS
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.doctor import hardware, hub, limits, packages
 from eagle3cli.runtime.doctor.finding import Check, Finding

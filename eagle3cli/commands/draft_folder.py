@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eagle3cli.console.out import Out
+from eagle3cli.settings.tables import Settings
+
 if TYPE_CHECKING:
-    from eagle3cli.console.out import Out
     from eagle3cli.models.contract import Layout
     from eagle3cli.models.export import Exported
-    from eagle3cli.settings.tables import Settings
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from eagle3cli.cli.command import Command
 from eagle3cli.cli.dry_run import planner
-
-if TYPE_CHECKING:
-    from eagle3cli.console.out import Out
-    from eagle3cli.settings.tables import Settings
+from eagle3cli.console.out import Out
+from eagle3cli.settings.tables import Settings
 
 
 def run(settings: Settings, out: Out) -> int | None:

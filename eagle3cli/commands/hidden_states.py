@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from eagle3cli.cli.command import ENCODING, Command
+from eagle3cli.cli.command import TOKENIZE_FIELDS, Command
 from eagle3cli.cli.dry_run import planner
 from eagle3cli.commands.hidden_states_actions import ACTIONS
-
-if TYPE_CHECKING:
-    from eagle3cli.console.out import Out
-    from eagle3cli.settings.tables import Settings
+from eagle3cli.console.out import Out
+from eagle3cli.settings.tables import Settings
 
 
 def run(settings: Settings, out: Out) -> None:
@@ -65,7 +61,7 @@ COMMAND = Command(
         "launch.gpus",
         *("target.*", "draft.config", "draft.vocab_size", "draft.aux_layers"),
         *(f"hidden_states.{name}" for name in OWN),
-        *("data.train_path", "data.eval_path", "data.cache_dir", "data.num_proc", *ENCODING),
+        *("data.train_path", "data.eval_path", "data.cache_dir", "data.num_proc", *TOKENIZE_FIELDS),
     ),
     actions=ACTIONS,
     run=run,

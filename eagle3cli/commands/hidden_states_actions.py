@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from eagle3cli.cli.command import LOCAL_TARGET, Command
+from eagle3cli.cli.command import LOCAL_TARGET_FIELDS, Command
 from eagle3cli.commands.hidden_states_convert import CONVERT
 from eagle3cli.commands.hidden_states_import import IMPORT
+from eagle3cli.console.out import Out
 from eagle3cli.errors import FAILED
-
-if TYPE_CHECKING:
-    from eagle3cli.console.out import Out
-    from eagle3cli.settings.tables import Settings
+from eagle3cli.settings.tables import Settings
 
 
 def verify(settings: Settings, out: Out) -> int | None:
@@ -64,7 +62,7 @@ VERIFY = Command(
         "eagle3 hidden-states verify cache/hidden_states/train",
         "eagle3 hidden-states verify cache/hidden_states/train --recompute 0",
     ),
-    fields=("hidden_states.recompute", *LOCAL_TARGET),
+    fields=("hidden_states.recompute", *LOCAL_TARGET_FIELDS),
     arguments=("hidden_states.paths",),
     run=verify,
 )

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from eagle3cli.cli.command import Command
+from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from eagle3cli.console.out import Out
-    from eagle3cli.settings.tables import Settings
+from eagle3cli.settings.tables import Settings
 
 
 def convert(settings: Settings, out: Out) -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from eagle3cli.cli.command import Command
 from eagle3cli.commands.hidden_states_convert import one_path
+from eagle3cli.console.out import Out
 from eagle3cli.errors import SOME_ROWS_FAILED
-
-if TYPE_CHECKING:
-    from eagle3cli.console.out import Out
-    from eagle3cli.settings.tables import Settings
+from eagle3cli.settings.tables import Settings
 
 
 def import_(settings: Settings, out: Out) -> int | None:

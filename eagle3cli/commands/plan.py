@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from eagle3cli.cli.command import Command
 from eagle3cli.cli.dry_run import show
 from eagle3cli.commands import bench, cache, hidden_states, merge, prepare, regenerate, run, train
 from eagle3cli.commands import eval as evaluate
-
-if TYPE_CHECKING:
-    from eagle3cli.console.out import Out
-    from eagle3cli.runtime.plan import Plan
-    from eagle3cli.settings.tables import Settings
+from eagle3cli.console.out import Out
+from eagle3cli.runtime.plan import Plan
+from eagle3cli.settings.tables import Settings
 
 PLANNED = (prepare, regenerate, merge, cache, hidden_states, train, evaluate, bench, run)
 

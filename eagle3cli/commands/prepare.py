@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eagle3cli.cli.command import LOCAL_TARGET, Command
+from eagle3cli.cli.command import LOCAL_TARGET_FIELDS, Command
 from eagle3cli.cli.dry_run import planner
+from eagle3cli.console.out import Out
 from eagle3cli.errors import SOME_ROWS_FAILED
+from eagle3cli.settings.tables import Settings
 
 if TYPE_CHECKING:
-    from eagle3cli.console.out import Out
     from eagle3cli.data.prepare.prepare import Author
-    from eagle3cli.settings.tables import Settings
 
 
 def run(settings: Settings, out: Out) -> int | None:
@@ -60,7 +60,7 @@ COMMAND = Command(
         "eagle3 prepare ultrachat:0.7 my.jsonl:0.3 --sample-size 10000",
         "eagle3 prepare self --model-path MODEL --sample-size 1000",
     ),
-    fields=("prepare.*", *LOCAL_TARGET, "data.chat_template", "data.cache_dir"),
+    fields=("prepare.*", *LOCAL_TARGET_FIELDS, "data.chat_template", "data.cache_dir"),
     arguments=("prepare.source",),
     run=run,
     plan=planner("eagle3cli.data.prepare.plan:plan_prepare"),

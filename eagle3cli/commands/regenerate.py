@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from eagle3cli.cli.command import LOCAL_TARGET, Command
+from eagle3cli.cli.command import LOCAL_TARGET_FIELDS, Command
 from eagle3cli.cli.dry_run import planner
+from eagle3cli.console.out import Out
 from eagle3cli.errors import SOME_ROWS_FAILED
-
-if TYPE_CHECKING:
-    from eagle3cli.console.out import Out
-    from eagle3cli.settings.tables import Settings
+from eagle3cli.settings.tables import Settings
 
 
 def run(settings: Settings, out: Out) -> int | None:
@@ -57,7 +53,7 @@ COMMAND = Command(
         "--input-path cache/dataset/sharegpt/train.jsonl",
         "eagle3 regenerate --model-path MODEL --input-path cache/dataset/sharegpt/train.jsonl --retry-errors",
     ),
-    fields=("regenerate.*", "server.*", *LOCAL_TARGET, *CHAT, "data.cache_dir"),
+    fields=("regenerate.*", "server.*", *LOCAL_TARGET_FIELDS, *CHAT, "data.cache_dir"),
     run=run,
     plan=planner("eagle3cli.serving.regenerate.plan:plan_regenerate"),
 )

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eagle3cli.cli.command import Command
+from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
+from eagle3cli.settings.tables import Settings
 
 if TYPE_CHECKING:
-    from eagle3cli.console.out import Out
     from eagle3cli.console.report import Page
-    from eagle3cli.settings.tables import Settings
 
 
 def run(settings: Settings, out: Out) -> int | None:

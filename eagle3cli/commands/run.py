@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from eagle3cli.cli.command import Command
 from eagle3cli.cli.dry_run import planner
+from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from eagle3cli.console.out import Out
-    from eagle3cli.settings.tables import Settings
+from eagle3cli.settings.tables import Settings
 
 TRAIN = ("time_budget", "report_to", "tracker_project", "tracker_name")
 TARGET = ("model_path", "threads")
@@ -67,5 +63,5 @@ COMMAND = Command(
     ),
     recipe=True,
     run=run,
-    plan=planner("eagle3cli.pipeline.plan:plan_run", looks=False),
+    plan=planner("eagle3cli.pipeline.plan:plan_run", local=False),
 )

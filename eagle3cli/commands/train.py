@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from eagle3cli.cli.command import Command
 from eagle3cli.cli.dry_run import planner
-
-if TYPE_CHECKING:
-    from eagle3cli.console.out import Out
-    from eagle3cli.settings.tables import Settings
+from eagle3cli.console.out import Out
+from eagle3cli.settings.tables import Settings
 
 DRAFT = ("config", "vocab_size", "aux_layers", "init", "fc_norm", "norm_output", "path")
 
@@ -75,5 +71,5 @@ COMMAND = Command(
     ),
     fields=("train.*", "launch.*", "target.*", *(f"draft.{name}" for name in DRAFT), "data.*"),
     run=run,
-    plan=planner("eagle3cli.training.forecast.plan:plan_training", named=True),
+    plan=planner("eagle3cli.training.forecast.plan:plan_training", original=True),
 )

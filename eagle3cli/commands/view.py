@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from eagle3cli.cli.command import ENCODING, Command
+from eagle3cli.cli.command import TOKENIZE_FIELDS, Command
+from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from eagle3cli.console.out import Out
-    from eagle3cli.settings.tables import Settings
+from eagle3cli.settings.tables import Settings
 
 
 def run(settings: Settings, out: Out) -> int | None:
@@ -43,7 +39,7 @@ FIELDS = (
     *("view.path", "view.id", "view.random", "view.seed", "view.ids", "view.whitespace", "view.html"),
     "view.check_template",
     *("target.model_path", "target.revision", "target.trust_remote_code"),
-    *("data.train_path", "data.eval_path", "data.cache_dir", *ENCODING),
+    *("data.train_path", "data.eval_path", "data.cache_dir", *TOKENIZE_FIELDS),
 )
 
 COMMAND = Command(

@@ -10,7 +10,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle3cli.cli.argv import spread
+from eagle3cli.cli.argv import repeat_flags
 from eagle3cli.cli.command import Command, fields_of
 from eagle3cli.cli.options import function
 from eagle3cli.errors import UsageError
@@ -30,7 +30,7 @@ def parse(words: list[str], **changes: Any) -> Settings:
     tried = Command(**{**vars(tried), "run": lambda settings, out: got.append(settings)})
     app = typer.Typer()
     app.command("try")(function(tried))
-    app(args=spread(words, tried), standalone_mode=False)
+    app(args=repeat_flags(words, tried), standalone_mode=False)
     return got[0]
 
 
@@ -76,17 +76,17 @@ def test_a_flag_may_set_a_value_back_to_its_default() -> None:
 @given(st.lists(st.text(min_size=1), max_size=6))
 def test_words_without_a_many_valued_flag_are_left_alone(words: list[str]) -> None:
     words = [word for word in words if word not in ("--set", "--aux-layers")]
-    assert spread(words, command(fields=("draft.*",))) == words
+    assert repeat_flags(words, command(fields=("draft.*",))) == words
 
 
 @given(st.lists(st.integers(-5, 99), min_size=1, max_size=6))
 def test_each_value_gets_its_flag(values: list[int]) -> None:
-    words = spread(["--aux-layers", *map(str, values), "--json"], command())
+    words = repeat_flags(["--aux-layers", *map(str, values), "--json"], command())
     assert words == [w for value in values for w in ("--aux-layers", str(value))] + ["--json"]
 
 
 def test_words_after_two_dashes_are_left_alone() -> None:
-    assert spread(["--aux-layers", "1", "--", "2", "3"], command()) == ["--aux-layers", "1", "--", "2", "3"]
+    assert repeat_flags(["--aux-layers", "1", "--", "2", "3"], command()) == ["--aux-layers", "1", "--", "2", "3"]
 
 
 def test_two_fields_of_one_command_cannot_share_a_flag() -> None:

@@ -3,51 +3,47 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-DEPTH, MOST = 4, 200
+DEPTH = 4
+MOST = 200
 RUNS = "runs"
 RUN_FILES = ("metrics.jsonl", "stages.json", "report.json")
 
 
-def drafts(begun: str) -> list[str]:
-    """Folders with an EAGLE-3 draft, newest first, below the folder that ``begun`` names, else below ./runs."""
-    found = [folder for folder in _below(_root(begun)) if _is_draft(folder)]
-    return [str(folder) for folder in sorted(found, key=lambda folder: -folder.stat().st_mtime)]
+def drafts(prefix: str) -> list[str]:
+    """Folders with an EAGLE-3 draft, newest first, below the folder that ``prefix`` names, else below ./runs."""
+    return _newest_first(prefix, _is_draft)
 
 
-def runs(begun: str) -> list[str]:
+def runs(prefix: str) -> list[str]:
     """Folders of training runs and of whole chains, newest first."""
-    found = [folder for folder in _below(_root(begun)) if any((folder / name).is_file() for name in RUN_FILES)]
-    return [str(folder) for folder in sorted(found, key=lambda folder: -folder.stat().st_mtime)]
+    return _newest_first(prefix, lambda folder: any((folder / name).is_file() for name in RUN_FILES))
 
 
-def cached_models() -> list[str]:
+def cached_models(prefix: str) -> list[str]:
     """Models of the hub that were downloaded before: OWNER/NAME."""
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
     return sorted(path.name.removeprefix("models--").replace("--", "/") for path in cache.glob("models--*--*"))
 
 
-def _root(begun: str) -> Path:
-    folder = begun.rpartition("/")[0]
-    return Path(folder) if folder and Path(folder).is_dir() else Path(RUNS)
-
-
-def _below(root: Path) -> Iterator[Path]:
-    """Folders down to DEPTH, at most MOST of them; names with a dot in front are left out."""
+def _newest_first(prefix: str, matches: Callable[[Path], bool]) -> list[str]:
+    """The folders that match down to DEPTH, of about MOST; names with a dot in front are left out."""
+    parent = prefix.rpartition("/")[0]
+    root = Path(parent) if parent and Path(parent).is_dir() else Path(RUNS)
     level = [root] if root.is_dir() else []
-    seen = 0
-    for _ in range(DEPTH + 1):
-        yield from level
-        seen += len(level)
-        if seen > MOST:
-            return
-        level = [inner for folder in level for inner in _inner(folder)][:MOST]
+    folders = list(level)
+    for _ in range(DEPTH):
+        if len(folders) > MOST:
+            break
+        level = [inner for folder in level for inner in _subfolders(folder)][:MOST]
+        folders += level
+    return [str(folder) for folder in sorted(filter(matches, folders), key=lambda folder: -folder.stat().st_mtime)]
 
 
-def _inner(folder: Path) -> list[Path]:
+def _subfolders(folder: Path) -> list[Path]:
     try:
         return [Path(entry.path) for entry in os.scandir(folder) if entry.name[0] != "." and entry.is_dir()]
     except OSError:

@@ -6,16 +6,17 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from eagle3cli.cli.completion.shells import SHELLS, script
+from eagle3cli.cli.completion.complete import SHELLS
+from eagle3cli.cli.completion.shells import script
 from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.files import write_text
 from eagle3cli.settings.mistakes import suggest
 
 
-def asked(words: Sequence[str]) -> int:
-    """Do what ``--install-completion [SHELL]`` or ``--show-completion [SHELL]`` says; returns the exit code."""
-    flag, *rest = [word for word in words if word != "--debug"]
+def run_flag(argv: Sequence[str]) -> int:
+    """Run ``--install-completion [SHELL]`` or ``--show-completion [SHELL]``; returns the exit code."""
+    flag, *rest = [word for word in argv if word != "--debug"]
     if len(rest) > 1:
         raise UsageError(f"one shell at most, not {' '.join(rest)}", where=flag, fix=f"eagle3 {flag} bash")
     shell = rest[0] if rest else running_shell()
@@ -57,7 +58,8 @@ def startup_file(shell: str) -> Path | None:
 
 def install(shell: str) -> list[Path]:
     """Write the script and, once, the line that reads it; returns the files written."""
-    path, startup = script_path(shell), startup_file(shell)
+    path = script_path(shell)
+    startup = startup_file(shell)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, script(shell))
     if startup is None:
@@ -73,7 +75,8 @@ def install(shell: str) -> list[Path]:
 
 def state(shell: str) -> str:
     """``current``, ``old`` (written by another version) or ``missing``."""
-    path, startup = script_path(shell), startup_file(shell)
+    path = script_path(shell)
+    startup = startup_file(shell)
     if not path.is_file():
         return "missing"
     if startup is not None and not (startup.is_file() and str(path) in startup.read_text(encoding="utf-8")):

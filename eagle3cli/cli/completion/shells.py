@@ -1,4 +1,4 @@
-"""What a shell's script asks and what it is told: a line for paths, then one line for each word that may follow.
+"""What a shell's script sends and gets: a line for paths, then one line for each word that may follow.
 
 bash hands over its line and the piece of it that it will replace (it also breaks words at ``=`` and ``:``); zsh and
 fish hand over the words, and show the help behind a tab.
@@ -11,15 +11,13 @@ import shlex
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from eagle3cli.cli.command_spec import CommandSpec
+from eagle3cli.cli.completion.complete import complete
 from eagle3cli.cli.completion.values import Offer
 
-if TYPE_CHECKING:
-    from eagle3cli.cli.command_spec import CommandSpec
-
-SHELLS = ("bash", "zsh", "fish")
-ASKED = "_EAGLE3_COMPLETE"
+VARIABLE = "_EAGLE3_COMPLETE"
+"""Set by the scripts to the name of their shell."""
 HELP_WIDTH = 72
 
 
@@ -29,14 +27,13 @@ def script(shell: str) -> str:
     return (folder / f"eagle3.{shell}").read_text(encoding="utf-8")
 
 
-def answer(argv: Sequence[str], table: Sequence[CommandSpec]) -> str:
-    """What the script that asked prints to its shell."""
-    from eagle3cli.cli.completion.line import complete
-
-    if os.environ[ASKED] != "bash":
-        return _with_help(complete(argv[:-1], argv[-1] if argv else "", table))
+def answer(argv: Sequence[str], commands: Sequence[CommandSpec]) -> str:
+    """What a script prints to its shell."""
+    if os.environ[VARIABLE] != "bash":
+        offer = complete(argv[:-1], argv[-1] if argv else "", commands)
+        return "\n".join([offer.paths, *(f"{word}\t{_short(text)}" for word, text in offer.words.items())])
     words, current = split(os.environ.get("_EAGLE3_LINE", ""))
-    return _for_bash(complete(words[1:], current, table), current, os.environ.get("_EAGLE3_PIECE", ""))
+    return _for_bash(complete(words[1:], current, commands), current, os.environ.get("_EAGLE3_PIECE", ""))
 
 
 def split(line: str) -> tuple[list[str], str]:
@@ -55,13 +52,9 @@ def split(line: str) -> tuple[list[str], str]:
 
 def _for_bash(offer: Offer, current: str, piece: str) -> str:
     """bash replaces only the piece after the last ``=`` or ``:``, so the words begin there."""
-    begun = "" if piece in ("=", ":") else split(piece)[1]
-    kept = len(current) - len(begun) if current.endswith(begun) else 0
-    return "\n".join([offer.paths, *(choice.word[kept:] for choice in offer.choices)])
-
-
-def _with_help(offer: Offer) -> str:
-    return "\n".join([offer.paths, *(f"{choice.word}\t{_short(choice.help)}" for choice in offer.choices)])
+    replaced = "" if piece in ("=", ":") else split(piece)[1]
+    begin = len(current) - len(replaced) if current.endswith(replaced) else 0
+    return "\n".join([offer.paths, *(word[begin:] for word in offer.words)])
 
 
 def _short(text: str) -> str:

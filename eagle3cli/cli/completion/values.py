@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,42 +16,42 @@ USUAL_ROWS = ("20", "200")
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A word that may stand there; one that ends in = : . or / is not finished."""
-
-    word: str
-    help: str = ""
-
-
-@dataclass(frozen=True)
 class Offer:
-    """Words, and whether the shell adds the files or folders that it finds."""
+    """Words with their help, and whether the shell adds the files or folders that are there.
 
-    choices: list[Choice]
+    A word that ends in = : . or / is not finished.
+    """
+
+    words: dict[str, str]
     paths: Paths = ""
 
     def __add__(self, other: Offer) -> Offer:
-        return Offer([*self.choices, *other.choices], self.paths or other.paths)
+        return Offer(self.words | other.words, self.paths or other.paths)
 
 
-def offer(values: str, begun: str, given: Sequence[str] = (), before: str = "") -> Offer:
-    """What may follow ``begun``; ``given`` are words that stand there already, ``before`` opens the word.
+def starting_with(prefix: str, words: Mapping[str, str]) -> dict[str, str]:
+    """The words that begin with ``prefix``."""
+    return {word: text for word, text in words.items() if word.startswith(prefix)}
+
+
+def offer(values: str, prefix: str, used: Sequence[str] = (), before: str = "") -> Offer:
+    """What may follow ``prefix``; ``used`` are words that stand there already, ``before`` opens the word.
 
     ``values`` is a settings key or one of SPECIAL; where it is neither, nothing is offered.
     """
-    words: Iterable[Choice] = ()
+    words: dict[str, str] = {}
     paths: Paths = ""
     if values in SPECIAL:
-        find, paths = SPECIAL[values]
-        words = find(begun)
+        words_for, paths = SPECIAL[values]
+        words |= words_for(prefix)
     if values in fields():
         field = fields()[values]
         paths = paths or _paths(field)
-        words = [*words, *(Choice(choice) for choice in field.choices)]
-    fitting = [c for c in words if c.word.startswith(begun) and c.word not in given]
-    if ":" in begun or (fitting and paths == "folders"):  # NAME:ROWS is no file; a folder only where no known one fits
+        words |= dict.fromkeys(field.choices, "")
+    words = {before + word: text for word, text in starting_with(prefix, words).items() if word not in used}
+    if ":" in prefix or (words and paths == "folders"):  # NAME:ROWS is no file; a folder only where no word fits
         paths = ""
-    return Offer([Choice(before + c.word, c.help) for c in fitting], paths)
+    return Offer(words, paths)
 
 
 def _paths(field: SettingsField) -> Paths:
@@ -60,88 +60,85 @@ def _paths(field: SettingsField) -> Paths:
     return "folders" if field.name.endswith("_dir") or field.key in IS_FOLDER else "files"
 
 
-def _named(pairs: Iterable[tuple[str, str]]) -> list[Choice]:
-    return [Choice(word, text) for word, text in pairs]
-
-
-def _presets(begun: str) -> list[Choice]:
+def _presets(prefix: str) -> dict[str, str]:
     from eagle3cli.data.sources.presets import PRESETS
 
-    return _named((name, preset.summary) for name, preset in PRESETS.items())
+    return {name: preset.summary for name, preset in PRESETS.items()}
 
 
-def _templates(begun: str) -> list[Choice]:
+def _templates(prefix: str) -> dict[str, str]:
     from eagle3cli.data.chat.named import NAMED
 
-    return _named([("auto", "the tokenizer's own"), *((name, named.models) for name, named in NAMED.items())])
+    return {"auto": "the tokenizer's own", **{name: template.models for name, template in NAMED.items()}}
 
 
-def _draft_configs(begun: str) -> list[Choice]:
+def _draft_configs(prefix: str) -> dict[str, str]:
     from eagle3cli.models.packaged import packaged_configs
 
-    return _named([("auto", "derived from the target"), *((name, "packaged") for name in packaged_configs())])
+    return {"auto": "derived from the target", **dict.fromkeys(packaged_configs(), "packaged")}
 
 
-def _benchmarks(begun: str) -> list[Choice]:
+def _benchmarks(prefix: str) -> dict[str, str]:
     from eagle3cli.serving.bench.tasks import NAMES
 
-    name, colon, _ = begun.partition(":")
+    name, colon, _ = prefix.partition(":")
     if colon and name in NAMES:
-        return _named((f"{name}:{rows}", "questions") for rows in ROWS.get(name, USUAL_ROWS))
-    return [Choice(f"{name}:", "a benchmark, and how many of its questions") for name in NAMES]
+        return {f"{name}:{rows}": "questions" for rows in ROWS.get(name, USUAL_ROWS)}
+    return {f"{name}:": "a benchmark, and how many of its questions" for name in NAMES}
 
 
-def _recipes(begun: str) -> list[Choice]:
+def _recipes(prefix: str) -> dict[str, str]:
     from eagle3cli.settings.packaged import recipes, summary
 
-    return _named((name, summary(path)) for name, path in recipes().items())
+    return {name: summary(path) for name, path in recipes().items()}
 
 
-def _assignments(begun: str) -> Iterator[Choice]:
+def _assignments(prefix: str) -> dict[str, str]:
     """``table.``, then ``table.key=``, then ``table.key=value``."""
-    table, dot, _ = begun.partition(".")
-    key, equals, value = begun.partition("=")
+    table, dot, _ = prefix.partition(".")
+    key, equals, value = prefix.partition("=")
     if not dot or table not in tables():
-        yield from (Choice(f"{name}.", text) for name, text in tables().items())
-    elif not equals or key not in fields():
-        yield from (Choice(f"{field.key}=", field.help) for field in fields().values() if field.table == table)
-    else:
-        field = fields()[key]
-        words = ["true", "false"] if field.type is bool else [choice.word for choice in offer(key, value).choices]
-        yield from (Choice(f"{key}={word}") for word in words)
+        return {f"{name}.": text for name, text in tables().items()}
+    if not equals or key not in fields():
+        return {f"{field.key}=": field.help for field in fields().values() if field.table == table}
+    values = ("true", "false") if fields()[key].type is bool else offer(key, value).words
+    return {f"{key}={word}": "" for word in values}
 
 
-def _keys(begun: str) -> Iterator[Choice]:
+def _keys(prefix: str) -> dict[str, str]:
     """Tables, and the keys of a table that is named."""
-    yield from (Choice(name, text) for name, text in tables().items())
-    yield from (Choice(field.key, field.help) for field in fields().values() if begun.startswith(field.table))
+    return tables() | {field.key: field.help for field in fields().values() if prefix.startswith(field.table)}
 
 
-def _plain(*words: str) -> Callable[[str], list[Choice]]:
-    return lambda begun: [Choice(word) for word in words]
+def _one_of(*words: str) -> Callable[[str], dict[str, str]]:
+    return lambda prefix: dict.fromkeys(words, "")
 
 
-SPECIAL: dict[str, tuple[Callable[[str], Iterable[Choice]], Paths]] = {
+def _each_of(find: Callable[[str], list[str]]) -> Callable[[str], dict[str, str]]:
+    return lambda prefix: dict.fromkeys(find(prefix), "")
+
+
+SPECIAL: dict[str, tuple[Callable[[str], dict[str, str]], Paths]] = {
     "prepare.source": (_presets, "files"),
     "data.chat_template": (_templates, "files"),
     "view.check_template": (_templates, "files"),
     "draft.config": (_draft_configs, "files"),
-    "draft.path": (lambda begun: map(Choice, folders.drafts(begun)), "folders"),
-    "target.model_path": (lambda begun: map(Choice, folders.cached_models()), "files"),
-    "target.device": (_plain("auto", "cpu", "cuda"), ""),
+    "draft.path": (_each_of(folders.drafts), "folders"),
+    "target.model_path": (_each_of(folders.cached_models), "files"),
+    "target.device": (_one_of("auto", "cpu", "cuda"), ""),
     "bench.benchmark_list": (_benchmarks, "files"),
-    "bench.config_list": (_plain("1,0,0,0", "1,3,1,4", "1,5,1,6", "4,0,0,0", "4,3,1,4", "4,7,10,60"), ""),
-    "bench.temperature": (_plain("0.0", "0.7", "1.0"), ""),
-    "report.runs": (lambda begun: map(Choice, folders.runs(begun)), "files"),
-    "watch.run": (lambda begun: map(Choice, folders.runs(begun)), "folders"),
-    "regenerate.recorded": (_plain("quickstart"), "files"),
-    "launch.gpus": (_plain("auto", "1", "2", "4", "8"), ""),
+    "bench.config_list": (_one_of("1,0,0,0", "1,3,1,4", "1,5,1,6", "4,0,0,0", "4,3,1,4", "4,7,10,60"), ""),
+    "bench.temperature": (_one_of("0.0", "0.7", "1.0"), ""),
+    "report.runs": (_each_of(folders.runs), "files"),
+    "watch.run": (_each_of(folders.runs), "folders"),
+    "regenerate.recorded": (_one_of("quickstart"), "files"),
+    "launch.gpus": (_one_of("auto", "1", "2", "4", "8"), ""),
     "recipe": (_recipes, "files"),
-    "config": (_plain(), "files"),
+    "config": (_one_of(), "files"),
     "set": (_assignments, ""),
     "show KEY": (_keys, ""),
     "check FILE": (_recipes, "files"),
-    "init FILE": (_plain(), "files"),
+    "init FILE": (_one_of(), "files"),
 }
 """Where the words come from, and whether files or folders may stand there too."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eagle3cli.cli.completion.install import asked, install, script_path, startup_file, state
+from eagle3cli.cli.completion.install import install, run_flag, script_path, startup_file, state
 from eagle3cli.cli.completion.shells import script
 from tests.conftest import RunCli
 
@@ -63,5 +63,5 @@ def test_an_unknown_shell_is_wrong_usage(words: list[str], part: str, run_cli: R
 
 def test_without_a_word_the_running_shell_is_taken(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setattr("eagle3cli.cli.completion.install.running_shell", lambda: "fish")
-    assert asked(["--install-completion"]) == 0
+    assert run_flag(["--install-completion"]) == 0
     assert (home / ".config" / "fish" / "completions" / "eagle3.fish").is_file()

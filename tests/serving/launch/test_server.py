@@ -109,7 +109,8 @@ from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.launch.server import started
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.serving import ServerSettings
-with started(ServerSettings(python=sys.argv[1]), TargetSettings(model_path="m", device="cpu"), Silent(), logs=Path(sys.argv[2])):
+target = TargetSettings(model_path="m", device="cpu")
+with started(ServerSettings(python=sys.argv[1]), target, Silent(), logs=Path(sys.argv[2])):
     print("up", flush=True)
     time.sleep(600)
 """

@@ -13,7 +13,7 @@ import pytest
 
 from eagle3cli.cli import main as cli
 from eagle3cli.cli.completion import values
-from eagle3cli.cli.completion.line import complete
+from eagle3cli.cli.completion.complete import complete
 from eagle3cli.cli.completion.shells import script, split
 from eagle3cli.data.chat.named import NAMED
 from eagle3cli.data.sources.presets import PRESETS
@@ -23,13 +23,13 @@ from eagle3cli.settings.fields import fields, tables
 from eagle3cli.settings.packaged import recipes
 from tests.conftest import ROOT
 
-NAMES = [line.name for line in cli.TABLE]
+NAMES = [spec.name for spec in cli.TABLE]
 
 
 def offered(line: str) -> list[str]:
     """The words offered for the last word of ``line`` (after "eagle3 ")."""
     words, current = split(line)
-    return [choice.word for choice in complete(words, current, cli.TABLE).choices]
+    return list(complete(words, current, cli.TABLE).words)
 
 
 def paths(line: str) -> str:
@@ -133,13 +133,13 @@ def test_paths(line: str, expected: str) -> None:
     assert paths(line) == expected
 
 
-@pytest.mark.parametrize("line", cli.TABLE, ids=lambda line: line.name)
-def test_every_command_offers_its_flags_with_help(line: cli.CommandSpec) -> None:
-    module = importlib.import_module(line.module)
-    words, current = split(f"{line.name} show --" if hasattr(module, "app") else f"{line.name} --")
-    found = complete(words, current, cli.TABLE)
-    assert {"--help", "--debug"} <= {choice.word for choice in found.choices}
-    assert all(choice.help for choice in found.choices)
+@pytest.mark.parametrize("spec", cli.TABLE, ids=lambda spec: spec.name)
+def test_every_command_offers_its_flags_with_help(spec: cli.CommandSpec) -> None:
+    module = importlib.import_module(spec.module)
+    words, current = split(f"{spec.name} show --" if hasattr(module, "app") else f"{spec.name} --")
+    offered = complete(words, current, cli.TABLE).words
+    assert {"--help", "--debug"} <= set(offered)
+    assert all(offered.values())
 
 
 def test_registered_values_name_keys_that_exist() -> None:
