@@ -12,7 +12,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -164,27 +164,28 @@ def parse_line(number: int, raw: bytes, path: str = "") -> SourceRow:
         return SourceRow(number, None, TOO_DEEP, path=path)
     except ValueError as error:
         return SourceRow(number, None, complaint(error), path=path)
-    repaired = repairable(value, surrogates=_SURROGATE_ESCAPE.search(raw) is not None)
-    if isinstance(repaired, str):
-        return SourceRow(number, None, repaired, path=path)
-    return SourceRow(number, repaired[0], None, (*repairs, *repaired[1], *more), path)
+    row = row_of(number, value, path, surrogates=_SURROGATE_ESCAPE.search(raw) is not None)
+    return replace(row, repairs=(*repairs, *row.repairs, *more)) if repairs or more else row
+
+
+def row_of(number: int, value: Any, path: str, *, surrogates: bool) -> SourceRow:
+    """The row that a JSON value makes, which must be an object; ``surrogates``: lone ones may be in its texts."""
+    if not isinstance(value, dict):
+        return SourceRow(number, None, f"a JSON {kind_of(value).removeprefix('a ')}, not an object", path=path)
+    if not surrogates:
+        return SourceRow(number, value, path=path)
+    try:
+        sound = _without_lone_surrogates(value)
+        repairs = () if sound == value else ("lone surrogate replaced by U+FFFD",)
+    except RecursionError:
+        return SourceRow(number, None, TOO_DEEP, path=path)
+    return SourceRow(number, sound, None, repairs, path)
 
 
 def complaint(error: ValueError) -> str:
     """What the JSON decoder says against a value that is well-formed."""
     long_number = "integer string conversion" in str(error)
     return f"not valid JSON: {'a number of thousands of digits' if long_number else error}"
-
-
-def repairable(value: Any, *, surrogates: bool) -> tuple[dict[str, Any], tuple[str, ...]] | str:
-    """The object of a row and what was repaired in it, or why it is none; ``surrogates``: look for lone ones."""
-    if not isinstance(value, dict):
-        return f"a JSON {kind_of(value).removeprefix('a ')}, not an object"
-    try:
-        value, changed = without_lone_surrogates(value) if surrogates else (value, False)
-    except RecursionError:
-        return TOO_DEEP
-    return value, ("lone surrogate replaced by U+FFFD",) if changed else ()
 
 
 def _decode(text: str) -> tuple[Any, tuple[str, ...]]:
@@ -211,21 +212,15 @@ STRICT = json.JSONDecoder(object_pairs_hook=_object)
 LENIENT = json.JSONDecoder(object_pairs_hook=_object, strict=False)
 
 
-def without_lone_surrogates(value: Any) -> tuple[Any, bool]:
-    """The value with U+FFFD for every half of a surrogate pair in its texts, and whether there were any."""
+def _without_lone_surrogates(value: Any) -> Any:
+    """The value with U+FFFD for every half of a surrogate pair in its texts."""
     if isinstance(value, str):
-        try:
-            value.encode("utf-8")
-            return value, False
-        except UnicodeEncodeError:
-            return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"), True
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, list):
-        items = [without_lone_surrogates(item) for item in value]
-        return [item for item, _ in items], any(changed for _, changed in items)
+        return [_without_lone_surrogates(item) for item in value]
     if isinstance(value, dict):
-        pairs = [(without_lone_surrogates(key), without_lone_surrogates(item)) for key, item in value.items()]
-        return {key: item for (key, _), (item, _) in pairs}, any(a or b for (_, a), (_, b) in pairs)
-    return value, False
+        return {_without_lone_surrogates(key): _without_lone_surrogates(item) for key, item in value.items()}
+    return value
 
 
 def read_jsonl(path: Path) -> Iterator[SourceRow]:
