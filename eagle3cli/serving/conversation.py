@@ -115,5 +115,3 @@ class Response:
     turn: int
     prompt: tuple[int, ...]
     answer: Answer
-    margin: float | None = None
-    """Smallest gap between the best two logits, where the engine knows it."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from eagle3cli.errors import UsageError
+
+DraftShape = tuple[int, int, int]
+"""Steps, top-k and draft tokens; zeros without a draft."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """``batch`` answers under way at once; the draft goes ``steps`` deep with ``topk`` branches, of which ``tokens``
+    """``batch`` replies under way at once; the draft goes ``steps`` deep with ``topk`` branches, of which ``tokens``
     are checked in one pass of the target. All zeros but the batch: without the draft, the baseline."""
 
     batch: int
@@ -32,13 +35,9 @@ class Config:
         return Config(self.batch)
 
     @property
-    def speculation(self) -> tuple[int, int, int]:
+    def shape(self) -> DraftShape:
         """What a server is started with; servers serve every batch."""
         return self.steps, self.topk, self.tokens
-
-    def with_batch(self, batch: int) -> Config:
-        """The same speculation for another batch."""
-        return replace(self, batch=batch)
 
 
 def chain(batch: int, steps: int) -> Config:
@@ -78,11 +77,7 @@ def parse_config(text: str) -> Config:
 
 def with_baselines(configs: Sequence[Config]) -> list[Config]:
     """Each batch's baseline once, before what is compared with it."""
-    found: dict[Config, None] = {}
-    for config in configs:
-        found.setdefault(config.baseline)
-        found.setdefault(config)
-    return list(found)
+    return list(dict.fromkeys(each for config in configs for each in (config.baseline, config)))
 
 
 def require_chains(configs: Sequence[Config], engine: str, fix: str = "") -> None:

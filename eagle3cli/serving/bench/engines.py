@@ -1,38 +1,39 @@
-"""Which engine the benchmark runs on, and how it comes by one for every speculation: loaded, found or started."""
+"""Which engine the benchmark runs on, and how it comes by one for every speculation: loaded, running or started."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from eagle3cli.errors import UsageError
 from eagle3cli.models.export import find_draft
 from eagle3cli.runtime.report import Reporter
-from eagle3cli.serving.bench.configs import Config, require_chains
-from eagle3cli.serving.bench.remote import RemoteSpeaker, meet
-from eagle3cli.serving.bench.session import Speaker, load_voice
+from eagle3cli.serving.bench.configs import Config, DraftShape, require_chains
+from eagle3cli.serving.bench.remote import ServerEngine, connect
+from eagle3cli.serving.bench.session import Engine
+from eagle3cli.serving.chat_tokenizer import ChatTokenizer, load_chat_tokenizer
+from eagle3cli.serving.client.client import Info
 from eagle3cli.serving.engine import resolve_engine
 from eagle3cli.serving.launch.commands import CPU_REQUESTS, Product, Speculation, launches
 from eagle3cli.serving.launch.server import started
 from eagle3cli.settings.tables import Settings
 
 if TYPE_CHECKING:
-    from eagle3cli.serving.bench.local import LocalSpeaker
-
-Spoken = tuple[int, int, int]
-"""Steps, top-k and draft tokens."""
-
+    from eagle3cli.serving.bench.local import LocalEngine
 
 SERVERS = "servers"
-"""Name of an engine whose servers are given."""
+"""What results call servers that are given."""
+ROOM: dict[Product, str] = {"vllm": "--max-num-seqs", "sglang": "--max-running-requests"}
+"""The argument for the requests that a server decodes together."""
 
 
-class Engine(Protocol):
-    """Gives a speaker for a speculation."""
+class EngineProvider(Protocol):
+    """Gives an engine for a speculation."""
 
     @property
     def name(self) -> str:
@@ -42,18 +43,18 @@ class Engine(Protocol):
     def has_baseline(self) -> bool:
         """Whether it decodes without a draft, too."""
 
-    def speaking(self, speculation: Spoken, batch: int) -> AbstractContextManager[Speaker]:
-        """A speaker within the block, for at most ``batch`` answers at once."""
+    def engine(self, shape: DraftShape, batch: int) -> AbstractContextManager[Engine]:
+        """An engine within the block, for at most ``batch`` replies at once."""
 
 
-def open_engine(settings: Settings, configs: Sequence[Config], report: Reporter) -> Engine:
-    """The engine that the settings mean. Raises UsageError for configurations that it cannot run."""
+def open_provider(settings: Settings, configs: Sequence[Config], report: Reporter) -> EngineProvider:
+    """The engines that the settings mean. Raises UsageError for configurations that they cannot run."""
     kind = resolve_engine(settings.bench.engine, settings.server)
     drafts = [config for config in configs if not config.is_baseline]
     if kind == "running":
-        running = Running(settings, report)
-        for speculation in dict.fromkeys(config.speculation for config in drafts):
-            running.serving(speculation)
+        running = RunningProvider(settings)
+        for shape in dict.fromkeys(config.shape for config in drafts):
+            running.find(shape)
         if not running.has_baseline:
             report.warn("no server without a draft is among them: no baseline, so no speed-up and no comparison")
         return running
@@ -61,12 +62,12 @@ def open_engine(settings: Settings, configs: Sequence[Config], report: Reporter)
         raise UsageError("no target model", where="--model-path", fix="give a folder or a hub id")
     draft = _draft_folder(settings) if drafts else None
     if kind == "local":
-        fix = ", and --engine sglang with --server-python PYTHON serves trees"
-        require_chains(drafts, "the local engine", fix)
-        return Local(settings, draft, report)
-    if settings.bench.engine == "vllm":
+        require_chains(drafts, "the local engine", ", and --engine sglang with --server-python PYTHON serves trees")
+        return LocalProvider(settings, draft, report)
+    provider = StartedProvider(settings, draft, report)
+    if provider.name == "vllm":
         require_chains(drafts, "vLLM")
-    return Started(settings, draft, report)
+    return provider
 
 
 def _draft_folder(settings: Settings) -> Path:
@@ -77,7 +78,7 @@ def _draft_folder(settings: Settings) -> Path:
 
 
 @dataclass
-class Local:
+class LocalProvider:
     """This process, loaded once."""
 
     settings: Settings
@@ -85,21 +86,21 @@ class Local:
     report: Reporter
     name: str = "local"
     has_baseline: bool = True
-    _speaker: LocalSpeaker | None = field(default=None, init=False)
 
     @contextmanager
-    def speaking(self, speculation: Spoken, batch: int) -> Iterator[Speaker]:
-        """The same speaker every time: one draft serves every chain."""
-        from eagle3cli.serving.bench.local import load_speaker
+    def engine(self, shape: DraftShape, batch: int) -> Iterator[Engine]:
+        """The same engine every time: one draft serves every chain."""
+        yield self._engine
 
-        if self._speaker is None:
-            voice = load_voice(self.settings, self.settings.target.model_path)
-            self._speaker = load_speaker(self.settings, self.draft, voice, self.report)
-        yield self._speaker
+    @cached_property
+    def _engine(self) -> LocalEngine:
+        from eagle3cli.serving.bench.local import load_local_engine
+
+        return load_local_engine(self.settings, self.draft, self.report)
 
 
 @dataclass
-class Started:
+class StartedProvider:
     """A server of our own for every speculation, stopped after it."""
 
     settings: Settings
@@ -108,93 +109,87 @@ class Started:
     has_baseline: bool = True
 
     @property
-    def name(self) -> str:
+    def name(self) -> Product:
         """What is started."""
-        return self.product
-
-    @property
-    def product(self) -> Product:
-        """SGLang unless vLLM is asked for."""
-        return "vllm" if self.settings.bench.engine == "vllm" else "sglang"
+        return _product(self.settings)
 
     @contextmanager
-    def speaking(self, speculation: Spoken, batch: int) -> Iterator[Speaker]:
+    def engine(self, shape: DraftShape, batch: int) -> Iterator[Engine]:
         """Start a server, and stop it at the end."""
         settings = self.settings
-        server = settings.server.model_copy(update={"args": self._words(batch), "replicas": 1})
-        logs = settings.bench.output.parent / "logs"
+        server = settings.server.model_copy(update={"args": self._arguments(batch), "replicas": 1})
         with started(
             server,
             settings.target,
             self.report,
-            logs=logs,
-            product=self.product,
-            speculation=self.speculation(speculation),
+            logs=settings.bench.output.parent / "logs",
+            product=self.name,
+            speculation=Speculation(str(self.draft), *shape) if shape[0] and self.draft is not None else None,
         ) as servers:
-            path, seconds = settings.target.model_path, float(settings.server.request_timeout)
-            yield meet(servers.addresses[0], lambda _: load_voice(settings, path), seconds)
+            seconds = float(settings.server.request_timeout)
+            yield connect(servers.addresses[0], lambda _: load_chat_tokenizer(settings), seconds)
 
-    def speculation(self, spoken: Spoken) -> Speculation | None:
-        """The server's flags for a speculation, None for a baseline."""
-        return Speculation(str(self.draft), *spoken) if spoken[0] and self.draft is not None else None
-
-    def _words(self, batch: int) -> str:
+    def _arguments(self, batch: int) -> str:
         """What the user adds, behind what makes room for the batch and takes cached prompts out of the times."""
-        most = max(batch, CPU_REQUESTS)
-        room = f"--max-num-seqs {most} --no-enable-prefix-caching" if self.product == "vllm" else ""
-        return f"{room or f'--max-running-requests {most}'} {self.settings.server.args}".strip()
+        room = f"{ROOM[self.name]} {max(batch, CPU_REQUESTS)}"
+        no_cache = " --no-enable-prefix-caching" if self.name == "vllm" else ""
+        return f"{room}{no_cache} {self.settings.server.args}".strip()
+
+
+def _product(settings: Settings) -> Product:
+    """SGLang unless vLLM is asked for."""
+    return "vllm" if settings.bench.engine == "vllm" else "sglang"
 
 
 def serve_command(settings: Settings, config: Config) -> str:
-    """The command that serves a configuration, to copy: vLLM's where that is asked for, else SGLang's."""
-    product: Product = "vllm" if settings.bench.engine == "vllm" else "sglang"
-    room = {"vllm": "--max-num-seqs", "sglang": "--max-running-requests"}[product]
-    words = f"{room} {config.batch} {settings.server.args}" if config.batch > CPU_REQUESTS else settings.server.args
-    server = settings.server.model_copy(update={"args": words, "python": settings.server.python or "python3"})
-    draft = Speculation(str(_draft_folder(settings)), *config.speculation) if config.steps else None
+    """The command that serves a configuration, to copy."""
+    product = _product(settings)
+    args = settings.server.args
+    if config.batch > CPU_REQUESTS:
+        args = f"{ROOM[product]} {config.batch} {args}"
+    server = settings.server.model_copy(update={"args": args, "python": settings.server.python or "python3"})
+    draft = Speculation(str(_draft_folder(settings)), *config.shape) if config.steps else None
     launch = launches(product, server, settings.target, [settings.server.port or 30000], draft)[0]
     return shlex.join([*(f"{name}={value}" for name, value in launch.environment.items()), *launch.words])
 
 
 @dataclass
-class Running:
+class RunningProvider:
     """Servers that run already: each serves the configurations of its own speculation."""
 
     settings: Settings
-    report: Reporter
     name: str = SERVERS
-    _speakers: list[RemoteSpeaker] = field(default_factory=list, init=False)
 
     @contextmanager
-    def speaking(self, speculation: Spoken, batch: int) -> Iterator[Speaker]:
+    def engine(self, shape: DraftShape, batch: int) -> Iterator[Engine]:
         """The server with this speculation."""
-        yield self.serving(speculation)
+        yield self.find(shape)
 
-    def serving(self, speculation: Spoken) -> RemoteSpeaker:
+    def find(self, shape: DraftShape) -> ServerEngine:
         """The server with this speculation. Raises UsageError where none has it, Eagle3Error where one is down."""
-        for speaker in self.speakers:
-            if (speaker.info.speculative or (0, 0, 0)) == speculation:
-                return speaker
-        have = ", ".join(f"{s.address} {','.join(map(str, s.info.speculative or (0, 0, 0)))}" for s in self.speakers)
-        wanted = ",".join(map(str, speculation))
+        for server in self._servers:
+            if (server.info.speculative or (0, 0, 0)) == shape:
+                return server
+        shapes = ", ".join(f"{s.address} {_text(s.info.speculative or (0, 0, 0))}" for s in self._servers)
         fix = "start one with it and give its address, too, or leave out --server-address-port"
-        raise UsageError(f"no server speculates with steps,topk,tokens {wanted} (there are: {have})", fix=fix)
+        raise UsageError(f"no server speculates with steps,topk,tokens {_text(shape)} (there are: {shapes})", fix=fix)
 
     @property
     def has_baseline(self) -> bool:
         """Whether one of the servers has no draft."""
-        return any(speaker.info.speculative is None for speaker in self.speakers)
+        return any(server.info.speculative is None for server in self._servers)
 
-    @property
-    def speakers(self) -> list[RemoteSpeaker]:
+    @cached_property
+    def _servers(self) -> list[ServerEngine]:
         """All servers, asked once who they are."""
-        if not self._speakers:
-            settings, seconds = self.settings, float(self.settings.server.request_timeout)
-            for address in settings.server.address_port:
-                found = meet(
-                    address,
-                    lambda info: load_voice(settings, settings.target.model_path or info.path or info.model),
-                    seconds,
-                )
-                self._speakers.append(found)
-        return self._speakers
+        settings = self.settings
+        seconds = float(settings.server.request_timeout)
+
+        def tokenizer_of(info: Info) -> ChatTokenizer:
+            return load_chat_tokenizer(settings, settings.target.model_path or info.path or info.model)
+
+        return [connect(address, tokenizer_of, seconds) for address in settings.server.address_port]
+
+
+def _text(shape: DraftShape) -> str:
+    return ",".join(map(str, shape))

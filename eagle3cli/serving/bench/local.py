@@ -14,92 +14,103 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.models.opened import open_draft
 from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
-from eagle3cli.serving.bench.session import Heard, Measured, Talk, Voice, Wanted
+from eagle3cli.serving.bench.session import Measurement, MeasureOptions
+from eagle3cli.serving.chat_tokenizer import ChatTokenizer, load_chat_tokenizer
 from eagle3cli.serving.client.protocol import Acceptance, Answer
+from eagle3cli.serving.conversation import OpenConversation, Response
 from eagle3cli.serving.decode.decode import Decoded, decode
+from eagle3cli.serving.engine import context_length
 from eagle3cli.settings.tables import Settings
 
 
 @dataclass
-class LocalSpeaker:
+class LocalEngine:
     """The target, and the draft where there is one, in this process; they serve every chain."""
 
     target: HfTarget
     draft: Draft | None
-    voice: Voice
+    tokenizer: ChatTokenizer
     context: int
     notes: tuple[str, ...] = ()
 
     @property
-    def tie(self) -> float:
+    def tie_limit(self) -> float:
         """A half-precision type has eight bits of a number's twenty-four."""
         return 1e-3 if self.target.dtype == torch.float32 else 0.25
 
-    def warm_up(self, prompt: Sequence[int], wanted: Wanted, times: int) -> None:
+    def warm_up(self, prompt: Sequence[int], options: MeasureOptions, times: int) -> None:
         """First calls allocate and choose kernels."""
+        batch = options.config.batch
         for _ in range(times):
-            self._decode([list(prompt)] * wanted.config.batch, wanted, [0] * wanted.config.batch)
+            self._decode([list(prompt)] * batch, options, [0] * batch)
 
     def measure(
-        self, talks: Sequence[Talk], wanted: Wanted, advance: Callable[[], None], check: Callable[[], None]
-    ) -> Measured:
+        self,
+        conversations: Sequence[OpenConversation],
+        options: MeasureOptions,
+        advance: Callable[[], None],
+        check: Callable[[], None],
+    ) -> Measurement:
         """Turn by turn, prompts of similar length together."""
-        found = Measured()
-        while asked := [talk for talk in talks if not talk.is_over]:
-            prompts = {talk.number: talk.ask(self.voice) for talk in asked}
-            asked.sort(key=lambda talk: len(prompts[talk.number]))
-            for start in range(0, len(asked), wanted.config.batch):
+        measurement = Measurement()
+        while running := [conversation for conversation in conversations if not conversation.is_complete]:
+            prompts = {conversation.index: self.tokenizer.encode(conversation) for conversation in running}
+            running.sort(key=lambda conversation: len(prompts[conversation.index]))
+            for start in range(0, len(running), options.config.batch):
                 check()
-                part = asked[start : start + wanted.config.batch]
-                begun = time.perf_counter()
-                seeds = [wanted.sampling(talk).seed for talk in part]
-                answers = self._decode([prompts[talk.number] for talk in part], wanted, seeds)
-                found.seconds += time.perf_counter() - begun
-                for talk, answer in zip(part, answers, strict=True):
-                    found.heard.append(self._heard(talk, prompts[talk.number], answer))
-                    talk.hear(self.voice.spoken(answer.token_ids))
+                batch = running[start : start + options.config.batch]
+                began = time.perf_counter()
+                seeds = [options.sampling(conversation).seed for conversation in batch]
+                replies = self._decode([prompts[conversation.index] for conversation in batch], options, seeds)
+                measurement.seconds += time.perf_counter() - began
+                for conversation, decoded in zip(batch, replies, strict=True):
+                    prompt = tuple(prompts[conversation.index])
+                    answer = self._answer(prompt, decoded)
+                    measurement.responses.append(Response(conversation.index, conversation.replies, prompt, answer))
+                    content = self.tokenizer.parse_reply(decoded.token_ids).content
+                    conversation.append_reply(content, decoded.finish)
                     advance()
-        return found
+        return measurement
 
-    def _decode(self, prompts: list[list[int]], wanted: Wanted, seeds: list[int]) -> list[Decoded]:
+    def _decode(self, prompts: list[list[int]], options: MeasureOptions, seeds: list[int]) -> list[Decoded]:
         room = self.context - max(map(len, prompts))
-        answers = decode(
+        return decode(
             self.target,
-            self.draft if wanted.config.steps else None,
+            self.draft if options.config.steps else None,
             prompts,
-            k=wanted.config.steps,
-            max_new_tokens=max(1, min(wanted.max_tokens, room)),
-            eos_ids=self.voice.ends,
-            batch_size=wanted.config.batch,
-            temperature=wanted.temperature,
+            k=options.config.steps,
+            max_new_tokens=max(1, min(options.max_tokens, room)),
+            eos_ids=self.tokenizer.eos_ids,
+            batch_size=options.config.batch,
+            temperature=options.temperature,
             seeds=seeds,
         )
-        return answers
 
-    def _heard(self, talk: Talk, prompt: list[int], found: Decoded) -> Heard:
-        counted = tuple(found.counted_at)
-        answer = Answer(
-            self.voice.text(found.token_ids),
-            found.finish,
-            len(found.token_ids),
+    def _answer(self, prompt: Sequence[int], decoded: Decoded) -> Answer:
+        positions = tuple(decoded.counted_at)
+        acceptance = Acceptance(decoded.steps, sum(positions), decoded.steps * len(positions), positions)
+        return Answer(
+            self.tokenizer.decode(decoded.token_ids),
+            decoded.finish,
+            len(decoded.token_ids),
             len(prompt),
-            token_ids=tuple(found.token_ids),
-            acceptance=Acceptance(found.steps, sum(counted), found.steps * len(counted), counted) if counted else None,
-            frames=tuple(found.frames),
-            seconds=found.frames[-1][0],
+            token_ids=tuple(decoded.token_ids),
+            acceptance=acceptance if positions else None,
+            frames=tuple(decoded.frames),
+            seconds=decoded.frames[-1][0],
         )
-        return Heard(talk.number, talk.turn, tuple(prompt), answer)
 
     @torch.inference_mode()
-    def margin(self, prompt: Sequence[int], one: int, other: int) -> float | None:
+    def logit_margin(self, prompt: Sequence[int], one: int, other: int) -> float | None:
         """One more pass of the target over the common beginning."""
         _, last_SH = self.target.capture([list(prompt)])[0]
-        chances_V = self.target.head(last_SH[-1:]).float().log_softmax(-1)[0]
-        return float((chances_V[one] - chances_V[other]).abs())
+        logprobs_V = self.target.head(last_SH[-1:]).float().log_softmax(-1)[0]
+        return float((logprobs_V[one] - logprobs_V[other]).abs())
 
 
-def load_speaker(settings: Settings, draft_folder: Path | None, voice: Voice, report: Reporter) -> LocalSpeaker:
+def load_local_engine(settings: Settings, draft_folder: Path | None, report: Reporter) -> LocalEngine:
     """Load the target and, where a folder is given, the draft, in the target's type and on its device."""
+    tokenizer = load_chat_tokenizer(settings)
     set_threads(settings.target.threads)
     draft = None
     if draft_folder is not None:
@@ -107,5 +118,4 @@ def load_speaker(settings: Settings, draft_folder: Path | None, voice: Voice, re
     target = load_target(settings.target, report, draft.config.aux_layers if draft else None)
     if draft is not None:
         draft = draft.to(target.device).cast(target.dtype)
-    context = int(getattr(target.model.config, "max_position_embeddings", 0) or 1 << 30)
-    return LocalSpeaker(target, draft, voice, context)
+    return LocalEngine(target, draft, tokenizer, context_length(target.model))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from eagle3cli.runtime.plan import Plan
 from eagle3cli.runtime.report import Silent
-from eagle3cli.serving.bench.bench import load_tasks, made_with_of
+from eagle3cli.serving.bench.bench import load_tasks, result_settings
 from eagle3cli.serving.bench.configs import parse_config, with_baselines
-from eagle3cli.serving.bench.engines import SERVERS, open_engine
+from eagle3cli.serving.bench.engines import SERVERS, open_provider
 from eagle3cli.serving.bench.results import Case, Results
 from eagle3cli.serving.engine import ENGINES, resolve_engine
 from eagle3cli.settings.tables import Settings
@@ -17,34 +17,34 @@ def plan_bench(settings: Settings) -> Plan:
 
     Raises as the command would for configurations, tasks and results of other settings.
     """
-    wanted = settings.bench
-    configs = with_baselines([parse_config(text) for text in wanted.config_list])
-    engine = resolve_engine(wanted.engine, settings.server)
+    config = settings.bench
+    configs = with_baselines([parse_config(text) for text in settings.bench.config_list])
+    engine = resolve_engine(config.engine, settings.server)
     quiet = Silent()
-    tasks, missing = load_tasks(settings, quiet)
-    name = SERVERS if engine == "running" else open_engine(settings, configs, quiet).name  # those would be asked
-    results = Results.open(wanted.output, made_with_of(settings, name), overwrite=wanted.overwrite)
-    temperatures = dict.fromkeys(wanted.temperature)
-    cases = [Case(task, config, t) for task in tasks for t in temperatures for config in configs]
-    left = [case for case in cases if results.configuration(case) is None]
-    turns = {t.name: sum(len(q.turns) if wanted.multi_turn else 1 for q in t.questions) for t in tasks.values()}
-    answers = wanted.repeats * sum(turns[case.task] for case in left)
-    started = len({case.config.speculation for case in left}) if engine == "started" else 0
+    tasks, failed = load_tasks(settings, quiet)
+    name = SERVERS if engine == "running" else open_provider(settings, configs, quiet).name  # those would be asked
+    results = Results.open(config.output, result_settings(settings, name), overwrite=config.overwrite)
+    temperatures = dict.fromkeys(config.temperature)
+    cases = [Case(task, each, t) for task in tasks for t in temperatures for each in configs]
+    missing = [case for case in cases if results.configuration(case) is None]
+    turns = {t.name: sum(len(q.turns) if config.multi_turn else 1 for q in t.questions) for t in tasks.values()}
+    answers = config.repeats * sum(turns[case.task] for case in missing)
+    started = len({case.config.shape for case in missing}) if engine == "started" else 0
     return Plan(
         "bench",
         reads=tuple(f"{task.name}: {len(task.questions):,} questions" for task in tasks.values()),
-        done=(f"{len(cases) - len(left)} configurations in {wanted.output}",) if len(left) < len(cases) else (),
+        done=(f"{len(cases) - len(missing)} configurations in {config.output}",) if len(missing) < len(cases) else (),
         does=(
-            f"{len(left)} configurations, {answers:,} answers of at most {wanted.max_tokens:,} tokens, "
+            f"{len(missing)} configurations, {answers:,} answers of at most {config.max_tokens:,} tokens, "
             f"by {ENGINES[engine]}" + (f" ({started}, one after the other)" if started else ""),
-            *(str(case) for case in left),
-            *([f"a search measures at most {wanted.search_runs} for each batch size"] if wanted.search else []),
+            *(str(case) for case in missing),
+            *([f"a search measures at most {config.search_runs} for each batch size"] if config.search else []),
         ),
-        writes=(str(wanted.output), f"{wanted.output.with_suffix('.md')}, {wanted.output.with_suffix('.html')}"),
-        warnings=tuple(f"task {name} cannot be had without a network: {why}" for name, why in missing.items()),
+        writes=(str(config.output), f"{config.output.with_suffix('.md')}, {config.output.with_suffix('.html')}"),
+        warnings=tuple(f"task {name} cannot be had without a network: {why}" for name, why in failed.items()),
         numbers={
             "configurations": len(cases),
-            "configurations_left": len(left),
+            "configurations_left": len(missing),
             "requests": answers,
             "servers_started": started,
             "engine": engine,

@@ -1,4 +1,4 @@
-"""Servers in the benchmark: as many answers under way as the batch says, every token timed as it arrives."""
+"""Servers in the benchmark: as many replies under way as the batch says, every token timed as it arrives."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from eagle3cli.errors import Eagle3Error
-from eagle3cli.serving.bench.session import Heard, Measured, Talk, Voice, Wanted
-from eagle3cli.serving.bench.ties import margin_body, read_margin
+from eagle3cli.serving.bench.logit_margin import logprobs_request, read_logit_margin
+from eagle3cli.serving.bench.session import Measurement, MeasureOptions
+from eagle3cli.serving.chat_tokenizer import ChatTokenizer
 from eagle3cli.serving.client.client import Client, Info
 from eagle3cli.serving.client.errors import RequestFailed
 from eagle3cli.serving.client.protocol import Acceptance, Request
+from eagle3cli.serving.conversation import OpenConversation, Response
 from eagle3cli.serving.sampling import Sampling
 
 T = TypeVar("T")
-LOOK_SECONDS = 0.5
+CHECK_SECONDS = 0.5
 SPARE = 64
 """Tokens of the context that servers may keep for drafts."""
 ARGMAX = (
@@ -29,27 +31,28 @@ ARGMAX = (
 
 
 @dataclass
-class RemoteSpeaker:
+class ServerEngine:
     """One server, with the speculation that it was started with."""
 
     address: str
     info: Info
-    voice: Voice
+    tokenizer: ChatTokenizer
     seconds: float
+    """Longest time for one request."""
     notes: tuple[str, ...] = ()
-    tie: float = 0.25
+    tie_limit: float = 0.25
     context: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.context = (self.info.context or 1 << 30) - SPARE
 
-    def warm_up(self, prompt: Sequence[int], wanted: Wanted, times: int) -> None:
+    def warm_up(self, prompt: Sequence[int], options: MeasureOptions, times: int) -> None:
         """As many requests at once as will be measured, of a prompt that will not."""
+        request = self._request(tuple(prompt), options.max_tokens, Sampling())
 
         async def ask(client: Client) -> None:
-            request = self._request(tuple(prompt), wanted, 0.0, 0)
             for _ in range(times):
-                await asyncio.gather(*[client.ask(request, stream=True) for _ in range(wanted.config.batch)])
+                await asyncio.gather(*[client.ask(request, stream=True) for _ in range(options.config.batch)])
             if self.info.kind == "sglang":
                 with suppress(RequestFailed):  # every measurement begins without cached prompts
                     await client.post("/flush_cache")
@@ -57,75 +60,79 @@ class RemoteSpeaker:
         self._run(ask)
 
     def measure(
-        self, talks: Sequence[Talk], wanted: Wanted, advance: Callable[[], None], check: Callable[[], None]
-    ) -> Measured:
-        """Every worker takes the next talk and goes through its turns. Raises Eagle3Error for a lost request: a
+        self,
+        conversations: Sequence[OpenConversation],
+        options: MeasureOptions,
+        advance: Callable[[], None],
+        check: Callable[[], None],
+    ) -> Measurement:
+        """Every worker takes the next conversation and goes through its turns. Raises Eagle3Error for a lost request: a
         measurement with a gap in it is none."""
-        return self._run(lambda client: self._measure(client, talks, wanted, advance, check))
+        return self._run(lambda client: self._measure(client, conversations, options, advance, check))
 
     async def _measure(
         self,
         client: Client,
-        talks: Sequence[Talk],
-        wanted: Wanted,
+        conversations: Sequence[OpenConversation],
+        options: MeasureOptions,
         advance: Callable[[], None],
         check: Callable[[], None],
-    ) -> Measured:
-        found, waiting = Measured(), deque(talks)
-        prompts = {talk.number: talk.ask(self.voice) for talk in talks}  # the first ones cost no time that is measured
+    ) -> Measurement:
+        measurement = Measurement()
+        queue = deque(conversations)
+        # The first prompts cost no time that is measured.
+        first_prompts = {conversation.index: self.tokenizer.encode(conversation) for conversation in conversations}
 
         async def work() -> None:
-            while waiting:
-                talk = waiting.popleft()
-                while not talk.is_over:
-                    prompt = tuple(prompts.pop(talk.number) if talk.number in prompts else talk.ask(self.voice))
-                    sampling = wanted.sampling(talk)
-                    request = self._request(prompt, wanted, sampling.temperature, sampling.seed)
+            while queue:
+                conversation = queue.popleft()
+                prompt = tuple(first_prompts[conversation.index])
+                while True:
+                    request = self._request(prompt, options.max_tokens, options.sampling(conversation))
                     answer = await client.ask(request, stream=True)
-                    found.heard.append(Heard(talk.number, talk.turn, prompt, answer))
+                    measurement.responses.append(Response(conversation.index, conversation.replies, prompt, answer))
                     ids = answer.token_ids
-                    talk.hear(answer.text if ids is None else self.voice.spoken(ids))
+                    content = answer.text if ids is None else self.tokenizer.parse_reply(ids).content
+                    conversation.append_reply(content, answer.finish)
                     advance()
+                    if conversation.is_complete:
+                        break
+                    prompt = tuple(self.tokenizer.encode(conversation))
 
-        async def look() -> None:
+        async def check_again() -> None:
             while True:
-                await asyncio.sleep(LOOK_SECONDS)
+                await asyncio.sleep(CHECK_SECONDS)
                 check()
 
         before = await self._counters(client)
-        begun = perf_counter()
+        began = perf_counter()
         try:
             async with asyncio.TaskGroup() as group:
-                workers = [group.create_task(work()) for _ in range(wanted.config.batch)]
-                looking = group.create_task(look())
+                workers = [group.create_task(work()) for _ in range(options.config.batch)]
+                checks = group.create_task(check_again())
                 await asyncio.wait(workers)
-                looking.cancel()
+                checks.cancel()
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        found.seconds = perf_counter() - begun
+        measurement.seconds = perf_counter() - began
         after = await self._counters(client)
-        found.acceptance = after - before if before and after else None
-        return found
+        measurement.acceptance = after - before if before and after else None
+        return measurement
 
-    def margin(self, prompt: Sequence[int], one: int, other: int) -> float | None:
+    def logit_margin(self, prompt: Sequence[int], one: int, other: int) -> float | None:
         """The server is asked for the probabilities of the token after ``prompt``."""
-
-        async def ask(client: Client) -> float | None:
-            path, body = margin_body(prompt, self.info)
-            return read_margin(path, await client.call(path, body), one, other)
-
+        path, body = logprobs_request(prompt, self.info)
         with suppress(Eagle3Error):
-            return self._run(ask)
+            return read_logit_margin(path, self._run(lambda client: client.call(path, body)), one, other)
         return None
 
-    def _request(self, prompt: tuple[int, ...], wanted: Wanted, temperature: float, seed: int) -> Request:
-        limit = max(1, min(wanted.max_tokens, self.context - len(prompt)))
-        sampling = Sampling(temperature, seed=seed)
-        ends = tuple(sorted(self.voice.ends))
+    def _request(self, prompt: tuple[int, ...], max_tokens: int, sampling: Sampling) -> Request:
+        limit = max(1, min(max_tokens, self.context - len(prompt)))
+        ends = tuple(sorted(self.tokenizer.eos_ids))
         return Request(limit, input_ids=prompt, sampling=sampling, stop_token_ids=ends)
 
     async def _counters(self, client: Client) -> Acceptance | None:
-        """vLLM's counters; SGLang tells with every answer."""
+        """vLLM's counters; SGLang tells with every reply."""
         return await client.acceptance() if self.info.kind == "vllm" else None
 
     def _run(self, act: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
@@ -140,24 +147,24 @@ class RemoteSpeaker:
             raise Eagle3Error(f"the server failed: {failure}", where=self.address) from failure
 
 
-def meet(address: str, voice_of: Callable[[Info], Voice], seconds: float) -> RemoteSpeaker:
+def connect(address: str, tokenizer_of: Callable[[Info], ChatTokenizer], seconds: float) -> ServerEngine:
     """A server that runs, and what a reader of its numbers has to know. Raises Eagle3Error where none answers."""
 
-    async def ask() -> tuple[Info, bool]:
+    async def identify() -> tuple[Info, bool]:
         async with Client(address) as client:
             info = await client.identify()
             on_cpu = info.kind == "sglang" and (await client.get("/get_server_info")).get("device") == "cpu"
-            if info.kind == "vllm" and (told := await client.acceptance()) is not None:
-                if not told.positions:  # it tells them once something was decoded
+            if info.kind == "vllm" and (counters := await client.acceptance()) is not None:
+                if not counters.positions:  # it tells them once something was decoded
                     await client.ask(Request(4, input_ids=(1, 2, 3)))
-                    told = await client.acceptance() or told
-                steps = len(told.positions)
+                    counters = await client.acceptance() or counters
+                steps = len(counters.positions)
                 info = replace(info, speculative=(steps, 1, steps + 1) if steps else None)
             return info, on_cpu
 
     try:
-        info, on_cpu = asyncio.run(ask())
+        info, on_cpu = asyncio.run(identify())
     except RequestFailed as failure:
         fix = "start the server first, or leave the address out and this command starts one"
         raise Eagle3Error(f"does not answer: {failure}", where=address, fix=fix) from failure
-    return RemoteSpeaker(address, info, voice_of(info), seconds, (ARGMAX,) if on_cpu and info.speculative else ())
+    return ServerEngine(address, info, tokenizer_of(info), seconds, (ARGMAX,) if on_cpu and info.speculative else ())

@@ -13,7 +13,8 @@ from eagle3cli.runtime.files import write_text
 from eagle3cli.runtime.provenance import changes, refuse_changes
 from eagle3cli.serving.bench.configs import Config
 
-Row = dict[str, Any]
+ResultRow = dict[str, Any]
+"""One JSON line of the result file."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Case:
     temperature: float = 0.0
 
     @property
-    def name(self) -> Row:
+    def name(self) -> ResultRow:
         """The keys by which its rows are found."""
         return {"task": self.task, "config": str(self.config), "temperature": self.temperature}
 
@@ -43,11 +44,11 @@ class Results:
     """The result file. ``rows`` hold requests and configurations in the order they were measured."""
 
     path: Path
-    settings: Row
-    rows: list[Row] = field(default_factory=list)
+    settings: ResultRow
+    rows: list[ResultRow] = field(default_factory=list)
 
     @classmethod
-    def open(cls, path: Path, settings: Row, *, overwrite: bool) -> Results:
+    def open(cls, path: Path, settings: ResultRow, *, overwrite: bool) -> Results:
         """Go on with an earlier file of the same settings; raises UsageError for one with others."""
         if overwrite or not path.exists():
             return cls(path, settings)
@@ -61,20 +62,20 @@ class Results:
         refuse_changes(changes(before, settings, keys=settings), str(path), fix)
         return cls(path, settings, rows)
 
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, rows: Sequence[ResultRow]) -> None:
         """Take in a measured configuration and write the file."""
         self.rows += rows
         lines = [{"kind": "settings", "settings": self.settings}, *self.rows]
         write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
-    def configuration(self, case: Case) -> Row | None:
+    def configuration(self, case: Case) -> ResultRow | None:
         """The row of a configuration, None where it was not measured yet."""
         return next(self._of("configuration", case), None)
 
-    def requests(self, case: Case) -> list[Row]:
+    def requests(self, case: Case) -> list[ResultRow]:
         """The rows of its requests."""
         return list(self._of("request", case))
 
-    def _of(self, kind: str, case: Case) -> Iterator[Row]:
-        wanted = {"kind": kind, **case.name}
-        return (row for row in self.rows if all(row.get(key) == value for key, value in wanted.items()))
+    def _of(self, kind: str, case: Case) -> Iterator[ResultRow]:
+        keys = {"kind": kind, **case.name}
+        return (row for row in self.rows if keys.items() <= row.items())

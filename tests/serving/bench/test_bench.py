@@ -17,7 +17,7 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.bench import local as module
 from eagle3cli.serving.bench.accuracy import last_number
-from eagle3cli.serving.bench.bench import Bench, bench
+from eagle3cli.serving.bench.bench import BenchResult, bench
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.tables import Settings
 
@@ -42,7 +42,7 @@ def questions(tmp_path: Path) -> Path:
     return path
 
 
-def run(tiny: Path, draft: Path | None, questions: Path, *configs: str, **given: Any) -> Bench:
+def run(tiny: Path, draft: Path | None, questions: Path, *configs: str, **given: Any) -> BenchResult:
     return bench(wanted(tiny, draft, questions, *configs, **given), Silent())
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.runtime.report import Silent
-from eagle3cli.serving.bench.bench import Bench, bench
+from eagle3cli.serving.bench.bench import BenchResult, bench
 from eagle3cli.settings.tables import Settings
 from tests.serving.bench.bench_server import BenchFaults, BenchServer
 from tests.serving.client.fake_server import FakeServer
@@ -28,7 +28,7 @@ def questions(tmp_path: Path) -> Path:
 
 def run(
     servers: list[FakeServer], tiny: Path, questions: Path, *configs: str, report: Silent | None = None, **given: Any
-) -> Bench:
+) -> BenchResult:
     table = {
         "config_list": configs,
         "benchmark_list": (str(questions),),

@@ -11,10 +11,10 @@ import pytest
 
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.report import Silent
-from eagle3cli.serving.bench.bench import Work
+from eagle3cli.serving.bench.bench import BenchRun
 from eagle3cli.serving.bench.configs import Config, chain, parse_config
-from eagle3cli.serving.bench.engines import Local, Started
-from eagle3cli.serving.bench.results import Case, Row
+from eagle3cli.serving.bench.engines import LocalProvider, StartedProvider
+from eagle3cli.serving.bench.results import Case, ResultRow
 from eagle3cli.serving.bench.search import Search, search
 from eagle3cli.settings.tables import Settings
 from tests.conftest import RunCli
@@ -28,8 +28,8 @@ class Made:
     ) -> None:
         self.speed, self.rates = speed, rates
         self.settings = Settings.model_validate({"bench": {"search_runs": runs, "engine": "sglang"}})
-        self.engine = (Started if trees else Local)(self.settings, None, Silent())
-        self.report, self.rows = Silent(), dict[str, Row]()
+        self.provider = (StartedProvider if trees else LocalProvider)(self.settings, None, Silent())
+        self.report, self.rows = Silent(), dict[str, ResultRow]()
         self.results = SimpleNamespace(configuration=lambda case: self.rows.get(str(case)))
 
     def cases(self, configs: Sequence[Config]) -> list[Case]:
@@ -44,8 +44,8 @@ class Made:
             self.rows[str(case)] = row
 
     def search(self) -> Search:
-        found = Search(cast(Work, self), 2)
-        found.run()
+        found = Search(cast(BenchRun, self), 2)
+        found.find_best()
         return found
 
 

@@ -1,4 +1,4 @@
-"""How near a tie was where two greedy answers part: the server is asked for its probabilities at that place.
+"""How near a tie was where two greedy replies part: the server is asked for its log-probabilities at that place.
 
 Pure functions between JSON bodies and values.
 """
@@ -10,39 +10,39 @@ from typing import Any
 
 from eagle3cli.serving.client.client import Info
 
-LIKELIEST = 5
+TOP_LOGPROBS = 5
 """Tokens that a server is asked for; one that is not among them was no tie."""
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """Where two answers part; the shorter one's end counts. None where they are equal."""
+    """Where two replies part; the shorter one's end counts. None where they are equal."""
     if list(one) == list(other):
         return None
     pairs = zip(one, other, strict=False)
     return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
-def margin_body(prompt: Sequence[int], info: Info) -> tuple[str, dict[str, Any]]:
-    """Where to ask, and what."""
+def logprobs_request(prompt: Sequence[int], info: Info) -> tuple[str, dict[str, Any]]:
+    """Path and body of the request for the token after ``prompt``."""
     if info.kind == "sglang":
         params = {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True}
-        more = {"return_logprob": True, "top_logprobs_num": LIKELIEST}
+        more = {"return_logprob": True, "top_logprobs_num": TOP_LOGPROBS}
         return "/generate", {"input_ids": list(prompt), "sampling_params": params, **more}
     body: dict[str, Any] = {"model": info.model, "prompt": list(prompt), "max_tokens": 1, "temperature": 0}
-    body |= {"logprobs": LIKELIEST}
+    body |= {"logprobs": TOP_LOGPROBS}
     if info.kind == "vllm":
         body |= {"return_tokens_as_token_ids": True, "ignore_eos": True}
     return "/v1/completions", body
 
 
-def read_margin(path: str, body: Any, one: int, other: int) -> float | None:
+def read_logit_margin(path: str, body: Any, one: int, other: int) -> float | None:
     """The gap of the two tokens' log-probabilities; infinite for one that is not likely, None where it is not told."""
     try:
         if path == "/generate":
-            told = {int(entry[1]): float(entry[0]) for entry in body["meta_info"]["output_top_logprobs"][0]}
+            logprobs = {int(entry[1]): float(entry[0]) for entry in body["meta_info"]["output_top_logprobs"][0]}
         else:
-            listed = body["choices"][0]["logprobs"]["top_logprobs"][0]
-            told = {int(name.partition("token_id:")[2]): float(value) for name, value in listed.items()}
+            by_name = body["choices"][0]["logprobs"]["top_logprobs"][0]
+            logprobs = {int(name.partition("token_id:")[2]): float(value) for name, value in by_name.items()}
     except (KeyError, IndexError, TypeError, ValueError):
         return None
-    return abs(told[one] - told[other]) if one in told and other in told else float("inf")
+    return abs(logprobs[one] - logprobs[other]) if one in logprobs and other in logprobs else float("inf")
