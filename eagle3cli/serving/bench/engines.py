@@ -150,7 +150,7 @@ def serve_command(settings: Settings, config: Config) -> str:
     server = settings.server.model_copy(update={"args": args, "python": settings.server.python or "python3"})
     draft = Speculation(str(_draft_folder(settings)), *config.shape) if config.steps else None
     launch = launches(product, server, settings.target, [settings.server.port or 30000], draft)[0]
-    return shlex.join([*(f"{name}={value}" for name, value in launch.environment.items()), *launch.words])
+    return shlex.join([*(f"{name}={value}" for name, value in launch.environment.items()), *launch.argv])
 
 
 @dataclass

@@ -1,6 +1,6 @@
-"""How SGLang and vLLM are started: the words of the command line and what they need in the environment.
+"""How SGLang and vLLM are started: the arguments of the command line and what they need in the environment.
 
-Words are lists, never text for a shell. What the user adds comes last, so it wins.
+Arguments are lists, never text for a shell. What the user adds comes last, so it wins.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.serving import ServerSettings
 
 Product = Literal["sglang", "vllm"]
-CPU_TOKENS, CPU_REQUESTS = 32768, 16
-"""On a CPU: tokens in the key/value cache, and requests decoded together."""
+CPU_TOKENS = 32768
+"""Tokens in the key/value cache on a CPU."""
+CPU_REQUESTS = 16
+"""Requests decoded together on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Speculation:
 class Launch:
     """One server to start on 127.0.0.1:``port``. ``environment`` is added to our own."""
 
-    words: tuple[str, ...]
+    argv: tuple[str, ...]
     port: int
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -58,17 +60,17 @@ def launches(
         fix = "lower --tp-size or --replicas"
         what = f"{len(ports)} servers of {server.tp_size} GPUs each do not fit into {len(gpus)} GPUs"
         raise UsageError(what, where="--tp-size", fix=fix)
-    found = []
+    planned = []
     for index, port in enumerate(ports):
-        own = gpus[index * server.tp_size : (index + 1) * server.tp_size]
-        make = _sglang if product == "sglang" else _vllm
-        words, environment = make(server, target, port, speculation, on_cpu=not own)
-        if own:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+        own_gpus = gpus[index * server.tp_size : (index + 1) * server.tp_size]
+        command = _sglang if product == "sglang" else _vllm
+        argv, environment = command(server, target, port, speculation, on_cpu=not own_gpus)
+        if own_gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(own_gpus)
         else:
             environment |= _cpu_threads(target, len(ports))
-        found.append(Launch((*python_words(server.python), *words, *shlex.split(server.args)), port, environment))
-    return found
+        planned.append(Launch((*python_argv(server.python), *argv, *shlex.split(server.args)), port, environment))
+    return planned
 
 
 def replicas_of(server: ServerSettings, target: TargetSettings) -> int:
@@ -81,90 +83,87 @@ def replicas_of(server: ServerSettings, target: TargetSettings) -> int:
 
 def visible_gpus() -> list[str]:
     """Names of the GPUs that a server may be given, as CUDA_VISIBLE_DEVICES takes them."""
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if told is not None:
-        return [name.strip() for name in told.split(",") if name.strip() not in ("", "-1")]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     return [str(index) for index, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
 
 
-def python_words(python: str) -> list[str]:
-    """The setting as words: a path, or words that end with a Python (``docker run ... python3``)."""
+def python_argv(python: str) -> list[str]:
+    """The setting as arguments: a path, or arguments that end with a Python (``docker run ... python3``)."""
     if not python:
         return [sys.executable]
     if Path(python).expanduser().is_file():
         return [str(Path(python).expanduser().absolute())]
-    words = shlex.split(python)
-    if shutil.which(words[0]) is None:
-        raise UsageError(f"no such program: {words[0]}", where="--server-python", fix="give the path of a Python")
-    return words
+    argv = shlex.split(python)
+    if shutil.which(argv[0]) is None:
+        raise UsageError(f"no such program: {argv[0]}", where="--server-python", fix="give the path of a Python")
+    return argv
 
 
 def _sglang(
     server: ServerSettings, target: TargetSettings, port: int, speculation: Speculation | None, *, on_cpu: bool
 ) -> tuple[list[str], dict[str, str]]:
-    words = ["-m", "sglang.launch_server", "--model-path", target.model_path]
-    words += ["--host", "127.0.0.1", "--port", str(port), "--tp-size", str(server.tp_size)]
-    words += ["--dist-timeout", str(server.dist_timeout)]
-    if target.revision:
-        words += ["--revision", target.revision]
-    words += _dtype_words(target, speculation)
-    if target.trust_remote_code:
-        words.append("--trust-remote-code")
+    argv = ["-m", "sglang.launch_server", "--model-path", target.model_path]
+    argv += ["--host", "127.0.0.1", "--port", str(port), "--tp-size", str(server.tp_size)]
+    argv += ["--dist-timeout", str(server.dist_timeout)]
+    argv += _target_argv(target, speculation)
     if server.mem_fraction_static is not None:
-        words += ["--mem-fraction-static", str(server.mem_fraction_static)]
+        argv += ["--mem-fraction-static", str(server.mem_fraction_static)]
     environment = {"SGLANG_HOST_IP": "127.0.0.1"}
     if on_cpu:
         environment["SGLANG_USE_CPU_ENGINE"] = "1"
-        words += ["--device", "cpu", "--disable-overlap-schedule"]
-        words += ["--cuda-graph-backend-decode", "disabled", "--cuda-graph-backend-prefill", "disabled"]
-        words += ["--max-total-tokens", str(CPU_TOKENS), "--max-running-requests", str(CPU_REQUESTS)]
+        argv += ["--device", "cpu", "--disable-overlap-schedule"]
+        argv += ["--cuda-graph-backend-decode", "disabled", "--cuda-graph-backend-prefill", "disabled"]
+        argv += ["--max-total-tokens", str(CPU_TOKENS), "--max-running-requests", str(CPU_REQUESTS)]
         # Both by name: --attention-backend alone is replaced by one that cannot draft where a CPU has no AMX.
-        words += ["--prefill-attention-backend", "intel_amx", "--decode-attention-backend", "intel_amx"]
+        argv += ["--prefill-attention-backend", "intel_amx", "--decode-attention-backend", "intel_amx"]
     if speculation is not None:
-        words += ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", speculation.draft]
-        words += ["--speculative-num-steps", str(speculation.steps)]
-        words += ["--speculative-eagle-topk", str(speculation.topk)]
-        words += ["--speculative-num-draft-tokens", str(speculation.tokens)]
+        argv += ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", speculation.draft]
+        argv += ["--speculative-num-steps", str(speculation.steps)]
+        argv += ["--speculative-eagle-topk", str(speculation.topk)]
+        argv += ["--speculative-num-draft-tokens", str(speculation.tokens)]
         if on_cpu and speculation.topk > 1:
             # A tree near the context's end leaks some slots of the cache there, and the check would stop the server.
             environment["SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE"] = "0"
-    return words, environment
+    return argv, environment
 
 
 def _vllm(
     server: ServerSettings, target: TargetSettings, port: int, speculation: Speculation | None, *, on_cpu: bool
 ) -> tuple[list[str], dict[str, str]]:
-    words = ["-m", "vllm.entrypoints.openai.api_server", "--model", target.model_path]
-    words += ["--host", "127.0.0.1", "--port", str(port), "--tensor-parallel-size", str(server.tp_size)]
-    if target.revision:
-        words += ["--revision", target.revision]
-    words += _dtype_words(target, speculation)
-    if target.trust_remote_code:
-        words.append("--trust-remote-code")
+    argv = ["-m", "vllm.entrypoints.openai.api_server", "--model", target.model_path]
+    argv += ["--host", "127.0.0.1", "--port", str(port), "--tensor-parallel-size", str(server.tp_size)]
+    argv += _target_argv(target, speculation)
     if server.mem_fraction_static is not None:
-        words += ["--gpu-memory-utilization", str(server.mem_fraction_static)]
+        argv += ["--gpu-memory-utilization", str(server.mem_fraction_static)]
     environment = {"VLLM_HOST_IP": "127.0.0.1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if on_cpu:
         environment["VLLM_CPU_KVCACHE_SPACE"] = "1"
-        words += ["--enforce-eager", "--max-num-seqs", str(CPU_REQUESTS)]
+        argv += ["--enforce-eager", "--max-num-seqs", str(CPU_REQUESTS)]
     if speculation is not None:  # it drafts a chain: top-k and tokens follow from the steps
         draft = {"method": "eagle3", "model": speculation.draft, "num_speculative_tokens": speculation.steps}
-        words += ["--speculative-config", json.dumps(draft)]
-    return words, environment
+        argv += ["--speculative-config", json.dumps(draft)]
+    return argv, environment
 
 
-def _dtype_words(target: TargetSettings, speculation: Speculation | None) -> list[str]:
-    """The type that was asked for, else the draft's: left alone, servers run a float32 target in float16, which a draft
-    in bfloat16 cannot follow."""
-    wanted: str = target.dtype
-    if wanted == "auto" and speculation is not None:
+def _target_argv(target: TargetSettings, speculation: Speculation | None) -> list[str]:
+    """What both servers call alike. The type is what was asked for, else the draft's: left alone, servers run a float32
+    target in float16, which a draft in bfloat16 cannot follow."""
+    argv = ["--revision", target.revision] if target.revision else []
+    dtype: str = target.dtype
+    if dtype == "auto" and speculation is not None:
         path = Path(speculation.draft) / "config.json"
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        wanted = str(config.get("dtype") or config.get("torch_dtype") or "auto").removeprefix("torch.")
-    return [] if wanted == "auto" else ["--dtype", wanted]
+        dtype = str(config.get("dtype") or config.get("torch_dtype") or "auto").removeprefix("torch.")
+    if dtype != "auto":
+        argv += ["--dtype", dtype]
+    if target.trust_remote_code:
+        argv.append("--trust-remote-code")
+    return argv
 
 
 def _cpu_threads(target: TargetSettings, servers: int) -> dict[str, str]:

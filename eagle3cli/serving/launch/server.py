@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -24,7 +24,7 @@ from eagle3cli.settings.serving import ServerSettings
 RESTARTS = 3
 """How often a server that dies during the work is started again."""
 TAIL_LINES = 20
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 FIXES = {
     "out of memory": "lower --mem-fraction-static, raise --tp-size, or give a smaller model",
     "Not enough memory": "raise --mem-fraction-static, or give a smaller model",
@@ -38,7 +38,8 @@ class ServerProcess:
     """One server in a process group of its own, behind a guard that ends it when this program ends."""
 
     def __init__(self, launch: Launch, log: Path) -> None:
-        self.launch, self.log = launch, log
+        self.launch = launch
+        self.log = log
         self.starts = 0
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -63,7 +64,7 @@ class ServerProcess:
         self.starts += 1
         with self.log.open("ab") as log:
             self._guard = subprocess.Popen(
-                [sys.executable, "-I", guard.__file__, *self.launch.words],
+                [sys.executable, "-I", guard.__file__, *self.launch.argv],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -84,10 +85,10 @@ class ServerProcess:
         try:
             with self.log.open("rb") as log:
                 log.seek(max(0, self.log.stat().st_size - 16384))
-                told = log.read().decode("utf-8", "replace").splitlines()
+                text = log.read().decode("utf-8", "replace")
         except OSError:
             return ""
-        return "\n".join(line.rstrip()[:500] for line in told[-lines:])
+        return "\n".join(line.rstrip()[:500] for line in text.splitlines()[-lines:])
 
     def last_line(self) -> str:
         """The log's last line that is not our own question."""
@@ -107,7 +108,7 @@ class ServerProcess:
         with suppress(OSError):
             self._guard.stdin.close()
         try:
-            self._guard.wait(3 * guard.PATIENCE)
+            self._guard.wait(3 * guard.TERMINATE_SECONDS)
         except subprocess.TimeoutExpired:
             self._guard.kill()
 
@@ -116,7 +117,8 @@ class Servers:
     """Servers that run; :meth:`tend` starts those again that have died."""
 
     def __init__(self, processes: Sequence[ServerProcess], report: Reporter) -> None:
-        self.processes, self.report = processes, report
+        self.processes = processes
+        self.report = report
 
     @property
     def addresses(self) -> list[str]:
@@ -189,26 +191,22 @@ def _wait(servers: Servers, seconds: float, report: Reporter) -> None:
                 raise missing[0].error(f"the server is not ready after {seconds:.0f} s (--dist-timeout)")
             if missing:
                 task.advance(0, log=missing[0].last_line()[-100:])
-                time.sleep(LOOK_SECONDS)
+                time.sleep(POLL_SECONDS)
 
 
 def free_ports(count: int, first: int | None = None) -> list[int]:
     """Ports that nobody listens on: those from ``first`` on, or any. Raises UsageError for one that is taken."""
-    held, ports = [], []
-    try:
+    ports = []
+    with ExitStack() as stack:
         for index in range(count):
-            listener = socket.socket()
+            listener = stack.enter_context(socket.socket())
             # Old connections of a server that has just ended hold its port for a minute; the next one may have it.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            held.append(listener)
-            wanted = 0 if first is None else first + index
+            port = 0 if first is None else first + index
             try:
-                listener.bind(("127.0.0.1", wanted))
+                listener.bind(("127.0.0.1", port))
             except OSError as error:
                 fix = "choose another --port, or leave it out; to use a server there: --server-address-port"
-                raise UsageError(f"port {wanted} is taken", where="--port", fix=fix) from error
+                raise UsageError(f"port {port} is taken", where="--port", fix=fix) from error
             ports.append(int(listener.getsockname()[1]))
-    finally:
-        for listener in held:
-            listener.close()
     return ports

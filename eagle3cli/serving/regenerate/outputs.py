@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from eagle3cli.serving.regenerate.shards import Entry, PartFile, Shard, ShardFolder
+from eagle3cli.serving.regenerate.shards import Entry, PartFile, ReplyShard, ShardFolder
 
 
 class Outputs:
     """The shards of one run, of which several may be under way. Use it within :meth:`opened`."""
 
-    def __init__(self, folder: ShardFolder, shards: Sequence[Shard]) -> None:
-        self.folder, self.shards = folder, shards
-        self._size = shards[0].end - shards[0].first
-        self._parts: dict[Shard, PartFile] = {}
+    def __init__(self, folder: ShardFolder, shards: Sequence[ReplyShard]) -> None:
+        self.folder = folder
+        self.shards = shards
+        self._size = len(shards[0].rows)
+        self._parts: dict[ReplyShard, PartFile] = {}
 
     @property
     def done(self) -> int:
         """Rows that have their outcome."""
-        finished = sum(shard.end - shard.first for shard in self.shards if self.folder.summary(shard))
+        finished = sum(len(shard.rows) for shard in self.shards if self.folder.summary(shard))
         return finished + sum(len(part.done) for part in self._parts.values())
 
-    def shard_of(self, row: int) -> Shard:
+    def shard_of(self, row: int) -> ReplyShard:
         """The shard of an input row."""
         return self.shards[(row - self.shards[0].first) // self._size]
 
@@ -37,7 +38,7 @@ class Outputs:
         part = self._part(shard)
         assert entry.row not in part.done, f"row {entry.row} has two outcomes"
         part.add(entry)
-        if len(part.done) == shard.end - shard.first:
+        if len(part.done) == len(shard.rows):
             self._finish(shard)
 
     @contextmanager
@@ -47,7 +48,7 @@ class Outputs:
             for shard in self.shards:
                 if (part := self.folder.left_part(shard)) is not None:
                     self._parts[shard] = part
-                    if len(part.done) == shard.end - shard.first:  # killed between its last row and its end
+                    if len(part.done) == len(shard.rows):  # killed between its last row and its end
                         self._finish(shard)
             yield
         finally:
@@ -55,10 +56,10 @@ class Outputs:
                 part.close()
             self._parts.clear()
 
-    def _finish(self, shard: Shard) -> None:
+    def _finish(self, shard: ReplyShard) -> None:
         self.folder.finish(shard, self._parts.pop(shard))
 
-    def _part(self, shard: Shard) -> PartFile:
+    def _part(self, shard: ReplyShard) -> PartFile:
         if shard not in self._parts:
             self._parts[shard] = self.folder.part(shard)
         return self._parts[shard]

@@ -27,7 +27,7 @@ def record(shards: Path, output: Path) -> int:
     made_with = manifest["made_with"]
     if made_with["temperature"] != 0:
         raise UsageError("sampled replies cannot be recorded", where=str(shards), fix="regenerate with --temperature 0")
-    header = {key: made_with.get(key, usual) for key, usual in HEADER.items()}
+    header = {key: made_with.get(key, default) for key, default in HEADER.items()}
     finished = [name for name, counts in manifest["shards"].items() if counts["finished"]]
     replies = [reply for name in finished for reply in _replies(shards / f"shard_{name}.jsonl")]
     with writing(output, "wb") as f:
@@ -50,17 +50,17 @@ def _replies(shard: Path) -> Iterator[dict[str, Any]]:
             yield {"id": row["id"], "prompt_sha": sha, "reply": reply, "finish": finish[0]}
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """The command line."""
-    if len(words) != 2:
+    if len(argv) != 2:
         print("usage: python -m eagle3cli.serving.regenerate.record SHARDS OUTPUT", file=sys.stderr)
         return UsageError.exit_code
     try:
-        count = record(Path(words[0]), Path(words[1]))
+        count = record(Path(argv[0]), Path(argv[1]))
     except Eagle3Error as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"{count} replies recorded in {words[1]}")
+    print(f"{count} replies recorded in {argv[1]}")
     return 0
 
 

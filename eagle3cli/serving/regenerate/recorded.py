@@ -66,12 +66,12 @@ def load_recorded(name: str | None, settings: Mapping[str, Any], report: Reporte
     if differences:
         report.warn(f"{path.name} was recorded with {', '.join(differences)}: every reply is generated instead")
         return Recorded()
-    found = {}
+    replies = {}
     for line in lines:
         if line.value is None or not {"id", "prompt_sha", "reply", "finish"} <= line.value.keys():
             raise DataError(line.problem or "not a recorded reply", where=line.place, fix="record the replies again")
-        found[line.value["id"], line.value["prompt_sha"]] = (line.value["reply"], line.value["finish"])
-    return Recorded(found)
+        replies[line.value["id"], line.value["prompt_sha"]] = (line.value["reply"], line.value["finish"])
+    return Recorded(replies)
 
 
 def find_recorded(name: str) -> Path:

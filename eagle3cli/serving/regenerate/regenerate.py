@@ -29,7 +29,7 @@ from eagle3cli.serving.regenerate.engines import identify_target, open_generator
 from eagle3cli.serving.regenerate.outputs import Outputs
 from eagle3cli.serving.regenerate.pending import open_conversation
 from eagle3cli.serving.regenerate.recorded import Recorded, load_recorded
-from eagle3cli.serving.regenerate.shards import Entry, Shard, ShardFolder, failed, read_rows
+from eagle3cli.serving.regenerate.shards import Entry, ReplyShard, ShardFolder, failed, read_rows
 from eagle3cli.settings.serving import RegenerateSettings
 from eagle3cli.settings.tables import Settings
 
@@ -59,47 +59,48 @@ def regenerate(settings: Settings, report: Reporter, rules: Rules | None = None)
     Raises UsageError for settings that do not fit what is in the folder, Stopped after a signal (work is saved),
     Eagle3Error when no server is left.
     """
-    wanted = settings.regenerate
-    path = input_path_of(wanted)
+    config = settings.regenerate
+    path = input_path_of(config)
     total, digest = survey(path)
-    first, end = range_of(wanted.sample_range, total)
+    first, end = range_of(config.sample_range, total)
     made_with = made_with_of(settings, digest)
-    begun = time.monotonic()
-    folder = ShardFolder(wanted.output_dir)
+    start = time.monotonic()
+    folder = ShardFolder(config.output_dir)
     with folder.locked(), catch_stop(report) as stop:
-        folder.open(made_with, overwrite=wanted.overwrite)
-        shards = shards_in(wanted, first, end)
-        if wanted.retry_errors and not sum([folder.reopen(shard) for shard in shards]):
+        folder.open(made_with, overwrite=config.overwrite)
+        shards = shards_in(config, first, end)
+        if config.retry_errors and not sum([folder.reopen(shard) for shard in shards]):
             report.info("no failed rows to retry")
-        recorded = load_recorded(wanted.recorded, made_with, report)
+        recorded = load_recorded(config.recorded, made_with, report)
         outputs = Outputs(folder, shards)
         with outputs.opened(), ExitStack() as stack:
             rows = _Rows(settings, made_with["system_prompt"], recorded, outputs)
             conversations = rows.open_conversations(path, first, end)
             head = list(islice(conversations, 1))  # with nothing to write no engine is started
             generator = stack.enter_context(open_generator(settings, report, rules)) if head else None
-            with report.task("regenerate", total=end - first, unit="rows", done=outputs.done) as rows.task:
+            with report.task("regenerate", total=end - first, unit="rows", done=outputs.done) as rows.progress:
                 if generator is not None:
                     generator.generate(chain(head, conversations), rows.add, rows.show, stop)
             stop.check(f"{outputs.done} of {end - first} rows are in {folder.folder}")
         result = _count(folder, shards)
-    result.rows_now, result.tokens_now = rows.good, rows.tokens
-    result.seconds = time.monotonic() - begun
+    result.rows_now = rows.good
+    result.tokens_now = rows.tokens
+    result.seconds = time.monotonic() - start
     return result
 
 
-def shards_in(wanted: RegenerateSettings, first: int, end: int) -> list[Shard]:
+def shards_in(config: RegenerateSettings, first: int, end: int) -> list[ReplyShard]:
     """The shards of these input rows."""
-    return [Shard(a, min(a + wanted.num_per_shard, end)) for a in range(first, end, wanted.num_per_shard)]
+    return [ReplyShard(a, min(a + config.num_per_shard, end)) for a in range(first, end, config.num_per_shard)]
 
 
-def input_path_of(wanted: RegenerateSettings) -> Path:
+def input_path_of(config: RegenerateSettings) -> Path:
     """The conversations; raises UsageError where none are named."""
-    if wanted.input_path is None:
+    if config.input_path is None:
         raise UsageError("no input", where="--input-path", fix="give the conversations (jsonl) that prepare wrote")
-    if wanted.input_path.is_dir():
-        return wanted.input_path / "train.jsonl"
-    return wanted.input_path
+    if config.input_path.is_dir():
+        return config.input_path / "train.jsonl"
+    return config.input_path
 
 
 def survey(path: Path) -> tuple[int, str]:
@@ -131,17 +132,17 @@ def range_of(text: str | None, total: int) -> tuple[int, int]:
 
 def made_with_of(settings: Settings, digest: str) -> dict[str, Any]:
     """The settings that the shards depend on. Raises for a wrong model before anything claims the folder."""
-    wanted = settings.regenerate
+    config = settings.regenerate
     names = ("turns", "max_tokens", "temperature", "top_p", "top_k", "seed", "is_reasoning_model", "reasoning_effort")
     return {
         **identify_target(settings),
         "input_sha256": digest,
         "chat_template": settings.data.chat_template,
         "chat_template_kwargs": list(settings.data.chat_template_kwargs),
-        "system_prompt": system_prompt_text(wanted.system_prompt),
-        **{name: getattr(wanted, name) for name in names},
-        "num_per_shard": wanted.num_per_shard,
-        "sample_range": wanted.sample_range,
+        "system_prompt": system_prompt_text(config.system_prompt),
+        **{name: getattr(config, name) for name in names},
+        "num_per_shard": config.num_per_shard,
+        "sample_range": config.sample_range,
     }
 
 
@@ -153,7 +154,7 @@ class _Rows:
         self.system_prompt = system_prompt
         self.recorded = recorded
         self.outputs = outputs
-        self.task: ProgressBar = SilentProgressBar()
+        self.progress: ProgressBar = SilentProgressBar()
         self.good = 0
         self.tokens = 0
 
@@ -179,11 +180,11 @@ class _Rows:
         self.outputs.add(entry)
         self.good += entry.by != "error"
         self.tokens += entry.tokens
-        self.task.advance()
+        self.progress.advance()
 
     def show(self, **notes: object) -> None:
         """Show how it goes."""
-        self.task.advance(0, **notes)
+        self.progress.advance(0, **notes)
 
     def _read(self, row: int, line: SourceRow) -> OpenConversation | Entry:
         """The conversation of an input row, or its error."""
@@ -193,7 +194,7 @@ class _Rows:
             return failed(row, line.number, line.id, error.what)
 
 
-def _count(folder: ShardFolder, shards: list[Shard]) -> Regenerated:
+def _count(folder: ShardFolder, shards: list[ReplyShard]) -> Regenerated:
     result = Regenerated(folder.folder)
     for shard in shards:
         counts = folder.summary(shard)
@@ -203,10 +204,10 @@ def _count(folder: ShardFolder, shards: list[Shard]) -> Regenerated:
             setattr(result, name, getattr(result, name) + counts[name])
         if counts["errors"]:
             errors = read_rows(folder.folder / f"error_{shard.name}.jsonl")
-            result.reasons.update(_general(row["reason"]) for row in errors)
+            result.reasons.update(_group(row["reason"]) for row in errors)
     return result
 
 
-def _general(reason: str) -> str:
+def _group(reason: str) -> str:
     """The reason without a row's own numbers, so that equal reasons are counted together."""
     return reason.partition(":")[0] if reason.startswith(("too long", "not valid JSON")) else reason[:LONGEST_REASON]

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from eagle3cli.backends.target.head import fingerprint
-from eagle3cli.backends.target.hf import HfTarget, load_target, read_target_config
+from eagle3cli.backends.target.hf import load_target, read_target_config
 from eagle3cli.data.chat.template import Chat
-from eagle3cli.data.chat.tokenizer import encode_rendered, eos_ids, load_tokenizer
+from eagle3cli.data.chat.tokenizer import eos_ids, load_tokenizer
 from eagle3cli.data.prepare.prepare import Author
 from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.data.sources.mixture import SELF_ROWS
@@ -29,33 +28,38 @@ from eagle3cli.serving.sampling import Sampling
 from eagle3cli.settings.tables import Settings
 
 PART = "self.part.jsonl"
-CHUNK, BATCH = 256, 64
+CHUNK = 256
+BATCH = 64
 LONGEST = 512
 """Tokens of a prompt; one that has no end by then is rejected."""
-TEMPERATURE, TOP_P = 1.0, 0.95
+TEMPERATURE = 1.0
+TOP_P = 0.95
 _MARK = "\ue000\ue001"
 
 
 def self_author(settings: Settings, report: Reporter) -> Author:
     """The target as a source of `prepare`; it is loaded when the first prompt is wanted. Raises for a wrong model."""
-    wanted, target = settings.prepare, settings.target
+    prepare = settings.prepare
+    target = settings.target
     read_target_config(target)
     made_with = {
         "target": Path(target.model_path).name,
         "target_weights": fingerprint(target.model_path, revision=target.revision),
         "chat_template": settings.data.chat_template,
-        "seed": wanted.seed,
-        "chunk": min(CHUNK, wanted.sample_size or SELF_ROWS),
+        "seed": prepare.seed,
+        "chunk": min(CHUNK, prepare.sample_size or SELF_ROWS),
     }
 
     def lines(folder: Path) -> Iterator[SourceRow]:
-        return _lines(folder / PART, made_with, settings, report)
+        return _prompts(folder / PART, made_with, settings, report)
 
     return Author(made_with, lines, lambda folder: (folder / PART).unlink(missing_ok=True))
 
 
-def _lines(path: Path, made_with: dict[str, Any], settings: Settings, report: Reporter) -> Iterator[SourceRow]:
-    chunk, first, tools = int(made_with["chunk"]), 0, None
+def _prompts(path: Path, made_with: dict[str, Any], settings: Settings, report: Reporter) -> Iterator[SourceRow]:
+    chunk = int(made_with["chunk"])
+    first = 0
+    writer = None
     with _opened(path, made_with) as part, catch_stop(report) as stop:
         while True:
             done: dict[int, dict[str, Any]] = {}
@@ -64,8 +68,8 @@ def _lines(path: Path, made_with: dict[str, Any], settings: Settings, report: Re
                 done[entry["index"]] = entry
             missing = [index for index in range(first, first + chunk) if index not in done]
             if missing:
-                tools = tools or _load_tools(settings, report)
-                for entry in tools.write(missing, settings.prepare.seed):
+                writer = writer or _PromptWriter(settings, report)
+                for entry in writer.write(missing):
                     done[entry["index"]] = entry
                     part.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
                     if stop.requested is not None:
@@ -73,48 +77,56 @@ def _lines(path: Path, made_with: dict[str, Any], settings: Settings, report: Re
                 part.flush()
                 stop.check(f"the prompts so far are in {path}")
             for index in range(first, first + chunk):
-                yield _line(done[index], str(made_with["target"]))
+                yield _source_row(done[index], str(made_with["target"]))
             first += chunk
 
 
 def _opened(path: Path, made_with: dict[str, Any]) -> IO[bytes]:
-    """The part file behind its first line, which says what it was made with; an unlike or torn one is cut."""
+    """The part file behind its first line, which says what it was made with; one that differs or is torn is cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.open("a+b")
     part.seek(0)
     header = json.dumps(made_with).encode() + b"\n"
-    whole = 0
+    end = 0
     if part.readline() == header:
-        whole = len(header)
+        end = len(header)
         while (raw := part.readline()).endswith(b"\n"):
-            whole += len(raw)
-    part.truncate(whole)
-    if not whole:
+            end += len(raw)
+    part.truncate(end)
+    if not end:
         part.write(header)
         part.flush()
     part.seek(len(header))
     return part
 
 
-def _line(entry: dict[str, Any], target: str) -> SourceRow:
-    number, place = int(entry["index"]) + 1, f"self:{target}"
+def _source_row(entry: dict[str, Any], target: str) -> SourceRow:
+    number = int(entry["index"]) + 1
+    place = f"self:{target}"
     if entry["finish"] == "length":
         return SourceRow(number, None, f"the prompt has no end within {entry['tokens']} tokens", path=place)
     return SourceRow(number, {"prompt": entry["text"]}, path=place)
 
 
-@dataclass(frozen=True)
-class _Tools:
-    target: HfTarget
-    tokenizer: Any
-    header: list[int]
-    ends: frozenset[int]
-    limit: int
+class _PromptWriter:
+    """The target in this process, behind its user header."""
 
-    def write(self, indices: list[int], seed: int) -> Iterator[dict[str, Any]]:
+    def __init__(self, settings: Settings, report: Reporter) -> None:
+        target = settings.target
+        path = target.model_path
+        self.seed = settings.prepare.seed
+        self.tokenizer = load_tokenizer(path, revision=target.revision, trust_remote_code=target.trust_remote_code)
+        before, after = user_header(self.tokenizer, settings.data.chat_template)
+        self.header = list(tokenize(self.tokenizer, [before])[0].ids)
+        self.eos_ids = eos_ids(self.tokenizer, path) | _first_special(self.tokenizer, after)
+        set_threads(target.threads)
+        self.model = load_target(target, report).model
+        self.limit = max(1, min(LONGEST, context_length(self.model) - len(self.header) - 1))
+
+    def write(self, indices: list[int]) -> Iterator[dict[str, Any]]:
         """The prompts with these numbers, as they end."""
-        sampling = Sampling(TEMPERATURE, TOP_P, 0, seed)
-        with decoding(self.target.model, min(BATCH, len(indices)), self.ends, sampling) as decoder:
+        sampling = Sampling(TEMPERATURE, TOP_P, 0, self.seed)
+        with decoding(self.model, min(BATCH, len(indices)), self.eos_ids, sampling) as decoder:
             for index in indices:
                 decoder.add(index, self.header, self.limit)
             while not decoder.is_finished:
@@ -122,18 +134,6 @@ class _Tools:
                     ids = reply.token_ids[:-1] if reply.finish == "stop" else reply.token_ids
                     text = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
                     yield {"index": reply.index, "text": text, "finish": reply.finish, "tokens": len(ids)}
-
-
-def _load_tools(settings: Settings, report: Reporter) -> _Tools:
-    target = settings.target
-    tokenizer = load_tokenizer(target.model_path, revision=target.revision, trust_remote_code=target.trust_remote_code)
-    before, after = user_header(tokenizer, settings.data.chat_template)
-    header = encode_rendered(tokenizer, before)
-    set_threads(target.threads)
-    loaded = load_target(target, report)
-    context = context_length(loaded.model)
-    ends = eos_ids(tokenizer, target.model_path) | _first_special(tokenizer, after)
-    return _Tools(loaded, tokenizer, header, ends, max(1, min(LONGEST, context - len(header) - 1)))
 
 
 def user_header(tokenizer: Any, chat_template: str) -> tuple[str, str]:

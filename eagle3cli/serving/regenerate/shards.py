@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from eagle3cli.runtime.provenance import changes, refuse_changes
 MANIFEST = "manifest.json"
 SYNC_SECONDS = 2.0
 
-By = Literal["recorded", "generated", "error", "kept"]
+EntryKind = Literal["recorded", "generated", "error", "kept"]
 """Where a row came from; kept: from an earlier finished shard whose errors are being retried."""
 
 
@@ -32,13 +32,13 @@ class Entry:
     """One input row's outcome: ``value`` is the row to write, in the shard or (``by`` error) in the error file."""
 
     row: int
-    by: By
+    by: EntryKind
     value: dict[str, Any]
     tokens: int = 0
 
 
 @dataclass(frozen=True)
-class Shard:
+class ReplyShard:
     """Input rows ``first`` to ``end - 1``."""
 
     first: int
@@ -48,6 +48,11 @@ class Shard:
     def name(self) -> str:
         """As in the file names."""
         return f"{self.first}-{self.end}"
+
+    @property
+    def rows(self) -> range:
+        """The input rows."""
+        return range(self.first, self.end)
 
 
 class ShardFolder:
@@ -61,11 +66,11 @@ class ShardFolder:
         """Start, or go on with what an earlier run left; raises UsageError if that one had other settings."""
         if overwrite:
             self._discard()
-        if not self.look(made_with):
+        if not self.read_manifest(made_with):
             self.manifest = {"made_with": made_with, "shards": {}}
             write_json(self.folder / MANIFEST, self.manifest)
 
-    def look(self, made_with: dict[str, Any]) -> bool:
+    def read_manifest(self, made_with: dict[str, Any]) -> bool:
         """Read what an earlier run left, if one did; changes nothing, and raises UsageError as :meth:`open` does."""
         if (self.folder / MANIFEST).exists():
             self.manifest = read_json(self.folder / MANIFEST)
@@ -85,11 +90,12 @@ class ShardFolder:
             raise UsageError("holds shards without a manifest", where=str(self.folder), fix=fix)
         return False
 
-    def rows_left(self, shard: Shard) -> set[int]:
+    def rows_left(self, shard: ReplyShard) -> set[int]:
         """Rows of a shard that have no outcome yet; reads the part file and leaves it as it is."""
         if self.summary(shard):
             return set()
-        left, path = set(range(shard.first, shard.end)), self._path(shard, ".part")
+        left = set(shard.rows)
+        path = self._path(shard, ".part")
         if path.exists():
             with path.open("rb") as f:
                 for line in f:
@@ -105,59 +111,60 @@ class ShardFolder:
         with locked(self.folder / ".lock", UsageError("another process writes there", where=str(self.folder), fix=fix)):
             yield
 
-    def summary(self, shard: Shard) -> dict[str, int] | None:
+    def summary(self, shard: ReplyShard) -> dict[str, int] | None:
         """Counts of a finished shard (rows, errors, recorded, generated, tokens), None while it is not finished."""
         counts: dict[str, int] | None = self.manifest["shards"].get(shard.name)
         return counts if counts and counts["finished"] else None
 
-    def part(self, shard: Shard) -> PartFile:
+    def part(self, shard: ReplyShard) -> PartFile:
         """The part file of an unfinished shard, with what earlier runs appended."""
         return PartFile(self._path(shard, ".part"))
 
-    def left_part(self, shard: Shard) -> PartFile | None:
+    def left_part(self, shard: ReplyShard) -> PartFile | None:
         """The part file that an earlier run left; one of a finished shard is dropped."""
         path = self._path(shard, ".part")
         if self.summary(shard):
             path.unlink(missing_ok=True)
         return PartFile(path) if path.exists() else None
 
-    def reopen(self, shard: Shard) -> int:
+    def reopen(self, shard: ReplyShard) -> int:
         """Turn a finished shard with errors back into an unfinished one without them; returns how many."""
         counts = self.summary(shard)
         if not counts or not counts["errors"]:
             return 0
         failed = {int(row["row"]) for row in read_rows(self._path(shard, "error"))}
-        rows = (row for row in range(shard.first, shard.end) if row not in failed)
+        rows = [row for row in shard.rows if row not in failed]
         with writing(self._path(shard, ".part")) as f:
             for row, value in zip(rows, read_rows(self._path(shard, "shard")), strict=True):
                 f.write(_line(Entry(row, "kept", value)))
-        self._note(shard, {**counts, "finished": 0})
+        self._update_manifest(shard, {**counts, "finished": 0})
         return len(failed)
 
-    def finish(self, shard: Shard, part: PartFile) -> None:
+    def finish(self, shard: ReplyShard, part: PartFile) -> None:
         """Write the shard and its errors in input order, note it as finished, drop the part file."""
-        if sorted(part.done) != list(range(shard.first, shard.end)):
+        if sorted(part.done) != list(shard.rows):
             fix = "delete the file and run again"
             raise Eagle3Error("not every row has one outcome", where=str(part.path), fix=fix)
-        errors = [row for row in range(shard.first, shard.end) if part.done[row].by == "error"]
-        good = [row for row in range(shard.first, shard.end) if part.done[row].by != "error"]
-        _write_values(self._path(shard, "shard"), part, good)
+        errors = [row for row in shard.rows if part.done[row].by == "error"]
+        part.write_values(self._path(shard, "shard"), [row for row in shard.rows if part.done[row].by != "error"])
         if errors:
-            _write_values(self._path(shard, "error"), part, errors)
+            part.write_values(self._path(shard, "error"), errors)
         else:
             self._path(shard, "error").unlink(missing_ok=True)
         counts = self.manifest["shards"].get(shard.name) or {}
         for name in ("recorded", "generated"):
-            counts[name] = counts.get(name, 0) + sum(done.by == name for done in part.done.values())
-        tokens = counts.get("tokens", 0) + sum(done.tokens for done in part.done.values())
-        self._note(shard, {**counts, "tokens": tokens, "rows": len(part.done), "errors": len(errors), "finished": 1})
+            counts[name] = counts.get(name, 0) + sum(entry.by == name for entry in part.done.values())
+        tokens = counts.get("tokens", 0) + sum(entry.tokens for entry in part.done.values())
+        self._update_manifest(
+            shard, {**counts, "tokens": tokens, "rows": len(part.done), "errors": len(errors), "finished": 1}
+        )
         part.remove()
 
-    def _note(self, shard: Shard, counts: dict[str, int]) -> None:
+    def _update_manifest(self, shard: ReplyShard, counts: dict[str, int]) -> None:
         self.manifest["shards"][shard.name] = counts
         write_json(self.folder / MANIFEST, self.manifest)
 
-    def _path(self, shard: Shard, kind: str) -> Path:
+    def _path(self, shard: ReplyShard, kind: str) -> Path:
         return self.folder / f"{kind}_{shard.name}.jsonl"
 
     def _discard(self) -> None:
@@ -168,10 +175,10 @@ class ShardFolder:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class PartEntry:
     """Where one outcome's value stands in a part file."""
 
-    by: By
+    by: EntryKind
     tokens: int
     offset: int
     length: int
@@ -185,7 +192,7 @@ class PartFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.done: dict[int, Done] = {}
+        self.done: dict[int, PartEntry] = {}
         self._synced = time.monotonic()
         try:
             self._file = path.open("a+b")
@@ -204,17 +211,19 @@ class PartFile:
                 self.sync()
         except OSError as error:
             raise disk_error(error, self.path) from error
-        self._take_in(entry.row, entry.by, entry.tokens, line)
+        self._index(entry.row, entry.by, entry.tokens, line)
 
     def sync(self) -> None:
         """Wait until all outcomes are on the disk."""
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
-    def value(self, row: int) -> bytes:
-        """The value of a row that is done, as JSON."""
-        self._file.seek(self.done[row].offset)
-        return self._file.read(self.done[row].length)
+    def write_values(self, path: Path, rows: Sequence[int]) -> None:
+        """Write the values of these rows, one JSON line each."""
+        with writing(path, "wb") as f:
+            for row in rows:
+                self._file.seek(self.done[row].offset)
+                f.write(self._file.read(self.done[row].length) + b"\n")
 
     def close(self) -> None:
         """Sync and close; a later run goes on from here."""
@@ -241,12 +250,12 @@ class PartFile:
                     break
             except (ValueError, TypeError, KeyError, RecursionError):
                 break
-            self._take_in(row, by, tokens, line)
+            self._index(row, by, tokens, line)
         return self._end
 
-    def _take_in(self, row: int, by: By, tokens: int, line: bytes) -> None:
+    def _index(self, row: int, by: EntryKind, tokens: int, line: bytes) -> None:
         start = line.index(_VALUE) + len(_VALUE)
-        self.done[row] = Done(by, tokens, self._end + start, len(line) - start - len(b"}\n"))
+        self.done[row] = PartEntry(by, tokens, self._end + start, len(line) - start - len(b"}\n"))
         self._end += len(line)
 
 
@@ -266,12 +275,6 @@ def _line(entry: Entry) -> str:
     return f'{{"row": {entry.row}, "by": "{entry.by}", "tokens": {entry.tokens}, "value": {value}}}\n'
 
 
-def _write_values(path: Path, part: PartFile, rows: list[int]) -> None:
-    with writing(path, "wb") as f:
-        for row in rows:
-            f.write(part.value(row) + b"\n")
-
-
-def failed(row: int, line: int, row_id: str, reason: str) -> Entry:
-    """The outcome of a row that has no replies; ``line`` is where it stands in its file, from 1."""
-    return Entry(row, "error", {"row": row, "line": line, "id": row_id, "reason": reason})
+def failed(row: int, line_number: int, row_id: str, reason: str) -> Entry:
+    """The outcome of a row that has no replies; it stands in its file at ``line_number``, from 1."""
+    return Entry(row, "error", {"row": row, "line": line_number, "id": row_id, "reason": reason})

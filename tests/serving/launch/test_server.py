@@ -109,8 +109,9 @@ from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.launch.server import started
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.serving import ServerSettings
+server = ServerSettings(python=sys.argv[1])
 target = TargetSettings(model_path="m", device="cpu")
-with started(ServerSettings(python=sys.argv[1]), target, Silent(), logs=Path(sys.argv[2])):
+with started(server, target, Silent(), logs=Path(sys.argv[2])):
     print("up", flush=True)
     time.sleep(600)
 """
@@ -187,7 +188,7 @@ def test_nothing_is_started_where_nothing_is_left_to_do(stub: Path, tmp_path: Pa
 
 
 def test_a_server_that_refuses_to_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "PATIENCE", 0.3)
+    monkeypatch.setattr(guard, "TERMINATE_SECONDS", 0.3)
     deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", deaf], start_new_session=True, stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -228,24 +229,24 @@ def test_replicas_share_the_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> Non
     assert replicas_of(wanted, target) == 2
     planned = launches("sglang", wanted, target, [1, 2])
     assert [launch.environment["CUDA_VISIBLE_DEVICES"] for launch in planned] == ["2,3", "5,7"]
-    assert all("--device" not in launch.words for launch in planned)
+    assert all("--device" not in launch.argv for launch in planned)
     with pytest.raises(UsageError, match="do not fit into 4 GPUs"):
         launches("sglang", ServerSettings(tp_size=4), target, [1, 2])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert replicas_of(wanted, target) == 1
-    assert "--device" in launches("sglang", ServerSettings(), target, [1])[0].words
+    assert "--device" in launches("sglang", ServerSettings(), target, [1])[0].argv
 
 
 def test_words_are_words() -> None:
     target = TargetSettings(model_path="a b; rm -rf c", device="cpu", revision="r", trust_remote_code=True)
     wanted = ServerSettings(args="--quantization fp8 --served-model-name 'two words'", mem_fraction_static=0.7)
-    words = launches("sglang", wanted, target, [5])[0].words
+    words = launches("sglang", wanted, target, [5])[0].argv
     assert words[0] == sys.executable
     assert words[words.index("--model-path") + 1] == "a b; rm -rf c"
     assert words[words.index("--host") + 1] == "127.0.0.1"
     assert words[-4:] == ("--quantization", "fp8", "--served-model-name", "two words")
     container = ServerSettings(python="env -i python3")
-    assert launches("sglang", container, target, [5])[0].words[:3] == ("env", "-i", "python3")
+    assert launches("sglang", container, target, [5])[0].argv[:3] == ("env", "-i", "python3")
     with pytest.raises(UsageError, match="--server-python"):
         launches("sglang", ServerSettings(python="no-such-program python3"), target, [5])
 
@@ -258,18 +259,18 @@ def test_the_target_runs_in_the_type_of_its_draft(tmp_path: Path) -> None:
         return words[words.index("--dtype") + 1] if "--dtype" in words else None
 
     for product in ("sglang", "vllm"):
-        assert dtype(*launches(product, ServerSettings(), CPU, [5], draft)[0].words) == "bfloat16"
-        assert dtype(*launches(product, ServerSettings(), CPU, [5])[0].words) is None
+        assert dtype(*launches(product, ServerSettings(), CPU, [5], draft)[0].argv) == "bfloat16"
+        assert dtype(*launches(product, ServerSettings(), CPU, [5])[0].argv) is None
         asked = CPU.model_copy(update={"dtype": "float32"})
-        assert dtype(*launches(product, ServerSettings(), asked, [5], draft)[0].words) == "float32"
+        assert dtype(*launches(product, ServerSettings(), asked, [5], draft)[0].argv) == "float32"
 
 
 def test_speculation_in_the_words_of_both_servers() -> None:
     draft = Speculation("d", 3, 1, 4)
-    words = " ".join(launches("sglang", ServerSettings(), CPU, [5], draft)[0].words)
+    words = " ".join(launches("sglang", ServerSettings(), CPU, [5], draft)[0].argv)
     assert "--speculative-algorithm EAGLE3 --speculative-draft-model-path d --speculative-num-steps 3" in words
     assert "--speculative-eagle-topk 1 --speculative-num-draft-tokens 4" in words
-    vllm = launches("vllm", ServerSettings(), CPU, [5], draft)[0].words
+    vllm = launches("vllm", ServerSettings(), CPU, [5], draft)[0].argv
     assert '{"method": "eagle3", "model": "d", "num_speculative_tokens": 3}' in vllm
 
 

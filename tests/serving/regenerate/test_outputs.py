@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eagle3cli.serving.regenerate.outputs import Outputs
-from eagle3cli.serving.regenerate.shards import Entry, Shard, ShardFolder, failed
+from eagle3cli.serving.regenerate.shards import Entry, ReplyShard, ShardFolder, failed
 
-SHARDS = [Shard(3, 7), Shard(7, 11), Shard(11, 13)]
+SHARDS = [ReplyShard(3, 7), ReplyShard(7, 11), ReplyShard(11, 13)]
 
 
 def entry(row: int) -> Entry:
