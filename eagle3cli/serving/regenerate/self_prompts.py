@@ -14,7 +14,7 @@ from typing import IO, Any
 from eagle3cli.backends.target.head import fingerprint
 from eagle3cli.backends.target.hf import load_target, read_target_config
 from eagle3cli.data.chat.template import Chat
-from eagle3cli.data.chat.tokenizer import eos_ids, load_tokenizer
+from eagle3cli.data.chat.tokenizer import encode_rendered, eos_ids, load_tokenizer
 from eagle3cli.data.prepare.prepare import Author
 from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.data.sources.mixture import SELF_ROWS
@@ -117,7 +117,7 @@ class _PromptWriter:
         self.seed = settings.prepare.seed
         self.tokenizer = load_tokenizer(path, revision=target.revision, trust_remote_code=target.trust_remote_code)
         before, after = user_header(self.tokenizer, settings.data.chat_template)
-        self.header = list(tokenize(self.tokenizer, [before])[0].ids)
+        self.header = encode_rendered(self.tokenizer, before)
         self.eos_ids = eos_ids(self.tokenizer, path) | _first_special(self.tokenizer, after)
         set_threads(target.threads)
         self.model = load_target(target, report).model
