@@ -136,7 +136,7 @@ def make_store(folder: Path, count: int, encoding: str) -> None:
     with StoreWriter(folder, meta, plan_layout(counts, codec, 100), Index(counts, codec, vocab), Silent()) as writer:
         for shard in writer.pending:
             with writer.writing(shard) as put:
-                for number in writer.plan.rows(shard):
+                for number in writer.layout.rows(shard):
                     row = next(rows)
                     mask = torch.from_numpy(row.loss_mask).bool()
                     where = teacher_positions(mask)

@@ -10,16 +10,15 @@ from typing import Any, Literal
 
 import torch
 
-from eagle3cli.backends.capture.passes import length_batches, run_batch
-from eagle3cli.backends.capture.sample import take_sample
+from eagle3cli.backends.capture.passes import length_batches, run_batch, take_sample
 from eagle3cli.backends.target.head import fingerprint
 from eagle3cli.backends.target.hf import pick_device
 from eagle3cli.backends.target.target import LiveTarget
-from eagle3cli.data.hidden_states.forecast import check_space, choose_quantization, report_size
+from eagle3cli.data.hidden_states.forecast import check_space, plan_store, report_size
 from eagle3cli.data.hidden_states.quantize import Quantization
-from eagle3cli.data.hidden_states.rows import TOKENS, RowCodec, RowCounts, count_rows, empty_codec
+from eagle3cli.data.hidden_states.rows import TOKENS, RowCodec, RowCounts, count_rows
 from eagle3cli.data.hidden_states.store import Index, StoreMeta, vocab_hash
-from eagle3cli.data.hidden_states.writer import StoreWriter, check_same_capture, plan_layout, read_existing
+from eagle3cli.data.hidden_states.writer import StoreWriter
 from eagle3cli.data.tokens.rows import TokenRow, TokenRows
 from eagle3cli.data.tokens.vocab import VocabMapping
 from eagle3cli.errors import DataError
@@ -35,7 +34,7 @@ Rows = Sequence[TokenRow] | TokenRows
 
 
 @dataclass(frozen=True)
-class Origin:
+class TargetIdentity:
     """What the states come from, known before the target is loaded."""
 
     target: str
@@ -48,7 +47,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class StoreOptions:
     """How a store is to be made."""
 
     encoding: Quantization | Literal["auto"]
@@ -58,7 +57,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Captured:
+class CaptureResult:
     """What one capture did; sizes are those of the whole store."""
 
     rows: int
@@ -70,7 +69,7 @@ class Captured:
     seconds: float
 
 
-def computing_in(target: TargetSettings, name: str) -> TargetSettings:
+def with_compute_dtype(target: TargetSettings, name: str) -> TargetSettings:
     """``target`` with the type that ``hidden_states.dtype`` names; auto leaves it as it is."""
     if name == "auto":
         return target
@@ -78,10 +77,10 @@ def computing_in(target: TargetSettings, name: str) -> TargetSettings:
     return target.model_copy(update={"dtype": str(kind).removeprefix("torch.")})
 
 
-def origin_of(target: TargetSettings, draft: DraftConfig) -> Origin:
-    """The origin that these settings mean, without loading the target."""
+def identify_target(target: TargetSettings, draft: DraftConfig) -> TargetIdentity:
+    """The identity that these settings mean, without loading the target."""
     own_type = "float32" if pick_device(target.device).type == "cpu" else "checkpoint"
-    return Origin(
+    return TargetIdentity(
         target=target.model_path,
         revision=target.revision,
         target_hash=fingerprint(target.model_path, revision=target.revision),
@@ -96,88 +95,83 @@ def capture(
     load: Callable[[], LiveTarget],
     rows: Rows,
     folder: Path,
-    origin: Origin,
+    identity: TargetIdentity,
     vocab: VocabMapping,
-    wanted: Wanted,
+    options: StoreOptions,
     *,
     report: Reporter,
     stop: Stop,
     ranks: Ranks = SINGLE_PROCESS,
-) -> Captured:
+) -> CaptureResult:
     """Capture the rows' states into ``folder``, or what an earlier capture has left to do.
 
     Of several ranks each captures every ``ranks.world_size``-th shard. ``load`` is called only when there is something
     to capture. Raises Eagle3Error when the forecast does not fit the disk or the disk fills up, Stopped on a signal;
     finished shards are kept.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     counts = count_rows(rows)
     if not bool((counts.counts_N3 > 0).all(1).any()):
         fix = "check --chat-template, and look at the rows with `eagle3 view`"
         raise DataError(f"none of the {len(rows)} rows has a token that carries loss", where=str(folder), fix=fix)
     with ranks.main_process_first():
-        writer, codec, rate = _open(load, rows, folder, origin, vocab, wanted, counts, ranks, report)
+        writer, codec, rate = _open(load, rows, folder, identity, vocab, options, counts, ranks, report)
     with writer:
         if writer.pending:
             if ranks.is_main:
-                _tell_time(writer, counts, rate, report)
-            _fill(writer, codec, load(), rows, counts, wanted, report, stop)
+                _report_time(writer, counts, rate, report)
+            _fill(writer, codec, load(), rows, counts, options, report, stop)
         ranks.barrier()
         if ranks.is_main and not writer.complete:
             writer.finish()
     total = sum(file.stat().st_size for file in folder.iterdir())
-    seconds = time.monotonic() - began
-    shards = (writer.plan.shards, writer.done_before)
-    return Captured(len(rows), counts.tokens, total, writer.meta.encoding, *shards, seconds)
+    seconds = time.monotonic() - started
+    shards = (writer.layout.shards, writer.done_before)
+    return CaptureResult(len(rows), counts.tokens, total, writer.meta.encoding, *shards, seconds)
 
 
 def _open(
     load: Callable[[], LiveTarget],
     rows: Rows,
     folder: Path,
-    origin: Origin,
+    identity: TargetIdentity,
     vocab: VocabMapping,
-    wanted: Wanted,
+    options: StoreOptions,
     counts: RowCounts,
     ranks: Ranks,
     report: Reporter,
 ) -> tuple[StoreWriter, RowCodec, float | None]:
     """Begin the store, with its encoding fitted to a sample, or find what an earlier run left; also tokens a second."""
-    shape = {"layers": len(origin.aux_layers), "hidden": origin.hidden_size}
-    earlier = read_existing(folder, report)
-    encoding = choose_quantization(wanted.encoding, counts, folder, **shape)
-    if earlier is not None and wanted.encoding == "auto":
-        encoding = earlier[0].encoding
     meta = StoreMeta(
-        **vars(origin),
+        **vars(identity),
         data_hash=counts.data_hash,
         rows=len(rows),
         vocab_hash=vocab_hash(vocab),
-        shard_mb=wanted.shard_mb,
-        encoding=encoding,
+        shard_mb=options.shard_mb,
+        encoding="bf16",  # until it is chosen
     )
-    if earlier is not None:
-        check_same_capture(earlier[0], meta, folder)
-    plan = plan_layout(counts, empty_codec(encoding, **shape), wanted.shard_mb)
-    index, sample = earlier[1] if earlier is not None else None, None
+    meta, layout, existing = plan_store(folder, meta, options.encoding, counts, report)
     if ranks.is_main:
-        report_size(folder, plan, counts, encoding, report, **shape)
+        report_size(folder, layout, meta, counts, report)
+    index = existing.index if existing is not None else None
+    sample = None
     if index is None:
-        check_space(folder, plan.total, report)
-        sample = take_sample(load(), rows, counts, encoding, wanted.batch_tokens)
+        check_space(folder, layout.total, report)
+        sample = take_sample(load(), rows, counts, meta.encoding, options.batch_tokens)
         index = Index(counts, sample.codec, vocab)
+        error = sample.facts["error"]
         report.info(
-            f"{encoding}: relative error {sample.error['aux']:.2g} of auxiliary states, {sample.error['last']:.2g} of "
-            f"last ones (on {sample.tokens} tokens)"
+            f"{meta.encoding}: relative error {error['aux']:.2g} of auxiliary states, {error['last']:.2g} of last ones "
+            f"(on {sample.facts['tokens']} tokens)"
         )
     writer = StoreWriter(
         folder,
         meta,
-        plan,
+        layout,
         index,
         report,
-        sample={"tokens": sample.tokens, "error": sample.error} if sample is not None else None,
-        computed=_computed(wanted),
+        sample=sample.facts if sample is not None else None,
+        computed=_computed(options),
         rank=ranks.rank,
         ranks=ranks.world_size,
     )
@@ -186,18 +180,18 @@ def _open(
     return writer, index.codec, sample.tokens_per_second * ranks.world_size if sample is not None else None
 
 
-def _computed(wanted: Wanted) -> dict[str, Any]:
+def _computed(options: StoreOptions) -> dict[str, Any]:
     """What may change a state's last bits: the shapes and the number of parts in which it is computed."""
     return {
-        "batch_tokens": wanted.batch_tokens,
-        "batch_size": wanted.batch_size,
+        "batch_tokens": options.batch_tokens,
+        "batch_size": options.batch_size,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,
     }
 
 
-def _tell_time(writer: StoreWriter, counts: RowCounts, rate: float | None, report: Reporter) -> None:
+def _report_time(writer: StoreWriter, counts: RowCounts, rate: float | None, report: Reporter) -> None:
     if rate is not None:
         report.info(f"about {time_text(counts.tokens / rate)} at {rate:,.0f} tokens a second")
 
@@ -208,23 +202,27 @@ def _fill(
     target: LiveTarget,
     rows: Rows,
     counts: RowCounts,
-    wanted: Wanted,
+    options: StoreOptions,
     report: Reporter,
     stop: Stop,
 ) -> None:
     """Capture this rank's pending shards; only one batch of states is in memory at a time."""
-    codec, plan, folder = codec.to(target.device), writer.plan, writer.folder
+    codec = codec.to(target.device)
+    layout = writer.layout
+    folder = writer.folder
     lengths_N = counts.counts_N3[:, TOKENS]
-    tokens = [int(lengths_N[plan.rows(shard).start : plan.rows(shard).stop].sum()) for shard in range(plan.shards)]
+    tokens = [
+        int(lengths_N[layout.rows(shard).start : layout.rows(shard).stop].sum()) for shard in range(layout.shards)
+    ]
     left = sum(tokens[shard] for shard in writer.pending)
     total = left if writer.ranks > 1 else sum(tokens)
     with report.task(f"capturing {folder.name}", total, unit="tokens", done=total - left) as task:
         for saved, shard in enumerate(writer.pending, writer.done_before):
-            numbers = plan.rows(shard)
+            numbers = layout.rows(shard)
             lengths: list[int] = lengths_N[numbers.start : numbers.stop].tolist()
             with writer.writing(shard) as put:
-                for batch in length_batches(numbers, lengths, wanted.batch_tokens, wanted.batch_size):
-                    stop.check(f"{saved} of {plan.shards} shards are saved in {folder}")
+                for batch in length_batches(numbers, lengths, options.batch_tokens, options.batch_size):
+                    stop.check(f"{saved} of {layout.shards} shards are saved in {folder}")
                     states = run_batch(target, [rows[n] for n in batch])
                     for number, blob in zip(batch, codec.pack(states), strict=True):
                         put(number, blob)

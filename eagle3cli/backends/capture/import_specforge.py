@@ -12,20 +12,19 @@ import torch
 from eagle3cli.backends.target.head import fingerprint, read_head
 from eagle3cli.backends.target.hf import pick_device, read_target_config
 from eagle3cli.backends.target.logits import Head
-from eagle3cli.data.hidden_states.calibration import fit_codec, sample_error, sample_rows
-from eagle3cli.data.hidden_states.forecast import check_space, choose_quantization, report_size
+from eagle3cli.data.hidden_states.calibration import describe_sample, fit_codec, sample_rows
+from eagle3cli.data.hidden_states.forecast import check_space, plan_store, report_size
 from eagle3cli.data.hidden_states.quantize import Quantization
-from eagle3cli.data.hidden_states.rows import StateRow, aux_count, count_rows, empty_codec, teacher_positions
-from eagle3cli.data.hidden_states.specforge_files import FeatureRow, Listed, list_files, read_features, read_listed
-from eagle3cli.data.hidden_states.store import Index, StoreMeta, vocab_hash
-from eagle3cli.data.hidden_states.writer import (
-    ERRORS,
-    StoreWriter,
-    check_same_capture,
-    discard_store,
-    plan_layout,
-    read_existing,
+from eagle3cli.data.hidden_states.rows import StateRow, aux_count, count_rows, teacher_positions
+from eagle3cli.data.hidden_states.specforge_files import (
+    FeatureFiles,
+    FeatureRow,
+    list_files,
+    read_features,
+    read_listed,
 )
+from eagle3cli.data.hidden_states.store import Index, StoreMeta, vocab_hash
+from eagle3cli.data.hidden_states.writer import ERRORS, StoreWriter, discard_store
 from eagle3cli.data.tokens.counts import count_tokens, fit_to_vocab, rank_tokens
 from eagle3cli.data.tokens.vocab import VocabMapping, from_ids
 from eagle3cli.errors import DataError
@@ -40,7 +39,7 @@ SAMPLE_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportResult:
     """What came of an import."""
 
     rows: int
@@ -50,7 +49,7 @@ class Imported:
     bytes: int
 
 
-def draft_vocab(listed: Listed, config: DraftConfig, reply_weight: int, prompt_weight: int) -> VocabMapping:
+def draft_vocab(listed: FeatureFiles, config: DraftConfig, reply_weight: int, prompt_weight: int) -> VocabMapping:
     """The draft's vocabulary for these rows, counted as ``eagle3 cache`` does."""
     reply, prompt = (fit_to_vocab(counts, config.vocab_size) for counts in count_tokens(listed.rows))
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
@@ -59,14 +58,16 @@ def draft_vocab(listed: Listed, config: DraftConfig, reply_weight: int, prompt_w
     return from_ids(ranking.first(config.draft_vocab_size), config.vocab_size)
 
 
-def import_split(settings: Settings, source: Path, folder: Path, report: Reporter, stop: Stop) -> Imported:
+def import_split(settings: Settings, source: Path, folder: Path, report: Reporter, stop: Stop) -> ImportResult:
     """Import as the settings say: target, draft, encoding."""
-    wanted, named, target = settings.hidden_states, settings.draft, settings.target
+    requested = settings.hidden_states
+    draft = settings.draft
+    target = settings.target
     raw = read_target_config(target)
-    config = read_draft_config(named.config, raw, draft_vocab_size=named.vocab_size, aux_layers=named.aux_layers)
+    config = read_draft_config(draft.config, raw, draft_vocab_size=draft.vocab_size, aux_layers=draft.aux_layers)
     device = pick_device(target.device)
     head = read_head(target.model_path, raw, revision=target.revision)
-    if wanted.overwrite:
+    if requested.overwrite:
         discard_store(folder)
     return import_files(
         source,
@@ -78,8 +79,8 @@ def import_split(settings: Settings, source: Path, folder: Path, report: Reporte
             config,
             head.to(device, torch.float32 if device.type == "cpu" else torch.bfloat16),
         ),
-        wanted.encoding,
-        shard_mb=wanted.shard_mb,
+        requested.encoding,
+        shard_mb=requested.shard_mb,
         weights=(settings.cache.reply_weight, settings.cache.prompt_weight),
         report=report,
         stop=stop,
@@ -108,7 +109,7 @@ def import_files(
     weights: tuple[int, int],
     report: Reporter,
     stop: Stop,
-) -> Imported:
+) -> ImportResult:
     """Write the rows of SpecForge's files below ``source`` to ``folder``, or what an earlier run has left to do.
 
     ``weights`` are those of reply and prompt tokens for the draft's vocabulary. Files that cannot be used go to
@@ -116,7 +117,6 @@ def import_files(
     """
     config = target.config
     sizes = {"layers": len(config.aux_layers), "hidden": config.target_hidden_size, "vocab": config.vocab_size}
-    shape = {"layers": sizes["layers"], "hidden": sizes["hidden"]}
     listed = read_listed(list_files(source), **sizes, report=report)
     counts = count_rows(listed.rows)
     if not bool((counts.counts_N3 > 0).all(1).any()):
@@ -124,10 +124,6 @@ def import_files(
         reason = f"; {first[0].name}: {first[1]}" if first else ""
         files = len(listed.rows) + len(listed.errors)
         raise DataError(f"none of {files} files has a row with loss{reason}", where=str(source))
-    earlier = read_existing(folder, report)
-    chosen = choose_quantization(encoding, counts, folder, **shape)
-    if earlier and encoding == "auto":
-        chosen = earlier[0].encoding
     vocab = draft_vocab(listed, config, *weights)
     meta = StoreMeta(
         target=target.path,
@@ -141,35 +137,34 @@ def import_files(
         rows=len(listed.rows),
         vocab_hash=vocab_hash(vocab),
         shard_mb=shard_mb,
-        encoding=chosen,
+        encoding="bf16",  # until it is chosen
         source="imported from SpecForge's files",
     )
-    if earlier is not None:
-        check_same_capture(earlier[0], meta, folder)
-    plan = plan_layout(counts, empty_codec(chosen, **shape), shard_mb)
-    report_size(folder, plan, counts, chosen, report, **shape)
-    if earlier is None:
-        check_space(folder, plan.total, report)
+    meta, layout, existing = plan_store(folder, meta, encoding, counts, report)
+    report_size(folder, layout, meta, counts, report)
+    if existing is None:
+        check_space(folder, layout.total, report)
 
     def read(number: int) -> StateRow:
         return state_row(read_features(listed.files[number], **sizes), listed.files[number], target.head)
 
     sample = [read(number) for number in sample_rows(counts, SAMPLE_TOKENS)]
-    index = (earlier[1] if earlier else None) or Index(counts, fit_codec(chosen, sample), vocab)
-    told = {"tokens": sum(len(row.token_ids_S) for row in sample), "error": sample_error(index.codec, sample)}
-    with StoreWriter(folder, meta, plan, index, report, sample=told) as writer:
+    index = existing.index if existing is not None else None
+    index = index or Index(counts, fit_codec(meta.encoding, sample), vocab)
+    facts = describe_sample(index.codec, sample)
+    with StoreWriter(folder, meta, layout, index, report, sample=facts) as writer:
         _write_errors(folder / ERRORS, listed.errors)
         with report.task("importing", len(listed.rows), unit="files") as task:
             for shard in writer.pending:
                 with writer.writing(shard) as put:
-                    for number in writer.plan.rows(shard):
+                    for number in writer.layout.rows(shard):
                         stop.check(f"finished shards are in {folder}")
                         put(number, index.codec.pack([read(number)])[0])
                         task.advance()
         if not writer.complete:
             writer.finish()
     total = sum(file.stat().st_size for file in folder.iterdir())
-    return Imported(len(listed.rows), counts.tokens, len(listed.errors), chosen, total)
+    return ImportResult(len(listed.rows), counts.tokens, len(listed.errors), meta.encoding, total)
 
 
 @torch.no_grad()

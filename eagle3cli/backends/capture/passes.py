@@ -1,16 +1,30 @@
-"""Passes of the target over token rows: batches of similar length, and of each row what a store keeps."""
+"""Passes of the target over token rows: batches of similar length, and of each row what a store keeps.
+
+A few rows go before the others, for what an encoding is fitted to, its loss, and how fast the target is here.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from eagle3cli.backends.target.target import LiveTarget
-from eagle3cli.data.hidden_states.rows import StateRow, aux_count, teacher_positions
-from eagle3cli.data.tokens.rows import TokenRow
+from eagle3cli.data.hidden_states.calibration import describe_sample, fit_codec, sample_rows
+from eagle3cli.data.hidden_states.quantize import Quantization
+from eagle3cli.data.hidden_states.rows import RowCodec, RowCounts, StateRow, aux_count, teacher_positions
+from eagle3cli.data.tokens.rows import TokenRow, TokenRows
 from eagle3cli.errors import ModelError
 from eagle3cli.runtime.out_of_memory import failed_allocation, is_out_of_memory, release
+
+CPU_TOKENS = 2048
+"""Tokens of a pass on a CPU, where a larger one is no faster."""
+PASSES = 2
+"""The first one warms up, the last one is timed."""
 
 
 class PassTooLarge(ModelError):
@@ -49,24 +63,58 @@ def run_batch(target: LiveTarget, rows: Sequence[TokenRow]) -> list[StateRow]:
     """
     try:
         states = target.capture([row.token_ids.tolist() for row in rows])
-        found = []
-        for row, (aux_SC, last_SH) in zip(rows, states, strict=True):
-            mask = torch.from_numpy(row.loss_mask.astype(bool))
-            where = teacher_positions(mask)
-            last_RH = last_SH[where.to(last_SH.device)]
-            found.append(
-                StateRow(
-                    token_ids_S=torch.from_numpy(row.token_ids.astype("int64")),
-                    loss_mask_S=mask,
-                    aux_UC=aux_SC[: aux_count(where)],
-                    last_RH=last_RH,
-                    top_R=target.head.top_tokens(last_RH),
-                )
-            )
-        return found
+        return [_state_row(target, row, *row_states) for row, row_states in zip(rows, states, strict=True)]
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         what = f"memory did not suffice for a pass{failed_allocation(error)}"
         release(error)
     raise PassTooLarge(what, len(rows), max(map(len, rows)))
+
+
+def _state_row(target: LiveTarget, row: TokenRow, aux_SC: Tensor, last_SH: Tensor) -> StateRow:
+    mask = torch.from_numpy(row.loss_mask.astype(bool))
+    teacher_R = teacher_positions(mask)
+    last_RH = last_SH[teacher_R.to(last_SH.device)]
+    return StateRow(
+        token_ids_S=torch.from_numpy(row.token_ids.astype("int64")),
+        loss_mask_S=mask,
+        aux_UC=aux_SC[: aux_count(teacher_R)],
+        last_RH=last_RH,
+        top_R=target.head.top_tokens(last_RH),
+    )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A codec fitted to states of rows from all over the data, and what was seen on the way."""
+
+    codec: RowCodec
+    facts: dict[str, Any]
+    """What a manifest says of it."""
+    tokens_per_second: float
+    """Of the target and the encoding."""
+
+
+def take_sample(
+    target: LiveTarget,
+    rows: Sequence[TokenRow] | TokenRows,
+    counts: RowCounts,
+    encoding: Quantization,
+    batch_tokens: int,
+) -> Sample:
+    """Run the target over a few rows."""
+    at_once = min(batch_tokens, CPU_TOKENS) if target.device.type == "cpu" else batch_tokens
+    chosen = sample_rows(counts, PASSES * at_once)
+    states: list[StateRow] = []
+    for batch in length_batches(chosen, [len(rows[n]) for n in chosen], at_once):
+        began = time.perf_counter()
+        batch_states = run_batch(target, [rows[n] for n in batch])
+        seconds = time.perf_counter() - began
+        states += batch_states
+        codec = fit_codec(encoding, states)
+        began = time.perf_counter()
+        codec.to(target.device).pack(batch_states)
+        seconds += time.perf_counter() - began
+    tokens = sum(len(row.token_ids_S) for row in batch_states)
+    return Sample(codec, describe_sample(codec, states), tokens / seconds)

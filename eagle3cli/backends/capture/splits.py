@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from eagle3cli.backends.capture.capture import Captured, Wanted, capture, computing_in, origin_of
+from eagle3cli.backends.capture.capture import CaptureResult, StoreOptions, capture, identify_target, with_compute_dtype
 from eagle3cli.backends.capture.memory import explain_pass
 from eagle3cli.backends.capture.passes import PassTooLarge
 from eagle3cli.backends.target.auto import open_target
@@ -20,26 +20,28 @@ from eagle3cli.runtime.stop import Stop
 from eagle3cli.settings.tables import Settings
 
 
-def capture_splits(settings: Settings, report: Reporter, stop: Stop, ranks: Ranks) -> dict[str, Captured]:
+def capture_splits(settings: Settings, report: Reporter, stop: Stop, ranks: Ranks) -> dict[str, CaptureResult]:
     """Capture what ``settings.hidden_states`` asks for, or what an earlier run left to do."""
-    wanted, draft = settings.hidden_states, settings.draft
-    if not wanted.enable_aux_hidden_states:
+    requested = settings.hidden_states
+    draft = settings.draft
+    if not requested.enable_aux_hidden_states:
         fix = "leave --enable-aux-hidden-states on"
         raise UsageError(
             "EAGLE-3 drafts read auxiliary states", where="hidden_states.enable_aux_hidden_states", fix=fix
         )
-    target = computing_in(settings.target, wanted.dtype)
+    target = with_compute_dtype(settings.target, requested.dtype)
     if target.mem_fraction_static is None:
-        target = target.model_copy(update={"mem_fraction_static": wanted.mem_frac})
+        target = target.model_copy(update={"mem_fraction_static": requested.mem_frac})
     raw = read_target_config(target)
     config = read_draft_config(draft.config, raw, draft_vocab_size=draft.vocab_size, aux_layers=draft.aux_layers)
     with ranks.main_process_first():
         cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
     splits = {name: rows for name, rows in (("train", cached.train), ("eval", cached.eval)) if rows is not None}
-    if wanted.split != "both" and wanted.split not in splits:
+    if requested.split != "both" and requested.split not in splits:
         raise UsageError("no held-out rows to capture", where="--split eval", fix="give --eval-data-path")
-    _limit_memory(wanted.mem_frac, report)
-    origin, loaded = origin_of(target, config), list[LiveTarget]()
+    _limit_memory(requested.mem_frac, report)
+    identity = identify_target(target, config)
+    loaded: list[LiveTarget] = []
 
     def load() -> LiveTarget:
         loaded[:] = loaded or [open_target(target, report, config.aux_layers)]
@@ -47,23 +49,27 @@ def capture_splits(settings: Settings, report: Reporter, stop: Stop, ranks: Rank
 
     if target.tp_size > 1 and ranks.world_size > 1:
         load()  # the targets of all groups are loaded by all processes at once, or not at all
-    found = {}
+    results = {}
     for name, rows in splits.items():
-        if wanted.split not in ("both", name):
+        if requested.split not in ("both", name):
             continue
-        folder = wanted.output_path / name
-        if wanted.overwrite and ranks.is_main:
+        folder = requested.output_path / name
+        if requested.overwrite and ranks.is_main:
             discard_store(folder)
-        kept = rows if wanted.sample_size is None else [rows[i] for i in range(min(len(rows), wanted.sample_size))]
+        sample = (
+            rows if requested.sample_size is None else [rows[i] for i in range(min(len(rows), requested.sample_size))]
+        )
         # An evaluation on states that lost something would measure that loss too.
-        encoding = "bf16" if name == "eval" else wanted.encoding
-        how = Wanted(encoding, wanted.batch_tokens, wanted.shard_mb, wanted.batch_size)
+        encoding = "bf16" if name == "eval" else requested.encoding
+        options = StoreOptions(encoding, requested.batch_tokens, requested.shard_mb, requested.batch_size)
         try:
-            found[name] = capture(load, kept, folder, origin, cached.vocab, how, report=report, stop=stop, ranks=ranks)
+            results[name] = capture(
+                load, sample, folder, identity, cached.vocab, options, report=report, stop=stop, ranks=ranks
+            )
         except PassTooLarge as error:
             element = pick_dtype(target.dtype, pick_device(target.device), raw).itemsize
             raise explain_pass(error, target, len(config.aux_layers), element) from None
-    return found
+    return results
 
 
 def _limit_memory(share: float | None, report: Reporter) -> None:

@@ -29,7 +29,7 @@ ROUNDING = 0.05
 
 
 @dataclass(frozen=True)
-class Recomputed:
+class RecomputeResult:
     """How far a store is from the target; errors are relative, every channel counting the same."""
 
     rows: int
@@ -51,33 +51,35 @@ def target_of(store: Store, target: TargetSettings) -> TargetSettings:
     """The target to compute again with: as named, else the one that the store names, in the type of the capture."""
     meta = store.meta
     path = target.model_path or meta.target
-    known = meta.compute_dtype in ("float32", "bfloat16", "float16")
-    dtype = meta.compute_dtype if target.dtype == "auto" and known else target.dtype
+    is_dtype = meta.compute_dtype in ("float32", "bfloat16", "float16")
+    dtype = meta.compute_dtype if target.dtype == "auto" and is_dtype else target.dtype
     return target.model_copy(update={"model_path": path, "dtype": dtype, "revision": target.revision or meta.revision})
 
 
-def recompute(store: Store, target: LiveTarget, rows: int, report: Reporter) -> Recomputed:
+def recompute(store: Store, target: LiveTarget, rows: int, report: Reporter) -> RecomputeResult:
     """Run the target over ``rows`` rows from all over the store and compare."""
     mean = store.index.counts.tokens / max(1, len(store))
     chosen = sample_rows(store.index.counts, max(1, round(rows * mean)))[:rows]
-    found, wanted = [], []
+    stored_rows = []
+    new_rows = []
     with report.task(f"computing {store.folder.name} again", len(chosen)) as task:
         for number in chosen:
             stored = store[number]
             ids, mask = stored.token_ids_S.numpy().astype("int32"), stored.loss_mask_S.numpy().astype("uint8")
-            wanted += run_batch(target, [TokenRow(str(number), ids, mask)])
-            found.append(stored)
+            new_rows += run_batch(target, [TokenRow(str(number), ids, mask)])
+            stored_rows.append(stored)
             task.advance()
     aux, last = (
         relative_error(
-            torch.cat([getattr(row, name) for row in wanted]).cpu(), torch.cat([getattr(row, name) for row in found])
+            torch.cat([getattr(row, name) for row in new_rows]).cpu(),
+            torch.cat([getattr(row, name) for row in stored_rows]),
         )
         for name in ("aux_UC", "last_RH")
     )
-    same = torch.cat([a.top_R == b.top_R.cpu() for a, b in zip(found, wanted, strict=True)]).float().mean()
+    same = torch.cat([a.top_R == b.top_R.cpu() for a, b in zip(stored_rows, new_rows, strict=True)]).float().mean()
     tokens = int(store.counts_N3[chosen, TOKENS].sum())
     allowed = ROUNDING + 2 * USUAL_ERROR[store.meta.encoding]
-    return Recomputed(len(chosen), tokens, aux, last, float(same), allowed)
+    return RecomputeResult(len(chosen), tokens, aux, last, float(same), allowed)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Verdict:
     rows: int
     bytes: int
     damage: list[Damage]
-    recomputed: Recomputed | None
+    recomputed: RecomputeResult | None
     """None where nothing was computed again."""
 
     @property
@@ -102,22 +104,28 @@ class Verdict:
             shards = sorted({str(damage.path) for damage in self.damage if damage.path != self.folder})
             fix = f"fix: rm {' '.join(shards)}, then run the command that wrote the store again: it makes only these"
             return [*map(str, self.damage), *([fix] if shards else [])]
-        found = [f"{self.rows} rows, {size_text(self.bytes)}: every byte is as it was written"]
+        lines = [f"{self.rows} rows, {size_text(self.bytes)}: every byte is as it was written"]
         again = self.recomputed
         if again is None:
-            return [*found, "nothing was computed again"]
+            return [*lines, "nothing was computed again"]
         errors = f"relative error {again.aux_error:.2g} of auxiliary and {again.last_error:.2g} of last states"
-        found.append(f"{again.rows} rows computed again: {errors}, {again.same_top:.1%} of the top tokens the same")
+        lines.append(f"{again.rows} rows computed again: {errors}, {again.same_top:.1%} of the top tokens the same")
         if not again.fits:
-            found.append(f"up to {again.allowed:.2g} is to be expected: this is not what the target says")
-        return found
+            lines.append(f"up to {again.allowed:.2g} is to be expected: this is not what the target says")
+        return lines
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
         damage = [{"file": str(d.path), "row": d.row, "what": d.what} for d in self.damage]
         again = {**vars(self.recomputed), "fits": self.recomputed.fits} if self.recomputed is not None else None
-        kept = {"folder": self.folder, "good": self.good, "rows": self.rows, "bytes": self.bytes}
-        return {**kept, "damage": damage, "recomputed": again}
+        return {
+            "folder": self.folder,
+            "good": self.good,
+            "rows": self.rows,
+            "bytes": self.bytes,
+            "damage": damage,
+            "recomputed": again,
+        }
 
 
 def verify_store(folder: Path, settings: Settings, report: Reporter) -> Verdict:
@@ -126,18 +134,20 @@ def verify_store(folder: Path, settings: Settings, report: Reporter) -> Verdict:
     damage = check_store(store, report)
     again = None
     if settings.hidden_states.recompute and not damage:
-        again = _again(store, settings, report)
+        again = _recompute_rows(store, settings, report)
     return Verdict(folder, len(store), store.bytes, damage, again)
 
 
-def _again(store: Store, settings: Settings, report: Reporter) -> Recomputed | None:
-    wanted = target_of(store, settings.target)
-    if not settings.target.model_path and not Path(wanted.model_path).is_dir():
-        report.warn(f"no rows computed again: the target is not at {wanted.model_path}; give --target-model-path")
+def _recompute_rows(store: Store, settings: Settings, report: Reporter) -> RecomputeResult | None:
+    target_settings = target_of(store, settings.target)
+    if not settings.target.model_path and not Path(target_settings.model_path).is_dir():
+        report.warn(
+            f"no rows computed again: the target is not at {target_settings.model_path}; give --target-model-path"
+        )
         return None
-    if fingerprint(wanted.model_path, revision=wanted.revision) != store.meta.target_hash:
+    if fingerprint(target_settings.model_path, revision=target_settings.revision) != store.meta.target_hash:
         fix = f"give the target it came from ({store.meta.target}), or --recompute 0"
         what = "was captured from another target: config or weights differ"
         raise UsageError(what, where=str(store.folder), fix=fix)
-    target = load_target(wanted, report, store.meta.aux_layers)
+    target = load_target(target_settings, report, store.meta.aux_layers)
     return recompute(store, target, settings.hidden_states.recompute, report)

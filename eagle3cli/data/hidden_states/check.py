@@ -33,7 +33,7 @@ class Damage:
 
 def check_store(store: Store, report: Reporter) -> list[Damage]:
     """Read the whole store; what is wrong with it, in the order of the rows."""
-    found: list[Damage] = []
+    damage: list[Damage] = []
     digest = blake2b(digest_size=16)
     with (
         report.task(f"checking {store.folder.name}", len(store)) as task,
@@ -44,17 +44,17 @@ def check_store(store: Store, report: Reporter) -> list[Damage]:
             try:
                 entry = store.shard(shard).entry
             except DataError as error:
-                found.append(Damage(path, None, error.what))
+                damage.append(Damage(path, None, error.what))
                 continue
             if entry != store.manifest["files"].get(path.name):
-                found.append(Damage(path, None, "its table of checksums is not the one that was written"))
+                damage.append(Damage(path, None, "its table of checksums is not the one that was written"))
             for number, (ids, mask, wrong) in zip(numbers, pool.map(partial(_read, store), numbers), strict=True):
-                found += [Damage(path, number, what) for what in wrong]
+                damage += [Damage(path, number, what) for what in wrong]
                 add_row(digest, ids, mask)
                 task.advance()
-    if not found and digest.hexdigest() != store.meta.data_hash:
-        found.append(Damage(store.folder, None, "tokens and masks are not those that were captured"))
-    return found
+    if not damage and digest.hexdigest() != store.meta.data_hash:
+        damage.append(Damage(store.folder, None, "tokens and masks are not those that were captured"))
+    return damage
 
 
 def _read(store: Store, number: int) -> tuple[bytes, bytes, list[str]]:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from eagle3cli.data.hidden_states.calibration import fit_codec, sample_error, sample_rows
-from eagle3cli.data.hidden_states.forecast import check_space, report_size
+from eagle3cli.data.hidden_states.calibration import describe_sample, fit_codec, sample_rows
+from eagle3cli.data.hidden_states.forecast import check_space, plan_store, report_size
 from eagle3cli.data.hidden_states.quantize import Quantization
-from eagle3cli.data.hidden_states.rows import TOKENS, RowCodec, empty_codec
+from eagle3cli.data.hidden_states.rows import TOKENS, RowCodec
 from eagle3cli.data.hidden_states.store import Index, Store
-from eagle3cli.data.hidden_states.writer import StoreWriter, check_same_capture, plan_layout, read_existing
+from eagle3cli.data.hidden_states.writer import StoreWriter
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
@@ -42,22 +42,20 @@ def convert(
     if folder.resolve() == store.folder.resolve():
         raise UsageError("a store cannot be converted in place", where=str(folder), fix="give another --output-path")
     source = f"{store.meta.source} as {store.meta.encoding}, converted"
-    meta = replace(store.meta, encoding=encoding, source=source, shard_mb=shard_mb)
-    earlier = read_existing(folder, report)
-    if earlier is not None:
-        check_same_capture(earlier[0], meta, folder)
-    shape = {"layers": len(meta.aux_layers), "hidden": meta.hidden_size}
-    counts, read = store.index.counts, store.codec.to(device)
-    plan = plan_layout(counts, empty_codec(encoding, **shape), shard_mb)
-    report_size(folder, plan, counts, encoding, report, **shape)
-    if earlier is None:
-        check_space(folder, plan.total, report)
+    counts = store.index.counts
+    read = store.codec.to(device)
+    meta, layout, existing = plan_store(
+        folder, replace(store.meta, source=source, shard_mb=shard_mb), encoding, counts, report
+    )
+    report_size(folder, layout, meta, counts, report)
+    if existing is None:
+        check_space(folder, layout.total, report)
     sample = [read.decoded(store.packed(n)) for n in sample_rows(counts, SAMPLE_TOKENS)]
-    index = (earlier[1] if earlier is not None else None) or Index(counts, fit_codec(encoding, sample), store.vocab)
+    index = existing.index if existing is not None else None
+    index = index or Index(counts, fit_codec(encoding, sample), store.vocab)
     codec = index.codec.to(device)
-    told = {"tokens": sum(len(row.token_ids_S) for row in sample), "error": sample_error(codec, sample)}
-    with StoreWriter(folder, meta, plan, index, report, sample=told) as writer:
-        if earlier is not None:
+    with StoreWriter(folder, meta, layout, index, report, sample=describe_sample(codec, sample)) as writer:
+        if existing is not None:
             check_space(folder, writer.bytes_left, report)
         _fill(writer, store, read, codec, report, stop)
         if not writer.complete:
@@ -67,11 +65,11 @@ def convert(
 
 def _fill(writer: StoreWriter, store: Store, read: RowCodec, codec: RowCodec, report: Reporter, stop: Stop) -> None:
     tokens_N = store.counts_N3[:, TOKENS]
-    left = sum(int(tokens_N[writer.plan.rows(s).start : writer.plan.rows(s).stop].sum()) for s in writer.pending)
+    left = sum(int(tokens_N[writer.layout.rows(s).start : writer.layout.rows(s).stop].sum()) for s in writer.pending)
     total = int(tokens_N.sum())
     with report.task(f"converting {store.folder.name}", total, unit="tokens", done=total - left) as task:
         for shard in writer.pending:
-            rows = writer.plan.rows(shard)
+            rows = writer.layout.rows(shard)
             with writer.writing(shard) as put:
                 for part in _parts(rows):
                     stop.check(f"finished shards are in {writer.folder}")

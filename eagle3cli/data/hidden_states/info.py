@@ -8,7 +8,7 @@ from typing import Any
 
 from eagle3cli.data.hidden_states.rows import AUX, LAST, RowCounts
 from eagle3cli.data.hidden_states.shard import shard_name
-from eagle3cli.data.hidden_states.store import MANIFEST, Index, read_manifest, read_meta, shard_shapes
+from eagle3cli.data.hidden_states.store import MANIFEST, read_manifest, read_meta, shard_shapes
 from eagle3cli.data.hidden_states.writer import read_existing
 from eagle3cli.errors import DataError
 from eagle3cli.runtime.report import Reporter
@@ -23,13 +23,13 @@ def describe_store(folder: Path, report: Reporter) -> dict[str, Any]:
     """Facts about a store, finished or not. Raises DataError where there is none or its index is damaged."""
     manifest = read_manifest(folder)
     meta = read_meta(manifest, folder)
-    earlier = read_existing(folder, report)
-    index: Index | None = earlier[1] if earlier else None
-    if index is None:
+    existing = read_existing(folder, report)
+    if existing is None or existing.index is None:
         raise DataError("the index is damaged", where=str(folder), fix="run the command that wrote it again")
-    counts, starts = index.counts, manifest["starts"]
+    index, starts = existing.index, manifest["starts"]
+    counts = index.counts
     shapes = shard_shapes(meta, index, starts)
-    there = [shape.bytes for i, shape in enumerate(shapes) if (folder / shard_name(i)).is_file()]
+    present = [shape.bytes for i, shape in enumerate(shapes) if (folder / shard_name(i)).is_file()]
     total = sum(shape.bytes for shape in shapes)
     sample = manifest["sample"] or {}
     return {
@@ -51,10 +51,10 @@ def describe_store(folder: Path, report: Reporter) -> dict[str, Any]:
         "last_states": int(counts.counts_N3[:, LAST].sum()),
         "longest_row": max((int(n) for n in counts.counts_N3[:, 0]), default=0),
         "shards": len(shapes),
-        "shards_there": len(there),
+        "shards_there": len(present),
         "rows_a_shard": max((end - begin for begin, end in pairwise(starts)), default=0),
         "bytes": total,
-        "bytes_there": sum(there),
+        "bytes_there": sum(present),
         "bytes_per_token": round(total / max(1, counts.tokens), 1),
         "smaller_than_specforge": round(
             specforge_bytes(counts, len(meta.aux_layers), meta.hidden_size) / max(1, total), 2
@@ -67,8 +67,8 @@ def stores_below(folder: Path) -> list[Path]:
     """The folder itself where it is a store, else the stores right in it."""
     if (folder / MANIFEST).is_file():
         return [folder]
-    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
-    if not found:
+    stores = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    if not stores:
         fix = "run `eagle3 hidden-states`, or give the folder that holds manifest.json"
         raise DataError("no hidden-state store here", where=str(folder), fix=fix)
-    return found
+    return stores

@@ -99,14 +99,16 @@ class Codec:
         """The planes of these states, each ``[R, width]``, on the states' device."""
         elements = ELEMENTS_AT_ONCE["cuda" if states_RC.is_cuda else "cpu"]
         at_once = max(1, elements // (self.layers * self.hidden))
-        parts = [_ENCODE[self.name](self, part.float()) for part in states_RC.split(at_once)]
+        encode, _ = _CODING[self.name]
+        parts = [encode(self, part.float()) for part in states_RC.split(at_once)]
         if not parts:
             return tuple(torch.zeros(0, p.width, dtype=p.dtype, device=states_RC.device) for p in self.planes)
         return tuple(torch.cat(plane) for plane in zip(*parts, strict=True))
 
     def decode(self, planes: tuple[Tensor, ...]) -> Tensor:
         """The states ``[R, C]``, bfloat16 for bf16, else fp32, where the codec is."""
-        return _DECODE[self.name](self, *(plane.to(self.scale_C.device) for plane in planes))
+        _, decode = _CODING[self.name]
+        return decode(self, *(plane.to(self.scale_C.device) for plane in planes))
 
     def to(self, device: torch.device) -> Codec:
         """The same, for states on ``device``."""
@@ -132,8 +134,8 @@ def usual_size(sample_RC: Tensor) -> Tensor:
 
 def relative_error(states_RC: Tensor, decoded_RC: Tensor) -> float:
     """Root mean square of the error relative to that of the states, every channel counting the same."""
-    wanted, error = states_RC.float(), decoded_RC.float() - states_RC.float()
-    power_C = wanted.square().mean(0)
+    error = decoded_RC.float() - states_RC.float()
+    power_C = states_RC.float().square().mean(0)
     used = power_C > 0
     return float((error.square().mean(0)[used] / power_C[used]).mean().sqrt()) if bool(used.any()) else 0.0
 
@@ -260,15 +262,10 @@ def _pairs(device: torch.device) -> Tensor:
     return torch.stack((levels[byte & 15], levels[byte >> 4]), 1)
 
 
-_ENCODE: dict[str, Callable[[Codec, Tensor], tuple[Tensor, ...]]] = {
-    "bf16": _encode_bf16,
-    "fp8": _encode_fp8,
-    "int8": _encode_int8,
-    "int4": _encode_int4,
+_CODING: dict[Quantization, tuple[Callable[[Codec, Tensor], tuple[Tensor, ...]], Callable[..., Tensor]]] = {
+    "bf16": (_encode_bf16, _decode_bf16),
+    "fp8": (_encode_fp8, _decode_fp8),
+    "int8": (_encode_int8, _decode_int8),
+    "int4": (_encode_int4, _decode_int4),
 }
-_DECODE: dict[str, Callable[..., Tensor]] = {
-    "bf16": _decode_bf16,
-    "fp8": _decode_fp8,
-    "int8": _decode_int8,
-    "int4": _decode_int4,
-}
+"""How each encodes and decodes."""

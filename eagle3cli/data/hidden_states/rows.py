@@ -33,10 +33,10 @@ def teacher_positions(loss_mask_S: Tensor) -> Tensor:
     the first of a row, which no draft row comes before.
     """
     mask = loss_mask_S.bool()
-    wanted = torch.zeros_like(mask)
-    wanted[1:] = mask[:-1]
-    wanted[1:-1] |= mask[1:-1] & mask[2:]
-    return wanted.nonzero()[:, 0]
+    read = torch.zeros_like(mask)
+    read[1:] = mask[:-1]
+    read[1:-1] |= mask[1:-1] & mask[2:]
+    return read.nonzero()[:, 0]
 
 
 def aux_count(teacher_R: Tensor) -> int:
@@ -135,10 +135,10 @@ class RowCodec:
     @property
     def bytes_per_count(self) -> tuple[int, int, int]:
         """Bytes of a token, of an auxiliary row and of a teacher position."""
-        found = [0, 0, 0]
+        sizes = [0, 0, 0]
         for field in self._fields:
-            found[field.counted] += field.width * field.dtype.itemsize
-        return (found[0], found[1], found[2])
+            sizes[field.counted] += field.width * field.dtype.itemsize
+        return (sizes[0], sizes[1], sizes[2])
 
     def sizes(self, counts_N3: Tensor) -> Tensor:
         """Bytes of every row, int64 ``[N]``."""
@@ -157,16 +157,17 @@ class RowCodec:
                 raise ModelError(f"the target's {name} states are not finite", fix=fix)
         planes = {f"aux{i}": plane.cpu() for i, plane in enumerate(self.aux.encode(aux))}
         planes |= {f"last{i}": plane.cpu() for i, plane in enumerate(self.last.encode(last))}
-        found, at = [], {AUX: 0, LAST: 0}
+        blobs = []
+        at = {AUX: 0, LAST: 0}
         for row in rows:
             ends = {AUX: at[AUX] + len(row.aux_UC), LAST: at[LAST] + len(row.last_RH)}
             values = {"token_ids": row.token_ids_S, "top": row.top_R, "loss_mask": row.loss_mask_S}
             for field in self._fields:
                 if field.name in planes:
                     values[field.name] = planes[field.name][at[field.counted] : ends[field.counted]]
-            found.append(self._joined(values))
+            blobs.append(self._joined(values))
             at = ends
-        return found
+        return blobs
 
     def _joined(self, values: dict[str, Tensor]) -> Tensor:
         parts = [values[field.name].cpu().to(field.dtype).contiguous().flatten() for field in self._fields]

@@ -36,7 +36,7 @@ class FeatureRow:
 
 
 @dataclass(frozen=True)
-class Listed:
+class FeatureFiles:
     """The files of a folder: those that hold a row, with its tokens and mask, and what is wrong with the others."""
 
     files: list[Path]
@@ -47,27 +47,27 @@ class Listed:
 
 def list_files(folder: Path) -> list[Path]:
     """All files of rows below ``folder``, sorted; raises DataError where there is none."""
-    found = sorted(p for p in folder.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file()) if folder.is_dir() else []
-    if not found:
+    files = sorted(p for p in folder.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file()) if folder.is_dir() else []
+    if not files:
         fix = "give the folder that SpecForge's prepare_hidden_states wrote"
         raise DataError("no .ckpt files here", where=str(folder), fix=fix)
-    return found
+    return files
 
 
-def read_listed(paths: Iterable[Path], *, layers: int, hidden: int, vocab: int, report: Reporter) -> Listed:
+def read_listed(paths: Iterable[Path], *, layers: int, hidden: int, vocab: int, report: Reporter) -> FeatureFiles:
     """Read every file's tokens and mask, and check its states' shapes; of .ckpt files nothing else is read."""
-    listed = Listed([], [], set(), {})
+    listed = FeatureFiles([], [], set(), {})
     paths = list(paths)
     with report.task("reading tokens and masks", len(paths), unit="files") as task:
         for path in paths:
             try:
-                found = read_features(path, layers=layers, hidden=hidden, vocab=vocab)
+                features = read_features(path, layers=layers, hidden=hidden, vocab=vocab)
             except DataError as error:
                 listed.errors[path] = error.what
             else:
                 listed.files.append(path)
-                listed.rows.append(found.row)
-                listed.dtypes.add(found.aux_SC.dtype)
+                listed.rows.append(features.row)
+                listed.dtypes.add(features.aux_SC.dtype)
             task.advance()
     return listed
 
@@ -101,14 +101,14 @@ def _without_batch(states: Tensor) -> Tensor:
 def _load(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".gz":
-            found = torch.load(io.BytesIO(gzip.decompress(path.read_bytes())), weights_only=True, map_location="cpu")
+            tensors = torch.load(io.BytesIO(gzip.decompress(path.read_bytes())), weights_only=True, map_location="cpu")
         else:
-            found = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+            tensors = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError, zlib.error) as error:
-        said = str(error).strip().splitlines()
+        message = str(error).strip().splitlines()
         raise DataError(
-            f"not a file of tensors: {said[0] if said else type(error).__name__}", where=str(path)
+            f"not a file of tensors: {message[0] if message else type(error).__name__}", where=str(path)
         ) from error
-    if not isinstance(found, dict):
-        raise DataError(f"holds a {type(found).__name__}, not tensors by name", where=str(path))
-    return found
+    if not isinstance(tensors, dict):
+        raise DataError(f"holds a {type(tensors).__name__}, not tensors by name", where=str(path))
+    return tensors

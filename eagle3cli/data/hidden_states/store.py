@@ -118,8 +118,8 @@ def file_entry(blob: bytes) -> Entry:
 
 def shard_shapes(meta: StoreMeta, index: Index, starts: Sequence[int]) -> list[ShardShape]:
     """Header and sizes of every shard."""
-    what = {name: value for name, value in asdict(meta).items() if name not in ("target", "revision")}
-    key = blake2b(repr(sorted(what.items())).encode() + index.to_bytes(), digest_size=16).hexdigest()
+    identity = {name: value for name, value in asdict(meta).items() if name not in ("target", "revision")}
+    key = blake2b(repr(sorted(identity.items())).encode() + index.to_bytes(), digest_size=16).hexdigest()
     sizes = index.codec.sizes(index.counts.counts_N3).tolist()
     return [
         ShardShape(shard_header(key, shard, sizes[begin:end]), tuple(sizes[begin:end]))
@@ -241,7 +241,9 @@ class Stores:
         self.stores = list(stores)
         first = self.stores[0]
         for other in self.stores[1:]:
-            differs = [said for name, said in SHARED.items() if getattr(other.meta, name) != getattr(first.meta, name)]
+            differs = [
+                label for name, label in SHARED.items() if getattr(other.meta, name) != getattr(first.meta, name)
+            ]
             if differs:
                 fix = "train on stores of one target and the same --aux-layers"
                 what = f"differs from {first.folder} in {', '.join(differs)}"

@@ -101,7 +101,7 @@ class StoreWriter:
         self,
         folder: Path,
         meta: StoreMeta,
-        plan: StoreLayout,
+        layout: StoreLayout,
         index: Index,
         report: Reporter,
         *,
@@ -118,18 +118,18 @@ class StoreWriter:
             self._lock.enter_context(locked(folder, busy))
         try:
             if rank == 0:
-                self._open(plan, index, dict(sample or {}), dict(computed or {}), report)
+                self._open(layout, index, dict(sample or {}), dict(computed or {}), report)
             self._manifest = read_json(folder / MANIFEST)
             check_same_capture(read_meta(self._manifest, folder), meta, folder)
-            self.plan = replace(plan, starts=tuple(self._manifest["starts"]))
-            self._shapes = shard_shapes(meta, index, self.plan.starts)
-            self.pending = [s for s in range(self.plan.shards) if not self._finished(s)]
+            self.layout = replace(layout, starts=tuple(self._manifest["starts"]))
+            self._shapes = shard_shapes(meta, index, self.layout.starts)
+            self.pending = [s for s in range(self.layout.shards) if not self._finished(s)]
         except BaseException:
             self.__exit__()
             raise
         if rank == 0 and self.complete and self.pending:
             self._reopen(report)
-        self.done_before = self.plan.shards - len(self.pending)
+        self.done_before = self.layout.shards - len(self.pending)
         self.pending = [s for s in self.pending if s % ranks == rank]
 
     def _reopen(self, report: Reporter) -> None:
@@ -143,7 +143,7 @@ class StoreWriter:
         write_json(self.folder / MANIFEST, self._manifest)
 
     def _open(
-        self, plan: StoreLayout, index: Index, sample: dict[str, Any], computed: dict[str, Any], report: Reporter
+        self, layout: StoreLayout, index: Index, sample: dict[str, Any], computed: dict[str, Any], report: Reporter
     ) -> None:
         for leftover in self.folder.glob(".*.tmp-*"):
             leftover.unlink()
@@ -160,7 +160,7 @@ class StoreWriter:
                 "complete": False,
                 "sample": sample,
                 "computed": [computed],
-                "starts": list(plan.starts),
+                "starts": list(layout.starts),
                 "files": {INDEX: file_entry(blob)},
             }
             write_json(self.folder / MANIFEST, manifest)
@@ -193,7 +193,7 @@ class StoreWriter:
     @property
     def bytes_left(self) -> int:
         """Bytes of the pending shards."""
-        return sum(self.plan.bytes(shard) for shard in self.pending)
+        return sum(self.layout.bytes(shard) for shard in self.pending)
 
     def _finished(self, shard: int) -> bool:
         """Whether a shard is there and of this store; what it holds is for ``verify`` to check."""
@@ -206,7 +206,7 @@ class StoreWriter:
     @contextmanager
     def writing(self, shard: int) -> Iterator[Callable[[int, Tensor], None]]:
         """A function that puts a row (its number, its bytes); the shard is there once the block has ended."""
-        first = self.plan.starts[shard]
+        first = self.layout.starts[shard]
         with writing_shard(self.folder / shard_name(shard), self._shapes[shard]) as put:
             yield lambda number, blob: put(number - first, blob)
 
@@ -219,8 +219,17 @@ class StoreWriter:
         write_json(self.folder / MANIFEST, self._manifest)
 
 
-def read_existing(folder: Path, report: Reporter) -> tuple[StoreMeta, Index | None] | None:
-    """Meta and index of a store that an earlier run began here, None where there is none; no index if it is damaged."""
+@dataclass(frozen=True)
+class ExistingStore:
+    """What an earlier run left in a folder."""
+
+    meta: StoreMeta
+    index: Index | None
+    """None where it is damaged."""
+
+
+def read_existing(folder: Path, report: Reporter) -> ExistingStore | None:
+    """The store that an earlier run began here, None where there is none."""
     if not (folder / MANIFEST).is_file():
         return None
     manifest = read_manifest(folder)
@@ -228,11 +237,11 @@ def read_existing(folder: Path, report: Reporter) -> tuple[StoreMeta, Index | No
     try:
         blob = (folder / INDEX).read_bytes()
         if file_entry(blob) == manifest["files"][INDEX]:
-            return meta, read_index(blob, meta)
+            return ExistingStore(meta, read_index(blob, meta))
     except (OSError, SafetensorError, KeyError):
         pass
     report.warn(f"{folder / INDEX}: damaged; it is made anew")
-    return meta, None
+    return ExistingStore(meta, None)
 
 
 def discard_store(folder: Path) -> None:
@@ -248,9 +257,9 @@ def _write(path: Path, blob: bytes) -> None:
             f.write(blob)
 
 
-def check_same_capture(found: StoreMeta, wanted: StoreMeta, folder: Path) -> None:
+def check_same_capture(existing: StoreMeta, requested: StoreMeta, folder: Path) -> None:
     """Raise DataError where a store was made from something else; a target may have moved to another place."""
-    old, new = asdict(found), asdict(wanted)
+    old, new = asdict(existing), asdict(requested)
     lines = changes(
         old, new, keys=new.keys() - HASHES.keys() - {"target", "revision"}, text="- {key}: {was} there, {now} now"
     )

@@ -72,12 +72,12 @@ def run(
     encoding: Quantization | Literal["auto"] = "bf16",
     batch_tokens: int = 1024,
     **other: Any,
-) -> states.Captured:
+) -> states.CaptureResult:
     shape = (target.aux_layers, target.hidden_size, target.vocab_size)
-    origin = states.Origin(target.path, None, "hash", *shape, compute_dtype="float32")
-    wanted = states.Wanted(encoding, batch_tokens, shard_mb=1)
-    options: dict[str, Any] = {"report": Silent(), "stop": stop or Stop(), "load": lambda: target, **other}
-    return states.capture(rows=rows, folder=folder, origin=origin, vocab=VOCAB, wanted=wanted, **options)
+    identity = states.TargetIdentity(target.path, None, "hash", *shape, compute_dtype="float32")
+    options = states.StoreOptions(encoding, batch_tokens, shard_mb=1)
+    others: dict[str, Any] = {"report": Silent(), "stop": stop or Stop(), "load": lambda: target, **other}
+    return states.capture(rows=rows, folder=folder, identity=identity, vocab=VOCAB, options=options, **others)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

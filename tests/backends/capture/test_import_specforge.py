@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eagle3cli.backends.capture.import_specforge import Imported, ImportTarget, import_files
+from eagle3cli.backends.capture.import_specforge import ImportResult, ImportTarget, import_files
 from eagle3cli.backends.target.hf import HfTarget, load_target
 from eagle3cli.data.hidden_states.rows import aux_count, teacher_positions
 from eagle3cli.data.hidden_states.specforge_files import read_features
@@ -54,7 +54,7 @@ def write_file(path: Path, target: HfTarget, seed: int, **changes: Any) -> dict[
     return raw
 
 
-def run(target: HfTarget, source: Path, folder: Path, tiny: Path, **other: Any) -> Imported:
+def run(target: HfTarget, source: Path, folder: Path, tiny: Path, **other: Any) -> ImportResult:
     raw = json.loads((tiny / "config.json").read_text())
     config = DraftConfig.from_target(raw, draft_vocab_size=200)
     wanted = ImportTarget(str(tiny), None, "hash", config, target.head)

@@ -85,7 +85,7 @@ def test_rows_that_were_written_wrong_are_found(
     with writer(tmp_path / "store", rows) as store:
         for shard in store.pending:
             with store.writing(shard) as put:
-                for n in store.plan.rows(shard):
+                for n in store.layout.rows(shard):
                     row = states_of(rows[n])
                     put(n, codec.pack([spoil(row) if n == 4 else row])[0])
         store.finish()

@@ -100,7 +100,7 @@ def fill(
     with writer(folder, rows, encoding, **other) as store:
         for shard in store.pending[:at_most]:
             with store.writing(shard) as put:
-                for n in reversed(store.plan.rows(shard)):
+                for n in reversed(store.layout.rows(shard)):
                     put(n, codec.pack([states_of(rows[n])])[0])
         if at_most is None and not store.complete and other.get("rank", 0) == 0:
             store.finish()
@@ -273,13 +273,13 @@ def test_an_earlier_runs_index_is_found_unless_it_is_damaged(tmp_path: Path) -> 
     fill(folder, make_rows(), "int4", at_most=1)
     found = read_existing(folder, report)
     assert found is not None
-    assert found[0].encoding == "int4"
-    assert found[1] is not None
-    assert found[1].to_bytes() == (folder / "index.safetensors").read_bytes()
+    assert found.meta.encoding == "int4"
+    assert found.index is not None
+    assert found.index.to_bytes() == (folder / "index.safetensors").read_bytes()
     (folder / "index.safetensors").write_bytes(b"")
     found = read_existing(folder, report)
     assert found is not None
-    assert found[1] is None
+    assert found.index is None
     assert "damaged" in report.warnings[0]
 
 
