@@ -8,21 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from eagle3cli.data.conversations.messages import Message
-from eagle3cli.data.prepare.dispositions import DUPLICATE, KEPT, NEAR, TWIN, Fates, kept, mix, runs
-from eagle3cli.data.prepare.external_sort import Records
+from eagle3cli.data.prepare.row_table import DUPLICATE, KEPT, NEAR_DUPLICATE, RowTable, mix, signed
 
 Hashes = npt.NDArray[np.uint64]
 
 BANDS, BAND_HASHES = 12, 5
 """Of pairs that share .8 of their words 99% meet in a band, of pairs that share .3 only 3%."""
-_BAND = np.dtype([("key", "u8"), ("row", "u8")])
-_PAIR = np.dtype([("row", "u8"), ("other", "u8")])
+_PAIRS = f"""
+SELECT row, first FROM (
+  SELECT key, row, min(row) OVER (PARTITION BY key) AS first
+  FROM bands CROSS JOIN rows USING (row) WHERE disposition = {KEPT}
+) WHERE row <> first GROUP BY row, first ORDER BY row, min(key)"""
+"""Kept rows and the first kept row with an equal key, in the order of rows and keys."""
 _RNG = np.random.default_rng(0)
 _FACTORS: Hashes = _RNG.integers(0, 2**63, BANDS * BAND_HASHES, dtype=np.uint64) * 2 + np.uint64(1)
 _ADDENDS: Hashes = _RNG.integers(0, 2**63, BANDS * BAND_HASHES, dtype=np.uint64)
@@ -34,14 +36,14 @@ _KIND[0xC0:] = 2
 _KIND[0x80:0xC0] = 3
 
 
-def mark_duplicates(rows: Records, fates: Fates, twins: Records) -> None:
-    """Mark rows whose messages an earlier row has as DUPLICATE; ``twins`` gets a TWIN for each."""
-    for block, first in runs(rows.sorted_by("content"), "content", "check"):
-        repeated = block["row"] != first["row"]
-        found = np.zeros(int(repeated.sum()), TWIN)
-        found["row"], found["first"], found["share"] = block["row"][repeated], first["place"][repeated], 1
-        fates[found["row"]] = DUPLICATE
-        twins.extend(found)
+def mark_duplicates(rows: RowTable) -> None:
+    """Mark rows whose messages an earlier row has as DUPLICATE."""
+    firsts = "SELECT content, min(row) AS first FROM rows GROUP BY content HAVING count(*) > 1"
+    rows.run(
+        "INSERT INTO duplicates SELECT row, first, 1 "
+        f"FROM rows CROSS JOIN ({firsts}) AS firsts ON rows.content = firsts.content WHERE row > first"
+    )
+    rows.run(f"UPDATE rows SET disposition = {DUPLICATE} WHERE row IN (SELECT row FROM duplicates)")
 
 
 def shingles(messages: Sequence[Message]) -> Hashes:
@@ -67,47 +69,38 @@ def shingles(messages: Sequence[Message]) -> Hashes:
     return np.unique(mix(words[:-2] * _POWERS[0] + words[1:-1] * _POWERS[1] + words[2:] * _POWERS[2]))
 
 
-class NearDuplicates:
-    """Collects the keys of rows as they are read; :meth:`mark` then finds the near duplicates."""
+def band_keys(messages: Sequence[Message]) -> list[int]:
+    """The keys of a conversation by MinHash; none where it holds no word."""
+    hashes = shingles(messages)
+    if not len(hashes):
+        return []
+    least = (hashes[None, :] * _FACTORS[:, None] + _ADDENDS[:, None]).min(axis=1)
+    keys: Hashes = mix((least.reshape(BANDS, BAND_HASHES) * _POWERS[:BAND_HASHES]).sum(axis=1))
+    keys += np.arange(BANDS, dtype=np.uint64)
+    return signed(keys)
 
-    def __init__(self, folder: Path, least: float) -> None:
-        self.folder, self.least = folder, least
-        self.bands = Records(_BAND, folder)
 
-    def add(self, row: int, messages: Sequence[Message]) -> None:
-        """Note row number ``row``."""
-        hashes = shingles(messages)
-        if not len(hashes):
-            return
-        least = (hashes[None, :] * _FACTORS[:, None] + _ADDENDS[:, None]).min(axis=1)
-        keys = np.empty(BANDS, _BAND)
-        keys["key"] = mix((least.reshape(BANDS, BAND_HASHES) * _POWERS[:BAND_HASHES]).sum(axis=1))
-        keys["key"] += np.arange(BANDS, dtype=np.uint64)
-        keys["row"] = row
-        self.bands.extend(keys)
+def mark_near_duplicates(rows: RowTable, least: float, messages: Callable[[int], Sequence[Message]]) -> None:
+    """Mark kept rows as NEAR_DUPLICATE where an earlier kept row shares ``least`` of the words.
 
-    def mark(self, rows: Records, fates: Fates, twins: Records, messages: Callable[[int], Sequence[Message]]) -> None:
-        """Mark kept rows as NEAR where an earlier kept row is near; ``messages`` reads a row again by its number."""
+    ``messages`` reads a row again by its number.
+    """
 
-        @lru_cache(maxsize=512)
-        def again(row: int) -> Hashes:
-            return shingles(messages(row))
+    @lru_cache(maxsize=512)
+    def shingles_of(row: int) -> Hashes:
+        return shingles(messages(row))
 
-        pairs = Records(_PAIR, self.folder)
-        for block, first in runs(kept(self.bands.sorted_by("key"), fates), "key"):
-            other = block["row"] != first["row"]
-            found = np.zeros(int(other.sum()), _PAIR)
-            found["row"], found["other"] = block["row"][other], first["row"][other]
-            pairs.extend(found)
-        for block in pairs.sorted_by("row"):
-            for row, other in dict.fromkeys(zip(block["row"].tolist(), block["other"].tolist(), strict=True)):
-                if fates[row] != KEPT or fates[other] != KEPT:
-                    continue
-                share = jaccard(again(row), again(other))
-                if share >= self.least:
-                    fates[row] = NEAR
-                    twins.append(row, int(rows[other]["place"]), share)
-        pairs.close()
+    def is_kept(row: int) -> bool:
+        disposition: int = rows.run("SELECT disposition FROM rows WHERE row = ?", row).fetchone()[0]
+        return disposition == KEPT
+
+    for row, first in rows.run(_PAIRS):
+        if not is_kept(row) or not is_kept(first):
+            continue
+        share = jaccard(shingles_of(row), shingles_of(first))
+        if share >= least:
+            rows.mark([row], NEAR_DUPLICATE)
+            rows.run("INSERT INTO duplicates VALUES (?, ?, ?)", row, first, share)
 
 
 def jaccard(a: Hashes, b: Hashes) -> float:

@@ -1,6 +1,6 @@
 """eagle3 merge: the shards of `regenerate` to a training and an evaluation file.
 
-The shards are read twice, once for the facts and once to copy; memory holds two bytes a row, whatever the rows' size.
+The shards are read twice, once for the facts and once to copy; memory does not grow with the rows.
 """
 
 from __future__ import annotations
@@ -12,26 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from eagle3cli.data.conversations.conversation import to_conversation
 from eagle3cli.data.conversations.filters import Unwanted, unwanted_kinds, unwanted_reply
 from eagle3cli.data.ledger import ERRORS, Ledger
-from eagle3cli.data.prepare.dispositions import (
-    APART,
-    HELD_OUT,
-    KEPT,
-    LEFT_OUT,
-    ROW,
-    TWIN,
-    Fates,
-    count,
-    note,
-    pack_place,
-    unpack_place,
-)
 from eagle3cli.data.prepare.duplicates import mark_duplicates
-from eagle3cli.data.prepare.external_sort import Records, work_folder
+from eagle3cli.data.prepare.row_table import APART, HELD_OUT, KEPT, LEFT_OUT, RowTable, work_folder
 from eagle3cli.data.prepare.split import hold_out, sample
 from eagle3cli.data.prepare.write import written_rows
 from eagle3cli.data.sources.lines import SourceRow, parse_line, read_raw_lines
@@ -109,25 +94,21 @@ def _write(folder: Path, shards: Sequence[Path], options: MergeSettings, report:
     with (
         writing(folder / ERRORS) as errors,
         work_folder(folder) as work,
-        Records(ROW, work) as rows,
-        Records(TWIN, work) as twins,
+        RowTable(work, options.seed) as rows,
     ):
         ledger = Ledger(errors)
-        repaired = _scan(shards, options, ledger, rows, report)
-        fates = np.zeros(len(rows), np.uint8)
-        mark_duplicates(rows, fates, twins)
-        split(rows, fates, options, work)
-        sizes = {"train_rows": count(fates, KEPT), "eval_rows": count(fates, HELD_OUT)}
+        _scan(shards, options, ledger, rows, report)
+        mark_duplicates(rows)
+        split(rows, options)
+        sizes = {"train_rows": rows.count(KEPT), "eval_rows": rows.count(HELD_OUT)}
         ledger.written = sum(sizes.values())
         beyond, apart = "more than the sizes asked for", "an equal prompt is held out"
-        ledger.left_out += Counter({beyond: count(fates, LEFT_OUT), apart: count(fates, APART)})
-        _copy(_lines(shards, rows, repaired, ledger), shards, rows, fates, twins, ledger, folder, report)
+        ledger.left_out += Counter({beyond: rows.count(LEFT_OUT), apart: rows.count(APART)})
+        _copy(shards, rows, ledger, folder, report)
     return {**ledger.summary(), **sizes}
 
 
-def _scan(shards: Sequence[Path], options: MergeSettings, ledger: Ledger, rows: Records, report: Reporter) -> bytearray:
-    """Note the facts of every row; returns 1 for each of ``rows`` that was repaired to be read, else 0."""
-    repaired = bytearray()
+def _scan(shards: Sequence[Path], options: MergeSettings, ledger: Ledger, rows: RowTable, report: Reporter) -> None:
     kinds = unwanted_kinds(options.drop_truncated, options.drop_loops, options.drop_refusals)
     with report.task("reading shards") as task, catch_stop(report) as stop:
         for shard, path in enumerate(shards):
@@ -136,39 +117,34 @@ def _scan(shards: Sequence[Path], options: MergeSettings, ledger: Ledger, rows: 
                 if ledger.read % 256 == 0:
                     stop.check("nothing was written")
                     task.advance(256)
-                row = parse_line(number, raw, str(path))
-                if _take(shard, row, kinds, ledger, rows):
-                    repaired.append(bool(row.repairs))
+                _take(shard, parse_line(number, raw, str(path)), kinds, ledger, rows)
         task.advance(ledger.read % 256)
-    return repaired
 
 
-def _take(shard: int, line: SourceRow, kinds: Sequence[Unwanted], ledger: Ledger, rows: Records) -> bool:
-    """Note the facts of a row, or tell the ledger why it is not in the result; returns whether it was noted."""
+def _take(shard: int, line: SourceRow, kinds: Sequence[Unwanted], ledger: Ledger, rows: RowTable) -> None:
+    """Note the facts of a row, or tell the ledger why it is not in the result."""
     try:
         conversation = to_conversation(line.parsed())
         reason = unwanted_reply(conversation, kinds)
         if reason:
             ledger.drop("filtered", line.place, conversation.id, reason)
-            return False
-        note(rows, conversation, conversation.id or line.place, pack_place(shard, line.number))
+            return
+        rows.add(conversation, conversation.id or line.place, shard, line.number, repaired=bool(line.repairs))
     except (DataError, RecursionError) as error:
         reason = error.what if isinstance(error, DataError) else "nested too deeply"
         ledger.drop("rejected", line.place, line.id, reason)
-        return False
-    return True
 
 
-def split(rows: Records, fates: Fates, options: MergeSettings, folder: Path) -> None:
+def split(rows: RowTable, options: MergeSettings) -> None:
     """Mark the rows that are held out and those beyond the sizes asked for; the others are for training.
 
     Sizes are exact. Raises UsageError where they cannot be had.
     """
-    total = count(fates, KEPT)
+    total = rows.count(KEPT)
     asked = "eval_size" in options.model_fields_set
     eval_size = options.eval_size if asked else min(options.eval_size, total // EVAL_SHARE)
-    held = hold_out(rows, fates, eval_size, options.seed, folder) if eval_size else 0
-    left = count(fates, KEPT)
+    held = hold_out(rows, eval_size) if eval_size else 0
+    left = rows.count(KEPT)
     train_size = max(1, options.train_size or 0)
     if held < eval_size or left < train_size:
         least = f"{eval_size:,} for evaluation and {train_size:,} for training"
@@ -177,44 +153,35 @@ def split(rows: Records, fates: Fates, options: MergeSettings, folder: Path) -> 
         fix = "ask for fewer with --eval-size and --train-size (rows with an equal prompt or id stay on one side)"
         raise UsageError(what, where=where, fix=fix)
     if options.train_size is not None:
-        sample(fates, options.train_size, options.seed)
+        sample(rows, options.train_size, options.seed)
 
 
-def _copy(
-    lines: Iterator[bytes],
-    shards: Sequence[Path],
-    rows: Records,
-    fates: Fates,
-    twins: Records,
-    ledger: Ledger,
-    folder: Path,
-    report: Reporter,
-) -> None:
-    def where(place: int) -> str:
-        shard, number = unpack_place(place)
-        return f"{shards[shard]}:{number}"
+def _copy(shards: Sequence[Path], rows: RowTable, ledger: Ledger, folder: Path, report: Reporter) -> None:
+    def place_of(shard: int, line: int) -> str:
+        return f"{shards[shard]}:{line}"
 
     with (
         writing(folder / TRAIN, "wb") as train,
         writing(folder / EVAL, "wb") as held_out,
         report.task("writing", total=ledger.written) as task,
     ):
-        for fate, line in written_rows(lines, rows, fates, twins, ledger, where):
-            (held_out if fate == HELD_OUT else train).write(line)
+        lines = _lines(shards, rows, ledger)
+        for disposition, line in written_rows(lines, rows, ledger, place_of):
+            (held_out if disposition == HELD_OUT else train).write(line)
             task.advance()
 
 
-def _lines(shards: Sequence[Path], rows: Records, repaired: bytearray, ledger: Ledger) -> Iterator[bytes]:
-    """The lines of exactly these rows; only the ``repaired`` ones are parsed again."""
-    places = zip((place for block in rows.blocks() for place in block["place"].tolist()), repaired, strict=True)
-    place, repair = next(places, (None, 0))
+def _lines(shards: Sequence[Path], rows: RowTable, ledger: Ledger) -> Iterator[bytes]:
+    """The lines of exactly these rows; only those that were repaired to be read are parsed again."""
+    places = rows.run("SELECT file, line, repaired FROM rows ORDER BY row")
+    place = next(places, None)
     for shard, path in enumerate(shards):
         for number, raw in read_raw_lines(path):
-            if place != pack_place(shard, number):
+            if place is None or place[:2] != (shard, number):
                 continue
-            if repair:
+            if place[2]:
                 line = parse_line(number, raw, str(path))
                 ledger.repair(line.repairs, line.place, line.id)
                 raw = json.dumps(line.value, ensure_ascii=False).encode()
             yield raw.rstrip(b"\r\n") + b"\n"
-            place, repair = next(places, (None, 0))
+            place = next(places, None)

@@ -10,12 +10,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from eagle3cli.data.ledger import ERRORS, Ledger
-from eagle3cli.data.prepare.dispositions import APART, HELD_OUT, KEPT, LEFT_OUT, Fates, count, mark_repeated_names
-from eagle3cli.data.prepare.external_sort import Records, work_folder
-from eagle3cli.data.prepare.reader import Intake
+from eagle3cli.data.prepare.reader import Reader
+from eagle3cli.data.prepare.row_table import APART, HELD_OUT, KEPT, LEFT_OUT, work_folder
 from eagle3cli.data.prepare.split import hold_out, sample
 from eagle3cli.data.prepare.write import written_rows
 from eagle3cli.data.sources.dataset_specs import DatasetSpec, read_rows, resolve
@@ -111,10 +108,10 @@ def _checked(origin: DatasetSpec, several: bool, folder: Path, options: PrepareS
 
 def options_that_count(options: PrepareSettings, origins: list[DatasetSpec], author: Author | None) -> dict[str, Any]:
     """What decides a result, besides the content of its files."""
-    told = options.model_dump(mode="json", exclude={"source", "output_path", "data_path", "overwrite", "split"})
+    chosen = options.model_dump(mode="json", exclude={"source", "output_path", "data_path", "overwrite", "split"})
     hub = [vars(source) for origin in origins for source in origin.hub]
-    told |= {"origins": [[origin.name, origin.weight] for origin in origins], "hub": hub}
-    return told | ({"target": author.made_with} if author else {})
+    chosen |= {"origins": [[origin.name, origin.weight] for origin in origins], "hub": hub}
+    return chosen | ({"target": author.made_with} if author else {})
 
 
 def _write(
@@ -124,20 +121,21 @@ def _write(
         writing(folder / ERRORS) as errors,
         work_folder(folder) as work,
         catch_stop(report) as stop,
-        Intake(work, options, Ledger(errors)) as intake,
+        Reader(work, options, Ledger(errors)) as reader,
     ):
         for origin, wanted in zip(origins, streamed_rows(origins, options.sample_size), strict=True):
             lines = author.lines(folder) if author and origin.endless else _lines(origin, options)
-            _read(intake, origin, lines, wanted, len(origins) > 1, report, stop)
-        fates, twins = intake.resolve()
-        _choose(intake, fates, work, report)
+            _read(reader, origin, lines, wanted, len(origins) > 1, report, stop)
+        reader.find_duplicates()
+        _choose(reader, report)
         stop.check("nothing was written")
-        ledger, sizes = intake.ledger, {"train_rows": count(fates, KEPT), "eval_rows": count(fates, HELD_OUT)}
+        ledger, rows = reader.ledger, reader.rows
+        sizes = {"train_rows": rows.count(KEPT), "eval_rows": rows.count(HELD_OUT)}
         ledger.written = sum(sizes.values())
-        ledger.left_out += Counter({NOT_SAMPLED: count(fates, LEFT_OUT), EQUAL_PROMPT: count(fates, APART)})
+        ledger.left_out += Counter({NOT_SAMPLED: rows.count(LEFT_OUT), EQUAL_PROMPT: rows.count(APART)})
         if ledger.written:
-            _copy(intake, fates, twins, folder)
-        sources = {source.origin.name: source.written(fates) for source in intake.sources}
+            _copy(reader, folder)
+        sources = {source.origin.name: source.written(rows) for source in reader.sources}
     if not ledger.written:
         where = ", ".join(str(origin.path or origin.name) for origin in origins)
         fix = f"each row's reason is in {folder / ERRORS}; columns are named with --map role=column"
@@ -151,7 +149,7 @@ def _lines(origin: DatasetSpec, options: PrepareSettings) -> Iterator[SourceRow]
 
 
 def _read(
-    intake: Intake,
+    reader: Reader,
     origin: DatasetSpec,
     lines: Iterator[SourceRow],
     wanted: int | None,
@@ -160,11 +158,11 @@ def _read(
     stop: Stop,
 ) -> None:
     """Take in a source: all of it, or of a stream until ``wanted`` different rows are there."""
-    source = intake.begin(origin, several=several)
+    source = reader.begin(origin, several=several)
     missing = wanted
     with report.task(f"reading {origin.name}") as task:
         for line in lines:
-            kept = intake.take(line)
+            kept = reader.take(line)
             if source.read % 256 == 0:
                 stop.check("nothing was written")
                 task.advance(256)
@@ -172,9 +170,8 @@ def _read(
                 continue
             missing -= kept
             if missing <= 0:
-                fates, twins = intake.resolve()
-                twins.close()
-                missing = wanted - count(fates[source.first :], KEPT)
+                reader.find_duplicates()
+                missing = wanted - reader.rows.count(KEPT, first=source.first)
                 if missing <= 0:
                     break
             if origin.endless and source.read >= SELF_TRIES * wanted:
@@ -188,46 +185,44 @@ def _top(ledger: Ledger) -> str:
     return "; ".join(f"{count} x {reason}" for reason, count in list(summary.items())[:3]) or "the source has no rows"
 
 
-def _choose(intake: Intake, fates: Fates, work: Path, report: Reporter) -> None:
+def _choose(reader: Reader, report: Reporter) -> None:
     """Draw the rows of the result, then those that are held out, then see that ids differ."""
-    options, sources = intake.options, intake.sources
-    there = [count(fates[source.first : source.end], KEPT) for source in sources]
+    options, sources, rows = reader.options, reader.sources, reader.rows
+    available = [rows.count(KEPT, first=source.first, end=source.end) for source in sources]
     if len(sources) > 1 and all(source.origin.weight for source in sources):
         weights = [source.origin.weight or 0.0 for source in sources]
-        rows = quotas(there, weights, options.sample_size)
-        for source, size, have in zip(sources, rows, there, strict=True):
-            sample(fates, size, options.seed, source.first, source.end)
-            if size == have and options.sample_size and sum(rows) < options.sample_size:
-                told = f"{source.origin.name} has {have:,} usable rows, so {sum(rows):,} rows keep the weights"
-                report.warn(f"{told} (instead of {options.sample_size:,})")
+        sizes = quotas(available, weights, options.sample_size)
+        for source, size, have in zip(sources, sizes, available, strict=True):
+            sample(rows, size, options.seed, source.first, source.end)
+            if size == have and options.sample_size and sum(sizes) < options.sample_size:
+                message = f"{source.origin.name} has {have:,} usable rows, so {sum(sizes):,} rows keep the weights"
+                report.warn(f"{message} (instead of {options.sample_size:,})")
     elif options.sample_size is not None:
-        sample(fates, options.sample_size, options.seed)
-    total = count(fates, KEPT)
+        sample(rows, options.sample_size, options.seed)
+    total = rows.count(KEPT)
     if options.split_eval and total > 1:
         size = min(EVAL_MOST, max(1, round(EVAL_SHARE * total)))
-        hold_out(intake.rows, fates, size, options.seed, work)
-        if not count(fates, KEPT):
-            fates[np.isin(fates, (HELD_OUT, APART))] = KEPT
+        hold_out(rows, size)
+        if not rows.count(KEPT):
+            rows.run(f"UPDATE rows SET disposition = {KEPT} WHERE disposition IN ({HELD_OUT}, {APART})")
             report.warn("all rows begin with the same prompt: none is held out")
-    mark_repeated_names(intake.rows, fates)
+    rows.mark_repeated_names()
 
 
-def _copy(intake: Intake, fates: Fates, twins: Records, folder: Path) -> None:
+def _copy(reader: Reader, folder: Path) -> None:
     """Write train.jsonl and, where it is wanted, eval.jsonl; weighted sources are mixed row by row."""
     streams = [
-        written_rows(
-            intake.lines(source), intake.rows, fates, twins, intake.ledger, intake.where, source.first, source.end
-        )
-        for source in intake.sources
+        written_rows(reader.lines(source), reader.rows, reader.ledger, reader.place_of, source.first, source.end)
+        for source in reader.sources
     ]
     with ExitStack() as stack:
         files = {KEPT: stack.enter_context(writing(folder / TRAIN, "wb"))}
-        if intake.options.split_eval:
+        if reader.options.split_eval:
             files[HELD_OUT] = stack.enter_context(writing(folder / EVAL, "wb"))
         rows: Iterator[tuple[int, bytes]] = chain(*streams)
-        if all(source.origin.weight for source in intake.sources):
-            rows = interleave(streams, [source.written(fates) for source in intake.sources], intake.options.seed)
-        for fate, line in rows:
-            files[fate].write(line)
+        if all(source.origin.weight for source in reader.sources):
+            rows = interleave(streams, [source.written(reader.rows) for source in reader.sources], reader.options.seed)
+        for disposition, line in rows:
+            files[disposition].write(line)
         for _ in chain(*streams):
             pass  # what follows the last row of the result is told to the ledger

@@ -1,6 +1,6 @@
-"""Rows of all sources, read once: each becomes a line of a spool file and a record of facts, or an entry of the ledger.
+"""Rows of all sources, read once: each becomes a line of a spool file and of the row table, or an entry of the ledger.
 
-What is held in memory does not grow with the rows, but for one byte each.
+What is held in memory does not grow with the rows.
 """
 
 from __future__ import annotations
@@ -12,16 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from eagle3cli.data.conversations.conversation import Conversation, cut_turns, first_prompt, join_runs, to_conversation
 from eagle3cli.data.conversations.filters import unwanted_kinds, unwanted_reply
 from eagle3cli.data.conversations.layouts import parse_mapping
 from eagle3cli.data.conversations.messages import Message
 from eagle3cli.data.ledger import Ledger
-from eagle3cli.data.prepare.dispositions import HELD_OUT, KEPT, ROW, TWIN, Fates, count, note, pack_place, unpack_place
-from eagle3cli.data.prepare.duplicates import NearDuplicates, mark_duplicates
-from eagle3cli.data.prepare.external_sort import Records
+from eagle3cli.data.prepare.duplicates import band_keys, mark_duplicates, mark_near_duplicates
+from eagle3cli.data.prepare.row_table import HELD_OUT, KEPT, RowTable
 from eagle3cli.data.sources.dataset_specs import DatasetSpec
 from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.errors import DataError
@@ -29,7 +26,6 @@ from eagle3cli.settings.data import PrepareSettings
 
 LONG_MESSAGE = 500_000
 """Characters of a message beyond which it is past nearly every context window."""
-_SPAN = np.dtype([("source", "u4"), ("offset", "u8"), ("length", "u8")])
 
 
 @dataclass
@@ -41,17 +37,16 @@ class Source:
     first: int
     end: int
     mapping: dict[str, str]
-    wanted: Callable[[Conversation], bool] | None
+    is_chosen: Callable[[Conversation], bool] | None
     read: int = 0
 
-    def written(self, fates: Fates) -> int:
+    def written(self, rows: RowTable) -> int:
         """Rows of the source that are in the result."""
-        mine = fates[self.first : self.end]
-        return count(mine, KEPT) + count(mine, HELD_OUT)
+        return rows.count(KEPT, HELD_OUT, first=self.first, end=self.end)
 
 
 @dataclass
-class Intake:
+class Reader:
     """All that was read. ``folder`` is for files that live as long as this does; use it in a ``with`` block."""
 
     folder: Path
@@ -59,26 +54,16 @@ class Intake:
     ledger: Ledger
     sources: list[Source] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
-    """Names of the files, by the number in a packed place."""
+    """Names of the files, by their numbers in the table."""
 
-    def __enter__(self) -> Intake:
+    def __enter__(self) -> Reader:
         self.stack = ExitStack()
-        self.rows = self._records(ROW)
-        self.near: NearDuplicates | None = None
-        if self.options.near_duplicates:
-            self.near = NearDuplicates(self.folder, self.options.near_duplicates)
-            self.stack.callback(self.near.bands.close)
-            self.spans = self._records(_SPAN)
+        self.rows = self.stack.enter_context(RowTable(self.folder, self.options.seed))
         self.unwanted = unwanted_kinds(self.options.drop_truncated, self.options.drop_loops, self.options.drop_refusals)
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.stack.close()
-
-    def _records(self, dtype: np.dtype[Any]) -> Records:
-        records = Records(dtype, self.folder)
-        self.stack.callback(records.close)
-        return records
+    def __exit__(self, *error: Any) -> None:
+        self.stack.__exit__(*error)
 
     def begin(self, origin: DatasetSpec, *, several: bool) -> Source:
         """Start with the next source; ``several``: it is one of more than one, so --map is for those without preset."""
@@ -86,8 +71,8 @@ class Intake:
         mapping = dict(origin.preset.mapping) if origin.preset else {}
         if origin.preset is None or not several:
             mapping |= parse_mapping(self.options.map)
-        wanted = origin.preset.choose() if origin.preset and origin.preset.choose else None
-        source = Source(origin, spool, len(self.rows), len(self.rows), mapping, wanted)
+        is_chosen = origin.preset.choose() if origin.preset and origin.preset.choose else None
+        source = Source(origin, spool, len(self.rows), len(self.rows), mapping, is_chosen)
         self.sources.append(source)
         return source
 
@@ -102,30 +87,28 @@ class Intake:
                 return False
             name = conversation.id or f"{source.origin.name}-{source.read}"
             encoded = json.dumps(replace(conversation, id=name).to_row(), ensure_ascii=False, allow_nan=False).encode()
-            note(self.rows, conversation, name, self._place(line))
+            self.rows.add(conversation, name, self._file(line), line.number, offset=source.spool.tell())
         except (DataError, RecursionError, ValueError, TypeError) as error:
             self.ledger.drop("rejected", line.place, line.id, _reason(error))
             return False
         self.ledger.repair(conversation.repairs, line.place, name)
         longest = max(len(message["content"]) for message in conversation.messages)
         if longest > LONG_MESSAGE:
-            told = f"a message of {longest:,} characters, past nearly every context"
-            self.ledger.drop("warning", line.place, name, told, counted_as="a message past nearly every context")
-        if self.near is not None:
-            self.near.add(source.end, conversation.messages)
-            self.spans.append(len(self.sources) - 1, source.spool.tell(), len(encoded))
+            warning = f"a message of {longest:,} characters, past nearly every context"
+            self.ledger.drop("warning", line.place, name, warning, counted_as="a message past nearly every context")
+        if self.options.near_duplicates:
+            self.rows.add_bands(band_keys(conversation.messages))
         source.spool.write(encoded + b"\n")
         source.end += 1
         return True
 
-    def _place(self, line: SourceRow) -> int:
+    def _file(self, line: SourceRow) -> int:
         if not self.paths or self.paths[-1] != line.path:
             self.paths.append(line.path)
-        return pack_place(len(self.paths) - 1, line.number)
+        return len(self.paths) - 1
 
-    def where(self, place: int) -> str:
-        """``file:line`` of a packed place."""
-        file, line = unpack_place(place)
+    def place_of(self, file: int, line: int) -> str:
+        """``file:line`` by the file's number."""
         return f"{self.paths[file]}:{line}"
 
     def _convert(self, line: SourceRow, source: Source) -> Conversation | None:
@@ -134,7 +117,7 @@ class Intake:
         # A preset's mapping names its id column; a local file of the same layout may lack it.
         present = {role: column for role, column in source.mapping.items() if role != "id" or column in value}
         conversation = to_conversation(value, present)
-        if source.wanted is not None and (not source.wanted(conversation) or conversation.repairs):
+        if source.is_chosen is not None and (not source.is_chosen(conversation) or conversation.repairs):
             self.ledger.left_out["not chosen by the preset"] += 1
             return None
         conversation = replace(conversation, repairs=(*line.repairs, *conversation.repairs))
@@ -148,20 +131,18 @@ class Intake:
         most = self.options.max_turns
         return join_runs(cut_turns(conversation, most) if most else conversation)
 
-    def resolve(self) -> tuple[Fates, Records]:
-        """The fate of every row so far (duplicates are marked, the others kept), and of which row it is a twin."""
-        fates = np.zeros(len(self.rows), np.uint8)
-        twins = self._records(TWIN)
-        mark_duplicates(self.rows, fates, twins)
-        if self.near is not None:
-            self.near.mark(self.rows, fates, twins, self._messages)
-        return fates, twins
+    def find_duplicates(self) -> None:
+        """Mark the duplicates among the rows so far, the others as kept."""
+        self.rows.run(f"UPDATE rows SET disposition = {KEPT} WHERE disposition <> {KEPT}")
+        self.rows.run("DELETE FROM duplicates")
+        mark_duplicates(self.rows)
+        if self.options.near_duplicates:
+            mark_near_duplicates(self.rows, self.options.near_duplicates, self._messages)
 
     def _messages(self, row: int) -> Sequence[Message]:
-        span = self.spans[row]
-        spool = self.sources[int(span["source"])].spool
-        spool.seek(int(span["offset"]))
-        messages: list[Message] = json.loads(spool.read(int(span["length"])))["conversations"]
+        spool = next(source.spool for source in self.sources if source.first <= row < source.end)
+        spool.seek(self.rows.run("SELECT offset FROM rows WHERE row = ?", row).fetchone()[0])
+        messages: list[Message] = json.loads(spool.readline())["conversations"]
         spool.seek(0, 2)
         return messages
 

@@ -1,4 +1,4 @@
-"""What becomes of every row that was read, in the order of the rows: the way from fates to the files of a result."""
+"""What becomes of every row that was read, in the order of the rows: from dispositions to the files of a result."""
 
 from __future__ import annotations
 
@@ -7,61 +7,44 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from eagle3cli.data.ledger import Ledger
-from eagle3cli.data.prepare.dispositions import DUPLICATE, FATE, HELD_OUT, KEPT, RENAMED, Fates
-from eagle3cli.data.prepare.external_sort import Records
+from eagle3cli.data.prepare.row_table import DUPLICATE, HELD_OUT, KEPT, NEAR_DUPLICATE, RowTable
 
 RENAMED_REPAIR = "id made unique"
+_ROWS = "SELECT row, file, line, content, disposition, renamed FROM rows WHERE row >= ? AND row < ? ORDER BY row"
+_FIRST = "SELECT file, line, share FROM duplicates JOIN rows ON rows.row = first WHERE duplicates.row = ?"
 
 
 def written_rows(
     lines: Iterator[bytes],
-    rows: Records,
-    fates: Fates,
-    twins: Records,
+    rows: RowTable,
     ledger: Ledger,
-    where: Callable[[int], str],
+    place_of: Callable[[int, int], str],
     first: int = 0,
     end: int | None = None,
 ) -> Iterator[tuple[int, bytes]]:
-    """Fate (KEPT or HELD_OUT) and line of each row of the result among rows ``first`` to ``end - 1``.
+    """Disposition (KEPT or HELD_OUT) and line of each row of the result among rows ``first`` to ``end - 1``.
 
     ``lines`` are the JSON lines of exactly these rows, in order. A row that repeats another one goes to the ledger.
     """
-    twin = _of_rows(twins, first)
-    row, before, share = next(twin, (-1, 0, 0.0))
-    for block in rows.blocks(first, end):
-        fate_of = fates[block["row"]].tolist()
-        facts = zip(block["row"].tolist(), fate_of, block["place"].tolist(), block["content"].tolist(), strict=True)
-        for number, fate, place, content in facts:
-            line = next(lines)
-            if number == row:
-                _tell_twin(ledger, fate, where(place), line, where(before), share)
-                row, before, share = next(twin, (-1, 0, 0.0))
-            if fate & FATE not in (KEPT, HELD_OUT):
-                continue
-            if fate & RENAMED:
+    facts = rows.run(_ROWS, first, len(rows) if end is None else end)
+    for row, file, number, content, disposition, renamed in facts:
+        line = next(lines)
+        if disposition in (KEPT, HELD_OUT):
+            if renamed:
                 # Rows with equal ids differ in their contents.
                 value = _read(line)
-                value["id"] = f"{value.get('id')}~{content:016x}"
+                value["id"] = f"{value.get('id')}~{content[:8].hex()}"
                 line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
-                ledger.repair((RENAMED_REPAIR,), where(place), value["id"])
-            yield fate & FATE, line
-
-
-def _of_rows(twins: Records, first: int) -> Iterator[tuple[int, int, float]]:
-    for block in twins.sorted_by("row"):
-        for row, before, share in zip(*(block[name].tolist() for name in ("row", "first", "share")), strict=True):
-            if row >= first:
-                yield row, before, share
-
-
-def _tell_twin(ledger: Ledger, fate: int, place: str, line: bytes, before: str, share: float) -> None:
-    name = str(_read(line).get("id") or "")
-    if fate & FATE == DUPLICATE:
-        ledger.drop("duplicate", place, name, f"duplicate of {before}", counted_as="duplicate")
-    else:
-        told = f"near duplicate of {before} ({share:.0%} of the words are the same)"
-        ledger.drop("duplicate", place, name, told, counted_as="near duplicate")
+                ledger.repair((RENAMED_REPAIR,), place_of(file, number), value["id"])
+            yield disposition, line
+        elif disposition in (DUPLICATE, NEAR_DUPLICATE):
+            name = str(_read(line).get("id") or "")
+            first_file, first_number, share = rows.run(_FIRST, row).fetchone()
+            kind = "duplicate" if disposition == DUPLICATE else "near duplicate"
+            reason = f"{kind} of {place_of(first_file, first_number)}"
+            if disposition == NEAR_DUPLICATE:
+                reason += f" ({share:.0%} of the words are the same)"
+            ledger.drop("duplicate", place_of(file, number), name, reason, counted_as=kind)
 
 
 def _read(line: bytes) -> dict[str, Any]:

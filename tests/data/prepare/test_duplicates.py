@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eagle3cli.data.conversations.conversation import Conversation
-from eagle3cli.data.prepare.dispositions import DUPLICATE, KEPT, NEAR, ROW, TWIN, note
-from eagle3cli.data.prepare.duplicates import NearDuplicates, jaccard, mark_duplicates, shingles
-from eagle3cli.data.prepare.external_sort import Records
+from eagle3cli.data.prepare.duplicates import band_keys, jaccard, mark_duplicates, mark_near_duplicates, shingles
+from eagle3cli.data.prepare.row_table import DUPLICATE, KEPT, NEAR_DUPLICATE, RowTable, work_folder
 
 
 def said(*texts: str) -> tuple[dict[str, Any], ...]:
@@ -20,28 +19,27 @@ def said(*texts: str) -> tuple[dict[str, Any], ...]:
 
 
 def mark(folder: Path, talks: list[tuple[dict[str, Any], ...]], least: float | None = None) -> tuple[Any, list[Any]]:
-    """Fates of the conversations, and (row, place of the first) of those that repeat one."""
-    fates = np.zeros(len(talks), np.uint8)
-    with Records(ROW, folder, memory=3 * ROW.itemsize) as rows, Records(TWIN, folder, memory=64) as twins:
+    """Dispositions of the conversations, and (row, the first) of those that repeat one."""
+    with work_folder(folder) as work, RowTable(work, 0) as rows:
         for row, messages in enumerate(talks):
-            note(rows, Conversation("", messages), str(row), 100 + row)
-        mark_duplicates(rows, fates, twins)
+            rows.add(Conversation("", messages), str(row), 0, row)
+            rows.add_bands(band_keys(messages))
+        mark_duplicates(rows)
         if least is not None:
-            near = NearDuplicates(folder, least)
-            for row, messages in enumerate(talks):
-                near.add(row, messages)
-            near.mark(rows, fates, twins, talks.__getitem__)
-            near.bands.close()
-        pairs = [(int(twin["row"]), int(twin["first"]) - 100) for block in twins.sorted_by("row") for twin in block]
-    return fates, pairs
+            mark_near_duplicates(rows, least, talks.__getitem__)
+        pairs = rows.run("SELECT row, first FROM duplicates ORDER BY row").fetchall()
+        dispositions = rows.run("SELECT disposition FROM rows ORDER BY row").fetchall()
+    return np.array([disposition for (disposition,) in dispositions], int), pairs
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 4), max_size=30))
 def test_the_first_of_equal_rows_stays(tmp_path: Path, kinds: list[int]) -> None:
-    fates, pairs = mark(tmp_path, [said(f"question {kind}", "yes") for kind in kinds])
+    dispositions, pairs = mark(tmp_path, [said(f"question {kind}", "yes") for kind in kinds])
     first = {kind: kinds.index(kind) for kind in kinds}
-    assert [fate == KEPT for fate in fates] == [first[kind] == row for row, kind in enumerate(kinds)]
+    assert [disposition == KEPT for disposition in dispositions] == [
+        first[kind] == row for row, kind in enumerate(kinds)
+    ]
     assert pairs == [(row, first[kind]) for row, kind in enumerate(kinds) if first[kind] != row]
 
 
@@ -83,9 +81,9 @@ def test_near_duplicates_are_found_and_named_and_nothing_else_is(tmp_path: Path,
     half[len(half) // 2 :] = [f"x{i}" for i in range(len(half) - len(half) // 2)]
     texts.append(half)
     talks = [said(" ".join(text)) for text in texts]
-    fates, pairs = mark(tmp_path, talks, 0.85)
+    dispositions, pairs = mark(tmp_path, talks, 0.85)
     assert dict(pairs) == near
-    assert np.flatnonzero(fates == NEAR).tolist() == sorted(near)
+    assert np.flatnonzero(dispositions == NEAR_DUPLICATE).tolist() == sorted(near)
     assert mark(tmp_path, talks)[1] == []
 
 
@@ -108,6 +106,6 @@ def test_a_row_near_only_to_one_that_is_left_out_stays(tmp_path: Path) -> None:
 
 def test_an_exact_duplicate_is_not_told_twice(tmp_path: Path) -> None:
     text = " ".join(f"word{i}" for i in range(50))
-    fates, pairs = mark(tmp_path, [said(text), said(text), said(text + "!"), said(text.upper())], 0.9)
-    assert fates.tolist() == [KEPT, DUPLICATE, NEAR, NEAR]
+    dispositions, pairs = mark(tmp_path, [said(text), said(text), said(text + "!"), said(text.upper())], 0.9)
+    assert dispositions.tolist() == [KEPT, DUPLICATE, NEAR_DUPLICATE, NEAR_DUPLICATE]
     assert pairs == [(1, 0), (2, 0), (3, 0)]

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eagle3cli.data.prepare.dispositions import APART, HELD_OUT, KEPT, ROW
-from eagle3cli.data.prepare.external_sort import Records
+from eagle3cli.data.conversations.conversation import Conversation
 from eagle3cli.data.prepare.merge import Merged, merge, split
+from eagle3cli.data.prepare.row_table import APART, HELD_OUT, KEPT, RowTable, work_folder
 from eagle3cli.data.prepare.split import sample
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import Silent
@@ -71,8 +71,8 @@ def test_everything_is_accounted_for(tmp_path: Path) -> None:
     (tmp_path / "in" / "error_0-4.jsonl").write_text('{"id": "lost"}\n')
     (tmp_path / "in" / "notes.jsonl").write_text("not a shard\n")
     counts = go(tmp_path, drop_truncated=True, eval_size=1, train_size=2).summary
-    fates = ("written", "rejected", "duplicates", "filtered", "left_out")
-    assert [counts[name] for name in ("read", *fates)] == [7, 3, 1, 1, 1, 1]
+    counted = ("written", "rejected", "duplicates", "filtered", "left_out")
+    assert [counts[name] for name in ("read", *counted)] == [7, 3, 1, 1, 1, 1]
     assert counts["failed_rows"] == 1
     places = {error["kind"]: error["place"] for error in rows_of(tmp_path / "out" / "errors.jsonl")}
     first, second = (str(tmp_path / "in" / name) for name in ("shard_0-4.jsonl", "shard_10-13.jsonl"))
@@ -114,32 +114,33 @@ def test_errors(tmp_path: Path) -> None:
         go(tmp_path, train_size=5)
 
 
-def rows_with(folder: Path, pairs: list[tuple[int, int]]) -> Records:
-    """A record for each (name, prompt)."""
-    rows = Records(ROW, folder, memory=3 * ROW.itemsize)
-    for row, (name, prompt) in enumerate(pairs):
-        rows.append(row, row, row, 0, name, prompt)
-    return rows
+def dispositions(rows: RowTable) -> np.ndarray:
+    return np.array([disposition for (disposition,) in rows.run("SELECT disposition FROM rows ORDER BY row")])
+
+
+def add_rows(rows: RowTable, pairs: list[tuple[int, int]]) -> None:
+    """A row for each (name, prompt)."""
+    for line, (name, prompt) in enumerate(pairs):
+        rows.add(Conversation("", ({"role": "user", "content": f"q{prompt}"},)), str(name), 0, line)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30), st.integers(0, 9))
 def test_no_id_or_prompt_is_on_both_sides(tmp_path: Path, pairs: list[tuple[int, int]], seed: int) -> None:
-    fates = np.zeros(len(pairs), np.uint8)
-    rows = rows_with(tmp_path, pairs)
-    try:
-        split(rows, fates, MergeSettings(eval_size=3, seed=seed), tmp_path)
-    except UsageError:  # four rows that share nothing with any other always allow it
-        alone = [pair for pair in pairs if all(sum(pair[i] == other[i] for other in pairs) == 1 for i in (0, 1))]
-        assert len(alone) < 4
-        return
-    finally:
-        rows.close()
-    train, held_out = ([pairs[i] for i in np.flatnonzero(fates == fate)] for fate in (KEPT, HELD_OUT))
+    with work_folder(tmp_path) as work, RowTable(work, seed) as rows:
+        add_rows(rows, pairs)
+        try:
+            split(rows, MergeSettings(eval_size=3))
+        except UsageError:  # four rows that share nothing with any other always allow it
+            alone = [pair for pair in pairs if all(sum(pair[i] == other[i] for other in pairs) == 1 for i in (0, 1))]
+            assert len(alone) < 4
+            return
+        after = dispositions(rows)
+    train, held_out = ([pairs[i] for i in np.flatnonzero(after == side)] for side in (KEPT, HELD_OUT))
     assert len(held_out) == 3
     for side in (0, 1):
         assert not {pair[side] for pair in train} & {pair[side] for pair in held_out}
-    assert len(train) + len(held_out) + np.count_nonzero(fates == APART) == len(pairs)
+    assert len(train) + len(held_out) + np.count_nonzero(after == APART) == len(pairs)
 
 
 def test_a_group_too_large_to_be_held_out_is_cut(tmp_path: Path) -> None:
@@ -151,11 +152,13 @@ def test_a_group_too_large_to_be_held_out_is_cut(tmp_path: Path) -> None:
 
 def test_every_choice_is_equally_likely(tmp_path: Path) -> None:
     drawn = np.zeros(6, int)
-    for seed in range(600):
-        fates = np.zeros(8, np.uint8)
-        fates[[0, 5]] = HELD_OUT
-        assert sample(fates, 2, seed) == 2
-        drawn += fates[[1, 2, 3, 4, 6, 7]] == KEPT
+    with RowTable(tmp_path, 0) as rows:
+        add_rows(rows, [(row, row) for row in range(8)])
+        for seed in range(600):
+            rows.run(f"UPDATE rows SET disposition = {KEPT}")
+            rows.mark([0, 5], HELD_OUT)
+            assert sample(rows, 2, seed) == 2
+            drawn += dispositions(rows)[[1, 2, 3, 4, 6, 7]] == KEPT
     assert drawn.sum() == 1200
     assert drawn.min() > 150
     assert drawn.max() < 250
