@@ -24,25 +24,25 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.serving.bench.search import search
 
     settings = with_local_target(settings, out) if settings.target.model_path else settings
-    done, found = search(settings, out) if settings.bench.search else (bench(settings, out), [])
-    out.table("Speculative decoding", COLUMNS, [table_row(row) for row in done.table])
-    pages = write_pages(done.table, done.output, done.engine, Path(settings.target.model_path).name)
-    earlier = len(done.table) - done.measured
+    result, searches = search(settings, out) if settings.bench.search else (bench(settings, out), [])
+    out.table("Speculative decoding", COLUMNS, [table_row(row) for row in result.table])
+    pages = write_pages(result.table, result.output, result.engine, Path(settings.target.model_path).name)
+    earlier = len(result.table) - result.measured
     skipped = f" ({earlier} measured earlier)" if earlier else ""
-    lines = [f"{len(done.table)} configurations{skipped} in {done.output}; {', '.join(map(str, pages))}"]
-    lines += [f"not measured: {name}: {why}" for name, why in done.failed.items()]
-    for text in warnings_of(done.table):
+    lines = [f"{len(result.table)} configurations{skipped} in {result.output}; {', '.join(map(str, pages))}"]
+    lines += [f"not measured: {name}: {why}" for name, why in result.failed.items()]
+    for text in warnings_of(result.table):
         out.warn(text)
-    drafts = [row for row in done.table if row.get("compared")]
+    drafts = [row for row in result.table if row.get("compared")]
     if drafts and all(row["identical"] == row["compared"] for row in drafts):
         lines.append("every greedy answer is token by token that of plain decoding")
-    lines += [line for best in found for line in best.lines()]
-    data = {"output": done.output, "markdown": pages[0], "html": pages[1], "configurations": done.table}
-    best_of = {"search": [best.as_dict() for best in found]} if settings.bench.search else {}
-    out.result({**data, "failed": done.failed, **best_of}, "\n".join(lines))
-    if not done.table:
+    lines += [line for best in searches for line in best.lines()]
+    data = {"output": result.output, "markdown": pages[0], "html": pages[1], "configurations": result.table}
+    best_of = {"search": [best.as_dict() for best in searches]} if settings.bench.search else {}
+    out.result({**data, "failed": result.failed, **best_of}, "\n".join(lines))
+    if not result.table:
         return FAILED
-    return SOME_ROWS_FAILED if done.failed else None
+    return SOME_ROWS_FAILED if result.failed else None
 
 
 def write_pages(rows: Sequence[Row], output: Path, engine: str, target: str) -> tuple[Path, Path]:
@@ -52,10 +52,10 @@ def write_pages(rows: Sequence[Row], output: Path, engine: str, target: str) -> 
     from eagle3cli.runtime.files import write_text
 
     report = page(rows, engine, target or "the servers' model")
-    places = output.with_suffix(".md"), output.with_suffix(".html")
-    for place, text in zip(places, (markdown(report), html(report)), strict=True):
-        write_text(place, text)
-    return places
+    pages = output.with_suffix(".md"), output.with_suffix(".html")
+    write_text(pages[0], markdown(report))
+    write_text(pages[1], html(report))
+    return pages
 
 
 COMMAND = Command(

@@ -16,8 +16,8 @@ from eagle3cli.settings.tables import Settings
 def run(settings: Settings, out: Out) -> int | None:
     """Build the cache (or find it) and say what is in it."""
     from eagle3cli.cli.local_target import with_local_target
-    from eagle3cli.console.cached import rejected, told
-    from eagle3cli.console.tokens import Look, page
+    from eagle3cli.console.cached import rejected, summary_text
+    from eagle3cli.console.tokens import Style, page
     from eagle3cli.data.tokens.cache import open_or_build
 
     settings = with_local_target(settings, out)
@@ -26,8 +26,8 @@ def run(settings: Settings, out: Out) -> int | None:
     if settings.cache.view_train_data:
         from eagle3cli.data.inspect.show import show
 
-        out.print(page(show(settings, rows=settings.cache.view_train_data), Look(out.colour)))
-    out.result({"folder": cached.folder, **summary}, told(summary, cached.folder))
+        out.print(page(show(settings, rows=settings.cache.view_train_data), Style(out.colour)))
+    out.result({"folder": cached.folder, **summary}, summary_text(summary, cached.folder))
     return SOME_ROWS_FAILED if any(rejected(summary)) else None
 
 
@@ -40,11 +40,11 @@ def vocab_sizes(settings: Settings) -> tuple[int, int]:
     from eagle3cli.models.config import read_draft_config
     from eagle3cli.runtime.files import read_json
 
-    wished = settings.draft
+    options = settings.draft
 
     def sizes(target: dict[str, Any]) -> tuple[int, int]:
         draft = read_draft_config(
-            wished.config, target, draft_vocab_size=wished.vocab_size, aux_layers=wished.aux_layers
+            options.config, target, draft_vocab_size=options.vocab_size, aux_layers=options.aux_layers
         )
         return draft.draft_vocab_size, draft.vocab_size
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from eagle3cli.console.out import Out
@@ -31,18 +32,22 @@ def check(settings: Settings, name: str, out: Out) -> int | None:
         if not checked:
             raise ModelError("the tokenizer knows the tokens of no named template", where=target.model_path)
     equal = [name for name, comparisons in checked if all(comparison.equal for comparison in comparisons)]
-    told = {name: [_as_data(comparison) for comparison in comparisons] for name, comparisons in checked}
+    templates = {name: [_as_data(comparison) for comparison in comparisons] for name, comparisons in checked}
     lines = [line for name, comparisons in checked for line in _lines(name, comparisons, details=len(checked) == 1)]
     if len(checked) > 1:
         lines.append(f"equal: {', '.join(equal)}" if equal else "none is equal; name one to see where it differs")
-    out.result({"tokenizer": target.model_path, "equal": equal, "templates": told}, "\n".join(lines))
+    out.result({"tokenizer": target.model_path, "equal": equal, "templates": templates}, "\n".join(lines))
     return None if equal else FAILED
 
 
 def _as_data(comparison: Comparison) -> dict[str, object]:
-    found = comparison.difference
-    where = {"at": found.at, "own": found.own, "named": found.named} if found else None
-    return {"probe": comparison.sample, "equal": comparison.equal, "detail": comparison.detail, "difference": where}
+    difference = asdict(comparison.difference) if comparison.difference else None
+    return {
+        "probe": comparison.sample,
+        "equal": comparison.equal,
+        "detail": comparison.detail,
+        "difference": difference,
+    }
 
 
 def _lines(name: str, comparisons: list[Comparison], *, details: bool) -> list[str]:

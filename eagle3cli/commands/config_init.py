@@ -8,7 +8,7 @@ from pathlib import Path
 from eagle3cli.console.out import Out
 from eagle3cli.runtime.files import refuse_existing, write_text
 from eagle3cli.settings.schema import FILE
-from eagle3cli.settings.starter import ask_all, chosen
+from eagle3cli.settings.starter import ask_all, values_of
 from eagle3cli.settings.toml import commented_toml
 
 EDITOR = (
@@ -25,15 +25,15 @@ def write_starter(file: Path, *, ask: bool, overwrite: bool, out: Out) -> None:
         answers = ask_all(_ask, out.info)
     pointer = f"#:schema ./{FILE}"
     if (file.parent / FILE).is_file():
-        text = f"{pointer}\n{commented_toml(chosen(answers))}"
+        text = f"{pointer}\n{commented_toml(values_of(answers))}"
     else:
-        text = commented_toml(chosen(answers), f"{EDITOR}#   {pointer}")
+        text = commented_toml(values_of(answers), f"{EDITOR}#   {pointer}")
     write_text(file, text)
     then = "remove the # before what you want to set"
     if answers:
         then = f"next: eagle3 run {file}, or step by step from: eagle3 prepare"
         then += "" if file.name == "eagle3.toml" else f" --config {file}"
-    out.result({"file": file, "settings": chosen(answers)}, f"wrote {file}; {then}")
+    out.result({"file": file, "settings": values_of(answers)}, f"wrote {file}; {then}")
 
 
 def _ask(question: str, default: str) -> str:

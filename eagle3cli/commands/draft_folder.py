@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenDraft:
     """The folder that was written, and what it came from."""
 
     source: Path
@@ -25,7 +25,7 @@ class Written:
     """The line that serves it, by server."""
 
 
-def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | None) -> Written:
+def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | None) -> WrittenDraft:
     """Write the draft's files and its model card to ``export.output_path``; ``dtype`` and ``layout`` None: its own."""
     from eagle3cli.backends.target.gguf import local_folder
     from eagle3cli.backends.target.head import read_config, read_embedding_and_head
@@ -34,7 +34,8 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
     from eagle3cli.models.export import export_draft, find_draft, serve_lines
     from eagle3cli.runtime.files import refuse_existing, write_folder, write_text
 
-    wanted, folder = settings.export, settings.export.output_path
+    options = settings.export
+    folder = options.output_path
     source = find_draft(Path(settings.draft.path) if settings.draft.path else settings.train.output_dir)
     origin = origin_of(source)
     name = settings.target.model_path or origin.target
@@ -43,9 +44,9 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
     embedding = None
     if target and has_embedding(source):
         embedding, _ = read_embedding_and_head(target, revision=settings.target.revision)
-    if not wanted.overwrite:
+    if not options.overwrite:
         refuse_existing(folder, overwrite=False)
-    made: list[Exported] = []
+    exported: list[Exported] = []
 
     def fill(temporary: Path) -> None:
         draft = export_draft(
@@ -57,16 +58,17 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
             target_embedding=embedding,
             aux_layers=settings.draft.aux_layers,
         )
-        known, place = public_name(name or "TARGET"), wanted.push or folder.name
-        public = serve_lines(known, place, draft.config, steps=settings.run.k)
-        card = model_card(place.rpartition("/")[2], draft.config, origin, public, licence=wanted.license, target=name)
+        repository = options.push or folder.name
+        serve = serve_lines(public_name(name or "TARGET"), repository, draft.config, steps=settings.run.k)
+        title = repository.rpartition("/")[2]
+        card = model_card(title, draft.config, origin, serve, licence=options.license, target=name)
         write_text(temporary / "README.md", card)
-        made.append(draft)
+        exported.append(draft)
 
     write_folder(folder, fill)
-    for note in made[0].notes:
+    for note in exported[0].notes:
         out.info(note)
     if not target:
         out.warn("the target is not known: context length and vocabulary were not checked; give --target-model-path")
-    lines = serve_lines(target or "TARGET", folder, made[0].config, steps=settings.run.k)
-    return Written(source, target, made[0], lines)
+    lines = serve_lines(target or "TARGET", folder, exported[0].config, steps=settings.run.k)
+    return WrittenDraft(source, target, exported[0], lines)

@@ -21,8 +21,8 @@ def run(settings: Settings, out: Out) -> int | None:
             return None
         settings = with_local_target(settings, out)
         with evaluation_explained(settings, EVAL_BATCH):
-            found = measure(settings, out)
-    if not found.replies:
+            result = measure(settings, out)
+    if not result.replies:
         out.warn("no reply in these rows: nothing was measured")
     rows = [
         (
@@ -31,7 +31,7 @@ def run(settings: Settings, out: Out) -> int | None:
             f"{counts.per_position[-1] if counts.steps else 0:.3f}",
             f"{accuracy:.3f}",
         )
-        for k, (counts, accuracy) in enumerate(zip(found.walks, found.accuracy, strict=True), start=1)
+        for k, (counts, accuracy) in enumerate(zip(result.walks, result.accuracy, strict=True), start=1)
     ]
     out.table(
         "Simulated acceptance", ("draft steps k", "acceptance length", "accepted at k", "accuracy at depth"), rows
@@ -39,27 +39,27 @@ def run(settings: Settings, out: Out) -> int | None:
     out.table(
         "By place in the reply",
         ("tokens known", "acceptance length", "steps"),
-        [(name, f"{counts.acceptance_length:.3f}", counts.steps) for name, counts in found.by_position.items()],
+        [(name, f"{counts.acceptance_length:.3f}", counts.steps) for name, counts in result.by_position.items()],
     )
-    turns = {"first": found.first_turns, "later": found.later_turns}
-    deepest = found.walks[-1]
-    result: dict[str, object] = {
-        "acceptance_length": {k: round(counts.acceptance_length, 4) for k, counts in enumerate(found.walks, start=1)},
+    turns = {"first": result.first_turns, "later": result.later_turns}
+    deepest = result.walks[-1]
+    data: dict[str, object] = {
+        "acceptance_length": {k: round(counts.acceptance_length, 4) for k, counts in enumerate(result.walks, start=1)},
         "accepted_per_position": [round(share, 4) for share in deepest.per_position],
-        "accuracy_per_depth": [round(value, 4) for value in found.accuracy],
+        "accuracy_per_depth": [round(value, 4) for value in result.accuracy],
         "turns": {name: round(counts.acceptance_length, 4) for name, counts in turns.items() if counts.steps},
-        "by_reply_position": {name: round(counts.acceptance_length, 4) for name, counts in found.by_position.items()},
-        "rows": found.rows,
-        "replies": found.replies,
+        "by_reply_position": {name: round(counts.acceptance_length, 4) for name, counts in result.by_position.items()},
+        "rows": result.rows,
+        "replies": result.replies,
         "tokens": deepest.tokens,
         "steps": deepest.steps,
     }
     text = (
-        f"acceptance length {deepest.acceptance_length:.3f} for k={len(found.walks)} over {found.replies} replies of "
-        f"{found.rows} rows ({deepest.tokens} tokens in {deepest.steps} steps)\n"
+        f"acceptance length {deepest.acceptance_length:.3f} for k={len(result.walks)} over {result.replies} replies of "
+        f"{result.rows} rows ({deepest.tokens} tokens in {deepest.steps} steps)\n"
         f"next: eagle3 export --draft-model-path {settings.draft.path}"
     )
-    out.result(result, text)
+    out.result(data, text)
     return None
 
 

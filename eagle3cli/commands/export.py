@@ -14,20 +14,20 @@ def run(settings: Settings, out: Out) -> None:
     from eagle3cli.commands.draft_folder import write_draft
     from eagle3cli.models.hub import check_repository, push
 
-    wanted = settings.export
-    if wanted.push:
-        check_repository(wanted.push)
-    written = write_draft(settings, out, dtype=getattr(torch, wanted.dtype), layout=wanted.layout)
+    options = settings.export
+    if options.push:
+        check_repository(options.push)
+    written = write_draft(settings, out, dtype=getattr(torch, options.dtype), layout=options.layout)
     draft, lines = written.draft, written.serve
     text = (
-        f"{written.source} -> {wanted.output_path} ({wanted.layout}, {wanted.dtype})\n"
-        f"names, shapes, types and config checked; reloads to the same logits; {wanted.dtype} kept the best token on "
+        f"{written.source} -> {options.output_path} ({options.layout}, {options.dtype})\n"
+        f"names, shapes, types and config checked; reloads to the same logits; {options.dtype} kept the best token on "
         f"{draft.same_proposals:.1%} of random states\nserve it:" + "".join(f"\n  {line}" for line in lines.values())
     )
-    url = push(wanted.output_path, wanted.push, private=wanted.private) if wanted.push else None
+    url = push(options.output_path, options.push, private=options.private) if options.push else None
     if url:
         text += f"\nuploaded to {url}"
-    data = {"source": written.source, "draft": wanted.output_path, "layout": wanted.layout, "dtype": wanted.dtype}
+    data = {"source": written.source, "draft": options.output_path, "layout": options.layout, "dtype": options.dtype}
     shares = {"same_proposals": draft.same_proposals, "largest_change": draft.largest_change}
     served = {"served_by": list(lines), "serve": next(iter(lines.values())), "serve_lines": lines, "url": url}
     out.result({**data, "aux_layers": draft.config.aux_layers, **shares, **served}, text)

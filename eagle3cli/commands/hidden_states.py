@@ -10,7 +10,7 @@ from eagle3cli.settings.tables import Settings
 
 
 def run(settings: Settings, out: Out) -> None:
-    """Capture the cached rows of the wanted splits, or what an earlier run left to do; of several ranks, on all."""
+    """Capture the cached rows of the chosen splits, or what an earlier run left to do; of several ranks, on all."""
     from eagle3cli.backends.capture.splits import capture_splits
     from eagle3cli.backends.target.auto import load_backend
     from eagle3cli.backends.target.group import tp_group
@@ -31,22 +31,23 @@ def run(settings: Settings, out: Out) -> None:
             report = out if ranks.is_main else Silent()
             with ranks.main_process_first():
                 settings = with_local_target(settings, report)
-            found = capture_splits(settings, report, stop, ranks)
+            splits = capture_splits(settings, report, stop, ranks)
     if not ranks.is_main:
         return
-    target, folder = settings.target.model_path, settings.hidden_states.output_path
+    target = settings.target.model_path
+    folder = settings.hidden_states.output_path
     lines = [
         f"{name}: {done.rows} rows, {done.tokens} tokens, {done.encoding}, {size_text(done.bytes)} in {folder / name}; "
         f"{done.shards - done.shards_before} of {done.shards} shards captured now, in {time_text(done.seconds)}"
-        for name, done in found.items()
+        for name, done in splits.items()
     ]
-    flags = " ".join(f"--{name}-hidden-states-path {folder / name}" for name in found)
+    flags = " ".join(f"--{name}-hidden-states-path {folder / name}" for name in splits)
     lines.append(f"next: eagle3 train --mode offline --target-model-path {target} {flags}")
-    splits = {name: {**vars(done), "folder": folder / name} for name, done in found.items()}
-    out.result({"splits": splits, "target": target}, "\n".join(lines))
+    data = {name: {**vars(done), "folder": folder / name} for name, done in splits.items()}
+    out.result({"splits": data, "target": target}, "\n".join(lines))
 
 
-OWN = (
+CAPTURE_FIELDS = (
     *("output_path", "split", "dtype", "encoding", "enable_aux_hidden_states", "batch_tokens", "batch_size"),
     *("mem_frac", "shard_mb", "sample_size", "overwrite"),
 )
@@ -60,7 +61,7 @@ COMMAND = Command(
     fields=(
         "launch.gpus",
         *("target.*", "draft.config", "draft.vocab_size", "draft.aux_layers"),
-        *(f"hidden_states.{name}" for name in OWN),
+        *(f"hidden_states.{name}" for name in CAPTURE_FIELDS),
         *("data.train_path", "data.eval_path", "data.cache_dir", "data.num_proc", *TOKENIZE_FIELDS),
     ),
     actions=ACTIONS,

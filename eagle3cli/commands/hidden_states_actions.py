@@ -31,9 +31,9 @@ def info(settings: Settings, out: Out) -> None:
     from eagle3cli.data.hidden_states.info import describe_store
     from eagle3cli.runtime.units import size_text
 
-    found = [describe_store(folder, out) for folder in _folders(settings)]
+    stores = [describe_store(folder, out) for folder in _folders(settings)]
 
-    def told(name: str, value: Any) -> object:
+    def cell(name: str, value: Any) -> object:
         if name.startswith("bytes") and name != "bytes_per_token":
             return size_text(value)
         if isinstance(value, dict):
@@ -41,18 +41,18 @@ def info(settings: Settings, out: Out) -> None:
         return str(value) if isinstance(value, (tuple, bool)) else value
 
     if not out.json_wanted:
-        for store in found:
-            rows = [(name.replace("_", " "), told(name, value)) for name, value in store.items() if name != "computed"]
+        for store in stores:
+            rows = [(name.replace("_", " "), cell(name, value)) for name, value in store.items() if name != "computed"]
             out.table("", ("", ""), rows)
         return
-    out.result({"stores": found}, "")
+    out.result({"stores": stores}, "")
 
 
 def _folders(settings: Settings) -> list[Any]:
     from eagle3cli.data.hidden_states.info import stores_below
 
-    wanted = settings.hidden_states
-    return [store for path in wanted.paths or (wanted.output_path,) for store in stores_below(path)]
+    options = settings.hidden_states
+    return [store for path in options.paths or (options.output_path,) for store in stores_below(path)]
 
 
 VERIFY = Command(

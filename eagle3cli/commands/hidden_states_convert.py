@@ -13,7 +13,7 @@ from eagle3cli.settings.tables import Settings
 def convert(settings: Settings, out: Out) -> None:
     """Write a store again in another encoding."""
     from eagle3cli.backends.target.hf import pick_device
-    from eagle3cli.data.hidden_states.convert import convert as write_again
+    from eagle3cli.data.hidden_states.convert import convert as convert_store
     from eagle3cli.data.hidden_states.forecast import choose_quantization
     from eagle3cli.data.hidden_states.store import Store
     from eagle3cli.data.hidden_states.writer import discard_store
@@ -22,22 +22,23 @@ def convert(settings: Settings, out: Out) -> None:
     from eagle3cli.runtime.units import size_text
 
     set_threads(settings.target.threads)
-    wanted, source = settings.hidden_states, one_path(settings)
+    options = settings.hidden_states
+    source = one_path(settings)
     store = Store(source)
     shape = {"layers": len(store.meta.aux_layers), "hidden": store.meta.hidden_size}
-    encoding = choose_quantization(wanted.encoding, store.index.counts, source, **shape)
-    folder = wanted.output_path
-    if "output_path" not in wanted.model_fields_set:
+    encoding = choose_quantization(options.encoding, store.index.counts, source, **shape)
+    folder = options.output_path
+    if "output_path" not in options.model_fields_set:
         folder = source.with_name(f"{source.resolve().name}-{encoding}")
-    if wanted.overwrite and folder.resolve() != source.resolve():
+    if options.overwrite and folder.resolve() != source.resolve():
         discard_store(folder)
     device = pick_device(settings.target.device)
     with catch_stop(out) as stop:
-        made = write_again(store, folder, encoding, shard_mb=wanted.shard_mb, device=device, report=out, stop=stop)
-    error = made.manifest["sample"]["error"]
+        new = convert_store(store, folder, encoding, shard_mb=options.shard_mb, device=device, report=out, stop=stop)
+    error = new.manifest["sample"]["error"]
     out.result(
-        {"folder": folder, "encoding": encoding, "bytes": made.bytes, "bytes_before": store.bytes, "error": error},
-        f"{len(made)} rows in {folder}: {size_text(made.bytes)} as {encoding}, {size_text(store.bytes)} as "
+        {"folder": folder, "encoding": encoding, "bytes": new.bytes, "bytes_before": store.bytes, "error": error},
+        f"{len(new)} rows in {folder}: {size_text(new.bytes)} as {encoding}, {size_text(store.bytes)} as "
         f"{store.meta.encoding}; relative error {error['aux']:.2g} of auxiliary, {error['last']:.2g} of last states\n"
         f"next: eagle3 train --mode offline --train-hidden-states-path {folder}",
     )

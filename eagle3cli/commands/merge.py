@@ -11,23 +11,23 @@ from eagle3cli.settings.tables import Settings
 
 def run(settings: Settings, out: Out) -> int | None:
     """Merge the shards and say where every row went."""
-    from eagle3cli.console.accounts import are_told, fates, remarks
+    from eagle3cli.console.dispositions import dispositions, has_entries, remarks
     from eagle3cli.data.ledger import ERRORS
     from eagle3cli.data.prepare.merge import merge
 
     done = merge(settings.merge, out)
     counts = done.summary
-    made = "already done" if done.already else "merged"
+    state = "already done" if done.already else "merged"
     lines = [
-        f"{made}: {counts['train_rows']:,} training and {counts['eval_rows']:,} held-out rows",
-        f"read {counts['read']:,} of {counts['shards']} shards: {fates(counts)}",
+        f"{state}: {counts['train_rows']:,} training and {counts['eval_rows']:,} held-out rows",
+        f"read {counts['read']:,} of {counts['shards']} shards: {dispositions(counts)}",
     ]
     lines += remarks(counts)
     if counts["failed_rows"]:
         lines.append(
             f"{counts['failed_rows']:,} rows in error files were left aside (eagle3 regenerate --retry-errors)"
         )
-    if are_told(counts):
+    if has_entries(counts):
         lines.append(f"each with its place and reason: {done.folder / ERRORS}")
     train, held_out = done.folder / "train.jsonl", done.folder / "eval.jsonl"
     lines.append(f"result: {train} and {held_out}")

@@ -16,7 +16,7 @@ from eagle3cli.settings.tables import Settings
 PLANNED = (prepare, regenerate, merge, cache, hidden_states, train, evaluate, bench, run)
 
 
-def showing(plan: Callable[[Settings], Plan]) -> Callable[[Settings, Out], int]:
+def show_instead(plan: Callable[[Settings], Plan]) -> Callable[[Settings, Out], int]:
     """A command's plan in place of its work."""
     return lambda settings, out: show(plan, settings, out)
 
@@ -24,9 +24,9 @@ def showing(plan: Callable[[Settings], Plan]) -> Callable[[Settings, Out], int]:
 def action(command: Command) -> Command:
     """``eagle3 plan COMMAND``."""
     assert command.plan is not None
-    words = (f"eagle3 plan {command.examples[0].removeprefix('eagle3 ')}",)
-    told = f"Say what eagle3 {command.name} would read, do and write."
-    return replace(command, summary=told, examples=words, run=showing(command.plan), actions=(), plan=None)
+    examples = (f"eagle3 plan {command.examples[0].removeprefix('eagle3 ')}",)
+    summary = f"Say what eagle3 {command.name} would read, do and write."
+    return replace(command, summary=summary, examples=examples, run=show_instead(command.plan), actions=(), plan=None)
 
 
 COMMAND = Command(

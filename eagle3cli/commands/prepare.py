@@ -16,18 +16,21 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, out: Out) -> int | None:
     """Prepare the sources and say where every row went."""
-    from eagle3cli.console.accounts import are_told, fates, remarks
+    from eagle3cli.console.dispositions import dispositions, has_entries, remarks
     from eagle3cli.data.ledger import ERRORS
     from eagle3cli.data.prepare.prepare import prepare
 
     done = prepare(settings.prepare, out, _author(settings, out))
     counts = done.summary
-    made = "already done" if done.already else "prepared"
+    state = "already done" if done.already else "prepared"
     held_out = f", {counts['eval_rows']:,} evaluation rows" if counts["eval_rows"] else ""
-    lines = [f"{made}: {counts['train_rows']:,} training rows{held_out}", f"read {counts['read']:,}: {fates(counts)}"]
+    lines = [
+        f"{state}: {counts['train_rows']:,} training rows{held_out}",
+        f"read {counts['read']:,}: {dispositions(counts)}",
+    ]
     lines += [f"  {count:,} rows of {name}" for name, count in counts.get("sources", {}).items()]
     lines += remarks(counts)
-    if are_told(counts):
+    if has_entries(counts):
         lines.append(f"each with its place and reason: {done.folder / ERRORS}")
     lines += [
         f"result: {done.folder / 'train.jsonl'}",

@@ -20,24 +20,24 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.runs.compare import comparison, named
     from eagle3cli.runs.find import find, newest
 
-    wanted = settings.report
-    found = [find(path) for path in wanted.runs] or [newest()]
-    place = wanted.output_path
-    if len(found) == 1:
-        page, data, usual = page_of(found[0])
+    options = settings.report
+    runs = [find(path) for path in options.runs] or [newest()]
+    place = options.output_path
+    if len(runs) == 1:
+        page, data, usual = page_of(runs[0])
         place = place or usual
     else:
-        names = named([(one.name, str(path)) for one, path in zip(found, wanted.runs, strict=True)])
-        sides = [side_of(one, name) for one, name in zip(found, names, strict=True)]
+        names = named([(one.name, str(path)) for one, path in zip(runs, options.runs, strict=True)])
+        sides = [side_of(one, name) for one, name in zip(runs, names, strict=True)]
         page, data = comparison(sides), {"runs": {side.name: side.numbers() for side in sides}}
     if place is not None:
-        write(page, place, checked=wanted.output_path is not None)
+        write(page, place, checked=options.output_path is not None)
     for section in page.sections:
         if section.rows and section.on_terminal:
             out.table(section.title, section.columns, section.rows)
-    files = charts(page, wanted.charts, out) if wanted.charts else []
+    files = charts(page, options.charts, out) if options.charts else []
     lines = [page.summary, f"report: {place}" if place else "for a page with curves: --output-path comparison.html"]
-    lines += [f"charts: {len(files)} files in {wanted.charts}"] if files else []
+    lines += [f"charts: {len(files)} files in {options.charts}"] if files else []
     out.result({**data, "report": place, "charts": files}, "\n".join(lines))
     return None
 

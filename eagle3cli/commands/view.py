@@ -15,20 +15,20 @@ def run(settings: Settings, out: Out) -> int | None:
 
         return check(settings, settings.view.check_template, out)
     from eagle3cli.cli.local_target import with_local_target
-    from eagle3cli.console.tokens import PAGE_START, Look, as_data, html, page
+    from eagle3cli.console.tokens import PAGE_START, Style, as_data, html, page
     from eagle3cli.data.inspect.show import show
     from eagle3cli.runtime.files import write_text
 
     settings = with_local_target(settings, out)
     shown = show(settings)
     view = settings.view
-    look = Look(out.colour, view.ids, view.whitespace)
-    text = page(shown, look)
+    style = Style(out.colour, view.ids, view.whitespace)
+    text = page(shown, style)
     if view.html is not None:
         if view.html.exists() and not (view.html.is_file() and view.html.read_bytes().startswith(PAGE_START.encode())):
             what = "is a folder" if view.html.is_dir() else "exists and is no page of eagle3 view"
             raise UsageError(what, where=f"--html {view.html}", fix="choose another file")
-        write_text(view.html, html(shown, look))
+        write_text(view.html, html(shown, style))
         text += f"\n\npage: {view.html}"
     data: dict[str, object] = {"source": shown.source, "draft_vocab": shown.draft_vocab}
     out.result({**data, "html": view.html, "rows": as_data(shown)}, text)

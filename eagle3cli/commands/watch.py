@@ -19,21 +19,19 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.runs.state import FINISHED
     from eagle3cli.runs.watch import Watched, follow
 
-    wanted = settings.watch
-    found = newest() if wanted.run is None else find(wanted.run)
-    watched = Watched(found, training_folder(found.path) if found.kind == "chain" else found.path)
+    options = settings.watch
+    run = newest() if options.run is None else find(options.run)
+    watched = Watched(run, training_folder(run.path) if run.kind == "chain" else run.path)
     text = ""
-    if wanted.once:
+    if options.once:
         view, state = watched.look()
     else:
         with LiveView(quiet=out.json_wanted) as screen:
             view, state = follow(watched, screen)
         text = f"{view.name}: {state.told}" if screen.live is not None else ""
     text = text or "\n".join(lines(view))
-    out.result(
-        {"kind": found.kind, **asdict(view), "ended": state.ended, "state": state.name, "told": state.told}, text
-    )
-    return None if wanted.once or state.name == FINISHED else FAILED
+    out.result({"kind": run.kind, **asdict(view), "ended": state.ended, "state": state.name, "told": state.told}, text)
+    return None if options.once or state.name == FINISHED else FAILED
 
 
 COMMAND = Command(

@@ -119,10 +119,10 @@ def _name(row: Row) -> str:
 
 def warnings_of(rows: Sequence[Row]) -> list[str]:
     """What would deceive a reader of the table."""
-    said = []
+    warnings = []
     for row in rows:
         differing = row.get("compared", 0) - row.get("identical", 0)
         if differing:
             ties = f"{row['differences_at_ties']} of them at near ties"
-            said.append(f"{row['task']} {row['config']}: {differing} answers differ from the baseline, {ties}")
-    return [*said, *dict.fromkeys(note for row in rows for note in row.get("notes", ()))]
+            warnings.append(f"{row['task']} {row['config']}: {differing} answers differ from the baseline, {ties}")
+    return [*warnings, *dict.fromkeys(note for row in rows for note in row.get("notes", ()))]

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.console.accounts import are_told, remarks
+from eagle3cli.console.dispositions import has_entries, remarks
 
 
-def told(summary: dict[str, Any], folder: Path) -> str:
+def summary_text(summary: dict[str, Any], folder: Path) -> str:
     """The summary of ``eagle3 cache`` as text."""
     lines = ["cached" if summary["built"] else "already cached, nothing to do"]
     for name in _splits(summary):
         lines += _split_lines(name, summary[name])
     lines += _vocab_lines(summary["vocab"])
-    if any(are_told(summary[name]) for name in _splits(summary)):
+    if any(has_entries(summary[name]) for name in _splits(summary)):
         lines.append(f"rows that need a look: {folder / 'errors.jsonl'}")
     lines += [
         f"rows: {folder}",

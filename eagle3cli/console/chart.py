@@ -12,10 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-WIDTH, PLOT, LEFT, RIGHT, TOP, BOTTOM = 400, 180, 50, 14, 12, 40
-LETTER, LINE = 7.0, 18
+WIDTH = 400
+PLOT = 180
+LEFT = 50
+RIGHT = 14
+TOP = 12
+BOTTOM = 40
+LETTER = 7.0
+LINE = 18
 """About the width of a letter, and the height of a line of the legend."""
-BAR, GAP = 14, 26
+BAR = 14
+GAP = 26
 MOST_POINTS = 500
 """Points of a line that are drawn; of longer ones the extremes of every stretch."""
 LIGHT = {
@@ -83,7 +90,7 @@ class Bars:
         """The bars of what is a number."""
         return {name: value for name, value in self.values.items() if is_number(value)}
 
-    def told(self, value: float) -> str:
+    def value_text(self, value: float) -> str:
         """A bar's number."""
         if self.unit == "%":
             return f"{100 * value:.1f}%"
@@ -98,11 +105,11 @@ def thin(points: Points, most: int = MOST_POINTS) -> list[tuple[float, float]]:
     if len(points) <= most:
         return list(points)
     stretches = most // 2 - 1
-    kept = {0, len(points) - 1}
+    indices = {0, len(points) - 1}
     for number in range(stretches):
         part = range(len(points) * number // stretches, len(points) * (number + 1) // stretches)
-        kept |= {min(part, key=lambda i: points[i][1]), max(part, key=lambda i: points[i][1])}
-    return [points[i] for i in sorted(kept)]
+        indices |= {min(part, key=lambda i: points[i][1]), max(part, key=lambda i: points[i][1])}
+    return [points[i] for i in sorted(indices)]
 
 
 def svg(chart: Chart) -> str:
@@ -142,7 +149,8 @@ def _lines(chart: Lines) -> str:
     parts.append(text((WIDTH + LEFT - RIGHT) / 2, top + PLOT + 34, chart.x, "middle"))
     for number, (name, points) in enumerate(drawn.items()):
         placed = [place(*point) for point in points]
-        path, (x, y) = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed), placed[-1]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        x, y = placed[-1]
         stroke = f'fill="none" stroke="{_colour(number)}" stroke-width="2" stroke-linejoin="round"{_dash(number)}'
         parts.append(f'<polyline data-name="{escape(name)}" points="{path}" {stroke}/>')
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{_colour(number)}"/>')
@@ -161,7 +169,7 @@ def _bars(chart: Bars) -> str:
         length = max(1.0, value * scale)
         colour = _colour(number)
         parts.append(f'<rect x="8" y="{top + 22}" width="{length:.1f}" height="{BAR}" rx="2" fill="{colour}"/>')
-        parts.append(text(8 + length + 6, top + 34, chart.told(value), "start", "ink"))
+        parts.append(text(8 + length + 6, top + 34, chart.value_text(value), "start", "ink"))
     height = len(chart.drawn) * (BAR + GAP) + 6
     if chart.mark is not None:
         at = 8 + chart.mark * scale
@@ -178,20 +186,22 @@ def _whole(chart: Chart, height: float, parts: Sequence[str], more: str = "") ->
 def _legend(names: Sequence[str]) -> tuple[str, int]:
     """The series by colour, in as many lines as they need, and their height."""
     parts: list[str] = []
-    x, y = 8.0, TOP + 6
+    x = 8.0
+    y = TOP + 6
     for number, name in enumerate(names):
         width = 22 + LETTER * len(name) + 10
         if x > 8 and x + width > WIDTH:
-            x, y = 8.0, y + LINE
+            x = 8.0
+            y += LINE
         parts.append(f'<path d="M{x:g} {y - 4}h14" stroke="{_colour(number)}" stroke-width="3"{_dash(number)}/>')
         parts.append(text(x + 19, y, name, "start"))
         x += width
     return "".join(parts), y - TOP + 4
 
 
-def text(x: float, y: float, told: str, anchor: str, colour: str = "dim") -> str:
+def text(x: float, y: float, words: str, anchor: str, colour: str = "dim") -> str:
     """Words in a chart."""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="var(--{colour})">{escape(told)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="var(--{colour})">{escape(words)}</text>'
 
 
 def _colour(number: int) -> str:
@@ -226,7 +236,7 @@ def ticks(low: float, high: float) -> list[float]:
     unit = 10.0 ** math.floor(math.log10(size))
     step = next(unit * factor for factor in (1, 2, 2.5, 5, 10, 20) if unit * factor >= size * 0.999)
     first = int(low // step)
-    found = [round(first * step, 12)]
-    while found[-1] < high - step * 1e-9:
-        found.append(round((first + len(found)) * step, 12))
-    return found
+    marks = [round(first * step, 12)]
+    while marks[-1] < high - step * 1e-9:
+        marks.append(round((first + len(marks)) * step, 12))
+    return marks

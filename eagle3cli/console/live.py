@@ -22,8 +22,8 @@ class LiveView:
     def __init__(self, *, quiet: bool) -> None:
         self.stream = sys.stderr if quiet else sys.stdout
         self.live: Live | None = None
-        self.said = (-SECONDS_BETWEEN_LINES, "")
-        """When the last line was written, and which."""
+        self.last_line = ""
+        self.last_time = -SECONDS_BETWEEN_LINES
 
     def __enter__(self) -> LiveView:
         if is_terminal(self.stream):
@@ -40,10 +40,12 @@ class LiveView:
         if self.live is not None:
             self.live.update(text(view), refresh=True)
             return
-        now, told = time.monotonic(), line(view)
-        if now - self.said[0] >= SECONDS_BETWEEN_LINES and told != self.said[1]:
-            self.said = (now, told)
-            self.stream.write(told + "\n")
+        now = time.monotonic()
+        text_line = line(view)
+        if now - self.last_time >= SECONDS_BETWEEN_LINES and text_line != self.last_line:
+            self.last_time = now
+            self.last_line = text_line
+            self.stream.write(text_line + "\n")
             self.stream.flush()
 
     def __exit__(

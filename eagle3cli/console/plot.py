@@ -14,7 +14,8 @@ from eagle3cli.errors import UsageError
 INSTALL = "pip install 'eagle3[plot]'"
 MARK = "eagle3"
 """Stands in every file, so that a file of somebody else is not overwritten."""
-INCHES, DOTS = (3.4, 2.3), 300
+INCHES = (3.4, 2.3)
+DOTS = 300
 
 
 def write_charts(charts: Iterable[Chart], folder: Path) -> list[Path]:
@@ -25,8 +26,8 @@ def write_charts(charts: Iterable[Chart], folder: Path) -> list[Path]:
     drawn = [chart for chart in charts if chart.drawn]
     names = _names(drawn)
     with_png = can_plot()
-    wanted = [folder / f"{name}{end}" for name in names for end in ((".svg", ".png") if with_png else (".svg",))]
-    for path in wanted:
+    paths = [folder / f"{name}{end}" for name in names for end in ((".svg", ".png") if with_png else (".svg",))]
+    for path in paths:
         if path.exists() and MARK.encode() not in path.read_bytes()[:2000]:
             raise UsageError("exists and is no chart of eagle3", where=str(path), fix="choose another --charts folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,7 +35,7 @@ def write_charts(charts: Iterable[Chart], folder: Path) -> list[Path]:
         (folder / f"{name}.svg").write_text(f"<!-- {MARK} -->\n{standalone(chart)}\n", encoding="utf-8")
         if with_png:
             _png(chart, folder / f"{name}.png")
-    return wanted
+    return paths
 
 
 def can_plot() -> bool:
@@ -44,11 +45,11 @@ def can_plot() -> bool:
 
 def _names(charts: list[Chart]) -> list[str]:
     """A file name for each chart, from its title."""
-    found: list[str] = []
+    names: list[str] = []
     for chart in charts:
         name = re.sub(r"[^a-z0-9]+", "_", chart.title.lower()).strip("_")[:60] or "chart"
-        found.append(name if name not in found else f"{name}_{len(found)}")
-    return found
+        names.append(name if name not in names else f"{name}_{len(names)}")
+    return names
 
 
 def _png(chart: Chart, path: Path) -> None:
@@ -78,9 +79,9 @@ def _draw_lines(chart: Lines, axes: Any) -> None:
 
 
 def _draw_bars(chart: Bars, axes: Any) -> None:
-    names, values = list(chart.values), list(chart.values.values())
-    bars = axes.barh(names, values, color=LIGHT["c1"])
-    axes.bar_label(bars, labels=[chart.told(value) for value in values], padding=2)
+    values = list(chart.values.values())
+    bars = axes.barh(list(chart.values), values, color=LIGHT["c1"])
+    axes.bar_label(bars, labels=[chart.value_text(value) for value in values], padding=2)
     axes.invert_yaxis()
     axes.margins(x=0.15)
     if chart.mark is not None:

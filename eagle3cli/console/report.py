@@ -137,7 +137,7 @@ def html(page: Page) -> str:
     """The page as HTML that needs nothing else."""
     body = [f"<h1>{escape(page.title)}</h1>", f"<p>{escape(page.summary)}</p>"]
     if page.tiles:
-        tiles = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(told)}</dd></div>" for name, told in page.tiles)
+        tiles = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in page.tiles)
         body.append(f'<dl class="tiles">{tiles}</dl>')
     for section in page.sections:
         if section.empty:
@@ -190,5 +190,5 @@ def cell_text(value: object) -> str:
 
 
 def _numeric(values: Cells) -> bool:
-    known = [value for value in values if value is not None]
-    return bool(known) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
+    present = [value for value in values if value is not None]
+    return bool(present) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in present)

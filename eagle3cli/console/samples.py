@@ -1,15 +1,19 @@
-"""Some training rows as a run keeps them, for its report: green is trained, red is not."""
+"""Some training rows as a run stores them, for its report: green is trained, red is not."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eagle3cli.console.tokens import Row, edges, title, visible
+from eagle3cli.console.tokens import edges, title, visible
 
-BEFORE, MOST = 150, 600
+if TYPE_CHECKING:
+    from eagle3cli.data.inspect.show import ShownRow
+
+BEFORE = 150
+MOST = 600
 """Pieces shown of a row: some before its first reply, and so many in all."""
 STYLE = """
 .sample { font-size: .85rem; line-height: 1.55; white-space: pre-wrap; overflow-wrap: anywhere; margin: .4rem 0;
@@ -20,7 +24,7 @@ STYLE = """
 """
 
 
-def kept(row: Row) -> dict[str, Any]:
+def sample_of(row: ShownRow) -> dict[str, Any]:
     """What a run keeps of a row: its title, its replies' edges, and runs of ``[role, text, trained, known]``."""
     pieces = row.pieces
     first = next((i for i, piece in enumerate(pieces) if piece.trained), 0)
@@ -33,13 +37,13 @@ def kept(row: Row) -> dict[str, Any]:
         "before": begin,
         "behind": len(pieces) - begin - len(shown),
         "runs": [
-            [role, "".join(piece.text for piece in inside), trained, known] for (role, trained, known), inside in runs
+            [role, "".join(piece.text for piece in group), trained, known] for (role, trained, known), group in runs
         ],
     }
 
 
 def html_samples(samples: Sequence[Mapping[str, Any]]) -> str:
-    """Kept rows as HTML; every text is escaped."""
+    """Samples as HTML; every text is escaped."""
     parts = ['<p><span class="t">trained</span> <span class="u">not trained</span>']
     parts.append(' <span class="m">unknown to the draft</span></p>' if any(map(_unknown, samples)) else "</p>")
     for row in samples:
@@ -48,8 +52,8 @@ def html_samples(samples: Sequence[Mapping[str, Any]]) -> str:
         for role, runs in groupby(row["runs"], key=lambda run: run[0]):
             parts.append(f"<b>[{escape(str(role))}]</b>\n" if role else "")
             for _, text, trained, known in runs:
-                names = ("t" if trained else "u") + ("" if known else " m")
-                parts.append(f'<span class="{names}">{escape(visible(str(text)))}</span>')
+                classes = ("t" if trained else "u") + ("" if known else " m")
+                parts.append(f'<span class="{classes}">{escape(visible(str(text)))}</span>')
             parts.append("\n")
         parts.append(f"<b>[{row['behind']:,} pieces behind]</b>" if row["behind"] else "")
         parts.append("</pre>" + "".join(f'<p class="edges">{escape(str(line))}</p>' for line in row["edges"]))

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-SPARK, BAR = 32, 24
+SPARK = 32
+BAR = 24
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def rows_of(view: TrainingView, *, whole: bool) -> list[tuple[str, str, str]]:
     if view.tokens_per_s is not None:
         rows.append(("tokens/s", f"{view.tokens_per_s:,.0f}", spark(view.speeds)))
     if view.time:
-        told = ", ".join(f"{part} {share:.0%}" for part, share in view.time.items() if share >= 0.005)
-        rows.append(("time", told, ""))
+        shares = ", ".join(f"{part} {share:.0%}" for part, share in view.time.items() if share >= 0.005)
+        rows.append(("time", shares, ""))
     if view.memory:
         rows.append(("peak memory", f"{view.memory / 1e9:.2f} GB", ""))
     if whole and view.checkpoint is not None:
@@ -111,10 +112,10 @@ def text(view: TrainingView, *, whole: bool = True) -> Text:
     """The view for a terminal; lines that do not fit are cut."""
     from rich.text import Text
 
-    found = Text(no_wrap=True, overflow="ellipsis")
+    shown = Text(no_wrap=True, overflow="ellipsis")
     for number, (name, value, chart) in enumerate(_aligned(rows_of(view, whole=whole))):
-        found.append("\n" if number else "").append(name, "dim").append(value).append(chart, "cyan")
-    return found
+        shown.append("\n" if number else "").append(name, "dim").append(value).append(chart, "cyan")
+    return shown
 
 
 def lines(view: TrainingView) -> list[str]:

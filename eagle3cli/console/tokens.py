@@ -1,4 +1,4 @@
-"""Rows of tokens for the eye: green is trained, red is not, underlined is unknown to the draft.
+"""Shown of tokens for the eye: green is trained, red is not, underlined is unknown to the draft.
 
 Without colour the same is said with marks: ``{+trained+}`` and ``{?unknown to the draft?}``. Below each row stand the
 two edges of every reply, where a mask is wrong if it is wrong.
@@ -11,85 +11,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eagle3cli.data.inspect.show import Piece, Shown, ShownRow
 
 
-class Piece(Protocol):
-    """Neighbouring tokens that make whole characters."""
-
-    @property
-    def ids(self) -> tuple[int, ...]: ...  # noqa: D102
-    @property
-    def text(self) -> str: ...  # noqa: D102
-    @property
-    def trained(self) -> bool: ...  # noqa: D102
-    @property
-    def known(self) -> bool: ...  # noqa: D102
-    @property
-    def role(self) -> str: ...  # noqa: D102
-
-
-class Reply(Protocol):
-    """A run of trained tokens and its edges."""
-
-    @property
-    def first(self) -> int: ...  # noqa: D102
-    @property
-    def last(self) -> int: ...  # noqa: D102
-    @property
-    def behind(self) -> str: ...  # noqa: D102
-    @property
-    def begins(self) -> str: ...  # noqa: D102
-    @property
-    def ends(self) -> str: ...  # noqa: D102
-    @property
-    def ended(self) -> bool: ...  # noqa: D102
-
-
-class Row(Protocol):
-    """A row in pieces."""
-
-    @property
-    def number(self) -> int: ...  # noqa: D102
-    @property
-    def id(self) -> str: ...  # noqa: D102
-    @property
-    def line(self) -> int: ...  # noqa: D102
-    @property
-    def tokens(self) -> int: ...  # noqa: D102
-    @property
-    def trained(self) -> int: ...  # noqa: D102
-    @property
-    def truncated(self) -> bool: ...  # noqa: D102
-    @property
-    def missing(self) -> int: ...  # noqa: D102
-    @property
-    def rejected(self) -> str | None: ...  # noqa: D102
-    @property
-    def pieces(self) -> Sequence[Piece]: ...  # noqa: D102
-    @property
-    def replies(self) -> Sequence[Reply]: ...  # noqa: D102
-
-
-class Rows(Protocol):
-    """Rows and where they come from."""
-
-    @property
-    def source(self) -> str: ...  # noqa: D102
-    @property
-    def draft_vocab(self) -> int | None: ...  # noqa: D102
-    @property
-    def rows(self) -> Sequence[Row]: ...  # noqa: D102
-
-
-GREEN, RED, DIM, UNDERLINE, NO_UNDERLINE, RESET = "\x1b[32m", "\x1b[31m", "\x1b[2m", "\x1b[4m", "\x1b[24m", "\x1b[0m"
+GREEN = "\x1b[32m"
+RED = "\x1b[31m"
+DIM = "\x1b[2m"
+UNDERLINE = "\x1b[4m"
+NO_UNDERLINE = "\x1b[24m"
+RESET = "\x1b[0m"
 WHITE_SPACE = {" ": "·", "\t": "→", "\n": "↵\n"}
 STEERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that turn the direction of writing, so that text would be read in another order than it is in."""
 
 
 @dataclass(frozen=True)
-class Look:
+class Style:
     """How rows are shown."""
 
     colour: bool = False
@@ -103,8 +43,8 @@ class Look:
         shown = visible(piece.text, whitespace=self.whitespace)
         if not self.ids:
             return shown
-        words = shown.rstrip("\n")
-        return f"{words}<{' '.join(map(str, piece.ids))}>{shown[len(words) :]}"
+        line = shown.rstrip("\n")
+        return f"{line}<{' '.join(map(str, piece.ids))}>{shown[len(line) :]}"
 
 
 def visible(text: str, *, whitespace: bool = False) -> str:
@@ -121,12 +61,13 @@ def _visible(character: str, whitespace: bool) -> str:
         return WHITE_SPACE[character]
     if character in " \n\t":
         return character
-    code, kind = ord(character), unicodedata.category(character)
+    code = ord(character)
+    kind = unicodedata.category(character)
     hidden = kind == "Cc" or character in STEERING or (whitespace and kind in ("Cf", "Zs", "Zl", "Zp"))
     return (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}") if hidden else character
 
 
-def title(row: Row) -> str:
+def title(row: ShownRow) -> str:
     """One line about a row."""
     parts = [f"id {visible(row.id)}"] if row.id else []
     parts += [f"line {row.line}"] if row.line else []
@@ -134,47 +75,47 @@ def title(row: Row) -> str:
     if row.rejected is not None:
         return f"{name}: rejected: {visible(row.rejected)}"
     count = len(row.replies)
-    told = [f"{row.tokens:,} tokens", f"{row.trained:,} trained in {count} {'reply' if count == 1 else 'replies'}"]
-    told += [f"{row.missing:,} of them unknown to the draft"] if row.missing else []
-    told += ["cut at the maximum length"] if row.truncated else []
-    return f"{name}: {', '.join(told)}" + ("" if row.trained else "; it trains nothing")
+    counts = [f"{row.tokens:,} tokens", f"{row.trained:,} trained in {count} {'reply' if count == 1 else 'replies'}"]
+    counts += [f"{row.missing:,} of them unknown to the draft"] if row.missing else []
+    counts += ["cut at the maximum length"] if row.truncated else []
+    return f"{name}: {', '.join(counts)}" + ("" if row.trained else "; it trains nothing")
 
 
-def page(shown: Rows, look: Look) -> str:
+def page(shown: Shown, style: Style) -> str:
     """All rows as text for a terminal or a plain stream."""
     unknown = shown.draft_vocab is not None
-    if look.colour:
+    if style.colour:
         key = f"{GREEN}trained{RESET}  {RED}not trained{RESET}"
         key += f"  {UNDERLINE}unknown to the draft{RESET}" if unknown else ""
     else:
         key = "{+trained+}  not trained" + ("  {?unknown to the draft?}" if unknown else "")
     parts = [visible(shown.source), key]
     for row in shown.rows:
-        parts += ["", title(row), *_body(row, look), *edges(row)]
+        parts += ["", title(row), *_body(row, style), *edges(row)]
     return "\n".join(parts)
 
 
-def _body(row: Row, look: Look) -> Iterator[str]:
+def _body(row: ShownRow, style: Style) -> Iterator[str]:
     for role, pieces in groupby(row.pieces, key=lambda piece: piece.role):
         if role:
-            yield f"{DIM}[{role}]{RESET}" if look.colour else f"[{role}]"
+            yield f"{DIM}[{role}]{RESET}" if style.colour else f"[{role}]"
         run = groupby(pieces, key=lambda piece: piece.trained)
-        yield "".join(_run([*inside], look, trained=trained) for trained, inside in run)
+        yield "".join(_run([*inside], style, trained=trained) for trained, inside in run)
 
 
-def _run(pieces: Sequence[Piece], look: Look, *, trained: bool) -> str:
-    if not look.colour:
-        text = "".join(look.text(piece) if piece.known else "{?" + look.text(piece) + "?}" for piece in pieces)
+def _run(pieces: Sequence[Piece], style: Style, *, trained: bool) -> str:
+    if not style.colour:
+        text = "".join(style.text(piece) if piece.known else "{?" + style.text(piece) + "?}" for piece in pieces)
         return "{+" + text + "+}" if trained else text
     text = "".join(
-        look.text(piece) if piece.known else f"{UNDERLINE}{look.text(piece)}{NO_UNDERLINE}" for piece in pieces
+        style.text(piece) if piece.known else f"{UNDERLINE}{style.text(piece)}{NO_UNDERLINE}" for piece in pieces
     )
     colour = GREEN if trained else RED
     # Line by line, as pagers forget the colour at the end of a line.
     return "\n".join(f"{colour}{line}{RESET}" if line else "" for line in text.split("\n"))
 
 
-def edges(row: Row) -> Iterator[str]:
+def edges(row: ShownRow) -> Iterator[str]:
     """A line for each reply: its tokens (from 0), what stands before it, its first and its last piece."""
     for number, reply in enumerate(row.replies, 1):
         ends = "" if reply.ended else ", no end token"
@@ -184,15 +125,15 @@ def edges(row: Row) -> Iterator[str]:
         )
 
 
-def as_data(shown: Rows) -> list[dict[str, Any]]:
+def as_data(shown: Shown) -> list[dict[str, Any]]:
     """The rows for --json: runs of equal role and training, with their token ids, and the edges of the replies."""
     return [_row_data(row) for row in shown.rows]
 
 
-def _row_data(row: Row) -> dict[str, Any]:
-    told: dict[str, Any] = {"row": row.number, "id": row.id, "line": row.line}
+def _row_data(row: ShownRow) -> dict[str, Any]:
+    data: dict[str, Any] = {"row": row.number, "id": row.id, "line": row.line}
     if row.rejected is not None:
-        return {**told, "rejected": row.rejected}
+        return {**data, "rejected": row.rejected}
     runs = []
     for (role, trained), pieces in groupby(row.pieces, key=lambda piece: (piece.role, piece.trained)):
         group = list(pieces)
@@ -208,10 +149,10 @@ def _row_data(row: Row) -> dict[str, Any]:
     names = ("first", "last", "behind", "begins", "ends", "ended")
     replies = [{name: getattr(reply, name) for name in names} for reply in row.replies]
     counts = {"tokens": row.tokens, "trained": row.trained, "truncated": row.truncated, "missing": row.missing}
-    return {**told, **counts, "replies": replies, "runs": runs}
+    return {**data, **counts, "replies": replies, "runs": runs}
 
 
-STYLE = """
+PAGE_STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
   overflow-wrap: anywhere; }
@@ -227,27 +168,27 @@ PAGE_START = "<!doctype html><!-- eagle3 view -->"
 """How a page begins, so that a later run knows it for its own."""
 
 
-def html(shown: Rows, look: Look) -> str:
+def html(shown: Shown, style: Style) -> str:
     """All rows as one page that needs nothing else; every text is escaped."""
     parts = [
         f"{PAGE_START}<html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
-        f"<title>{escape(shown.source)}</title><style>{STYLE}</style><h1>What is trained</h1>",
+        f"<title>{escape(shown.source)}</title><style>{PAGE_STYLE}</style><h1>What is trained</h1>",
         f"<p>{escape(shown.source)}</p><p><span class='t'>trained</span> <span class='n'>not trained</span> ",
         "" if shown.draft_vocab is None else "<span class='m'>unknown to the draft</span> ",
         "(rest the pointer on a token for its id)</p>",
     ]
     for row in shown.rows:
         parts.append(f"<h2>{escape(title(row))}</h2>")
-        parts.append(f"<pre>{''.join(_html_body(row, look))}</pre>" if row.pieces else "")
+        parts.append(f"<pre>{''.join(_html_body(row, style))}</pre>" if row.pieces else "")
         parts += [f"<p class='e'>{escape(line)}</p>" for line in edges(row)]
     return "".join(parts) + "</html>\n"
 
 
-def _html_body(row: Row, look: Look) -> Iterator[str]:
+def _html_body(row: ShownRow, style: Style) -> Iterator[str]:
     for role, pieces in groupby(row.pieces, key=lambda piece: piece.role):
         yield f"<span class='r'>[{escape(role)}]</span>\n" if role else ""
         for piece in pieces:
-            names = ("t" if piece.trained else "n") + ("" if piece.known else " m")
+            classes = ("t" if piece.trained else "n") + ("" if piece.known else " m")
             numbers = " ".join(map(str, piece.ids))
-            yield f"<span class='{names}' title='{numbers}'>{escape(look.text(piece))}</span>"
+            yield f"<span class='{classes}' title='{numbers}'>{escape(style.text(piece))}</span>"
         yield "\n"

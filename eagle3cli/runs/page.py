@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from eagle3cli.console.accounts import remarks
 from eagle3cli.console.chart import Bars, Chart, Lines
+from eagle3cli.console.dispositions import remarks
 from eagle3cli.console.progress import duration
 from eagle3cli.console.report import Page, Section
 from eagle3cli.console.samples import html_samples

@@ -16,7 +16,7 @@ from typing import Any
 
 from eagle3cli import __version__
 from eagle3cli.console.report import html
-from eagle3cli.console.samples import kept
+from eagle3cli.console.samples import sample_of
 from eagle3cli.data.inspect.show import show
 from eagle3cli.errors import Stopped
 from eagle3cli.runs.folder import ABOUT, REPORT, read_about, read_run
@@ -114,7 +114,7 @@ def _samples(trainer: Trainer, settings: Settings, report: Reporter) -> list[dic
     except Exception as error:
         report.warn(f"the report shows no rows: {error}")
         return []
-    return [kept(row) for row in shown.rows]
+    return [sample_of(row) for row in shown.rows]
 
 
 def _write_about(folder: Path, about: dict[str, Any], report: Reporter) -> None:

@@ -69,7 +69,7 @@ def mistake(key: str, text: str) -> UsageError | None:
     return None
 
 
-def chosen(answers: Mapping[str, str]) -> dict[str, Any]:
+def values_of(answers: Mapping[str, str]) -> dict[str, Any]:
     """The settings that the answers stand for, by key."""
     values = {key: parse_value(fields()[key], text) for key, text in answers.items()}
     if "run.output_dir" in answers:  # where `eagle3 run` would train, also for `eagle3 train` alone

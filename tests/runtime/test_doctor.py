@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from eagle3cli.cli.completion.install import install
-from eagle3cli.commands import doctor_checks
+from eagle3cli.commands import doctor
 from eagle3cli.runtime.doctor import hardware, hub, limits, packages
 from eagle3cli.runtime.doctor.finding import Check, Finding, examine
 from tests.conftest import RunCli
@@ -258,12 +258,12 @@ def test_completion_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "ZDOTDIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(doctor_checks, "running_shell", lambda: "zsh")
-    assert found(doctor_checks.completion)["completion"].fix == "eagle3 --install-completion zsh"
+    monkeypatch.setattr(doctor, "running_shell", lambda: "zsh")
+    assert found(doctor.completion)["completion"].fix == "eagle3 --install-completion zsh"
     install("zsh")
-    assert found(doctor_checks.completion)["completion"].state == "ok"
-    monkeypatch.setattr(doctor_checks, "running_shell", lambda: "tcsh")
-    assert found(doctor_checks.completion) == {}
+    assert found(doctor.completion)["completion"].state == "ok"
+    monkeypatch.setattr(doctor, "running_shell", lambda: "tcsh")
+    assert found(doctor.completion) == {}
 
 
 def test_a_check_that_breaks_is_a_problem_and_the_others_go_on() -> None:

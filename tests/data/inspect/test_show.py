@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eagle3cli.console.tokens import Look, as_data, edges, html, page, title, visible
+from eagle3cli.console.tokens import Style, as_data, edges, html, page, title, visible
 from eagle3cli.data.inspect.show import Shown, ShownRow, show, show_row
 from eagle3cli.data.inspect.viewed import Viewed
 from eagle3cli.data.tokens.cache import open_or_build
@@ -84,11 +84,11 @@ def test_a_rejected_row_of_a_file_is_told(tmp_path: Path) -> None:
     assert (row.number, row.line, row.rejected) == (2, 2, "no messages")
     assert title(row) == "row 2 (id bad, line 2): rejected: no messages"
     assert as_data(shown) == [{"row": 2, "id": "bad", "line": 2, "rejected": "no messages"}]
-    assert "rejected: no messages" in html(shown, Look())
+    assert "rejected: no messages" in html(shown, Style())
 
 
 def test_plain_text_marks_what_is_trained(tmp_path: Path) -> None:
-    text = page(show(settings_for(tmp_path)), Look())
+    text = page(show(settings_for(tmp_path)), Style())
     assert "{+😀 ok<|im_end|>+}" in text
     assert "[assistant]" in text
     assert "\x1b" not in text
@@ -123,7 +123,7 @@ def test_a_row_that_trains_nothing_says_so() -> None:
 
 
 def test_colours_and_ids(tmp_path: Path) -> None:
-    text = page(show(settings_for(tmp_path)), Look(colour=True, ids=True))
+    text = page(show(settings_for(tmp_path)), Style(colour=True, ids=True))
     assert "\x1b[32m😀<" in text
     assert "\x1b[31m<|im_start|><1>" in text
     for line in text.split("\n"):  # a pager forgets the colour at the end of a line
@@ -136,11 +136,11 @@ def test_missing_tokens_are_underlined_and_counted() -> None:
     assert "".join(piece.text for piece in row.pieces) == "ok 😀"
     assert row.missing == row.tokens - 1
     assert f"trained in 1 reply, {row.missing} of them unknown to the draft" in title(row)
-    assert "\x1b[4m" in page(shown, Look(colour=True))
-    assert "{?" in page(shown, Look())
-    assert "class='t m'" in html(shown, Look())
+    assert "\x1b[4m" in page(shown, Style(colour=True))
+    assert "{?" in page(shown, Style())
+    assert "class='t m'" in html(shown, Style())
     without = Shown("x", None, (shown_row("ok", trained=True),))
-    assert "unknown" not in page(without, Look()) + page(without, Look(colour=True)) + html(without, Look())
+    assert "unknown" not in page(without, Style()) + page(without, Style(colour=True)) + html(without, Style())
 
 
 def test_tokens_without_their_blank_get_it_back() -> None:
@@ -157,7 +157,7 @@ def test_tokens_without_their_blank_get_it_back() -> None:
 
 def test_html_is_escaped_and_json_is_whole(tmp_path: Path) -> None:
     shown = show(settings_for(tmp_path))
-    text = html(shown, Look())
+    text = html(shown, Style())
     assert "<b>" not in text
     assert "&lt;|im_start|&gt;" in text
     assert "http" not in text
@@ -168,8 +168,8 @@ def test_html_is_escaped_and_json_is_whole(tmp_path: Path) -> None:
 
 
 def test_text_cannot_steer_the_terminal() -> None:
-    for look in (Look(), Look(colour=True), Look(whitespace=True)):
-        text = page(Shown("x", None, (shown_row("a\x1b[2Jb\r\u202e", trained=False),)), look)
+    for style in (Style(), Style(colour=True), Style(whitespace=True)):
+        text = page(Shown("x", None, (shown_row("a\x1b[2Jb\r\u202e", trained=False),)), style)
         assert "a\\x1b[2Jb\\x0d\\u202e" in text
         assert "\r" not in text
 
@@ -178,7 +178,7 @@ def test_white_space_on_demand() -> None:
     text = "a b\tc\nd\u00a0e\u200bf 👩\u200d🚒"
     assert visible(text) == text
     assert visible(text, whitespace=True) == "a·b→c↵\nd\\xa0e\\u200bf·👩\\u200d🚒"
-    assert "ok·😀" in page(Shown("x", None, (shown_row("ok 😀", trained=False),)), Look(whitespace=True))
+    assert "ok·😀" in page(Shown("x", None, (shown_row("ok 😀", trained=False),)), Style(whitespace=True))
 
 
 def test_random_rows_are_seeded(tmp_path: Path) -> None:

@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-FATES = ("written", "rejected", "duplicates", "filtered", "left_out")
+DISPOSITIONS = ("written", "rejected", "duplicates", "filtered", "left_out")
 """Their sum is the number of rows that were read."""
 
 
-def fates(counts: Mapping[str, Any]) -> str:
-    """How many rows had which fate.
+def dispositions(counts: Mapping[str, Any]) -> str:
+    """How many rows had which disposition.
 
-    >>> fates({"written": 1200, "rejected": 1, "duplicates": 0, "filtered": 0, "left_out": 7})
+    >>> dispositions({"written": 1200, "rejected": 1, "duplicates": 0, "filtered": 0, "left_out": 7})
     'written 1,200, rejected 1, duplicates 0, filtered 0, left out 7'
     """
-    return ", ".join(f"{name.replace('_', ' ')} {counts[name]:,}" for name in FATES)
+    return ", ".join(f"{name.replace('_', ' ')} {counts[name]:,}" for name in DISPOSITIONS)
 
 
 def remarks(counts: Mapping[str, Any]) -> list[str]:
     """A line for each reason, warning and repair, with how many rows it concerns."""
     lines = [f"  {count:,} x {reason}" for reason, count in counts["reasons"].items()]
-    lines += [f"  {count:,} kept, with a warning: {told}" for told, count in counts.get("warnings", {}).items()]
+    lines += [f"  {count:,} kept, with a warning: {warning}" for warning, count in counts.get("warnings", {}).items()]
     return lines + [f"  {count:,} repaired: {repair}" for repair, count in counts["repaired"].items()]
 
 
-def are_told(counts: Mapping[str, Any]) -> bool:
+def has_entries(counts: Mapping[str, Any]) -> bool:
     """Whether any row has an entry in errors.jsonl."""
     dropped = any(counts.get(name) for name in ("rejected", "duplicates", "filtered"))
     return dropped or bool(counts.get("warnings")) or bool(counts["repaired"])
