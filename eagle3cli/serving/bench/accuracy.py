@@ -14,27 +14,27 @@ NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
 
 def is_right(answer: str, check: Check, *, run_code: bool) -> bool | None:
     """Whether an answer is right; None where only running it would tell and that is not wanted."""
-    said = without_reasoning(answer)
+    text = without_reasoning(answer)
     if check.kind == "number":
-        found = last_number(said)
-        return found is not None and _value(found) == _value(check.expected)
+        number = last_number(text)
+        return number is not None and _value(number) == _value(check.expected)
     if check.kind == "math":
-        found = boxed(said)
-        if found is None:
-            found = last_number(said)
-        return found is not None and _same(found, check.expected)
+        expression = boxed(text)
+        if expression is None:
+            expression = last_number(text)
+        return expression is not None and _is_equal(expression, check.expected)
     if check.kind == "choice":
-        return choice(said) == check.expected
-    return passes(program(said, check), code_in(said)) if run_code else None
+        return choice(text) == check.expected
+    return passes(program(text, check), code_in(text)) if run_code else None
 
 
 def last_number(text: str) -> str | None:
     """The final number of an answer: behind ``####``, in a box, first behind "answer is", else the last one."""
-    for marked in (text.rpartition("####")[2] if "####" in text else None, boxed(text)):
-        if marked is not None and (found := NUMBER.findall(marked)):
-            return _plain(found[-1])
-    said = list(re.finditer(r"answer is:?|answer:", text, re.IGNORECASE))
-    if said and (first := NUMBER.search(text[said[-1].end() :])):
+    for marked in (text.rpartition("####")[2] if "####" in text else "", boxed(text) or ""):
+        if numbers := NUMBER.findall(marked):
+            return _plain(numbers[-1])
+    announced = list(re.finditer(r"answer is:?|answer:", text, re.IGNORECASE))
+    if announced and (first := NUMBER.search(text, announced[-1].end())):
         return _plain(first[0])
     numbers = NUMBER.findall(text)
     return _plain(numbers[-1]) if numbers else None
@@ -45,7 +45,8 @@ def boxed(text: str) -> str | None:
     at = text.rfind("\\boxed{")
     if at < 0:
         return None
-    depth, start = 1, at + len("\\boxed{")
+    start = at + len("\\boxed{")
+    depth = 1
     for place in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[place], 0)
         if depth == 0:
@@ -59,7 +60,7 @@ def choice(text: str) -> str | None:
     named = re.findall(rf"(?:答案|选择?|[Aa]nswer)\s*(?:应?为|是|is|选)?\s*[::]?{letter}", text)
     if named:
         return str(named[-1])
-    if (found := boxed(text)) and (letters := re.findall(r"[A-D]", found)):
+    if letters := re.findall(r"[A-D]", boxed(text) or ""):
         return str(letters[-1])
     lone = re.match(r"\s*([A-D])(?![A-Za-z])", text) or re.search(r"(?<![A-Za-z])([A-D])\W*$", text)
     return lone[1] if lone else None
@@ -74,17 +75,14 @@ def code_in(text: str) -> str:
 def program(answer: str, check: Check) -> str:
     """The answer with what it goes on from before it, and its tests behind it."""
     code = code_in(answer)
-    if check.begun and not re.search(rf"def\s+{re.escape(check.entry)}\b", code):
+    if not check.prefix:
+        return check.tests if "PROGRAM" in check.tests else f"{code}\n{check.tests}"
+    if not re.search(rf"def\s+{re.escape(check.entry)}\b", code):
         first = next((line for line in code.splitlines() if line.strip()), "")
         if first and not first[0].isspace():  # a body whose first line lost its indentation
             code = "    " + code.lstrip()
-        return f"{check.begun.rstrip()}\n{code}\n{check.tests}"
-    # The beginning alone is a function with a docstring; the answer then defines it anew, with its helpers at hand.
-    return f"{check.begun}\n{code}\n{check.tests}" if check.begun else _with_tests(code, check.tests)
-
-
-def _with_tests(code: str, tests: str) -> str:
-    return tests if "PROGRAM" in tests else f"{code}\n{tests}"
+    # The prefix alone is a function with a docstring; an answer that defines it anew has its helpers at hand.
+    return f"{check.prefix.rstrip()}\n{code}\n{check.tests}"
 
 
 def _plain(number: str) -> str:
@@ -98,8 +96,9 @@ def _value(text: str) -> Fraction | None:
         return None
 
 
-def _same(one: str, other: str) -> bool:
-    one, other = _normal(one), _normal(other)
+def _is_equal(one: str, other: str) -> bool:
+    one = _normal(one)
+    other = _normal(other)
     if one == other:
         return True
     values = [_value(re.sub(r"^(-?)\\frac\{(-?\d+)\}\{(\d+)\}$", r"\1\2/\3", text)) for text in (one, other)]

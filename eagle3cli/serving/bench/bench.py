@@ -157,15 +157,15 @@ class BenchRun:
         limit = self.settings.bench.max_tokens
         conversations = open_conversations(task.questions, self.system, multi_turn=False)
         sizes = [len(engine.tokenizer.encode(conversation)) for conversation in conversations]
-        kept = tuple(q for q, size in zip(task.questions, sizes, strict=True) if size + limit <= engine.context)
-        if not kept:
+        fitting = tuple(q for q, size in zip(task.questions, sizes, strict=True) if size + limit <= engine.context)
+        if not fitting:
             what = f"{min(sizes)} prompt tokens and {limit} new ones do not fit into {engine.context}"
             raise UsageError(what, where=f"task {task.name}", fix="lower --max-tokens, or ask shorter questions")
-        if len(kept) < len(sizes):
+        if len(fitting) < len(sizes):
             why = f"with {limit} new tokens they do not fit into {engine.context}"
-            left_out = len(sizes) - len(kept)
+            left_out = len(sizes) - len(fitting)
             self.report.warn(f"task {task.name}: {left_out} of {len(sizes)} questions are left out: {why}")
-        return replace(task, questions=kept)
+        return replace(task, questions=fitting)
 
     def _fail(self, cases: Sequence[Case], error: Eagle3Error) -> None:
         missing = [case for case in cases if self.results.configuration(case) is None]

@@ -14,21 +14,20 @@ from typing import Any, Literal
 STEP_BY_STEP = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 CHOICE = "\n\n请从 A、B、C、D 中选出正确答案,最后以“答案:X”的形式作答。"
 
-
-Row = Mapping[str, Any]
+DatasetRow = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Check:
     """What a right answer is: the number or text ``expected``, or for ``code`` the ``tests`` that it passes.
 
-    ``begun`` is code that the answer goes on with, ``entry`` the function that it has to define.
+    ``prefix`` is code that the answer goes on with, ``entry`` the function that it has to define.
     """
 
     kind: Literal["number", "math", "choice", "code"]
     expected: str = ""
     tests: str = ""
-    begun: str = ""
+    prefix: str = ""
     entry: str = ""
 
 
@@ -45,86 +44,86 @@ class Benchmark:
     module: str = ""
     packaged: str = ""
     """The file in the module's folder."""
-    text: Callable[[Row], str | None] | None = None
+    text: Callable[[DatasetRow], str | None] | None = None
     """The first turn out of a row in the data set's own layout; None where the row has another one."""
-    check: Callable[[Row], Check | None] | None = None
+    check: Callable[[DatasetRow], Check | None] | None = None
     """What a right answer to that row is; None where nothing tells."""
 
 
-def _text(*names: str, before: str = "", after: str = "") -> Callable[[Row], str | None]:
+def _text(*names: str, before: str = "", after: str = "") -> Callable[[DatasetRow], str | None]:
     """The first of these columns that is a text."""
 
-    def read(row: Row) -> str | None:
-        found = next((row[name] for name in names if isinstance(row.get(name), str) and row[name]), None)
-        return None if found is None else f"{before}{found}{after}"
+    def read(row: DatasetRow) -> str | None:
+        texts = (row[name] for name in names if isinstance(row.get(name), str) and row[name])
+        return next((f"{before}{text}{after}" for text in texts), None)
 
     return read
 
 
-def complete(row: Row) -> str | None:
+def complete(row: DatasetRow) -> str | None:
     """A function that is to be completed, as HumanEval has it."""
     return f"Complete the code I provided.\n\n{row['prompt']}" if isinstance(row.get("prompt"), str) else None
 
 
-def _choices(row: Row) -> str | None:
-    asked = row.get("question") or row.get("Question")
-    if not asked or not all(key in row for key in "ABCD"):
+def _choices(row: DatasetRow) -> str | None:
+    question = row.get("question") or row.get("Question")
+    if not question or not all(key in row for key in "ABCD"):
         return None
-    return "\n".join([str(asked), *(f"{key}. {row[key]}" for key in "ABCD")]) + CHOICE
+    return "\n".join([str(question), *(f"{key}. {row[key]}" for key in "ABCD")]) + CHOICE
 
 
-def _alpaca(row: Row) -> str | None:
+def _alpaca(row: DatasetRow) -> str | None:
     if not isinstance(row.get("instruction"), str):
         return None
     return str(row["instruction"]) + (f"\n\n{row['input']}" if row.get("input") else "")
 
 
-def _mbpp(row: Row) -> str | None:
-    asked = row.get("text") or row.get("prompt")
-    if not asked or not row.get("test_list"):
+def _mbpp(row: DatasetRow) -> str | None:
+    task = row.get("text") or row.get("prompt")
+    if not task or not row.get("test_list"):
         return None
     tests = "\n".join(row["test_list"])
-    return f"You are an expert Python programmer. {asked}\nYour code should pass these tests:\n\n{tests}"
+    return f"You are an expert Python programmer. {task}\nYour code should pass these tests:\n\n{tests}"
 
 
-def _livecodebench(row: Row) -> str | None:
+def _livecodebench(row: DatasetRow) -> str | None:
     if not row.get("question_content"):
         return None
-    ways = "Write a Python program that reads the input from stdin and prints the answer to stdout."
+    task = "Write a Python program that reads the input from stdin and prints the answer to stdout."
     if row.get("starter_code"):
-        ways = f"Write a Python solution that goes on from this code:\n\n```python\n{row['starter_code']}\n```"
-    return f"{row['question_content']}\n\n{ways}"
+        task = f"Write a Python solution that goes on from this code:\n\n```python\n{row['starter_code']}\n```"
+    return f"{row['question_content']}\n\n{task}"
 
 
-def _number(row: Row) -> Check | None:
-    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", str(row.get("answer") or "").rpartition("####")[2])
-    return Check("number", found[-1].replace(",", "")) if found else None
+def _number(row: DatasetRow) -> Check | None:
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", str(row.get("answer") or "").rpartition("####")[2])
+    return Check("number", numbers[-1].replace(",", "")) if numbers else None
 
 
-def _math(row: Row) -> Check | None:
+def _math(row: DatasetRow) -> Check | None:
     return Check("math", str(row["answer"])) if row.get("answer") not in (None, "") else None
 
 
-def _choice(row: Row) -> Check | None:
+def _choice(row: DatasetRow) -> Check | None:
     right = str(row.get("answer") or row.get("Answer") or "").strip()
     return Check("choice", right) if right in ("A", "B", "C", "D") else None
 
 
-def _human_eval(row: Row) -> Check | None:
+def _human_eval(row: DatasetRow) -> Check | None:
     if not all(isinstance(row.get(key), str) for key in ("prompt", "entry_point", "test")):
         return None
     tests = f"{row['test']}\ncheck({row['entry_point']})\n"
-    return Check("code", tests=tests, begun=row["prompt"], entry=row["entry_point"])
+    return Check("code", tests=tests, prefix=row["prompt"], entry=row["entry_point"])
 
 
-def _mbpp_tests(row: Row) -> Check | None:
+def _mbpp_tests(row: DatasetRow) -> Check | None:
     if not row.get("test_list"):
         return None
     before = row.get("test_imports") or [row.get("test_setup_code") or ""]
     return Check("code", tests="\n".join([*before, *row["test_list"]]))
 
 
-def _stdin_tests(row: Row) -> Check | None:
+def _stdin_tests(row: DatasetRow) -> Check | None:
     """LiveCodeBench's public examples of programs that read stdin; the others need its own harness."""
     try:
         cases = json.loads(row.get("public_test_cases") or "[]")
@@ -136,11 +135,11 @@ def _stdin_tests(row: Row) -> Check | None:
 
 STDIN_TESTS = """
 import contextlib, io, sys
-for given, wanted in {pairs!r}:
-    sys.stdin, said = io.StringIO(given), io.StringIO()
-    with contextlib.redirect_stdout(said):
+for text, expected in {pairs!r}:
+    sys.stdin, output = io.StringIO(text), io.StringIO()
+    with contextlib.redirect_stdout(output):
         exec(compile(PROGRAM, "answer", "exec"), {{"__name__": "__main__"}})
-    assert said.getvalue().split() == wanted.split()
+    assert output.getvalue().split() == expected.split()
 """
 """Runs the answer, which the sandbox keeps as ``PROGRAM``, on every example."""
 

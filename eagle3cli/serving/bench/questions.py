@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from eagle3cli.data.conversations.conversation import to_conversation
 from eagle3cli.errors import DataError
-from eagle3cli.serving.bench.benchmarks import BENCHMARKS, Check, Row, complete
+from eagle3cli.serving.bench.benchmarks import BENCHMARKS, Check, DatasetRow, complete
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Question:
     check: Check | None = None
 
 
-def question_of(row: Row, number: int, task: str = "") -> Question:
-    """The question in a row of ``task``'s data; raises DataError where there is none."""
+def question_of(row: DatasetRow, number: int, benchmark: str = "") -> Question:
+    """The question in a row of ``benchmark``'s data; raises DataError where there is none."""
     row_id = next((str(row[key]) for key in ("id", "question_id", "task_id") if row.get(key) is not None), str(number))
     category = str(row.get("category") or "")
-    known = BENCHMARKS.get(task)
-    check = known.check(row) if known and known.check else None
+    layout = BENCHMARKS.get(benchmark)
+    check = layout.check(row) if layout and layout.check else None
     turns = row.get("turns")
-    if turns is None and known and known.text and (text := known.text(row)) is not None:
+    if turns is None and layout and layout.text and (text := layout.text(row)) is not None:
         turns = [text]
     elif turns is None and {"prompt", "entry_point"} <= row.keys():
         turns = [complete(row)]
@@ -38,7 +38,7 @@ def question_of(row: Row, number: int, task: str = "") -> Question:
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn for turn in turns):
             raise DataError("turns is not a list of texts")
         return Question(row_id, tuple(turns), category, None, check)
-    conversation = to_conversation({key: value for key, value in row.items() if key != "finish"})
-    asked = tuple(str(m["content"]) for m in conversation.messages if m["role"] == "user")
-    system = next((str(m["content"]) for m in conversation.messages if m["role"] == "system"), None)
-    return Question(row_id, asked, category, system, check)
+    messages = to_conversation({key: value for key, value in row.items() if key != "finish"}).messages
+    turns = tuple(str(message["content"]) for message in messages if message["role"] == "user")
+    system = next((str(message["content"]) for message in messages if message["role"] == "system"), None)
+    return Question(row_id, turns, category, system, check)

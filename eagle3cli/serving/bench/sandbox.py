@@ -26,7 +26,7 @@ def passes(program: str, answer: str = "", seconds: float = SECONDS) -> bool:
     The end is told by a secret word, so that a program that ends early by itself has not passed.
     """
     word = secrets.token_hex(16)
-    given = json.dumps({"program": program, "answer": answer, "word": word, "seconds": seconds})
+    request = json.dumps({"program": program, "answer": answer, "word": word, "seconds": seconds})
     with tempfile.TemporaryDirectory(prefix="eagle3-sandbox-") as folder:
         process = subprocess.Popen(
             [sys.executable, "-I", "-B", sandboxed.__file__],
@@ -38,11 +38,11 @@ def passes(program: str, answer: str = "", seconds: float = SECONDS) -> bool:
             start_new_session=True,
         )
         try:
-            said, _ = process.communicate(given.encode(), timeout=seconds + 5)
+            output, _ = process.communicate(request.encode(), timeout=seconds + 5)
         except subprocess.TimeoutExpired:
             return False
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    return said.decode("utf-8", "replace").endswith(word)
+    return output.decode("utf-8", "replace").endswith(word)

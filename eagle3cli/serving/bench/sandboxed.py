@@ -14,32 +14,41 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-MEMORY = 2 << 30
-FILES = 1 << 20
+MAX_MEMORY_BYTES = 2 << 30
+MAX_FILE_BYTES = 1 << 20
 REFUSED = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.kill", "ctypes.", "pty.")
-CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.chmod", "os.truncate", "shutil.rmtree")
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWNET = 0x40000000
 
 
 def main() -> None:
     """Read what to run, give up what it does not need, run it, tell the word."""
-    given = json.loads(sys.stdin.buffer.read())
-    told = os.dup(1)
-    limit(int(given["seconds"]) + 1)
+    request = json.loads(sys.stdin.buffer.read())
+    result_fd = os.dup(1)
+    limit(int(request["seconds"]) + 1)
     home = os.getcwd()
-    sys.stdin, sys.stdout, sys.stderr = io.StringIO(), io.StringIO(), io.StringIO()
+    sys.stdin = io.StringIO()
+    sys.stdout = io.StringIO()
+    sys.stderr = io.StringIO()
     sys.setrecursionlimit(5000)
     sys.addaudithook(lambda event, details: refuse(event, details, home))
-    exec(compile(given["program"], "program", "exec"), {"__name__": "program", "PROGRAM": given["answer"]})
-    os.write(told, given["word"].encode())
+    exec(compile(request["program"], "program", "exec"), {"__name__": "program", "PROGRAM": request["answer"]})
+    os.write(result_fd, request["word"].encode())
 
 
 def limit(seconds: int) -> None:
     """Limits of the process; the network goes where the system lets us leave it."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).unshare(CLONE_NEWUSER | CLONE_NEWNET)
-    limits = [(resource.RLIMIT_CPU, seconds), (resource.RLIMIT_FSIZE, FILES), (resource.RLIMIT_CORE, 0)]
-    limits += [(resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_NOFILE, 64)]
-    for which, most in limits:
+    limits = {
+        resource.RLIMIT_CPU: seconds,
+        resource.RLIMIT_FSIZE: MAX_FILE_BYTES,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_AS: MAX_MEMORY_BYTES,
+        resource.RLIMIT_NOFILE: 64,
+    }
+    for which, most in limits.items():
         with suppress(ValueError, OSError):
             resource.setrlimit(which, (most, most))
 
@@ -48,15 +57,17 @@ def refuse(event: str, details: tuple[Any, ...], home: str) -> None:
     """Raise for the network, for other processes, and for changes outside of the program's own folder."""
     if event.startswith(REFUSED):
         raise PermissionError(f"{event} is not allowed here")
-    if event == "open" and isinstance(details[0], str | bytes):
-        flags = details[2] if len(details) > 2 and isinstance(details[2], int) else 0
-        wanted = os.path.realpath(os.fsdecode(details[0]))
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and not wanted.startswith(home + os.sep):
-            raise PermissionError(f"writing {wanted} is not allowed here")
-    if event in ("os.remove", "os.rename", "os.rmdir", "os.chmod", "os.truncate", "shutil.rmtree"):
-        wanted = os.path.realpath(os.fsdecode(details[0])) if isinstance(details[0], str | bytes) else ""
-        if not wanted.startswith(home + os.sep):
-            raise PermissionError(f"{event} is not allowed outside of {home}")
+    if event != "open" and event not in CHANGES:
+        return
+    is_path = isinstance(details[0], str | bytes)
+    path = os.path.realpath(os.fsdecode(details[0])) if is_path else ""
+    if path.startswith(home + os.sep):
+        return
+    if event in CHANGES:
+        raise PermissionError(f"{event} is not allowed outside of {home}")
+    flags = details[2] if len(details) > 2 and isinstance(details[2], int) else 0
+    if is_path and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        raise PermissionError(f"writing {path} is not allowed here")
 
 
 if __name__ == "__main__":

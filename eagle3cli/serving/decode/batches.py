@@ -22,7 +22,7 @@ from eagle3cli.serving.decode.generate import BaseDecoder, Decoder, Reply
 from eagle3cli.serving.sampling import Sampling
 
 PROBE_TOKENS = 16
-TOLERANCE, TOLERANCE_16 = 1e-3, 0.02
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.02}
 """Of the largest logit, for weights of 32 and 16 bits: another order of sums differs by far less."""
 
 
@@ -119,5 +119,4 @@ def serves_positions(model: PreTrainedModel, rows: int = 2) -> bool:
         return False  # a layer that wants more of its cache, or shapes of its own
     alone = [model(input_ids=ids_BS[row : row + 1, : ends_B[row] + 1], use_cache=False).logits[0, -1] for row in rows_B]
     alone_BV = torch.stack(alone)
-    allowed = TOLERANCE if logits_BV.dtype == torch.float32 else TOLERANCE_16
-    return bool((logits_BV - alone_BV).abs().max() <= allowed * alone_BV.abs().max())
+    return bool((logits_BV - alone_BV).abs().max() <= TOLERANCE[logits_BV.dtype] * alone_BV.abs().max())

@@ -165,7 +165,8 @@ class _Batch:
 
     def prefill(self) -> list[int]:
         """Run the prompts, padded on the right; returns the first new token of every sequence."""
-        batch, width = len(self.prompts), max(map(len, self.prompts))
+        batch = len(self.prompts)
+        width = max(map(len, self.prompts))
         device = self.target.device
         ids_BQ = torch.zeros(batch, width, dtype=torch.long, device=device)
         for row, prompt in enumerate(self.prompts):
@@ -276,7 +277,8 @@ class _Batch:
         mask_B1QS = position_mask(positions_BQ, extent, embedded_RH.dtype)
         hidden_RH = hidden_BQH.flatten(0, 1)
         for index, layer in enumerate(draft.stack):
-            normed_RH, attention = layer.hidden_norm(hidden_RH), layer.self_attn
+            attention = layer.self_attn
+            normed_RH = layer.hidden_norm(hidden_RH)
             read = torch.cat((embedded_RH, normed_RH), -1) if index == 0 else normed_RH
             projections = (attention.q_proj, attention.k_proj, attention.v_proj)
             query_RAD, key_RKD, value_RKD = (p(read).unflatten(1, (-1, draft.config.head_dim)) for p in projections)

@@ -190,11 +190,11 @@ class Decoder(BaseDecoder):
         rows = [row for row, sequence in enumerate(self.running) if sequence is not None]
         if self.waiting or len(rows) > COMPACT_BELOW * len(self.running):
             return
-        kept = torch.tensor(rows, device=self.length_B.device)
-        self.cache.keep(kept)
+        rows_B = torch.tensor(rows, device=self.length_B.device)
+        self.cache.keep(rows_B)
         self.running = [self.running[row] for row in rows]
-        self.length_B = self.length_B[kept]
-        self.last_token_B = self.last_token_B[kept]
+        self.length_B = self.length_B[rows_B]
+        self.last_token_B = self.last_token_B[rows_B]
 
 
 def sample(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> Tensor:

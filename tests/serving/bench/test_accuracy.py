@@ -79,10 +79,10 @@ def test_code_does_not_run_unless_asked_for() -> None:
     assert is_right("```python\nx = 2\n```", Check("code", tests="assert x == 1"), run_code=True) is False
 
 
-BEGUN = Check(
+COMPLETION = Check(
     "code",
     tests="def check(f):\n    assert f(2) == 4\ncheck(double)\n",
-    begun="def double(x):\n    'twice'\n",
+    prefix="def double(x):\n    'twice'\n",
     entry="double",
 )
 
@@ -98,7 +98,7 @@ BEGUN = Check(
     ],
 )
 def test_answers_go_on_with_the_code_or_write_it_anew(answer: str, right: bool) -> None:
-    assert is_right(answer, BEGUN, run_code=True) is right
+    assert is_right(answer, COMPLETION, run_code=True) is right
 
 
 def test_programs_that_read_stdin() -> None:

@@ -13,7 +13,7 @@ from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.bench import tasks
-from eagle3cli.serving.bench.tasks import kind_of, load_task, read_questions
+from eagle3cli.serving.bench.tasks import benchmark_name, load_task, read_questions
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -132,7 +132,7 @@ def test_one_task_of_a_file_with_several(tmp_path: Path) -> None:
 
 
 def test_spellings_mean_the_same_task() -> None:
-    assert [kind_of(name) for name in ("mt_bench", "MATH-500", "summarization", "HumanEval", "mine")] == [
+    assert [benchmark_name(name) for name in ("mt_bench", "MATH-500", "summarization", "HumanEval", "mine")] == [
         *("mtbench", "math500", "summarisation", "humaneval", "mine")
     ]
 
