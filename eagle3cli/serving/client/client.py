@@ -53,8 +53,6 @@ class Info:
     context: int | None = None
     version: str = ""
     architecture: str = ""
-    running_at_once: int | None = None
-    """Requests that the server decodes together at most."""
     speculative: tuple[int, int, int] | None = None
     """Steps, top-k and draft tokens of its speculation, where it speculates."""
 
@@ -84,7 +82,8 @@ class Client:
         self.address = address
         self.info: Info | None = None
         url = httpx.URL(base_url(address))
-        self._url, self._seconds = str(url).rstrip("/"), seconds
+        self._url = str(url).rstrip("/")
+        self._seconds = seconds
         self._verify = ssl.create_default_context() if url.scheme == "https" else False
         self._headers = [(b"host", url.netloc), (b"content-type", b"application/json"), (b"accept", b"*/*")]
         if key := os.environ.get(KEY):
@@ -128,7 +127,6 @@ class Client:
         context = first.get("max_model_len")
         server = await self._page("/get_server_info") if kind == "sglang" else {}
         model = await self._page("/get_model_info") if kind == "sglang" else {}
-        states = server.get("internal_states") or [{}]
         self.info = Info(
             kind,
             str(first["id"]),
@@ -136,7 +134,6 @@ class Client:
             context if isinstance(context, int) else None,
             str(server.get("version") or ""),
             str((model.get("architectures") or [""])[0]),
-            server.get("max_running_requests") or states[0].get("max_running_requests"),
             _speculation(server),
         )
         return self.info

@@ -8,7 +8,8 @@ class RequestFailed(Exception):
 
     def __init__(self, kind: str, detail: str = "") -> None:
         super().__init__(f"{kind}: {detail}" if detail else kind)
-        self.kind, self.detail = kind, detail
+        self.kind = kind
+        self.detail = detail
 
 
 class Refused(RequestFailed):
@@ -20,7 +21,8 @@ class TooLong(Refused):
 
     def __init__(self, detail: str, context: int | None = None, prompt: int | None = None) -> None:
         super().__init__("too long", detail)
-        self.context, self.prompt = context, prompt
+        self.context = context
+        self.prompt = prompt
 
     @property
     def room(self) -> int | None:

@@ -46,7 +46,8 @@ class Limit:
         """The server refused a request of time ``sent`` because there are too many; a round shrinks the limit once."""
         self.is_cautious = True
         if sent >= self._shrunk:
-            self.now, self._shrunk = max(1.0, self.now * SHRINK), now
+            self.now = max(1.0, self.now * SHRINK)
+            self._shrunk = now
 
     def record_load(self, running: int, waiting: int) -> None:
         """The server says how many requests it runs and how many wait inside it."""
@@ -59,7 +60,9 @@ class Limit:
 
     def restart(self) -> None:
         """The server has just come back."""
-        self.now, self.is_cautious, self.queued = float(min(self.most, 8)), False, 0
+        self.now = float(min(self.most, 8))
+        self.is_cautious = False
+        self.queued = 0
 
 
 @dataclass
@@ -83,7 +86,9 @@ class Breaker:
         """A request failed for a reason of the server's; ``is_dead`` opens at once."""
         self._failures += 1
         if not self.is_open and (is_dead or self._failures >= self.failures_allowed):
-            self.is_open, self.reason, self._wait = True, reason, self.first_wait
+            self.is_open = True
+            self.reason = reason
+            self._wait = self.first_wait
             self.next_check = now + self._wait
 
     def record_failed_check(self, reason: str, now: float) -> None:
@@ -94,4 +99,6 @@ class Breaker:
 
     def close(self) -> None:
         """A health check succeeded."""
-        self.is_open, self.reason, self._failures = False, "", 0
+        self.is_open = False
+        self.reason = ""
+        self._failures = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal
 
@@ -41,10 +41,6 @@ class Request:
     """Go on behind the end token, always to ``max_tokens``."""
     special_tokens: bool = False
     """Show special tokens in the text."""
-
-    def shortened(self, room: int) -> Request:
-        """The same with a reply of at most ``room`` tokens."""
-        return replace(self, max_tokens=min(self.max_tokens, room))
 
 
 @dataclass(frozen=True)
@@ -210,7 +206,8 @@ def checked(answer: Answer) -> Answer:
 
 def _read_choice(body: Mapping[str, Any]) -> Answer:
     """A chat completion or a completion, from SGLang, vLLM or others."""
-    choice, usage = body["choices"][0], body.get("usage") or {}
+    choice = body["choices"][0]
+    usage = body.get("usage") or {}
     message = choice.get("message") or {"content": choice.get("text")}
     ids = choice.get("response_token_ids", choice.get("token_ids"))
     text = message.get("content")
@@ -229,7 +226,8 @@ def _read_choice(body: Mapping[str, Any]) -> Answer:
 
 
 def _read_generate(body: Mapping[str, Any]) -> Answer:
-    meta, ids = body["meta_info"], body.get("output_ids")
+    meta = body["meta_info"]
+    ids = body.get("output_ids")
     return Answer(
         body["text"],
         finish_of(meta["finish_reason"]),

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.cpus import available_cpus
@@ -107,62 +107,85 @@ def python_argv(python: str) -> list[str]:
 def _sglang(
     server: ServerSettings, target: TargetSettings, port: int, speculation: Speculation | None, *, on_cpu: bool
 ) -> tuple[list[str], dict[str, str]]:
-    argv = ["-m", "sglang.launch_server", "--model-path", target.model_path]
-    argv += ["--host", "127.0.0.1", "--port", str(port), "--tp-size", str(server.tp_size)]
-    argv += ["--dist-timeout", str(server.dist_timeout)]
-    argv += _target_argv(target, speculation)
-    if server.mem_fraction_static is not None:
-        argv += ["--mem-fraction-static", str(server.mem_fraction_static)]
+    flags = {
+        "--model-path": target.model_path,
+        "--host": "127.0.0.1",
+        "--port": port,
+        "--tp-size": server.tp_size,
+        "--dist-timeout": server.dist_timeout,
+        **_shared_flags(target, speculation),
+        "--mem-fraction-static": server.mem_fraction_static,
+    }
     environment = {"SGLANG_HOST_IP": "127.0.0.1"}
     if on_cpu:
         environment["SGLANG_USE_CPU_ENGINE"] = "1"
-        argv += ["--device", "cpu", "--disable-overlap-schedule"]
-        argv += ["--cuda-graph-backend-decode", "disabled", "--cuda-graph-backend-prefill", "disabled"]
-        argv += ["--max-total-tokens", str(CPU_TOKENS), "--max-running-requests", str(CPU_REQUESTS)]
-        # Both by name: --attention-backend alone is replaced by one that cannot draft where a CPU has no AMX.
-        argv += ["--prefill-attention-backend", "intel_amx", "--decode-attention-backend", "intel_amx"]
+        flags |= {
+            "--device": "cpu",
+            "--disable-overlap-schedule": True,
+            "--cuda-graph-backend-decode": "disabled",
+            "--cuda-graph-backend-prefill": "disabled",
+            "--max-total-tokens": CPU_TOKENS,
+            "--max-running-requests": CPU_REQUESTS,
+            # Both by name: --attention-backend alone is replaced by one that cannot draft where a CPU has no AMX.
+            "--prefill-attention-backend": "intel_amx",
+            "--decode-attention-backend": "intel_amx",
+        }
     if speculation is not None:
-        argv += ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", speculation.draft]
-        argv += ["--speculative-num-steps", str(speculation.steps)]
-        argv += ["--speculative-eagle-topk", str(speculation.topk)]
-        argv += ["--speculative-num-draft-tokens", str(speculation.tokens)]
+        flags |= {
+            "--speculative-algorithm": "EAGLE3",
+            "--speculative-draft-model-path": speculation.draft,
+            "--speculative-num-steps": speculation.steps,
+            "--speculative-eagle-topk": speculation.topk,
+            "--speculative-num-draft-tokens": speculation.tokens,
+        }
         if on_cpu and speculation.topk > 1:
             # A tree near the context's end leaks some slots of the cache there, and the check would stop the server.
             environment["SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE"] = "0"
-    return argv, environment
+    return _argv("sglang.launch_server", flags), environment
 
 
 def _vllm(
     server: ServerSettings, target: TargetSettings, port: int, speculation: Speculation | None, *, on_cpu: bool
 ) -> tuple[list[str], dict[str, str]]:
-    argv = ["-m", "vllm.entrypoints.openai.api_server", "--model", target.model_path]
-    argv += ["--host", "127.0.0.1", "--port", str(port), "--tensor-parallel-size", str(server.tp_size)]
-    argv += _target_argv(target, speculation)
-    if server.mem_fraction_static is not None:
-        argv += ["--gpu-memory-utilization", str(server.mem_fraction_static)]
+    flags = {
+        "--model": target.model_path,
+        "--host": "127.0.0.1",
+        "--port": port,
+        "--tensor-parallel-size": server.tp_size,
+        **_shared_flags(target, speculation),
+        "--gpu-memory-utilization": server.mem_fraction_static,
+    }
     environment = {"VLLM_HOST_IP": "127.0.0.1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if on_cpu:
         environment["VLLM_CPU_KVCACHE_SPACE"] = "1"
-        argv += ["--enforce-eager", "--max-num-seqs", str(CPU_REQUESTS)]
+        flags |= {"--enforce-eager": True, "--max-num-seqs": CPU_REQUESTS}
     if speculation is not None:  # it drafts a chain: top-k and tokens follow from the steps
         draft = {"method": "eagle3", "model": speculation.draft, "num_speculative_tokens": speculation.steps}
-        argv += ["--speculative-config", json.dumps(draft)]
-    return argv, environment
+        flags["--speculative-config"] = json.dumps(draft)
+    return _argv("vllm.entrypoints.openai.api_server", flags), environment
 
 
-def _target_argv(target: TargetSettings, speculation: Speculation | None) -> list[str]:
+def _shared_flags(target: TargetSettings, speculation: Speculation | None) -> dict[str, Any]:
     """What both servers call alike. The type is what was asked for, else the draft's: left alone, servers run a float32
     target in float16, which a draft in bfloat16 cannot follow."""
-    argv = ["--revision", target.revision] if target.revision else []
     dtype: str = target.dtype
     if dtype == "auto" and speculation is not None:
         path = Path(speculation.draft) / "config.json"
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         dtype = str(config.get("dtype") or config.get("torch_dtype") or "auto").removeprefix("torch.")
-    if dtype != "auto":
-        argv += ["--dtype", dtype]
-    if target.trust_remote_code:
-        argv.append("--trust-remote-code")
+    return {
+        "--revision": target.revision or None,
+        "--dtype": None if dtype == "auto" else dtype,
+        "--trust-remote-code": target.trust_remote_code or None,
+    }
+
+
+def _argv(module: str, flags: dict[str, Any]) -> list[str]:
+    """The arguments behind the Python; True is a flag without a value, None is none."""
+    argv = ["-m", module]
+    for name, value in flags.items():
+        if value is not None:
+            argv += [name] if value is True else [name, str(value)]
     return argv
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from eagle3cli.serving.client.errors import RequestFailed
 from eagle3cli.serving.client.pool import Rules
 from eagle3cli.serving.conversation import OpenConversation
 from eagle3cli.serving.engine import resolve_engine
-from eagle3cli.serving.regenerate.shards import Entry
+from eagle3cli.serving.regenerate.shards import AddEntry, ShowNotes
 from eagle3cli.settings.serving import ServerSettings
 from eagle3cli.settings.tables import Settings
 
@@ -24,13 +24,7 @@ from eagle3cli.settings.tables import Settings
 class Generator(Protocol):
     """What generates replies."""
 
-    def generate(
-        self,
-        conversations: Iterator[OpenConversation],
-        add: Callable[[Entry], None],
-        show: Callable[..., None],
-        stop: Stop,
-    ) -> None:
+    def generate(self, conversations: Iterator[OpenConversation], add: AddEntry, show: ShowNotes, stop: Stop) -> None:
         """Give every conversation's outcome to ``add``, until someone asks to stop; ``show(**notes)`` as it goes."""
 
 

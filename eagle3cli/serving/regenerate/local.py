@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 
 from eagle3cli.backends.target.hf import load_target
@@ -16,7 +16,7 @@ from eagle3cli.serving.conversation import OpenConversation
 from eagle3cli.serving.decode.batches import BatchDecoder, decoding
 from eagle3cli.serving.decode.generate import Decoder, Reply
 from eagle3cli.serving.engine import context_length
-from eagle3cli.serving.regenerate.shards import Entry, failed
+from eagle3cli.serving.regenerate.shards import AddEntry, Entry, ShowNotes, failed
 from eagle3cli.serving.sampling import Sampling
 from eagle3cli.settings.tables import Settings
 
@@ -35,13 +35,7 @@ class LocalGenerator:
         self.context = context_length(self.model)
         self.tokens = 0
 
-    def generate(
-        self,
-        conversations: Iterator[OpenConversation],
-        add: Callable[[Entry], None],
-        show: Callable[..., None],
-        stop: Stop,
-    ) -> None:
+    def generate(self, conversations: Iterator[OpenConversation], add: AddEntry, show: ShowNotes, stop: Stop) -> None:
         """Give every conversation's outcome to ``add``, until someone asks to stop; ``show(**notes)`` as it goes."""
         start = time.monotonic()
         while stop.requested is None and (chunk := list(islice(conversations, SORTED_TOGETHER))):

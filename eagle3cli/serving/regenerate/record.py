@@ -44,10 +44,11 @@ def record(shards: Path, output: Path) -> int:
 
 def _replies(shard: Path) -> Iterator[dict[str, Any]]:
     for row in read_rows(shard):
-        messages, finish = row["conversations"], row["finish"]
+        messages = row["conversations"]
+        finish = row["finish"]
         if len(messages) >= 2 and messages[0]["role"] == "user" and finish and finish[0] in ("stop", "length"):
-            sha, reply = prompt_sha(messages[0]["content"]), messages[1]["content"]
-            yield {"id": row["id"], "prompt_sha": sha, "reply": reply, "finish": finish[0]}
+            sha = prompt_sha(messages[0]["content"])
+            yield {"id": row["id"], "prompt_sha": sha, "reply": messages[1]["content"], "finish": finish[0]}
 
 
 def main(argv: list[str]) -> int:

@@ -108,7 +108,8 @@ def survey(path: Path) -> tuple[int, str]:
     if path.is_file() and path.stat().st_size and format_of(path) != "lines":
         fix = f"bring it to one row a line first: eagle3 prepare {path}"
         raise DataError("holds a JSON array or a parquet table, not JSON lines", where=str(path), fix=fix)
-    rows, digest = 0, hashlib.sha256()
+    rows = 0
+    digest = hashlib.sha256()
     for _, raw in read_raw_lines(path):
         rows += 1
         digest.update(raw)
@@ -124,7 +125,8 @@ def range_of(text: str | None, total: int) -> tuple[int, int]:
     a, colon, b = text.partition(":")
     if not colon or not all(side.isdigit() or not side for side in (a, b)):
         raise UsageError(f"{text!r} is not A:B", where="--sample-range", fix="e.g. --sample-range 0:1000")
-    first, end = int(a or 0), min(int(b or total), total)
+    first = int(a or 0)
+    end = min(int(b or total), total)
     if first >= end:
         raise UsageError(f"{text} holds none of the {total} rows", where="--sample-range", fix="choose rows that exist")
     return first, end

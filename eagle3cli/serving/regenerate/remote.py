@@ -19,7 +19,7 @@ from eagle3cli.serving.client.pool import Pool, Rules
 from eagle3cli.serving.client.protocol import Answer, Request
 from eagle3cli.serving.conversation import OpenConversation
 from eagle3cli.serving.reasoning import ParsedReply, from_harmony, without_reasoning
-from eagle3cli.serving.regenerate.shards import Entry, failed
+from eagle3cli.serving.regenerate.shards import AddEntry, Entry, ShowNotes, failed
 from eagle3cli.serving.sampling import Sampling, stream_seed
 from eagle3cli.settings.tables import Settings
 
@@ -53,24 +53,14 @@ class RemoteGenerator:
         self._is_harmony = False
         self._template_options = template_options(settings.data.chat_template_kwargs)
 
-    def generate(
-        self,
-        conversations: Iterator[OpenConversation],
-        add: Callable[[Entry], None],
-        show: Callable[..., None],
-        stop: Stop,
-    ) -> None:
-        """Give every conversation's outcome to ``add``, until someone asks to stop; ``show(**notes)`` every
-        second. Raises Eagle3Error when no server is left."""
-        asyncio.run(self._generate(conversations, add, show, stop))
+    def generate(self, conversations: Iterator[OpenConversation], add: AddEntry, show: ShowNotes, stop: Stop) -> None:
+        """Give every conversation's outcome to ``add``, until someone asks to stop; ``show(**notes)`` every second.
 
-    async def _generate(
-        self,
-        conversations: Iterator[OpenConversation],
-        add: Callable[[Entry], None],
-        show: Callable[..., None],
-        stop: Stop,
-    ) -> None:
+        Raises Eagle3Error when no server is left.
+        """
+        asyncio.run(self._run(conversations, add, show, stop))
+
+    async def _run(self, conversations: Iterator[OpenConversation], add: AddEntry, show: ShowNotes, stop: Stop) -> None:
         server = self.settings.server
         clients = [Client(address, seconds=server.request_timeout) for address in self.addresses]
 
@@ -100,7 +90,7 @@ class RemoteGenerator:
             self.report.warn(f"the servers say that their model is {info.model}, which --model-path {path} is not")
 
     async def _watch(
-        self, monitor: Monitor, show: Callable[..., None], stop: Stop, workers: Sequence[asyncio.Task[None]]
+        self, monitor: Monitor, show: ShowNotes, stop: Stop, workers: Sequence[asyncio.Task[None]]
     ) -> None:
         """Show how things are; after a stop signal, wait a little and then let go of what is under way."""
         patience = GRACE_SECONDS
@@ -145,7 +135,7 @@ class RemoteGenerator:
         except TooLong as error:
             if error.room is None or not 0 < error.room < request.max_tokens:
                 raise
-            return await pool.ask(request.shortened(error.room))
+            return await pool.ask(replace(request, max_tokens=error.room))
 
     def _request(self, conversation: OpenConversation) -> Request:
         config = self.settings.regenerate

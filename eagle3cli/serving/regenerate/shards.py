@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,12 @@ class Entry:
     by: EntryKind
     value: dict[str, Any]
     tokens: int = 0
+
+
+AddEntry = Callable[[Entry], None]
+"""Keeps an outcome."""
+ShowNotes = Callable[..., None]
+"""Shows its keyword arguments beside the progress bar."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +251,9 @@ class PartFile:
         for line in self._file:
             try:
                 entry = json.loads(line)
-                row, by, tokens = entry["row"], entry["by"], entry["tokens"]
+                row = entry["row"]
+                by = entry["by"]
+                tokens = entry["tokens"]
                 if not line.endswith(b"\n") or _VALUE not in line or not isinstance(row, int):
                     break
             except (ValueError, TypeError, KeyError, RecursionError):
