@@ -32,8 +32,8 @@ from eagle3cli.models.checkpoint import check_folder, load_draft, read_tensors, 
 from eagle3cli.models.config import DraftConfig, read_draft_config
 from eagle3cli.models.draft import Draft
 from eagle3cli.models.weight_index import read_weight_index
-from eagle3cli.pipeline.engine import Ledger
-from eagle3cli.runs.find import results_of
+from eagle3cli.pipeline.engine import StageLedger
+from eagle3cli.runs.find import read_results
 from eagle3cli.runs.folder import read_run
 from eagle3cli.runs.page import training_page
 from eagle3cli.runtime.manifest import finished
@@ -160,7 +160,7 @@ JSON_FILES: dict[str, tuple[Any, Callable[[Path], object]]] = {
     ),
     "stages": (
         {"stages": {"prepare": {"key": "a", "settings": {}, "state": "done", "seconds": 1.0, "result": {}}}},
-        lambda p: (p.rename(p.with_name("stages.json")), Ledger.open(p.parent)),
+        lambda p: (p.rename(p.with_name("stages.json")), StageLedger.open(p.parent)),
     ),
     "shard manifest": (
         {"made_with": {"target": "x"}, "shards": {"0-4": {"finished": 1, "rows": 4, "errors": 0, "tokens": 9}}},
@@ -176,7 +176,7 @@ LINES: dict[str, tuple[list[Any], Callable[[Path], object]]] = {
         [{"kind": "settings", "settings": {"seed": 0}}, RESULT],
         lambda p: Results.open(p, {"seed": 0}, overwrite=False),
     ),
-    "results to compare": ([{"kind": "settings", "settings": {"seed": 0}}, RESULT], results_of),
+    "results to compare": ([{"kind": "settings", "settings": {"seed": 0}}, RESULT], read_results),
     "questions": ([{"turns": ["a", "b"], "category": "writing"}, {"prompt": "c"}], read_questions),
     "questions of a task": ([{"question": "1+1?", "answer": "x #### 2"}], lambda p: read_questions(p, "gsm8k")),
     "recorded replies": (

@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, out: Out) -> int | None:
     """Write the page, and show its tables."""
-    from eagle3cli.pipeline.sides import page_of, side_of
-    from eagle3cli.runs.compare import comparison, named
-    from eagle3cli.runs.find import find, newest
+    from eagle3cli.pipeline.pages import compared_run, run_page
+    from eagle3cli.runs.compare import comparison_page, distinct_names
+    from eagle3cli.runs.find import find_run, newest_run
 
     options = settings.report
-    runs = [find(path) for path in options.runs] or [newest()]
+    runs = [find_run(path) for path in options.runs] or [newest_run()]
     place = options.output_path
     if len(runs) == 1:
-        page, data, usual = page_of(runs[0])
+        page, data, usual = run_page(runs[0])
         place = place or usual
     else:
-        names = named([(one.name, str(path)) for one, path in zip(runs, options.runs, strict=True)])
-        sides = [side_of(one, name) for one, name in zip(runs, names, strict=True)]
-        page, data = comparison(sides), {"runs": {side.name: side.numbers() for side in sides}}
+        names = distinct_names([(one.name, str(path)) for one, path in zip(runs, options.runs, strict=True)])
+        compared = [compared_run(one, name) for one, name in zip(runs, names, strict=True)]
+        page, data = comparison_page(compared), {"runs": {run.name: run.numbers() for run in compared}}
     if place is not None:
         write(page, place, checked=options.output_path is not None)
     for section in page.sections:

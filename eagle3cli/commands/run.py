@@ -14,10 +14,10 @@ TARGET = ("model_path", "threads")
 
 def run(settings: Settings, out: Out) -> int | None:
     """Run what is not done yet, then show and write the report."""
-    from eagle3cli.pipeline.engine import left, run_stages
+    from eagle3cli.pipeline.engine import Pipeline
     from eagle3cli.pipeline.overview import overview
     from eagle3cli.pipeline.report import write
-    from eagle3cli.pipeline.stages import placed
+    from eagle3cli.pipeline.stages import with_default_paths
     from eagle3cli.runtime.stop import catch_stop
     from eagle3cli.training.trackers.tracker import check_trackers
 
@@ -28,16 +28,18 @@ def run(settings: Settings, out: Out) -> int | None:
         fix = "name a recipe: eagle3 run quickstart (all: eagle3 run --list), or a settings file of your own"
         raise UsageError("no recipe, and no target in the settings", where="RECIPE", fix=fix)
     check_trackers(settings.train.report_to)
-    settings = placed(settings)
+    settings = with_default_paths(settings)
     with catch_stop(out) as stop:
-        ledger = run_stages(settings, out, stop)
-    missing = left(ledger, settings)
-    done = {name: stage["seconds"] for name, stage in ledger.stages.items() if name not in missing}
+        pipeline = Pipeline(settings)
+        pipeline.run(out, stop)
+    entries = pipeline.ledger.stages
+    missing = pipeline.unfinished()
+    done = {name: entry["seconds"] for name, entry in entries.items() if name not in missing}
     if missing:
         text = f"done: {', '.join(done)}\nleft: {', '.join(missing)}; the same command without --to and --only goes on"
         out.result({"stages": done, "left": missing}, text)
         return None
-    report, shown = write(settings, ledger.stages)
+    report, shown = write(settings, entries)
     for section in shown.sections:
         if section.rows and section.on_terminal:
             out.table(section.title, section.columns, section.rows)

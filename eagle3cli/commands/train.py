@@ -19,8 +19,8 @@ def run(settings: Settings, out: Out) -> int | None:
 
     from eagle3cli.cli.local_target import with_local_target
     from eagle3cli.cli.worker import in_processes
-    from eagle3cli.runs.live import on_screen
-    from eagle3cli.runs.session import recorded
+    from eagle3cli.runs.live import show_live
+    from eagle3cli.runs.session import record_session
     from eagle3cli.runtime.distributed import init_distributed
     from eagle3cli.runtime.files import write_text
     from eagle3cli.runtime.log import logged
@@ -49,9 +49,9 @@ def run(settings: Settings, out: Out) -> int | None:
             trainer = build(settings, report, ranks)
         if ranks.is_main:
             write_text(folder / "settings.toml", to_toml(settings))
-            stack.enter_context(recorded(trainer, settings, report))
+            stack.enter_context(record_session(trainer, settings, report))
             stack.enter_context(tracked(trainer, settings))
-            stack.enter_context(on_screen(trainer, out))
+            stack.enter_context(show_live(trainer, out))
         done_before = trainer.progress.step
         with training_explained(settings, ranks.world_size, lambda: trainer.doing):
             evaluation = train(trainer, stop)

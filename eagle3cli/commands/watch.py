@@ -15,22 +15,22 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.console.live import LiveView
     from eagle3cli.console.screen import lines
     from eagle3cli.pipeline.report import training_folder
-    from eagle3cli.runs.find import find, newest
+    from eagle3cli.runs.find import find_run, newest_run
     from eagle3cli.runs.state import FINISHED
-    from eagle3cli.runs.watch import Watched, follow
+    from eagle3cli.runs.watch import RunWatcher, follow
 
     options = settings.watch
-    run = newest() if options.run is None else find(options.run)
-    watched = Watched(run, training_folder(run.path) if run.kind == "chain" else run.path)
+    run = newest_run() if options.run is None else find_run(options.run)
+    watcher = RunWatcher(run, training_folder(run.path) if run.kind == "chain" else run.path)
     text = ""
     if options.once:
-        view, state = watched.look()
+        view, state = watcher.view()
     else:
         with LiveView(quiet=out.json_wanted) as screen:
-            view, state = follow(watched, screen)
-        text = f"{view.name}: {state.told}" if screen.live is not None else ""
+            view, state = follow(watcher, screen)
+        text = f"{view.name}: {state.message}" if screen.live is not None else ""
     text = text or "\n".join(lines(view))
-    out.result({"kind": run.kind, **asdict(view), "ended": state.ended, "state": state.name, "told": state.told}, text)
+    out.result({"kind": run.kind, **asdict(view), "ended": state.ended, "state": state.name, "told": state.message}, text)
     return None if options.once or state.name == FINISHED else FAILED
 
 

@@ -165,7 +165,7 @@ def read_stages(folder: Path) -> dict[str, Row]:
     return stages
 
 
-def report_of(folder: Path) -> Page:
+def folder_page(folder: Path) -> Page:
     """The report of a chain from its folder: the whole, or as far as it has come."""
     stages = read_stages(folder)
     try:

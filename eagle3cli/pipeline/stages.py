@@ -183,7 +183,7 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
     return tuple(s for s in STAGES if s.name != "hidden-states" or settings.train.mode == "offline")
 
 
-def placed(settings: Settings) -> Settings:
+def with_default_paths(settings: Settings) -> Settings:
     """Every path that was not set, below the run's folder; what the stages hand on is what the next one reads."""
     run = settings.run
     folder = run.output_dir
@@ -214,7 +214,7 @@ def placed(settings: Settings) -> Settings:
     return settings
 
 
-def for_stage(stage: Stage, settings: Settings, target: str) -> Settings:
+def stage_settings(stage: Stage, settings: Settings, target: str) -> Settings:
     """The settings as one stage reads them: the converted target, and the draft that is there by then."""
     settings = _update(settings, "target", {"model_path": target})
     draft = {"eval": settings.train.output_dir / "best", "export": settings.train.output_dir / "best"}

@@ -3,52 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from eagle3cli.console.chart import Bars, Chart, Lines
 from eagle3cli.console.report import Page, Section
 from eagle3cli.runs.events import Event
 from eagle3cli.runs.folder import Run
-from eagle3cli.runs.page import breakdown, lines_of, peak_memory, speed
-from eagle3cli.runs.settings_used import differing
+from eagle3cli.runs.page import breakdown, peak_memory, points, tokens_per_s
+from eagle3cli.runs.settings_used import differing_settings
 from eagle3cli.runs.state import state_of
 
 OF_THE_LOSS = {f"train.{name}" for name in ("loss", "loss_decay", "ttt_length", "alignment", "kl_scale", "kl_decay")}
 """Settings that change what the loss is."""
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedRun:
     """One run of a comparison: its training, and what a benchmark measured, each where there is one."""
 
     name: str
     training: Run | None = None
-    bench: Sequence[Row] = field(default=())
+    bench: Sequence[Mapping[str, Any]] = ()
 
     def numbers(self) -> dict[str, Any]:
         """What it came to, for scripts."""
         return (final_numbers(self.training) if self.training else {}) | {"configurations": list(self.bench)}
 
 
-def named(paths: Sequence[tuple[str, str]]) -> list[str]:
+def distinct_names(paths: Sequence[tuple[str, str]]) -> list[str]:
     """A name for each ``(name, whole path)``: the short one where that is enough to tell them apart."""
     short = [name for name, _ in paths]
     return [name if short.count(name) == 1 else path for name, path in paths]
 
 
-def comparison(sides: Sequence[Side]) -> Page:
+def comparison_page(runs: Sequence[ComparedRun]) -> Page:
     """The page of several runs."""
-    trained = [(side.name, side.training) for side in sides if side.training is not None]
+    trained = [(run.name, run.training) for run in runs if run.training is not None]
     k = common_k([run for _, run in trained])
     best = {name: best_at(run, k) for name, run in trained if k and run.measured}
-    summary = f"{len(sides)} runs."
+    summary = f"{len(runs)} runs."
     if best:
         first = max(best, key=lambda name: best[name])
         summary += f" Best held-out acceptance length: {best[first]:.3f} (k = {k}), by {first}."
-    sections = [_numbers(trained, k), _charts(trained, k, best), _benchmarks(sides), _settings(trained)]
-    return Page(f"Comparison of {', '.join(side.name for side in sides)}", summary, sections)
+    sections = [_numbers(trained, k), _charts(trained, k, best), _benchmarks(runs), _settings(trained)]
+    return Page(f"Comparison of {', '.join(run.name for run in runs)}", summary, sections)
 
 
 def common_k(runs: Sequence[Run]) -> int:
@@ -66,16 +65,16 @@ def final_numbers(run: Run) -> dict[str, object]:
     best, last = run.best, run.measured[-1] if run.measured else None
     return {
         "folder": run.folder,
-        "state": state_of(run.folder, run.about).name,
+        "state": state_of(run.folder, run.metadata).name,
         "steps": run.last_step,
-        "total_steps": run.about.get("total_steps"),
+        "total_steps": run.metadata.get("total_steps"),
         "seconds": run.seconds,
         "loss": run.steps[-1]["loss"] if run.steps else None,
         "acceptance_length": last["acceptance_length"] if last else None,
         "best_acceptance_length": best["acceptance_length"][-1] if best else None,
         "best_step": best["step"] if best else None,
         "tokens": run.total("tokens"),
-        "tokens_per_s": speed(run) if run.steps else None,
+        "tokens_per_s": tokens_per_s(run) if run.steps else None,
         "peak_memory": peak_memory(run),
         "time": breakdown(run.steps),
     }
@@ -83,16 +82,23 @@ def final_numbers(run: Run) -> dict[str, object]:
 
 def _numbers(trained: Sequence[tuple[str, Run]], k: int) -> Section:
     columns = ("run", "state", "steps", "minutes", f"best acceptance, k = {k}", "last", "loss", "tokens/s", "peak GB")
-    rows = []
-    for name, run in trained:
-        numbers = final_numbers(run)
-        best = best_at(run, k) if k and run.measured else None
-        last = run.measured[-1]["acceptance_length"][k - 1] if k and run.measured else None
-        memory = peak_memory(run)
-        gigabytes = None if memory is None else round(memory / 1e9, 2)
-        more = (best, last, numbers["loss"], numbers["tokens_per_s"] and round(speed(run)), gigabytes)
-        rows.append((name, numbers["state"], run.last_step, f"{run.seconds / 60:.1f}", *more))
-    return Section("Numbers", (), columns, rows)
+    return Section("Numbers", (), columns, [(name, *_cells(run, k)) for name, run in trained])
+
+
+def _cells(run: Run, k: int) -> tuple[object, ...]:
+    numbers = final_numbers(run)
+    measured = k > 0 and bool(run.measured)
+    memory = peak_memory(run)
+    return (
+        numbers["state"],
+        run.last_step,
+        f"{run.seconds / 60:.1f}",
+        best_at(run, k) if measured else None,
+        run.measured[-1]["acceptance_length"][k - 1] if measured else None,
+        numbers["loss"],
+        numbers["tokens_per_s"] and round(tokens_per_s(run)),
+        None if memory is None else round(memory / 1e9, 2),
+    )
 
 
 def _charts(trained: Sequence[tuple[str, Run]], k: int, best: Mapping[str, float]) -> Section:
@@ -109,35 +115,35 @@ def _charts(trained: Sequence[tuple[str, Run]], k: int, best: Mapping[str, float
     charts: list[Chart] = [
         Lines(f"{over} steps", "step", "tokens per pass", each(acceptance("step", 1))),
         Lines(f"{over} time", "minutes", "tokens per pass", each(acceptance("seconds", 60))),
-        Lines("Loss", "step", "loss", each(lambda run: lines_of(run.steps, "loss"))),
-        Lines("Throughput", "step", "tokens/s", each(lambda run: lines_of(run.steps, "tokens_per_s")), from_zero=True),
+        Lines("Loss", "step", "loss", each(lambda run: points(run.steps, "loss"))),
+        Lines("Throughput", "step", "tokens/s", each(lambda run: points(run.steps, "tokens_per_s")), from_zero=True),
         Bars(f"Best acceptance length, k = {k}", best, 1.0),
     ]
     return Section("Curves", charts=charts)
 
 
-def _benchmarks(sides: Sequence[Side]) -> Section:
+def _benchmarks(runs: Sequence[ComparedRun]) -> Section:
     """A line for each configuration that any of the runs was measured with."""
-    measured = [side for side in sides if side.bench]
-    keys = dict.fromkeys((row["task"], row["config"], row["temperature"]) for side in measured for row in side.bench)
+    measured = [run for run in runs if run.bench]
+    keys = dict.fromkeys((row["task"], row["config"], row["temperature"]) for run in measured for row in run.bench)
     rows = []
     for task, config, temperature in keys:
         cells: list[object] = [task, config, f"{temperature:g}"]
-        for side in measured:
+        for run in measured:
             key = (task, config, temperature)
-            row = next((r for r in side.bench if (r["task"], r["config"], r["temperature"]) == key), {})
+            row = next((r for r in run.bench if (r["task"], r["config"], r["temperature"]) == key), {})
             speedup = row.get("speedup")
             cells += [row.get("acceptance_length"), row.get("tokens_per_s"), speedup and f"{speedup:.2f}x"]
         rows.append(tuple(cells))
-    told = ("acceptance length", "tokens/s", "speed-up")
-    columns = ["task", "config", "temperature", *(f"{side.name}: {what}" for side in measured for what in told)]
+    names = ("acceptance length", "tokens/s", "speed-up")
+    columns = ["task", "config", "temperature", *(f"{run.name}: {name}" for run in measured for name in names)]
     return Section("Benchmarks", (), columns, rows)
 
 
 def _settings(trained: Sequence[tuple[str, Run]]) -> Section:
     if not all(run.settings for _, run in trained):
         return Section("Settings", ("Not all of these runs hold a settings.toml.",) if trained else ())
-    rows = differing([run.settings for _, run in trained])
+    rows = differing_settings([run.settings for _, run in trained])
     text = [] if rows or len(trained) < 2 else ["These runs have the same settings."]
     if OF_THE_LOSS & {key for key, _ in rows}:
         text.append("Their losses are not of the same kind: compare acceptance, not loss.")

@@ -17,10 +17,10 @@ MAPS = ("time", "by_reply_position")
 LARGEST = 2.0**63
 
 
-def sound(events: Iterable[Event]) -> tuple[list[Event], list[Event]]:
+def valid_events(events: Iterable[Event]) -> tuple[list[Event], list[Event]]:
     """Step lines and evaluations, each without the fields that hold something else; a step has a loss."""
     steps, evals = [], []
-    for event in map(_sound, events):
+    for event in map(_valid_fields, events):
         if event["event"] == "eval":
             evals.append(event)
         elif "loss" in event and "step" in event:
@@ -28,18 +28,18 @@ def sound(events: Iterable[Event]) -> tuple[list[Event], list[Event]]:
     return steps, [event for event in evals if "step" in event]
 
 
-def _sound(event: Event) -> Event:
-    found: Event = {"event": event["event"]}
-    found |= {name: event[name] for name in NUMBERS if _number(event.get(name))}
+def _valid_fields(event: Event) -> Event:
+    fields: Event = {"event": event["event"]}
+    fields |= {name: event[name] for name in NUMBERS if _number(event.get(name))}
     for name in LISTS:
         values = event.get(name)
         if isinstance(values, list) and all(map(_finite, values)):
-            found[name] = values
+            fields[name] = values
     for name in MAPS:
         values = event.get(name)
         if isinstance(values, dict) and all(map(_finite, values.values())):
-            found[name] = values
-    return found
+            fields[name] = values
+    return fields
 
 
 def _number(value: object) -> bool:

@@ -17,14 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.runs.events import Event, sound
+from eagle3cli.runs.events import Event, valid_events
 from eagle3cli.training.history import HISTORY, read_history
 
-ABOUT, LOG, REPORT = "run.json", "log.txt", "report.html"
+METADATA, LOG, REPORT = "run.json", "log.txt", "report.html"
 
-EXPECTED: dict[str, type] = {
-    **{"total_steps": int, "processes": int, "draft_weights": int, "budget_seconds": float, "data": dict},
-    **{"samples": list, "sessions": list},
+METADATA_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("total_steps", "processes", "draft_weights"), int),
+    "budget_seconds": (int, float),
+    "data": dict,
+    **dict.fromkeys(("samples", "sessions"), list),
     **dict.fromkeys(("eagle3", "python", "torch", "transformers", "device", "device_name"), str),
 }
 """What ``run.json`` holds; anything else in it is not looked at."""
@@ -35,7 +37,7 @@ class Run:
     """A training run as its files tell it."""
 
     folder: Path
-    about: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     """``run.json``."""
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """``settings.toml``, by table."""
@@ -58,12 +60,16 @@ class Run:
     @property
     def last_step(self) -> int:
         """The newest step that was logged."""
-        return max((event["step"] for event in (*self.steps[-1:], *self.evals[-1:])), default=0)
+        return max((event["step"] for event in self._newest), default=0)
 
     @property
     def seconds(self) -> float:
         """Training time, evaluations apart."""
-        return max((float(event.get("seconds", 0.0)) for event in (*self.steps[-1:], *self.evals[-1:])), default=0.0)
+        return max((float(event.get("seconds", 0.0)) for event in self._newest), default=0.0)
+
+    @property
+    def _newest(self) -> list[Event]:
+        return [*self.steps[-1:], *self.evals[-1:]]
 
     @property
     def measured(self) -> list[Event]:
@@ -77,21 +83,21 @@ class Run:
 
     def total(self, name: str) -> float | None:
         """The sum of a number over all step lines; None where no line has it."""
-        found = [float(event[name]) for event in self.steps if isinstance(event.get(name), int | float)]
-        return sum(found) if found else None
+        values = [float(event[name]) for event in self.steps if isinstance(event.get(name), int | float)]
+        return sum(values) if values else None
 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a training run, begun at least."""
-    return any((folder / name).is_file() for name in (ABOUT, HISTORY, LOG)) or (folder / "checkpoints").is_dir()
+    return any((folder / name).is_file() for name in (METADATA, HISTORY, LOG)) or (folder / "checkpoints").is_dir()
 
 
 def read_run(folder: Path) -> Run:
     """Everything that the folder's files hold; what is missing or damaged stays empty."""
-    steps, evals = sound(read_history(folder))
+    steps, evals = valid_events(read_history(folder))
     return Run(
         folder,
-        about=read_about(folder),
+        metadata=read_metadata(folder),
         settings=_settings(folder / "settings.toml"),
         steps=steps,
         evals=evals,
@@ -99,16 +105,15 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def read_about(folder: Path) -> dict[str, Any]:
+def read_metadata(folder: Path) -> dict[str, Any]:
     """``run.json``, each field of the type that it should have; empty where there is none or it is damaged."""
     try:
-        found = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        content = json.loads((folder / METADATA).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         return {}
-    kinds = {name: (int, float) if kind is float else (kind,) for name, kind in EXPECTED.items()}
-    return {name: found[name] for name, kind in kinds.items() if isinstance(found.get(name), kind)}
+    return {name: content[name] for name, types in METADATA_TYPES.items() if isinstance(content.get(name), types)}
 
 
 def log_lines(folder: Path, most: int = 1 << 20) -> list[str]:
@@ -124,7 +129,7 @@ def log_lines(folder: Path, most: int = 1 << 20) -> list[str]:
 
 def _settings(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return {name: table for name, table in found.items() if isinstance(table, dict)}
+    return {name: table for name, table in tables.items() if isinstance(table, dict)}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from eagle3cli.console.screen import text
 from eagle3cli.runs.folder import read_run
 from eagle3cli.runs.state import RUNNING, State
-from eagle3cli.runs.view import add, view_of
+from eagle3cli.runs.view import add_events, training_view
 
 if TYPE_CHECKING:
     from eagle3cli.console.out import Out
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def on_screen(trainer: Trainer, out: Out) -> Iterator[None]:
+def show_live(trainer: Trainer, out: Out) -> Iterator[None]:
     """Within the block a terminal shows the run; elsewhere nothing changes."""
     if not out.live:
         yield
@@ -26,8 +26,8 @@ def on_screen(trainer: Trainer, out: Out) -> Iterator[None]:
     state = State(RUNNING, RUNNING, 0.0)
 
     def listen(event: str, numbers: dict[str, Any]) -> None:
-        add(run, {"event": event, **numbers})
-        out.show_above("train", text(view_of(run, state), whole=False))
+        add_events(run, {"event": event, **numbers})
+        out.show_above("train", text(training_view(run, state), whole=False))
 
     trainer.listeners = [*trainer.listeners, listen]
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from eagle3cli.console.samples import html_samples
 from eagle3cli.runs.events import Event
 from eagle3cli.runs.folder import Run
 from eagle3cli.runs.settings_used import settings_section
-from eagle3cli.runs.state import RUNNING, clock, sessions_of, state_of
+from eagle3cli.runs.state import RUNNING, local_time, sessions_of, state_of
 
 PART_NAMES = {
     "target": "target's pass",
@@ -52,47 +53,46 @@ def training_sections(run: Run) -> list[Section]:
 
 def summary(run: Run) -> str:
     """The run in a sentence or two."""
-    state = state_of(run.folder, run.about)
-    total = run.about.get("total_steps")
+    state = state_of(run.folder, run.metadata)
+    total = run.metadata.get("total_steps")
     of = f" of {total:,}" if isinstance(total, int) else ""
-    parts = [f"{state.told[:1].upper()}{state.told[1:]}: step {run.last_step:,}{of} after {duration(run.seconds)}."]
-    best = run.best
-    if best is not None:
-        reached = best["acceptance_length"]
-        parts.append(
-            f"Best held-out acceptance length {reached[-1]:.3f} (k = {len(reached)}) at step {best['step']:,}."
-        )
+    message = f"{state.message[:1].upper()}{state.message[1:]}"
+    parts = [f"{message}: step {run.last_step:,}{of} after {duration(run.seconds)}."]
+    if run.best is not None:
+        k = len(run.best["acceptance_length"])
+        parts.append(f"Best held-out acceptance length {_deepest(run.best)} (k = {k}) at step {run.best['step']:,}.")
     elif not run.steps:
         parts.append("Nothing has been logged yet.")
     else:
         parts.append("No evaluation yet." if state.name == RUNNING else "No held-out rows were evaluated.")
     if not state.ended:
-        parts.append(f"Written {clock(time.time())}.")
+        parts.append(f"Written {local_time(time.time())}.")
     return " ".join(parts)
 
 
 def tiles(run: Run) -> list[tuple[str, str]]:
     """The numbers that matter most."""
-    found = []
+    tiles = []
     if run.best is not None:
-        found.append((f"best acceptance (k={len(run.best['acceptance_length'])})", _length(run.best)))
-        found.append(("last acceptance", _length(run.measured[-1])))
+        tiles.append((f"best acceptance (k={len(run.best['acceptance_length'])})", _deepest(run.best)))
+        tiles.append(("last acceptance", _deepest(run.measured[-1])))
     if run.steps:
-        last = run.steps[-1]
-        found += [("loss", f"{last['loss']:.3f}"), ("steps", f"{run.last_step:,}")]
-        found.append(("tokens per second", f"{speed(run):,.0f}"))
+        tiles.append(("loss", f"{run.steps[-1]['loss']:.3f}"))
+        tiles.append(("steps", f"{run.last_step:,}"))
+        tiles.append(("tokens per second", f"{tokens_per_s(run):,.0f}"))
     if run.seconds:
-        found.append(("training time", duration(run.seconds)))
+        tiles.append(("training time", duration(run.seconds)))
     if (memory := peak_memory(run)) is not None:
-        found.append(("peak memory", f"{memory / 1e9:.2f} GB"))
-    return found
+        tiles.append(("peak memory", f"{memory / 1e9:.2f} GB"))
+    return tiles
 
 
-def _length(event: Event) -> str:
+def _deepest(event: Event) -> str:
+    """The acceptance length of the deepest k."""
     return f"{event['acceptance_length'][-1]:.3f}"
 
 
-def speed(run: Run) -> float:
+def tokens_per_s(run: Run) -> float:
     """Tokens per second over the whole run; of the last line where lines hold no counts."""
     tokens = run.total("tokens")
     if tokens is not None and run.steps[-1].get("seconds"):
@@ -130,28 +130,28 @@ def acceptance_charts(evals: Sequence[Event]) -> list[Chart]:
 def _acceptance(run: Run) -> Section:
     if not run.measured:
         return Section("Acceptance length")
-    last, best = run.measured[-1], run.best or run.measured[-1]
-    lengths, positions = last["acceptance_length"], last.get("accepted_per_position") or []
-    places = {f"tokens {name}": length for name, length in (last.get("by_reply_position") or {}).items()}
-    depths = {f"depth {i}": share for i, share in enumerate(positions, 1)}
+    last = run.measured[-1]
+    best = run.best or last
+    by_position = {f"tokens {name}": length for name, length in (last.get("by_reply_position") or {}).items()}
+    by_depth = {f"depth {i}": share for i, share in enumerate(last.get("accepted_per_position") or [], 1)}
     charts = [
         *acceptance_charts(run.measured),
-        Bars("Accepted share by draft depth, last evaluation", depths, unit="%"),
-        Bars("Acceptance length by position in the reply", places, 1.0),
+        Bars("Accepted share by draft depth, last evaluation", by_depth, unit="%"),
+        Bars("Acceptance length by position in the reply", by_position, 1.0),
     ]
     rows = [
         (k, best["acceptance_length"][k - 1] if k <= len(best["acceptance_length"]) else None, length)
-        for k, length in enumerate(lengths, 1)
+        for k, length in enumerate(last["acceptance_length"], 1)
     ]
-    told = (
+    text = (
         f"Tokens per pass of the target with k draft steps, on {last.get('rows', '?')} held-out rows, simulated over "
         "the target's own replies; 1 is no help from the draft. Equal to what a server reports for greedy decoding."
     )
     columns = ("k", f"best, step {best['step']:,}", f"last, step {last['step']:,}")
-    return Section("Acceptance length", (told,), columns, rows, charts)
+    return Section("Acceptance length", (text,), columns, rows, charts)
 
 
-def lines_of(events: Iterable[Event], name: str, scale: float = 1.0) -> list[tuple[float, float]]:
+def points(events: Iterable[Event], name: str, scale: float = 1.0) -> list[tuple[float, float]]:
     """One number of each event over the step."""
     return [(e["step"], float(e[name]) / scale) for e in events if isinstance(e.get(name), int | float)]
 
@@ -165,12 +165,12 @@ def _by_depth(events: Sequence[Event], name: str) -> dict[str, list[tuple[float,
 
 
 def _loss(run: Run) -> Section:
-    norms = {"norm": lines_of(run.steps, "grad_norm")}
+    norms = {"norm": points(run.steps, "grad_norm")}
     charts = [
-        Lines("Loss, all depths weighted", "step", "loss", {"loss": lines_of(run.steps, "loss")}),
+        Lines("Loss, all depths weighted", "step", "loss", {"loss": points(run.steps, "loss")}),
         Lines("Loss by depth", "step", "cross-entropy", _by_depth(run.steps, "depth_losses")),
         Lines("Right tokens by depth, in training", "step", "share", _by_depth(run.steps, "accuracy"), from_zero=True),
-        Lines("Learning rate", "step", "rate", {"rate": lines_of(run.steps, "learning_rate")}, from_zero=True),
+        Lines("Learning rate", "step", "rate", {"rate": points(run.steps, "learning_rate")}, from_zero=True),
         Lines("Gradient norm before clipping", "step", "norm", norms, from_zero=True),
     ]
     return Section("Loss", charts=charts)
@@ -178,53 +178,58 @@ def _loss(run: Run) -> Section:
 
 def breakdown(events: Sequence[Event], since: float = 0.0) -> dict[str, float]:
     """The share of the training time after second ``since`` that each part took, the largest first."""
-    spent: dict[str, float] = {}
-    before = since
+    spent: Counter[str] = Counter()
     for event in events:
-        took, before = max(0.0, float(event.get("seconds", before)) - before), float(event.get("seconds", before))
+        until = float(event.get("seconds", since))
         for part, share in (event.get("time") or {}).items():
-            spent[part] = spent.get(part, 0.0) + share * took
+            spent[part] += share * max(0.0, until - since)
+        since = until
     total = sum(spent.values())
-    return {part: spent[part] / total for part in sorted(spent, key=lambda part: -spent[part])} if total else {}
+    return {part: seconds / total for part, seconds in spent.most_common()} if total else {}
 
 
 def _speed(run: Run) -> Section:
-    alone = run.about.get("processes") == 1
-    spent = {part: share for part, share in breakdown(run.steps).items() if not (alone and part in BETWEEN)}
-    shares = {PART_NAMES.get(part, part): share for part, share in spent.items()}
+    hidden = BETWEEN if run.metadata.get("processes") == 1 else ()
+    spent = breakdown(run.steps).items()
+    shares = {PART_NAMES.get(part, part): share for part, share in spent if part not in hidden}
     charts: list[Chart] = [
-        Lines("Throughput", "step", "tokens/s", {"tokens/s": lines_of(run.steps, "tokens_per_s")}, from_zero=True),
+        Lines("Throughput", "step", "tokens/s", {"tokens/s": points(run.steps, "tokens_per_s")}, from_zero=True),
         Bars("Where the training time went", shares, unit="%"),
-        Lines("Peak memory so far", "step", "GB", {"GB": lines_of(run.steps, "peak_memory", 1e9)}, from_zero=True),
+        Lines("Peak memory so far", "step", "GB", {"GB": points(run.steps, "peak_memory", 1e9)}, from_zero=True),
     ]
-    of = "the GPU's, of tensors" if run.about.get("device") == "cuda" else "of the process, the target included"
-    told = f"Memory is {of}; of the first process where there are several. Evaluations are not part of these times."
-    return Section("Speed and memory", (told,) if run.steps else (), charts=charts)
+    of = "the GPU's, of tensors" if run.metadata.get("device") == "cuda" else "of the process, the target included"
+    text = f"Memory is {of}; of the first process where there are several. Evaluations are not part of these times."
+    return Section("Speed and memory", (text,) if run.steps else (), charts=charts)
 
 
 def _samples(run: Run) -> Section:
+    samples = run.metadata.get("samples")
+    if not samples:
+        return Section("Masks of samples")
     try:
-        shown = html_samples(run.about.get("samples") or [])
+        rendered = html_samples(samples)
     except (KeyError, TypeError, ValueError):  # a run.json that somebody else wrote
-        shown = ""
-    told = "The first training rows: what the draft is trained on, and what it only reads."
-    return Section("Masks of samples", (told,), html=shown) if run.about.get("samples") else Section("Masks of samples")
+        rendered = ""
+    text = "The first training rows: what the draft is trained on, and what it only reads."
+    return Section("Masks of samples", (text,), html=rendered)
 
 
 def _data(run: Run) -> Section:
     try:
-        return _data_of(run.about.get("data") or {})
+        return _data_of(run.metadata.get("data") or {})
     except (KeyError, TypeError, ValueError, AttributeError):  # a run.json that somebody else wrote
         return Section("Data")
 
 
 def _data_of(data: dict[str, Any]) -> Section:
-    rows, notes = [], [f"From {data['kind']}: {data.get('folder', '?')}"] if "kind" in data else []
+    rows = []
+    notes = [f"From {data['kind']}: {data.get('folder', '?')}"] if "kind" in data else []
     for split in ("train", "eval"):
         counts = data.get(split)
         if not counts:
             continue
-        tokens, trained = counts.get("tokens"), counts.get("loss_tokens")
+        tokens = counts.get("tokens")
+        trained = counts.get("loss_tokens")
         share = f"{trained / tokens:.0%}" if trained is not None and tokens else None
         dropped = [counts.get(name) for name in ("truncated", "no_span", "rejected")]
         rows.append((split, counts.get("rows"), tokens, trained, share, *dropped))
@@ -238,13 +243,13 @@ def _data_of(data: dict[str, Any]) -> Section:
 
 
 def _vocabulary(vocab: dict[str, Any]) -> str:
-    told = f"Draft vocabulary: {vocab.get('size', 0):,} of {vocab.get('target_size', 0):,} tokens"
+    text = f"Draft vocabulary: {vocab.get('size', 0):,} of {vocab.get('target_size', 0):,} tokens"
     if "coverage_of_train" in vocab:
-        told += f"; it covers {vocab['coverage_of_train']:.1%} of the reply tokens trained on"
+        text += f"; it covers {vocab['coverage_of_train']:.1%} of the reply tokens trained on"
     if "coverage" in vocab:
         held_out = "evaluation rows" if vocab.get("coverage_of") == "eval" else "training rows left aside"
-        told += f" and {vocab['coverage']:.1%} of those of {held_out}"
-    return told + "."
+        text += f" and {vocab['coverage']:.1%} of those of {held_out}"
+    return text + "."
 
 
 def cost(run: Run) -> list[tuple[str, object]]:
@@ -254,8 +259,8 @@ def cost(run: Run) -> list[tuple[str, object]]:
     evaluation = sum(float(event.get("evaluation_seconds", 0.0)) for event in run.evals)
     wall = run.seconds + evaluation
     lines: list[tuple[str, object]] = [("training", duration(run.seconds)), ("evaluation", duration(evaluation))]
-    processes = int(run.about.get("processes") or 1)
-    if run.about.get("device") == "cuda":
+    processes = int(run.metadata.get("processes") or 1)
+    if run.metadata.get("device") == "cuda":
         lines.append(("GPU hours", round(wall * processes / 3600, 3)))
     if (seconds := run.total("processor_seconds")) is not None:
         lines.append(("processor hours, evaluation included", round(seconds / 3600, 3)))
@@ -263,13 +268,16 @@ def cost(run: Run) -> list[tuple[str, object]]:
         lines.append(("tokens trained through", int(tokens)))
     if run.steps[-1].get("steps_left_out"):
         lines.append(("steps left out", run.steps[-1]["steps_left_out"]))
-    sessions = sessions_of(run.about)
-    lines += [("sessions", len(sessions))] if sessions else []
-    lines += [("processes", processes), ("device", run.about.get("device_name") or None)]
-    if run.about.get("draft_weights"):
-        lines.append(("weights of the draft", run.about["draft_weights"]))
+    sessions = sessions_of(run.metadata)
+    lines += [
+        ("sessions", len(sessions) or None),
+        ("processes", processes),
+        ("device", run.metadata.get("device_name") or None),
+    ]
+    if run.metadata.get("draft_weights"):
+        lines.append(("weights of the draft", run.metadata["draft_weights"]))
     versions = [
-        f"{name} {run.about[name]}" for name in ("eagle3", "torch", "transformers", "python") if name in run.about
+        f"{name} {run.metadata[name]}" for name in ("eagle3", "torch", "transformers", "python") if name in run.metadata
     ]
     lines.append(("versions", ", ".join(versions) or None))
     return [line for line in lines if line[1] is not None]

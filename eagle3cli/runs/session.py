@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
@@ -19,9 +19,9 @@ from eagle3cli.console.report import html
 from eagle3cli.console.samples import sample_of
 from eagle3cli.data.inspect.show import show
 from eagle3cli.errors import Stopped
-from eagle3cli.runs.folder import ABOUT, REPORT, read_about, read_run
+from eagle3cli.runs.folder import METADATA, REPORT, read_metadata, read_run
 from eagle3cli.runs.page import training_page
-from eagle3cli.runs.state import FAILED, FINISHED, RUNNING, STOPPED, process, sessions_of
+from eagle3cli.runs.state import FAILED, FINISHED, RUNNING, STOPPED, sessions_of, this_process
 from eagle3cli.runtime.files import write_json, write_text
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.tables import Settings
@@ -34,17 +34,18 @@ COST = 20.0
 
 
 @contextmanager
-def recorded(trainer: Trainer, settings: Settings, report: Reporter) -> Iterator[None]:
+def record_session(trainer: Trainer, settings: Settings, report: Reporter) -> Iterator[None]:
     """Within the block the run is on; at its end ``run.json`` says how it ended. For the first rank."""
     folder = trainer.output_dir
-    about = read_about(folder)
-    sessions = [*sessions_of(about), {"state": RUNNING, "began": _now(), **process()}]
+    metadata = read_metadata(folder)
+    sessions = [*sessions_of(metadata), {"state": RUNNING, "began": _now(), **this_process()}]
     try:
-        about = {**_about(trainer), "samples": about.get("samples") or _samples(trainer, settings, report)}
+        samples = metadata.get("samples") or _samples(trainer, settings, report)
+        metadata = {**_metadata(trainer), "samples": samples}
     except Exception as error:
-        report.warn(f"{folder / ABOUT} lacks what the run is: {error}")
-    _write_about(folder, {**about, "sessions": sessions}, report)
-    trainer.listeners = [*trainer.listeners, _Writer(folder, report).listen]
+        report.warn(f"{folder / METADATA} lacks what the run is: {error}")
+    _write_metadata(folder, {**metadata, "sessions": sessions}, report)
+    trainer.listeners = [*trainer.listeners, _report_listener(folder, report)]
     try:
         yield
         ending: dict[str, Any] = {"state": FINISHED}
@@ -56,7 +57,7 @@ def recorded(trainer: Trainer, settings: Settings, report: Reporter) -> Iterator
         raise
     finally:
         sessions[-1] |= {**ending, "ended": _now()}
-        _write_about(folder, {**about, "sessions": sessions}, report)
+        _write_metadata(folder, {**metadata, "sessions": sessions}, report)
         write_report(folder, report)
 
 
@@ -68,34 +69,34 @@ def write_report(folder: Path, report: Reporter) -> None:
         report.warn(f"{folder / REPORT} was not written: {error}")
 
 
-class _Writer:
-    """Writes the report when an evaluation is told, unless that would take much of the run's time."""
+def _report_listener(folder: Path, report: Reporter) -> Callable[[str, dict[str, Any]], None]:
+    """A listener that writes the report at evaluations, unless that would take much of the run's time."""
+    next_report = 0.0
 
-    def __init__(self, folder: Path, report: Reporter) -> None:
-        self.folder, self.report, self.next = folder, report, 0.0
-
-    def listen(self, event: str, numbers: dict[str, Any]) -> None:
-        """A listener of the trainer."""
-        begin = time.monotonic()
-        if event != "eval" or begin < self.next:
+    def listen(event: str, numbers: dict[str, Any]) -> None:
+        nonlocal next_report
+        start = time.monotonic()
+        if event != "eval" or start < next_report:
             return
-        write_report(self.folder, self.report)
-        now = time.monotonic()
-        self.next = now + COST * (now - begin)
+        write_report(folder, report)
+        end = time.monotonic()
+        next_report = end + COST * (end - start)
+
+    return listen
 
 
-def _about(trainer: Trainer) -> dict[str, Any]:
+def _metadata(trainer: Trainer) -> dict[str, Any]:
     device, ranks = trainer.clock.device, trainer.spread.ranks
     name = platform.processor() or platform.machine()
     if device.type == "cuda":
         import torch
 
         name = torch.cuda.get_device_name(device)
-    packages = ("torch", "transformers")
     return {
         "eagle3": __version__,
         "python": platform.python_version(),
-        **{package: version(package) for package in packages},
+        "torch": version("torch"),
+        "transformers": version("transformers"),
         "device": device.type,
         "device_name": name,
         "processes": ranks.world_size,
@@ -108,20 +109,20 @@ def _about(trainer: Trainer) -> dict[str, Any]:
 
 def _samples(trainer: Trainer, settings: Settings, report: Reporter) -> list[dict[str, Any]]:
     """The first training rows, as they are trained on; none where they cannot be shown."""
-    rows = range(1, 1 + min(SAMPLES, len(trainer.source.lengths)))
+    rows = tuple(range(1, 1 + min(SAMPLES, len(trainer.source.lengths))))
     try:
-        shown = show(settings, path=Path(trainer.facts["folder"]), rows=tuple(rows))
+        samples = show(settings, path=Path(trainer.facts["folder"]), rows=rows)
     except Exception as error:
         report.warn(f"the report shows no rows: {error}")
         return []
-    return [sample_of(row) for row in shown.rows]
+    return [sample_of(row) for row in samples.rows]
 
 
-def _write_about(folder: Path, about: dict[str, Any], report: Reporter) -> None:
+def _write_metadata(folder: Path, metadata: dict[str, Any], report: Reporter) -> None:
     try:
-        write_json(folder / ABOUT, about)
+        write_json(folder / METADATA, metadata)
     except Exception as error:
-        report.warn(f"{folder / ABOUT} was not written: {error}")
+        report.warn(f"{folder / METADATA} was not written: {error}")
 
 
 def _now() -> str:

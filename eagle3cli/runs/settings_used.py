@@ -9,7 +9,7 @@ from eagle3cli.console.report import Section
 from eagle3cli.settings.fields import fields
 from eagle3cli.settings.toml import literal
 
-PLACES = ("train.output_dir", "run.output_dir")
+OUTPUT_PATHS = ("train.output_dir", "run.output_dir")
 """Where a run is does not make it another run."""
 
 Tables = Mapping[str, Mapping[str, Any]]
@@ -17,30 +17,30 @@ Tables = Mapping[str, Mapping[str, Any]]
 
 def settings_section(settings: Tables) -> Section:
     """What was set, as a table that opens by a click."""
-    rows = [(key, shown(value)) for key, value in flat(settings).items() if value != _default(key)]
+    rows = [(key, value_text(value)) for key, value in flatten(settings).items() if value != _default(key)]
     differ = "setting differs from its default" if len(rows) == 1 else "settings differ from their defaults"
-    told = f"{len(rows)} {differ}; settings.toml beside this page holds all."
-    return Section("Settings", (told,) if rows else (), ("setting", "value"), rows, folded=True, on_terminal=False)
+    text = f"{len(rows)} {differ}; settings.toml beside this page holds all."
+    return Section("Settings", (text,) if rows else (), ("setting", "value"), rows, folded=True, on_terminal=False)
 
 
-def differing(runs: Sequence[Tables]) -> list[tuple[str, list[str]]]:
+def differing_settings(runs: Sequence[Tables]) -> list[tuple[str, list[str]]]:
     """The settings in which runs differ, with the value of each run."""
-    tables = [flat(settings) for settings in runs]
+    tables = [flatten(settings) for settings in runs]
     keys = dict.fromkeys(key for table in tables for key in table)
     rows = []
     for key in keys:
-        values = [shown(table.get(key, _default(key))) for table in tables]
-        if len(set(values)) > 1 and key not in PLACES:
+        values = [value_text(table.get(key, _default(key))) for table in tables]
+        if len(set(values)) > 1 and key not in OUTPUT_PATHS:
             rows.append((key, values))
     return rows
 
 
-def flat(settings: Tables) -> dict[str, Any]:
+def flatten(settings: Tables) -> dict[str, Any]:
     """``table.name`` to value."""
     return {f"{table}.{name}": value for table, values in settings.items() for name, value in values.items()}
 
 
-def shown(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value as people read it."""
     if value is None:
         return "-"

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.runs.folder import ABOUT, LOG
+from eagle3cli.runs.folder import LOG, METADATA
 from eagle3cli.training.history import HISTORY
 
-SILENT_SECONDS = 600.0
+IDLE_LIMIT = 600.0
 """A process that cannot be asked counts as gone after so long without a line."""
 RUNNING, FINISHED, STOPPED, FAILED, DEAD, UNKNOWN = "running", "finished", "stopped", "failed", "dead", "unknown"
 
@@ -23,8 +23,8 @@ class State:
     """One of the words above, and the sentence for people."""
 
     name: str
-    told: str
-    silent: float
+    message: str
+    idle_seconds: float
     """Seconds since any of the run's files was written."""
 
     @property
@@ -33,39 +33,45 @@ class State:
         return self.name != RUNNING
 
 
-def process() -> dict[str, Any]:
+def this_process() -> dict[str, Any]:
     """This process, so that another one can tell whether it still lives."""
     return {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
 
 
-def state_of(folder: Path, about: Mapping[str, Any]) -> State:
-    """The state of the run in ``folder``, whose ``run.json`` is ``about``."""
-    silent = time.time() - last_sign(folder)
-    session = (sessions_of(about) or [{}])[-1]
-    name, since = session.get("state"), f"no sign of life since {clock(last_sign(folder))}"
+def state_of(folder: Path, metadata: Mapping[str, Any]) -> State:
+    """The state of the run in ``folder``, whose ``run.json`` is ``metadata``."""
+    written = last_write(folder)
+    idle = time.time() - written
+    session = (sessions_of(metadata) or [{}])[-1]
+    name = session.get("state")
+    since = f"no sign of life since {local_time(written)}"
     if name in (FINISHED, STOPPED):
-        return State(name, name, silent)
+        return State(name, name, idle)
     if name == FAILED:
-        return State(FAILED, f"failed: {session.get('reason', 'see log.txt')}", silent)
+        return State(FAILED, f"failed: {session.get('reason', 'see log.txt')}", idle)
     if name != RUNNING:  # of an earlier version, or still being set up
-        recent = silent <= SILENT_SECONDS
-        return State(RUNNING, "being set up", silent) if recent else State(UNKNOWN, since, silent)
-    lives = alive(session)
-    if lives is False or (lives is None and silent > SILENT_SECONDS):
-        return State(DEAD, f"{since}; its process is gone" if lives is False else since, silent)
-    return State(RUNNING, RUNNING, silent)
+        return State(RUNNING, "being set up", idle) if idle <= IDLE_LIMIT else State(UNKNOWN, since, idle)
+    if is_gone(session, idle):
+        return State(DEAD, f"{since}; its process is gone" if is_alive(session) is False else since, idle)
+    return State(RUNNING, RUNNING, idle)
 
 
-def sessions_of(about: Mapping[str, Any]) -> list[dict[str, Any]]:
+def is_gone(session: Mapping[str, Any], idle: float) -> bool:
+    """Whether the session's process has ended, or cannot be asked and was silent for long."""
+    living = is_alive(session)
+    return living is False or (living is None and idle > IDLE_LIMIT)
+
+
+def sessions_of(metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The sessions of a ``run.json``, oldest first."""
-    found = about.get("sessions")
-    return [session for session in found if isinstance(session, dict)] if isinstance(found, list) else []
+    sessions = metadata.get("sessions")
+    return [session for session in sessions if isinstance(session, dict)] if isinstance(sessions, list) else []
 
 
-def last_sign(folder: Path) -> float:
+def last_write(folder: Path) -> float:
     """When any of the files that a run keeps writing was written, in seconds since 1970; 0 for none."""
     times = []
-    for name in (ABOUT, HISTORY, LOG, "checkpoints"):
+    for name in (METADATA, HISTORY, LOG, "checkpoints"):
         try:
             times.append((folder / name).stat().st_mtime)
         except OSError:
@@ -73,12 +79,12 @@ def last_sign(folder: Path) -> float:
     return max(times, default=0.0)
 
 
-def clock(seconds: float) -> str:
+def local_time(seconds: float) -> str:
     """A time of day with its date, as people here read it."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-def alive(session: Mapping[str, Any]) -> bool | None:
+def is_alive(session: Mapping[str, Any]) -> bool | None:
     """Whether the session's process lives; None where it runs on another machine, or cannot be asked."""
     pid = session.get("pid")
     if os.name != "posix" or session.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 from eagle3cli.console.screen import TrainingView
-from eagle3cli.runs.events import Event, sound
-from eagle3cli.runs.folder import Run, log_lines, read_about
+from eagle3cli.runs.events import Event, valid_events
+from eagle3cli.runs.folder import Run, log_lines, read_metadata
 from eagle3cli.runs.page import breakdown, peak_memory
 from eagle3cli.runs.state import State
 from eagle3cli.training.history import HISTORY, parse_events
@@ -20,35 +20,38 @@ MOST_LINES = 4000
 """Step lines kept in memory; of more, every other of the older ones goes."""
 
 
-class Followed:
+class RunFollower:
     """A run whose files are read on from where they were read last."""
 
     def __init__(self, folder: Path) -> None:
         self.run = Run(folder)
-        self._which: tuple[int, int] | None = None
-        self._at = 0
+        self._file: tuple[int, int] | None = None
+        self._position = 0
 
     def read(self) -> Run:
         """The run with everything that was written since; from the start where the file is another one."""
-        self.run.about = read_about(self.run.folder)
+        self.run.metadata = read_metadata(self.run.folder)
         try:
             with (self.run.folder / HISTORY).open("rb") as file:
                 status = os.fstat(file.fileno())
-                which = (status.st_dev, status.st_ino)
-                if which != self._which or status.st_size < self._at:
-                    self._which, self._at, self.run.steps, self.run.evals = which, 0, [], []
-                file.seek(self._at)
-                whole, end, _ = file.read().rpartition(b"\n")
+                identity = (status.st_dev, status.st_ino)
+                if identity != self._file or status.st_size < self._position:
+                    self._file = identity
+                    self._position = 0
+                    self.run.steps.clear()
+                    self.run.evals.clear()
+                file.seek(self._position)
+                lines, end, _ = file.read().rpartition(b"\n")
         except OSError:
             return self.run
-        self._at += len(whole) + len(end)
-        add(self.run, *parse_events(whole.decode(errors="replace")))
+        self._position += len(lines) + len(end)
+        add_events(self.run, *parse_events(lines.decode(errors="replace")))
         return self.run
 
 
-def add(run: Run, *events: Event) -> None:
+def add_events(run: Run, *events: Event) -> None:
     """More events of a run that is followed."""
-    steps, evals = sound(events)
+    steps, evals = valid_events(events)
     run.evals += evals
     run.steps += steps
     while len(run.steps) > MOST_LINES:
@@ -56,32 +59,33 @@ def add(run: Run, *events: Event) -> None:
         run.steps[:older] = run.steps[:older:2]
 
 
-def view_of(run: Run, state: State) -> TrainingView:
+def training_view(run: Run, state: State) -> TrainingView:
     """The run as it is shown."""
-    recent, last = run.steps[-RECENT:], run.steps[-1] if run.steps else None
-    best, evaluated = run.best, run.measured[-1] if run.measured else None
-    k = len(evaluated["acceptance_length"]) if evaluated else 0
+    recent = run.steps[-RECENT:]
+    last: Event = run.steps[-1] if run.steps else {}
+    best = run.best or {}
+    lengths = run.measured[-1]["acceptance_length"] if run.measured else []
     return TrainingView(
         name=str(run.folder),
-        state=state.told,
+        state=state.message,
         step=run.last_step,
-        total=run.about.get("total_steps"),
+        total=run.metadata.get("total_steps"),
         seconds=run.seconds,
         left=None if state.ended else time_left(run),
-        loss=last["loss"] if last else None,
+        loss=last.get("loss"),
         losses=_numbers(run.steps, "loss"),
-        accuracy=last.get("accuracy") or () if last else (),
-        k=k,
-        acceptance=evaluated["acceptance_length"][-1] if evaluated else None,
+        accuracy=last.get("accuracy") or (),
+        k=len(lengths),
+        acceptance=lengths[-1] if lengths else None,
         best=best["acceptance_length"][-1] if best else None,
-        best_step=best["step"] if best else None,
+        best_step=best.get("step"),
         acceptances=[event["acceptance_length"][-1] for event in run.measured],
-        tokens_per_s=last.get("tokens_per_s") if last else None,
+        tokens_per_s=last.get("tokens_per_s"),
         speeds=_numbers(run.steps, "tokens_per_s"),
         memory=peak_memory(run),
         time=breakdown(recent[1:], recent[0].get("seconds", 0.0)) if len(recent) > 1 else breakdown(recent),
         checkpoint=newest_checkpoint(run.folder),
-        silent=state.silent,
+        silent=state.idle_seconds,
         log=None if run.steps else next(iter(log_lines(run.folder, 4096)[-1:]), None),
     )
 
@@ -96,7 +100,7 @@ def _numbers(events: list[Event], name: str) -> list[float]:
 
 def time_left(run: Run) -> float | None:
     """Seconds of training to go, as fast as lately; None where that cannot be told."""
-    budget, total = run.about.get("budget_seconds"), run.about.get("total_steps")
+    budget, total = run.metadata.get("budget_seconds"), run.metadata.get("total_steps")
     lefts = [max(0.0, budget - run.seconds)] if isinstance(budget, int | float) else []
     recent = [event for event in run.steps[-RECENT:] if "seconds" in event]
     if isinstance(total, int) and recent:

@@ -9,45 +9,45 @@ from pathlib import Path
 from eagle3cli.console.live import LiveView
 from eagle3cli.console.screen import TrainingView
 from eagle3cli.errors import UsageError
-from eagle3cli.runs.find import Found
+from eagle3cli.runs.find import RunPath
 from eagle3cli.runs.folder import is_run
-from eagle3cli.runs.pipeline import chain_of
+from eagle3cli.runs.pipeline import pipeline_progress
 from eagle3cli.runs.state import State, state_of
-from eagle3cli.runs.view import Followed, view_of
+from eagle3cli.runs.view import RunFollower, training_view
 
 SECONDS = 1.0
 """Between two looks at the files."""
 
 
-class Watched:
-    """A run of `train`, or a chain with the training in it; what is shown of it, as often as asked."""
+class RunWatcher:
+    """A run of `train`, or a pipeline with the training in it; what is shown of it, as often as asked."""
 
-    def __init__(self, found: Found, training: Path) -> None:
-        if found.kind == "bench":
+    def __init__(self, location: RunPath, training: Path) -> None:
+        if location.kind == "bench":
             fix = "a finished one: eagle3 report; eagle3 run writes folders that can be watched while they measure"
-            raise UsageError("is a benchmark, which keeps no log to watch", where=str(found.path), fix=fix)
-        self.found = found
-        self.followed = Followed(training)
+            raise UsageError("is a benchmark, which keeps no log to watch", where=str(location.path), fix=fix)
+        self.location = location
+        self.follower = RunFollower(training)
 
-    def look(self) -> tuple[TrainingView, State]:
+    def view(self) -> tuple[TrainingView, State]:
         """The run as it is now."""
-        run = self.followed.read()
-        if self.found.kind == "train":
-            state = state_of(run.folder, run.about)
-            return view_of(run, state), state
-        chain = chain_of(self.found.path)
+        run = self.follower.read()
+        if self.location.kind == "train":
+            state = state_of(run.folder, run.metadata)
+            return training_view(run, state), state
+        progress = pipeline_progress(self.location.path)
         if not is_run(run.folder):
-            view = TrainingView(str(self.found.path), chain.state.told, silent=chain.state.silent)
+            view = TrainingView(str(self.location.path), progress.state.message, silent=progress.state.idle_seconds)
         else:
-            view = view_of(run, chain.state)
-            view = view if chain.stage == "train" else replace(view, left=None)
-        return replace(view, name=str(self.found.path), stages=chain.told), chain.state
+            view = training_view(run, progress.state)
+            view = view if progress.stage == "train" else replace(view, left=None)
+        return replace(view, name=str(self.location.path), stages=progress.summary), progress.state
 
 
-def follow(watched: Watched, screen: LiveView) -> tuple[TrainingView, State]:
+def follow(watcher: RunWatcher, screen: LiveView) -> tuple[TrainingView, State]:
     """Show the run until it ends; returns its last view."""
     while True:
-        view, state = watched.look()
+        view, state = watcher.view()
         screen.show(view)
         if state.ended:
             return view, state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,16 @@ def read_history(run: Path) -> list[dict[str, Any]]:
 
 def parse_events(text: str) -> list[dict[str, Any]]:
     """The events among the lines of a history."""
-    events = []
+    return [row for row in json_objects(text) if row.get("event") in EVENTS and isinstance(row.get("step"), int)]
+
+
+def json_objects(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects among the lines of a text; all else is left out."""
     for line in text.split("\n"):
         with suppress(ValueError, RecursionError):
-            event = json.loads(line)
-            if isinstance(event, dict) and event.get("event") in EVENTS and isinstance(event.get("step"), int):
-                events.append(event)
-    return events
+            value = json.loads(line)
+            if isinstance(value, dict):
+                yield value
 
 
 def history_writer(run: Path, from_step: int, report: Reporter) -> Callable[[str, dict[str, Any]], None]:

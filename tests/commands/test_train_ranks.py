@@ -38,7 +38,7 @@ def test_any_number_of_processes_gives_what_one_gives(place: Path, run_cli: RunC
         assert result["steps"] == 12
         assert_same_course(place / "one", place / name)
         alone, together = read_run(place / "one"), read_run(place / name)
-        assert together.about["processes"] == int(words[1])
+        assert together.metadata["processes"] == int(words[1])
         assert together.total("tokens") == alone.total("tokens")
         assert all(sum(step["time"].values()) <= 1.001 for step in together.steps)
         assert "waiting for other processes" in (place / name / "report.html").read_text()

@@ -92,9 +92,9 @@ def test_a_report_that_takes_long_is_written_less_often(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(session.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(session, "write_report", slow)
-    writer = session._Writer(tmp_path, None)  # type: ignore[arg-type]
+    listen = session._report_listener(tmp_path, None)  # type: ignore[arg-type]
     for _ in range(50):
         now[0] += 1.0
-        writer.listen("eval", {})
-        writer.listen("step", {})
+        listen("eval", {})
+        listen("step", {})
     assert written == [1.0, 22.0, 43.0]

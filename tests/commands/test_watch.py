@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from eagle3cli.runs import watch
-from eagle3cli.runs.pipeline import chain_of
-from eagle3cli.runs.state import process
+from eagle3cli.runs.pipeline import pipeline_progress
+from eagle3cli.runs.state import this_process
 from tests.commands.test_train import place
 from tests.conftest import RunCli
 from tests.pseudo_terminal import on_terminal, screen
@@ -83,7 +83,7 @@ def test_once_shows_the_run_as_it_is(tmp_path: Path, run_cli: RunCli) -> None:
 def test_a_crash_is_seen(tmp_path: Path, run_cli: RunCli) -> None:
     folder = make_run(tmp_path / "run", steps=200, state="running")
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    end(folder, **(process() | {"pid": sleeper.pid, "started": started(sleeper.pid)}))
+    end(folder, **(this_process() | {"pid": sleeper.pid, "started": started(sleeper.pid)}))
     assert run_cli("watch", "run", "--once", "--json").json["state"] == "running"
     sleeper.kill()
     sleeper.wait()
@@ -104,7 +104,7 @@ def make_stages(folder: Path, **states: dict[str, Any]) -> Path:
 
 
 def test_a_chain_tells_its_stage(tmp_path: Path, run_cli: RunCli) -> None:
-    begun = {"state": "begun", "process": process()}
+    begun = {"state": "begun", "process": this_process()}
     folder = make_stages(tmp_path / "chain", prepare={"state": "done"}, regenerate=begun)
     found = run_cli("watch", "chain", "--once")
     assert "chain, running" in found.out
@@ -114,11 +114,13 @@ def test_a_chain_tells_its_stage(tmp_path: Path, run_cli: RunCli) -> None:
     found = run_cli("watch", "chain", "--once")
     assert "2 done, in train for 0:0" in found.out
     assert "200 of 400 (50%), 3:20 trained, about 3:20 left" in found.out
-    make_stages(folder, prepare={"state": "done"}, train={"state": "begun", "process": {**process(), "started": "1"}})
+    make_stages(
+        folder, prepare={"state": "done"}, train={"state": "begun", "process": {**this_process(), "started": "1"}}
+    )
     found = run_cli("watch", "chain")
     assert (found.code, "ended in train, no sign of life since 20" in found.out) == (1, True)
     make_stages(folder, train={"state": "done"})
-    assert chain_of(folder).state.name == "running"  # the next stage is about to begin
+    assert pipeline_progress(folder).state.name == "running"  # the next stage is about to begin
     (folder / "report.json").write_text("{}")
     (folder / "report.html").write_text("")
     assert run_cli("watch", "chain").code == 0
@@ -126,13 +128,13 @@ def test_a_chain_tells_its_stage(tmp_path: Path, run_cli: RunCli) -> None:
         os.utime(path, (time.time() - 100,) * 2)
     (folder / "report.json").unlink()
     os.utime(folder, (time.time() - 100,) * 2)
-    assert chain_of(folder).state.told.startswith("stopped between two stages")
-    make_stages(folder, train={"state": "done", "process": process()})
-    assert chain_of(folder).state.name == "running"
-    make_stages(folder, train={"state": "done", "process": {**process(), "started": "1"}})
-    assert chain_of(folder).state.name == "stopped"
+    assert pipeline_progress(folder).state.message.startswith("stopped between two stages")
+    make_stages(folder, train={"state": "done", "process": this_process()})
+    assert pipeline_progress(folder).state.name == "running"
+    make_stages(folder, train={"state": "done", "process": {**this_process(), "started": "1"}})
+    assert pipeline_progress(folder).state.name == "stopped"
     (folder / "stages.json").write_text("torn {")
-    assert chain_of(folder).told == "0 done"
+    assert pipeline_progress(folder).summary == "0 done"
 
 
 def test_what_cannot_be_watched_is_told(tmp_path: Path, run_cli: RunCli) -> None:

@@ -15,7 +15,7 @@ from eagle3cli.data.chat.named import NAMED
 from eagle3cli.data.sources.dataset_specs import split_weight
 from eagle3cli.data.sources.presets import PRESETS
 from eagle3cli.models.packaged import packaged_configs
-from eagle3cli.pipeline.stages import StageOut, evaluate, placed, stages
+from eagle3cli.pipeline.stages import StageOut, evaluate, stages, with_default_paths
 from eagle3cli.serving.bench.configs import parse_config
 from eagle3cli.serving.bench.tasks import NAMES as BENCHMARKS
 from eagle3cli.settings.load import load
@@ -85,14 +85,14 @@ def test_every_recipe_is_tried_here() -> None:
 
 @pytest.mark.parametrize("path", recipes().values(), ids=recipes())
 def test_a_recipe_is_valid_and_stays_in_its_folder(path: Path) -> None:
-    settings = placed(load([path]).settings)
+    settings = with_default_paths(load([path]).settings)
     folder = settings.run.output_dir
     assert folder == Path("runs") / path.stem
     for stage in stages(settings):
         assert folder in (stage.output(settings), *stage.output(settings).parents)
     assert ("hidden-states" in [stage.name for stage in stages(settings)]) == (settings.train.mode == "offline")
     anew = load([path], ["run.regenerate=true"]).settings
-    assert placed(anew).regenerate.recorded is None
+    assert with_default_paths(anew).regenerate.recorded is None
 
 
 @pytest.mark.parametrize("path", recipes().values(), ids=recipes())

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.runs.state import process
+from eagle3cli.runs.state import this_process
 from eagle3cli.settings.tables import Settings
 from eagle3cli.settings.toml import to_toml
 
@@ -98,7 +98,7 @@ def make_run(
                 "runs": [["user", "<user>Hi & bye", False, True], ["assistant", "Hello <script>", True, True]],
             }
         ],
-        "sessions": [{"state": state, "began": "2026-11-25 10:00:00+00:00", **process()}],
+        "sessions": [{"state": state, "began": "2026-11-25 10:00:00+00:00", **this_process()}],
     }
     (folder / "run.json").write_text(json.dumps(about))
     (folder / "settings.toml").write_text(settings_text(**(settings or {"train": {"learning_rate": 1e-3}})))

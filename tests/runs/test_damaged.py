@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from eagle3cli.console.report import html
 from eagle3cli.console.screen import line, lines
-from eagle3cli.runs.compare import Side, comparison, final_numbers
+from eagle3cli.runs.compare import ComparedRun, comparison_page, final_numbers
 from eagle3cli.runs.events import LISTS, MAPS, NUMBERS
-from eagle3cli.runs.folder import EXPECTED, read_run
+from eagle3cli.runs.folder import METADATA_TYPES, read_run
 from eagle3cli.runs.page import training_page
 from eagle3cli.runs.state import state_of
-from eagle3cli.runs.view import Followed, view_of
+from eagle3cli.runs.view import RunFollower, training_view
 from tests.runs.made import eval_line, step_line
 
 ANYTHING: st.SearchStrategy[Any] = st.recursive(
@@ -26,11 +26,11 @@ ANYTHING: st.SearchStrategy[Any] = st.recursive(
     max_leaves=5,
 )
 FIELDS = st.dictionaries(st.sampled_from([*NUMBERS, *LISTS, *MAPS]), ANYTHING, max_size=6)
-NAMES = st.sampled_from([*EXPECTED, "other"])
+NAMES = st.sampled_from([*METADATA_TYPES, "other"])
 
 
 @given(st.lists(st.tuples(st.booleans(), FIELDS), max_size=6), st.dictionaries(NAMES, ANYTHING, max_size=6))
-def test_any_values_in_the_right_places_do_no_harm(changed: list[tuple[bool, Any]], about: dict[str, Any]) -> None:
+def test_any_values_in_the_right_places_do_no_harm(changed: list[tuple[bool, Any]], metadata: dict[str, Any]) -> None:
     events = []
     for number, (is_eval, fields) in enumerate(changed):
         usual = eval_line(number, 1.0 * number, 2.0) if is_eval else step_line(number, 1.0 * number)
@@ -38,12 +38,12 @@ def test_any_values_in_the_right_places_do_no_harm(changed: list[tuple[bool, Any
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-        (folder / "run.json").write_text(json.dumps(about))
+        (folder / "run.json").write_text(json.dumps(metadata))
         run = read_run(folder)
         assert html(training_page(run)).startswith("<!doctype html>")
-        html(comparison([Side("a", run), Side("b", run)]))
+        html(comparison_page([ComparedRun("a", run), ComparedRun("b", run)]))
         json.dumps(final_numbers(run), default=str)
-        view = view_of(Followed(folder).read(), state_of(folder, run.about))
+        view = training_view(RunFollower(folder).read(), state_of(folder, run.metadata))
         assert lines(view)
         assert line(view)
 
@@ -56,4 +56,4 @@ def test_any_text_for_a_file_does_no_harm(text: str) -> None:
             (folder / file).write_text(text, encoding="utf-8", errors="replace")
         run = read_run(folder)
         html(training_page(run))
-        lines(view_of(run, state_of(folder, run.about)))
+        lines(training_view(run, state_of(folder, run.metadata)))

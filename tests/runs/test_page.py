@@ -13,8 +13,8 @@ import pytest
 
 from eagle3cli.console.report import html, markdown
 from eagle3cli.runs.folder import read_run
-from eagle3cli.runs.page import PART_NAMES, breakdown, cost, speed, training_page
-from eagle3cli.runs.settings_used import differing
+from eagle3cli.runs.page import PART_NAMES, breakdown, cost, tokens_per_s, training_page
+from eagle3cli.runs.settings_used import differing_settings
 from eagle3cli.runs.state import State, state_of
 from eagle3cli.training.timers import PARTS
 from tests.runs.made import make_run, step_line
@@ -68,7 +68,7 @@ def test_cost_on_gpus_counts_every_one(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run"))
     assert dict(cost(run))["processor hours, evaluation included"] == 0.1
     assert dict(cost(run))["tokens trained through"] == 400_000
-    run.about |= {"device": "cuda", "processes": 9}
+    run.metadata |= {"device": "cuda", "processes": 9}
     assert dict(cost(run))["GPU hours"] == pytest.approx(9 * 412 / 3600, abs=1e-3)
 
 
@@ -83,7 +83,7 @@ def test_lines_of_an_earlier_version_are_shown_as_far_as_they_go(tmp_path: Path)
     for name in ("run.json", "settings.toml", "log.txt"):
         (folder / name).unlink()
     run = read_run(folder)
-    assert speed(run) == 1000.0
+    assert tokens_per_s(run) == 1000.0
     assert html(training_page(run)).count("<svg") == 4
 
 
@@ -96,41 +96,43 @@ def test_whatever_stands_in_the_files_a_page_is_made(tmp_path: Path, text: str) 
     assert html(page).startswith("<!doctype html>")
 
 
-@pytest.mark.parametrize("about", [{"samples": [{"x": 1}]}, {"samples": 3}, {"sessions": [3]}, {"sessions": {"a": 1}}])
-def test_a_run_json_of_somebody_else_does_no_harm(tmp_path: Path, about: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "metadata", [{"samples": [{"x": 1}]}, {"samples": 3}, {"sessions": [3]}, {"sessions": {"a": 1}}]
+)
+def test_a_run_json_of_somebody_else_does_no_harm(tmp_path: Path, metadata: dict[str, Any]) -> None:
     folder = make_run(tmp_path / "run")
-    (folder / "run.json").write_text(json.dumps(about))
+    (folder / "run.json").write_text(json.dumps(metadata))
     assert "<polyline" in html(training_page(read_run(folder)))
 
 
 def state(folder: Path) -> State:
-    return state_of(folder, read_run(folder).about)
+    return state_of(folder, read_run(folder).metadata)
 
 
 def test_the_state_of_a_run_is_told_by_its_process(tmp_path: Path) -> None:
     assert state(make_run(tmp_path / "on", state="running")).name == "running"
     assert state(make_run(tmp_path / "stopped", state="stopped")).ended
     killed = make_run(tmp_path / "killed", state="running")
-    about = read_run(killed).about
+    metadata = read_run(killed).metadata
     for changed in ({"pid": 2**22 + 1}, {"started": "1"}):
-        about["sessions"][0] |= changed
-        found = state_of(killed, about)
-        assert (found.name, "no sign of life since 20" in found.told) == ("dead", True)
+        metadata["sessions"][0] |= changed
+        ended = state_of(killed, metadata)
+        assert (ended.name, "no sign of life since 20" in ended.message) == ("dead", True)
 
 
 def test_a_run_on_another_machine_is_judged_by_its_files(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", state="running")
-    about = read_run(folder).about
-    about["sessions"][0]["host"] = "elsewhere"
-    assert state_of(folder, about).name == "running"
-    assert state_of(folder, {}).told == "being set up"
+    metadata = read_run(folder).metadata
+    metadata["sessions"][0]["host"] = "elsewhere"
+    assert state_of(folder, metadata).name == "running"
+    assert state_of(folder, {}).message == "being set up"
     for path in folder.iterdir():
         os.utime(path, (time.time() - 3600,) * 2)
-    assert state_of(folder, about).name == "dead"
-    assert 3590 < state_of(folder, about).silent < 3700
+    assert state_of(folder, metadata).name == "dead"
+    assert 3590 < state_of(folder, metadata).idle_seconds < 3700
     assert state_of(folder, {}).name == "unknown"
 
 
 def test_settings_that_differ_between_runs() -> None:
     a, b = {"train": {"batch_size": 4, "seed": 0}}, {"train": {"batch_size": 8}}
-    assert differing([a, b]) == [("train.batch_size", ["4", "8"])]  # the seed of b is the default, 0
+    assert differing_settings([a, b]) == [("train.batch_size", ["4", "8"])]  # the seed of b is the default, 0
