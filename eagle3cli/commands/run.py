@@ -16,7 +16,7 @@ def run(settings: Settings, out: Out) -> int | None:
     """Run what is not done yet, then show and write the report."""
     from eagle3cli.pipeline.engine import Pipeline
     from eagle3cli.pipeline.overview import overview
-    from eagle3cli.pipeline.report import write
+    from eagle3cli.pipeline.report import write_report
     from eagle3cli.pipeline.stages import with_default_paths
     from eagle3cli.runtime.stop import catch_stop
     from eagle3cli.training.trackers.tracker import check_trackers
@@ -39,12 +39,12 @@ def run(settings: Settings, out: Out) -> int | None:
         text = f"done: {', '.join(done)}\nleft: {', '.join(missing)}; the same command without --to and --only goes on"
         out.result({"stages": done, "left": missing}, text)
         return None
-    report, shown = write(settings, entries)
-    for section in shown.sections:
+    report, page = write_report(settings, entries)
+    for section in page.sections:
         if section.rows and section.on_terminal:
             out.table(section.title, section.columns, section.rows)
     place = settings.run.output_dir / "report.html"
-    out.result(report, f"{shown.summary}\nreport: {place} (also .md and .json)\ndraft: {report['draft']}")
+    out.result(report, f"{page.summary}\nreport: {place} (also .md and .json)\ndraft: {report['draft']}")
     return None
 
 

@@ -84,6 +84,21 @@ class DraftConfig:
         if list(self.aux_layers) != sorted(set(self.aux_layers)) or min(self.aux_layers, default=0) < 0:
             raise ModelError(f"aux layers {list(self.aux_layers)} must ascend from 0 on", where="--aux-layers")
 
+    @property
+    def aux_width(self) -> int:
+        """Width of the target's auxiliary states side by side."""
+        return len(self.aux_layers) * self.target_hidden_size
+
+    @property
+    def query_width(self) -> int:
+        """Width of all query heads."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def key_width(self) -> int:
+        """Width of all key heads, and of all value heads."""
+        return self.num_key_value_heads * self.head_dim
+
     @classmethod
     def from_target(
         cls,

@@ -86,7 +86,7 @@ class Pipeline:
         self.dependencies: dict[str, Dependencies] = {}
         fingerprint = ""
         for stage in self.stages:
-            values = stage.of(settings)
+            values = stage.dependencies(settings)
             fingerprint = digest_json([fingerprint, values])
             self.dependencies[stage.name] = Dependencies(values, fingerprint)
 

@@ -1,14 +1,13 @@
-"""What a run of the whole chain would do: which stages are done, which come, and what is known of each."""
+"""What a run of the whole pipeline would do: which stages are done, which come, and what is known of each."""
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from eagle3cli.backends.target.gguf import gguf_of
 from eagle3cli.errors import Eagle3Error, ModelError, UsageError
 from eagle3cli.pipeline.engine import Pipeline, StageLedger
-from eagle3cli.pipeline.stages import Stage, stage_settings, with_default_paths
+from eagle3cli.pipeline.stages import Stage, stage_command, stage_settings, with_default_paths
 from eagle3cli.runtime.plan import Plan
 from eagle3cli.settings.tables import Settings
 
@@ -62,9 +61,8 @@ def _plan_of(stage: Stage, settings: Settings, problems: dict[str, None]) -> Pla
     """The plan of a stage's command, or why there is none yet; ``problems`` of the target are kept, each once."""
     if stage.name in ("target", "export", "bench"):
         return f"writes {stage.output(settings)}"
-    module = importlib.import_module(f"eagle3cli.commands.{stage.name.replace('-', '_')}")
     try:
-        plan: Plan = module.COMMAND.plan(settings)
+        plan: Plan = stage_command(stage.name).plan(settings)
     except UsageError as error:
         return f"as far as is known now: {error}"
     except Eagle3Error as error:

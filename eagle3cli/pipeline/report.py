@@ -30,21 +30,20 @@ SLOWER = (
 )
 
 
-def write(settings: Settings, stages: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, object], Page]:
+def write_report(settings: Settings, stages: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, object], Page]:
     """Write the settings and the report of a finished run to its folder; returns the numbers and the page."""
     folder = settings.run.output_dir
-    report = numbers(settings, stages)
-    shown = page(report, settings)
-    whole = settings.run.model_copy(update=dict.fromkeys(("from_stage", "to_stage", "only_stage")))
-    kept = settings.model_copy(update={"run": whole})
-    write_text(folder / "settings.toml", to_toml(kept))
+    report = report_numbers(settings, stages)
+    page = report_page(report, settings)
+    whole_run = settings.updated("run", from_stage=None, to_stage=None, only_stage=None)
+    write_text(folder / "settings.toml", to_toml(whole_run))
     write_json(folder / "report.json", report)
-    write_text(folder / "report.md", markdown(shown))
-    write_text(folder / "report.html", html(shown))
-    return report, shown
+    write_text(folder / "report.md", markdown(page))
+    write_text(folder / "report.html", html(page))
+    return report, page
 
 
-def numbers(settings: Settings, stages: Mapping[str, Mapping[str, Any]]) -> dict[str, object]:
+def report_numbers(settings: Settings, stages: Mapping[str, Mapping[str, Any]]) -> dict[str, object]:
     """``report.json`` from the stages' results."""
     bench = stages["bench"]["result"]
     chain = next(row for row in bench["held_out"] if row["steps"])
@@ -74,9 +73,11 @@ def numbers(settings: Settings, stages: Mapping[str, Mapping[str, Any]]) -> dict
     }
 
 
-def page(report: Mapping[str, Any], settings: Settings) -> Page:
+def report_page(report: Mapping[str, Any], settings: Settings) -> Page:
     """The report for people."""
-    lossless = "every answer equals plain greedy decoding, token by token" if report["lossless"] else _differing(report)
+    lossless = (
+        "every answer equals plain greedy decoding, token by token" if report["lossless"] else _differences(report)
+    )
     summary = (
         f"Acceptance length {report['acceptance_length']:.3f} (k = {report['k']}) on {report['prompts']} held-out "
         f"prompts; {lossless}; {report['seconds'] / 60:.1f} minutes in all."
@@ -99,14 +100,17 @@ def page(report: Mapping[str, Any], settings: Settings) -> Page:
     return Page(f"EAGLE-3 draft for {report['target']}", summary, sections, tiles)
 
 
-def _differing(report: Mapping[str, Any]) -> str:
+def _differences(report: Mapping[str, Any]) -> str:
     count = report["prompts"] - report["identical"]
     return f"{count} answers differ from plain greedy decoding, {report['differences_at_ties']} of them at near ties"
 
 
 def _result(report: Mapping[str, Any]) -> Section:
-    replies, rows = report["replies"], report["rows"]
-    made = f"{replies['generated']:,} generated, {replies['recorded']:,} recorded earlier, {replies['errors']:,} failed"
+    replies = report["replies"]
+    rows = report["rows"]
+    reply_counts = (
+        f"{replies['generated']:,} generated, {replies['recorded']:,} recorded earlier, {replies['errors']:,} failed"
+    )
     lines: Sequence[Sequence[object]] = [
         ("acceptance length, engine", report["acceptance_length"]),
         ("acceptance length, simulated over the same replies", _simulated(report).get(report["k"])),
@@ -114,7 +118,7 @@ def _result(report: Mapping[str, Any]) -> Section:
         ("held-out prompts", report["prompts"]),
         ("answers equal to plain greedy decoding", f"{report['identical']} of {report['prompts']}"),
         ("accepted per position", " ".join(f"{share:.2f}" for share in report["accepted_per_position"] or ())),
-        ("replies of the target", made),
+        ("replies of the target", reply_counts),
         ("training and held-out rows", f"{rows['train_rows']:,} and {rows['eval_rows']:,}"),
         ("optimiser steps", report["steps"]),
         ("draft", report["draft"]),
@@ -145,28 +149,28 @@ def _speed(report: Mapping[str, Any]) -> Section:
 
 
 def _training(folder: Path) -> list[Section]:
-    """The training run's own report, but for its settings, which are the chain's."""
+    """The training run's own report, but for its settings, which are the pipeline's."""
     sections = training_sections(read_run(folder))
     return [replace(section, on_terminal=False) for section in sections if section.title != "Settings"]
 
 
-def training_folder(chain: Path) -> Path:
-    """Where the training of the chain in a folder is: inside of it, unless its settings say otherwise."""
-    named = read_run(chain).setting("train.output_dir")
-    return Path(named) if named and not (chain / "train").is_dir() else chain / "train"
+def training_folder(folder: Path) -> Path:
+    """Where the training of the pipeline in a folder is: inside of it, unless its settings say otherwise."""
+    output_dir = read_run(folder).setting("train.output_dir")
+    return Path(output_dir) if output_dir and not (folder / "train").is_dir() else folder / "train"
 
 
 def read_stages(folder: Path) -> dict[str, Row]:
-    """The stages of a chain's folder. Raises DataError where its file is damaged."""
-    found = read_json(folder / STAGES)
-    stages = found.get("stages") if isinstance(found, dict) else None
+    """The stages of a pipeline's folder. Raises DataError where its file is damaged."""
+    content = read_json(folder / STAGES)
+    stages = content.get("stages") if isinstance(content, dict) else None
     if not isinstance(stages, dict) or not all(isinstance(s, dict) and "state" in s for s in stages.values()):
         raise DataError("not the stages of a run", where=str(folder / STAGES), fix="start the run anew")
     return stages
 
 
 def folder_page(folder: Path) -> Page:
-    """The report of a chain from its folder: the whole, or as far as it has come."""
+    """The report of a pipeline from its folder: the whole, or as far as it has come."""
     stages = read_stages(folder)
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -174,10 +178,9 @@ def folder_page(folder: Path) -> Page:
     except (OSError, ValueError):
         report = None
     if report is not None and all(stage["state"] == "done" for stage in stages.values()):
-        table = settings.train.model_copy(update={"output_dir": training_folder(folder)})
-        return page(report, settings.model_copy(update={"train": table}))
+        return report_page(report, settings.updated("train", output_dir=training_folder(folder)))
     rows = [(name, stage["state"], round(stage.get("seconds", 0.0), 1)) for name, stage in stages.items()]
-    going = next((name for name, state, _ in rows if state != "done"), None)
-    summary = f"Not finished: {f'in stage {going}' if going else 'between two stages'}. eagle3 run goes on with it."
+    current = next((name for name, state, _ in rows if state != "done"), None)
+    summary = f"Not finished: {f'in stage {current}' if current else 'between two stages'}. eagle3 run goes on with it."
     sections = [Section("Stages so far", (), ("stage", "state", "seconds"), rows), *_training(training_folder(folder))]
     return Page(f"Run {folder.resolve().name}", summary, sections)

@@ -30,7 +30,7 @@ class StageOut(Out):
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the chain; ``fields`` are the settings (tables or ``table.name``) that its result depends on."""
+    """One step of the pipeline; ``fields`` are the settings (tables or ``table.name``) that its result depends on."""
 
     name: str
     summary: str
@@ -42,48 +42,48 @@ class Stage:
     feeds: bool = True
     """Whether a later stage reads what this one makes."""
 
-    def of(self, settings: Settings) -> dict[str, Any]:
+    def dependencies(self, settings: Settings) -> dict[str, Any]:
         """The values of ``fields`` that are not the default, flat; what only steers a session is left out."""
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for key in self.fields:
             table, _, only = key.partition(".")
-            values = getattr(settings, table)
-            usual = type(values)().model_dump(mode="json")
-            for name, value in values.model_dump(mode="json").items():
-                if name not in SESSION and only in ("", name) and value != usual[name]:
-                    found[f"{table}.{name}"] = value
+            options = getattr(settings, table)
+            defaults = type(options)().model_dump(mode="json")
+            for name, value in options.model_dump(mode="json").items():
+                if name not in SESSION_FIELDS and only in ("", name) and value != defaults[name]:
+                    values[f"{table}.{name}"] = value
         for path in self.files(settings):
-            found[str(path)] = [path.stat().st_size, path.stat().st_mtime_ns]
-        return found
+            values[str(path)] = [path.stat().st_size, path.stat().st_mtime_ns]
+        return values
 
 
-SESSION = (
+SESSION_FIELDS = (
     *("overwrite", "retry_errors", "resume", "threads", "num_proc", "view_train_data", "keep_checkpoints"),
     *("report_to", "tracker_project", "tracker_name"),
 )
 
 
-def command(name: str) -> Callable[[Settings, StageOut], None]:
-    """Run a command's own function; rows that failed were reported and do not end the chain."""
+def stage_command(name: str) -> Any:
+    """The command that a stage runs."""
+    return importlib.import_module(f"eagle3cli.commands.{name.replace('-', '_')}").COMMAND
 
-    def run(settings: Settings, out: StageOut) -> None:
-        module = importlib.import_module(f"eagle3cli.commands.{name.replace('-', '_')}")
-        module.COMMAND.run(settings, out)
 
-    return run
+def run_command(name: str) -> Callable[[Settings, StageOut], None]:
+    """Run a command's own function; rows that failed were reported and do not end the pipeline."""
+    return lambda settings, out: stage_command(name).run(settings, out)
 
 
 def evaluate(settings: Settings, out: StageOut) -> None:
     """eagle3 eval, in as many processes as one target is spread over."""
     from eagle3cli.cli.worker import in_processes
 
-    module = importlib.import_module("eagle3cli.commands.eval")
+    command = stage_command("eval")
     size = settings.target.tp_size
-    if size == 1 or not in_processes(module.COMMAND, _update(settings, "launch", {"gpus": str(size)}), out):
-        module.COMMAND.run(settings, out)
+    if size == 1 or not in_processes(command, settings.updated("launch", gpus=str(size)), out):
+        command.run(settings, out)
 
 
-def convert(settings: Settings, out: StageOut) -> None:
+def convert_target(settings: Settings, out: StageOut) -> None:
     """Make the target a folder; one that is a folder or on the hub stays where it is."""
     from eagle3cli.backends.target.gguf import local_folder
     from eagle3cli.backends.target.hf import read_target_config
@@ -96,67 +96,74 @@ def convert(settings: Settings, out: StageOut) -> None:
 
 
 def measure(settings: Settings, out: StageOut) -> None:
-    """Decode held-out prompts with and without the draft, time single answers for every k, then the wanted tasks."""
+    """Decode held-out prompts with and without the draft, time single answers for every k, then the tasks."""
     from eagle3cli.serving.bench.bench import bench
 
-    wanted, folder = settings.run, settings.bench.output.parent
-    held_out, batch = settings.data.eval_path, wanted.batch_size
+    run = settings.run
 
-    def on(name: str, rows: int, configs: tuple[str, ...], tokens: int) -> list[dict[str, Any]]:
-        update = {
-            "benchmark_list": (f"{held_out}:{rows}",),
-            "config_list": configs,
-            "max_tokens": tokens,
-            "temperature": (0.0,),
-            "output": folder / f"{name}.jsonl",
-        }
-        table = settings.bench.model_copy(update=update)
-        return bench(settings.model_copy(update={"bench": table}), out).table
+    def bench_held_out(name: str, rows: int, configs: list[str]) -> list[dict[str, Any]]:
+        changed = settings.updated(
+            "bench",
+            benchmark_list=(f"{settings.data.eval_path}:{rows}",),
+            config_list=tuple(configs),
+            max_tokens=run.new_tokens,
+            temperature=(0.0,),
+            output=settings.bench.output.parent / f"{name}.jsonl",
+        )
+        return bench(changed, out).table
 
-    chain = (f"{batch},{wanted.k},1,{wanted.k + 1}",)
-    ladder = tuple(f"1,{k},1,{k + 1}" for k in sorted({1, 2, 3, wanted.k}) if k <= wanted.k)
+    every_k = [f"1,{k},1,{k + 1}" for k in sorted({1, 2, 3, run.k}) if k <= run.k]
     out.data = {
-        "held_out": on("held_out", wanted.held_out_prompts, chain, wanted.new_tokens),
-        "speed": on("speed", wanted.speed_prompts, ladder, wanted.new_tokens),
+        "held_out": bench_held_out("held_out", run.held_out_prompts, [f"{run.batch_size},{run.k},1,{run.k + 1}"]),
+        "speed": bench_held_out("speed", run.speed_prompts, every_k),
         "tasks": bench(settings, out).table if settings.bench.benchmark_list else [],
     }
 
 
+def _source_files(settings: Settings) -> tuple[Path, ...]:
+    from eagle3cli.data.sources.dataset_specs import split_weight
+
+    named = (*(Path(split_weight(word)[0]) for word in settings.prepare.source), settings.prepare.data_path)
+    return tuple(path for path in named if path is not None and path.is_file())
+
+
 TARGET = ("target.model_path", "target.revision", "target.dtype")
-MEASURED = ("bench", "run.k", "run.held_out_prompts", "run.new_tokens", "run.speed_prompts", "run.batch_size")
+BENCH = ("bench", "run.k", "run.held_out_prompts", "run.new_tokens", "run.speed_prompts", "run.batch_size")
 STAGES = (
-    Stage("target", "the target as a folder; tells a wrong one first", TARGET, lambda s: s.run.output_dir, convert),
+    Stage(
+        "target", "the target as a folder; tells a wrong one first", TARGET, lambda s: s.run.output_dir, convert_target
+    ),
     Stage(
         "prepare",
         "prompts or conversations in one layout",
         ("prepare",),
-        lambda s: _set(s.prepare.output_path),
-        command("prepare"),
-        lambda s: _sources(s),
+        lambda s: _required(s.prepare.output_path),
+        run_command("prepare"),
+        _source_files,
     ),
     Stage(
         "regenerate",
         "replies written anew by the target",
         ("regenerate", "data.chat_template", "data.chat_template_kwargs"),
         lambda s: s.regenerate.output_dir,
-        command("regenerate"),
+        run_command("regenerate"),
     ),
-    Stage("merge", "a training and an evaluation file", ("merge",), lambda s: s.merge.output_dir, command("merge")),
+    Stage("merge", "a training and an evaluation file", ("merge",), lambda s: s.merge.output_dir, run_command("merge")),
     Stage(
         "cache",
         "tokens, masks and the draft's vocabulary",
         ("cache", "data", "draft"),
         lambda s: s.data.cache_dir,
-        command("cache"),
+        run_command("cache"),
     ),
     Stage(
         "hidden-states",
         "the target's states on disk; where train.mode is offline",
         ("hidden_states",),
         lambda s: s.hidden_states.output_path,
-        command("hidden-states"),
+        run_command("hidden-states"),
     ),
-    Stage("train", "the draft", ("train",), lambda s: s.train.output_dir, command("train")),
+    Stage("train", "the draft", ("train",), lambda s: s.train.output_dir, run_command("train")),
     Stage(
         "eval",
         "the acceptance length on held-out replies",
@@ -170,11 +177,9 @@ STAGES = (
         "a draft folder that SGLang and vLLM load",
         ("export",),
         lambda s: s.export.output_path,
-        command("export"),
+        run_command("export"),
     ),
-    Stage(
-        "bench", "acceptance and speed, with and without the draft", MEASURED, lambda s: s.bench.output.parent, measure
-    ),
+    Stage("bench", "acceptance and speed, with and without the draft", BENCH, lambda s: s.bench.output.parent, measure),
 )
 
 
@@ -207,36 +212,25 @@ def with_default_paths(settings: Settings) -> Settings:
         states = states if "output_path" in settings.hidden_states.model_fields_set else folder / "hidden_states"
         paths["data"] |= {"train_hidden_states_path": (states / "train",), "eval_hidden_states_path": states / "eval"}
     if run.regenerate:
-        settings = _update(settings, "regenerate", {"recorded": None})
+        settings = settings.updated("regenerate", recorded=None)
     for table, values in paths.items():
-        given = getattr(settings, table).model_fields_set
-        settings = _update(settings, table, {name: value for name, value in values.items() if name not in given})
+        explicit = getattr(settings, table).model_fields_set
+        settings = settings.updated(table, **{name: value for name, value in values.items() if name not in explicit})
     return settings
 
 
 def stage_settings(stage: Stage, settings: Settings, target: str) -> Settings:
     """The settings as one stage reads them: the converted target, and the draft that is there by then."""
-    settings = _update(settings, "target", {"model_path": target})
-    draft = {"eval": settings.train.output_dir / "best", "export": settings.train.output_dir / "best"}
-    draft["bench"] = settings.export.output_path
-    if stage.name in draft:
-        settings = _update(settings, "draft", {"path": str(draft[stage.name])})
-    return settings
+    settings = settings.updated("target", model_path=target)
+    drafts = {
+        "eval": settings.train.output_dir / "best",
+        "export": settings.train.output_dir / "best",
+        "bench": settings.export.output_path,
+    }
+    return settings.updated("draft", path=str(drafts[stage.name])) if stage.name in drafts else settings
 
 
-def _update(settings: Settings, table: str, values: Mapping[str, Any]) -> Settings:
-    changed = getattr(settings, table).model_copy(update=dict(values))
-    return settings.model_copy(update={table: changed})
-
-
-def _sources(settings: Settings) -> tuple[Path, ...]:
-    from eagle3cli.data.sources.dataset_specs import split_weight
-
-    named = (*(Path(split_weight(word)[0]) for word in settings.prepare.source), settings.prepare.data_path)
-    return tuple(path for path in named if path is not None and path.is_file())
-
-
-def _set(path: Path | None) -> Path:
+def _required(path: Path | None) -> Path:
     if path is None:
         raise UsageError("no output path", where="prepare.output_path")
     return path

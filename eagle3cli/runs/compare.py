@@ -62,7 +62,8 @@ def best_at(run: Run, k: int) -> float:
 
 def final_numbers(run: Run) -> dict[str, object]:
     """What a run came to, for scripts."""
-    best, last = run.best, run.measured[-1] if run.measured else None
+    best = run.best
+    last = run.measured[-1] if run.measured else None
     return {
         "folder": run.folder,
         "state": state_of(run.folder, run.metadata).name,

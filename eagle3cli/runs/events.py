@@ -19,7 +19,8 @@ LARGEST = 2.0**63
 
 def valid_events(events: Iterable[Event]) -> tuple[list[Event], list[Event]]:
     """Step lines and evaluations, each without the fields that hold something else; a step has a loss."""
-    steps, evals = [], []
+    steps: list[Event] = []
+    evals: list[Event] = []
     for event in map(_valid_fields, events):
         if event["event"] == "eval":
             evals.append(event)

@@ -20,7 +20,9 @@ from typing import Any
 from eagle3cli.runs.events import Event, valid_events
 from eagle3cli.training.history import HISTORY, read_history
 
-METADATA, LOG, REPORT = "run.json", "log.txt", "report.html"
+METADATA = "run.json"
+LOG = "log.txt"
+REPORT = "report.html"
 
 METADATA_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("total_steps", "processes", "draft_weights"), int),

@@ -36,7 +36,8 @@ def pipeline_progress(folder: Path) -> PipelineProgress:
         stages: dict[str, Mapping[str, Any]] = {name: stage for name, stage in content if isinstance(stage, dict)}
         since = (folder / STAGES).stat().st_mtime
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        stages, since = {}, time.time()
+        stages = {}
+        since = time.time()
     done = [name for name, stage in stages.items() if stage.get("state") == "done"]
     stage = next((name for name in stages if name not in done), None)
     summary = f"{len(done)} done" + (f", in {stage} for {duration(time.time() - since)}" if stage else "")

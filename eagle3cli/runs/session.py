@@ -86,7 +86,7 @@ def _report_listener(folder: Path, report: Reporter) -> Callable[[str, dict[str,
 
 
 def _metadata(trainer: Trainer) -> dict[str, Any]:
-    device, ranks = trainer.clock.device, trainer.spread.ranks
+    device = trainer.clock.device
     name = platform.processor() or platform.machine()
     if device.type == "cuda":
         import torch
@@ -99,7 +99,7 @@ def _metadata(trainer: Trainer) -> dict[str, Any]:
         "transformers": version("transformers"),
         "device": device.type,
         "device_name": name,
-        "processes": ranks.world_size,
+        "processes": trainer.spread.ranks.world_size,
         "draft_weights": size(trainer.draft),
         "total_steps": trainer.total_steps,
         "budget_seconds": trainer.budget_seconds,

@@ -15,7 +15,12 @@ from eagle3cli.training.history import HISTORY
 
 IDLE_LIMIT = 600.0
 """A process that cannot be asked counts as gone after so long without a line."""
-RUNNING, FINISHED, STOPPED, FAILED, DEAD, UNKNOWN = "running", "finished", "stopped", "failed", "dead", "unknown"
+RUNNING = "running"
+FINISHED = "finished"
+STOPPED = "stopped"
+FAILED = "failed"
+DEAD = "dead"
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)

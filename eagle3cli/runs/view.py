@@ -100,14 +100,17 @@ def _numbers(events: list[Event], name: str) -> list[float]:
 
 def time_left(run: Run) -> float | None:
     """Seconds of training to go, as fast as lately; None where that cannot be told."""
-    budget, total = run.metadata.get("budget_seconds"), run.metadata.get("total_steps")
-    lefts = [max(0.0, budget - run.seconds)] if isinstance(budget, int | float) else []
+    budget = run.metadata.get("budget_seconds")
+    total = run.metadata.get("total_steps")
+    estimates = [max(0.0, budget - run.seconds)] if isinstance(budget, int | float) else []
     recent = [event for event in run.steps[-RECENT:] if "seconds" in event]
     if isinstance(total, int) and recent:
         first = recent[0] if len(recent) > 1 else {"step": 0, "seconds": 0.0}
-        steps, took = recent[-1]["step"] - first["step"], recent[-1]["seconds"] - first["seconds"]
-        lefts += [max(0.0, (total - run.last_step) * took / steps)] if steps > 0 else []
-    return min(lefts, default=None)
+        steps = recent[-1]["step"] - first["step"]
+        if steps > 0:
+            seconds = recent[-1]["seconds"] - first["seconds"]
+            estimates.append(max(0.0, (total - run.last_step) * seconds / steps))
+    return min(estimates, default=None)
 
 
 def newest_checkpoint(folder: Path) -> int | None:

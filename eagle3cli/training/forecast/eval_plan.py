@@ -18,16 +18,20 @@ def plan_eval(settings: Settings) -> Plan:
     """Raises as the command would for a missing draft and missing data."""
     if settings.draft.path is None:
         raise UsageError("no draft", where="--draft-model-path", fix="give a folder, e.g. runs/train/best")
-    folder, store = find_draft(Path(settings.draft.path)), settings.data.eval_hidden_states_path
+    folder = find_draft(Path(settings.draft.path))
+    store = settings.data.eval_hidden_states_path
     lengths: list[int] | None = None
     if store is not None:
-        lengths, where = Store(store).lengths, str(store)
+        lengths = Store(store).lengths
+        where = str(store)
     else:
         settings = held_out(settings)
-        cache, data = find_cache(settings), settings.data
+        data = settings.data
         split = "eval" if data.eval_path is not None and data.eval_path != data.train_path else "train"
+        cache = find_cache(settings)
+        if cache is not None:
+            lengths = TokenRows.open(cache / split).lengths
         where = str(cache / split if cache is not None else data.eval_path or data.train_path)
-        lengths = TokenRows.open(cache / split).lengths if cache is not None else None
     if lengths is None:
         work = (f"tokenise the rows, then simulate acceptance at {settings.eval.depths} depths",)
         return Plan("eval", reads=(str(folder), where), does=work, numbers={"rows_known": False})

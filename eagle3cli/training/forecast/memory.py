@@ -123,30 +123,32 @@ def forecast(work: Workload) -> Forecast:
 
 def draft_weights(draft: DraftConfig) -> int:
     """Number of a draft's weights: ``CH + (layers)(xO + QH + 3HI) + VdH`` and norms, x = 2H in the first layer."""
-    hidden, query, key = draft.hidden_size, *_widths(draft)
-    layer = query * hidden + 3 * hidden * draft.intermediate_size + 2 * hidden
-    inner = draft.num_hidden_layers - 1
-    attention = (2 + inner) * hidden * (query + 2 * key)
-    ends = draft.draft_vocab_size * hidden + (draft.vocab_size * hidden if draft.own_embedding else 0)
-    return _aux(draft) * hidden + attention + draft.num_hidden_layers * layer + 2 * hidden + ends
+    hidden = draft.hidden_size
+    layer = draft.query_width * hidden + 3 * hidden * draft.intermediate_size + 2 * hidden
+    attention = (1 + draft.num_hidden_layers) * hidden * _qkv_width(draft)
+    embedding = draft.vocab_size * hidden if draft.own_embedding else 0
+    ends = draft.draft_vocab_size * hidden + embedding
+    return draft.aux_width * hidden + attention + draft.num_hidden_layers * layer + 2 * hidden + ends
 
 
 def standing_parts(work: Workload) -> Parts:
     """What stays from the first step to the last."""
-    draft, count = work.draft, draft_weights(work.draft)
-    hidden, shared = work.target.hidden, count // work.shards
-    whole = count * work.compute_bytes if work.shards > 1 else 0  # gathered for a step, and let go after it
-    own = shared * (MASTER if work.shards > 1 else work.compute_bytes)
-    embedding = 0 if work.online and work.tp_size == 1 else work.target.vocab * hidden * work.state_bytes
-    head = 0 if work.target.tied or not work.full_head else work.target.vocab * hidden * work.state_bytes
+    weights = draft_weights(work.draft)
+    local = weights // work.shards
+    sharded = work.shards > 1
+    gathered = weights * work.compute_bytes if sharded else 0  # for a step; released after it
+    masters = local * MASTER if work.compute_bytes != MASTER and not sharded else 0
+    vocab = work.target.vocab * work.target.hidden * work.state_bytes
+    embedding = 0 if work.online and work.tp_size == 1 else vocab
+    head = vocab if work.full_head and not work.target.tied else 0
     return {
         "process": work.process_bytes,
-        "draft weights": own + whole,
-        "fp32 masters": shared * MASTER if work.compute_bytes != MASTER and work.shards == 1 else 0,
-        "moments": shared * MASTER * (1 if work.muon else 2),
-        "target weights": _target_bytes(work) if work.online else 0,
+        "draft weights": local * _weight_bytes(work) + gathered,
+        "fp32 masters": masters,
+        "moments": local * MASTER * (1 if work.muon else 2),
+        "target weights": _target_bytes(work),
         "target embedding and head": embedding + head,
-        "teacher head": draft.draft_vocab_size * hidden * work.compute_bytes,
+        "teacher head": work.draft.draft_vocab_size * work.target.hidden * work.compute_bytes,
         "states read ahead": work.prefetched if work.cpu else 0,
     }
 
@@ -154,11 +156,7 @@ def standing_parts(work: Workload) -> Parts:
 def loading_parts(work: Workload) -> Parts:
     """Weights come in file by file, and the ends of the target are read once more from its files."""
     ends = work.target.vocab * work.target.hidden * work.state_bytes * (1 if work.target.tied else 2)
-    return {
-        "process": work.process_bytes,
-        "target weights": _target_bytes(work) if work.online else 0,
-        "its ends": ends,
-    }
+    return {"process": work.process_bytes, "target weights": _target_bytes(work), "its ends": ends}
 
 
 def target_pass_parts(work: Workload) -> Parts:
@@ -167,7 +165,7 @@ def target_pass_parts(work: Workload) -> Parts:
         work.target,
         work.sequences * work.longest_sequence * work.tp_size,
         work.tokens,
-        aux=_aux(work.draft),
+        aux=work.draft.aux_width,
         each=work.state_bytes,
         tp_size=work.tp_size,
         shared_prefix=work.shared_prefix,
@@ -176,13 +174,12 @@ def target_pass_parts(work: Workload) -> Parts:
 
 def forward_parts(work: Workload) -> Parts:
     """What is alive when the loss has been computed: activations of all depths, and what the backward will read."""
-    normed = work.positions * work.ttt_steps * work.draft.hidden_size * work.compute_bytes
     return {
         **_states(work),
         **_activations(work),
         "mask of a block": mask_bytes(work),
-        "rows for the head and their gradients": 2 * normed,
-        "head's gradient": work.draft.draft_vocab_size * work.draft.hidden_size * MASTER,
+        "rows for the head and their gradients": 2 * _normed_bytes(work),
+        "head's gradient": _head_gradient(work),
         "chunk of the head": chunk_bytes(work),
     }
 
@@ -193,29 +190,28 @@ def backward_parts(work: Workload) -> Parts:
     The gradients of the rows and of the head are scaled into copies; then the last depth's MLP and attention need
     ``R (4I + 4Q)`` and the shared keys' gradients ``N (2K + 2O)``; one depth is made again with ``recompute``.
     """
-    draft, e = work.draft, work.compute_bytes
-    hidden, (query, key) = draft.hidden_size, _widths(draft)
-    normed, head = work.positions * work.ttt_steps * hidden * e, draft.draft_vocab_size * hidden * MASTER
-    scaling = normed + head
-    again = depth_bytes(work, work.ttt_steps - 1) if work.recompute else 0
-    layer = work.positions * (4 * draft.intermediate_size + 4 * query) * e + work.tokens * (4 * query + 8 * key) * e
-    weights = 2 * 2 * hidden * (query + 2 * key) * e
+    draft = work.draft
+    recomputed = depth_bytes(work, work.ttt_steps - 1) if work.recompute else 0
+    of_positions = work.positions * (4 * draft.intermediate_size + 4 * draft.query_width)
+    of_tokens = work.tokens * (4 * draft.query_width + 8 * draft.key_width)
+    of_weights = 2 * 2 * draft.hidden_size * _qkv_width(draft)
+    layer = (of_positions + of_tokens + of_weights) * work.compute_bytes
     return {
         **_states(work),
         **_activations(work),
         "mask of a block": mask_bytes(work),
-        "rows for the head and their gradients": normed,
-        "head's gradient": head,
-        "backward of a depth": max(scaling, again + layer + weights),
+        "rows for the head and their gradients": _normed_bytes(work),
+        "head's gradient": _head_gradient(work),
+        "backward of a depth": max(_normed_bytes(work) + _head_gradient(work), recomputed + layer),
     }
 
 
 def update_parts(work: Workload) -> Parts:
     """Gradients in the type of the weights, their fp32 copies where that is another, and the ranks' message."""
-    shared = draft_weights(work.draft) // work.shards
-    copies = shared * MASTER if work.compute_bytes != MASTER and work.shards == 1 else 0
-    message = shared * MASTER if work.world_size > 1 and work.shards == 1 else 0
-    return {"gradients": shared * (MASTER if work.shards > 1 else work.compute_bytes) + copies, "message": message}
+    local = draft_weights(work.draft) // work.shards
+    copies = local * MASTER if work.compute_bytes != MASTER and work.shards == 1 else 0
+    message = local * MASTER if work.world_size > 1 and work.shards == 1 else 0
+    return {"gradients": local * _weight_bytes(work) + copies, "message": message}
 
 
 def initial_parts(work: Workload) -> Parts:
@@ -223,71 +219,75 @@ def initial_parts(work: Workload) -> Parts:
 
     ``4 M (2C + 5H + 4I)`` while the MLP is fitted, with the Gram matrix of C + H three times in fp64.
     """
-    draft, aux, rows = work.draft, _aux(work.draft), work.initial_rows
-    sample = 4 * rows * (2 * aux + 5 * draft.hidden_size + 4 * draft.intermediate_size)
-    weights = draft_weights(draft) * MASTER
-    states = {"sample of the target's states": sample, "equations": 3 * 8 * (aux + draft.hidden_size) ** 2}
-    return {**loading_parts(work), "draft weights": weights, **states}
+    draft = work.draft
+    row = 2 * draft.aux_width + 5 * draft.hidden_size + 4 * draft.intermediate_size
+    return {
+        **loading_parts(work),
+        "draft weights": draft_weights(draft) * MASTER,
+        "sample of the target's states": 4 * work.initial_rows * row,
+        "equations": 3 * 8 * (draft.aux_width + draft.hidden_size) ** 2,
+    }
 
 
 def evaluation_forecast(work: Workload) -> Forecast:
     """An evaluation without training: no gradients, so that one depth's activations are there at a time."""
-    draft, e = work.draft, work.compute_bytes
-    hidden, (query, key) = draft.hidden_size, _widths(draft)
-    each = 4 * hidden + 3 * draft.intermediate_size + 3 * query + 2 * key * work.ttt_steps
-    kept = work.positions * (each + work.ttt_steps * hidden) * e
-    zero = work.tokens * (2 * _aux(draft) + 4 * hidden + query + 4 * key) * e
-    logits = min(work.chunk, work.positions * draft.draft_vocab_size) * e
+    draft = work.draft
+    e = work.compute_bytes
+    hidden = draft.hidden_size
+    keys = 2 * draft.key_width * work.ttt_steps
+    position = 4 * hidden + 3 * draft.intermediate_size + 3 * draft.query_width + keys + work.ttt_steps * hidden
+    token = 2 * draft.aux_width + 4 * hidden + draft.query_width + 4 * draft.key_width
     standing = {
         "process": work.process_bytes,
         "draft weights": draft_weights(draft) * e,
-        "target weights": _target_bytes(work) if work.online else 0,
+        "target weights": _target_bytes(work),
         "target embedding and head": 0 if work.online else work.target.vocab * hidden * work.state_bytes,
     }
-    parts = {**_states(work), "activations of a depth": kept, "depth-0 states": zero, "chunk of the head": logits}
-    passing = [Phase("the target's pass", {**standing, **target_pass_parts(work)})] if work.online else []
-    return Forecast((*passing, Phase("simulated acceptance", {**standing, **parts})))
+    simulation = {
+        **_states(work),
+        "activations of a depth": work.positions * position * e,
+        "depth-0 states": work.tokens * token * e,
+        "chunk of the head": min(work.chunk, work.positions * draft.draft_vocab_size) * e,
+    }
+    phases = [Phase("the target's pass", {**standing, **target_pass_parts(work)})] if work.online else []
+    return Forecast((*phases, Phase("simulated acceptance", {**standing, **simulation})))
 
 
 def checkpoint_bytes(work: Workload) -> int:
     """In the computer's memory while a checkpoint is written: weights for servers, and masters and moments twice."""
-    count = draft_weights(work.draft)
-    resumable = count // work.shards * MASTER * (2 if work.muon else 3)
-    return count * work.compute_bytes + 2 * resumable
+    weights = draft_weights(work.draft)
+    resumable = weights // work.shards * MASTER * (2 if work.muon else 3)
+    return weights * work.compute_bytes + 2 * resumable
 
 
 def chunk_bytes(work: Workload) -> int:
     """One chunk of the head: teacher's and draft's logits, probabilities and error, in fp32 and in ``e`` bytes."""
     width = work.target.vocab if work.full_head else work.draft.draft_vocab_size
     positions = min(work.positions + work.ttt_steps, max(1, work.chunk // width))
-    one = positions * work.draft.draft_vocab_size
     low = work.compute_bytes if work.compute_bytes != MASTER else 0
-    whole = positions * work.target.vocab * (MASTER + low) if work.full_head else 0
-    return one * (5 * MASTER + 2 * low) + whole
+    full = positions * work.target.vocab * (MASTER + low) if work.full_head else 0
+    return positions * work.draft.draft_vocab_size * (5 * MASTER + 2 * low) + full
 
 
 def mask_bytes(work: Workload) -> int:
-    """Attention in blocks of query rows, as on a CPU: one block's mask over the longest sequence, and what it is made
+    """Attention in blocks of queries, as on a CPU: one block's mask over the longest sequence, and what it is made
     of. Compiled attention has none."""
-    rows = min(QUERY_BLOCK, work.positions)
-    return (
-        rows * work.longest_sequence * (MASTER + 1)
-        if work.cpu and work.positions < work.tokens - 2 * work.sequences
-        else 0
-    )
+    if not work.cpu or work.positions >= work.tokens - 2 * work.sequences:
+        return 0
+    return min(QUERY_BLOCK, work.positions) * work.longest_sequence * (MASTER + 1)
 
 
 def depth_bytes(work: Workload, depth: int) -> int:
     """What autograd keeps of one depth, for each row: ``3nH`` of norms, ``e (2H + 3I + 2Q)`` of projections and
     attention with its log-sum-exp, ``2eK`` for it and for each depth before, and the rotary tables ``4eD``."""
-    draft, e = work.draft, work.compute_bytes
-    hidden, (query, key) = draft.hidden_size, _widths(draft)
-    own = 2 * key * depth * e
-    tables = (4 if depth else 2) * draft.head_dim * e
-    layer = norm_bytes(work) * 2 * hidden + e * (2 * hidden + 3 * draft.intermediate_size + 2 * query)
+    draft = work.draft
+    hidden = draft.hidden_size
+    projections = 2 * hidden + 3 * draft.intermediate_size + 2 * draft.query_width
+    keys = 2 * draft.key_width * depth
+    tables = (4 if depth else 2) * draft.head_dim
+    layer = norm_bytes(work) * 2 * hidden + work.compute_bytes * (projections + keys + tables)
     layers = 1 if depth == 0 else draft.num_hidden_layers
-    each = layers * (layer + own + tables + 4 * draft.num_attention_heads) + norm_bytes(work) * hidden
-    return work.positions * each
+    return work.positions * (layers * (layer + 4 * draft.num_attention_heads) + norm_bytes(work) * hidden)
 
 
 def norm_bytes(work: Workload) -> int:
@@ -298,41 +298,52 @@ def norm_bytes(work: Workload) -> int:
 
 def _activations(work: Workload) -> Parts:
     """What the backward pass of all depths will read; with ``recompute`` only each depth's inputs."""
-    draft, e = work.draft, work.compute_bytes
-    hidden, (query, key) = draft.hidden_size, _widths(draft)
+    draft = work.draft
+    e = work.compute_bytes
+    hidden = draft.hidden_size
     depths = range(work.ttt_steps)
     if work.recompute:
-        kept = sum(work.positions * e * (2 * hidden + 2 * key * depth) for depth in depths)
+        unrolled = sum(work.positions * e * (2 * hidden + 2 * draft.key_width * depth) for depth in depths)
     else:
-        kept = sum(depth_bytes(work, depth) for depth in depths)
-    inner = (draft.num_hidden_layers - 1) * work.tokens * (query + 3 * draft.intermediate_size + 8 * hidden) * e
-    shared = work.tokens * 2 * key * e * draft.num_hidden_layers
-    zero = work.tokens * ((norm_bytes(work) + 3 * e) * hidden + (_aux(draft) + 2 * draft.head_dim) * e) + inner
-    side_by_side = 2 * hidden * (query + 2 * key) * e  # the weights of q, k and v
-    return {"activations": kept + zero + side_by_side, "depth-0 keys and values": shared}
+        unrolled = sum(depth_bytes(work, depth) for depth in depths)
+    inner_layer = draft.query_width + 3 * draft.intermediate_size + 8 * hidden
+    inner = (draft.num_hidden_layers - 1) * inner_layer * e
+    zero = (norm_bytes(work) + 3 * e) * hidden + (draft.aux_width + 2 * draft.head_dim) * e + inner
+    side_by_side = 2 * hidden * _qkv_width(draft) * e  # the weights of q, k and v
+    return {
+        "activations": unrolled + work.tokens * zero + side_by_side,
+        "depth-0 keys and values": work.tokens * 2 * draft.key_width * e * draft.num_hidden_layers,
+    }
 
 
 def _states(work: Workload) -> Parts:
     """The packed batch: auxiliary and last states, and the first in the draft's type where that is another."""
-    aux = _aux(work.draft)
-    copy = work.tokens * aux * work.compute_bytes if work.compute_bytes != work.state_bytes else 0
-    return {"batch of states": work.tokens * (aux + work.target.hidden) * work.state_bytes + copy}
+    aux = work.draft.aux_width
+    copy = aux * work.compute_bytes if work.compute_bytes != work.state_bytes else 0
+    return {"batch of states": work.tokens * ((aux + work.target.hidden) * work.state_bytes + copy)}
 
 
 def _gradients(work: Workload) -> Parts:
     """Gradients of the micro batches before this one."""
-    kept = draft_weights(work.draft) // work.shards * (MASTER if work.shards > 1 else work.compute_bytes)
-    return {"gradients": kept if work.accumulates else 0}
+    return {"gradients": draft_weights(work.draft) // work.shards * _weight_bytes(work) if work.accumulates else 0}
+
+
+def _normed_bytes(work: Workload) -> int:
+    return work.positions * work.ttt_steps * work.draft.hidden_size * work.compute_bytes
+
+
+def _head_gradient(work: Workload) -> int:
+    return work.draft.draft_vocab_size * work.draft.hidden_size * MASTER
 
 
 def _target_bytes(work: Workload) -> int:
-    return work.target.weights * work.state_bytes // work.tp_size
+    return work.target.weights * work.state_bytes // work.tp_size if work.online else 0
 
 
-def _aux(draft: DraftConfig) -> int:
-    return len(draft.aux_layers) * draft.target_hidden_size
+def _weight_bytes(work: Workload) -> int:
+    """Of a weight that is trained, and of its gradient; shards stay in fp32."""
+    return MASTER if work.shards > 1 else work.compute_bytes
 
 
-def _widths(draft: DraftConfig) -> tuple[int, int]:
-    """Widths of queries and of keys."""
-    return draft.num_attention_heads * draft.head_dim, draft.num_key_value_heads * draft.head_dim
+def _qkv_width(draft: DraftConfig) -> int:
+    return draft.query_width + 2 * draft.key_width

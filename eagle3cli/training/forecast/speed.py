@@ -80,7 +80,8 @@ class Speed:
 
 def forecast_speed(settings: Settings, inputs: RunInputs, world_size: int, order: Order) -> Speed:
     """What a step of ``world_size`` processes takes."""
-    train, data = settings.train, inputs.data
+    train = settings.train
+    data = inputs.data
     anchors = sum(data.loss_tokens) * train.anchor_fraction
     draft = per_token(inputs.draft, data.tokens, len(data.lengths), anchors, train.ttt_length)
     target = 2 * active_weights(inputs.target) if train.mode == "online" else 0
@@ -96,7 +97,8 @@ def forecast_speed(settings: Settings, inputs: RunInputs, world_size: int, order
         balance=balance(batches, data.lengths, world_size),
     )
     if inputs.device == "cpu":
-        cluster, device = _cpu_cluster(inputs, world_size, settings.target.threads), "this processor"
+        cluster = _cpu_cluster(inputs, world_size, settings.target.threads)
+        device = "this processor"
     else:
         cluster, device = _gpu_cluster(world_size)
     return Speed(step_time(step, cluster), device, world_size)
@@ -105,7 +107,7 @@ def forecast_speed(settings: Settings, inputs: RunInputs, world_size: int, order
 def per_token(draft: DraftConfig, tokens: int, rows: int, loss_tokens: float, ttt_steps: int) -> float:
     """FLOP of the draft for a token of these data."""
     head = draft.draft_vocab_size * draft.hidden_size
-    fc = len(draft.aux_layers) * draft.target_hidden_size * draft.hidden_size
+    fc = draft.aux_width * draft.hidden_size
     embedding = draft.vocab_size * draft.hidden_size if draft.own_embedding else 0
     return draft_flops(
         fc=fc,
@@ -145,7 +147,8 @@ def product_flops(dtype: torch.dtype) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        matrix, times = torch.ones(PRODUCT, PRODUCT, dtype=dtype), []
+        matrix = torch.ones(PRODUCT, PRODUCT, dtype=dtype)
+        times = []
         for _ in range(3):
             start = time.perf_counter()
             matrix @ matrix

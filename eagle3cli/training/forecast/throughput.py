@@ -23,7 +23,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-GRADIENT_BYTES, OPTIMISER_BYTES = 4, 28
+GRADIENT_BYTES = 4
+OPTIMISER_BYTES = 28
 REACHED = 0.4
 """Share of a GPU's peak FLOP/s that training is assumed to reach where nobody has measured it."""
 

@@ -31,12 +31,13 @@ class MicroBatch:
 
 def training_workload(settings: Settings, inputs: RunInputs, world_size: int, *, resumes: bool = False) -> Workload:
     """The workload of one of ``world_size`` processes; ``resumes``: a checkpoint has the weights already."""
-    train, draft, data = settings.train, inputs.draft, inputs.data
+    train = settings.train
+    draft = inputs.draft
+    data = inputs.data
     largest = largest_micro_batch(settings, data, world_size)
     initial_rows = 0
     if settings.draft.init == "target" and not resumes:
-        aux_width = len(draft.aux_layers) * draft.target_hidden_size
-        initial_rows = min(sum(data.loss_tokens), INIT_ELEMENTS // aux_width)
+        initial_rows = min(sum(data.loss_tokens), INIT_ELEMENTS // draft.aux_width)
     micro_batch = train.micro_batch_size
     return Workload(
         draft=draft,
