@@ -30,7 +30,9 @@ def run(settings: Settings, out: Out) -> int | None:
             view, state = follow(watcher, screen)
         text = f"{view.name}: {state.message}" if screen.live is not None else ""
     text = text or "\n".join(lines(view))
-    out.result({"kind": run.kind, **asdict(view), "ended": state.ended, "state": state.name, "told": state.message}, text)
+    out.result(
+        {"kind": run.kind, **asdict(view), "ended": state.ended, "state": state.name, "told": state.message}, text
+    )
     return None if options.once or state.name == FINISHED else FAILED
 
 
