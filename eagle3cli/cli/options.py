@@ -14,9 +14,9 @@ from eagle3cli.cli.dry_run import show
 from eagle3cli.cli.remote_code import warn_of_remote_code
 from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
+from eagle3cli.settings.errors import DEFAULT
 from eagle3cli.settings.fields import SettingsField
 from eagle3cli.settings.load import Loaded, load
-from eagle3cli.settings.mistakes import DEFAULT
 from eagle3cli.settings.packaged import find_recipe, recipes
 from eagle3cli.settings.tables import Settings
 

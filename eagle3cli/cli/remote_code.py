@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from eagle3cli.console.out import Out
+from eagle3cli.settings.errors import DEFAULT
 from eagle3cli.settings.load import Loaded
-from eagle3cli.settings.mistakes import DEFAULT
 
 KEY = "target.trust_remote_code"
 

@@ -40,14 +40,12 @@ def show(keys: Keys = None, config: Config = None, set_: Set = None, json_: Json
 @app.command(epilog=options.epilog(["eagle3 config check", "eagle3 config check eagle3.toml experiment.toml"]))
 def check(files: Files = None, json_: Json = False, debug: Debug = False) -> None:
     """Check settings files: unknown keys, wrong values, broken TOML; all mistakes at once."""
-    from eagle3cli.settings.inputs import missing_inputs
-
     if not files and not layers.FOLDER_FILE.is_file():
         fix = "name a file, or write one: eagle3 config init"
         raise UsageError("no settings file here", where="eagle3.toml", fix=fix)
     loaded = layers.load([find_recipe(name) for name in files or ()])
     out = Out(json_wanted=json_)
-    for where, key, path in missing_inputs(loaded):
+    for where, key, path in loaded.missing_inputs():
         out.warn(f"{where}: {key}: {path} is not there yet")
     count = len(loaded.origins)
     text = f"{', '.join(map(str, loaded.files))}: fine, {count} setting{'' if count == 1 else 's'} given"

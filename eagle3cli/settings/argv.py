@@ -1,4 +1,4 @@
-"""Settings as the words of a command line."""
+"""Settings as a command line."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from eagle3cli.settings.tables import Settings
 def to_argv(settings: Settings, patterns: Iterable[str]) -> list[str]:
     """The flags that give these fields (``train.*``, ``data.train_path``) their values; those at their default are
     left out."""
-    usual, found = Settings(), list[str]()
+    defaults = Settings()
+    argv: list[str] = []
     for field in dict.fromkeys(field for pattern in patterns for field in select(pattern)):
-        value = getattr(getattr(settings, field.table), field.name)
-        if value == getattr(getattr(usual, field.table), field.name):
+        value = field.value(settings)
+        if value == field.value(defaults):
             continue
         flag = field.flags[0]
         if isinstance(value, bool):
-            found.append(flag if value else f"--no-{flag.removeprefix('--')}")
+            argv.append(flag if value else f"--no-{flag.removeprefix('--')}")
         else:
-            found += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
-    return found
+            argv += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
+    return argv

@@ -15,13 +15,9 @@ class DataSettings(Table):
 
     train_path: Path | None = option(None, "Training conversations (jsonl).", "--train-data-path", "--data-path")
     eval_path: Path | None = option(None, "Held-out conversations (jsonl).", "--eval-data-path")
-    cache_dir: Path = option(Path("cache"), "Where tokenised data are kept.", "--cache-dir")
-    train_hidden_states_path: tuple[Path, ...] = option(
-        (), "Hidden-state store to train on; several are read as one.", "--train-hidden-states-path"
-    )
-    eval_hidden_states_path: Path | None = option(
-        None, "Hidden-state store to evaluate on.", "--eval-hidden-states-path"
-    )
+    cache_dir: Path = option(Path("cache"), "Where tokenised data are kept.")
+    train_hidden_states_path: tuple[Path, ...] = option((), "Hidden-state store to train on; several are read as one.")
+    eval_hidden_states_path: Path | None = option(None, "Hidden-state store to evaluate on.")
     chat_template: str = option("auto", "auto (the tokenizer's own), a named template, or a .jinja file.")
     chat_template_kwargs: tuple[str, ...] = option(
         (), "Values that the template reads, e.g. enable_thinking=false reasoning_effort=high."
@@ -71,12 +67,12 @@ class PrepareSettings(Table):
         "autoif, lmsys-arena, magpie, opc, nemotron-post-training, opencodeinstruct, magicoder, codealpaca, gsm8k, "
         "hendrycks-math, camel, self (the target writes the prompts), quickstart.",
     )
-    output_path: Path | None = option(None, "Folder for the result; default ./cache/dataset/NAME.", "--output-path")
-    data_path: Path | None = option(None, "Read a preset's layout from this local file.", "--data-path")
+    output_path: Path | None = option(None, "Folder for the result; default ./cache/dataset/NAME.")
+    data_path: Path | None = option(None, "Read a preset's layout from this local file.")
     split: str = option("train", "Split of a hub data set.")
     subset: str | None = option(None, "Subset (configuration) of a hub data set.")
     sample_size: int | None = option(None, "Rows to keep, drawn with --seed.", ge=1)
-    split_eval: bool = option(False, "Also write an evaluation file (5% of the rows, at most 1,000).", "--split-eval")
+    split_eval: bool = option(False, "Also write an evaluation file (5% of the rows, at most 1,000).")
     seed: int = option(0, "Seed of sampling and splitting.")
     prompts_only: bool = option(False, "Keep only the first user message of each conversation.")
     min_turns: int = option(1, "Drop conversations with fewer user turns.", ge=1)
@@ -92,7 +88,7 @@ class PrepareSettings(Table):
     drop_truncated: bool = option(False, "Drop rows with a reply that the length limit cut (where the row says so).")
     drop_loops: bool = option(False, "Drop rows with a reply that repeats itself to its end.")
     drop_refusals: bool = option(False, "Drop rows with a reply that refuses.")
-    map: tuple[str, ...] = option((), "Field mapping role=column, e.g. user=question assistant=answer.", "--map")
+    map: tuple[str, ...] = option((), "Field mapping role=column, e.g. user=question assistant=answer.")
     overwrite: bool = option(False, "Replace an existing result.")
 
     @field_validator("source", mode="before")
@@ -105,8 +101,8 @@ class PrepareSettings(Table):
 class MergeSettings(Table):
     """eagle3 merge: shards to a training and an evaluation file."""
 
-    input_dir: Path = option(Path("cache/regenerated"), "Folder of shards from regenerate.", "--input-dir")
-    output_dir: Path = option(Path("cache/dataset"), "Folder for train.jsonl and eval.jsonl.", "--output-dir")
+    input_dir: Path = option(Path("cache/regenerated"), "Folder of shards from regenerate.")
+    output_dir: Path = option(Path("cache/dataset"), "Folder for train.jsonl and eval.jsonl.")
     train_size: int | None = option(None, "Training rows; default: all that remain.", ge=1)
     eval_size: int = option(10000, "Held-out rows; at most a tenth of all unless set.", ge=0)
     seed: int = option(0, "Seed of the split.")
@@ -123,7 +119,7 @@ class CacheSettings(Table):
     prompt_weight: int = option(
         1, "Weight of prompt tokens when counting the draft vocabulary; 0 counts replies only.", ge=0
     )
-    view_train_data: tuple[int, ...] = option((), "Show these rows (from 1) after caching.", "--view-train-data")
+    view_train_data: tuple[int, ...] = option((), "Show these rows (from 1) after caching.")
     overwrite: bool = option(False, "Rebuild even if a current cache exists.")
 
 
@@ -153,7 +149,7 @@ class ViewSettings(Table):
 class HiddenStatesSettings(Table):
     """eagle3 hidden-states: the target's states to disk."""
 
-    output_path: Path = option(Path("cache/hidden_states"), "Folder of the stores (train/ and eval/).", "--output-path")
+    output_path: Path = option(Path("cache/hidden_states"), "Folder of the stores (train/ and eval/).")
     split: Literal["train", "eval", "both"] = option("both", "Which cached rows to capture.")
     dtype: ComputeType = option(
         "auto",
@@ -176,5 +172,5 @@ class HiddenStatesSettings(Table):
     shard_mb: int = option(1000, "Size of a shard in MB, at most; small stores have smaller ones.", ge=1)
     sample_size: int | None = option(None, "Only the first N rows.", ge=1)
     overwrite: bool = option(False, "Start over and replace an earlier store.")
-    paths: tuple[Path, ...] = option((), "Stores; default: those of --output-path.", "--paths")
+    paths: tuple[Path, ...] = option((), "Stores; default: those of --output-path.")
     recompute: int = option(8, "Rows of each store that verify computes again with the target; 0: none.", ge=0)

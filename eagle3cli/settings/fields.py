@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
+from eagle3cli.settings.table import Table
 from eagle3cli.settings.tables import Settings
 
-WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
+TYPE_TEXTS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
+BOUND_TEXTS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 @dataclass(frozen=True)
@@ -39,26 +41,29 @@ class SettingsField:
         """The default value."""
         return self.info.default
 
+    def value(self, settings: Settings) -> Any:
+        """Its value in ``settings``."""
+        return getattr(getattr(settings, self.table), self.name)
+
+    @property
+    def _extra(self) -> dict[str, Any]:
+        extra = self.info.json_schema_extra
+        return extra if isinstance(extra, dict) else {}
+
     @property
     def flags(self) -> tuple[str, ...]:
         """Its command-line options, the usual one first."""
-        extra = self.info.json_schema_extra
-        named = extra.get("flags") if isinstance(extra, dict) else None
-        if isinstance(named, list):
-            return tuple(str(flag) for flag in named)
-        return ("--" + self.name.replace("_", "-"),)
+        return tuple(self._extra.get("flags", ())) or ("--" + self.name.replace("_", "-"),)
 
     @property
     def bare(self) -> str | None:
         """The value of its flag where none follows; None where one must."""
-        extra = self.info.json_schema_extra
-        value = extra.get("bare") if isinstance(extra, dict) else None
-        return value if isinstance(value, str) else None
+        return self._extra.get("bare")
 
     @cached_property
     def _union(self) -> tuple[Any, ...]:
         annotation = self.info.annotation
-        if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        if typing.get_origin(annotation) in (types.UnionType, typing.Union):
             return typing.get_args(annotation)
         return (annotation,)
 
@@ -93,37 +98,43 @@ class SettingsField:
     @property
     def bounds(self) -> str:
         """The bounds in words: ``at least 1, below 10``; empty where there are none."""
-        words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-        return ", ".join(f"{word} {self.bound(name):g}" for name, word in words.items() if self.bound(name) is not None)
+        texts = BOUND_TEXTS.items()
+        return ", ".join(f"{text} {self.bound(name):g}" for name, text in texts if self.bound(name) is not None)
 
     @property
     def allowed(self) -> str:
         """What may be given, in words: ``a whole number, at least 1``."""
-        one = " or ".join(self.choices) or WORDS.get(self.type, "a value")
+        one = " or ".join(self.choices) or TYPE_TEXTS.get(self.type, "a value")
         return ", ".join(filter(None, [f"a list, each {one}" if self.many else one, self.bounds]))
+
+
+def _tables() -> dict[str, type[Table]]:
+    return {name: info.annotation for name, info in Settings.model_fields.items() if isinstance(info.annotation, type)}
 
 
 @lru_cache(maxsize=1)
 def fields() -> dict[str, SettingsField]:
     """All fields by their key, in the order of the tables."""
-    found = {}
-    for table, info in Settings.model_fields.items():
-        model = info.annotation
-        assert model is not None
-        for name, field in model.model_fields.items():
-            found[f"{table}.{name}"] = SettingsField(table, name, field)
-    return found
+    every = [
+        SettingsField(t, name, info) for t, table in _tables().items() for name, info in table.model_fields.items()
+    ]
+    return {field.key: field for field in every}
+
+
+def fields_of_table(table: str) -> list[SettingsField]:
+    """The fields of one table, in their order."""
+    return [field for field in fields().values() if field.table == table]
 
 
 def tables() -> dict[str, str]:
     """The tables by name, each with its one-line description."""
-    return {name: (info.annotation.__doc__ or "") for name, info in Settings.model_fields.items() if info.annotation}
+    return {name: table.__doc__ or "" for name, table in _tables().items()}
 
 
 def select(pattern: str) -> list[SettingsField]:
     """The fields that ``table.name`` or ``table.*`` stands for; raises KeyError where there is none."""
     table, _, name = pattern.partition(".")
-    chosen = [f for f in fields().values() if f.table == table and name in ("*", f.name)]
-    if not chosen:
+    selected = [field for field in fields_of_table(table) if name in ("*", field.name)]
+    if not selected:
         raise KeyError(pattern)
-    return chosen
+    return selected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,24 @@ from typing import Any
 from pydantic import ValidationError
 
 from eagle3cli.errors import UsageError
-from eagle3cli.settings.fields import SettingsField, fields, select, tables
-from eagle3cli.settings.mistakes import (
+from eagle3cli.settings.errors import (
     DEFAULT,
-    explain,
+    combine,
     key_without_table,
-    together,
     unknown_key,
+    validation_errors,
     wrong_value,
 )
+from eagle3cli.settings.fields import SettingsField, fields, select, tables
 from eagle3cli.settings.tables import Settings
 from eagle3cli.settings.toml import read_toml
 
 FOLDER_FILE = Path("eagle3.toml")
+INPUTS = (
+    *("data.train_path", "data.eval_path", "data.train_hidden_states_path", "data.eval_hidden_states_path"),
+    *("prepare.data_path", "regenerate.input_path", "merge.input_dir", "view.path", "bench.benchmark_dir"),
+)
+"""Settings that name files to be read."""
 
 
 @dataclass(frozen=True)
@@ -40,26 +45,32 @@ class Loaded:
 
     def rows(self, patterns: Sequence[str]) -> list[tuple[str, Any, str]]:
         """Key, value and origin of the fields of these tables or keys. Raises UsageError for an unknown one."""
-        found = []
+        selected: list[SettingsField] = []
         for pattern in patterns:
             try:
-                chosen = select(pattern if "." in pattern else f"{pattern}.*")
+                selected += select(pattern if "." in pattern else f"{pattern}.*")
             except KeyError as error:
                 raise unknown_key(pattern, "KEY") from error
-            for one in chosen:
-                value = getattr(getattr(self.settings, one.table), one.name)
-                found.append((one.key, value, self.origin(one.key)))
-        return found
+        return [(field.key, field.value(self.settings), self.origin(field.key)) for field in selected]
+
+    def missing_inputs(self) -> Iterator[tuple[str, str, Path]]:
+        """Where it was set, the key and the path of each given input that does not exist (yet)."""
+        for key in INPUTS:
+            value = fields()[key].value(self.settings)
+            for path in value if isinstance(value, tuple) else (value,):
+                if key in self.origins and path is not None and not path.exists():
+                    yield self.origin(key), key, path
 
 
 @dataclass
 class _Layers:
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
-    wrong: list[UsageError] = field(default_factory=list)
+    errors: list[UsageError] = field(default_factory=list)
 
     def put(self, key: str, value: Any, origin: str) -> None:
-        self.values[key], self.origins[key] = value, origin
+        self.values[key] = value
+        self.origins[key] = origin
 
 
 def load(
@@ -83,24 +94,24 @@ def load(
 
 
 def _add_file(layers: _Layers, path: Path) -> None:
-    refused: tuple[str, ...] = ()  # what stands in a table that does not exist is not told one by one
+    skipped: tuple[str, ...] = ()  # what stands in a table that does not exist is not reported one by one
     for entry in read_toml(path):
         where = f"{path}:{entry.line}"
         table, *rest = entry.key
         key = ".".join(entry.key)
-        if refused and entry.key[: len(refused)] == refused:
+        if skipped and entry.key[: len(skipped)] == skipped:
             continue
         if table not in tables() and not rest and entry.value is not None:
-            layers.wrong.append(key_without_table(table, where))
+            layers.errors.append(key_without_table(table, where))
         elif table not in tables():
-            refused = (table,)
-            layers.wrong.append(unknown_key(table, where))
+            skipped = (table,)
+            layers.errors.append(unknown_key(table, where))
         elif not rest and entry.value is not None:
             fix = f"write [{table}] on a line of its own, its keys below"
-            layers.wrong.append(UsageError(f"{table} is a table, not a value", where=where, fix=fix))
+            layers.errors.append(UsageError(f"{table} is a table, not a value", where=where, fix=fix))
         elif rest and key not in fields():
-            refused = entry.key if entry.value is None else ()
-            layers.wrong.append(unknown_key(key, where))
+            skipped = entry.key if entry.value is None else ()
+            layers.errors.append(unknown_key(key, where))
         elif rest:
             layers.put(key, entry.value, where)
 
@@ -113,7 +124,7 @@ def _add_assignment(layers: _Layers, assignment: str) -> None:
     if key in fields():
         layers.put(key, parse_value(fields()[key], text.strip()), f"--set {key}")
     else:
-        layers.wrong.append(unknown_key(key, "--set"))
+        layers.errors.append(unknown_key(key, "--set"))
 
 
 def parse_value(field: SettingsField, text: str) -> Any:
@@ -130,18 +141,18 @@ def parse_value(field: SettingsField, text: str) -> Any:
 
 def _validate(layers: _Layers) -> Settings:
     nested: dict[str, dict[str, Any]] = {}
-    wrong = list(layers.wrong)
+    errors = list(layers.errors)
     for key, value in layers.values.items():
         table, name = key.split(".")
         if isinstance(value, bool) and fields()[key].type in (int, float):  # pydantic would read true as 1
-            wrong.append(wrong_value(fields()[key], value, layers.origins[key]))
+            errors.append(wrong_value(fields()[key], value, layers.origins[key]))
             continue
         nested.setdefault(table, {})[name] = value
     try:
         settings = Settings.model_validate(nested)
     except ValidationError as error:
-        wrong += explain(error, layers.values, layers.origins)
+        errors += validation_errors(error, layers.values, layers.origins)
     else:
-        if not wrong:
+        if not errors:
             return settings
-    raise together(wrong)
+    raise combine(errors)

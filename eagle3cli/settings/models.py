@@ -44,7 +44,7 @@ class TargetSettings(Table):
         "--max-memory is given.",
     )
     max_memory: tuple[str, ...] = option(
-        (), "What each device may hold of the target: 0=20GiB cpu=60GiB; the rest goes to disk.", "--max-memory"
+        (), "What each device may hold of the target: 0=20GiB cpu=60GiB; the rest goes to disk."
     )
     offload_folder: Path = option(Path("cache/offload"), "Where --device-map puts weights that the disk holds.")
 
@@ -71,7 +71,7 @@ class DraftSettings(Table):
     )
     vocab_size: int | None = option(None, "Draft vocabulary; overrides the config.", "--draft-vocab-size", ge=1)
     aux_layers: tuple[int, ...] | None = option(
-        None, "Target layers whose outputs feed the draft, low to high; default 1, L//2-1, L-4.", "--aux-layers"
+        None, "Target layers whose outputs feed the draft, low to high; default 1, L//2-1, L-4."
     )
     init: Literal["target", "random", "draft"] = option(
         "target",
@@ -92,7 +92,7 @@ class DraftSettings(Table):
 class ExportSettings(Table):
     """eagle3 export and import: a draft folder that servers load."""
 
-    output_path: Path = option(Path("runs/draft"), "Folder to write.", "--output-path")
+    output_path: Path = option(Path("runs/draft"), "Folder to write.")
     layout: Literal["sglang", "vllm", "legacy"] = option(
         "sglang",
         "Whose options the draft may use: sglang (vLLM loads the same folder), vllm (what it alone can run, such as an "

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from eagle3cli.errors import UsageError
-from eagle3cli.settings.mistakes import suggest
+from eagle3cli.settings.errors import suggest
 
 
 def recipes() -> dict[str, Path]:

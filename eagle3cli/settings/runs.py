@@ -14,9 +14,9 @@ class ReportSettings(Table):
         (), "Folders of train, run or bench (or a results file); default: the newest run below ./runs."
     )
     output_path: Path | None = option(
-        None, "The page; default: report.html in the run's folder, and of several runs none.", "--output-path"
+        None, "The page; default: report.html in the run's folder, and of several runs none."
     )
-    charts: Path | None = option(None, "Also write every chart to this folder, as SVG and PNG.", "--charts")
+    charts: Path | None = option(None, "Also write every chart to this folder, as SVG and PNG.")
 
 
 class WatchSettings(Table):

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from eagle3cli.settings.fields import SettingsField, fields, tables
+from eagle3cli.settings.fields import SettingsField, fields_of_table, tables
 from eagle3cli.settings.tables import Settings
 
 FILE = "eagle3.schema.json"
@@ -26,22 +26,22 @@ def json_schema() -> dict[str, Any]:
 
 
 def _table(table: str, summary: str) -> dict[str, Any]:
-    keys = {field.name: _field(field) for field in fields().values() if field.table == table}
+    keys = {field.name: _field(field) for field in fields_of_table(table)}
     return {"type": "object", "description": summary, "additionalProperties": False, "properties": keys}
 
 
 def _field(field: SettingsField) -> dict[str, Any]:
-    told: dict[str, Any] = {"description": field.help}
+    schema: dict[str, Any] = {"description": field.help}
     one = _one(field)
     if not field.many:
-        told |= one
+        schema |= one
     elif _takes(field, "x"):  # one value may stand without brackets
-        told["anyOf"] = [{"type": "array", "items": one}, one]
+        schema["anyOf"] = [{"type": "array", "items": one}, one]
     else:
-        told |= {"type": "array", "items": one}
+        schema |= {"type": "array", "items": one}
     if field.default is not None:
-        told["default"] = _plain(field.default)
-    return told
+        schema["default"] = _plain(field.default)
+    return schema
 
 
 def _one(field: SettingsField) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class RegenerateSettings(Table):
     """eagle3 regenerate: replies rewritten by the target."""
 
     input_path: Path | None = option(None, "Conversations (jsonl) from prepare.", "--input-path", "--data-path")
-    output_dir: Path = option(Path("cache/regenerated"), "Folder of the shards.", "--output-dir")
+    output_dir: Path = option(Path("cache/regenerated"), "Folder of the shards.")
     engine: Literal["auto", "sglang", "vllm", "local"] = option(
         "auto",
         "What runs the target: sglang or vllm (servers), local (this process, through transformers); auto: servers "
@@ -47,7 +47,7 @@ class RegenerateSettings(Table):
     )
     turns: Literal["last", "all"] = option("all", "Rewrite the last assistant turn, or every one in order.")
     recorded: str | None = option(
-        None, "Replies recorded earlier (jsonl, .gz, or a packaged name), used for prompts they match.", "--recorded"
+        None, "Replies recorded earlier (jsonl, .gz, or a packaged name), used for prompts they match."
     )
     batch_size: int = option(64, "Conversations decoded together by --engine local.", ge=1)
     max_tokens: int = option(2048, "Longest reply in tokens.", ge=1)
@@ -77,16 +77,14 @@ class BenchSettings(Table):
     config_list: tuple[str, ...] = option(
         ("1,0,0,0", "1,3,1,4", "1,5,1,6"),
         "Configurations batch,steps,topk,draft_tokens; 0s are the baseline.",
-        "--config-list",
     )
     benchmark_list: tuple[str, ...] = option(
         ("mtbench:8",),
         "Tasks as NAME:ROWS, NAME@FILE:ROWS or FILE.jsonl:ROWS; names: mtbench, gsm8k, humaneval, math500, ceval, "
         "cmmlu, mbpp, livecodebench, alpaca, qa, summarisation.",
-        "--benchmark-list",
     )
     benchmark_dir: Path | None = option(
-        None, "Folder with files of the tasks (gsm8k.jsonl ...), taken before packages and the hub.", "--benchmark-dir"
+        None, "Folder with files of the tasks (gsm8k.jsonl ...), taken before packages and the hub."
     )
     temperature: tuple[float, ...] = option((0.0,), "Temperatures; 0 is greedy.")
     max_tokens: int = option(128, "New tokens per answer.", ge=1)
@@ -102,5 +100,5 @@ class BenchSettings(Table):
         False, "Look for the fastest steps, topk and draft tokens for the batch sizes of --config-list."
     )
     search_runs: int = option(12, "Configurations that a search measures at most, for each batch size.", ge=2)
-    output: Path = option(Path("runs/bench/results.jsonl"), "Result file (jsonl).", "--output")
+    output: Path = option(Path("runs/bench/results.jsonl"), "Result file (jsonl).")
     overwrite: bool = option(False, "Replace earlier results.")

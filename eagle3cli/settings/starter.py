@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from eagle3cli.errors import UsageError
+from eagle3cli.settings.errors import validation_errors
 from eagle3cli.settings.fields import fields
 from eagle3cli.settings.load import parse_value
-from eagle3cli.settings.mistakes import explain
 from eagle3cli.settings.tables import Settings
 
 
@@ -43,29 +43,27 @@ QUESTIONS = (
 )
 
 
-def ask_all(ask: Callable[[str, str], str], tell: Callable[[str], None]) -> dict[str, str]:
-    """The answers by key; ``ask`` gets a question and its default, ``tell`` what is wrong with an answer."""
+def ask_all(ask: Callable[[str, str], str], show: Callable[[str], None]) -> dict[str, str]:
+    """The answers by key; ``ask`` gets a question and its default, ``show`` what is wrong with an answer."""
     answers: dict[str, str] = {}
     for question in QUESTIONS:
-        usual = question.default(answers)
-        while True:
-            answer = ask(question.text, usual).strip() or usual
-            wrong = mistake(question.key, answer)
-            if wrong is None:
-                break
-            tell(f"{wrong.what}{f' ({wrong.fix})' if wrong.fix else ''}")
+        default = question.default(answers)
+        answer = ask(question.text, default).strip() or default
+        while error := error_in(question.key, answer):
+            show(f"{error.what}{f' ({error.fix})' if error.fix else ''}")
+            answer = ask(question.text, default).strip() or default
         answers[question.key] = answer
     return answers
 
 
-def mistake(key: str, text: str) -> UsageError | None:
+def error_in(key: str, text: str) -> UsageError | None:
     """What is wrong with a value, or None."""
     table, name = key.split(".")
     value: Any = parse_value(fields()[key], text)
     try:
         Settings.model_validate({table: {name: value}})
     except ValidationError as error:
-        return explain(error, {key: value}, {key: "--set"})[0]
+        return validation_errors(error, {key: value}, {key: "--set"})[0]
     return None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle3cli.errors import UsageError
-from eagle3cli.settings.fields import SettingsField, fields, tables
+from eagle3cli.settings.fields import SettingsField, fields_of_table, tables
 from eagle3cli.settings.tables import Settings
 
 
@@ -46,16 +46,16 @@ def read_toml(path: Path) -> list[Entry]:
 def _broken(error: tomllib.TOMLDecodeError, text: str, path: Path) -> UsageError:
     place = re.search(r"\(at line (\d+), column (\d+)\)", str(error))
     line = int(place[1]) if place else text.count("\n") + 1
-    what = re.sub(r" \(at .*\)$", "", str(error))
+    reason = re.sub(r" \(at .*\)$", "", str(error))
     lines = text.splitlines()
     shown = f": {lines[line - 1].strip()}" if 0 < line <= len(lines) and lines[line - 1].strip() else ""
     return UsageError(
-        f"broken TOML ({what[0].lower()}{what[1:]}){shown}", where=f"{path}:{line}", fix=_mend(lines, line)
+        f"broken TOML ({reason[0].lower()}{reason[1:]}){shown}", where=f"{path}:{line}", fix=_fix(lines, line)
     )
 
 
-def _mend(lines: list[str], line: int) -> str:
-    """How to mend the line that TOML stumbled over (counted from 1)."""
+def _fix(lines: list[str], line: int) -> str:
+    """How to fix the line that TOML stumbled over (counted from 1)."""
     text = lines[line - 1].strip() if 0 < line <= len(lines) else ""
     earlier = [number for number, other in enumerate(lines[: line - 1], 1) if _start(other) == _start(text) != ""]
     if text.startswith("[") and earlier:
@@ -129,10 +129,9 @@ def to_toml(settings: Settings) -> str:
     parts = []
     for table in tables():
         parts.append(f"[{table}]")
-        for field in fields().values():
-            if field.table == table:
-                value = getattr(getattr(settings, table), field.name)
-                parts.append(f"# {field.name} is not set" if value is None else f"{field.name} = {literal(value)}")
+        for field in fields_of_table(table):
+            value = field.value(settings)
+            parts.append(f"# {field.name} is not set" if value is None else f"{field.name} = {literal(value)}")
         parts.append("")
     return "\n".join(parts)
 
@@ -149,9 +148,8 @@ def commented_toml(values: Mapping[str, Any] | None = None, head: str = "") -> s
     ]
     for table, summary in tables().items():
         parts += [f"# {summary}", f"[{table}]"]
-        for field in fields().values():
-            if field.table == table:
-                parts += [f"# {field.help} ({field.allowed})", _example_line(field, values or {}), ""]
+        for field in fields_of_table(table):
+            parts += [f"# {field.help} ({field.allowed})", _example_line(field, values or {}), ""]
     return "\n".join(parts).rstrip("\n") + "\n"
 
 

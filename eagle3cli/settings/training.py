@@ -31,7 +31,7 @@ class TrainSettings(Table):
     mode: Literal["online", "offline"] = option(
         "online", "online: the target runs live; offline: hidden states come from disk."
     )
-    output_dir: Path = option(Path("runs/train"), "The run's folder.", "--output-dir")
+    output_dir: Path = option(Path("runs/train"), "The run's folder.")
     num_epochs: int = option(10, "Passes over the data.", ge=1)
     total_steps: int | None = option(None, "Stop after this many optimiser steps.", ge=1)
     time_budget: str | None = option(
@@ -100,7 +100,7 @@ class TrainSettings(Table):
     )
     max_skipped_steps: int = option(10, "Stop once this many steps had no finite gradient.", ge=1)
     report_to: tuple[TrackerName, ...] = option(
-        (), "Experiment trackers that get the run's numbers; their keys come from the environment.", "--report-to"
+        (), "Experiment trackers that get the run's numbers; their keys come from the environment."
     )
     tracker_project: str = option(
         "eagle3", "Project (experiment) of the trackers.", "--wandb-project", "--tracker-project"
@@ -118,10 +118,9 @@ class LaunchSettings(Table):
     gpus: str | None = option(
         None,
         "Start one process for each of N GPUs (or auto: all) of this machine; without GPUs, N on the CPU.",
-        "--gpus",
     )
     dist_timeout: float = option(
-        20.0, "Minutes after which a process that keeps the others waiting ends the run.", "--dist-timeout", gt=0
+        20.0, "Minutes after which a process that keeps the others waiting ends the run.", gt=0
     )
 
     @field_validator("gpus")
@@ -149,7 +148,7 @@ STAGE_NAMES: tuple[str, ...] = get_args(StageName)
 class RunSettings(Table):
     """eagle3 run: the whole chain from one settings file."""
 
-    output_dir: Path = option(Path("runs/run"), "The run's folder.", "--output-dir")
+    output_dir: Path = option(Path("runs/run"), "The run's folder.")
     k: int = option(5, "Draft depth of the final measurement.", ge=1, le=16)
     held_out_prompts: int = option(64, "Held-out prompts of the final measurement.", ge=1)
     new_tokens: int = option(128, "New tokens per held-out prompt.", ge=1)

@@ -15,7 +15,7 @@ from eagle3cli.settings.schema import json_schema
 from eagle3cli.settings.tables import Settings
 from eagle3cli.settings.toml import to_toml
 from tests.conftest import ROOT
-from tests.settings.test_mistakes import IN_FILES
+from tests.settings.test_errors import IN_FILES
 
 VALIDATOR = jsonschema.Draft7Validator(json_schema())
 NOT_IN_A_SCHEMA = ("exclude each other", "do not fit")

@@ -11,7 +11,7 @@ from eagle3cli.cli.completion.shells import script
 from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.files import write_text
-from eagle3cli.settings.mistakes import suggest
+from eagle3cli.settings.errors import suggest
 
 
 def run_flag(argv: Sequence[str]) -> int:

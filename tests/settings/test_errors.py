@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from eagle3cli.settings.errors import suggest
 from eagle3cli.settings.fields import fields, tables
-from eagle3cli.settings.mistakes import suggest
 from eagle3cli.settings.renamed import GONE, RENAMED, TABLES
 from tests.conftest import RunCli
 
