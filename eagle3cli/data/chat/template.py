@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +46,20 @@ class Chat:
 
         Raises ModelError with the template's own complaint.
         """
-        return str(self._apply(messages, tools, tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs))
+        from jinja2.exceptions import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [_with_thinking(message) for message in messages],
+                tools=_tool_list(tools),
+                chat_template=self._jinja,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **{**self.options, **kwargs},
+            )
+        except (TemplateError, *_COMPLAINTS) as error:
+            raise ModelError(f"the chat template refuses the conversation: {error}") from error
+        return str(text)
 
     def has_generation_blocks(self, tools: Tools = ()) -> bool:
         """Whether the template says itself, by ``{% generation %}``, what the target wrote."""
@@ -78,34 +91,20 @@ class Chat:
         """
         if not any(message.get("tool_calls") for message in messages):
             return messages
-        problem, refused = "", 0
+        problems = []
         forms = list(dict.fromkeys((self._form, 0, 1, 2, 3)))
-        for number in forms:
-            formed = [_in_form(message, text_arguments=number % 2 == 1, no_content=number > 1) for message in messages]
-            named, names = _with_placeholder_names(formed)
+        for form in forms:
+            adapted = [_in_form(message, text_arguments=form % 2 == 1, no_content=form > 1) for message in messages]
+            names: list[str] = []
             try:
-                text = self.render(named, False, tools)
+                text = self.render([_with_placeholder_names(message, names) for message in adapted], tools=tools)
             except ModelError as error:
-                problem = error.what if refused == 0 else problem
-                refused += 1
+                problems.append(error.what)
                 continue
             if all(name in text for name in names):
-                self._form = number
-                return formed
-        raise DataError(problem if refused == len(forms) else UNWRITTEN)
-
-    def _apply(self, messages: Messages, tools: Tools, **kwargs: Any) -> Any:
-        from jinja2.exceptions import TemplateError
-
-        try:
-            return self.tokenizer.apply_chat_template(
-                [_with_thinking(message) for message in messages],
-                tools=_tool_list(tools),
-                chat_template=self._jinja,
-                **{**self.options, **kwargs},
-            )
-        except (TemplateError, *_COMPLAINTS) as error:
-            raise ModelError(f"the chat template refuses the conversation: {error}") from error
+                self._form = form
+                return adapted
+        raise DataError(problems[0] if len(problems) == len(forms) else UNWRITTEN)
 
 
 def template_options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -142,32 +141,30 @@ def _with_thinking(message: Mapping[str, Any]) -> dict[str, Any]:
 def _in_form(message: Mapping[str, Any], *, text_arguments: bool, no_content: bool) -> Mapping[str, Any]:
     if not message.get("tool_calls"):
         return message
-    changed = dict(message)
-    if text_arguments:
-        changed["tool_calls"] = [_with_text_arguments(call) for call in message["tool_calls"]]
     if no_content and not message["content"]:
-        changed["content"] = None
-    return changed
+        message = {**message, "content": None}
+    return _with_functions(message, _with_text_arguments) if text_arguments else message
 
 
-def _with_text_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
-    function = dict(call["function"])
-    if not isinstance(function["arguments"], str):
-        function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
-    return {**call, "function": function}
+def _with_text_arguments(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    arguments = function["arguments"]
+    return (
+        function if isinstance(arguments, str) else {**function, "arguments": json.dumps(arguments, ensure_ascii=False)}
+    )
 
 
-def _with_placeholder_names(messages: Messages) -> tuple[list[Mapping[str, Any]], list[str]]:
-    """The messages with every function under a name that stands nowhere else."""
-    names: list[str] = []
+def _with_placeholder_names(message: Mapping[str, Any], names: list[str]) -> Mapping[str, Any]:
+    """The message with every function under a name that stands nowhere else, which is appended to ``names``."""
 
-    def marked(calls: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-        for call in calls:
-            names.append(_NAME.format(len(names)))
-            yield {**call, "function": {**call["function"], "name": names[-1]}}
+    def renamed(function: Mapping[str, Any]) -> Mapping[str, Any]:
+        names.append(_NAME.format(len(names)))
+        return {**function, "name": names[-1]}
 
-    changed = [
-        {**message, "tool_calls": list(marked(message["tool_calls"]))} if message.get("tool_calls") else message
-        for message in messages
-    ]
-    return changed, names
+    return _with_functions(message, renamed)
+
+
+def _with_functions(
+    message: Mapping[str, Any], change: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    calls = [{**call, "function": change(call["function"])} for call in message.get("tool_calls") or ()]
+    return {**message, "tool_calls": calls} if calls else message

@@ -86,10 +86,14 @@ def turn_end_ids(tokenizer: Any, chat_template: str = "auto") -> frozenset[int]:
         text = Chat(tokenizer, chat_template).render(messages)
     except ModelError:
         return frozenset()
-    tail = text.rpartition(placeholder)[2].lstrip()
-    ends = [
+    return leading_special_token(tokenizer, text.rpartition(placeholder)[2])
+
+
+def leading_special_token(tokenizer: Any, text: str) -> frozenset[int]:
+    """The longest special token with which ``text`` begins, white space apart; empty where it begins with none."""
+    starts = [
         (len(token.content), number)
         for number, token in tokenizer.added_tokens_decoder.items()
-        if token.special and tail.startswith(token.content)
+        if token.special and text.lstrip().startswith(token.content)
     ]
-    return frozenset([max(ends)[1]] if ends else [])
+    return frozenset([max(starts)[1]] if starts else [])

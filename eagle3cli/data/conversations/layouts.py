@@ -67,7 +67,7 @@ def raw_messages(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = Non
             return [_message("assistant" if i % 2 else "user", text) for i, text in enumerate(raw[key])]
     if empty := [key for key in LISTS if key in raw]:
         raise DataError(f"{empty[0]} is null, not a list of messages")
-    return _from_column_names(raw)
+    return _from_columns(raw)
 
 
 def identifier(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = None) -> str:
@@ -129,7 +129,7 @@ def _turns(turns: list[Any], replies: Any) -> list[Any]:
     return [message for pair in zip(turns, replies, strict=True) for message in _exchange(*pair)]
 
 
-def _from_column_names(raw: Mapping[str, Any]) -> list[Any]:
+def _from_columns(raw: Mapping[str, Any]) -> list[Any]:
     """A prompt column, and perhaps a reply column, earlier turns and a system prompt."""
     key = next((key for key in PROMPTS if raw.get(key) is not None), None)
     if key is None:
@@ -139,9 +139,10 @@ def _from_column_names(raw: Mapping[str, Any]) -> list[Any]:
     if key == "instruction" and isinstance(more, str) and more.strip() and isinstance(prompt, str):
         prompt = f"{prompt}\n\n{more}"
     reply = next((raw[name] for name in REPLIES if raw.get(name) is not None), None)
-    history = [pair for pair in raw.get("history") or () if isinstance(pair, list) and len(pair) == 2]
+    history = raw["history"] if isinstance(raw.get("history"), list) else []
+    pairs = [pair for pair in history if isinstance(pair, list) and len(pair) == 2]
     system = _pairs(raw.get("system") or "", None, None)
-    return [*system, *(message for pair in history for message in _exchange(*pair)), *_pairs(None, prompt, reply)]
+    return [*system, *(message for pair in pairs for message in _exchange(*pair)), *_pairs(None, prompt, reply)]
 
 
 def _advice(raw: Mapping[str, Any]) -> str:

@@ -10,23 +10,13 @@ from eagle3cli.errors import DataError
 
 Message = dict[str, Any]
 
-ROLE_NAMES = {
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "system": "system",
-    "developer": "system",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "ipython": "tool",
+_NAMES_OF_ROLES = {
+    "user": ("user", "human"),
+    "assistant": ("assistant", "gpt", "chatgpt", "bing", "bard", "model", "bot"),
+    "system": ("system", "developer"),
+    "tool": ("tool", "function", "observation", "ipython"),
 }
+ROLE_NAMES = {name: role for role, names in _NAMES_OF_ROLES.items() for name in names}
 CALLING = ("function_call", "tool_call")
 """Role names of turns whose content is a call, as JSON text."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -72,14 +62,11 @@ def _role(item: Mapping[str, Any], number: int) -> str:
     name = _name(item)
     if name is None:
         raise DataError(f"message {number} has no role")
-    if name in CALLING:
-        return "assistant"
-    role = ROLE_NAMES.get(name) if isinstance(name, str) else None
+    if not isinstance(name, str):
+        raise DataError(f"message {number}: its role is {kind_of(name)}, not a string")
+    role = "assistant" if name in CALLING else ROLE_NAMES.get(name)
     if role is None:
-        shown = item.get("role", item.get("from"))
-        if not isinstance(shown, str):
-            raise DataError(f"message {number}: its role is {kind_of(shown)}, not a string")
-        raise DataError(f"message {number} has the unknown role {shown[:LONGEST_SHOWN]!r}")
+        raise DataError(f"message {number} has the unknown role {item.get('role', item.get('from'))[:LONGEST_SHOWN]!r}")
     return role
 
 

@@ -120,8 +120,8 @@ def _resolve_unnamed(name: str, weight: float | None, split: str, subset: str | 
     if name.count("/") == 1:
         remark = f"streaming {name} from the hub; its card tells the licence"
         return DatasetSpec(name.replace("/", "_"), weight, hub=(HubSource(name, split, subset),), remark=remark)
-    near = get_close_matches(name, [*PRESETS, *ALIASES], n=1)
-    fix = f"did you mean {near[0]!r}? " if near else ""
+    matches = get_close_matches(name, [*PRESETS, *ALIASES], n=1)
+    fix = f"did you mean {matches[0]!r}? " if matches else ""
     fix += f"presets: {', '.join(PRESETS)}; a hub data set is OWNER/NAME; else a local file or folder"
     raise UsageError(f"unknown source {name!r}", where="prepare.source", fix=fix)
 

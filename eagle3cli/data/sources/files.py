@@ -28,7 +28,7 @@ def files_of(path: Path) -> list[Path]:
         return [path]
     if not path.exists():
         raise DataError("no such file or folder", where=str(path), fix="check the path")
-    found = sorted(
+    files = sorted(
         file
         for file in path.rglob("*")
         if file.is_file()
@@ -37,9 +37,9 @@ def files_of(path: Path) -> list[Path]:
         and not file.name.startswith((".", "errors.", "error_"))
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
-    if not found:
+    if not files:
         raise DataError(f"no data files in the folder ({', '.join(SUFFIXES)})", where=str(path))
-    return found
+    return files
 
 
 def format_of(path: Path) -> Literal["lines", "array", "parquet"]:
@@ -59,24 +59,19 @@ def format_of(path: Path) -> Literal["lines", "array", "parquet"]:
     start = head.removeprefix(BOM).lstrip()
     if start.startswith(b"["):
         return "array"
-    first, found, _ = start.partition(b"\n")
-    if found and first.strip() == b"{":
+    first, line_end, _ = start.partition(b"\n")
+    if line_end and first.strip() == b"{":
         return "array"  # objects over several lines
     named_json = re.search(r"\.json(\.gz|\.zst)?$", path.name) is not None
-    if named_json and start.startswith(b"{") and found and parse_line(1, first).value is None:
+    if named_json and start.startswith(b"{") and line_end and parse_line(1, first).value is None:
         return "array"
     return "lines"
 
 
 def read_file(path: Path) -> Iterator[SourceRow]:
     """Rows of one file, whatever its format; raises DataError where none of it can be read."""
-    found = format_of(path)
-    if found == "lines":
-        yield from read_jsonl(path)
-    elif found == "array":
-        yield from read_array(path)
-    else:
-        yield from read_parquet(path)
+    readers = {"lines": read_jsonl, "array": read_array, "parquet": read_parquet}
+    yield from readers[format_of(path)](path)
 
 
 def lines_in(path: Path) -> int | None:

@@ -165,7 +165,9 @@ def parse_line(number: int, raw: bytes, path: str = "") -> SourceRow:
     except ValueError as error:
         return SourceRow(number, None, complaint(error), path=path)
     row = row_of(number, value, path, surrogates=_SURROGATE_ESCAPE.search(raw) is not None)
-    return replace(row, repairs=(*repairs, *row.repairs, *more)) if repairs or more else row
+    if row.value is None or not (repairs or more):
+        return row
+    return replace(row, repairs=(*repairs, *row.repairs, *more))
 
 
 def row_of(number: int, value: Any, path: str, *, surrogates: bool) -> SourceRow:

@@ -65,8 +65,8 @@ def _quickstart_choice() -> Callable[[Conversation], bool]:
     if recorded.is_file():
         with recorded.open("rb") as raw, gzip.open(raw, "rt", encoding="utf-8") as f:
             rows = (json.loads(line) for line in f if line.strip())
-            wanted = {row["id"] for row in rows if "id" in row}  # the first line tells the settings
-        return lambda conversation: conversation.id in wanted
+            recorded_ids = {row["id"] for row in rows if "id" in row}  # the first line tells the settings
+        return lambda conversation: conversation.id in recorded_ids
 
     def plain(conversation: Conversation) -> bool:
         return conversation.id.endswith("_0") and 3 <= len(conversation.prompt.split()) <= 80

@@ -14,7 +14,7 @@ from typing import IO, Any
 from eagle3cli.backends.target.head import fingerprint
 from eagle3cli.backends.target.hf import load_target, read_target_config
 from eagle3cli.data.chat.template import Chat
-from eagle3cli.data.chat.tokenizer import encode_rendered, eos_ids, load_tokenizer
+from eagle3cli.data.chat.tokenizer import encode_rendered, eos_ids, leading_special_token, load_tokenizer
 from eagle3cli.data.prepare.prepare import Author
 from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.data.sources.mixture import SELF_ROWS
@@ -118,7 +118,7 @@ class _PromptWriter:
         self.tokenizer = load_tokenizer(path, revision=target.revision, trust_remote_code=target.trust_remote_code)
         before, after = user_header(self.tokenizer, settings.data.chat_template)
         self.header = encode_rendered(self.tokenizer, before)
-        self.eos_ids = eos_ids(self.tokenizer, path) | _first_special(self.tokenizer, after)
+        self.eos_ids = eos_ids(self.tokenizer, path) | leading_special_token(self.tokenizer, after)
         set_threads(target.threads)
         self.model = load_target(target, report).model
         self.limit = max(1, min(LONGEST, context_length(self.model) - len(self.header) - 1))
@@ -144,13 +144,3 @@ def user_header(tokenizer: Any, chat_template: str) -> tuple[str, str]:
         fix = "give a chat template that begins user turns with a header"
         raise ModelError("the chat template has no user header to start from", where="data.chat_template", fix=fix)
     return before, after
-
-
-def _first_special(tokenizer: Any, text: str) -> frozenset[int]:
-    """The special token that ``text`` begins with: the target ends a user turn with it, too."""
-    starts = [
-        (len(token.content), number)
-        for number, token in tokenizer.added_tokens_decoder.items()
-        if token.special and text.lstrip().startswith(token.content)
-    ]
-    return frozenset([max(starts)[1]] if starts else [])

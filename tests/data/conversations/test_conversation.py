@@ -56,6 +56,11 @@ def test_alpaca_history_and_system_come_first() -> None:
     assert contents == ["s", "q1", "a1", "q2", "a2"]
 
 
+@pytest.mark.parametrize("history", [1, True, "text", {"a": 1}, [1, ["only one"]]])
+def test_a_history_without_pairs_is_none(history: object) -> None:
+    assert to_conversation({"instruction": "q", "history": history}).messages == ({"role": "user", "content": "q"},)
+
+
 def test_prompts_alone_and_instructions_with_input() -> None:
     assert to_conversation({"prompt": "q"}).messages == (USER,)
     both = to_conversation({"instruction": "do", "input": "this", "output": "done"})
