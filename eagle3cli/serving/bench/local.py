@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.models.opened import open_draft
 from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
-from eagle3cli.serving.bench.session import Measurement, MeasureOptions
+from eagle3cli.serving.bench.session import Hook, Measurement, MeasureOptions
 from eagle3cli.serving.chat_tokenizer import ChatTokenizer, load_chat_tokenizer
 from eagle3cli.serving.client.protocol import Acceptance, Answer
 from eagle3cli.serving.conversation import OpenConversation, Response
@@ -45,11 +45,7 @@ class LocalEngine:
             self._decode([list(prompt)] * batch, options, [0] * batch)
 
     def measure(
-        self,
-        conversations: Sequence[OpenConversation],
-        options: MeasureOptions,
-        advance: Callable[[], None],
-        check: Callable[[], None],
+        self, conversations: Sequence[OpenConversation], options: MeasureOptions, advance: Hook, check: Hook
     ) -> Measurement:
         """Turn by turn, prompts of similar length together."""
         measurement = Measurement()

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from eagle3cli.errors import Eagle3Error
 from eagle3cli.serving.bench.logit_margin import logprobs_request, read_logit_margin
-from eagle3cli.serving.bench.session import Measurement, MeasureOptions
+from eagle3cli.serving.bench.session import Hook, Measurement, MeasureOptions
 from eagle3cli.serving.chat_tokenizer import ChatTokenizer
 from eagle3cli.serving.client.client import Client, Info
 from eagle3cli.serving.client.errors import RequestFailed
@@ -60,11 +60,7 @@ class ServerEngine:
         self._run(ask)
 
     def measure(
-        self,
-        conversations: Sequence[OpenConversation],
-        options: MeasureOptions,
-        advance: Callable[[], None],
-        check: Callable[[], None],
+        self, conversations: Sequence[OpenConversation], options: MeasureOptions, advance: Hook, check: Hook
     ) -> Measurement:
         """Every worker takes the next conversation and goes through its turns. Raises Eagle3Error for a lost request: a
         measurement with a gap in it is none."""
@@ -75,8 +71,8 @@ class ServerEngine:
         client: Client,
         conversations: Sequence[OpenConversation],
         options: MeasureOptions,
-        advance: Callable[[], None],
-        check: Callable[[], None],
+        advance: Hook,
+        check: Hook,
     ) -> Measurement:
         measurement = Measurement()
         queue = deque(conversations)

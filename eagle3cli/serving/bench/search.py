@@ -8,7 +8,7 @@ trees around the best chain, as long as one is faster than all before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import geometric_mean
 
 from eagle3cli.errors import UsageError
@@ -34,7 +34,8 @@ class SearchResult:
     speedup: float
     tokens_per_s: float
     runs: int
-    command: str
+    serve: str
+    """The command that serves it."""
 
     def lines(self) -> list[str]:
         """For people."""
@@ -42,18 +43,11 @@ class SearchResult:
         if self.config.is_baseline:
             gain = ": no draft is faster than plain decoding here"
         best = f"batch {self.config.batch}: best is {self.config}, {self.tokens_per_s:.1f} tokens/s{gain}"
-        return [f"{best} ({self.runs} configurations measured)", f"serve it: {self.command}"]
+        return [f"{best} ({self.runs} configurations measured)", f"serve it: {self.serve}"]
 
     def as_dict(self) -> ResultRow:
         """For JSON."""
-        return {
-            "batch": self.config.batch,
-            "config": str(self.config),
-            "speedup": self.speedup,
-            "tokens_per_s": self.tokens_per_s,
-            "runs": self.runs,
-            "serve": self.command,
-        }
+        return {"batch": self.config.batch, **asdict(self), "config": str(self.config)}
 
 
 def search(settings: Settings, report: Reporter) -> tuple[BenchResult, list[SearchResult]]:

@@ -15,6 +15,8 @@ from eagle3cli.serving.client.protocol import Acceptance
 from eagle3cli.serving.conversation import OpenConversation, Response
 from eagle3cli.serving.sampling import Sampling, stream_seed
 
+Hook = Callable[[], None]
+
 
 def open_conversations(
     questions: Sequence[Question], system: str | None, *, multi_turn: bool
@@ -73,11 +75,7 @@ class Engine(Protocol):
         """Replies that nobody times."""
 
     def measure(
-        self,
-        conversations: Sequence[OpenConversation],
-        options: MeasureOptions,
-        advance: Callable[[], None],
-        check: Callable[[], None],
+        self, conversations: Sequence[OpenConversation], options: MeasureOptions, advance: Hook, check: Hook
     ) -> Measurement:
         """Ask every turn with ``options.config.batch`` under way at once; ``check`` may raise between two."""
 

@@ -94,6 +94,7 @@ def decode(
         what = f"{name} cannot be decoded here: its past is not keys and values by position alone"
         raise ModelError(what, where=target.path, fix="measure it on a server: eagle3 bench without --engine local")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    draft = draft if k else None
     results = [Decoded(accepted_at=[0] * k, counted_at=[0] * k) for _ in prompts]
     with grouped(target.model), target.tapping() as taps:
         for start in range(0, len(order), batch_size):
@@ -125,6 +126,7 @@ def _decode_batch(batch: _Batch, results: list[Decoded], limit: int, eos_ids: fr
                 result.accepted_at[depth] += depth < added
 
 
+@dataclass
 class _Batch:
     """The caches and the newest states of the sequences that are decoded together.
 
@@ -132,33 +134,28 @@ class _Batch:
     for its slot is written again before any query can see it.
     """
 
-    def __init__(
-        self,
-        target: HfTarget,
-        taps: dict[int, Tensor],
-        draft: Draft | None,
-        prompts: Sequence[Sequence[int]],
-        k: int,
-        max_new_tokens: int,
-        temperature: float,
-        rngs: list[random.Random],
-    ) -> None:
-        self.target = target
-        self.taps = taps
-        self.draft = draft if k else None
-        self.prompts = prompts
-        self.k = k
-        self.temperature = temperature
-        self.rngs = rngs
-        """At a temperature, every sequence's random numbers."""
-        self.embedding_VH = self.draft.embedding(target.embedding_VH) if self.draft else target.embedding_VH
-        self.length_B = torch.tensor([len(prompt) for prompt in prompts], device=target.device)
+    target: HfTarget
+    taps: dict[int, Tensor]
+    draft: Draft | None
+    prompts: Sequence[Sequence[int]]
+    k: int
+    max_new_tokens: int
+    temperature: float
+    rngs: list[random.Random]
+    """At a temperature, every sequence's random numbers."""
+
+    def __post_init__(self) -> None:
+        batch = len(self.prompts)
+        self.embedding_VH = self.target.embedding_VH
+        if self.draft is not None:
+            self.embedding_VH = self.draft.embedding(self.embedding_VH)
+        self.length_B = torch.tensor([len(prompt) for prompt in self.prompts], device=self.target.device)
         """Tokens of every sequence, the newest included."""
-        self.max_length = max(map(len, prompts)) + max_new_tokens
-        slots = self.max_length + k + 1
-        self.target_cache = PositionCache(len(prompts), slots)
-        self.draft_cache = PositionCache(len(prompts), slots)
-        self.newest_B = self.length_B.new_zeros(len(prompts))
+        self.max_length = max(map(len, self.prompts)) + self.max_new_tokens
+        slots = self.max_length + self.k + 1
+        self.target_cache = PositionCache(batch, slots)
+        self.draft_cache = PositionCache(batch, slots)
+        self.newest_B = torch.zeros_like(self.length_B)
         """The last token of every sequence: neither model has read it yet."""
         self.draft_hidden_BH = self.embedding_VH.new_zeros(0, 0)
         """The draft's hidden state one position before the newest token: the first draft token comes from it."""

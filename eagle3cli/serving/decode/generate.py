@@ -12,7 +12,6 @@ import random
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,24 +27,17 @@ COMPACT_BELOW = 0.75
 """Finished rows are dropped from the batch once no more than this share is running and nothing waits."""
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What the target wrote after prompt ``index``; the end token is included where it wrote one."""
-
-    index: int
-    token_ids: list[int]
-    finish: Literal["stop", "length"]
-
-
 @dataclass
 class Sequence:
-    """A prompt and the tokens behind it so far."""
+    """A prompt and what the target wrote behind it so far; the end token is included where it wrote one."""
 
     index: int
     prompt_ids: list[int]
     max_tokens: int
-    rng: random.Random
+    rng: random.Random = field(compare=False)
     token_ids: list[int] = field(default_factory=list)
+    finish: str = ""
+    """``stop`` or ``length``; empty while it runs."""
 
 
 class BaseDecoder:
@@ -57,6 +49,7 @@ class BaseDecoder:
         self.model = model
         self.eos_ids = eos_ids
         self.sampling = sampling or Sampling()
+        self.batch_size = batch_size
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence | None] = [None] * batch_size
 
@@ -79,7 +72,7 @@ class BaseDecoder:
         else:
             self.waiting.append(sequence)
 
-    def _append(self, rows: Iterable[int], tokens_B: Tensor) -> list[Reply]:
+    def _append(self, rows: Iterable[int], tokens_B: Tensor) -> list[Sequence]:
         """Give the sequences of these rows their new tokens; one that ends leaves its row and is returned."""
         finished = []
         for row, token in zip(rows, tokens_B.tolist(), strict=True):
@@ -87,9 +80,12 @@ class BaseDecoder:
             if sequence is None:
                 continue
             sequence.token_ids.append(token)
-            ended = token in self.eos_ids
-            if ended or len(sequence.token_ids) >= sequence.max_tokens:
-                finished.append(Reply(sequence.index, sequence.token_ids, "stop" if ended else "length"))
+            if token in self.eos_ids:
+                sequence.finish = "stop"
+            elif len(sequence.token_ids) >= sequence.max_tokens:
+                sequence.finish = "length"
+            if sequence.finish:
+                finished.append(sequence)
                 self.running[row] = None
         return finished
 
@@ -110,8 +106,8 @@ class Decoder(BaseDecoder):
         decoder = Decoder(model, batch_size=8, eos_ids=frozenset({2}))
         decoder.add(0, [1, 5, 7], limit=16)
         while not decoder.is_finished:
-            for reply in decoder.step():
-                print(reply)
+            for sequence in decoder.step():
+                print(sequence.index, sequence.token_ids, sequence.finish)
     """
 
     def __init__(
@@ -128,7 +124,7 @@ class Decoder(BaseDecoder):
         return len(self.waiting) < self.running.count(None)
 
     @torch.inference_mode()
-    def step(self) -> list[Reply]:
+    def step(self) -> list[Sequence]:
         """Start waiting prompts in the free rows, then one token for every running row. Returns what finished."""
         finished = []
         for row in range(len(self.running)):

@@ -14,7 +14,7 @@ from eagle3cli.runtime.stop import Stop
 from eagle3cli.serving.chat_tokenizer import load_chat_tokenizer
 from eagle3cli.serving.conversation import OpenConversation
 from eagle3cli.serving.decode.batches import BatchDecoder, decoding
-from eagle3cli.serving.decode.generate import Decoder, Reply
+from eagle3cli.serving.decode.generate import Decoder, Sequence
 from eagle3cli.serving.engine import context_length
 from eagle3cli.serving.regenerate.shards import AddEntry, Entry, ShowNotes, failed
 from eagle3cli.serving.sampling import Sampling
@@ -83,7 +83,7 @@ class LocalGenerator:
             conversation.cut()
         yield Entry(conversation.index, "generated", conversation.to_row(), conversation.generated_tokens)
 
-    def _append(self, conversation: OpenConversation, reply: Reply) -> None:
+    def _append(self, conversation: OpenConversation, reply: Sequence) -> None:
         self.tokens += len(reply.token_ids)
         conversation.generated_tokens += len(reply.token_ids)
         parsed = self.tokenizer.parse_reply(

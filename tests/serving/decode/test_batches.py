@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from eagle3cli.serving.decode.batches import BatchDecoder, decoding, serves_positions
-from eagle3cli.serving.decode.generate import Decoder, Reply
+from eagle3cli.serving.decode.generate import Decoder, Sequence
 from eagle3cli.serving.sampling import Sampling
 from tests.tiny import tiny_config
 
@@ -54,19 +54,19 @@ def prompts() -> list[list[int]]:
 
 
 def replies(decoder: Decoder | BatchDecoder) -> list[list[int]]:
-    found: list[Reply] = []
+    finished: list[Sequence] = []
     for index, prompt in enumerate(prompts()):
         decoder.add(index, prompt, 24)
     while not decoder.is_finished:
-        found += decoder.step()
-    return [reply.token_ids for reply in sorted(found, key=lambda reply: reply.index)]
+        finished += decoder.step()
+    return [reply.token_ids for reply in sorted(finished, key=lambda reply: reply.index)]
 
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma2", "gpt_oss", "qwen3_next", "llama"])
 def test_a_batch_gets_what_transformers_gives_each_alone(kind: str) -> None:
     model = model_of(kind)
-    found = replies(BatchDecoder(model, 4, NO_END))
-    for reply, prompt in zip(found, prompts(), strict=True):
+    finished = replies(BatchDecoder(model, 4, NO_END))
+    for reply, prompt in zip(finished, prompts(), strict=True):
         expected = model.generate(
             torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=-1, pad_token_id=0
         )
@@ -89,8 +89,8 @@ def test_the_decoder_fits_the_target(kind: str, by_position: bool) -> None:
     assert serves_positions(model) == by_position
     with decoding(model, 4, NO_END) as decoder:
         assert isinstance(decoder, Decoder) == by_position
-        found = replies(decoder)
-    assert found == replies(BatchDecoder(model, 1, NO_END))
+        finished = replies(decoder)
+    assert finished == replies(BatchDecoder(model, 1, NO_END))
 
 
 @pytest.mark.parametrize(("kind", "by_position"), [("bloom", False), ("gpt2", True), ("mamba", False), ("rwkv", False)])

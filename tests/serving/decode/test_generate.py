@@ -8,7 +8,7 @@ import torch
 from eagle3cli.backends.target.hf import HfTarget, load_target
 from eagle3cli.backends.target.positions import grouped
 from eagle3cli.runtime.report import Silent
-from eagle3cli.serving.decode.generate import Decoder, Reply, sample
+from eagle3cli.serving.decode.generate import Decoder, Sequence, sample
 from eagle3cli.serving.sampling import Sampling
 from eagle3cli.settings.models import TargetSettings
 from tests.tiny import tiny_target
@@ -30,15 +30,15 @@ def prompts(seed: int = 0) -> list[list[int]]:
 
 def replies(
     target: HfTarget, batch_size: int, sampling: Sampling | None = None, eos: frozenset[int] = NO_END
-) -> list[Reply]:
+) -> list[Sequence]:
     decoder = Decoder(target.model, batch_size, eos, sampling)
     for index, prompt in enumerate(prompts()):
         decoder.add(index, prompt, 24)
-    found: list[Reply] = []
+    finished: list[Sequence] = []
     with grouped(target.model):
         while not decoder.is_finished:
-            found += decoder.step()
-    return sorted(found, key=lambda reply: reply.index)
+            finished += decoder.step()
+    return sorted(finished, key=lambda reply: reply.index)
 
 
 def test_every_row_is_what_transformers_generates(target: HfTarget) -> None:
