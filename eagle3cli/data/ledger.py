@@ -12,6 +12,7 @@ ERRORS = "errors.jsonl"
 """Name of the file beside a result with a line for each row that is not in it, was repaired, or needs a look."""
 
 Kind = Literal["rejected", "duplicate", "filtered", "warning"]
+_DROPPED: dict[str, Kind] = {"rejected": "rejected", "duplicates": "duplicate", "filtered": "filtered"}
 MOST_REASONS = 200
 """Reasons that are counted apart; a damaged file may give a different one for every row."""
 OTHERS = "other reasons"
@@ -47,36 +48,21 @@ class Ledger:
         entry = {"place": place, "id": name[:LONGEST_NAME], "kind": kind, "reason": reason}
         self.errors.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
-    def note(self, place: str, name: str, reason: str) -> None:
-        """One row is in the result, but a person should look at it."""
-        self.drop("warning", place, name, reason)
-
-    def dropped(self, kind: Kind) -> int:
-        """Rows dropped for one kind of reason."""
-        return sum(self._counted(kind).values())
-
-    def _counted(self, kind: Kind) -> Counter[str]:
-        return self.reasons.get(kind, Counter())
-
     def summary(self) -> dict[str, Any]:
         """All counts; read = written + rejected + duplicates + filtered + left out, and ``reasons`` are of the last
         four."""
-        told: dict[str, Any] = {"read": self.read, "written": self.written}
-        kinds: tuple[tuple[str, Kind], ...] = (
-            ("rejected", "rejected"),
-            ("duplicates", "duplicate"),
-            ("filtered", "filtered"),
-        )
-        for name, kind in kinds:
-            told[name] = self.dropped(kind)
-        told["left_out"] = sum(self.left_out.values())
-        told["reasons"] = {
-            **{reason: count for _, kind in kinds for reason, count in self._counted(kind).most_common()},
-            **dict(self.left_out.most_common()),
+        dropped = {name: self.reasons.get(kind, Counter()) for name, kind in _DROPPED.items()}
+        counts = {name: reasons.total() for name, reasons in dropped.items()}
+        reasons = [entry for counter in (*dropped.values(), self.left_out) for entry in counter.most_common()]
+        return {
+            "read": self.read,
+            "written": self.written,
+            **counts,
+            "left_out": self.left_out.total(),
+            "reasons": dict(reasons),
+            "warnings": dict(self.reasons.get("warning", Counter()).most_common()),
+            "repaired": dict(self.repairs.most_common()),
         }
-        told["warnings"] = dict(self._counted("warning").most_common())
-        told["repaired"] = dict(self.repairs.most_common())
-        return told
 
 
 def _general(reason: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,7 @@ def finished(path: Path, options: Mapping[str, Any], inputs: Iterable[Path]) -> 
         before = manifest["inputs"]
         if manifest["state"] != "finished" or manifest["options"] != dict(options):
             return None
-        now = describe_files(inputs, before)
-        if {name: stat["sha256"] for name, stat in now.items()} != {
-            name: stat["sha256"] for name, stat in before.items()
-        }:
+        if _digests(describe_files(inputs, before)) != _digests(before):
             return None
         outputs = manifest["outputs"]
         return manifest if all((path.parent / name).stat().st_size == size for name, size in outputs.items()) else None
@@ -33,18 +30,45 @@ def finished(path: Path, options: Mapping[str, Any], inputs: Iterable[Path]) -> 
         return None
 
 
-def begin(path: Path, outputs: Iterable[str], *, overwrite: bool) -> None:
-    """Claim the outputs beside ``path`` for a new run.
+def _digests(files: Mapping[str, FileStat]) -> dict[str, str]:
+    return {name: stat["sha256"] for name, stat in files.items()}
 
-    Raises UsageError where they exist, unless the user said --overwrite or an interrupted run left them.
+
+def make_once(
+    path: Path,
+    options: Mapping[str, Any],
+    inputs: Iterable[Path],
+    outputs: Iterable[str],
+    make: Callable[[], dict[str, Any]],
+    *,
+    overwrite: bool,
+) -> tuple[dict[str, Any], bool]:
+    """Have ``make`` write the outputs beside ``path``, unless a finished run did; its summary, and whether one did.
+
+    Raises UsageError where outputs of something else exist, unless the user said --overwrite or an interrupted run
+    left them.
     """
+    earlier = None if overwrite else finished(path, options, inputs)
+    if earlier is not None:
+        return earlier["summary"], True
+    files = describe_files(inputs)
     refuse_standing(path, outputs, overwrite=overwrite)
     remove_leftovers(path.parent)
     write_json(path, {"state": "unfinished"})
+    summary = make()
+    record = {
+        "state": "finished",
+        "options": dict(options),
+        "inputs": files,
+        "outputs": {name: (path.parent / name).stat().st_size for name in outputs},
+        "summary": summary,
+    }
+    write_json(path, record)
+    return summary, False
 
 
 def refuse_standing(path: Path, outputs: Iterable[str], *, overwrite: bool) -> None:
-    """Raise as :func:`begin` would; changes nothing."""
+    """Raise as :func:`make_once` would; changes nothing."""
     interrupted = False
     with suppress(Eagle3Error, AttributeError):
         interrupted = read_json(path).get("state") == "unfinished"
@@ -54,33 +78,14 @@ def refuse_standing(path: Path, outputs: Iterable[str], *, overwrite: bool) -> N
         raise UsageError("already exists, made from other inputs or with other options", where=str(standing), fix=fix)
 
 
-def finish(
-    path: Path,
-    options: Mapping[str, Any],
-    inputs: Mapping[str, FileStat],
-    outputs: Iterable[str],
-    summary: Mapping[str, Any],
-) -> None:
-    """Record a finished run."""
-    sizes = {name: (path.parent / name).stat().st_size for name in outputs}
-    record = {
-        "state": "finished",
-        "options": dict(options),
-        "inputs": dict(inputs),
-        "outputs": sizes,
-        "summary": dict(summary),
-    }
-    write_json(path, record)
-
-
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files and folders that killed runs left in ``folder``; what one had set aside comes back."""
     for path in folder.glob(".*-*"):
-        found = re.fullmatch(r"\.(.+)\.(tmp|old)-(\d+)", path.name)
-        if not found or _alive(int(found[3])):
+        match = re.fullmatch(r"\.(.+)\.(tmp|old)-(\d+)", path.name)
+        if not match or _alive(int(match[3])):
             continue
-        if found[2] == "old" and not (folder / found[1]).exists():  # killed between the two renames of a replacement
-            path.rename(folder / found[1])
+        if match[2] == "old" and not (folder / match[1]).exists():  # killed between the two renames of a replacement
+            path.rename(folder / match[1])
         elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -93,5 +98,5 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass
     return True

@@ -23,7 +23,6 @@ from eagle3cli.data.sources.lines import SourceRow, parse_line, read_raw_lines
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime import manifest
 from eagle3cli.runtime.files import writing
-from eagle3cli.runtime.provenance import describe_files
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import catch_stop
 from eagle3cli.settings.data import MergeSettings
@@ -51,15 +50,14 @@ def merge(options: MergeSettings, report: Reporter) -> Merged:
     inputs = [*shards, *error_files]
     chosen = options_that_count(options)
     folder = options.output_dir
-    before = None if options.overwrite else manifest.finished(folder / MANIFEST, chosen, inputs)
-    if before is not None:
-        return Merged(folder, before["summary"], already=True)
-    described = describe_files(inputs)
-    manifest.begin(folder / MANIFEST, (TRAIN, EVAL, ERRORS), overwrite=options.overwrite)
-    summary = _write(folder, shards, options, report)
-    summary |= {"shards": len(shards), "failed_rows": sum(1 for file in error_files for _ in read_raw_lines(file))}
-    manifest.finish(folder / MANIFEST, chosen, described, (TRAIN, EVAL, ERRORS), summary)
-    return Merged(folder, summary, already=False)
+
+    def make() -> dict[str, Any]:
+        failed_rows = sum(1 for file in error_files for _ in read_raw_lines(file))
+        return {**_write(folder, shards, options, report), "shards": len(shards), "failed_rows": failed_rows}
+
+    outputs = (TRAIN, EVAL, ERRORS)
+    made = manifest.make_once(folder / MANIFEST, chosen, inputs, outputs, make, overwrite=options.overwrite)
+    return Merged(folder, *made)
 
 
 def options_that_count(options: MergeSettings) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from eagle3cli.data.prepare import merge as merging
@@ -18,16 +17,17 @@ from eagle3cli.settings.tables import Settings
 def plan_prepare(settings: Settings) -> Plan:
     """What ``eagle3 prepare`` would read and write. Raises as it would, for sources and for a result that stands."""
     options = settings.prepare
-    origins, folder = preparing.settle(options)
-    files = [path for origin in origins for path in origin.files]
-    written = any(origin.endless for origin in origins)  # by the target: what it says is not known before
-    chosen = preparing.options_that_count(options, origins, None)
-    place, outputs = folder / preparing.MANIFEST, preparing.outputs_of(options)
+    specs, folder = preparing.settle(options)
+    files = [path for spec in specs for path in spec.files]
+    written = any(spec.endless for spec in specs)  # by the target: what it says is not known before
+    chosen = preparing.options_that_count(options, specs, None)
+    place = folder / preparing.MANIFEST
+    outputs = preparing.outputs_of(options)
     before = None if options.overwrite or written else manifest.finished(place, chosen, files)
     if before is not None:
         counts = before["summary"]
-        told = f"{folder}: {counts['train_rows']:,} training and {counts['eval_rows']:,} evaluation rows"
-        return Plan("prepare", done=(told,), numbers={"already_done": True, "folder": str(folder), **counts})
+        result = f"{folder}: {counts['train_rows']:,} training and {counts['eval_rows']:,} evaluation rows"
+        return Plan("prepare", done=(result,), numbers={"already_done": True, "folder": str(folder), **counts})
     manifest.refuse_standing(place, outputs, overwrite=options.overwrite or written)
     counted = [lines_in(path) for path in files]
     rows = sum(n or 0 for n in counted) if all(n is not None for n in counted) and files else None
@@ -39,18 +39,18 @@ def plan_prepare(settings: Settings) -> Plan:
     at_most = f"at most {most:,} rows" if most is not None else "as many rows as the sources have"
     return Plan(
         "prepare",
-        reads=tuple(line for origin in origins for line in _source(origin, counted)),
+        reads=tuple(line for spec in specs for line in _source(spec)),
         does=tuple(does),
         writes=(f"{folder}: {', '.join(outputs)}; {at_most}" + (f", about {size_text(size)}" if size else ""),),
         numbers={"already_done": False, "folder": str(folder), "rows": rows, "rows_at_most": most, "disk_bytes": size},
     )
 
 
-def _source(origin: DatasetSpec, counted: Sequence[int | None]) -> list[str]:
-    if origin.endless:
-        return [f"{origin.name}: the target writes the prompts"]
-    found = [f"{path}, {size_text(path.stat().st_size)}{_rows_of(path)}" for path in origin.files if path.is_file()]
-    return found + [f"{source.name} ({source.split}), streamed from the hub" for source in origin.hub]
+def _source(spec: DatasetSpec) -> list[str]:
+    if spec.endless:
+        return [f"{spec.name}: the target writes the prompts"]
+    files = [f"{path}, {size_text(path.stat().st_size)}{_rows_of(path)}" for path in spec.files if path.is_file()]
+    return files + [f"{source.name} ({source.split}), streamed from the hub" for source in spec.hub]
 
 
 def _rows_of(path: Path) -> str:
@@ -67,8 +67,8 @@ def plan_merge(settings: Settings) -> Plan:
     before = None if options.overwrite else manifest.finished(folder / merging.MANIFEST, chosen, [*shards, *errors])
     if before is not None:
         counts = before["summary"]
-        told = f"{folder}: {counts['train_rows']:,} training and {counts['eval_rows']:,} held-out rows"
-        return Plan("merge", done=(told,), numbers={"already_done": True, "folder": str(folder), **counts})
+        result = f"{folder}: {counts['train_rows']:,} training and {counts['eval_rows']:,} held-out rows"
+        return Plan("merge", done=(result,), numbers={"already_done": True, "folder": str(folder), **counts})
     outputs = (merging.TRAIN, merging.EVAL)
     manifest.refuse_standing(folder / merging.MANIFEST, outputs, overwrite=options.overwrite)
     rows, failed = (sum(lines_in(path) or 0 for path in paths) for paths in (shards, errors))

@@ -21,7 +21,6 @@ from eagle3cli.data.sources.mixture import interleave, quotas, streamed_rows
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime import manifest
 from eagle3cli.runtime.files import writing
-from eagle3cli.runtime.provenance import describe_files
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop, catch_stop
 from eagle3cli.settings.data import PrepareSettings
@@ -30,7 +29,7 @@ MANIFEST, TRAIN, EVAL = "prepare.json", "train.jsonl", "eval.jsonl"
 EVAL_SHARE, EVAL_MOST = 0.05, 1000
 NOT_SAMPLED, EQUAL_PROMPT = "not sampled", "an equal prompt is held out"
 SELF_TRIES = 4
-"""Prompts that the target writes for each one wanted, at most."""
+"""Prompts that the target writes for each requested one, at most."""
 
 
 @dataclass(frozen=True)
@@ -59,34 +58,34 @@ def prepare(options: PrepareSettings, report: Reporter, author: Author | None = 
 
     Raises UsageError for options or an existing result, DataError where nothing usable is found.
     """
-    origins, folder = settle(options)
-    for remark in filter(None, (origin.remark for origin in origins)):
+    specs, folder = settle(options)
+    for remark in filter(None, (spec.remark for spec in specs)):
         report.info(remark)
-    inputs = [path for origin in origins for path in origin.files]
-    chosen = options_that_count(options, origins, author)
-    own_data = any(origin.preset is None for origin in origins)
-    before = None if options.overwrite else manifest.finished(folder / MANIFEST, chosen, inputs)
-    if before is not None:
-        return Prepared(folder, before["summary"], already=True, own_data=own_data)
-    described = describe_files(inputs)
-    outputs = outputs_of(options)
-    manifest.begin(folder / MANIFEST, outputs, overwrite=options.overwrite)
-    summary = _write(folder, origins, options, author, report)
-    manifest.finish(folder / MANIFEST, chosen, described, outputs, summary)
-    if author is not None:
+    inputs = [path for spec in specs for path in spec.files]
+    chosen = options_that_count(options, specs, author)
+    own_data = any(spec.preset is None for spec in specs)
+    summary, already = manifest.make_once(
+        folder / MANIFEST,
+        chosen,
+        inputs,
+        outputs_of(options),
+        lambda: _write(folder, specs, options, author, report),
+        overwrite=options.overwrite,
+    )
+    if author is not None and not already:
         author.finish(folder)
-    return Prepared(folder, summary, already=False, own_data=own_data)
+    return Prepared(folder, summary, already, own_data)
 
 
 def settle(options: PrepareSettings) -> tuple[list[DatasetSpec], Path]:
     """The sources and the folder that these options mean."""
     split = options.split if "split" in options.model_fields_set else None
-    origins = resolve(options.source, data_path=options.data_path, split=split, subset=options.subset)
-    folder = options.output_path or Path("cache/dataset") / "+".join(origin.name for origin in origins)[:80]
+    specs = resolve(options.source, data_path=options.data_path, split=split, subset=options.subset)
+    folder = options.output_path or Path("cache/dataset") / "+".join(spec.name for spec in specs)[:80]
     if folder.suffix in (".jsonl", ".json"):
         fix = f"pass {folder.with_suffix('')}"
         raise UsageError("names a file, but the result is a folder", where=f"--output-path {folder}", fix=fix)
-    return [_checked(origin, len(origins) > 1, folder, options) for origin in origins], folder
+    return [_checked(spec, len(specs) > 1, folder, options) for spec in specs], folder
 
 
 def outputs_of(options: PrepareSettings) -> list[str]:
@@ -94,28 +93,28 @@ def outputs_of(options: PrepareSettings) -> list[str]:
     return [TRAIN, *([EVAL] if options.split_eval else []), ERRORS]
 
 
-def _checked(origin: DatasetSpec, several: bool, folder: Path, options: PrepareSettings) -> DatasetSpec:
-    """The origin without the files of an earlier result, where that lies below it; raises UsageError without any."""
-    if origin.endless and several and not (origin.weight and options.sample_size):
+def _checked(spec: DatasetSpec, several: bool, folder: Path, options: PrepareSettings) -> DatasetSpec:
+    """The data set without the files of an earlier result, where that lies below it; raises UsageError without any."""
+    if spec.endless and several and not (spec.weight and options.sample_size):
         fix = "e.g. eagle3 prepare self:0.5 ultrachat:0.5 --sample-size 10000"
-        raise UsageError(f"{origin.name} beside others needs weights and a size", where="prepare.source", fix=fix)
-    files = tuple(path for path in origin.files if folder.resolve() not in path.resolve().parents)
-    if origin.files and not files:
+        raise UsageError(f"{spec.name} beside others needs weights and a size", where="prepare.source", fix=fix)
+    files = tuple(path for path in spec.files if folder.resolve() not in path.resolve().parents)
+    if spec.files and not files:
         fix = "choose another --output-path"
         raise UsageError("the result would replace what it is made of", where=str(folder), fix=fix)
-    return replace(origin, files=files)
+    return replace(spec, files=files)
 
 
-def options_that_count(options: PrepareSettings, origins: list[DatasetSpec], author: Author | None) -> dict[str, Any]:
+def options_that_count(options: PrepareSettings, specs: list[DatasetSpec], author: Author | None) -> dict[str, Any]:
     """What decides a result, besides the content of its files."""
     chosen = options.model_dump(mode="json", exclude={"source", "output_path", "data_path", "overwrite", "split"})
-    hub = [vars(source) for origin in origins for source in origin.hub]
-    chosen |= {"origins": [[origin.name, origin.weight] for origin in origins], "hub": hub}
+    hub = [vars(source) for spec in specs for source in spec.hub]
+    chosen |= {"origins": [[spec.name, spec.weight] for spec in specs], "hub": hub}
     return chosen | ({"target": author.made_with} if author else {})
 
 
 def _write(
-    folder: Path, origins: list[DatasetSpec], options: PrepareSettings, author: Author | None, report: Reporter
+    folder: Path, specs: list[DatasetSpec], options: PrepareSettings, author: Author | None, report: Reporter
 ) -> dict[str, Any]:
     with (
         writing(folder / ERRORS) as errors,
@@ -123,9 +122,9 @@ def _write(
         catch_stop(report) as stop,
         Reader(work, options, Ledger(errors)) as reader,
     ):
-        for origin, wanted in zip(origins, streamed_rows(origins, options.sample_size), strict=True):
-            lines = author.lines(folder) if author and origin.endless else _lines(origin, options)
-            _read(reader, origin, lines, wanted, len(origins) > 1, report, stop)
+        for spec, requested_rows in zip(specs, streamed_rows(specs, options.sample_size), strict=True):
+            lines = author.lines(folder) if author and spec.endless else _lines(spec, options)
+            _read(reader, spec, lines, requested_rows, len(specs) > 1, report, stop)
         reader.find_duplicates()
         _choose(reader, report)
         stop.check("nothing was written")
@@ -135,47 +134,48 @@ def _write(
         ledger.left_out += Counter({NOT_SAMPLED: rows.count(LEFT_OUT), EQUAL_PROMPT: rows.count(APART)})
         if ledger.written:
             _copy(reader, folder)
-        sources = {source.origin.name: source.written(rows) for source in reader.sources}
+        sources = {source.spec.name: source.written(rows) for source in reader.sources}
     if not ledger.written:
-        where = ", ".join(str(origin.path or origin.name) for origin in origins)
+        where = ", ".join(str(spec.path or spec.name) for spec in specs)
         fix = f"each row's reason is in {folder / ERRORS}; columns are named with --map role=column"
         raise DataError(f"no usable rows ({ledger.read} read; {_top(ledger)})", where=where, fix=fix)
     return {**ledger.summary(), **sizes, **({"sources": sources} if len(sources) > 1 else {})}
 
 
-def _lines(origin: DatasetSpec, options: PrepareSettings) -> Iterator[SourceRow]:
+def _lines(spec: DatasetSpec, options: PrepareSettings) -> Iterator[SourceRow]:
     # A hub stream is shuffled, so its first rows are the sample.
-    return read_rows(origin, shuffle_seed=options.seed if options.sample_size else None)
+    return read_rows(spec, shuffle_seed=options.seed if options.sample_size else None)
 
 
 def _read(
     reader: Reader,
-    origin: DatasetSpec,
+    spec: DatasetSpec,
     lines: Iterator[SourceRow],
-    wanted: int | None,
+    requested_rows: int | None,
     several: bool,
     report: Reporter,
     stop: Stop,
 ) -> None:
-    """Take in a source: all of it, or of a stream until ``wanted`` different rows are there."""
-    source = reader.begin(origin, several=several)
-    missing = wanted
-    with report.task(f"reading {origin.name}") as task:
+    """Take in a source: all of it, or of a stream until ``requested_rows`` different rows are there."""
+    source = reader.begin(spec, several=several)
+    missing = requested_rows
+    with report.task(f"reading {spec.name}") as task:
         for line in lines:
             kept = reader.take(line)
             if source.read % 256 == 0:
                 stop.check("nothing was written")
                 task.advance(256)
-            if missing is None or wanted is None:
+            if missing is None or requested_rows is None:
                 continue
             missing -= kept
             if missing <= 0:
                 reader.find_duplicates()
-                missing = wanted - reader.rows.count(KEPT, first=source.first)
+                missing = requested_rows - reader.rows.count(KEPT, first=source.first)
                 if missing <= 0:
                     break
-            if origin.endless and source.read >= SELF_TRIES * wanted:
-                report.warn(f"{origin.name}: {source.read} tries gave {wanted - missing} usable rows of {wanted}")
+            if spec.endless and source.read >= SELF_TRIES * requested_rows:
+                usable = f"{requested_rows - missing} usable rows of {requested_rows}"
+                report.warn(f"{spec.name}: {source.read} tries gave {usable}")
                 break
         task.advance(source.read % 256)
 
@@ -189,13 +189,13 @@ def _choose(reader: Reader, report: Reporter) -> None:
     """Draw the rows of the result, then those that are held out, then see that ids differ."""
     options, sources, rows = reader.options, reader.sources, reader.rows
     available = [rows.count(KEPT, first=source.first, end=source.end) for source in sources]
-    if len(sources) > 1 and all(source.origin.weight for source in sources):
-        weights = [source.origin.weight or 0.0 for source in sources]
+    if len(sources) > 1 and all(source.spec.weight for source in sources):
+        weights = [source.spec.weight or 0.0 for source in sources]
         sizes = quotas(available, weights, options.sample_size)
         for source, size, have in zip(sources, sizes, available, strict=True):
             sample(rows, size, options.seed, source.first, source.end)
             if size == have and options.sample_size and sum(sizes) < options.sample_size:
-                message = f"{source.origin.name} has {have:,} usable rows, so {sum(sizes):,} rows keep the weights"
+                message = f"{source.spec.name} has {have:,} usable rows, so {sum(sizes):,} rows keep the weights"
                 report.warn(f"{message} (instead of {options.sample_size:,})")
     elif options.sample_size is not None:
         sample(rows, options.sample_size, options.seed)
@@ -220,7 +220,7 @@ def _copy(reader: Reader, folder: Path) -> None:
         if reader.options.split_eval:
             files[HELD_OUT] = stack.enter_context(writing(folder / EVAL, "wb"))
         rows: Iterator[tuple[int, bytes]] = chain(*streams)
-        if all(source.origin.weight for source in reader.sources):
+        if all(source.spec.weight for source in reader.sources):
             rows = interleave(streams, [source.written(reader.rows) for source in reader.sources], reader.options.seed)
         for disposition, line in rows:
             files[disposition].write(line)

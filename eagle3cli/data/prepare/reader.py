@@ -30,9 +30,9 @@ LONG_MESSAGE = 500_000
 
 @dataclass
 class Source:
-    """One origin on its way: its rows are ``first`` to ``end - 1`` of all, in the lines of ``spool``."""
+    """One data set that is being read: its rows are ``first`` to ``end - 1`` of all, in the lines of ``spool``."""
 
-    origin: DatasetSpec
+    spec: DatasetSpec
     spool: IO[bytes]
     first: int
     end: int
@@ -65,14 +65,14 @@ class Reader:
     def __exit__(self, *error: Any) -> None:
         self.stack.__exit__(*error)
 
-    def begin(self, origin: DatasetSpec, *, several: bool) -> Source:
+    def begin(self, spec: DatasetSpec, *, several: bool) -> Source:
         """Start with the next source; ``several``: it is one of more than one, so --map is for those without preset."""
         spool = self.stack.enter_context((self.folder / f"rows-{len(self.sources)}").open("w+b"))
-        mapping = dict(origin.preset.mapping) if origin.preset else {}
-        if origin.preset is None or not several:
+        mapping = dict(spec.preset.mapping) if spec.preset else {}
+        if spec.preset is None or not several:
             mapping |= parse_mapping(self.options.map)
-        is_chosen = origin.preset.choose() if origin.preset and origin.preset.choose else None
-        source = Source(origin, spool, len(self.rows), len(self.rows), mapping, is_chosen)
+        is_chosen = spec.preset.choose() if spec.preset and spec.preset.choose else None
+        source = Source(spec, spool, len(self.rows), len(self.rows), mapping, is_chosen)
         self.sources.append(source)
         return source
 
@@ -85,7 +85,7 @@ class Reader:
             conversation = self._convert(line, source)
             if conversation is None:
                 return False
-            name = conversation.id or f"{source.origin.name}-{source.read}"
+            name = conversation.id or f"{source.spec.name}-{source.read}"
             encoded = json.dumps(replace(conversation, id=name).to_row(), ensure_ascii=False, allow_nan=False).encode()
             self.rows.add(conversation, name, self._file(line), line.number, offset=source.spool.tell())
         except (DataError, RecursionError, ValueError, TypeError) as error:
@@ -125,7 +125,7 @@ class Reader:
         if reason:
             self.ledger.drop("filtered", line.place, conversation.id, reason)
             return None
-        preset = source.origin.preset
+        preset = source.spec.preset
         if self.options.prompts_only or (preset is not None and preset.prompts_only):
             return first_prompt(conversation)
         most = self.options.max_turns

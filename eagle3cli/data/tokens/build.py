@@ -127,7 +127,7 @@ class _Split:
         for line, name, repairs in block.repairs:
             tell.append((line, partial(self.ledger.repair, repairs, name=name)))
         for line, name in block.no_span:
-            tell.append((line, partial(self.ledger.note, name=name, reason=NO_SPAN)))
+            tell.append((line, partial(self.ledger.drop, "warning", name=name, reason=NO_SPAN)))
         for line, told in sorted(tell, key=itemgetter(0)):
             told(place=f"{self.path}:{line}")
 
