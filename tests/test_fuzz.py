@@ -31,7 +31,7 @@ from eagle3cli.models.card import origin_of
 from eagle3cli.models.checkpoint import check_folder, load_draft, read_tensors, save_draft
 from eagle3cli.models.config import DraftConfig, read_draft_config
 from eagle3cli.models.draft import Draft
-from eagle3cli.models.weight_index import read_weight_index
+from eagle3cli.models.files import read_weight_index
 from eagle3cli.pipeline.engine import StageLedger
 from eagle3cli.runs.find import read_results
 from eagle3cli.runs.folder import read_run

@@ -18,13 +18,13 @@ def planned_target(settings: Settings) -> Iterator[Settings]:
 
     A .gguf file that is not converted yet stands as a folder with its config alone.
     """
-    from eagle3cli.backends.target.gguf import config_of, converted
+    from eagle3cli.backends.target.gguf import existing_conversion, gguf_config
 
     model_path = settings.target.model_path
-    path = converted(model_path, settings.data.cache_dir / "models")
+    path = existing_conversion(model_path, settings.data.cache_dir / "models")
     with TemporaryDirectory(prefix="eagle3-") as folder:
         if path is None:
-            config_of(model_path).save_pretrained(folder)
+            gguf_config(model_path).save_pretrained(folder)
         yield _within_context(settings, path or folder, Silent())
 
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, cast
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -26,10 +26,10 @@ from eagle3cli.models.contract import (
     NEW_KEYS,
     Layout,
     config_problems,
-    doubled_names,
     expected_shapes,
     folder_shapes,
     refusals,
+    renamed_copies,
     serving_layout,
     short,
     target_problems,
@@ -37,15 +37,11 @@ from eagle3cli.models.contract import (
     vocab_problems,
     whole,
 )
-from eagle3cli.models.foreign import plain_config, plain_tensors
-from eagle3cli.models.weight_index import read_weight_index
+from eagle3cli.models.converters import convert_config, convert_tensors
+from eagle3cli.models.files import DAMAGED, INDEX, WEIGHTS, open_safetensors, read_json_object, read_weight_index
 
-WEIGHTS, CONFIG, PICKLED, INDEX = (
-    "model.safetensors",
-    "config.json",
-    "pytorch_model.bin",
-    "model.safetensors.index.json",
-)
+CONFIG = "config.json"
+PICKLED = "pytorch_model.bin"
 
 SHOWN = 30
 """Differences that an error lists; a folder with more is another kind of model."""
@@ -67,7 +63,7 @@ def save_draft(
     """
     layout = layout or serving_layout(config)
     tensors = _cast(state, dtype)
-    tensors |= {both: tensors[name].clone() for name, both in doubled_names(config).items()}
+    tensors |= {alias: tensors[name].clone() for name, alias in renamed_copies(config).items()}
     if whole(config):
         tensors = {name: value for name, value in tensors.items() if name not in ("d2t", "t2d")}
     raw = replace(config, dtype=short(dtype)).to_sglang()
@@ -89,26 +85,30 @@ def load_draft(folder: Path, *, aux_layers: tuple[int, ...] | None = None) -> tu
     Returns the config and a state dict with exactly the names of :func:`expected_shapes`. ``aux_layers`` stands in
     where the config does not name them. Raises ModelError with every missing, unknown or misshapen tensor.
     """
-    raw, tensors = read_config(folder), read_tensors(folder)
+    raw = read_config(folder)
+    tensors = read_tensors(folder)
     try:
-        raw, state = plain_config(raw), plain_tensors(raw, tensors)
-        config = DraftConfig.from_dict(raw, aux_layers=aux_layers)
+        converted = convert_config(raw)
+        state = convert_tensors(raw, tensors)
+        config = DraftConfig.from_dict(converted, aux_layers=aux_layers)
     except ModelError as error:
         raise ModelError(error.what, where=str(folder / CONFIG), fix=error.fix) from error
     config = replace(config, own_embedding=EMBEDDING in state)
-    for name, both in doubled_names(config).items():
-        second = state.pop(both, None)
-        if second is not None and name in state and not torch.equal(second, state[name]):
-            what = f"{name} and {both} differ: SGLang would read the one and vLLM the other"
+    for name, alias in renamed_copies(config).items():
+        copy = state.pop(alias, None)
+        if copy is None:
+            continue
+        kept = state.setdefault(name, copy)
+        if kept is not copy and not torch.equal(kept, copy):
+            what = f"{name} and {alias} differ: SGLang would read the one and vLLM the other"
             raise ModelError(what, where=str(folder))
-        if second is not None:
-            state.setdefault(name, second)
     if whole(config):
         state.setdefault("d2t", torch.zeros(config.vocab_size, dtype=torch.long))
         state.setdefault("t2d", torch.ones(config.vocab_size, dtype=torch.bool))
     problems = tensor_problems(expected_shapes(config), state, dtype=None)
     if not problems:
-        state["d2t"], state["t2d"] = state["d2t"].long(), state["t2d"].bool()
+        state["d2t"] = state["d2t"].long()
+        state["t2d"] = state["t2d"].bool()
         problems = vocab_problems(state["d2t"], state["t2d"])
     _raise(problems, folder)
     return config, state
@@ -119,36 +119,28 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise ModelError("no config.json: not a model folder", where=str(folder), fix="give the folder of a draft")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"not valid JSON: {error}", where=str(path)) from error
-    if not isinstance(raw, dict):
-        raise ModelError("not a JSON object", where=str(path))
-    return raw
+    return read_json_object(path)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a draft folder, as stored. Nothing is unpickled beyond plain tensors."""
-    old, files = folder / PICKLED, _weight_files(folder)
+    path = folder / PICKLED
+    files = _weight_files(folder)
+    if not files and not path.is_file():
+        raise ModelError(f"no {WEIGHTS} (and no {PICKLED})", where=str(folder), fix="give the folder of a draft")
+    tensors: dict[str, Tensor] = {}
     try:
-        if files:
-            found: dict[str, Tensor] = {}
-            for file in files:
-                old = file  # the one that an error names
-                with safe_open(file, "pt") as f:
-                    found |= {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
-            return found
-        if old.is_file():
-            return cast(dict[str, Tensor], dict(torch.load(old, map_location="cpu", weights_only=True)))
+        for path in files:
+            with open_safetensors(path) as f:
+                tensors |= {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
+        return tensors if files else dict(torch.load(path, map_location="cpu", weights_only=True))
     except UnpicklingError as error:
         fix = "ask its author for a model.safetensors"
-        raise ModelError("holds more than plain tensors; nothing else is unpickled", where=str(old), fix=fix) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise ModelError(
-            f"cannot be read: {error}", where=str(old), fix="the file is damaged; copy it again"
+            "holds more than plain tensors; nothing else is unpickled", where=str(path), fix=fix
         ) from error
-    raise ModelError(f"no {WEIGHTS} (and no {PICKLED})", where=str(folder), fix="give the folder of a draft")
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise ModelError(f"cannot be read: {error}", where=str(path), fix=DAMAGED) from error
 
 
 def has_embedding(folder: Path) -> bool:

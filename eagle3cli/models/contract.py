@@ -50,11 +50,11 @@ def folder_shapes(config: DraftConfig) -> dict[str, Shape]:
     written under both names. A whole vocabulary needs no mapping, and vLLM refuses one.
     """
     found = expected_shapes(config)
-    found |= {both: found[name] for name, both in doubled_names(config).items()}
+    found |= {both: found[name] for name, both in renamed_copies(config).items()}
     return {name: shape for name, shape in found.items() if name not in ("d2t", "t2d")} if whole(config) else found
 
 
-def doubled_names(config: DraftConfig) -> dict[str, str]:
+def renamed_copies(config: DraftConfig) -> dict[str, str]:
     """Tensors that are written twice, and their second name."""
     layers = (f"layers.{index}" for index in range(1, config.num_hidden_layers))
     return {f"{layer}.hidden_norm.weight": f"{layer}.input_layernorm.weight" for layer in layers}

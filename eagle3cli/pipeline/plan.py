@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from eagle3cli.backends.target.gguf import gguf_of
+from eagle3cli.backends.target.gguf import find_gguf
 from eagle3cli.errors import Eagle3Error, ModelError, UsageError
 from eagle3cli.pipeline.engine import Pipeline, StageLedger
 from eagle3cli.pipeline.stages import Stage, stage_command, stage_settings, with_default_paths
@@ -53,7 +53,7 @@ def _target(ledger: StageLedger) -> str | None:
 
 
 def _model(settings: Settings) -> str:
-    path = gguf_of(settings.target.model_path)
+    path = find_gguf(settings.target.model_path)
     return f"target {settings.target.model_path}" + (f" ({path.name}, converted first)" if path else "")
 
 

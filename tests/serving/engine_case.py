@@ -20,7 +20,7 @@ from eagle3cli.backends.target.hf import HfTarget, load_target
 from eagle3cli.models.checkpoint import save_draft
 from eagle3cli.models.config import read_draft_config
 from eagle3cli.models.draft import Draft
-from eagle3cli.models.opened import open_draft
+from eagle3cli.models.inference import load_for_inference
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.decode.decode import decode
 from eagle3cli.settings.models import TargetSettings
@@ -125,7 +125,7 @@ def make_draft(folder: Path, target_folder: Path, raw: dict[str, Any], *, update
         draft.embed_tokens.weight.data.copy_(target.embedding_VH * 1.1)
     train(draft, target, [p + r for p, r in zip(asked, plain.replies, strict=True)], updates)
     save_draft(folder, draft.serving_state(), draft.config, dtype=torch.float32)
-    found = replies_of(target, open_draft(folder, raw), asked[:ASKED])
+    found = replies_of(target, load_for_inference(folder, raw), asked[:ASKED])
     assert found.replies == plain.replies[:ASKED]
     return found
 

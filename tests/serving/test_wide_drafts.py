@@ -11,7 +11,7 @@ import torch
 from eagle3cli.backends.target.hf import load_target
 from eagle3cli.models.contract import Layout, refusals
 from eagle3cli.models.draft import Draft
-from eagle3cli.models.opened import open_draft
+from eagle3cli.models.inference import load_for_inference
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.training.ttt.positions import plan_rows
@@ -70,7 +70,7 @@ def test_training_and_decoding_propose_the_same(name: str, target: tuple[Path, d
     with torch.enable_grad():
         expected = make_draft(tmp_path / "draft", folder, raw, **wanted)
     assert 1.2 < expected.acceptance_length < 3.8
-    draft = open_draft(tmp_path / "draft", raw)
+    draft = load_for_inference(tmp_path / "draft", raw)
     assert {layout for layout in ("sglang", "vllm", "legacy") if not refusals(draft.config, layout)} == layouts
     walked = [
         walked_steps(draft, folder, prompt + reply, len(prompt))

@@ -8,7 +8,7 @@ from itertools import accumulate
 import torch
 
 from eagle3cli.backends.batches.batch import TargetBatch
-from eagle3cli.backends.target.shared import Shared
+from eagle3cli.backends.target.group import SharedTarget
 from eagle3cli.backends.target.target import LiveTarget
 from eagle3cli.data.hidden_states.rows import teacher_positions
 from eagle3cli.data.tokens.rows import TokenRows
@@ -27,7 +27,7 @@ class OnlineSource:
 
     def take_part(self) -> None:
         """Run this process's part of a shared target on the others' rows."""
-        if isinstance(self.target, Shared):
+        if isinstance(self.target, SharedTarget):
             self.target.capture([])
 
     def batch(self, rows: Sequence[int]) -> TargetBatch:

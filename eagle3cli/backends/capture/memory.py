@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from eagle3cli.backends.capture.passes import PassTooLarge
-from eagle3cli.backends.target.hf import read_config
+from eagle3cli.backends.target.hf import read_auto_config
 from eagle3cli.backends.target.hf_load import meta_model
 from eagle3cli.backends.target.logits import ARGMAX_CHUNK
 from eagle3cli.errors import Eagle3Error
@@ -39,7 +39,7 @@ class TargetShape:
 
 def target_shape(target: TargetSettings) -> TargetShape:
     """The target's shape from its config; weights are counted on a model without any."""
-    raw = read_config(target).to_dict()
+    raw = read_auto_config(target).to_dict()
     text = text_part(raw)
     heads = int(text["num_attention_heads"])
     size = int(text.get("head_dim") or text["hidden_size"] // heads)
@@ -66,7 +66,7 @@ def _mlp(text: dict[str, Any]) -> int:
 def _count(named: str) -> int:
     path, revision, remote = json.loads(named)
     target = TargetSettings(model_path=path, revision=revision, trust_remote_code=remote)
-    model = meta_model(read_config(target))
+    model = meta_model(read_auto_config(target))
     return sum(weight.numel() for weight in model.parameters())
 
 

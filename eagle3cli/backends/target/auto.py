@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
-from eagle3cli.backends.target.group import load_tensor_parallel
+from eagle3cli.backends.target.group import SharedTarget, load_tensor_parallel
 from eagle3cli.backends.target.hf import load_target, pick_device, read_target_config
 from eagle3cli.backends.target.sglang import MODEL_TYPES, VERSIONS, installed_version, load_sglang
-from eagle3cli.backends.target.shared import share
 from eagle3cli.backends.target.target import LiveTarget
 from eagle3cli.models.config import default_aux_layers, text_part
 from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.runtime.report import Reporter, Silent
 from eagle3cli.settings.models import TargetSettings
 
-Name = Literal["hf", "sglang"]
+BackendName = Literal["hf", "sglang"]
 
 
 def open_target(
@@ -25,14 +25,14 @@ def open_target(
     Of ``ranks`` that train, each ``tp_size`` neighbours share one.
     """
     config = read_target_config(target)
-    name, why = choose(target, config)
+    name, why = choose_backend(target, config)
     report.info(f"target backend {name}: {why}")
     chosen = target.model_copy(update={"backend": name})
     layers = aux_layers or default_aux_layers(int(text_part(config)["num_hidden_layers"]))
     if target.tp_size > 1 and ranks is not None:
-        return share(load_backend(chosen, layers, report), ranks, target.tp_size)
+        return SharedTarget(load_backend(chosen, layers, report), ranks, target.tp_size)
     if target.tp_size > 1:
-        return load_tensor_parallel(chosen, layers, lambda target, layers: load_backend(target, layers, report))
+        return load_tensor_parallel(chosen, layers, partial(load_backend, report=report))
     return load_backend(chosen, layers, report)
 
 
@@ -42,13 +42,14 @@ def load_backend(target: TargetSettings, aux_layers: tuple[int, ...], report: Re
     return load(target, report, aux_layers)
 
 
-def choose(target: TargetSettings, config: dict[str, Any]) -> tuple[Name, str]:
+def choose_backend(target: TargetSettings, config: dict[str, Any]) -> tuple[BackendName, str]:
     """The backend for this target (``config`` is its config), and why."""
     if target.backend == "sglang":
         return "sglang", "as named"
     if target.backend != "auto":
         return "hf", "as named"
-    version, kind = installed_version(), str(text_part(config).get("model_type"))
+    version = installed_version()
+    model_type = str(text_part(config).get("model_type"))
     if target.spreads:
         return "hf", "transformers alone spreads a target over devices and disk"
     if pick_device(target.device).type != "cuda":
@@ -57,6 +58,6 @@ def choose(target: TargetSettings, config: dict[str, Any]) -> tuple[Name, str]:
         return "hf", "SGLang is not installed"
     if version not in VERSIONS:
         return "hf", f"SGLang {version} is installed; known is {', '.join(VERSIONS)}"
-    if kind not in MODEL_TYPES:
-        return "hf", f"SGLang captures no auxiliary layers of {kind}"
-    return "sglang", f"a GPU, SGLang {version} and a model type that it captures ({kind})"
+    if model_type not in MODEL_TYPES:
+        return "hf", f"SGLang captures no auxiliary layers of {model_type}"
+    return "sglang", f"a GPU, SGLang {version} and a model type that it captures ({model_type})"

@@ -37,7 +37,7 @@ def packaged_file(name: str) -> Path:
     raise ModelError(f"the package {name} is not installed", where="target.model_path", fix=demo.install_line())
 
 
-def gguf_of(model_path: str) -> Path | None:
+def find_gguf(model_path: str) -> Path | None:
     """The .gguf file that ``model_path`` means, or None where it is a folder or a hub id."""
     if Path(model_path).is_dir():
         return None
@@ -58,10 +58,11 @@ def local_folder(model_path: str, parent: Path, report: Reporter) -> str:
 
     Raises ModelError where the file cannot be read as a model.
     """
-    path = gguf_of(model_path)
+    path = find_gguf(model_path)
     if path is None:
         return model_path
-    folder, source = parent / path.stem, _source(path)
+    folder = parent / path.stem
+    source = _source(path)
     if _converted_from(folder) == source:
         return str(folder)
     report.info(f"converting {path.name} to {folder} (once)")
@@ -69,18 +70,18 @@ def local_folder(model_path: str, parent: Path, report: Reporter) -> str:
     return str(folder)
 
 
-def converted(model_path: str, parent: Path) -> str | None:
+def existing_conversion(model_path: str, parent: Path) -> str | None:
     """What :func:`local_folder` would return, None where it would have to convert a file first."""
-    path = gguf_of(model_path)
+    path = find_gguf(model_path)
     if path is None:
         return model_path
     folder = parent / path.stem
     return str(folder) if _converted_from(folder) == _source(path) else None
 
 
-def config_of(model_path: str) -> Any:
+def gguf_config(model_path: str) -> Any:
     """The config of a .gguf file's model, without its weights."""
-    path = gguf_of(model_path)
+    path = find_gguf(model_path)
     assert path is not None
     return _config_in(path, path.stat().st_mtime_ns)
 
@@ -127,7 +128,7 @@ def _converted_from(folder: Path) -> object:
 
 
 def _convert(path: Path, folder: Path, source: dict[str, object]) -> None:
-    model, tokenizer = _read(path)
+    model, tokenizer = _load(path)
     # The weights are plain fp32 now; left in, these two would make every later load look for the .gguf file.
     if hasattr(model.config, "quantization_config"):  # transformers 4 sets none
         del model.config.quantization_config
@@ -141,9 +142,10 @@ def _convert(path: Path, folder: Path, source: dict[str, object]) -> None:
     write_json(folder / SOURCE_FILE, source)
 
 
-def _read(path: Path) -> tuple[Any, Any]:
+def _load(path: Path) -> tuple[Any, Any]:
     """Model and tokenizer as transformers reads them, the tokenizer repaired."""
     import torch
+    from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
@@ -157,17 +159,8 @@ def _read(path: Path) -> tuple[Any, Any]:
             tokenizer = AutoTokenizer.from_pretrained(**where)
     kind = reader.get_field("tokenizer.ggml.pre")
     if kind is not None and kind.contents() == "smollm":
-        put_digit_splitter_back(tokenizer)
+        # It reads numbers digit by digit; without that the model sees tokens it was never trained on.
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
     return model, tokenizer
-
-
-def put_digit_splitter_back(tokenizer: Any) -> None:
-    """SmolLM's tokenizer reads numbers digit by digit; without that the model sees tokens it was never trained on."""
-    from tokenizers import pre_tokenizers
-
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )

@@ -44,10 +44,10 @@ def check_header(path: Path) -> None:
 
 
 def _take(file: IO[bytes], count: int) -> bytes:
-    found = file.read(count) if count < 1 << 31 else b""
-    if len(found) < count:
+    content = file.read(count) if count < 1 << 31 else b""
+    if len(content) < count:
         raise ValueError("it ends within its own head")
-    return found
+    return content
 
 
 def _number(file: IO[bytes], form: str) -> int:
@@ -62,7 +62,8 @@ def _skip_value(file: IO[bytes], kind: int, depth: int = 0) -> None:
     if kind == TEXT:
         _text(file)
     elif kind == LIST:
-        inner, count = _number(file, "<I"), _number(file, "<Q")
+        inner = _number(file, "<I")
+        count = _number(file, "<Q")
         if inner in SIZES:
             _take(file, SIZES[inner] * count)
         elif depth > 1:

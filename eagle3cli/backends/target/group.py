@@ -1,20 +1,22 @@
-"""One target over several processes: the first one works, the others run its layers with it and know nothing else.
+"""One target over several processes.
 
-So whatever uses a target is written for one process. The first process announces every load and every batch; the
-others (``follow``) do the same with the target, and drop the states.
+In a command, the first process works, and the others run the target's layers with it and know nothing else: so
+whatever uses a target is written for one process. The first process announces every load and every batch; the others
+do the same with the target, and drop the states. In training, every process of a group asks for its own rows, and all
+of them run the target together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 
-from eagle3cli.backends.target.target import Behind, LiveTarget, States, Tokens
+from eagle3cli.backends.target.target import LiveTarget, ProcessTarget, States, Tokens
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.distributed import Ranks, init_distributed
 from eagle3cli.runtime.stop import catch_stop
@@ -23,16 +25,40 @@ from eagle3cli.settings.models import TargetSettings
 TargetLoader = Callable[[TargetSettings, tuple[int, ...]], LiveTarget]
 
 
-@dataclass(frozen=True)
-class TensorParallelTarget(Behind):
-    """A target whose other parts are in other processes."""
+class TensorParallelTarget(ProcessTarget):
+    """A target whose other parts are in processes that follow this one."""
 
-    size: int
+    def __init__(self, inner: LiveTarget, size: int) -> None:
+        super().__init__(inner)
+        self.size = size
 
     def capture(self, sequences: Sequence[Tokens]) -> States:
         """States of each sequence, made together with the other processes."""
         _send(("capture", [np.asarray(ids, dtype=np.int32) for ids in sequences]), self.size)
         return self.inner.capture(sequences)
+
+
+class SharedTarget(ProcessTarget):
+    """A target in shards on the processes of a group; all of them must call :meth:`capture` equally often.
+
+    Every process makes all groups; those of a group have neighbouring ranks.
+    """
+
+    def __init__(self, inner: LiveTarget, ranks: Ranks, size: int) -> None:
+        super().__init__(inner)
+        self.ranks = ranks
+        self.size = size
+        self.group = _neighbours(ranks.world_size, size)[ranks.rank // size]
+
+    def capture(self, sequences: Sequence[Tokens]) -> States:
+        """States of this process's sequences; none, where it only takes part for the others."""
+        own = [np.asarray(ids, dtype=np.int32) for ids in sequences]
+        parts: list[list[Tokens]] = [[] for _ in range(self.size)]
+        with self.ranks.waiting():
+            dist.all_gather_object(parts, own, group=self.group)
+        states = self.inner.capture([ids for part in parts for ids in part]) if any(parts) else []
+        start = sum(len(part) for part in parts[: self.ranks.rank % self.size])
+        return states[start : start + len(own)]
 
 
 @contextmanager
@@ -75,7 +101,7 @@ def single_tp_group(target: TargetSettings, load: TargetLoader) -> Iterator[bool
 
 
 def load_tensor_parallel(target: TargetSettings, aux_layers: tuple[int, ...], load: TargetLoader) -> LiveTarget:
-    """TargetLoader the target in all processes of :func:`tp_group`."""
+    """Load the target in all processes of :func:`tp_group`."""
     _send(("load", target, aux_layers), target.tp_size)
     return TensorParallelTarget(load(target, aux_layers), target.tp_size)
 
@@ -91,36 +117,35 @@ def check_groups(size: int, ranks: Ranks) -> None:
 @cache
 def _groups(size: int) -> tuple[Any, Any, int]:
     """This process's group, the group of those that work, and the number of its own group's first; all make all."""
-    import torch.distributed as dist
+    rank = dist.get_rank()
+    world_size = dist.get_world_size()
+    own = _neighbours(world_size, size)[rank // size]
+    workers = dist.new_group(list(range(0, world_size, size)), backend="gloo")
+    return own, workers, rank - rank % size
 
-    index, count = dist.get_rank(), dist.get_world_size()
-    own = [dist.new_group(list(range(at, at + size)), backend="gloo") for at in range(0, count, size)]
-    workers = dist.new_group(list(range(0, count, size)), backend="gloo")
-    return own[index // size], workers, index - index % size
+
+def _neighbours(world_size: int, size: int) -> list[Any]:
+    return [dist.new_group(list(range(at, at + size)), backend="gloo") for at in range(0, world_size, size)]
 
 
 def _follow(load: TargetLoader, size: int) -> None:
     """Do with the target what the first process does, until it ends."""
     target: LiveTarget | None = None
-    while (order := _receive(size)) is not None:
-        if order[0] == "load":
-            target = load(*order[1:])
+    while (request := _receive(size)) is not None:
+        if request[0] == "load":
+            target = load(*request[1:])
         else:
             assert target is not None, "a batch before its target"
-            target.capture(order[1])
+            target.capture(request[1])
 
 
-def _send(order: Any, size: int) -> None:
-    import torch.distributed as dist
-
+def _send(request: Any, size: int) -> None:
     own, _, first = _groups(size)
-    dist.broadcast_object_list([order], src=first, group=own)
+    dist.broadcast_object_list([request], src=first, group=own)
 
 
 def _receive(size: int) -> Any:
-    import torch.distributed as dist
-
     own, _, first = _groups(size)
-    box: list[Any] = [None]
-    dist.broadcast_object_list(box, src=first, group=own)
-    return box[0]
+    received: list[Any] = [None]
+    dist.broadcast_object_list(received, src=first, group=own)
+    return received[0]

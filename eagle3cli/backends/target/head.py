@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from eagle3cli.backends.target.logits import Head, make_head
 from eagle3cli.errors import ModelError
 from eagle3cli.models.config import text_part
-from eagle3cli.models.weight_index import read_weight_index
+from eagle3cli.models.files import INDEX, WEIGHTS, open_safetensors, read_json_object, read_weight_index
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 BIASES = ("lm_head.bias", "embed_out.bias")
@@ -29,9 +28,9 @@ MLP_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm")
 """Names of the norm before a layer's MLP, the surest first."""
 OTHER_PARTS = ("vision", "visual", "audio", "mtp", "encoder", "projector")
 """Parts of a model whose tensors are never its text embedding or head."""
-ONE_MORE = ("gemma", "gemma2", "gemma3", "nemotron", "qwen3_next", "qwen3_5", "recurrent_gemma", "vaultgemma")
+UNIT_OFFSET_NORMS = ("gemma", "gemma2", "gemma3", "nemotron", "qwen3_next", "qwen3_5", "recurrent_gemma", "vaultgemma")
 """Beginnings of the model types whose norms multiply by one more than their weight."""
-NOT_ONE_MORE = ("gemma3n",)
+NOT_UNIT_OFFSET = ("gemma3n",)
 BARE_NORMS = ("nanochat", "olmo")
 """Model types whose norms have no weight."""
 SAMPLES, SAMPLE_BYTES = 16, 4096
@@ -60,10 +59,10 @@ def read_embedding_and_head(model_path: str, *, revision: str | None = None) -> 
     else:
         head = _read(_file(model_path, files[head_name], revision), head_name)
     text = text_part(config)
-    wanted = (text.get("vocab_size"), text.get("hidden_size"))
+    shape = (text.get("vocab_size"), text.get("hidden_size"))
     for tensor, what in ((embedding, name), (head, head_name or name)):
-        if None not in wanted and tuple(tensor.shape) != wanted:
-            raise ModelError(f"{what} is {list(tensor.shape)}; the config says {list(wanted)}", where=model_path)
+        if None not in shape and tuple(tensor.shape) != shape:
+            raise ModelError(f"{what} is {list(tensor.shape)}; the config says {list(shape)}", where=model_path)
     return embedding, head
 
 
@@ -76,13 +75,13 @@ def read_target_tensors(
     ``norm`` (the one before its MLP); norms are what they multiply by.
     """
     embedding, head = read_embedding_and_head(model_path, revision=revision)
-    found = {"embedding": embedding, "head": head}
+    tensors = {"embedding": embedding, "head": head}
     files = _tensor_files(model_path, revision)
     bias = _find(files, BIASES)
     if bias is not None:
-        found["head_bias"] = _read(_file(model_path, files[bias], revision), bias)
+        tensors["head_bias"] = _read(_file(model_path, files[bias], revision), bias)
     if last_layer is None:
-        return found
+        return tensors
     layer = f"layers.{last_layer}"
     endings = {
         "final_norm": FINAL_NORMS,
@@ -91,40 +90,33 @@ def read_target_tensors(
         "gate_up": (f"{layer}.mlp.gate_up_proj.weight",),
         "norm": tuple(f"{layer}.{norm}.weight" for norm in MLP_NORMS),
     }
-    for key, wanted in endings.items():
-        name = _find(files, wanted)
+    for key, names in endings.items():
+        name = _find(files, names)
         if name is not None:
-            found[key] = _read(_file(model_path, files[name], revision), name)
+            tensors[key] = _read(_file(model_path, files[name], revision), name)
     kind = str(text_part(read_config(model_path, revision=revision)).get("model_type"))
     if kind in BARE_NORMS:
-        found["final_norm"] = torch.ones(embedding.shape[1])
-    if "final_norm" not in found:
+        tensors["final_norm"] = torch.ones(embedding.shape[1])
+    if "final_norm" not in tensors:
         raise ModelError("no norm before the head", where=model_path, fix="start with --draft-init random")
-    if "gate_up" in found:
-        found["gate_proj"], found["up_proj"] = found.pop("gate_up").chunk(2)
+    if "gate_up" in tensors:
+        tensors["gate_proj"], tensors["up_proj"] = tensors.pop("gate_up").chunk(2)
     # Quantised projections mean nothing without their scales; the draft can start without them.
-    found = {key: value for key, value in found.items() if value.is_floating_point() and value.element_size() > 1}
-    if kind.startswith(ONE_MORE) and not kind.startswith(NOT_ONE_MORE):
-        found |= {key: found[key].float() + 1 for key in ("final_norm", "norm") if key in found}
-    return found
+    tensors = {key: value for key, value in tensors.items() if value.is_floating_point() and value.element_size() > 1}
+    if kind.startswith(UNIT_OFFSET_NORMS) and not kind.startswith(NOT_UNIT_OFFSET):
+        tensors |= {key: tensors[key].float() + 1 for key in ("final_norm", "norm") if key in tensors}
+    return tensors
 
 
 def read_head(model_path: str, config: Mapping[str, Any], *, revision: str | None = None) -> Head:
     """A target's head as its family applies it; ``config`` is the target's, with its family's defaults."""
-    found = read_target_tensors(model_path, revision=revision)
-    return make_head(config, found["head"], found.get("head_bias"))
+    tensors = read_target_tensors(model_path, revision=revision)
+    return make_head(config, tensors["head"], tensors.get("head_bias"))
 
 
 def read_config(model_path: str, *, revision: str | None = None) -> dict[str, Any]:
     """A target's ``config.json``, from a folder or from the hub."""
-    path = _file(model_path, "config.json", revision)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"not valid JSON: {error}", where=str(path)) from error
-    if not isinstance(found, dict):
-        raise ModelError("not a JSON object", where=str(path))
-    return found
+    return read_json_object(_file(model_path, "config.json", revision))
 
 
 def fingerprint(model_path: str, *, revision: str | None = None) -> str:
@@ -166,9 +158,9 @@ def _file(model_path: str, name: str, revision: str | None) -> Path:
     except HFValidationError as error:
         raise ModelError("no such folder, and no hub id", where=model_path, fix="check --target-model-path") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         fix = "check the name; without network, give a local folder"
-        raise ModelError(f"{name} cannot be fetched from the hub: {said}", where=model_path, fix=fix) from error
+        raise ModelError(f"{name} cannot be fetched from the hub: {reason}", where=model_path, fix=fix) from error
 
 
 def _tensor_files(model_path: str, revision: str | None) -> dict[str, str]:
@@ -177,7 +169,7 @@ def _tensor_files(model_path: str, revision: str | None) -> dict[str, str]:
         path = _file(model_path, INDEX, revision)
     except ModelError:
         path = _file(model_path, WEIGHTS, revision)
-        with _opened(path) as f:
+        with open_safetensors(path) as f:
             return dict.fromkeys(f.keys(), WEIGHTS)
     return read_weight_index(path)
 
@@ -185,10 +177,10 @@ def _tensor_files(model_path: str, revision: str | None) -> dict[str, str]:
 def _find(names: dict[str, str], endings: Sequence[str]) -> str | None:
     """The tensor whose name ends in one of ``endings``; the shortest, where a model has several parts."""
     for ending in endings:
-        found = [n for n in names if n == ending or n.endswith(f".{ending}")]
-        found = [n for n in found if not any(part in n for part in OTHER_PARTS)]
-        if found:
-            return min(found, key=lambda n: (n.count("."), n))
+        matches = [n for n in names if n == ending or n.endswith(f".{ending}")]
+        matches = [n for n in matches if not any(part in n for part in OTHER_PARTS)]
+        if matches:
+            return min(matches, key=lambda n: (n.count("."), n))
     return None
 
 
@@ -198,22 +190,13 @@ def _tied(config: dict[str, Any]) -> bool | None:
     A wrapper and its text part may disagree: then the weights decide, too.
     """
     text = config.get("text_config") or {}
-    said = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
-    return None if said is None else bool(said)
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(path, "pt")
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"cannot be read: {error}", where=str(path), fix="the file is damaged; copy it again"
-        ) from error
+    tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    return None if tied is None else bool(tied)
 
 
 def _read(path: Path, name: str) -> Tensor:
     try:
-        with _opened(path) as f:
+        with open_safetensors(path) as f:
             tensor: Tensor = f.get_tensor(name)
     except SafetensorError as error:
         raise ModelError(f"{name} cannot be read: {error}", where=str(path)) from error

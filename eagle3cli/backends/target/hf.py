@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, DynamicCache, PreTrainedModel
 
-from eagle3cli.backends.target.hf_load import ends_of, load_model, placement
+from eagle3cli.backends.target.hf_load import embedding_and_head, load_model, placement
 from eagle3cli.backends.target.logits import Head
 from eagle3cli.backends.target.positions import cached, keeps_positions
 from eagle3cli.backends.target.structure import decoder_of
@@ -32,6 +32,7 @@ MIN_SHARED = 8
 LONGEST_SHARED = 8192
 """Tokens of a sequence up to which it is: the pass behind it needs a mask of its tokens by all of theirs, and keys and
 values of all layers are kept for it."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PROBE = (3, 17, 5, 40)
 TOLERANCE = 0.05
 """Of the largest logit, for a target in bfloat16; a factor or a cap that is missed changes far more."""
@@ -74,48 +75,48 @@ class HfTarget:
         return self.embedding_VH.dtype
 
     @contextmanager
-    def tapping(self) -> Iterator[dict[int, Tensor]]:
+    def recording(self) -> Iterator[dict[int, Tensor]]:
         """Within the block every forward pass leaves the outputs of the auxiliary layers in the dict."""
-        taps: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
 
-        def keep(layer: int) -> Any:
+        def hook_of(layer: int) -> Any:
             def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                taps[layer] = output[0] if isinstance(output, tuple) else output
+                outputs[layer] = output[0] if isinstance(output, tuple) else output
 
             return hook
 
         with ExitStack() as stack:
             for layer in self.aux_layers:
-                handle = self.layers[layer].register_forward_hook(keep(layer))
+                handle = self.layers[layer].register_forward_hook(hook_of(layer))
                 stack.callback(handle.remove)
-            yield taps
+            yield outputs
 
     @torch.no_grad()
     def capture(self, sequences: Sequence[Tokens]) -> States:
-        """Auxiliary states ``[S, A*H]`` and last hidden states ``[S, H]`` of each sequence.
+        """Auxiliary states ``[S, C]`` and last hidden states ``[S, H]`` of each sequence.
 
         The sequences are padded on the right to the longest one; give sequences of similar length.
         """
         ids = [torch.tensor(s, dtype=torch.long, device=self.device) for s in sequences]
         shared = shared_prefix(sequences) if keeps_positions(self.model) else 0
-        with self.tapping() as taps:
+        with self.recording() as outputs:
             if shared < MIN_SHARED:
-                aux_BSC, last_BSH = self._pass(taps, pad_sequence(ids, batch_first=True), use_cache=False)
+                aux_BSC, last_BSH = self._forward(outputs, pad_sequence(ids, batch_first=True), use_cache=False)
             else:
                 # A system prompt that all rows begin with is run once.
                 cache = DynamicCache(config=self.model.config)
                 past = {"use_cache": True, **cached(self.decoder, cache)}
-                first = self._pass(taps, ids[0][None, :shared], **past)
+                first = self._forward(outputs, ids[0][None, :shared], **past)
                 cache.batch_repeat_interleave(len(ids))
-                rest = self._pass(taps, pad_sequence([s[shared:] for s in ids], batch_first=True), **past)
-                aux_BSC, last_BSH = (_after(begin, end) for begin, end in zip(first, rest, strict=True))
+                rest = self._forward(outputs, pad_sequence([s[shared:] for s in ids], batch_first=True), **past)
+                aux_BSC, last_BSH = (_concat(prefix, end) for prefix, end in zip(first, rest, strict=True))
         return [(aux_BSC[b, : len(s)], last_BSH[b, : len(s)]) for b, s in enumerate(ids)]
 
-    def _pass(self, taps: dict[int, Tensor], ids_BS: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    def _forward(self, outputs: dict[int, Tensor], ids_BS: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """Auxiliary and last hidden states of one forward pass."""
         last: Tensor = self.decoder(input_ids=ids_BS, **options).last_hidden_state
         # Layers may be spread over devices.
-        return torch.cat([taps[n].to(self.device) for n in self.aux_layers], dim=-1), last.to(self.device)
+        return torch.cat([outputs[n].to(self.device) for n in self.aux_layers], dim=-1), last.to(self.device)
 
 
 def shared_prefix(sequences: Sequence[Tokens]) -> int:
@@ -128,17 +129,17 @@ def shared_prefix(sequences: Sequence[Tokens]) -> int:
     return next((at for at in range(limit) if any(s[at] != first[at] for s in sequences)), limit)
 
 
-def _after(prefix_1PX: Tensor, rest_BSX: Tensor) -> Tensor:
+def _concat(prefix_1PX: Tensor, rest_BSX: Tensor) -> Tensor:
     return torch.cat((prefix_1PX.expand(len(rest_BSX), -1, -1), rest_BSX), 1)
 
 
 def read_target_config(target: TargetSettings) -> dict[str, Any]:
     """The target's ``config.json`` as a dict; raises a ModelError that says what is wrong with the folder."""
-    found: dict[str, Any] = read_config(target).to_dict()
-    return found
+    config: dict[str, Any] = read_auto_config(target).to_dict()
+    return config
 
 
-def read_config(target: TargetSettings) -> Any:
+def read_auto_config(target: TargetSettings) -> Any:
     """The target's config as transformers reads it."""
     if not target.model_path:
         raise UsageError("no target model", where="--target-model-path", fix="give a folder or a hub id")
@@ -159,8 +160,7 @@ def model_error(path: str, error: Exception) -> ModelError:
         )
     if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         return ModelError("no such folder", where=path, fix="check --target-model-path")
-    said = str(error).strip().splitlines()
-    reason = said[0] if said else type(error).__name__
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if not folder.exists():
         fix = "check the name; without network, give a local folder or put the model into the hub cache first"
         return ModelError(f"cannot be found on the hub or in its cache ({reason})", where=path, fix=fix)
@@ -172,7 +172,7 @@ def load_target(target: TargetSettings, report: Reporter, aux_layers: tuple[int,
 
     Raises ModelError where the head's logits would not be the model's own.
     """
-    config = read_config(target)
+    config = read_auto_config(target)
     _refuse_old_transformers(config)
     device = pick_device(target.device)
     dtype = pick_dtype(target.dtype, device, config.to_dict())
@@ -181,16 +181,16 @@ def load_target(target: TargetSettings, report: Reporter, aux_layers: tuple[int,
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise model_error(target.model_path, error) from error
     decoder, layers = decoder_of(model)
-    wanted = aux_layers or default_aux_layers(len(layers))
-    if max(wanted) >= len(layers):
-        raise UsageError(f"the target has layers 0 to {len(layers) - 1}, not {max(wanted)}", where="--aux-layers")
-    embedding_VH, head = ends_of(model, target, dtype)
-    found = HfTarget(model, decoder, layers, embedding_VH, head, wanted, target.model_path)
-    check_logits(found)
+    aux_layers = aux_layers or default_aux_layers(len(layers))
+    if max(aux_layers) >= len(layers):
+        raise UsageError(f"the target has layers 0 to {len(layers) - 1}, not {max(aux_layers)}", where="--aux-layers")
+    embedding_VH, head = embedding_and_head(model, target, dtype)
+    loaded = HfTarget(model, decoder, layers, embedding_VH, head, aux_layers, target.model_path)
+    check_logits(loaded)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    shape = f"{millions:.0f}M parameters, {dtype}, {placement(model, device)}, aux layers {list(wanted)}"
+    shape = f"{millions:.0f}M parameters, {dtype}, {placement(model, device)}, aux layers {list(aux_layers)}"
     report.info(f"target {target.model_path}, backend hf: {shape}")
-    return found
+    return loaded
 
 
 def _refuse_old_transformers(config: Any) -> None:
@@ -204,14 +204,15 @@ def _refuse_old_transformers(config: Any) -> None:
 def check_logits(target: HfTarget) -> None:
     """One short pass: our head on the last hidden states must give the logits that the model itself gives."""
     ids = [n % len(target.head) for n in PROBE]
-    with target.tapping() as taps:
-        wanted = target.model(input_ids=torch.tensor([ids], device=target.device), use_cache=False).logits[0].float()
+    with target.recording() as outputs:
+        expected = target.model(input_ids=torch.tensor([ids], device=target.device), use_cache=False).logits[0].float()
     _, last_SH = target.capture([ids])[0]
-    name, shape = type(target.model).__name__, (1, len(ids), last_SH.shape[1])
-    if any(tuple(tap.shape) != shape for tap in taps.values()):
+    name = type(target.model).__name__
+    shape = (1, len(ids), last_SH.shape[1])
+    if any(tuple(output.shape) != shape for output in outputs.values()):
         raise ModelError(f"the layers of {name} put out something else than hidden states", where=target.path)
-    got = target.head(last_SH).float().to(wanted.device)
-    if (got - wanted).abs().max() > TOLERANCE * wanted.abs().max():
+    logits = target.head(last_SH).float().to(expected.device)
+    if (logits - expected).abs().max() > TOLERANCE * expected.abs().max():
         what = f"{name} makes its logits in a way that eagle3 does not know: a factor, or a step before the head"
         raise ModelError(what, where=target.path, fix="report its name, with its config.json")
 
@@ -232,8 +233,8 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(name: str, device: torch.device, config: dict[str, Any]) -> torch.dtype:
     """The type that a setting names; auto is float32 on a CPU, else the checkpoint's own."""
     if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+        return DTYPES[name]
     if device.type == "cpu":
         return torch.float32
-    said = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
-    return getattr(torch, said, torch.bfloat16)
+    name = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
+    return getattr(torch, name, torch.bfloat16)

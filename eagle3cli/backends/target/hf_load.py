@@ -20,9 +20,9 @@ def load_model(target: TargetSettings, config: Any, device: torch.device, dtype:
     """The frozen model; ``config`` is its transformers config. Raises what transformers raises."""
     where: dict[str, Any] = {}
     if target.tp_size > 1:
-        where = _sharded(target.tp_size)
+        where = _tensor_parallel(target.tp_size)
     elif target.spreads:
-        where = _spread(target)
+        where = _device_map(target)
     model: PreTrainedModel = _auto_class(config).from_pretrained(
         target.model_path,
         revision=target.revision,
@@ -45,20 +45,21 @@ def meta_model(config: Any) -> PreTrainedModel:
     return model
 
 
-def ends_of(model: PreTrainedModel, target: TargetSettings, dtype: torch.dtype) -> tuple[Tensor, Head]:
+def embedding_and_head(model: PreTrainedModel, target: TargetSettings, dtype: torch.dtype) -> tuple[Tensor, Head]:
     """Embedding and head; read from the files where the model's own are off-loaded, sharded or quantised."""
-    linear, config = model.get_output_embeddings(), model.config.to_dict()
-    embedding_VH, head_VH = _plain(model.get_input_embeddings().weight), _plain(linear.weight)
+    linear = model.get_output_embeddings()
+    embedding_VH = _plain(model.get_input_embeddings().weight)
+    head_VH = _plain(linear.weight)
     bias_V = getattr(linear, "bias", None)
     if embedding_VH is None or head_VH is None:
-        found = read_target_tensors(target.model_path, revision=target.revision)
-        device = _entry(model)
-        embedding_VH = found["embedding"].to(device, dtype)
-        head_VH = embedding_VH if found["head"] is found["embedding"] else found["head"].to(device, dtype)
-        bias_V = found["head_bias"].to(device, dtype) if "head_bias" in found else None
+        tensors = read_target_tensors(target.model_path, revision=target.revision)
+        tied = tensors["head"] is tensors["embedding"]
+        embedding_VH = tensors["embedding"].to(_input_device(model), dtype)
+        head_VH = embedding_VH if tied else tensors["head"].to(dtype)
+        bias_V = tensors["head_bias"].to(dtype) if "head_bias" in tensors else None
     device = embedding_VH.device
     bias_V = None if bias_V is None else bias_V.detach().to(device)
-    return embedding_VH, make_head(config, head_VH.to(device), bias_V)
+    return embedding_VH, make_head(model.config.to_dict(), head_VH.to(device), bias_V)
 
 
 def placement(model: PreTrainedModel, device: torch.device) -> str:
@@ -77,7 +78,7 @@ def _plain(weight: object) -> Tensor | None:
     return weight.detach() if weight.is_floating_point() and weight.element_size() > 1 else None
 
 
-def _entry(model: PreTrainedModel) -> torch.device:
+def _input_device(model: PreTrainedModel) -> torch.device:
     """The device that takes the tokens."""
     hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
@@ -89,11 +90,11 @@ def _auto_class(config: Any) -> Any:
     remote = getattr(config, "auto_map", None) or {}
     if type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in remote:
         return AutoModelForCausalLM
-    known = type(config) in AutoModelForImageTextToText._model_mapping
-    return AutoModelForImageTextToText if known else AutoModelForCausalLM
+    multi_modal = type(config) in AutoModelForImageTextToText._model_mapping
+    return AutoModelForImageTextToText if multi_modal else AutoModelForCausalLM
 
 
-def _sharded(size: int) -> dict[str, Any]:
+def _tensor_parallel(size: int) -> dict[str, Any]:
     """Arguments that shard the layers by the model's own plan, over each group of ``size`` neighbouring ranks."""
     import torch.distributed as dist
 
@@ -114,7 +115,7 @@ def _sharded(size: int) -> dict[str, Any]:
         return {"tp_plan": "auto"}
 
 
-def _spread(target: TargetSettings) -> dict[str, Any]:
+def _device_map(target: TargetSettings) -> dict[str, Any]:
     """Arguments that spread the layers over the devices, with what does not fit in memory or on disk."""
     if importlib.util.find_spec("accelerate") is None:
         raise UsageError("needs accelerate", where="--device-map", fix="pip install accelerate")
@@ -124,6 +125,8 @@ def _spread(target: TargetSettings) -> dict[str, Any]:
         if not name or not size:
             raise UsageError(f"not DEVICE=SIZE: {text}", where="--max-memory", fix="write 0=20GiB cpu=60GiB")
         limits[int(name) if name.isdigit() else name] = size
-    how = "auto" if target.device_map == "none" else target.device_map
-    where = {"device_map": how, "max_memory": limits or None}
-    return {**where, "offload_folder": str(target.offload_folder)}
+    return {
+        "device_map": "auto" if target.device_map == "none" else target.device_map,
+        "max_memory": limits or None,
+        "offload_folder": str(target.offload_folder),
+    }

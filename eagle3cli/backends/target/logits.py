@@ -41,8 +41,8 @@ class Head:
     @torch.no_grad()
     def top_tokens(self, last_RH: Tensor) -> Tensor:
         """The most likely tokens, ``[R]``, in chunks of rows."""
-        found = [self(part).argmax(-1) for part in last_RH.split(ARGMAX_CHUNK)]
-        return torch.cat(found) if found else torch.zeros(0, dtype=torch.long, device=last_RH.device)
+        top = [self(part).argmax(-1) for part in last_RH.split(ARGMAX_CHUNK)]
+        return torch.cat(top) if top else torch.zeros(0, dtype=torch.long, device=last_RH.device)
 
     def rows(self, ids: Tensor) -> Head:
         """The head of these tokens alone."""
@@ -56,10 +56,11 @@ class Head:
 
 def make_head(config: Mapping[str, Any], weight_VH: Tensor, bias_V: Tensor | None = None) -> Head:
     """The head of the target that ``config`` (its ``config.json``) describes, from the weights in its files."""
-    factor, softcap = logit_factor(config), text_part(config).get("final_logit_softcapping")
+    factor = logit_factor(config)
     if factor != 1.0:
-        weight_VH, bias_V = weight_VH * factor, None if bias_V is None else bias_V * factor
-    return Head(weight_VH, bias_V, softcap or None)
+        weight_VH = weight_VH * factor
+        bias_V = None if bias_V is None else bias_V * factor
+    return Head(weight_VH, bias_V, text_part(config).get("final_logit_softcapping") or None)
 
 
 def logit_factor(config: Mapping[str, Any]) -> float:

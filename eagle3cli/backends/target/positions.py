@@ -23,13 +23,13 @@ from transformers.cache_utils import Cache
 
 GROUPED_ATTENTION = "eagle3_grouped"
 ADDRESSED = {"full_attention", "sliding_attention", "chunked_attention"}
-_now: ContextVar[PositionCache] = ContextVar("_now")
+_current: ContextVar[PositionCache] = ContextVar("_current")
 """The cache that was pointed last: transformers asks for a layer's mask without saying where the rows stand."""
 
 
 def grouped_attention(
     module: torch.nn.Module,
-    query_BNQD: Tensor,
+    query_BAQD: Tensor,
     key_BKSD: Tensor,
     value_BKSD: Tensor,
     attention_mask: Tensor | None,
@@ -40,38 +40,45 @@ def grouped_attention(
 ) -> tuple[Tensor, None]:
     """Attention that never repeats keys for grouped queries: the group is folded into the query rows.
 
-    ``attention_mask`` is additive, ``[B, 1, Q, S]``; ``softcap`` bounds the scores, ``s_aux`` ``[N]`` is the score of
-    a sink, a key that every query sees and that has no value. The result is ``[B, Q, N, D]`` as transformers expects.
+    ``attention_mask`` is additive, ``[B, 1, Q, S]``; ``softcap`` bounds the scores, ``s_aux`` ``[A]`` is the score of
+    a sink, a key that every query sees and that has no value. The result is ``[B, Q, A, D]`` as transformers expects.
     """
-    (batch, heads, queries, dim), kept = query_BNQD.shape, key_BKSD.shape[1]
-    groups = heads // kept
-    query = query_BNQD.reshape(batch, kept, groups * queries, dim)
+    batch, heads, queries, dim = query_BAQD.shape
+    kv_heads = key_BKSD.shape[1]
+    groups = heads // kv_heads
+    query = query_BAQD.reshape(batch, kv_heads, groups * queries, dim)
     mask = attention_mask
     if mask is not None and groups > 1 and queries > 1:
         mask = mask.repeat(1, 1, groups, 1)
     if s_aux is not None:
         key_BKSD, value_BKSD = (F.pad(states, (0, 0, 0, 1)) for states in (key_BKSD, value_BKSD))
-        sink = s_aux.reshape(1, kept, groups, 1, 1).expand(batch, -1, -1, queries, 1).reshape(batch, kept, -1, 1)
+        sink = (
+            s_aux.reshape(1, kv_heads, groups, 1, 1).expand(batch, -1, -1, queries, 1).reshape(batch, kv_heads, -1, 1)
+        )
         assert mask is not None, "sinks come with a mask"
-        mask = torch.cat((mask.expand(batch, kept, groups * queries, -1), sink.to(mask.dtype)), -1)
+        mask = torch.cat((mask.expand(batch, kv_heads, groups * queries, -1), sink.to(mask.dtype)), -1)
     if softcap is None:
         out = F.scaled_dot_product_attention(query, key_BKSD, value_BKSD, attn_mask=mask, scale=scaling)
     else:
         scores = query @ key_BKSD.mT * (dim**-0.5 if scaling is None else scaling)
         scores = torch.tanh(scores / softcap) * softcap
-        chances = torch.softmax((scores if mask is None else scores + mask).float(), -1)
-        out = chances.to(query.dtype) @ value_BKSD
+        probabilities = torch.softmax((scores if mask is None else scores + mask).float(), -1)
+        out = probabilities.to(query.dtype) @ value_BKSD
     return out.reshape(batch, heads, queries, -1).transpose(1, 2), None
 
 
 def grouped_mask(*, mask_function: Callable[..., Tensor], dtype: torch.dtype, **_: Any) -> Tensor:
     """The additive mask ``[B, 1, Q, S]`` of one kind of layers: ``mask_function(row, head, query, key)`` they see."""
-    cache = _now.get()
-    rows, queries = torch.arange(len(cache.positions_BQ), device=cache.positions_BQ.device), cache.positions_BQ
+    cache = _current.get()
+    queries = cache.positions_BQ
+    rows = torch.arange(len(queries), device=queries.device)
     slots = torch.arange(cache.extent, device=queries.device)
-    sees = mask_function(rows[:, None, None, None], slots.new_zeros(()), queries[:, None, :, None], slots)
-    hidden = torch.zeros(sees.shape, dtype=dtype, device=queries.device).masked_fill_(~sees, float("-inf"))
-    return hidden.expand(len(rows), -1, -1, -1)
+    visible = mask_function(rows[:, None, None, None], slots.new_zeros(()), queries[:, None, :, None], slots)
+    return _additive(~visible, dtype).expand(len(rows), -1, -1, -1)
+
+
+def _additive(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
 
 
 AttentionInterface.register(GROUPED_ATTENTION, grouped_attention)
@@ -83,19 +90,22 @@ class PositionCache(Cache):
 
     def __init__(self, rows: int, slots: int) -> None:
         super().__init__(layers=[])
-        self.rows, self.slots = rows, slots
+        self.rows = rows
+        self.slots = slots
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
-        self.at_B1 = torch.zeros(0, dtype=torch.long)
+        self.rows_B1 = torch.zeros(0, dtype=torch.long)
         self.positions_BQ = torch.zeros(0, dtype=torch.long)
         self.extent = 0
-        self.whole = False
+        self.all_rows = False
 
     def point(self, rows_B: Tensor, positions_BQ: Tensor, extent: int) -> None:
         """Say where the next forward pass writes, and how many slots it may see."""
-        self.at_B1, self.positions_BQ, self.extent = rows_B[:, None], positions_BQ, extent
-        self.whole = len(rows_B) == self.rows
-        _now.set(self)
+        self.rows_B1 = rows_B[:, None]
+        self.positions_BQ = positions_BQ
+        self.extent = extent
+        self.all_rows = len(rows_B) == self.rows
+        _current.set(self)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -105,12 +115,12 @@ class PositionCache(Cache):
             for store, states in ((self.keys, key_states), (self.values, value_states)):
                 shape = (self.rows, self.slots, states.shape[1], states.shape[3])
                 store.append(torch.zeros(shape, dtype=states.dtype, device=states.device))
-        seen = []
-        for kept, states in ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states)):
-            kept[self.at_B1, self.positions_BQ] = states.transpose(1, 2)
-            part = kept[:, : self.extent] if self.whole else kept[self.at_B1[:, 0], : self.extent]
-            seen.append(part.transpose(1, 2))
-        return seen[0], seen[1]
+        visible = []
+        for slots, states in ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states)):
+            slots[self.rows_B1, self.positions_BQ] = states.transpose(1, 2)
+            part = slots[:, : self.extent] if self.all_rows else slots[self.rows_B1[:, 0], : self.extent]
+            visible.append(part.transpose(1, 2))
+        return visible[0], visible[1]
 
     def keep(self, rows: Tensor) -> None:
         """Drop every row that is not listed; the survivors are renumbered in the order given."""
@@ -135,8 +145,7 @@ class PositionCache(Cache):
 def position_mask(positions_BQ: Tensor, extent: int, dtype: torch.dtype) -> Tensor:
     """Additive ``[B, 1, Q, extent]`` mask: a query at position q sees the slots ``<= q``."""
     slots = torch.arange(extent, device=positions_BQ.device)
-    hidden = slots[None, None, None, :] > positions_BQ[:, None, :, None]
-    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
+    return _additive(slots[None, None, None, :] > positions_BQ[:, None, :, None], dtype)
 
 
 def cached(model: torch.nn.Module, cache: Any) -> dict[str, Any]:

@@ -66,13 +66,13 @@ class SglangTarget:
 
     @torch.no_grad()
     def capture(self, sequences: Sequence[Tokens]) -> States:
-        """Auxiliary states ``[S, A*H]`` and last hidden states ``[S, H]`` of each sequence."""
-        found: States = []
-        for part in fitting(sequences, int(self.runner.max_total_num_tokens), int(self.runner.page_size)):
+        """Auxiliary states ``[S, C]`` and last hidden states ``[S, H]`` of each sequence."""
+        states: States = []
+        for part in split_to_fit(sequences, int(self.runner.max_total_num_tokens), int(self.runner.page_size)):
             out = extend(self.runner, part)
             lengths = [len(ids) for ids in part]
-            found += zip(out.hidden_states.split(lengths), out.last_hidden_states.split(lengths), strict=True)
-        return found
+            states += zip(out.hidden_states.split(lengths), out.last_hidden_states.split(lengths), strict=True)
+        return states
 
 
 def installed_version() -> str | None:
@@ -85,20 +85,18 @@ def installed_version() -> str | None:
 
 def refuse_unknown_version() -> None:
     """Raise UsageError where SGLang is absent or of a version that this file does not know."""
-    version, known = installed_version(), " or ".join(VERSIONS)
-    if version is None:
-        fix = f"pip install sglang=={VERSIONS[-1]}, or use --target-model-backend hf"
-        raise UsageError("SGLang is not installed", where="--target-model-backend sglang", fix=fix)
-    if version not in VERSIONS:
-        fix = f"pip install sglang=={VERSIONS[-1]}, or use --target-model-backend hf"
-        what = f"SGLang {version} is installed; running inside it is known to work with {known}"
-        raise UsageError(what, where="--target-model-backend sglang", fix=fix)
+    version = installed_version()
+    if version in VERSIONS:
+        return
+    what = f"SGLang {version} is installed; running inside it is known to work with {' or '.join(VERSIONS)}"
+    fix = f"pip install sglang=={VERSIONS[-1]}, or use --target-model-backend hf"
+    raise UsageError(what if version else "SGLang is not installed", where="--target-model-backend sglang", fix=fix)
 
 
-def fitting(sequences: Sequence[Tokens], tokens: int, page: int) -> Iterator[list[Tokens]]:
+def split_to_fit(sequences: Sequence[Tokens], tokens: int, page: int) -> Iterator[list[Tokens]]:
     """The sequences in parts that the pools hold; raises ModelError for one that no part holds."""
     part: list[Tokens] = []
-    used = 0
+    used = 0  # tokens, in whole pages
     for ids in sequences:
         size = -(-len(ids) // page) * page
         if size > tokens:
@@ -106,7 +104,8 @@ def fitting(sequences: Sequence[Tokens], tokens: int, page: int) -> Iterator[lis
             raise ModelError(what, where="target", fix="lower --max-length or raise --sglang-mem-fraction-static")
         if part and (used + size > tokens or len(part) == ROWS):
             yield part
-            part, used = [], 0
+            part = []
+            used = 0
         part.append(ids)
         used += size
     if part:
@@ -137,7 +136,7 @@ def extend(runner: Any, sequences: Sequence[Tokens]) -> Any:
         reqs=requests,
         req_to_token_pool=runner.req_to_token_pool,
         token_to_kv_pool_allocator=runner.token_to_kv_pool_allocator,
-        tree_cache=_no_cache(runner),
+        tree_cache=_tree_cache(runner),
         model_config=runner.model_config,
         enable_overlap=False,
         spec_algorithm=SpeculativeAlgorithm.NONE,
@@ -162,35 +161,35 @@ def load_sglang(target: TargetSettings, report: Reporter, aux_layers: tuple[int,
     refuse_unknown_version()
     config = read_target_config(target)
     depth = int(text_part(config)["num_hidden_layers"])
-    wanted = aux_layers or default_aux_layers(depth)
-    if max(wanted) >= depth - 1:
+    aux_layers = aux_layers or default_aux_layers(depth)
+    if max(aux_layers) >= depth - 1:
         # SGLang captures a layer's output as the next layer's input.
-        what = f"SGLang captures the outputs of layers 0 to {depth - 2}, not {max(wanted)}"
+        what = f"SGLang captures the outputs of layers 0 to {depth - 2}, not {max(aux_layers)}"
         raise UsageError(what, where="--aux-layers", fix="choose lower layers, or use --target-model-backend hf")
     device = pick_device(target.device)
     dtype = pick_dtype(target.dtype, device, config)
     try:
-        runner = _runner(target, wanted, device, dtype)
+        runner = _load_runner(target, aux_layers, device, dtype)
     except UsageError:
         raise
     except Exception as error:  # whatever SGLang's insides raise about a model
-        said = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         fix = "use --target-model-backend hf, or see the whole error with --debug"
-        raise ModelError(f"SGLang cannot run it here: {said}", where=target.model_path, fix=fix) from error
-    embedding_VH, head = _ends(runner, target, config, dtype)
-    found = SglangTarget(runner, embedding_VH, head, wanted, target.model_path)
-    _check(found)
-    version, tokens = installed_version(), int(runner.max_total_num_tokens)
-    shape = f"{dtype}, {device}, {tokens:,} tokens of cache, aux layers {list(wanted)}"
-    report.info(f"target {target.model_path}, backend sglang {version}: {shape}")
-    for remark in remarks(runner.model, text_part(config)):
-        report.warn(remark)
-    return found
+        raise ModelError(f"SGLang cannot run it here: {reason}", where=target.model_path, fix=fix) from error
+    embedding_VH, head = _embedding_and_head(runner, target, config, dtype)
+    loaded = SglangTarget(runner, embedding_VH, head, aux_layers, target.model_path)
+    _check_logits(loaded)
+    shape = f"{dtype}, {device}, {int(runner.max_total_num_tokens):,} tokens of cache, aux layers {list(aux_layers)}"
+    report.info(f"target {target.model_path}, backend sglang {installed_version()}: {shape}")
+    for warning in state_warnings(runner.model, text_part(config)):
+        report.warn(warning)
+    return loaded
 
 
-def remarks(model: Any, text: dict[str, Any]) -> Iterator[str]:
+def state_warnings(model: Any, text: dict[str, Any]) -> Iterator[str]:
     """Where SGLang's states are those of its own server, and not what transformers says."""
-    kind, window = str(text.get("model_type")), text.get("sliding_window") or 0
+    kind = str(text.get("model_type"))
+    window = text.get("sliding_window") or 0
     if kind in WITHOUT_RESIDUAL:
         yield f"SGLang hands the draft of a {kind} target its layers' last sums alone: such a draft fits SGLang only"
     slides = text.get("use_sliding_window", True) and 0 < window < (text.get("max_position_embeddings") or 0)
@@ -198,7 +197,7 @@ def remarks(model: Any, text: dict[str, Any]) -> Iterator[str]:
         yield f"SGLang runs {kind} without its sliding window of {window} tokens"
 
 
-def _runner(target: TargetSettings, aux_layers: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Any:
+def _load_runner(target: TargetSettings, aux_layers: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Any:
     """SGLang's model runner with the weights loaded and its pools made."""
     if device.type == "cpu":
         os.environ["SGLANG_USE_CPU_ENGINE"] = "1"  # read when SGLang is imported
@@ -288,14 +287,14 @@ def _arguments(target: TargetSettings, aux_layers: tuple[int, ...], device: torc
 
 def _rank(target: TargetSettings, device: torch.device) -> tuple[int, int]:
     """This process's tensor-parallel rank, and its GPU."""
-    ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if ranks != target.tp_size:
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size != target.tp_size:
         fix = f"start them with --gpus {target.tp_size}, or torchrun --nproc-per-node {target.tp_size} -m eagle3cli ..."
-        raise UsageError(f"needs {target.tp_size} processes; there are {ranks}", where="--tp-size", fix=fix)
-    return rank, int(os.environ.get("LOCAL_RANK", device.index or 0))
+        raise UsageError(f"needs {target.tp_size} processes; there are {world_size}", where="--tp-size", fix=fix)
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", device.index or 0))
 
 
-def _no_cache(runner: Any) -> Any:
+def _tree_cache(runner: Any) -> Any:
     """What stands for the prefix cache: it only has room to give."""
     from sglang.benchmark.one_batch import TreeCacheNamespace
     from sglang.srt.runtime_context import get_schedule
@@ -307,28 +306,34 @@ def _no_cache(runner: Any) -> Any:
     )
 
 
-def _ends(runner: Any, target: TargetSettings, config: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, Head]:
+def _embedding_and_head(
+    runner: Any, target: TargetSettings, config: dict[str, Any], dtype: torch.dtype
+) -> tuple[Tensor, Head]:
     """Embedding and head: SGLang's own where it holds them whole, else from the files."""
-    vocab, place = int(text_part(config)["vocab_size"]), torch.device(runner.device)
+    vocab = int(text_part(config)["vocab_size"])
     if target.tp_size == 1 and hasattr(runner.model, "get_embed_and_head"):
         embedding, head = (weight.detach()[:vocab] for weight in runner.model.get_embed_and_head())
         bias = getattr(getattr(runner.model, "lm_head", None), "bias", None)
         return embedding, make_head(config, head, None if bias is None else bias.detach()[:vocab])
-    found = read_target_tensors(target.model_path, revision=target.revision)
-    placed = {name: tensor.to(place, dtype) for name, tensor in found.items()}
-    return placed["embedding"], make_head(config, placed["head"], placed.get("head_bias"))
+    tensors = {
+        name: tensor.to(torch.device(runner.device), dtype)
+        for name, tensor in read_target_tensors(target.model_path, revision=target.revision).items()
+    }
+    return tensors["embedding"], make_head(config, tensors["head"], tensors.get("head_bias"))
 
 
 @torch.no_grad()
-def _check(target: SglangTarget) -> None:
+def _check_logits(target: SglangTarget) -> None:
     """One short pass: our head on what SGLang hands over must give SGLang's own logits."""
     out = extend(target.runner, [[n % len(target.head) for n in PROBE]])
-    aux, last, name = out.hidden_states, out.last_hidden_states, type(target.runner.model).__name__
-    wide = (len(PROBE), len(target.aux_layers) * target.embedding_VH.shape[1])
-    if last is None or aux is None or tuple(aux.shape) != wide:
+    aux_SC = out.hidden_states
+    last_SH = out.last_hidden_states
+    name = type(target.runner.model).__name__
+    shape = (len(PROBE), len(target.aux_layers) * target.embedding_VH.shape[1])
+    if last_SH is None or aux_SC is None or tuple(aux_SC.shape) != shape:
         raise ModelError(f"SGLang's {name} captures no auxiliary layers", where=target.path, fix="use --backend hf")
-    wanted = out.next_token_logits[0].float()
-    got = target.head(last[-1:])[0].float()
-    if (got - wanted[: len(got)]).abs().max() > TOLERANCE * wanted.abs().max():
+    expected = out.next_token_logits[0].float()
+    logits = target.head(last_SH[-1:])[0].float()
+    if (logits - expected[: len(logits)]).abs().max() > TOLERANCE * expected.abs().max():
         what = f"SGLang's {name} makes its logits in a way that eagle3 does not know"
         raise ModelError(what, where=target.path, fix="use --target-model-backend hf")

@@ -12,13 +12,14 @@ def decoder_of(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
     """The text model without its head, and its layers: the innermost module that holds the input embedding and a list
     of as many modules as the config has layers. So a multi-modal wrapper's towers are left out, whatever its names are.
     """
-    embedding, count = model.get_input_embeddings(), model.config.get_text_config().num_hidden_layers
-    found: tuple[nn.Module, nn.ModuleList] | None = None
+    embedding = model.get_input_embeddings()
+    count = model.config.get_text_config().num_hidden_layers
+    innermost: tuple[nn.Module, nn.ModuleList] | None = None
     for module in model.modules():
         lists = [part for part in module.children() if isinstance(part, nn.ModuleList) and len(part) == count]
         if lists and any(part is embedding for part in module.modules()):
-            found = (module, lists[0])
-    if found is None:
+            innermost = (module, lists[0])
+    if innermost is None:
         what = f"{type(model).__name__} has no list of {count} layers beside its embedding"
         raise ModelError(what, where=str(model.config.name_or_path), fix="use another target, or another backend")
-    return found
+    return innermost

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -41,36 +40,16 @@ class LiveTarget(Protocol):
         """From last hidden states to logits."""
 
     def capture(self, sequences: Sequence[Tokens]) -> States:
-        """Auxiliary states ``[S, A*H]`` and last hidden states ``[S, H]`` of each sequence."""
+        """Auxiliary states ``[S, C]`` and last hidden states ``[S, H]`` of each sequence."""
 
 
-@dataclass(frozen=True)
-class Behind:
+class ProcessTarget:
     """What a target in several processes says of itself: what this process's part of it says."""
 
-    inner: LiveTarget
-
-    @property
-    def path(self) -> str:
-        """The folder or hub id it was loaded from."""
-        return self.inner.path
-
-    @property
-    def aux_layers(self) -> tuple[int, ...]:
-        """The layers whose outputs are captured."""
-        return self.inner.aux_layers
-
-    @property
-    def embedding_VH(self) -> Tensor:
-        """Weight of the input embedding, ``[V, H]``."""
-        return self.inner.embedding_VH
-
-    @property
-    def device(self) -> torch.device:
-        """Where it leaves states."""
-        return self.inner.device
-
-    @property
-    def head(self) -> Head:
-        """From last hidden states to logits."""
-        return self.inner.head
+    def __init__(self, inner: LiveTarget) -> None:
+        self.inner = inner
+        self.path = inner.path
+        self.aux_layers = inner.aux_layers
+        self.embedding_VH = inner.embedding_VH
+        self.device = inner.device
+        self.head = inner.head

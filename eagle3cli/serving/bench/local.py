@@ -11,7 +11,7 @@ import torch
 
 from eagle3cli.backends.target.hf import HfTarget, load_target, read_target_config
 from eagle3cli.models.draft import Draft
-from eagle3cli.models.opened import open_draft
+from eagle3cli.models.inference import load_for_inference
 from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.serving.bench.session import Hook, Measurement, MeasureOptions
@@ -110,7 +110,7 @@ def load_local_engine(settings: Settings, draft_folder: Path | None, report: Rep
     set_threads(settings.target.threads)
     draft = None
     if draft_folder is not None:
-        draft = open_draft(draft_folder, read_target_config(settings.target), settings.draft.aux_layers)
+        draft = load_for_inference(draft_folder, read_target_config(settings.target), settings.draft.aux_layers)
     target = load_target(settings.target, report, draft.config.aux_layers if draft else None)
     if draft is not None:
         draft = draft.to(target.device).cast(target.dtype)

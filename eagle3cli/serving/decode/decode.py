@@ -96,7 +96,7 @@ def decode(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     draft = draft if k else None
     results = [Decoded(accepted_at=[0] * k, counted_at=[0] * k) for _ in prompts]
-    with grouped(target.model), target.tapping() as taps:
+    with grouped(target.model), target.recording() as taps:
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             started = time.perf_counter()

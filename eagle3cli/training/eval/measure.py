@@ -17,7 +17,7 @@ from eagle3cli.data.tokens.cache import open_or_build
 from eagle3cli.errors import UsageError
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.export import find_draft
-from eagle3cli.models.opened import open_draft
+from eagle3cli.models.inference import load_for_inference
 from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.tables import Settings
@@ -32,7 +32,7 @@ def measure(settings: Settings, report: Reporter) -> Evaluation:
     if settings.draft.path is None:
         raise UsageError("no draft", where="--draft-model-path", fix="give a folder, e.g. runs/train/best")
     raw = read_target_config(settings.target) if settings.target.model_path else None
-    draft = open_draft(find_draft(Path(settings.draft.path)), raw, settings.draft.aux_layers)
+    draft = load_for_inference(find_draft(Path(settings.draft.path)), raw, settings.draft.aux_layers)
     source, embedding = _source(settings, draft.config, report)
     draft = draft.to(embedding.device).cast(embedding.dtype)
     count = min(settings.eval.rows or len(source.lengths), len(source.lengths))

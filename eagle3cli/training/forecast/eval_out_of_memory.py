@@ -9,7 +9,7 @@ from pathlib import Path
 from eagle3cli.backends.capture.memory import target_shape
 from eagle3cli.backends.target.hf import read_target_config
 from eagle3cli.models.export import find_draft
-from eagle3cli.models.opened import open_draft
+from eagle3cli.models.inference import load_for_inference
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.forecast.inputs import CUDA_CONTEXT, USUAL_SHARE, device_of
 from eagle3cli.training.forecast.memory import Forecast, Workload, evaluation_forecast
@@ -36,7 +36,7 @@ def evaluation_explained(settings: Settings, batch_size: int) -> AbstractContext
 
 def _forecast(settings: Settings, batch_size: int) -> Forecast:
     raw = read_target_config(settings.target)
-    draft = open_draft(find_draft(Path(str(settings.draft.path))), raw, settings.draft.aux_layers).config
+    draft = load_for_inference(find_draft(Path(str(settings.draft.path))), raw, settings.draft.aux_layers).config
     cpu = device_of(settings.target.device) == "cpu"
     length = settings.data.max_length
     element = 4 if _in_float32(settings) else 2

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from eagle3cli.backends.capture.memory import TargetShape, target_shape
-from eagle3cli.backends.target.hf import pick_dtype, read_config
+from eagle3cli.backends.target.hf import pick_dtype, read_auto_config
 from eagle3cli.data.hidden_states.rows import LAST
 from eagle3cli.data.hidden_states.store import open_stores
 from eagle3cli.data.sources.lines import read_raw_lines
@@ -73,7 +73,7 @@ def inspect_inputs(settings: Settings, draft: DraftConfig) -> RunInputs:
     """Read what is there. Raises as the run would for missing data and models."""
     device = device_of(settings.target.device)
     online = settings.train.mode == "online"
-    raw = read_config(settings.target).to_dict()
+    raw = read_auto_config(settings.target).to_dict()
     state_dtype = torch.float32 if device == "cpu" else torch.bfloat16
     if online:
         state_dtype = pick_dtype(settings.target.dtype, torch.device(device), raw)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from eagle3cli.backends.target import auto, sglang
-from eagle3cli.backends.target.auto import choose, open_target
-from eagle3cli.backends.target.sglang import fitting, remarks
+from eagle3cli.backends.target.auto import choose_backend, open_target
+from eagle3cli.backends.target.sglang import split_to_fit, state_warnings
 from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
@@ -44,7 +44,7 @@ def test_the_choice_and_its_reason(
 ) -> None:
     monkeypatch.setattr(auto, "installed_version", lambda: version)
     monkeypatch.setattr(auto, "pick_device", lambda _: torch.device("cuda" if gpu else "cpu"))
-    name, said = choose(TargetSettings(model_path="m", **target), {"text_config": {"model_type": kind}})
+    name, said = choose_backend(TargetSettings(model_path="m", **target), {"text_config": {"model_type": kind}})
     assert (name, why in said) == (wanted, True), said
 
 
@@ -75,11 +75,11 @@ def test_a_named_sglang_that_is_not_there_says_what_to_install(
 
 def test_rows_go_into_parts_that_the_pools_hold() -> None:
     rows = [[1] * n for n in (5, 3, 8, 2, 8)]
-    assert list(fitting(rows, tokens=10, page=1)) == [rows[:2], rows[2:4], rows[4:]]
-    assert list(fitting(rows, tokens=16, page=4)) == [rows[:2], rows[2:4], rows[4:]]
-    assert [len(part) for part in fitting([[1]] * 150, tokens=1000, page=1)] == [64, 64, 22]
+    assert list(split_to_fit(rows, tokens=10, page=1)) == [rows[:2], rows[2:4], rows[4:]]
+    assert list(split_to_fit(rows, tokens=16, page=4)) == [rows[:2], rows[2:4], rows[4:]]
+    assert [len(part) for part in split_to_fit([[1]] * 150, tokens=1000, page=1)] == [64, 64, 22]
     with pytest.raises(ModelError, match="a row of 11 tokens; SGLang has room for 10"):
-        list(fitting([[1] * 11], tokens=10, page=1))
+        list(split_to_fit([[1] * 11], tokens=10, page=1))
 
 
 def test_where_sglang_differs_is_said() -> None:
@@ -88,7 +88,7 @@ def test_where_sglang_differs_is_said() -> None:
             return 8
 
     text = {"model_type": "mistral", "sliding_window": 8, "max_position_embeddings": 512}
-    assert list(remarks(object(), text)) == ["SGLang runs mistral without its sliding window of 8 tokens"]
-    assert list(remarks(Windowed(), text)) == []
-    assert list(remarks(object(), {**text, "sliding_window": None})) == []
-    assert "fits SGLang only" in next(remarks(Windowed(), {**text, "model_type": "gemma3_text"}))
+    assert list(state_warnings(object(), text)) == ["SGLang runs mistral without its sliding window of 8 tokens"]
+    assert list(state_warnings(Windowed(), text)) == []
+    assert list(state_warnings(object(), {**text, "sliding_window": None})) == []
+    assert "fits SGLang only" in next(state_warnings(Windowed(), {**text, "model_type": "gemma3_text"}))

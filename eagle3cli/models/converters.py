@@ -21,7 +21,7 @@ def is_speculators(raw: Mapping[str, Any]) -> bool:
     return "speculators_model_type" in raw
 
 
-def plain_config(raw: Mapping[str, Any]) -> dict[str, Any]:
+def convert_config(raw: Mapping[str, Any]) -> dict[str, Any]:
     """A draft's config with its keys where SGLang has them; raises ModelError for a draft that is not EAGLE-3's."""
     if not is_speculators(raw):
         _refuse(raw)
@@ -58,7 +58,7 @@ def _refuse(raw: Mapping[str, Any]) -> None:
         raise ModelError(f"not a draft as it is trained here: {', '.join(reasons)}")
 
 
-def plain_tensors(raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_tensors(raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A draft's tensors under our names. Raises ModelError for an EAGLE-1 or -2 draft."""
     ours = {"aux_norm_low.": "fc_norm.0.", "aux_norm_mid.": "fc_norm.1.", "aux_norm_high.": "fc_norm.2."}
     found = {}

@@ -13,7 +13,9 @@ from eagle3cli.models.config import default_aux_layers, text_part
 from eagle3cli.models.draft import Draft
 
 
-def open_draft(folder: Path, target: Mapping[str, Any] | None, aux_layers: tuple[int, ...] | None = None) -> Draft:
+def load_for_inference(
+    folder: Path, target: Mapping[str, Any] | None, aux_layers: tuple[int, ...] | None = None
+) -> Draft:
     """The draft in ``folder``: frozen, fp32, on the CPU, with its own embedding where it brings one.
 
     Where its config does not name the layers that feed it, ``aux_layers`` or the default ones of ``target`` (a target's
