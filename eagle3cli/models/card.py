@@ -69,7 +69,7 @@ def _tables(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _best(history: Path) -> dict[str, Any] | None:
-    found = []
+    evaluations = []
     for line in history.read_text(encoding="utf-8", errors="replace").split("\n") if history.is_file() else ():
         try:
             row = json.loads(line)
@@ -77,8 +77,8 @@ def _best(history: Path) -> dict[str, Any] | None:
         except (ValueError, LookupError, TypeError, RecursionError):  # a line that a kill cut off, or of another kind
             continue
         if lengths:
-            found.append(row)
-    return max(found, key=lambda row: float(row["acceptance_length"][-1])) if found else None
+            evaluations.append(row)
+    return max(evaluations, key=lambda row: float(row["acceptance_length"][-1]), default=None)
 
 
 def public_name(target: str) -> str:
@@ -99,14 +99,13 @@ def model_card(
     name: str, config: DraftConfig, origin: Origin, serve: Mapping[str, str], *, licence: str | None, target: str | None
 ) -> str:
     """The card as Markdown with the hub's header; ``serve`` holds the line of every server that runs the draft."""
-    known = public_name(target or origin.target or "") or "its target"
-    base = [f"base_model: {known}"] if HUB_ID.fullmatch(known) else []
+    target = public_name(target or origin.target or "") or "its target"
+    base = [f"base_model: {target}"] if HUB_ID.fullmatch(target) else []
     header = ["---", f"license: {_yaml(licence or 'other')}", *base, "pipeline_tag: text-generation"]
-    name, known = plain(name), plain(known)
     header += ["tags:", *(f"- {tag}" for tag in ("eagle3", "speculative-decoding", *serve)), "---"]
     options = [flag for flag in FLAGS if getattr(config, flag)]
     facts = {
-        "target": public_name(target or origin.target or "") or "its target",
+        "target": target,
         "target layers read": ", ".join(map(str, config.aux_layers)),
         "decoder layers": config.num_hidden_layers,
         "hidden / MLP width": f"{config.hidden_size} / {config.intermediate_size}",
@@ -118,13 +117,13 @@ def model_card(
     }
     parts = [
         "\n".join(header),
-        f"# {name}\n\nAn EAGLE-3 draft for {known}: it proposes tokens, the target checks them, and the text stays the "
-        "target's own.",
+        f"# {plain(name)}\n\nAn EAGLE-3 draft for {plain(target)}: it proposes tokens, the target checks them, and the "
+        "text stays the target's own.",
         "## Serve\n\n" + "\n".join(f"    {line}" for line in serve.values()),
         "## How it was made\n\n| what | value |\n|---|---|\n"
         + "\n".join(f"| {k} | {plain(v)} |" for k, v in facts.items()),
         "## Acceptance\n\n" + _acceptance(origin.evaluation),
-        f"## Licence\n\n{_licence(licence, known, bool(origin.data))}",
+        f"## Licence\n\n{_licence(licence, plain(target), bool(origin.data))}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -132,13 +131,14 @@ def model_card(
 def _acceptance(evaluation: Mapping[str, Any] | None) -> str:
     if evaluation is None:
         return "Not measured in its run."
-    lengths, shares = evaluation["acceptance_length"], evaluation.get("accepted_per_position") or []
+    shares = evaluation.get("accepted_per_position") or []
     lines = ["| draft steps | acceptance length | proposals accepted at this depth |", "|---|---|---|"]
-    for k, length in enumerate(lengths, start=1):
+    for k, length in enumerate(evaluation["acceptance_length"], start=1):
         share = f"{shares[k - 1]:.3f}" if k <= len(shares) else ""
         lines.append(f"| {k} | {length:.3f} | {share} |")
-    told = f"Tokens per pass of the target, greedy, on {evaluation.get('rows', '?')} held-out rows at step "
-    return "\n".join([told + f"{evaluation['step']}.", "", *lines])
+    rows = evaluation.get("rows", "?")
+    heading = f"Tokens per pass of the target, greedy, on {rows} held-out rows at step {evaluation['step']}."
+    return "\n".join([heading, "", *lines])
 
 
 def _licence(licence: str | None, target: str, has_data: bool) -> str:

@@ -26,16 +26,16 @@ from eagle3cli.models.contract import (
     NEW_KEYS,
     Layout,
     config_problems,
+    dtype_name,
     expected_shapes,
     folder_shapes,
+    has_full_vocab,
     refusals,
     renamed_copies,
     serving_layout,
-    short,
     target_problems,
     tensor_problems,
     vocab_problems,
-    whole,
 )
 from eagle3cli.models.converters import convert_config, convert_tensors
 from eagle3cli.models.files import DAMAGED, INDEX, WEIGHTS, open_safetensors, read_json_object, read_weight_index
@@ -64,9 +64,9 @@ def save_draft(
     layout = layout or serving_layout(config)
     tensors = _cast(state, dtype)
     tensors |= {alias: tensors[name].clone() for name, alias in renamed_copies(config).items()}
-    if whole(config):
+    if has_full_vocab(config):
         tensors = {name: value for name, value in tensors.items() if name not in ("d2t", "t2d")}
-    raw = replace(config, dtype=short(dtype)).to_sglang()
+    raw = replace(config, dtype=dtype_name(dtype)).to_sglang()
     if layout == "legacy":
         raw = {key: value for key, value in raw.items() if key not in NEW_KEYS}
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def load_draft(folder: Path, *, aux_layers: tuple[int, ...] | None = None) -> tu
         if kept is not copy and not torch.equal(kept, copy):
             what = f"{name} and {alias} differ: SGLang would read the one and vLLM the other"
             raise ModelError(what, where=str(folder))
-    if whole(config):
+    if has_full_vocab(config):
         state.setdefault("d2t", torch.zeros(config.vocab_size, dtype=torch.long))
         state.setdefault("t2d", torch.ones(config.vocab_size, dtype=torch.bool))
     problems = tensor_problems(expected_shapes(config), state, dtype=None)
@@ -197,7 +197,7 @@ def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         if to.is_floating_point() and not bool(torch.isfinite(to).all()):
             count = int((~torch.isfinite(to)).sum())
             fix = "use bfloat16 or float32, or an earlier checkpoint"
-            raise ModelError(f"{name}: {count} values are not finite as {short(dtype)}", fix=fix)
+            raise ModelError(f"{name}: {count} values are not finite as {dtype_name(dtype)}", fix=fix)
         tensors[name] = to
     return tensors
 

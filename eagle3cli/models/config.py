@@ -28,8 +28,11 @@ SIZES = (
     *("draft_vocab_size", "target_hidden_size", "max_position_embeddings", "num_hidden_layers"),
 )
 LARGEST_SIZE = 2**31
+TARGET_SIZES = {"vocab_size": "vocab_size", "target_hidden_size": "hidden_size", "hidden_size": "hidden_size"}
+"""Sizes of a draft that are its target's, and their names there."""
 
-OUTER_LAYERS = "eagle_aux_hidden_state_layer_ids"
+AUX_LAYERS = "eagle_aux_hidden_state_layer_ids"
+"""Within ``eagle_config`` the layers whose outputs are read; outside of it, for vLLM, those whose inputs they are."""
 
 
 @dataclass(frozen=True)
@@ -110,19 +113,21 @@ class DraftConfig:
         """The draft that fits a target's ``config.json`` (its text part, for a multi-modal one)."""
         text = text_part(target)
         try:
-            hidden, heads, layers = text["hidden_size"], text["num_attention_heads"], text["num_hidden_layers"]
+            hidden = text["hidden_size"]
+            heads = text["num_attention_heads"]
+            layers = text["num_hidden_layers"]
             vocab = text["vocab_size"]
         except KeyError as error:
             raise ModelError(
                 f"the target's config has no {error.args[0]}", where="config.json", fix="give --draft-model-config FILE"
             ) from error
         theta, scaling = reduced_rope(text)
-        heads, groups, head_dim = _heads(text, hidden, heads)
+        heads, kv_heads, head_dim = _heads(text, hidden, heads)
         return cls(
             hidden_size=hidden,
             intermediate_size=_mlp_width(text, hidden),
             num_attention_heads=heads,
-            num_key_value_heads=groups,
+            num_key_value_heads=kv_heads,
             head_dim=head_dim,
             vocab_size=vocab,
             draft_vocab_size=draft_vocab_size or min(DEFAULT_DRAFT_VOCAB, vocab),
@@ -147,18 +152,20 @@ class DraftConfig:
         try:
             return cls._read(raw, aux_layers)
         except OTHER_KINDS as error:
-            told = f"the draft config is none: {type(error).__name__}: {error}"
-            raise ModelError(told, where="config.json", fix="compare it with that of a draft that works") from error
+            what = f"the draft config is none: {type(error).__name__}: {error}"
+            raise ModelError(what, where="config.json", fix="compare it with that of a draft that works") from error
 
     @classmethod
     def _read(cls, raw: dict[str, Any], aux_layers: tuple[int, ...] | None) -> DraftConfig:
         try:
-            hidden, heads, vocab = raw["hidden_size"], raw["num_attention_heads"], raw["vocab_size"]
+            hidden = raw["hidden_size"]
+            heads = raw["num_attention_heads"]
+            vocab = raw["vocab_size"]
             intermediate = raw["intermediate_size"]
         except KeyError as error:
             raise ModelError(f"the draft config has no {error.args[0]}", where="config.json") from error
-        named = named_aux_layers(raw) or aux_layers
-        if not named:
+        aux_layers = named_aux_layers(raw) or aux_layers
+        if not aux_layers:
             raise ModelError(
                 "the draft config does not say which target layers feed it (eagle_aux_hidden_state_layer_ids)",
                 where="config.json",
@@ -174,7 +181,7 @@ class DraftConfig:
             vocab_size=vocab,
             draft_vocab_size=raw.get("draft_vocab_size") or vocab,
             target_hidden_size=raw.get("target_hidden_size") or hidden,
-            aux_layers=tuple(named),
+            aux_layers=tuple(aux_layers),
             rms_norm_eps=raw.get("rms_norm_eps", 1e-5),
             rope_theta=theta,
             rope_scaling=scaling,
@@ -197,40 +204,31 @@ class DraftConfig:
         So are the auxiliary layers: SGLang takes ``eagle_config`` and means the layer whose output is read, vLLM takes
         the outer list first and means the layer whose input that is.
         """
-        rope = {"rope_type": "default", **(self.rope_scaling or {}), "rope_theta": self.rope_theta}
+        scaling = dict(self.rope_scaling or {})
         return {
             "architectures": [ARCHITECTURE],
             "model_type": "llama",
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_attention_heads": self.num_attention_heads,
-            "num_key_value_heads": self.num_key_value_heads,
-            "head_dim": self.head_dim,
+            **self._fields("hidden_size", "intermediate_size", "num_hidden_layers"),
+            **self._fields("num_attention_heads", "num_key_value_heads", "head_dim"),
             "hidden_act": "silu",
             "attention_bias": False,
             "mlp_bias": False,
-            "vocab_size": self.vocab_size,
-            "draft_vocab_size": self.draft_vocab_size,
-            "target_hidden_size": self.target_hidden_size,
+            **self._fields("vocab_size", "draft_vocab_size", "target_hidden_size"),
             "tie_word_embeddings": False,
-            "rms_norm_eps": self.rms_norm_eps,
-            "max_position_embeddings": self.max_position_embeddings,
-            "rope_parameters": rope,
+            **self._fields("rms_norm_eps", "max_position_embeddings"),
+            "rope_parameters": {"rope_type": "default", **scaling, "rope_theta": self.rope_theta},
             "rope_theta": self.rope_theta,
-            "rope_scaling": dict(self.rope_scaling) if self.rope_scaling else None,
-            "bos_token_id": self.bos_token_id,
-            "eos_token_id": self.eos_token_id,
-            "pad_token_id": self.pad_token_id,
+            "rope_scaling": scaling or None,
+            **self._fields("bos_token_id", "eos_token_id", "pad_token_id"),
             "torch_dtype": self.dtype,
             "dtype": self.dtype,
-            "eagle_config": {
-                "eagle_aux_hidden_state_layer_ids": list(self.aux_layers),
-                "use_aux_hidden_state": True,
-            },
-            OUTER_LAYERS: [layer + 1 for layer in self.aux_layers],
+            "eagle_config": {AUX_LAYERS: list(self.aux_layers), "use_aux_hidden_state": True},
+            AUX_LAYERS: [layer + 1 for layer in self.aux_layers],
             **{flag: True for flag in FLAGS if getattr(self, flag)},
         }
+
+    def _fields(self, *names: str) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in names}
 
 
 def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,9 +241,9 @@ def default_aux_layers(layers: int) -> tuple[int, ...]:
 
     A target too shallow for three distinct ones gets the nearest ascending layers that it has.
     """
-    wanted = (1, layers // 2 - 1, layers - 4)
-    if sorted(set(wanted)) == list(wanted) and wanted[0] >= 0:
-        return wanted
+    usual = (1, layers // 2 - 1, layers - 4)
+    if sorted(set(usual)) == list(usual):
+        return usual
     if layers < 3:
         raise ModelError(f"the target has {layers} layers; EAGLE-3 reads three", where="config.json")
     return (0, (layers - 1) // 2, layers - 1)
@@ -253,10 +251,10 @@ def default_aux_layers(layers: int) -> tuple[int, ...]:
 
 def named_aux_layers(raw: Mapping[str, Any]) -> tuple[int, ...] | None:
     """Layers whose outputs feed a draft, as its config names them for SGLang or for vLLM; None where it does not."""
-    inner = (raw.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
+    inner = (raw.get("eagle_config") or {}).get(AUX_LAYERS)
     if inner:
         return tuple(inner)
-    outer = raw.get(OUTER_LAYERS)
+    outer = raw.get(AUX_LAYERS)
     return tuple(layer - 1 for layer in outer) if outer else None
 
 
@@ -271,11 +269,12 @@ def _heads(text: Mapping[str, Any], hidden: int, heads: int) -> tuple[int, int, 
         size = text.get("v_head_dim") or 128
         heads = max(1, hidden // size)
         return heads, max(n for n in range(1, 9) if heads % n == 0), size
-    groups, size = text.get("num_key_value_heads") or heads, text.get("head_dim") or hidden // heads
+    kv_heads = text.get("num_key_value_heads") or heads
+    size = text.get("head_dim") or hidden // heads
     if hidden % heads:
         heads = max(n for n in range(1, heads + 1) if hidden % n == 0)
-        groups = max(n for n in range(1, groups + 1) if heads % n == 0)
-    return heads, groups, size
+        kv_heads = max(n for n in range(1, kv_heads + 1) if heads % n == 0)
+    return heads, kv_heads, size
 
 
 def _mlp_width(text: Mapping[str, Any], hidden: int) -> int:
@@ -293,18 +292,18 @@ def read_draft_config(
     """
     if source == "auto":
         return DraftConfig.from_target(target, draft_vocab_size=draft_vocab_size, aux_layers=aux_layers)
-    raw, text = _read_json(source), text_part(target)
+    raw = _read_json(source)
+    text = text_part(target)
     try:
-        config = DraftConfig.from_dict(_completed(raw, target))
+        config = DraftConfig.from_dict(_with_defaults(raw, target))
     except OTHER_KINDS as error:
         raise ModelError(f"not a draft config: {error}", where=source, fix="numbers and names as in auto's") from error
-    theta, scaling = reduced_rope({"max_position_embeddings": config.max_position_embeddings, **_rope_of(config)})
-    pairs = (
-        ("vocab_size", config.vocab_size, text.get("vocab_size")),
-        ("target_hidden_size", config.target_hidden_size, text.get("hidden_size")),
-        ("hidden_size", config.hidden_size, text.get("hidden_size")),
-    )
-    problems = [f"{key} is {mine}, the target's is {its}" for key, mine, its in pairs if its and mine != its]
+    theta, scaling = reduced_rope(config._fields("max_position_embeddings", "rope_theta", "rope_scaling"))
+    problems = [
+        f"{key} is {getattr(config, key)}, the target's is {text[target_key]}"
+        for key, target_key in TARGET_SIZES.items()
+        if text.get(target_key) and getattr(config, key) != text[target_key]
+    ]
     if problems:
         fix = "use --draft-model-config auto; a draft here is as wide as its target"
         raise ModelError(f"made for another target: {'; '.join(problems)}", where=source, fix=fix)
@@ -317,27 +316,23 @@ def read_draft_config(
     )
 
 
-def _completed(raw: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
+def _with_defaults(raw: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
     """A draft's JSON with what it leaves out derived from the target.
 
     A whole one (it names its width) says itself which options it has; one of a few keys changes those of ``auto``.
     """
     named = named_aux_layers(raw)
-    inner = {"eagle_config": {"eagle_aux_hidden_state_layer_ids": list(named)}} if named else {}
+    inner = {"eagle_config": {AUX_LAYERS: list(named)}} if named else {}
     try:
         derived = DraftConfig.from_target(target).to_sglang()
     except ModelError:
         if named and "hidden_size" in raw:
             return raw | inner
         raise
-    of_its_own = (*FLAGS, "head_dim", "num_key_value_heads", "intermediate_size") if "hidden_size" in raw else ()
-    given_rope = any(key.startswith("rope_") for key in raw)
-    left_out = {key for key in derived if key in of_its_own or (given_rope and key.startswith("rope_"))}
-    return {key: value for key, value in derived.items() if key not in left_out} | raw | inner
-
-
-def _rope_of(config: DraftConfig) -> dict[str, Any]:
-    return {"rope_theta": config.rope_theta, "rope_scaling": config.rope_scaling}
+    own = {*FLAGS, "head_dim", "num_key_value_heads", "intermediate_size"} if "hidden_size" in raw else set()
+    if any(key.startswith("rope_") for key in raw):
+        own |= {key for key in derived if key.startswith("rope_")}
+    return {key: value for key, value in derived.items() if key not in own} | raw | inner
 
 
 def _read_json(source: str) -> dict[str, Any]:

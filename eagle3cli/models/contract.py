@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from eagle3cli.models.config import ARCHITECTURE, EAGLE31_FLAGS, OUTER_LAYERS, DraftConfig, text_part
+from eagle3cli.models.config import ARCHITECTURE, AUX_LAYERS, EAGLE31_FLAGS, DraftConfig, text_part
 
 Layout = Literal["sglang", "vllm", "legacy"]
 LAYOUTS: tuple[Layout, ...] = ("sglang", "vllm", "legacy")
@@ -24,17 +24,18 @@ Shape = tuple[int, ...]
 
 def expected_shapes(config: DraftConfig) -> dict[str, Shape]:
     """Name and shape of every tensor that a draft of this config has."""
-    h, aux = config.hidden_size, len(config.aux_layers)
-    found: dict[str, Shape] = _layer_shapes("midlayer", config, 2 * h) | {"midlayer.input_layernorm.weight": (h,)}
+    h = config.hidden_size
+    aux = len(config.aux_layers)
+    shapes: dict[str, Shape] = _layer_shapes("midlayer", config, 2 * h) | {"midlayer.input_layernorm.weight": (h,)}
     for index in range(1, config.num_hidden_layers):
-        found |= _layer_shapes(f"layers.{index}", config, h)
+        shapes |= _layer_shapes(f"layers.{index}", config, h)
     if config.fc_norm:
-        found |= {f"fc_norm.{i}.weight": (config.target_hidden_size,) for i in range(aux)}
+        shapes |= {f"fc_norm.{i}.weight": (config.target_hidden_size,) for i in range(aux)}
     if config.norm_before_fc:
-        found["input_norm.weight"] = (aux * config.target_hidden_size,)
+        shapes["input_norm.weight"] = (aux * config.target_hidden_size,)
     if config.own_embedding:
-        found[EMBEDDING] = (config.vocab_size, h)
-    return found | {
+        shapes[EMBEDDING] = (config.vocab_size, h)
+    return shapes | {
         "fc.weight": (h, aux * config.target_hidden_size),
         "norm.weight": (h,),
         "lm_head.weight": (config.draft_vocab_size, h),
@@ -49,9 +50,10 @@ def folder_shapes(config: DraftConfig) -> dict[str, Shape]:
     The norm before a later layer's attention is ``hidden_norm`` to SGLang and ``input_layernorm`` to vLLM, so it is
     written under both names. A whole vocabulary needs no mapping, and vLLM refuses one.
     """
-    found = expected_shapes(config)
-    found |= {both: found[name] for name, both in renamed_copies(config).items()}
-    return {name: shape for name, shape in found.items() if name not in ("d2t", "t2d")} if whole(config) else found
+    shapes = expected_shapes(config)
+    shapes |= {alias: shapes[name] for name, alias in renamed_copies(config).items()}
+    left_out = ("d2t", "t2d") if has_full_vocab(config) else ()
+    return {name: shape for name, shape in shapes.items() if name not in left_out}
 
 
 def renamed_copies(config: DraftConfig) -> dict[str, str]:
@@ -60,14 +62,16 @@ def renamed_copies(config: DraftConfig) -> dict[str, str]:
     return {f"{layer}.hidden_norm.weight": f"{layer}.input_layernorm.weight" for layer in layers}
 
 
-def whole(config: DraftConfig) -> bool:
+def has_full_vocab(config: DraftConfig) -> bool:
     """Whether the draft's vocabulary is the target's."""
     return config.draft_vocab_size == config.vocab_size
 
 
 def _layer_shapes(name: str, config: DraftConfig, width: int) -> dict[str, Shape]:
-    h, i = config.hidden_size, config.intermediate_size
-    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    h = config.hidden_size
+    i = config.intermediate_size
+    q = config.num_attention_heads * config.head_dim
+    kv = config.num_key_value_heads * config.head_dim
     attention: dict[str, Shape] = {"q_proj": (q, width), "k_proj": (kv, width), "v_proj": (kv, width), "o_proj": (h, q)}
     mlp: dict[str, Shape] = {"gate_proj": (i, h), "up_proj": (i, h), "down_proj": (h, i)}
     return {
@@ -81,28 +85,28 @@ def refusals(config: DraftConfig, layout: Layout) -> list[str]:
     """Why servers of this layout cannot run this draft as it was trained; empty where they can."""
     if layout == "vllm":
         return []
-    found = []
+    reasons = []
     if config.own_embedding:
-        found.append(
+        reasons.append(
             "it has its own embedding, and SGLang puts the target's in its place (use --layout vllm, or train with "
             "the target's)"
         )
     if config.norm_before_residual:
-        found.append("norm_before_residual: SGLang's residual always starts from the state before the norm")
+        reasons.append("norm_before_residual: SGLang's residual always starts from the state before the norm")
     if layout == "sglang":
-        return found
+        return reasons
     if config.num_hidden_layers > 1:
-        found.append(f"{config.num_hidden_layers} layers; servers that need the legacy layout read exactly one")
+        reasons.append(f"{config.num_hidden_layers} layers; servers that need the legacy layout read exactly one")
     if len(config.aux_layers) != 3:
-        found.append(
+        reasons.append(
             f"{len(config.aux_layers)} auxiliary layers; servers that need the legacy layout read exactly three"
         )
-    found += [
+    reasons += [
         f"{flag} is of EAGLE-3.1, unknown to older servers (train with --no-{flag.replace('_', '-')})"
         for flag in EAGLE31_FLAGS
         if getattr(config, flag)
     ]
-    return found + (["norm_before_fc is unknown to older servers"] if config.norm_before_fc else [])
+    return reasons + (["norm_before_fc is unknown to older servers"] if config.norm_before_fc else [])
 
 
 def serving_layout(config: DraftConfig) -> Layout:
@@ -144,12 +148,13 @@ def _aux_problems(raw: Mapping[str, Any], layout: Layout) -> list[str]:
     if not isinstance(eagle, dict):
         return ["config: eagle_config is missing; a server would guess the auxiliary layers"]
     problems = []
-    ids, outer = eagle.get(OUTER_LAYERS), raw.get(OUTER_LAYERS)
+    ids = eagle.get(AUX_LAYERS)
+    outer = raw.get(AUX_LAYERS)
     if not isinstance(ids, list) or not ids or any(type(i) is not int or i < 0 for i in ids):
-        problems.append(f"config: eagle_config.{OUTER_LAYERS} is {ids!r}, must be a list of layers")
+        problems.append(f"config: eagle_config.{AUX_LAYERS} is {ids!r}, must be a list of layers")
     elif outer != [i + 1 for i in ids] and (outer is not None or layout == "vllm"):
         problems.append(
-            f"config: {OUTER_LAYERS} is {outer!r}, must be {[i + 1 for i in ids]}: vLLM counts the layer after"
+            f"config: {AUX_LAYERS} is {outer!r}, must be {[i + 1 for i in ids]}: vLLM counts the layer after"
         )
     if eagle.get("use_aux_hidden_state") is not True:
         problems.append("config: eagle_config.use_aux_hidden_state must be true")
@@ -184,11 +189,11 @@ def target_problems(raw: Mapping[str, Any], target: Mapping[str, Any]) -> list[s
         "max_position_embeddings": "max_position_embeddings",
     }
     problems = [
-        f"config: {ours} is {raw.get(ours)!r} but the target has {text[theirs]!r}"
-        for ours, theirs in pairs.items()
-        if theirs in text and raw.get(ours) != text[theirs]
+        f"config: {key} is {raw.get(key)!r} but the target has {text[target_key]!r}"
+        for key, target_key in pairs.items()
+        if target_key in text and raw.get(key) != text[target_key]
     ]
-    ids = (raw.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids") or []
+    ids = (raw.get("eagle_config") or {}).get(AUX_LAYERS) or []
     layers = text.get("num_hidden_layers")
     if layers and any(type(i) is int and i >= layers for i in ids):
         problems.append(f"config: auxiliary layers {ids} but the target has only {layers} layers")
@@ -227,14 +232,15 @@ def tensor_problems(
     problems += [f"{name}: unknown, a server would skip it" for name in sorted(tensors.keys() - shapes.keys())]
     types = {"d2t": torch.int64, "t2d": torch.bool}
     for name in sorted(shapes.keys() & tensors.keys()):
-        tensor, wanted = tensors[name], types.get(name, dtype)
+        tensor = tensors[name]
+        expected = types.get(name, dtype)
         if tuple(tensor.shape) != shapes[name]:
             problems.append(f"{name}: shape {list(tensor.shape)}, must be {list(shapes[name])}")
-        if dtype is not None and tensor.dtype != wanted:
-            problems.append(f"{name}: type {short(tensor.dtype)}, must be {short(wanted)}")
+        if dtype is not None and tensor.dtype != expected:
+            problems.append(f"{name}: type {dtype_name(tensor.dtype)}, must be {dtype_name(expected)}")
     return problems
 
 
-def short(dtype: torch.dtype | None) -> str:
+def dtype_name(dtype: torch.dtype | None) -> str:
     """``float32`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")

@@ -34,10 +34,10 @@ def convert_config(raw: Mapping[str, Any]) -> dict[str, Any]:
         raise ModelError("no transformer_layer_config: not a whole speculators config")
     _refuse(layer)
     own = ("draft_vocab_size", "target_hidden_size", "eagle_aux_hidden_state_layer_ids", "torch_dtype", "dtype")
-    found = {**layer, **{key: raw[key] for key in own if raw.get(key) is not None}}
+    config = {**layer, **{key: raw[key] for key in own if raw.get(key) is not None}}
     # What a server takes where the key is missing.
-    found["norm_before_residual"] = raw.get("norm_before_residual", True)
-    return found | {key: bool(raw.get(key)) for key in ("norm_before_fc", "fc_norm", "norm_output")}
+    config["norm_before_residual"] = raw.get("norm_before_residual", True)
+    return config | {key: bool(raw.get(key)) for key in ("norm_before_fc", "fc_norm", "norm_output")}
 
 
 def _refuse(raw: Mapping[str, Any]) -> None:
@@ -60,25 +60,21 @@ def _refuse(raw: Mapping[str, Any]) -> None:
 
 def convert_tensors(raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A draft's tensors under our names. Raises ModelError for an EAGLE-1 or -2 draft."""
-    ours = {"aux_norm_low.": "fc_norm.0.", "aux_norm_mid.": "fc_norm.1.", "aux_norm_high.": "fc_norm.2."}
-    found = {}
+    renamed = {"aux_norm_low.": "fc_norm.0.", "aux_norm_mid.": "fc_norm.1.", "aux_norm_high.": "fc_norm.2."}
+    converted = {}
     for name, value in tensors.items():
         name = name.removeprefix("model.")
         name = f"midlayer.{name.removeprefix('layers.0.')}" if name.startswith("layers.0.") else name
-        for theirs, our in ours.items():
-            name = name.replace(theirs, our)
+        for old, new in renamed.items():
+            name = name.replace(old, new)
         if not name.startswith(LEFT_OUT) and not name.endswith("rotary_emb.inv_freq"):
-            found[name] = value
-    fc = found.get("fc.weight")
-    if (
-        fc is not None
-        and fc.ndim == 2
-        and fc.shape[1] == 2 * fc.shape[0]
-        and "midlayer.hidden_norm.weight" not in found
-    ):
+            converted[name] = value
+    fc = converted.get("fc.weight")
+    reads_one_state = fc is not None and fc.ndim == 2 and fc.shape[1] == 2 * fc.shape[0]
+    if reads_one_state and "midlayer.hidden_norm.weight" not in converted:
         raise ModelError("an EAGLE-1 or EAGLE-2 draft: its fc reads the last state alone", fix="give an EAGLE-3 draft")
     if is_speculators(raw):
         # Its later layers follow vLLM: the norm before attention is input_layernorm, and hidden_norm is never read.
-        for name in [n for n in found if n.startswith("layers.") and n.endswith(".input_layernorm.weight")]:
-            found[name.replace("input_layernorm", "hidden_norm")] = found[name]
-    return found
+        for name in [n for n in converted if n.startswith("layers.") and n.endswith(".input_layernorm.weight")]:
+            converted[name.replace("input_layernorm", "hidden_norm")] = converted[name]
+    return converted

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from eagle3cli.models.config import FLAGS, OUTER_LAYERS, DraftConfig
+from eagle3cli.models.config import AUX_LAYERS, FLAGS, DraftConfig
 
 
 class RMSNorm(nn.Module):
@@ -238,6 +238,6 @@ def _rope_config(config: DraftConfig) -> LlamaConfig:
     raw = {
         k: v
         for k, v in config.to_sglang().items()
-        if k not in ("architectures", "torch_dtype", "dtype", "eagle_config", OUTER_LAYERS, *FLAGS)
+        if k not in ("architectures", "torch_dtype", "dtype", "eagle_config", AUX_LAYERS, *FLAGS)
     }
     return LlamaConfig(**raw)

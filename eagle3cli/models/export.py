@@ -121,7 +121,8 @@ def _compare(
 ) -> Exported:
     """Load the folder again and hold its logits on random states against the checkpoint's."""
     cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
-    exact, rounded = _logits(config, state), _logits(config, cast)
+    exact = _logits(config, state)
+    rounded = _logits(config, cast)
     reloaded_config, reloaded = load_draft(folder)
     if not torch.equal(rounded, _logits(reloaded_config, reloaded)):
         raise ModelError("the folder's logits differ from the checkpoint's after loading it again", where=str(folder))
@@ -131,20 +132,22 @@ def _compare(
 
 @torch.no_grad()
 def _logits(config: DraftConfig, state: Mapping[str, Tensor]) -> Tensor:
-    """Logits ``[R, Vd]`` of one pass over random states and embeddings, in fp32."""
+    """Logits ``[R, W]`` of one pass over random states and embeddings, in fp32."""
     draft = Draft(config).float()
     draft.load_state_dict({name: v.float() if v.is_floating_point() else v for name, v in state.items()})
     random = torch.Generator().manual_seed(0)
     aux_RC = torch.randn(ROWS, draft.fc.in_features, generator=random)
     embedded_RH = torch.randn(ROWS, config.hidden_size, generator=random)
-    hidden_RH, turns = draft.first_hidden(aux_RC), draft.rope(torch.arange(ROWS), torch.float32)
+    hidden_RH = draft.first_hidden(aux_RC)
+    rotations = draft.rope(torch.arange(ROWS), torch.float32)
     embedded_RH = draft.midlayer.input_layernorm(embedded_RH)
     for index, layer in enumerate(draft.stack):
-        normed_RH, attention = layer.hidden_norm(hidden_RH), layer.self_attn
+        normed_RH = layer.hidden_norm(hidden_RH)
+        attention = layer.self_attn
         read = torch.cat((embedded_RH, normed_RH), -1) if index == 0 else normed_RH
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         query, key, value = (p(read).unflatten(1, (-1, config.head_dim)) for p in projections)
-        q, k, v = (x.transpose(0, 1) for x in (rotate(query, *turns), rotate(key, *turns), value))
+        q, k, v = (x.transpose(0, 1) for x in (rotate(query, *rotations), rotate(key, *rotations), value))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         residual_RH = draft.residual(hidden_RH, normed_RH) if index == 0 else hidden_RH
         hidden_RH = layer.finish(residual_RH, mixed.transpose(0, 1))
@@ -154,7 +157,7 @@ def _logits(config: DraftConfig, state: Mapping[str, Tensor]) -> Tensor:
 
 def serve_lines(target: str, folder: Path | str, config: DraftConfig, *, steps: int) -> dict[str, str]:
     """The commands that serve the target with this draft, by server; only servers that can run it."""
-    lines = {
+    lines: dict[Layout, str] = {
         "sglang": f"python -m sglang.launch_server --model-path {target} --speculative-algorithm EAGLE3 "
         f"--speculative-draft-model-path {folder} --speculative-num-steps {steps} --speculative-eagle-topk 1 "
         f"--speculative-num-draft-tokens {steps + 1} --host 127.0.0.1 --port 30000",
@@ -162,6 +165,4 @@ def serve_lines(target: str, folder: Path | str, config: DraftConfig, *, steps: 
         + shlex.quote(json.dumps({"method": "eagle3", "model": str(folder), "num_speculative_tokens": steps}))
         + " --host 127.0.0.1 --port 30000",
     }
-    return {
-        server: line for server, line in lines.items() if not refusals(config, "vllm" if server == "vllm" else "sglang")
-    }
+    return {server: line for server, line in lines.items() if not refusals(config, server)}

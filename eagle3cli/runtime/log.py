@@ -12,11 +12,13 @@ from eagle3cli.runtime.files import disk_error
 from eagle3cli.runtime.report import ProgressBar, Reporter
 
 
-class LoggedTask:
-    """A task of another reporter whose latest notes stand in the log at its end."""
+class LoggedProgressBar:
+    """A bar of another reporter whose latest notes stand in the log at its end."""
 
     def __init__(self, inner: ProgressBar) -> None:
-        self.inner, self.count, self.notes = inner, 0, dict[str, object]()
+        self.inner = inner
+        self.count = 0
+        self.notes: dict[str, object] = {}
 
     def advance(self, count: int = 1, **notes: object) -> None:
         """Pass on, and remember for the log."""
@@ -29,7 +31,10 @@ class Logged:
     """A reporter that passes everything on and also writes it down; a full disk ends no run for its log's sake."""
 
     def __init__(self, inner: Reporter, file: IO[str], path: Path) -> None:
-        self.inner, self.file, self.path, self.whole = inner, file, path, True
+        self.inner = inner
+        self.file = file
+        self.path = path
+        self.complete = True
 
     def info(self, text: str) -> None:
         """Pass on and write down."""
@@ -52,7 +57,7 @@ class Logged:
         of = f" of {total:,}" if total is not None else ""
         self._write(f"{name}: begins at {done:,}{of} {unit}")
         with self.inner.task(name, total, unit, done) as inner:
-            logged = LoggedTask(inner)
+            logged = LoggedProgressBar(inner)
             try:
                 yield logged
             finally:
@@ -65,9 +70,9 @@ class Logged:
             self.file.write(f"{now} {text}\n")
             self.file.flush()
         except OSError as error:
-            if self.whole:
+            if self.complete:
                 self.inner.warn(f"{disk_error(error, self.path)}; the run goes on without it")
-            self.whole = False
+            self.complete = False
 
 
 @contextmanager

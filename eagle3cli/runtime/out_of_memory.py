@@ -26,10 +26,10 @@ def failed_allocation(error: BaseException) -> str:
 
 def release(error: BaseException) -> None:
     """Drop what the frames of an error keep alive, so that there is memory to tell it with."""
-    seen: BaseException | None = error
-    while seen is not None:
-        seen.__traceback__ = None
-        seen = seen.__cause__ or seen.__context__
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__
     gc.collect()
     import torch
 

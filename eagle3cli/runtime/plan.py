@@ -28,8 +28,8 @@ class Plan:
     def lines(self) -> list[str]:
         """For people."""
         parts = (("reads", self.reads), ("done", self.done), ("does", self.does), ("writes", self.writes))
-        found = [f"{'' if at else name:<8}{line}" for name, lines in parts for at, line in enumerate(lines)]
-        return [f"eagle3 {self.command} would do this; nothing was done:", *(f"  {line}" for line in found)]
+        shown = [f"{'' if at else name:<8}{line}" for name, lines in parts for at, line in enumerate(lines)]
+        return [f"eagle3 {self.command} would do this; nothing was done:", *(f"  {line}" for line in shown)]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

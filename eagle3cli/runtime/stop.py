@@ -64,11 +64,11 @@ def catch_stop(report: Reporter | None = None, *, patient: bool = False) -> Iter
             text = "stopping after this step; once more stops at once"
             threading.Thread(target=report.info, args=(text,), daemon=True).start()
 
-    before = {number: signal.signal(number, ask) for number in SIGNALS}
+    previous = {number: signal.signal(number, ask) for number in SIGNALS}
     _active = stop
     try:
         yield stop
     finally:
         _active = None
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -26,11 +26,11 @@ Check = Callable[[], Iterator[Finding]]
 
 def examine(checks: Iterable[Check]) -> list[Finding]:
     """What all checks find; one that raises is a problem of its own."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for check in checks:
         try:
-            found += check()
+            findings += check()
         except Exception as error:  # a broken installation is what the doctor is there to report
             name = check.__name__.strip("_").replace("_", " ")
-            found.append(Finding(name, "problem", f"{type(error).__name__}: {error}", "python -m pip check"))
-    return found
+            findings.append(Finding(name, "problem", f"{type(error).__name__}: {error}", "python -m pip check"))
+    return findings

@@ -23,9 +23,9 @@ def gpus() -> Iterator[Finding]:
     if torch.cuda.is_available():
         yield Finding("driver", "ok", f"{driver() or 'unknown'}; torch is built for CUDA {torch.version.cuda}")
         for index in range(torch.cuda.device_count()):
-            seen = torch.cuda.get_device_properties(index)
+            gpu = torch.cuda.get_device_properties(index)
             free, total = torch.cuda.mem_get_info(index)
-            detail = f"{seen.name}, {total / 2**30:.0f} GiB, {free / 2**30:.0f} free, compute {seen.major}.{seen.minor}"
+            detail = f"{gpu.name}, {total / 2**30:.0f} GiB, {free / 2**30:.0f} free, compute {gpu.major}.{gpu.minor}"
             if free < (1 - BUSY_SHARE) * total:
                 fix = f"nvidia-smi shows who uses it; leave it out with CUDA_VISIBLE_DEVICES (this is number {index})"
                 yield Finding(f"GPU {index}", "note", detail, fix)
@@ -60,7 +60,7 @@ def attention() -> Iterator[Finding]:
     if torch.cuda.is_available():
         cuda = torch.backends.cuda
         on = {"flash": cuda.flash_sdp_enabled(), "memory-efficient": cuda.mem_efficient_sdp_enabled()}
-        kinds += [f"sdpa's {name} kernel" for name, there in on.items() if there]
+        kinds += [f"sdpa's {name} kernel" for name, enabled in on.items() if enabled]
         kinds.append("flex_attention")
     yield Finding("attention", "ok", ", ".join(kinds))
 
@@ -70,17 +70,20 @@ def cores() -> Iterator[Finding]:
     import torch
 
     allowed = len(available_cpus())
-    threads, asked = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
-    detail = f"{allowed} cores, torch uses {threads} threads" + (f" (OMP_NUM_THREADS={asked})" if asked else "")
+    threads = torch.get_num_threads()
+    omp_threads = os.environ.get("OMP_NUM_THREADS")
+    detail = f"{allowed} cores, torch uses {threads} threads" + (
+        f" (OMP_NUM_THREADS={omp_threads})" if omp_threads else ""
+    )
     quota = cpu_quota()
     if quota is not None and quota < threads:
         fix = f"export OMP_NUM_THREADS={max(1, int(quota))}"
         yield Finding("CPU", "note", f"{detail}, but this container may use {quota:g} cores", fix)
-    elif asked and asked.isdecimal() and int(asked) > allowed:
+    elif omp_threads and omp_threads.isdecimal() and int(omp_threads) > allowed:
         yield Finding(
             "CPU", "note", f"{detail}: more threads than cores slow each other", f"export OMP_NUM_THREADS={allowed}"
         )
-    elif asked and 2 * threads < allowed:
+    elif omp_threads and 2 * threads < allowed:
         yield Finding("CPU", "note", f"{detail}: most cores idle", f"unset OMP_NUM_THREADS, or --threads {allowed}")
     else:
         yield Finding("CPU", "ok", detail)

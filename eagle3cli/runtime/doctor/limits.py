@@ -25,10 +25,12 @@ def disks() -> Iterator[Finding]:
         "temporary files": (Path(tempfile.gettempdir()), LOW_TMP_GB, "export TMPDIR=/path/on/a/larger/disk"),
     }
     for name, (folder, low, fix) in places.items():
-        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        free = shutil.disk_usage(there).free / 1e9
-        if not os.access(there, os.W_OK):
-            yield Finding(name, "problem", f"cannot write to {there}", fix.replace("a larger disk", "a disk of yours"))
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        free = shutil.disk_usage(existing).free / 1e9
+        if not os.access(existing, os.W_OK):
+            yield Finding(
+                name, "problem", f"cannot write to {existing}", fix.replace("a larger disk", "a disk of yours")
+            )
         else:
             yield _space(name, f"{free:.0f} GB free at {folder}", free, low, fix)
 
@@ -56,7 +58,6 @@ def open_files() -> Iterator[Finding]:
         return
     most = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
     few = soft < FILES_FEW
-    detail = f"{soft:,} at once; " + (
-        "--max-concurrency 512 needs more" if few else "many shards and requests need more"
-    )
+    need = "--max-concurrency 512 needs more" if few else "many shards and requests need more"
+    detail = f"{soft:,} at once; {need}"
     yield Finding("open files", "problem" if few else "note", detail, f"ulimit -n {most}")

@@ -20,27 +20,27 @@ OWN_PYTHON = "give it an environment of its own and name that: --server-python /
 
 def python() -> Iterator[Finding]:
     """The Python that runs this."""
-    wanted = metadata.metadata("eagle3")["Requires-Python"]
+    required = metadata.metadata("eagle3")["Requires-Python"]
     version = platform.python_version()
-    if SpecifierSet(wanted).contains(version, prereleases=True):
-        yield Finding("Python", "ok", f"{version} (needs {wanted})")
+    if SpecifierSet(required).contains(version, prereleases=True):
+        yield Finding("Python", "ok", f"{version} (needs {required})")
     else:
         fix = "python3.12 -m venv .venv && .venv/bin/pip install eagle3"
-        yield Finding("Python", "problem", f"{version}, needs {wanted}", fix)
+        yield Finding("Python", "problem", f"{version}, needs {required}", fix)
 
 
 def requirements() -> Iterator[Finding]:
     """The packages that eagle3 cannot do without, each with the range that it may have."""
     fitting = [f"eagle3 {metadata.version('eagle3')}"]
-    for wanted in _requirements("eagle3"):
-        version = installed(wanted.name)
+    for requirement in _requirements("eagle3"):
+        version = installed(requirement.name)
         if version is None:
-            yield Finding(wanted.name, "problem", "not installed", f"pip install '{wanted}'")
-        elif not wanted.specifier.contains(version, prereleases=True):
-            detail = f"{version} is installed, {wanted.specifier} is needed"
-            yield Finding(wanted.name, "problem", detail, f"pip install --upgrade '{wanted}'")
+            yield Finding(requirement.name, "problem", "not installed", f"pip install '{requirement}'")
+        elif not requirement.specifier.contains(version, prereleases=True):
+            detail = f"{version} is installed, {requirement.specifier} is needed"
+            yield Finding(requirement.name, "problem", detail, f"pip install --upgrade '{requirement}'")
         else:
-            fitting.append(f"{wanted.name} {version} ({wanted.specifier})")
+            fitting.append(f"{requirement.name} {version} ({requirement.specifier})")
     yield Finding("packages", "ok", ", ".join(fitting))
 
 
@@ -54,9 +54,9 @@ def servers() -> Iterator[Finding]:
             )
             yield Finding(shown, "note", "not installed; it serves targets and drafts on GPUs", fix)
             continue
-        extra = [wanted for wanted in _requirements("eagle3", "gpu") if wanted.name == name]
-        unmet = [wanted for wanted in extra if not wanted.specifier.contains(version, prereleases=True)]
-        clashes = [told for wanted in _requirements(name) if (told := _clash(wanted))]
+        extra = [requirement for requirement in _requirements("eagle3", "gpu") if requirement.name == name]
+        unmet = [requirement for requirement in extra if not requirement.specifier.contains(version, prereleases=True)]
+        clashes = [clash for requirement in _requirements(name) if (clash := _clash(requirement))]
         if unmet:
             yield Finding(shown, "problem", f"{version}, needs {unmet[0].specifier}", f"pip install '{unmet[0]}'")
         elif clashes:
@@ -65,26 +65,26 @@ def servers() -> Iterator[Finding]:
             yield Finding(shown, "ok", version)
 
 
-def _clash(wanted: Requirement) -> str | None:
+def _clash(requirement: Requirement) -> str | None:
     """What a server wants of a shared package, where another version is here."""
-    version = installed(wanted.name)
-    if wanted.name not in SHARED or version is None:
+    version = installed(requirement.name)
+    if requirement.name not in SHARED or version is None:
         return None
     public = version.partition("+")[0]  # 2.9.1+cu128 is what ==2.9.1 asks for
-    if wanted.specifier.contains(public, prereleases=True):
+    if requirement.specifier.contains(public, prereleases=True):
         return None
-    return f"{wanted.name}{wanted.specifier} ({version} is here)"
+    return f"{requirement.name}{requirement.specifier} ({version} is here)"
 
 
 def trackers() -> Iterator[Finding]:
     """The packages behind ``--report-to`` and of charts: nothing needs them unless asked for."""
     extras = [name for name in metadata.metadata("eagle3").get_all("Provides-Extra") or () if name.startswith("track-")]
     names = {extra.removeprefix("track-"): extra for extra in sorted(extras)}
-    there = [name for name in names if installed(name)]
-    absent = [extra for name, extra in names.items() if name not in there]
-    detail = f"installed: {', '.join(there) or 'none'}"
+    present = [name for name in names if installed(name)]
+    absent = [extra for name, extra in names.items() if name not in present]
+    detail = f"installed: {', '.join(present) or 'none'}"
     fix = f"pip install 'eagle3[{absent[0]}]'" + (f" (or {', '.join(absent[1:])})" if absent[1:] else "")
-    yield Finding("trackers", "ok" if there else "note", detail, None if there else fix)
+    yield Finding("trackers", "ok" if present else "note", detail, None if present else fix)
 
 
 def quickstart() -> Iterator[Finding]:
@@ -106,12 +106,16 @@ def installed(name: str) -> str | None:
 
 def _requirements(package: str, extra: str = "") -> list[Requirement]:
     """What a package needs: always, or (``extra``) for that extra alone."""
-    found = [Requirement(text) for text in metadata.requires(package) or ()]
-    always = [wanted for wanted in found if wanted.marker is None or wanted.marker.evaluate({"extra": ""})]
+    listed = [Requirement(text) for text in metadata.requires(package) or ()]
+    always = [
+        requirement
+        for requirement in listed
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    ]
     if not extra:
         return always
     return [
-        wanted
-        for wanted in found
-        if wanted not in always and wanted.marker and wanted.marker.evaluate({"extra": extra})
+        requirement
+        for requirement in listed
+        if requirement not in always and requirement.marker and requirement.marker.evaluate({"extra": extra})
     ]

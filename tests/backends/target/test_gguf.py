@@ -111,9 +111,9 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
 def test_a_cut_file_is_refused_before_its_config_is_read_too(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     write_gguf(path)
-    assert gguf.config_of(str(path)).model_type == "llama"
+    assert gguf.gguf_config(str(path)).model_type == "llama"
     path.write_bytes(path.read_bytes()[:200])
-    for read in (gguf.config_of, lambda name: gguf.local_folder(name, tmp_path / "models", Silent())):
+    for read in (gguf.gguf_config, lambda name: gguf.local_folder(name, tmp_path / "models", Silent())):
         with pytest.raises(ModelError, match=r"tiny\.gguf") as error:
             read(str(path))
         assert "transformers cannot read it" not in str(error.value)
