@@ -129,10 +129,10 @@ def main() -> int:
             if kind == "merge":
                 words = ["merge", "--input-dir", name, "--output-dir", out, "--eval-size", "10000"]
             result, seconds, peak = measure(words)
-            fates = ("written", "rejected", "duplicates", "filtered", "left_out")
-            accounted = result["read"] == sum(result[fate] for fate in fates)
+            dispositions = ("written", "rejected", "duplicates", "filtered", "left_out")
+            accounted = result["read"] == sum(result[name] for name in dispositions)
             told: dict[str, Any] = {"kind": kind, "input_mb": round(size / 1e6), "rows": result["read"]}
-            told |= {fate: result[fate] for fate in fates}
+            told |= {name: result[name] for name in dispositions}
             told |= {"peak_mb": round(peak), "seconds": round(seconds, 1), "mb_per_s": round(size / 1e6 / seconds, 1)}
             print(json.dumps({**told, "accounted_for": accounted}), flush=True)
             worst = max(worst, peak if accounted else float("inf"))

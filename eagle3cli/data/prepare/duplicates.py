@@ -47,12 +47,12 @@ def mark_duplicates(rows: RowTable) -> None:
 
 
 def shingles(messages: Sequence[Message]) -> Hashes:
-    """Hashes of all runs of three words (lower case, without punctuation) of what is said, ascending, each once.
+    """Hashes of all runs of three words (lower case, without punctuation) of the messages, ascending, each once.
 
     System messages do not count: many rows share one.
     """
-    said = "\n".join(message["content"] for message in messages if message["role"] != "system")
-    text = said.lower().encode("utf-8", "replace")
+    contents = "\n".join(message["content"] for message in messages if message["role"] != "system")
+    text = contents.lower().encode("utf-8", "replace")
     bytes_ = np.frombuffer(text, np.uint8)
     kinds = _KIND[bytes_]
     inside = kinds > 0

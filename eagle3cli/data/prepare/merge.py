@@ -18,7 +18,7 @@ from eagle3cli.data.ledger import ERRORS, Ledger
 from eagle3cli.data.prepare.duplicates import mark_duplicates
 from eagle3cli.data.prepare.row_table import APART, HELD_OUT, KEPT, LEFT_OUT, RowTable, work_folder
 from eagle3cli.data.prepare.split import hold_out, sample
-from eagle3cli.data.prepare.write import written_rows
+from eagle3cli.data.prepare.write import EQUAL_PROMPT, EVAL, TRAIN, written_rows
 from eagle3cli.data.sources.lines import SourceRow, parse_line, read_raw_lines
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime import manifest
@@ -27,7 +27,8 @@ from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import catch_stop
 from eagle3cli.settings.data import MergeSettings
 
-MANIFEST, TRAIN, EVAL = "merge.json", "train.jsonl", "eval.jsonl"
+MANIFEST = "merge.json"
+BEYOND_SIZES = "more than the sizes asked for"
 EVAL_SHARE = 10
 """A tenth of the rows is held out at most, unless a size is asked for."""
 
@@ -71,16 +72,16 @@ def shards_of(folder: Path) -> tuple[list[Path], list[Path]]:
     if not folder.is_dir():
         raise DataError("no such folder", where=str(folder), fix="pass --input-dir, or run `eagle3 regenerate` first")
 
-    def found(kind: str) -> list[Path]:
+    def files_of(kind: str) -> list[Path]:
         pattern = f"{kind}_*-*.jsonl"
         return sorted((p for p in folder.glob(pattern) if p.is_file()), key=lambda p: (_first_row(p), p.name))
 
-    shards = found("shard")
+    shards = files_of("shard")
     if not shards:
         raise DataError(
             "no shard_A-B.jsonl files in the folder", where=str(folder), fix="run `eagle3 regenerate` first"
         )
-    return shards, found("error")
+    return shards, files_of("error")
 
 
 def _first_row(path: Path) -> int:
@@ -100,8 +101,7 @@ def _write(folder: Path, shards: Sequence[Path], options: MergeSettings, report:
         split(rows, options)
         sizes = {"train_rows": rows.count(KEPT), "eval_rows": rows.count(HELD_OUT)}
         ledger.written = sum(sizes.values())
-        beyond, apart = "more than the sizes asked for", "an equal prompt is held out"
-        ledger.left_out += Counter({beyond: rows.count(LEFT_OUT), apart: rows.count(APART)})
+        ledger.left_out += Counter({BEYOND_SIZES: rows.count(LEFT_OUT), EQUAL_PROMPT: rows.count(APART)})
         _copy(shards, rows, ledger, folder, report)
     return {**ledger.summary(), **sizes}
 
@@ -139,8 +139,8 @@ def split(rows: RowTable, options: MergeSettings) -> None:
     Sizes are exact. Raises UsageError where they cannot be had.
     """
     total = rows.count(KEPT)
-    asked = "eval_size" in options.model_fields_set
-    eval_size = options.eval_size if asked else min(options.eval_size, total // EVAL_SHARE)
+    is_set = "eval_size" in options.model_fields_set
+    eval_size = options.eval_size if is_set else min(options.eval_size, total // EVAL_SHARE)
     held = hold_out(rows, eval_size) if eval_size else 0
     left = rows.count(KEPT)
     train_size = max(1, options.train_size or 0)

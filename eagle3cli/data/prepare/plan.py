@@ -6,6 +6,7 @@ from pathlib import Path
 
 from eagle3cli.data.prepare import merge as merging
 from eagle3cli.data.prepare import prepare as preparing
+from eagle3cli.data.prepare.write import EVAL, TRAIN
 from eagle3cli.data.sources.dataset_specs import DatasetSpec
 from eagle3cli.data.sources.files import lines_in
 from eagle3cli.runtime import manifest
@@ -69,12 +70,12 @@ def plan_merge(settings: Settings) -> Plan:
         counts = before["summary"]
         result = f"{folder}: {counts['train_rows']:,} training and {counts['eval_rows']:,} held-out rows"
         return Plan("merge", done=(result,), numbers={"already_done": True, "folder": str(folder), **counts})
-    outputs = (merging.TRAIN, merging.EVAL)
+    outputs = (TRAIN, EVAL)
     manifest.refuse_standing(folder / merging.MANIFEST, outputs, overwrite=options.overwrite)
     rows, failed = (sum(lines_in(path) or 0 for path in paths) for paths in (shards, errors))
     size = sum(path.stat().st_size for path in shards)
-    asked = "eval_size" in options.model_fields_set
-    held = options.eval_size if asked else min(options.eval_size, rows // merging.EVAL_SHARE)
+    is_set = "eval_size" in options.model_fields_set
+    held = options.eval_size if is_set else min(options.eval_size, rows // merging.EVAL_SHARE)
     train = min(rows - held, options.train_size or rows)
     return Plan(
         "merge",

@@ -14,7 +14,7 @@ from eagle3cli.data.ledger import ERRORS, Ledger
 from eagle3cli.data.prepare.reader import Reader
 from eagle3cli.data.prepare.row_table import APART, HELD_OUT, KEPT, LEFT_OUT, work_folder
 from eagle3cli.data.prepare.split import hold_out, sample
-from eagle3cli.data.prepare.write import written_rows
+from eagle3cli.data.prepare.write import EQUAL_PROMPT, EVAL, TRAIN, written_rows
 from eagle3cli.data.sources.dataset_specs import DatasetSpec, read_rows, resolve
 from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.data.sources.mixture import interleave, quotas, streamed_rows
@@ -25,9 +25,10 @@ from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop, catch_stop
 from eagle3cli.settings.data import PrepareSettings
 
-MANIFEST, TRAIN, EVAL = "prepare.json", "train.jsonl", "eval.jsonl"
-EVAL_SHARE, EVAL_MOST = 0.05, 1000
-NOT_SAMPLED, EQUAL_PROMPT = "not sampled", "an equal prompt is held out"
+MANIFEST = "prepare.json"
+EVAL_SHARE = 0.05
+EVAL_MOST = 1000
+NOT_SAMPLED = "not sampled"
 SELF_TRIES = 4
 """Prompts that the target writes for each requested one, at most."""
 

@@ -21,9 +21,8 @@ KEPT, HELD_OUT, DUPLICATE, NEAR_DUPLICATE, LEFT_OUT, APART = range(6)
 """Dispositions. KEPT: for training; APART: left out so that an equal prompt stays on one side."""
 _BATCH = 8192
 _SCHEMA = """
-PRAGMA journal_mode = OFF;  -- a table that lives as long as its process needs no way back
+PRAGMA journal_mode = OFF;  -- a table that lives as long as its process is never rolled back
 PRAGMA synchronous = OFF;
-PRAGMA locking_mode = EXCLUSIVE;
 PRAGMA cache_size = -32768;
 CREATE TABLE rows (
   row INTEGER PRIMARY KEY,   -- among those that could be read, from 0
@@ -49,7 +48,8 @@ class RowTable:
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
-        self._database = sqlite3.connect(folder / "rows.sqlite")
+        # Without locks, which some network filesystems lack: no other process opens the file.
+        self._database = sqlite3.connect(f"{(folder.absolute() / 'rows.sqlite').as_uri()}?nolock=1", uri=True)
         self._database.executescript(_SCHEMA)
         self._salt = np.random.default_rng(seed).integers(0, 2**63, dtype=np.uint64)
         self._count = 0

@@ -9,7 +9,10 @@ from typing import Any
 from eagle3cli.data.ledger import Ledger
 from eagle3cli.data.prepare.row_table import DUPLICATE, HELD_OUT, KEPT, NEAR_DUPLICATE, RowTable
 
+TRAIN = "train.jsonl"
+EVAL = "eval.jsonl"
 RENAMED_REPAIR = "id made unique"
+EQUAL_PROMPT = "an equal prompt is held out"
 _ROWS = "SELECT row, file, line, content, disposition, renamed FROM rows WHERE row >= ? AND row < ? ORDER BY row"
 _FIRST = "SELECT file, line, share FROM duplicates JOIN rows ON rows.row = first WHERE duplicates.row = ?"
 

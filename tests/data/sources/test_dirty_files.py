@@ -181,8 +181,8 @@ def run(tmp_path: Path, folder: Path) -> tuple[dict[str, Any], list[str], list[d
     (folder / "z.jsonl").write_bytes(line(9999))
     out = tmp_path / "out"
     counts = prepare(PrepareSettings(source=(str(folder),), output_path=out), Silent()).summary
-    fates = ("written", "rejected", "duplicates", "filtered", "left_out")
-    assert counts["read"] == sum(counts[fate] for fate in fates)
+    dispositions = ("written", "rejected", "duplicates", "filtered", "left_out")
+    assert counts["read"] == sum(counts[name] for name in dispositions)
     names = [json.loads(raw)["id"] for raw in (out / "train.jsonl").read_bytes().splitlines()]
     errors = [json.loads(raw) for raw in (out / "errors.jsonl").read_bytes().split(b"\n") if raw]
     assert counts["rejected"] == sum(error["kind"] == "rejected" for error in errors)
