@@ -19,7 +19,7 @@ from eagle3cli.serving.bench.session import Engine
 from eagle3cli.serving.chat_tokenizer import ChatTokenizer, load_chat_tokenizer
 from eagle3cli.serving.client.client import Info
 from eagle3cli.serving.engine import resolve_engine
-from eagle3cli.serving.launch.commands import CPU_REQUESTS, Product, Speculation, launches
+from eagle3cli.serving.launch.commands import CPU_REQUESTS, Product, Speculation, launches, product_of
 from eagle3cli.serving.launch.server import started
 from eagle3cli.settings.tables import Settings
 
@@ -111,7 +111,7 @@ class StartedProvider:
     @property
     def name(self) -> Product:
         """What is started."""
-        return _product(self.settings)
+        return product_of(self.settings.bench.engine)
 
     @contextmanager
     def engine(self, shape: DraftShape, batch: int) -> Iterator[Engine]:
@@ -136,14 +136,9 @@ class StartedProvider:
         return f"{room}{no_cache} {self.settings.server.args}".strip()
 
 
-def _product(settings: Settings) -> Product:
-    """SGLang unless vLLM is asked for."""
-    return "vllm" if settings.bench.engine == "vllm" else "sglang"
-
-
 def serve_command(settings: Settings, config: Config) -> str:
     """The command that serves a configuration, to copy."""
-    product = _product(settings)
+    product = product_of(settings.bench.engine)
     args = settings.server.args
     if config.batch > CPU_REQUESTS:
         args = f"{ROOM[product]} {config.batch} {args}"

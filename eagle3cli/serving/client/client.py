@@ -25,8 +25,8 @@ from eagle3cli.serving.client.metrics import acceptance_in_metrics, read_metrics
 from eagle3cli.serving.client.protocol import (
     Acceptance,
     Answer,
-    Kind,
     Request,
+    ServerKind,
     error_message,
     path_and_body,
     read_answer,
@@ -46,7 +46,7 @@ KEY = "EAGLE3_API_KEY"
 class Info:
     """What a server says of itself. ``context`` is in tokens, None where it does not tell."""
 
-    kind: Kind
+    kind: ServerKind
     model: str
     path: str = ""
     """Where the server loaded the model from."""
@@ -123,7 +123,7 @@ class Client:
             raise Eagle3Error("does not list its models at /v1/models", where=self.address, fix=fix)
         first = models[0]
         owner = str(first.get("owned_by"))
-        kind: Kind = "sglang" if owner == "sglang" else "vllm" if owner == "vllm" else "openai"
+        kind: ServerKind = "sglang" if owner == "sglang" else "vllm" if owner == "vllm" else "openai"
         context = first.get("max_model_len")
         server = await self._page("/get_server_info") if kind == "sglang" else {}
         model = await self._page("/get_model_info") if kind == "sglang" else {}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from eagle3cli.errors import Eagle3Error
+
 
 class RequestFailed(Exception):
     """A request that brought no answer; ``kind`` is a word to count by, e.g. ``reset`` or ``500``."""
@@ -44,3 +48,9 @@ class Busy(Lost):
     def __init__(self, kind: str, detail: str = "", retry_after: float | None = None) -> None:
         super().__init__(kind, detail)
         self.retry_after = retry_after
+
+
+def no_server_answers(problems: Iterable[str]) -> Eagle3Error:
+    """The error where none of the given servers answers, with what became of each."""
+    fix = "start the servers first, or leave the flag out and this command starts SGLang itself"
+    return Eagle3Error(f"no server answers ({'; '.join(problems)})", where="--server-address-port", fix=fix)

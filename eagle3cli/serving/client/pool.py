@@ -20,7 +20,7 @@ import stamina
 from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.serving.client.client import Client
-from eagle3cli.serving.client.errors import Busy, Lost, Refused, RequestFailed, Unreachable
+from eagle3cli.serving.client.errors import Busy, Lost, Refused, RequestFailed, Unreachable, no_server_answers
 from eagle3cli.serving.client.limits import Breaker, Limit
 from eagle3cli.serving.client.protocol import Answer, Request
 
@@ -250,9 +250,8 @@ class Pool:
             if any(endpoint.client.info for endpoint in self.endpoints):
                 break
             if self._clock() >= until or all(isinstance(outcome, Unreachable) for outcome in outcomes):
-                details = "; ".join(f"{s.address}: {o}" for s, o in zip(self.endpoints, outcomes, strict=True))
-                fix = "start the servers first, or leave the flag out and this command starts SGLang itself"
-                raise Eagle3Error(f"no server answers ({details})", where="--server-address-port", fix=fix)
+                pairs = zip(self.endpoints, outcomes, strict=True)
+                raise no_server_answers(f"{endpoint.address}: {outcome}" for endpoint, outcome in pairs)
             await asyncio.sleep(self.rules.tick)
         models = {endpoint.client.info.model for endpoint in self.endpoints if endpoint.client.info}
         if len(models) > 1:

@@ -17,7 +17,7 @@ from eagle3cli.errors import DataError
 from eagle3cli.serving.client.errors import Busy, Lost, Refused, RequestFailed, TooLong
 from eagle3cli.serving.sampling import Sampling
 
-Kind = Literal["sglang", "vllm", "openai"]
+ServerKind = Literal["sglang", "vllm", "openai"]
 """Whose extensions of the OpenAI interface a server has; ``openai``: none are asked for."""
 
 ROW_ERRORS = frozenset({400, 404, 405, 409, 410, 413, 414, 415, 422, 431})
@@ -103,7 +103,9 @@ class Answer:
     seconds: float = 0.0
 
 
-def path_and_body(request: Request, kind: Kind, model: str, *, stream: bool = False) -> tuple[str, dict[str, Any]]:
+def path_and_body(
+    request: Request, kind: ServerKind, model: str, *, stream: bool = False
+) -> tuple[str, dict[str, Any]]:
     """Where to POST a request, and what."""
     if request.messages:
         return "/v1/chat/completions", _chat_body(request, kind, model, stream)
@@ -113,7 +115,7 @@ def path_and_body(request: Request, kind: Kind, model: str, *, stream: bool = Fa
     return "/v1/completions", body
 
 
-def _chat_body(request: Request, kind: Kind, model: str, stream: bool) -> dict[str, Any]:
+def _chat_body(request: Request, kind: ServerKind, model: str, stream: bool) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": model,
         "messages": [_openai_message(message, number) for number, message in enumerate(request.messages)],
@@ -131,7 +133,7 @@ def _chat_body(request: Request, kind: Kind, model: str, stream: bool) -> dict[s
     return body
 
 
-def _openai_sampling(request: Request, kind: Kind) -> dict[str, Any]:
+def _openai_sampling(request: Request, kind: ServerKind) -> dict[str, Any]:
     sampling = request.sampling
     body: dict[str, Any] = {"max_tokens": request.max_tokens, "temperature": sampling.temperature}
     if sampling.temperature:

@@ -81,6 +81,11 @@ def replicas_of(server: ServerSettings, target: TargetSettings) -> int:
     return max(1, len(gpus) // server.tp_size)
 
 
+def product_of(engine: str) -> Product:
+    """What the setting ``engine`` starts: SGLang unless vLLM is asked for."""
+    return "vllm" if engine == "vllm" else "sglang"
+
+
 def visible_gpus() -> list[str]:
     """Names of the GPUs that a server may be given, as CUDA_VISIBLE_DEVICES takes them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -49,11 +49,6 @@ class ServerProcess:
         return f"127.0.0.1:{self.launch.port}"
 
     @property
-    def guard_pid(self) -> int | None:
-        """The process that the server is the child of."""
-        return self._guard.pid if self._guard else None
-
-    @property
     def exit_code(self) -> int | None:
         """None while it runs."""
         return self._guard.poll() if self._guard else None
@@ -114,7 +109,7 @@ class ServerProcess:
 
 
 class Servers:
-    """Servers that run; :meth:`tend` starts those again that have died."""
+    """Servers that run; :meth:`restart_dead` starts those again that have died."""
 
     def __init__(self, processes: Sequence[ServerProcess], report: Reporter) -> None:
         self.processes = processes
@@ -125,7 +120,7 @@ class Servers:
         """Where they listen."""
         return [process.address for process in self.processes]
 
-    def tend(self) -> None:
+    def restart_dead(self) -> None:
         """Start servers that have died again, up to three times each. Raises Eagle3Error when the last one is gone."""
         for process in self.processes:
             if process.exit_code is None:

@@ -8,15 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from eagle3cli.errors import Eagle3Error
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
 from eagle3cli.serving.client.client import Client, Info
-from eagle3cli.serving.client.errors import RequestFailed
+from eagle3cli.serving.client.errors import RequestFailed, no_server_answers
 from eagle3cli.serving.client.pool import Rules
 from eagle3cli.serving.conversation import OpenConversation
 from eagle3cli.serving.engine import resolve_engine
-from eagle3cli.serving.regenerate.shards import AddEntry, ShowNotes
+from eagle3cli.serving.regenerate.shards import AddOutcome, ShowNotes
 from eagle3cli.settings.serving import ServerSettings
 from eagle3cli.settings.tables import Settings
 
@@ -24,7 +23,7 @@ from eagle3cli.settings.tables import Settings
 class Generator(Protocol):
     """What generates replies."""
 
-    def generate(self, conversations: Iterator[OpenConversation], add: AddEntry, show: ShowNotes, stop: Stop) -> None:
+    def generate(self, conversations: Iterator[OpenConversation], add: AddOutcome, show: ShowNotes, stop: Stop) -> None:
         """Give every conversation's outcome to ``add``, until someone asks to stop; ``show(**notes)`` as it goes."""
 
 
@@ -54,8 +53,7 @@ async def _identify_server(server: ServerSettings) -> Info:
                 return await client.identify()
             except RequestFailed as error:
                 problems.append(f"{address}: {error}")
-    fix = "start the servers first, or leave the flag out and this command starts SGLang itself"
-    raise Eagle3Error(f"no server answers ({'; '.join(problems)})", where="--server-address-port", fix=fix)
+    raise no_server_answers(problems)
 
 
 @contextmanager
@@ -76,10 +74,12 @@ def open_generator(settings: Settings, report: Reporter, rules: Rules | None) ->
     if engine == "running":
         yield RemoteGenerator(settings, settings.server.address_port, report, tokenizer=tokenizer, rules=rules)
         return
-    from eagle3cli.serving.launch.commands import Product
+    from eagle3cli.serving.launch.commands import product_of
     from eagle3cli.serving.launch.server import started
 
     logs = settings.regenerate.output_dir / "logs"
-    product: Product = "vllm" if settings.regenerate.engine == "vllm" else "sglang"
+    product = product_of(settings.regenerate.engine)
     with started(settings.server, settings.target, report, logs=logs, product=product) as servers:
-        yield RemoteGenerator(settings, servers.addresses, report, tokenizer=tokenizer, rules=rules, tend=servers.tend)
+        yield RemoteGenerator(
+            settings, servers.addresses, report, tokenizer=tokenizer, rules=rules, restart_dead=servers.restart_dead
+        )

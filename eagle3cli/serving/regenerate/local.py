@@ -16,7 +16,7 @@ from eagle3cli.serving.conversation import OpenConversation
 from eagle3cli.serving.decode.batches import BatchDecoder, decoding
 from eagle3cli.serving.decode.generate import Decoder, Sequence
 from eagle3cli.serving.engine import context_length
-from eagle3cli.serving.regenerate.shards import AddEntry, Entry, ShowNotes, failed
+from eagle3cli.serving.regenerate.shards import AddOutcome, RowOutcome, ShowNotes, failed
 from eagle3cli.serving.sampling import Sampling
 from eagle3cli.settings.tables import Settings
 
@@ -35,15 +35,15 @@ class LocalGenerator:
         self.context = context_length(self.model)
         self.tokens = 0
 
-    def generate(self, conversations: Iterator[OpenConversation], add: AddEntry, show: ShowNotes, stop: Stop) -> None:
+    def generate(self, conversations: Iterator[OpenConversation], add: AddOutcome, show: ShowNotes, stop: Stop) -> None:
         """Give every conversation's outcome to ``add``, until someone asks to stop; ``show(**notes)`` as it goes."""
         start = time.monotonic()
         while stop.requested is None and (chunk := list(islice(conversations, SORTED_TOGETHER))):
-            for entry in self._generate(chunk, stop):
-                add(entry)
+            for outcome in self._generate(chunk, stop):
+                add(outcome)
                 show(**{"tokens/s": round(self.tokens / max(1e-9, time.monotonic() - start), 1)})
 
-    def _generate(self, conversations: list[OpenConversation], stop: Stop) -> Iterator[Entry]:
+    def _generate(self, conversations: list[OpenConversation], stop: Stop) -> Iterator[RowOutcome]:
         config = self.config
         sampling = Sampling(config.temperature, config.top_p, config.top_k, config.seed)
         batch = min(config.batch_size, len(conversations))
@@ -61,7 +61,7 @@ class LocalGenerator:
                     self._append(conversation, reply)
                     yield from self._enqueue(conversation, decoder)
 
-    def _enqueue(self, conversation: OpenConversation, decoder: Decoder | BatchDecoder) -> Iterator[Entry]:
+    def _enqueue(self, conversation: OpenConversation, decoder: Decoder | BatchDecoder) -> Iterator[RowOutcome]:
         """Queue the next prompt; where there is none, or no room for a reply, the row's outcome."""
         if not conversation.is_complete:
             identity = (conversation.index, conversation.line_number, conversation.id)
@@ -81,7 +81,7 @@ class LocalGenerator:
                 yield failed(*identity, f"too long for the context: {len(prompt)} tokens of {self.context}")
                 return
             conversation.cut()
-        yield Entry(conversation.index, "generated", conversation.to_row(), conversation.generated_tokens)
+        yield RowOutcome(conversation.index, "generated", conversation.to_row(), conversation.generated_tokens)
 
     def _append(self, conversation: OpenConversation, reply: Sequence) -> None:
         self.tokens += len(reply.token_ids)

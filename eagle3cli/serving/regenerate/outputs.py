@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from eagle3cli.serving.regenerate.shards import Entry, PartFile, ReplyShard, ShardFolder
+from eagle3cli.serving.regenerate.shards import PartFile, ReplyShard, RowOutcome, ShardFolder
 
 
 class Outputs:
@@ -32,12 +32,12 @@ class Outputs:
         shard = self.shard_of(row)
         return self.folder.summary(shard) is not None or row in self._part(shard).done
 
-    def add(self, entry: Entry) -> None:
+    def add(self, outcome: RowOutcome) -> None:
         """Keep the outcome of a row that has none yet; it survives a kill at once."""
-        shard = self.shard_of(entry.row)
+        shard = self.shard_of(outcome.row)
         part = self._part(shard)
-        assert entry.row not in part.done, f"row {entry.row} has two outcomes"
-        part.add(entry)
+        assert outcome.row not in part.done, f"row {outcome.row} has two outcomes"
+        part.add(outcome)
         if len(part.done) == len(shard.rows):
             self._finish(shard)
 

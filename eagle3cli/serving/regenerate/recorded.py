@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -33,17 +32,15 @@ HEADER: dict[str, Any] = {
 """The settings that a greedy reply depends on, with what holds where a file does not say."""
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """Replies by (row id, hash of the first message)."""
+Recorded = Mapping[tuple[str, str], tuple[str, str]]
+"""Text and finish of replies, by row id and hash of the first message."""
 
-    replies: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
 
-    def find(self, row_id: str, prompt: list[Message]) -> tuple[str, str] | None:
-        """Text and finish of the reply to ``prompt``, if it is a lone user message that was recorded."""
-        if len(prompt) != 1 or prompt[0]["role"] != "user":
-            return None
-        return self.replies.get((row_id, prompt_sha(prompt[0]["content"])))
+def find_reply(recorded: Recorded, row_id: str, prompt: list[Message]) -> tuple[str, str] | None:
+    """Text and finish of the reply to ``prompt``, if it is a lone user message that was recorded."""
+    if len(prompt) != 1 or prompt[0]["role"] != "user":
+        return None
+    return recorded.get((row_id, prompt_sha(prompt[0]["content"])))
 
 
 def prompt_sha(text: str) -> str:
@@ -54,7 +51,7 @@ def prompt_sha(text: str) -> str:
 def load_recorded(name: str | None, settings: Mapping[str, Any], report: Reporter) -> Recorded:
     """The replies of a file or of a packaged name; none, with a warning, if made with other ``settings``."""
     if name is None:
-        return Recorded()
+        return {}
     path = find_recorded(name)
     lines = read_jsonl(path)
     header = next(lines, None)
@@ -65,13 +62,13 @@ def load_recorded(name: str | None, settings: Mapping[str, Any], report: Reporte
     differences = changes(before, {**HEADER, **settings}, keys=HEADER, text="{key} {was!r} instead of {now!r}")
     if differences:
         report.warn(f"{path.name} was recorded with {', '.join(differences)}: every reply is generated instead")
-        return Recorded()
+        return {}
     replies = {}
     for line in lines:
         if line.value is None or not {"id", "prompt_sha", "reply", "finish"} <= line.value.keys():
             raise DataError(line.problem or "not a recorded reply", where=line.place, fix="record the replies again")
         replies[line.value["id"], line.value["prompt_sha"]] = (line.value["reply"], line.value["finish"])
-    return Recorded(replies)
+    return replies
 
 
 def find_recorded(name: str) -> Path:

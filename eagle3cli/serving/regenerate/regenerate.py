@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ from eagle3cli.serving.conversation import OpenConversation
 from eagle3cli.serving.regenerate.engines import identify_target, open_generator
 from eagle3cli.serving.regenerate.outputs import Outputs
 from eagle3cli.serving.regenerate.pending import open_conversation
-from eagle3cli.serving.regenerate.recorded import Recorded, load_recorded
-from eagle3cli.serving.regenerate.shards import Entry, ReplyShard, ShardFolder, failed, read_rows
+from eagle3cli.serving.regenerate.recorded import Recorded, find_reply, load_recorded
+from eagle3cli.serving.regenerate.shards import ReplyShard, RowOutcome, ShardFolder, failed, read_rows
 from eagle3cli.settings.serving import RegenerateSettings
 from eagle3cli.settings.tables import Settings
 
@@ -80,7 +81,7 @@ def regenerate(settings: Settings, report: Reporter, rules: Rules | None = None)
             generator = stack.enter_context(open_generator(settings, report, rules)) if head else None
             with report.task("regenerate", total=end - first, unit="rows", done=outputs.done) as rows.progress:
                 if generator is not None:
-                    generator.generate(chain(head, conversations), rows.add, rows.show, stop)
+                    generator.generate(chain(head, conversations), rows.add, partial(rows.progress.advance, 0), stop)
             stop.check(f"{outputs.done} of {end - first} rows are in {folder.folder}")
         result = _count(folder, shards)
     result.rows_now = rows.good
@@ -166,29 +167,25 @@ class _Rows:
             if self.outputs.is_done(row):
                 continue
             conversation = self._read(row, parse_line(line_number, raw, str(path)))
-            if isinstance(conversation, Entry):
+            if isinstance(conversation, RowOutcome):
                 self.add(conversation)
                 continue
-            reply = self.recorded.find(conversation.id, conversation.prompt())
+            reply = find_reply(self.recorded, conversation.id, conversation.prompt())
             if reply is not None:
                 conversation.append_reply(*reply)
             if conversation.is_complete:
-                self.add(Entry(row, "recorded", conversation.to_row()))
+                self.add(RowOutcome(row, "recorded", conversation.to_row()))
             else:
                 yield conversation
 
-    def add(self, entry: Entry) -> None:
+    def add(self, outcome: RowOutcome) -> None:
         """Keep an outcome."""
-        self.outputs.add(entry)
-        self.good += entry.by != "error"
-        self.tokens += entry.tokens
+        self.outputs.add(outcome)
+        self.good += outcome.by != "error"
+        self.tokens += outcome.tokens
         self.progress.advance()
 
-    def show(self, **notes: object) -> None:
-        """Show how it goes."""
-        self.progress.advance(0, **notes)
-
-    def _read(self, row: int, line: SourceRow) -> OpenConversation | Entry:
+    def _read(self, row: int, line: SourceRow) -> OpenConversation | RowOutcome:
         """The conversation of an input row, or its error."""
         try:
             return open_conversation(row, to_conversation(line.parsed()), self.turns, self.system_prompt, line.number)

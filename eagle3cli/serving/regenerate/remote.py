@@ -19,7 +19,7 @@ from eagle3cli.serving.client.pool import Pool, Rules
 from eagle3cli.serving.client.protocol import Answer, Request
 from eagle3cli.serving.conversation import OpenConversation
 from eagle3cli.serving.reasoning import ParsedReply, from_harmony, without_reasoning
-from eagle3cli.serving.regenerate.shards import AddEntry, Entry, ShowNotes, failed
+from eagle3cli.serving.regenerate.shards import AddOutcome, RowOutcome, ShowNotes, failed
 from eagle3cli.serving.sampling import Sampling, stream_seed
 from eagle3cli.settings.tables import Settings
 
@@ -30,7 +30,7 @@ GRACE_SECONDS = 15.0
 class RemoteGenerator:
     """Servers at ``addresses`` that generate replies.
 
-    The ``tokenizer`` is given where the chat template is ours; without it the servers use their own. ``tend`` is called
+    The ``tokenizer`` is given where the chat template is ours; without it the servers use their own. ``restart_dead`` is called
     every second (it may restart servers that have died).
     """
 
@@ -42,25 +42,27 @@ class RemoteGenerator:
         *,
         tokenizer: ChatTokenizer | None = None,
         rules: Rules | None = None,
-        tend: Callable[[], None] = lambda: None,
+        restart_dead: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings
         self.addresses = addresses
         self.report = report
         self.tokenizer = tokenizer
         self.rules = rules or Rules()
-        self.tend = tend
+        self.restart_dead = restart_dead
         self._is_harmony = False
         self._template_options = template_options(settings.data.chat_template_kwargs)
 
-    def generate(self, conversations: Iterator[OpenConversation], add: AddEntry, show: ShowNotes, stop: Stop) -> None:
+    def generate(self, conversations: Iterator[OpenConversation], add: AddOutcome, show: ShowNotes, stop: Stop) -> None:
         """Give every conversation's outcome to ``add``, until someone asks to stop; ``show(**notes)`` every second.
 
         Raises Eagle3Error when no server is left.
         """
         asyncio.run(self._run(conversations, add, show, stop))
 
-    async def _run(self, conversations: Iterator[OpenConversation], add: AddEntry, show: ShowNotes, stop: Stop) -> None:
+    async def _run(
+        self, conversations: Iterator[OpenConversation], add: AddOutcome, show: ShowNotes, stop: Stop
+    ) -> None:
         server = self.settings.server
         clients = [Client(address, seconds=server.request_timeout) for address in self.addresses]
 
@@ -98,13 +100,13 @@ class RemoteGenerator:
             await asyncio.sleep(self.rules.tick)
             show(**monitor.notes())
             if stop.requested is None:
-                self.tend()
+                self.restart_dead()
                 continue
             patience -= self.rules.tick
             for worker in workers if patience <= 0 else ():
                 worker.cancel()
 
-    async def _complete(self, conversation: OpenConversation, pool: Pool) -> Entry:
+    async def _complete(self, conversation: OpenConversation, pool: Pool) -> RowOutcome:
         """The outcome of one row."""
         try:
             while not conversation.is_complete:
@@ -124,7 +126,7 @@ class RemoteGenerator:
         except (ModelError, DataError) as error:
             reason = error.what
         else:
-            return Entry(conversation.index, "generated", conversation.to_row(), conversation.generated_tokens)
+            return RowOutcome(conversation.index, "generated", conversation.to_row(), conversation.generated_tokens)
         return failed(conversation.index, conversation.line_number, conversation.id, reason)
 
     async def _ask(self, conversation: OpenConversation, pool: Pool) -> Answer:

@@ -23,21 +23,21 @@ from eagle3cli.runtime.provenance import changes, refuse_changes
 MANIFEST = "manifest.json"
 SYNC_SECONDS = 2.0
 
-EntryKind = Literal["recorded", "generated", "error", "kept"]
+OutcomeKind = Literal["recorded", "generated", "error", "kept"]
 """Where a row came from; kept: from an earlier finished shard whose errors are being retried."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class RowOutcome:
     """One input row's outcome: ``value`` is the row to write, in the shard or (``by`` error) in the error file."""
 
     row: int
-    by: EntryKind
+    by: OutcomeKind
     value: dict[str, Any]
     tokens: int = 0
 
 
-AddEntry = Callable[[Entry], None]
+AddOutcome = Callable[[RowOutcome], None]
 """Keeps an outcome."""
 ShowNotes = Callable[..., None]
 """Shows its keyword arguments beside the progress bar."""
@@ -142,7 +142,7 @@ class ShardFolder:
         rows = [row for row in shard.rows if row not in failed]
         with writing(self._path(shard, ".part")) as f:
             for row, value in zip(rows, read_rows(self._path(shard, "shard")), strict=True):
-                f.write(_line(Entry(row, "kept", value)))
+                f.write(_line(RowOutcome(row, "kept", value)))
         self._update_manifest(shard, {**counts, "finished": 0})
         return len(failed)
 
@@ -184,7 +184,7 @@ class ShardFolder:
 class PartEntry:
     """Where one outcome's value stands in a part file."""
 
-    by: EntryKind
+    by: OutcomeKind
     tokens: int
     offset: int
     length: int
@@ -207,9 +207,9 @@ class PartFile:
         except OSError as error:
             raise disk_error(error, path) from error
 
-    def add(self, entry: Entry) -> None:
+    def add(self, outcome: RowOutcome) -> None:
         """Append one outcome; it survives a kill of the process at once, and of the machine after some seconds."""
-        line = _line(entry).encode("utf-8", "replace")
+        line = _line(outcome).encode("utf-8", "replace")
         try:
             self._file.write(line)
             self._file.flush()
@@ -217,7 +217,7 @@ class PartFile:
                 self.sync()
         except OSError as error:
             raise disk_error(error, self.path) from error
-        self._index(entry.row, entry.by, entry.tokens, line)
+        self._index(outcome.row, outcome.by, outcome.tokens, line)
 
     def sync(self) -> None:
         """Wait until all outcomes are on the disk."""
@@ -261,7 +261,7 @@ class PartFile:
             self._index(row, by, tokens, line)
         return self._end
 
-    def _index(self, row: int, by: EntryKind, tokens: int, line: bytes) -> None:
+    def _index(self, row: int, by: OutcomeKind, tokens: int, line: bytes) -> None:
         start = line.index(_VALUE) + len(_VALUE)
         self.done[row] = PartEntry(by, tokens, self._end + start, len(line) - start - len(b"}\n"))
         self._end += len(line)
@@ -278,11 +278,11 @@ _VALUE = b', "value": '
 """Before it a part file's lines hold numbers and one word, behind it the row as it will stand in the shard."""
 
 
-def _line(entry: Entry) -> str:
-    value = json.dumps(entry.value, ensure_ascii=False)
-    return f'{{"row": {entry.row}, "by": "{entry.by}", "tokens": {entry.tokens}, "value": {value}}}\n'
+def _line(outcome: RowOutcome) -> str:
+    value = json.dumps(outcome.value, ensure_ascii=False)
+    return f'{{"row": {outcome.row}, "by": "{outcome.by}", "tokens": {outcome.tokens}, "value": {value}}}\n'
 
 
-def failed(row: int, line_number: int, row_id: str, reason: str) -> Entry:
+def failed(row: int, line_number: int, row_id: str, reason: str) -> RowOutcome:
     """The outcome of a row that has no replies; it stands in its file at ``line_number``, from 1."""
-    return Entry(row, "error", {"row": row, "line": line_number, "id": row_id, "reason": reason})
+    return RowOutcome(row, "error", {"row": row, "line": line_number, "id": row_id, "reason": reason})

@@ -164,7 +164,8 @@ def test_one_of_two_servers_is_killed_half_way(sglang: Servers, tmp_path: Path) 
     def kill() -> None:
         while sum(part.read_bytes().count(b"\n") for part in (tmp_path / "out").glob(".part_*")) < 40:
             time.sleep(0.05)
-        guard = victim.guard_pid
+        assert victim._guard is not None
+        guard = victim._guard.pid
         for child in Path(f"/proc/{guard}/task/{guard}/children").read_text().split():
             os.killpg(int(child), signal.SIGKILL)
 

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eagle3cli.serving.regenerate.outputs import Outputs
-from eagle3cli.serving.regenerate.shards import Entry, ReplyShard, ShardFolder, failed
+from eagle3cli.serving.regenerate.shards import ReplyShard, RowOutcome, ShardFolder, failed
 
 SHARDS = [ReplyShard(3, 7), ReplyShard(7, 11), ReplyShard(11, 13)]
 
 
-def entry(row: int) -> Entry:
+def entry(row: int) -> RowOutcome:
     if row % 5 == 0:
         return failed(row, row + 1, f"r{row}", "why not")
-    return Entry(row, "generated", {"id": f"r{row}", "text": 'ü "value": {}\n\u2028'}, tokens=row)
+    return RowOutcome(row, "generated", {"id": f"r{row}", "text": 'ü "value": {}\n\u2028'}, tokens=row)
 
 
 def opened(folder: Path) -> Outputs:
