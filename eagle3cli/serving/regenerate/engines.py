@@ -81,5 +81,5 @@ def open_generator(settings: Settings, report: Reporter, rules: Rules | None) ->
     product = product_of(settings.regenerate.engine)
     with started(settings.server, settings.target, report, logs=logs, product=product) as servers:
         yield RemoteGenerator(
-            settings, servers.addresses, report, tokenizer=tokenizer, rules=rules, restart_dead=servers.restart_dead
+            settings, servers.addresses, report, tokenizer=tokenizer, rules=rules, restart=servers.restart_dead
         )

@@ -30,8 +30,8 @@ GRACE_SECONDS = 15.0
 class RemoteGenerator:
     """Servers at ``addresses`` that generate replies.
 
-    The ``tokenizer`` is given where the chat template is ours; without it the servers use their own. ``restart_dead`` is called
-    every second (it may restart servers that have died).
+    The ``tokenizer`` is given where the chat template is ours; without it the servers use their own. ``restart`` is called
+    every second: it starts servers again that have died.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class RemoteGenerator:
         *,
         tokenizer: ChatTokenizer | None = None,
         rules: Rules | None = None,
-        restart_dead: Callable[[], None] = lambda: None,
+        restart: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings
         self.addresses = addresses
         self.report = report
         self.tokenizer = tokenizer
         self.rules = rules or Rules()
-        self.restart_dead = restart_dead
+        self.restart = restart
         self._is_harmony = False
         self._template_options = template_options(settings.data.chat_template_kwargs)
 
@@ -100,7 +100,7 @@ class RemoteGenerator:
             await asyncio.sleep(self.rules.tick)
             show(**monitor.notes())
             if stop.requested is None:
-                self.restart_dead()
+                self.restart()
                 continue
             patience -= self.rules.tick
             for worker in workers if patience <= 0 else ():
