@@ -1,4 +1,4 @@
-"""Replies in text that is already in a chat template's format, found by the marks around them."""
+"""Replies in text that is already in a chat template's format, found by the delimiters around them."""
 
 from __future__ import annotations
 

@@ -124,32 +124,32 @@ def _find_spans(probe: Probe, text: str) -> MessageSpans:
     return _find_by_placeholders(probe, text) or find_by_surroundings(probe, text)
 
 
-def _generated_reply(prompt: str, message: Mapping[str, Any], shown: str, continues: bool) -> str | None:
+def _generated_reply(prompt: str, message: Mapping[str, Any], rendered: str, continues: bool) -> str | None:
     """The last reply as the target wrote it behind ``prompt``, where the whole rendering does not show it so.
 
-    ``shown`` is the reply in the whole rendering, which begins with the prompt where ``continues``. A server's prompt
-    may open a block of reasoning: a message without any then stays where the template shows it.
+    ``rendered`` is the reply in the whole rendering, which begins with the prompt where ``continues``. A server's
+    prompt may open a block of reasoning: a message without any then stays where the template shows it.
     """
     content = str(message["content"] or "")
     reasoning = str(message.get("reasoning_content") or "")
     block = OPEN_BLOCK.search(prompt)
     if block is None:
         thought, closing, _ = content.partition("</think>")
-        lost = closing and thought.rpartition("<think>")[2].strip() and closing not in shown
+        lost = closing and thought.rpartition("<think>")[2].strip() and closing not in rendered
         skipped = prompt.rstrip().endswith("</think>") or message.get("tool_calls")
-        return content if lost and not skipped else None if continues else shown
+        return content if lost and not skipped else None if continues else rendered
     opening = block[1]
     space = block[3]
     closing = f"</{block[2]}>" if block[2] else "[/THINK]"
-    if reasoning.strip() and closing not in shown:
-        return f"{reasoning.strip(NEWLINE)}\n{closing}\n\n{shown.lstrip(NEWLINE)}"
-    if content.lstrip().startswith(opening) and shown.strip().startswith(content.strip()):
+    if reasoning.strip() and closing not in rendered:
+        return f"{reasoning.strip(NEWLINE)}\n{closing}\n\n{rendered.lstrip(NEWLINE)}"
+    if content.lstrip().startswith(opening) and rendered.strip().startswith(content.strip()):
         # The prompt has written the opening already.
-        return shown.lstrip()[len(opening) :].removeprefix(space)
-    if continues or message.get("tool_calls") and closing not in shown:
+        return rendered.lstrip()[len(opening) :].removeprefix(space)
+    if continues or message.get("tool_calls") and closing not in rendered:
         return None
-    if closing in shown:
-        return shown
+    if closing in rendered:
+        return rendered
     if content.lstrip().startswith(opening):
         return content.lstrip()[len(opening) :].removeprefix(space)
     return content if closing in content else None

@@ -108,10 +108,10 @@ def first_prompt(conversation: Conversation) -> Conversation:
 
 def cut_turns(conversation: Conversation, most: int) -> Conversation:
     """Only what comes before user turn ``most + 1``."""
-    seen = 0
+    user_turns = 0
     for index, message in enumerate(conversation.messages):
-        seen += message["role"] == "user"
-        if seen > most:
+        user_turns += message["role"] == "user"
+        if user_turns > most:
             messages = conversation.messages[:index]
             replies = sum(message["role"] == "assistant" for message in messages)
             return replace(conversation, messages=messages, finish=conversation.finish[:replies])

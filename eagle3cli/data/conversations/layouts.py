@@ -30,11 +30,10 @@ def parse_mapping(pairs: tuple[str, ...]) -> dict[str, str]:
     for pair in pairs:
         role, equals, column = pair.partition("=")
         if not equals or not column or role not in (*ROLE_NAMES, "id", "messages"):
-            known = "user, assistant, system, messages or id"
             raise UsageError(
                 f"{pair!r} is not role=column",
                 where="--map",
-                fix=f"e.g. --map user=question assistant=answer (roles: {known})",
+                fix="e.g. --map user=question assistant=answer (roles: user, assistant, system, messages or id)",
             )
         mapping[ROLE_NAMES.get(role, role)] = column
     return mapping

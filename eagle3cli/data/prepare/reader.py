@@ -71,7 +71,7 @@ class Reader:
         mapping = dict(spec.preset.mapping) if spec.preset else {}
         if spec.preset is None or not several:
             mapping |= parse_mapping(self.options.map)
-        is_chosen = spec.preset.choose() if spec.preset and spec.preset.choose else None
+        is_chosen = spec.preset.make_filter() if spec.preset and spec.preset.make_filter else None
         source = Source(spec, spool, len(self.rows), len(self.rows), mapping, is_chosen)
         self.sources.append(source)
         return source

@@ -54,12 +54,12 @@ class Preset:
     mapping: dict[str, str] = field(default_factory=dict)
     """{role: column} where the layout does not say it itself."""
     package: Package | None = None
-    choose: Callable[[], Callable[[Conversation], bool]] | None = None
+    make_filter: Callable[[], Callable[[Conversation], bool]] | None = None
     """Makes the test that a conversation must pass."""
     prompts_only: bool = False
 
 
-def _quickstart_choice() -> Callable[[Conversation], bool]:
+def _quickstart_filter() -> Callable[[Conversation], bool]:
     """Prompts whose replies are packaged; where none are, plain short openings of conversations."""
     recorded = files("eagle3cli").joinpath("data", "quickstart_replies.jsonl.gz")
     if recorded.is_file():
@@ -168,7 +168,7 @@ PRESETS: dict[str, Preset] = {
         "first prompts of ShareGPT conversations, for the quickstart",
         SHAREGPT_TERMS,
         package=_SHAREGPT_PACKAGE,
-        choose=_quickstart_choice,
+        make_filter=_quickstart_filter,
         prompts_only=True,
     ),
 }
