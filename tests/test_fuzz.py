@@ -8,7 +8,6 @@ import shutil
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ from eagle3cli.serving.client.metrics import read_metrics
 from eagle3cli.serving.regenerate.recorded import load_recorded
 from eagle3cli.serving.regenerate.shards import PartFile, ShardFolder
 from eagle3cli.settings.load import load
-from eagle3cli.training.checkpoint.load import Progress, read_progress
+from eagle3cli.training.checkpoint.state import TrainState, read_state
 from eagle3cli.training.history import history_writer, read_history
 from tests.conftest import RunCli
 from tests.data.sources.test_fuzz import damaged
@@ -153,7 +152,7 @@ JSON_FILES: dict[str, tuple[Any, Callable[[Path], object]]] = {
     ),
     "target config": (TARGET, lambda p: (p.rename(p.with_name("config.json")), read_config(str(p.parent)))),
     "weight index": ({"weight_map": {"a": "x.safetensors", "b": "y.safetensors"}}, read_weight_index),
-    "progress": (asdict(Progress(step=3, rates=[0.5])), read_progress),
+    "progress": (TrainState(step=3, rates=[0.5]).to_file(), read_state),
     "manifest": (
         {"state": "finished", "options": {"a": 1}, "inputs": {}, "outputs": {"x": 1}, "summary": {}},
         lambda p: finished(p, {"a": 1}, []),

@@ -31,7 +31,7 @@ def run(settings: Settings, out: Out) -> int | None:
             f"{counts.per_position[-1] if counts.steps else 0:.3f}",
             f"{accuracy:.3f}",
         )
-        for k, (counts, accuracy) in enumerate(zip(result.walks, result.accuracy, strict=True), start=1)
+        for k, (counts, accuracy) in enumerate(zip(result.simulated, result.accuracy, strict=True), start=1)
     ]
     out.table(
         "Simulated acceptance", ("draft steps k", "acceptance length", "accepted at k", "accuracy at depth"), rows
@@ -42,9 +42,9 @@ def run(settings: Settings, out: Out) -> int | None:
         [(name, f"{counts.acceptance_length:.3f}", counts.steps) for name, counts in result.by_position.items()],
     )
     turns = {"first": result.first_turns, "later": result.later_turns}
-    deepest = result.walks[-1]
+    deepest = result.simulated[-1]
     data: dict[str, object] = {
-        "acceptance_length": {k: round(counts.acceptance_length, 4) for k, counts in enumerate(result.walks, start=1)},
+        "acceptance_length": {k: round(length, 4) for k, length in enumerate(result.acceptance_lengths, start=1)},
         "accepted_per_position": [round(share, 4) for share in deepest.per_position],
         "accuracy_per_depth": [round(value, 4) for value in result.accuracy],
         "turns": {name: round(counts.acceptance_length, 4) for name, counts in turns.items() if counts.steps},
@@ -55,8 +55,8 @@ def run(settings: Settings, out: Out) -> int | None:
         "steps": deepest.steps,
     }
     text = (
-        f"acceptance length {deepest.acceptance_length:.3f} for k={len(result.walks)} over {result.replies} replies of "
-        f"{result.rows} rows ({deepest.tokens} tokens in {deepest.steps} steps)\n"
+        f"acceptance length {deepest.acceptance_length:.3f} for k={len(result.simulated)} over "
+        f"{result.replies} replies of {result.rows} rows ({deepest.tokens} tokens in {deepest.steps} steps)\n"
         f"next: eagle3 export --draft-model-path {settings.draft.path}"
     )
     out.result(data, text)

@@ -30,9 +30,8 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.training.build import build
     from eagle3cli.training.checkpoint.load import make_place
     from eagle3cli.training.forecast.out_of_memory import training_explained
-    from eagle3cli.training.summary import outcome
+    from eagle3cli.training.summary import summary
     from eagle3cli.training.trackers.session import tracked
-    from eagle3cli.training.trainer import train
 
     if in_processes(COMMAND, settings, out):
         return None
@@ -52,11 +51,11 @@ def run(settings: Settings, out: Out) -> int | None:
             stack.enter_context(record_session(trainer, settings, report))
             stack.enter_context(tracked(trainer, settings))
             stack.enter_context(show_live(trainer, out))
-        done_before = trainer.progress.step
-        with training_explained(settings, ranks.world_size, lambda: trainer.doing):
-            evaluation = train(trainer, stop)
+        done_before = trainer.state.step
+        with training_explained(settings, ranks.world_size, lambda: trainer.activity):
+            evaluation = trainer.train(stop)
     if ranks.is_main:
-        out.result(*outcome(trainer, done_before, evaluation))
+        out.result(*summary(trainer, done_before, evaluation))
     return None
 
 

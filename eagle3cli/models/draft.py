@@ -1,12 +1,22 @@
-"""The draft model: its weights under SGLang's names, and the pieces that training and decoding are both made of.
+"""The draft model: its weights under SGLang's names, one layer body, and a plain forward pass.
 
-Knows nothing about where its inputs come from, how rows are chosen, or how keys are kept: see
-``training/ttt/unroll.py`` and ``serving/decode/decode.py``. Shapes: R rows, H hidden, C = aux layers x target hidden,
-N heads, K key/value heads, D head size, Vd draft vocabulary.
+Knows nothing about where its inputs come from or how keys are kept: the training unroll (``training/ttt/unroll.py``)
+and the decoder (``serving/decode/decode.py``) run the same layers with an attention of their own.
+
+The shape legend of the whole package. A tensor's name ends with its shape, one letter a dimension:
+
+    B  sequences of a batch           S  tokens of one sequence        N  tokens of a packed batch, all sequences
+    R  positions that are computed    L  positions that carry loss     U  teacher positions scored at once
+    T  steps of the unroll            J  keys that a position made itself at later steps
+    H  hidden size                    C  auxiliary width: layers x the target's hidden size
+    A  query heads                    K  key/value heads               D  head size      O  q, k and v side by side
+    V  target vocabulary              W  draft vocabulary              Q  query tokens of a decoding pass
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +27,11 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from eagle3cli.models.config import AUX_LAYERS, FLAGS, DraftConfig
+
+Rope = tuple[Tensor, Tensor]
+"""Cosines and sines, ``[R, D]`` each."""
+AttentionFn = Callable[[Tensor], Tensor]
+"""From the normed hidden states ``[R, H]`` to the output of all heads ``[R, A, D]``: projections, RoPE and softmax."""
 
 
 class RMSNorm(nn.Module):
@@ -37,25 +52,34 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """The projections of an attention; q, k, v read ``width`` channels."""
+    """The projections of an attention, which read ``width`` channels. Who attends to what is the caller's."""
 
-    def __init__(self, c: DraftConfig, width: int) -> None:
+    def __init__(self, config: DraftConfig, width: int) -> None:
         super().__init__()
-        heads, groups = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-        self.q_proj = nn.Linear(width, heads, bias=False)
-        self.k_proj = nn.Linear(width, groups, bias=False)
-        self.v_proj = nn.Linear(width, groups, bias=False)
-        self.o_proj = nn.Linear(heads, c.hidden_size, bias=False)
+        query_width = config.num_attention_heads * config.head_dim
+        kv_width = config.num_key_value_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(width, query_width, bias=False)
+        self.k_proj = nn.Linear(width, kv_width, bias=False)
+        self.v_proj = nn.Linear(width, kv_width, bias=False)
+        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=False)
+
+    def qkv(self, x_RX: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries ``[R, A, D]``, rotated keys and values ``[R, K, D]``."""
+        query_RAD = self.q_proj(x_RX).unflatten(-1, (-1, self.head_dim))
+        key_RKD = self.k_proj(x_RX).unflatten(-1, (-1, self.head_dim))
+        value_RKD = self.v_proj(x_RX).unflatten(-1, (-1, self.head_dim))
+        return rotate(query_RAD, *rope), rotate(key_RKD, *rope), value_RKD
 
 
 class MLP(nn.Module):
     """SwiGLU."""
 
-    def __init__(self, c: DraftConfig) -> None:
+    def __init__(self, config: DraftConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_RH: Tensor) -> Tensor:
         """``W_down(silu(W_gate x) * W_up x)``."""
@@ -80,29 +104,37 @@ class _SiluGate(torch.autograd.Function):
         return d_gate, d_up
 
 
-class InnerLayer(nn.Module):
+class DecoderLayer(nn.Module):
     """A decoder layer after the first: its attention reads the normed hidden state alone."""
 
-    def __init__(self, c: DraftConfig, width: int) -> None:
+    def __init__(self, config: DraftConfig, width: int) -> None:
         super().__init__()
-        self.self_attn = Attention(c, width)
-        self.mlp = MLP(c)
-        self.hidden_norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.self_attn = Attention(config, width)
+        self.mlp = MLP(config)
+        self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm_before_residual = False
 
-    def finish(self, residual_RH: Tensor, attended_RND: Tensor) -> Tensor:
-        """Residuals and MLP after attention: ``r = residual + W_o att``, then ``r + MLP(RMS_post(r))``; ``[R, H]``."""
-        residual_RH = residual_RH + self.self_attn.o_proj(attended_RND.flatten(1))
-        out: Tensor = residual_RH + self.mlp(self.post_attention_layernorm(residual_RH))
-        return out
+    def forward(self, hidden_RH: Tensor, attention: AttentionFn) -> Tensor:
+        """``r = h + W_o att(RMS_hidden(h))``, then ``r + MLP(RMS_post(r))``; ``[R, H]``.
+
+        The residual starts from ``h`` itself, not from what the attention reads (from the normed ``h`` where the
+        config says ``norm_before_residual``).
+        """
+        normed_RH = self.hidden_norm(hidden_RH)
+        residual_RH = normed_RH if self.norm_before_residual else hidden_RH
+        residual_RH = residual_RH + self.self_attn.o_proj(attention(normed_RH).flatten(1))
+        out_RH: Tensor = residual_RH + self.mlp(self.post_attention_layernorm(residual_RH))
+        return out_RH
 
 
-class Layer(InnerLayer):
+class FirstLayer(DecoderLayer):
     """The first decoder layer, ``midlayer`` in checkpoints: its attention reads ``[embedding ; hidden]``, 2H wide."""
 
-    def __init__(self, c: DraftConfig) -> None:
-        super().__init__(c, 2 * c.hidden_size)
-        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__(config, 2 * config.hidden_size)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm_before_residual = config.norm_before_residual
 
 
 class Draft(nn.Module):
@@ -119,9 +151,9 @@ class Draft(nn.Module):
     def __init__(self, config: DraftConfig) -> None:
         super().__init__()
         self.config = config
-        self.midlayer = Layer(config)
-        inner = {str(index): InnerLayer(config, config.hidden_size) for index in range(1, config.num_hidden_layers)}
-        self.layers = nn.ModuleDict(inner)
+        self.midlayer = FirstLayer(config)
+        later = {str(index): DecoderLayer(config, config.hidden_size) for index in range(1, config.num_hidden_layers)}
+        self.layers = nn.ModuleDict(later)
         """Layers after the first, under the numbers that they have in checkpoints."""
         aux_width = len(config.aux_layers) * config.target_hidden_size
         norms = [RMSNorm(config.target_hidden_size, config.rms_norm_eps) for _ in config.aux_layers]
@@ -133,20 +165,20 @@ class Draft(nn.Module):
         self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.long))
         self.register_buffer("t2d", torch.ones(config.vocab_size, dtype=torch.bool))
         self.register_buffer("aux_scale_C", torch.ones(aux_width), persistent=False)
-        own = nn.Embedding(config.vocab_size, config.hidden_size) if config.own_embedding else None
-        self.embed_tokens = own
+        trained = nn.Embedding(config.vocab_size, config.hidden_size) if config.own_embedding else None
+        self.embed_tokens = trained
         """Of a draft that has its own; read it through :meth:`embedding`."""
         self.rotary = LlamaRotaryEmbedding(_rope_config(config))
 
     @property
-    def stack(self) -> list[InnerLayer]:
-        """All decoder layers in order; the first one is a :class:`Layer`."""
-        inner = [layer for layer in self.layers.values() if isinstance(layer, InnerLayer)]
-        return [self.midlayer, *inner]
+    def stack(self) -> list[DecoderLayer]:
+        """All decoder layers in order."""
+        later = [layer for layer in self.layers.values() if isinstance(layer, DecoderLayer)]
+        return [self.midlayer, *later]
 
     @property
     def draft_ids(self) -> Tensor:
-        """Target token of every draft token, ``[Vd]``, ascending."""
+        """Target token of every draft token, ``[W]``, ascending."""
         return self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
 
     def cast(self, dtype: torch.dtype) -> Draft:
@@ -189,6 +221,25 @@ class Draft(nn.Module):
         normed_RH = self.norm(hidden_RH)
         return normed_RH, normed_RH if self.config.norm_output else hidden_RH
 
+    def forward(
+        self, input_ids_S: Tensor, hidden_SH: Tensor, embedding_VH: Tensor, position_ids_S: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One pass over one sequence with plain causal attention: logits ``[S, W]`` and the next hidden states.
+
+        Position p reads token ``input_ids_S[p] = x_{p+1}`` and ``hidden_SH[p]``: ``first_hidden(aux)`` at the first
+        step, what the pass before returned at later ones. Its logits propose ``x_{p+2}``. Positions count from 0
+        unless they are given. Training and decoding compute the same with fewer products; the tests compare them.
+        """
+        if position_ids_S is None:
+            position_ids_S = torch.arange(len(input_ids_S), device=input_ids_S.device)
+        rope = self.rope(position_ids_S, hidden_SH.dtype)
+        embedded_SH = self.midlayer.input_layernorm(F.embedding(input_ids_S, embedding_VH).to(hidden_SH.dtype))
+        for index, layer in enumerate(self.stack):
+            prefix_SH = embedded_SH if index == 0 else None
+            hidden_SH = layer(hidden_SH, partial(_causal_attention, layer.self_attn, prefix_SH, rope))
+        normed_SH, next_SH = self.head_and_carry(hidden_SH)
+        return self.lm_head(normed_SH), next_SH
+
     def serving_state(self) -> dict[str, Tensor]:
         """The state dict that a server loads: the auxiliary scale folded into ``fc``. Copies; on the CPU.
 
@@ -199,39 +250,31 @@ class Draft(nn.Module):
         state["fc.weight"] = (state["fc.weight"].float() / scale).to(state["fc.weight"].dtype)
         return state
 
-    def embedding_half(self, embedded_RH: Tensor, weight_O2H: Tensor) -> Tensor:
-        """The part of q, k or v that depends on the newest token alone: ``W[:, :H] RMS_in(embed(x))``.
-
-        One token position feeds several depths, so this is computed once per position (``embedded`` is already
-        normed).
-        """
-        return F.linear(embedded_RH, weight_O2H[:, : self.config.hidden_size])
-
-    def hidden_half(self, normed_RH: Tensor, weight_O2H: Tensor) -> Tensor:
-        """The part of q, k or v that depends on the hidden state: ``W[:, H:] RMS_hidden(h)``."""
-        return F.linear(normed_RH, weight_O2H[:, self.config.hidden_size :])
-
-    def residual(self, hidden_RH: Tensor, normed_RH: Tensor) -> Tensor:
-        """What the first layer's residual starts from."""
-        return normed_RH if self.config.norm_before_residual else hidden_RH
-
-    def rope(self, positions_R: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def rope(self, positions_R: Tensor, dtype: torch.dtype) -> Rope:
         """Cosine and sine tables ``[R, D]`` for these positions."""
         cos, sin = self.rotary(torch.empty(0, dtype=dtype, device=positions_R.device), positions_R[None])
         return cos[0], sin[0]
 
 
+def _causal_attention(attention: Attention, embedded_SH: Tensor | None, rope: Rope, normed_SH: Tensor) -> Tensor:
+    """Every position attends to itself and those before it; ``[S, A, D]``."""
+    read_SX = normed_SH if embedded_SH is None else torch.cat((embedded_SH, normed_SH), -1)
+    query, key, value = (states.transpose(0, 1) for states in attention.qkv(read_SX, rope))
+    attended_ASD = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    return attended_ASD.transpose(0, 1)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that may be in shards; all ranks must ask."""
-    found: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return found
+    full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full
 
 
-def rotate(x_RND: Tensor, cos_RD: Tensor, sin_RD: Tensor) -> Tensor:
+def rotate(x_RAD: Tensor, cos_RD: Tensor, sin_RD: Tensor) -> Tensor:
     """Rotary position embedding, half-split layout: dimension j pairs with j + D/2."""
-    low, high = x_RND.chunk(2, dim=-1)
+    low, high = x_RAD.chunk(2, dim=-1)
     turned = torch.cat((-high, low), dim=-1)
-    return x_RND * cos_RD[:, None] + turned * sin_RD[:, None]
+    return x_RAD * cos_RD[:, None] + turned * sin_RD[:, None]
 
 
 def _rope_config(config: DraftConfig) -> LlamaConfig:

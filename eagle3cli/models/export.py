@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from eagle3cli.errors import ModelError
 from eagle3cli.models.checkpoint import check_folder, load_draft, read_config, save_draft
 from eagle3cli.models.config import DraftConfig, default_aux_layers, named_aux_layers, text_part
 from eagle3cli.models.contract import EMBEDDING, LAYOUTS, Layout, refusals, serving_layout
-from eagle3cli.models.draft import Draft, rotate
+from eagle3cli.models.draft import Draft
 
 ROWS = 256
 """Random rows on which logits are compared."""
@@ -132,27 +131,15 @@ def _compare(
 
 @torch.no_grad()
 def _logits(config: DraftConfig, state: Mapping[str, Tensor]) -> Tensor:
-    """Logits ``[R, W]`` of one pass over random states and embeddings, in fp32."""
+    """Logits ``[S, W]`` of one pass over random states and embeddings, in fp32."""
     draft = Draft(config).float()
     draft.load_state_dict({name: v.float() if v.is_floating_point() else v for name, v in state.items()})
     random = torch.Generator().manual_seed(0)
-    aux_RC = torch.randn(ROWS, draft.fc.in_features, generator=random)
-    embedded_RH = torch.randn(ROWS, config.hidden_size, generator=random)
-    hidden_RH = draft.first_hidden(aux_RC)
-    rotations = draft.rope(torch.arange(ROWS), torch.float32)
-    embedded_RH = draft.midlayer.input_layernorm(embedded_RH)
-    for index, layer in enumerate(draft.stack):
-        normed_RH = layer.hidden_norm(hidden_RH)
-        attention = layer.self_attn
-        read = torch.cat((embedded_RH, normed_RH), -1) if index == 0 else normed_RH
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        query, key, value = (p(read).unflatten(1, (-1, config.head_dim)) for p in projections)
-        q, k, v = (x.transpose(0, 1) for x in (rotate(query, *rotations), rotate(key, *rotations), value))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        residual_RH = draft.residual(hidden_RH, normed_RH) if index == 0 else hidden_RH
-        hidden_RH = layer.finish(residual_RH, mixed.transpose(0, 1))
-    logits: Tensor = draft.lm_head(draft.norm(hidden_RH))
-    return logits
+    aux_SC = torch.randn(ROWS, draft.fc.in_features, generator=random)
+    embedding_SH = torch.randn(ROWS, config.hidden_size, generator=random)
+    logits_SW, _ = draft(torch.arange(ROWS), draft.first_hidden(aux_SC), embedding_SH)
+    result: Tensor = logits_SW
+    return result
 
 
 def serve_lines(target: str, folder: Path | str, config: DraftConfig, *, steps: int) -> dict[str, str]:

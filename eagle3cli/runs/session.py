@@ -86,7 +86,7 @@ def _report_listener(folder: Path, report: Reporter) -> Callable[[str, dict[str,
 
 
 def _metadata(trainer: Trainer) -> dict[str, Any]:
-    device = trainer.clock.device
+    device = trainer.timers.device
     name = platform.processor() or platform.machine()
     if device.type == "cuda":
         import torch
@@ -99,19 +99,19 @@ def _metadata(trainer: Trainer) -> dict[str, Any]:
         "transformers": version("transformers"),
         "device": device.type,
         "device_name": name,
-        "processes": trainer.spread.ranks.world_size,
+        "processes": trainer.ranks.world_size,
         "draft_weights": size(trainer.draft),
-        "total_steps": trainer.total_steps,
-        "budget_seconds": trainer.budget_seconds,
-        "data": trainer.facts,
+        "total_steps": trainer.schedule.total_steps,
+        "budget_seconds": trainer.schedule.budget_seconds,
+        "data": trainer.data_summary,
     }
 
 
 def _samples(trainer: Trainer, settings: Settings, report: Reporter) -> list[dict[str, Any]]:
     """The first training rows, as they are trained on; none where they cannot be shown."""
-    rows = tuple(range(1, 1 + min(SAMPLES, len(trainer.source.lengths))))
+    rows = tuple(range(1, 1 + min(SAMPLES, len(trainer.batches.source.lengths))))
     try:
-        samples = show(settings, path=Path(trainer.facts["folder"]), rows=rows)
+        samples = show(settings, path=Path(trainer.data_summary["folder"]), rows=rows)
     except Exception as error:
         report.warn(f"the report shows no rows: {error}")
         return []

@@ -1,7 +1,8 @@
-"""What training counts between two log lines."""
+"""Losses and accuracies of training steps, summed until a log line reads them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -10,80 +11,97 @@ import torch
 from torch import Tensor
 
 from eagle3cli.runtime.distributed import Ranks
-from eagle3cli.training.ttt.loss import DepthSums
-from eagle3cli.training.ttt.positions import RowPlan
+from eagle3cli.training.ttt.loss import LossSums
+from eagle3cli.training.ttt.unroll import PositionPlan
+
+SAVED = {
+    "before": "earlier",
+    "divided_by": "divisor",
+    "kept": "with_loss",
+    "counted": "counted_T",
+    "kept_T": "with_loss_T",
+}
+"""What a checkpoint holds of them: its key, and the field here."""
 
 
 @dataclass
-class Window:
-    """Sums since the last log line; tensors stay on the device until they are read."""
+class Metrics:
+    """Sums over micro batches, of one step or of all since the last log line.
 
-    loss: list[Tensor] = field(default_factory=list)
-    """Weighted sums over rows."""
-    sums: list[DepthSums] = field(default_factory=list)
-    divided_by: float = 0.0
-    kept: int = 0
-    counted: list[int] = field(default_factory=list)
-    kept_T: list[int] = field(default_factory=list)
-    """Rows that carried loss, by depth."""
-    before: list[float] = field(default_factory=list)
+    Tensors stay on the device until they are read, so that no step waits for them.
+    """
+
+    losses: list[Tensor] = field(default_factory=list)
+    """Weighted sums over positions."""
+    sums: list[LossSums] = field(default_factory=list)
+    divisor: float = 0.0
+    """What the losses are divided by: positions with loss at step 0 of the unroll."""
+    with_loss: int = 0
+    counted_T: list[int] = field(default_factory=list)
+    """Positions whose accuracy counts, by step of the unroll."""
+    with_loss_T: list[int] = field(default_factory=list)
+    """Positions that carried loss, by step of the unroll."""
+    earlier: list[float] = field(default_factory=list)
     """Totals over all ranks of what an earlier session had counted."""
     tokens: int = 0
-    began: float = 0.0
-    """Training seconds of the run when the window opened."""
 
-    def count(self, loss: Tensor, sums: DepthSums, plan: RowPlan) -> None:
-        """Add a micro batch."""
-        self.loss.append(loss)
+    @classmethod
+    def restored(cls, saved: dict[str, Any]) -> Metrics:
+        """What :meth:`saved` gave, to go on from."""
+        return cls(**{SAVED[key]: value for key, value in saved.items()})
+
+    def add_micro_batch(self, loss: Tensor, sums: LossSums, plan: PositionPlan) -> None:
+        """Add a micro batch of this rank."""
+        self.losses.append(loss)
         self.sums.append(sums)
-        self.kept += plan.kept
-        self.counted = _added(self.counted, [depth.counted for depth in plan.depths])
-        self.kept_T = _added(self.kept_T, [len(depth.kept_r) for depth in plan.depths])
+        self.with_loss += plan.with_loss
+        self.counted_T = _added(self.counted_T, [step.counted for step in plan.steps])
+        self.with_loss_T = _added(self.with_loss_T, [len(step.loss_L) for step in plan.steps])
 
-    def add(self, step: Window) -> None:
-        """Add a step."""
-        self.loss += step.loss
+    def add_step(self, step: Metrics) -> None:
+        """Add a training step."""
+        self.losses += step.losses
         self.sums += step.sums
-        self.divided_by += step.divided_by
-        self.kept += step.kept
-        self.counted = _added(self.counted, step.counted)
-        self.kept_T = _added(self.kept_T, step.kept_T)
+        self.divisor += step.divisor
+        self.with_loss += step.with_loss
+        self.counted_T = _added(self.counted_T, step.counted_T)
+        self.with_loss_T = _added(self.with_loss_T, step.with_loss_T)
         self.tokens += step.tokens
 
-    def add_up(self, ranks: Ranks, depths: int) -> None:
+    def all_reduce_counts(self, ranks: Ranks, ttt_length: int) -> None:
         """Make the counts those of all ranks; losses and their sums stay this rank's."""
-        none = [0] * depths
-        kept, tokens, *by_depth = ranks.all_reduce_sum(
-            [self.kept, self.tokens, *(self.counted or none), *(self.kept_T or none)]
-        )
-        self.kept, self.tokens = int(kept), int(tokens)
-        self.counted, self.kept_T = [int(n) for n in by_depth[:depths]], [int(n) for n in by_depth[depths:]]
+        none = [0] * ttt_length
+        counts = [self.with_loss, self.tokens, *(self.counted_T or none), *(self.with_loss_T or none)]
+        with_loss, tokens, *by_step = map(int, ranks.all_reduce_sum(counts))
+        self.with_loss = with_loss
+        self.tokens = tokens
+        self.counted_T = by_step[:ttt_length]
+        self.with_loss_T = by_step[ttt_length:]
 
     def totals(
-        self, ranks: Ranks, depths: int, more: list[float]
+        self, ranks: Ranks, ttt_length: int, more: Sequence[float] = ()
     ) -> tuple[float, list[float], list[float], list[float]]:
-        """Over all ranks: the loss, cross-entropies by depth and right answers by depth, all as sums over rows.
+        """Over all ranks: the loss, cross-entropies and right answers by step of the unroll, as sums over positions.
 
-        The sums of ``more``, numbers of this rank, come along.
+        The sums of ``more``, numbers of this rank, come along by the same message.
         """
-        mine = [0.0] * (1 + 2 * depths)
-        if self.loss:
-            parts = (
-                torch.stack([getattr(sums, name) for sums in self.sums]).sum(0) for name in ("loss_T", "correct_T")
-            )
-            mine = [float(torch.stack(self.loss).sum()), *(value for part in parts for value in part.tolist())]
-        if ranks.is_main and self.before:
-            mine = [a + b for a, b in zip(mine, self.before, strict=True)]
-        total, *by_depth = ranks.all_reduce_sum([*mine, *more])
-        return total, by_depth[:depths], by_depth[depths : 2 * depths], by_depth[2 * depths :]
+        mine = [0.0] * (1 + 2 * ttt_length)
+        if self.losses:
+            loss_T = torch.stack([sums.loss_T for sums in self.sums]).sum(0)
+            correct_T = torch.stack([sums.correct_T for sums in self.sums]).sum(0)
+            mine = [float(torch.stack(self.losses).sum()), *loss_T.tolist(), *correct_T.tolist()]
+        if ranks.is_main and self.earlier:
+            mine = [a + b for a, b in zip(mine, self.earlier, strict=True)]
+        total, *by_step = ranks.all_reduce_sum([*mine, *more])
+        return total, by_step[:ttt_length], by_step[ttt_length : 2 * ttt_length], by_step[2 * ttt_length :]
 
-    def kept_back(self, ranks: Ranks, depths: int) -> dict[str, Any]:
-        """What a checkpoint holds of the steps that no log line has told yet, for :meth:`Window` to go on from."""
-        if not self.kept:
+    def saved(self, ranks: Ranks, ttt_length: int) -> dict[str, Any]:
+        """What a checkpoint holds of the steps that no log line has shown yet, for :meth:`restored`."""
+        if not self.with_loss:
             return {}
-        total, loss_T, correct_T, _ = self.totals(ranks, depths, [])
-        counts = {name: getattr(self, name) for name in ("divided_by", "kept", "counted", "kept_T")}
-        return {"before": [total, *loss_T, *correct_T], **counts}
+        total, loss_T, correct_T, _ = self.totals(ranks, ttt_length)
+        values = {key: getattr(self, name) for key, name in SAVED.items()}
+        return values | {"before": [total, *loss_T, *correct_T]}
 
 
 def _added(left: list[int], right: list[int]) -> list[int]:

@@ -14,12 +14,12 @@ from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.runtime.files import writing
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.training import TrainSettings
-from eagle3cli.training.checkpoint.load import Progress
+from eagle3cli.training.checkpoint.state import TrainState
 
 
 def skip_step(
     run: Path,
-    progress: Progress,
+    state: TrainState,
     source: BatchSource,
     rows: Sequence[int],
     norm: float,
@@ -27,20 +27,20 @@ def skip_step(
     report: Reporter,
     ranks: Ranks,
 ) -> None:
-    """Count the step that ``progress`` has reached and save its batch to ``run/skipped/``.
+    """Count the step that ``state`` has reached and save its batch to ``run/skipped/``.
 
     Raises Eagle3Error once ``max_skipped_steps`` have been left out.
     """
-    progress.skipped += 1
-    step = progress.step + 1
+    state.skipped += 1
+    step = state.step + 1
     path = run / "skipped" / f"step_{step}.safetensors"
     batch = source.batch(rows)  # of all ranks: they may share the target
     if ranks.is_main:
         save_batch(path, batch, rows)
     report.warn(f"step {step}: gradient norm {norm}; step left out, its batch is in {path}")
-    if progress.skipped >= settings.max_skipped_steps:
+    if state.skipped >= settings.max_skipped_steps:
         raise Eagle3Error(
-            f"{progress.skipped} steps had no finite gradient",
+            f"{state.skipped} steps had no finite gradient",
             where=f"step {step}, rows {list(rows)} (saved in {path})",
             fix="look at these rows with eagle3 view, or lower train.learning_rate",
         )
@@ -55,7 +55,7 @@ def save_batch(path: Path, batch: TargetBatch, rows: Sequence[int]) -> None:
         "last": batch.last_NH,
         "top": batch.top_N,
     }
-    metadata = {"rows": json.dumps(list(rows)), "bounds": json.dumps(list(batch.bounds))}
+    metadata = {"rows": json.dumps(list(rows)), "bounds": json.dumps(list(batch.cu_seqlens))}
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path, "wb") as f:
         f.write(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata=metadata))

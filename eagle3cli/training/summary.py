@@ -6,25 +6,26 @@ from eagle3cli.training.eval.evaluate import Evaluation
 from eagle3cli.training.trainer import Trainer
 
 
-def outcome(trainer: Trainer, done_before: int, evaluation: Evaluation | None) -> tuple[dict[str, object], str]:
+def summary(trainer: Trainer, done_before: int, evaluation: Evaluation | None) -> tuple[dict[str, object], str]:
     """The result of a session that began after step ``done_before``, as data and as text."""
-    progress, folder = trainer.progress, trainer.output_dir
-    acceptance = [round(w.acceptance_length, 4) for w in evaluation.walks] if evaluation else []
+    state = trainer.state
+    folder = trainer.output_dir
+    acceptance = [round(length, 4) for length in evaluation.acceptance_lengths] if evaluation else []
     data: dict[str, object] = {
         "output_dir": str(folder),
         "best": str(folder / "best"),
         "report": str(folder / "report.html"),
-        "steps": progress.step,
-        "steps_this_time": progress.step - done_before,
-        "steps_left_out": progress.skipped,
-        "seconds": round(progress.seconds, 1),
+        "steps": state.step,
+        "steps_this_time": state.step - done_before,
+        "steps_left_out": state.skipped,
+        "seconds": round(state.seconds, 1),
         "acceptance_length": acceptance,
-        "best_acceptance_length": round(progress.best, 4),
+        "best_acceptance_length": round(state.best, 4),
     }
-    best = f"held-out acceptance length {progress.best:.3f} (k={len(acceptance)})" if acceptance else "no held-out rows"
+    best = f"held-out acceptance length {state.best:.3f} (k={len(acceptance)})" if acceptance else "no held-out rows"
     draft = folder / "best"
     text = (
-        f"trained {progress.step} steps ({progress.step - done_before} now) in {progress.seconds:.0f} s; {best}; "
+        f"trained {state.step} steps ({state.step - done_before} now) in {state.seconds:.0f} s; {best}; "
         f"draft in {draft}\nreport: {folder / 'report.html'}\n"
         f"next: eagle3 eval --draft-model-path {draft}, then eagle3 export --draft-model-path {draft}"
     )

@@ -22,7 +22,7 @@ the gradients' way between them."""
 
 
 @dataclass
-class Stopwatch:
+class Timers:
     """Seconds of every part since the last :meth:`read`; a part inside another one's block is counted apart.
 
     On a GPU each part lies between two events on the stream, which are read with the next log line: nothing waits
@@ -32,7 +32,7 @@ class Stopwatch:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
-    processor: float = field(default_factory=time.process_time)
+    cpu_seconds: float = field(default_factory=time.process_time)
     running: list[str] = field(default_factory=list)
     """The part that is measured, last, and those around it."""
     since: Any = None
@@ -65,11 +65,12 @@ class Stopwatch:
             self.events[-1][2].synchronize()
             for name, begin, end in self.events:
                 self.seconds[name] += begin.elapsed_time(end) / 1000
-        found = [self.seconds[name] for name in PARTS]
         now = time.process_time()
-        found.append(now - self.processor)
-        self.processor, self.events, self.seconds = now, [], dict.fromkeys(PARTS, 0.0)
-        return found
+        read = [*(self.seconds[name] for name in PARTS), now - self.cpu_seconds]
+        self.cpu_seconds = now
+        self.events = []
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        return read
 
     def peak_memory(self) -> int:
         """Bytes: the most that tensors took of the GPU, or this process of the machine's memory, so far."""
@@ -84,5 +85,5 @@ class Stopwatch:
 def shares(parts: list[float], seconds: float) -> dict[str, float]:
     """The share of ``seconds`` that each of PARTS took, and ``other``: planning, checkpoints, logging."""
     total = max(seconds, sum(parts), 1e-9)
-    found = {name: round(spent / total, 4) for name, spent in zip(PARTS, parts, strict=True) if spent}
-    return found | {"other": round(max(0.0, 1 - sum(parts) / total), 4)}
+    by_part = {name: round(spent / total, 4) for name, spent in zip(PARTS, parts, strict=True) if spent}
+    return by_part | {"other": round(max(0.0, 1 - sum(parts) / total), 4)}

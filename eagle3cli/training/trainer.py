@@ -1,7 +1,8 @@
 """The training loop.
 
-A :class:`Trainer` is what :func:`eagle3cli.training.build.build` put together; :func:`train` is the loop. It does not
-know whether states come from a live target or from disk, nor what a terminal or a tracker is: listeners do.
+A :class:`Trainer` is what :func:`eagle3cli.training.build.build` put together. It does not know whether states come
+from a live target or from disk, nor what a terminal or a tracker is: listeners do. A step is read in this order: this
+file, ``batches``, ``ttt/model``, ``ttt/unroll``, ``ttt/attention``, ``ttt/loss``, ``optim/optimizer``, ``parallel``.
 """
 
 from __future__ import annotations
@@ -16,28 +17,27 @@ import torch
 from torch import Tensor
 
 from eagle3cli.backends.batches.batch import BatchSource
-from eagle3cli.backends.target.logits import Head
 from eagle3cli.models.draft import Draft
+from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop, stopped
 from eagle3cli.settings.training import TrainSettings
-from eagle3cli.training.checkpoint.load import Progress
+from eagle3cli.training.batches import Batches
 from eagle3cli.training.checkpoint.save import Saver
+from eagle3cli.training.checkpoint.state import TrainState
 from eagle3cli.training.eval.evaluate import Evaluation, evaluate
-from eagle3cli.training.metrics import Window
+from eagle3cli.training.metrics import Metrics
 from eagle3cli.training.optim.optimizer import Optimizer
-from eagle3cli.training.optim.schedule import learning_rate
-from eagle3cli.training.parallel import Spread
-from eagle3cli.training.sampler import Order
-from eagle3cli.training.step import optimise
-from eagle3cli.training.timers import Stopwatch, shares
-from eagle3cli.training.ttt.model import Forward
+from eagle3cli.training.optim.schedule import Schedule
+from eagle3cli.training.parallel import Parallel
+from eagle3cli.training.skipped import skip_step
+from eagle3cli.training.timers import Timers, shares
+from eagle3cli.training.ttt.loss import LossWeights, loss_weights, mean_rates
+from eagle3cli.training.ttt.model import TTTModel
+from eagle3cli.training.ttt.unroll import PositionPlan, draw_anchors, plan_positions
 
-SERVED_DEPTHS = 5
+SERVED_STEPS = 5
 """Held-out acceptance is measured for at least this many draft steps, whatever the unroll."""
-
-BUDGET_TICKS = 1_000_000
-"""Steps that a whole time budget counts as in the schedule."""
 
 Listener = Callable[[str, dict[str, Any]], None]
 """Called with an event (``step`` or ``eval``) and its numbers."""
@@ -49,189 +49,261 @@ class Trainer:
 
     settings: TrainSettings
     output_dir: Path
-    source: BatchSource
+    batches: Batches
     eval_source: BatchSource | None
-    order: Order
-    total_steps: int | None
-    """None under a time budget."""
-    budget_seconds: float | None
-    draft: Draft
-    embedding_VH: Tensor
-    teacher_head: Head
-    """The target's head, restricted to the draft vocabulary."""
-    whole_head: Head | None
-    """The target's whole head; only losses with acceptance rates read it."""
-    forward: Forward
-    """Unroll and loss of the draft."""
-    spread: Spread
+    model: TTTModel
+    """The draft, its unroll and its loss."""
+    parallel: Parallel
     """How the draft lies on the ranks."""
     optimizer: Optimizer
-    progress: Progress
+    schedule: Schedule
     saver: Saver
+    state: TrainState
+    """Where the run stands, beside its weights."""
     report: Reporter
     listeners: Sequence[Listener] = ()
-    window: Window = field(default_factory=Window)
-    doing: str = "the first step"
-    """What is under way, for people."""
-    clock: Stopwatch = field(default_factory=Stopwatch)
-    best_owed: bool = False
-    """Whether the best draft could not be written."""
-    facts: dict[str, Any] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=Metrics)
+    """Since the last log line."""
+    timers: Timers = field(default_factory=Timers)
+    data_summary: dict[str, Any] = field(default_factory=dict)
     """Counts of the data, for the report."""
 
+    def __post_init__(self) -> None:
+        self.activity = "the first step"
+        """What is under way, for people."""
+        self._best_unwritten = False
+        self._logged_seconds = self.state.seconds
+        self.grad_norm = torch.zeros(())
+        """Of the last step, before clipping."""
+        self.learning_rate = 0.0
+        """Of the last step."""
 
-def train(trainer: Trainer, stop: Stop) -> Evaluation | None:
-    """Run to the end of the schedule, the time budget or a stop signal; returns the last evaluation."""
-    settings, progress = trainer.settings, trainer.progress
-    began = time.perf_counter() - progress.seconds
-    result, norm = None, torch.zeros(())
-    trainer.window.began = progress.seconds
-    with trainer.report.task("train", total=trainer.total_steps, unit="steps", done=progress.step) as task:
-        asked = _agree(trainer, began, stop)
-        while not asked and not _finished(trainer):
-            rate = _learning_rate(trainer)
-            trainer.doing = f"step {progress.step + 1}"
-            trainer.spread.ranks.at(trainer.doing)
-            norm = optimise(trainer, trainer.order.batch(progress.step), rate)
-            progress.step += 1
-            asked = _agree(trainer, began, stop)
-            if progress.step % settings.log_interval == 0:
-                task.advance(0, **_log(trainer, rate, norm))
-            if progress.step % settings.eval_interval == 0:
-                result = _evaluate(trainer)
-                began = time.perf_counter() - progress.seconds
-            if not asked and progress.step % settings.save_interval == 0:
-                save(trainer)
-            task.advance(1)
-        if asked:
-            save(trainer, now=True)
-            saved = (
-                f"saved step {progress.step} in {trainer.output_dir}" if progress.step else "nothing was trained yet"
+    @property
+    def draft(self) -> Draft:
+        """The model that is trained."""
+        return self.model.draft
+
+    @property
+    def ranks(self) -> Ranks:
+        """This process among those of the run."""
+        return self.parallel.ranks
+
+    def train(self, stop: Stop) -> Evaluation | None:
+        """Run to the end of the schedule, the time budget or a stop signal; returns the last evaluation."""
+        settings, state = self.settings, self.state
+        evaluation: Evaluation | None = None
+
+        def due(interval: int) -> bool:
+            return state.step % interval == 0
+
+        self._start_clock()
+        with self.report.task("train", total=self.schedule.total_steps, unit="steps", done=state.step) as bar:
+            signal = self._sync_clock(stop)
+            while not signal and not self._finished():
+                self.train_step()
+                signal = self._sync_clock(stop)
+                if due(settings.log_interval):
+                    bar.advance(0, **self.log())
+                if due(settings.eval_interval):
+                    evaluation = self.evaluate()
+                if due(settings.save_interval) and not signal:
+                    self.save()
+                bar.advance(1)
+            if signal:
+                self.save(now=True)
+                saved = f"saved step {state.step} in {self.output_dir}" if state.step else "nothing was trained yet"
+                raise stopped(signal, saved)
+            if self.metrics.with_loss and not due(settings.log_interval):
+                bar.advance(0, **self.log())
+        if evaluation is None or not due(settings.eval_interval) or self._best_unwritten:
+            evaluation = self.evaluate(last=True)
+        self.save(now=True)
+        return evaluation
+
+    def train_step(self) -> None:
+        """One optimizer step: micro batches accumulate, ranks add up, the optimizer moves the weights once.
+
+        Losses are sums over positions, divided once by the positions with loss of the whole batch (in ``specforge``
+        alignment by the whole batch's B * S), so the result does not depend on how the batch was cut. A step whose
+        gradient is not finite changes nothing but the count of such steps.
+        """
+        settings, state = self.settings, self.state
+        self.activity = f"step {state.step + 1}"
+        self.ranks.at(self.activity)
+        weights = loss_weights(settings, state.rates)
+        step = Metrics()
+        with self.parallel.no_sync(self.timers):
+            for rows in self.batches.micro_batches(state.step):
+                self.accumulate(rows, weights, step)
+        with self.timers.part("waiting"):
+            step.all_reduce_counts(self.ranks, settings.ttt_length)
+        step.divisor = self._divisor(step)
+        self.learning_rate = self.schedule.learning_rate(state.step, state.seconds)
+        with self.timers.part("optimiser"):
+            self.grad_norm = self.optimizer.step(
+                self.learning_rate, divide_by=step.divisor, all_reduce=self._all_reduce_gradients
             )
-            raise stopped(asked, saved)
-        if progress.step % settings.log_interval and trainer.window.kept:
-            task.advance(0, **_log(trainer, _learning_rate(trainer), norm))
-    if progress.step % settings.eval_interval or result is None or trainer.best_owed:
-        result = _evaluate(trainer, last=True)
-    save(trainer, now=True)
-    return result
+        if torch.isfinite(self.grad_norm):
+            state.rates = mean_rates(step.sums, step.with_loss_T, self.ranks) if weights.follow_rates else []
+            self.metrics.add_step(step)
+        else:
+            rows = self.batches.sampler.batch(state.step)
+            norm = float(self.grad_norm)
+            skip_step(self.output_dir, state, self.batches.source, rows, norm, settings, self.report, self.ranks)
+        state.step += 1
 
+    def accumulate(self, rows: list[int], weights: LossWeights, step: Metrics) -> None:
+        """Add one micro batch's gradients to the weights, and its numbers to the step's.
 
-def _agree(trainer: Trainer, began: float, stop: Stop) -> int | None:
-    """The stop signal that any rank has got; the run's time becomes the longest of theirs.
-
-    All ranks act on what is returned here, never on what has reached one of them since.
-    """
-    seconds = time.perf_counter() - began
-    with trainer.clock.part("waiting"):
-        trainer.progress.seconds, asked = trainer.spread.ranks.all_reduce_max([seconds, stop.requested or 0])
-    return int(asked) or None
-
-
-def save(trainer: Trainer, *, now: bool = False) -> None:
-    """Write a checkpoint of the run as it is: in the background, or ``now``."""
-    epoch = trainer.order.epoch_of(max(0, trainer.progress.step - 1))
-    trainer.progress.window = trainer.window.kept_back(trainer.spread.ranks, trainer.settings.ttt_length)
-    write = trainer.saver.now if now else trainer.saver.begin
-    write(epoch, trainer.draft, trainer.optimizer, trainer.progress)
-
-
-def _finished(trainer: Trainer) -> bool:
-    early, stale = trainer.settings.early_stop, trainer.progress.stale
-    if early is not None and stale >= early:
-        trainer.report.info(f"stopped early: no better acceptance length in {stale} evaluations")
-        return True
-    if trainer.total_steps is not None and trainer.progress.step >= trainer.total_steps:
-        return True
-    return trainer.budget_seconds is not None and trainer.progress.seconds >= trainer.budget_seconds
-
-
-def _learning_rate(trainer: Trainer) -> float:
-    """The schedule's rate; under a time budget the share of the time that is spent stands for the step."""
-    settings, step = trainer.settings, trainer.progress.step
-    total = trainer.total_steps or BUDGET_TICKS
-    if trainer.budget_seconds is not None:
-        step = max(step if trainer.total_steps else 0, int(total * trainer.progress.seconds / trainer.budget_seconds))
-    return learning_rate(
-        step,
-        peak=settings.learning_rate,
-        total=total,
-        warmup_ratio=settings.warmup_ratio,
-        shape=settings.lr_schedule,
-        floor_ratio=settings.min_lr_ratio,
-    )
-
-
-def _log(trainer: Trainer, rate: float, norm: Tensor) -> dict[str, object]:
-    """Read the window back once, tell the listeners, and return what the progress bar shows."""
-    window, progress, ranks = trainer.window, trainer.progress, trainer.spread.ranks
-    trainer.window, spent = Window(began=progress.seconds), trainer.clock.read()
-    if not window.kept:
-        return {"loss": "no rows with loss"}
-    depths, seconds = trainer.settings.ttt_length, progress.seconds - window.began
-    summed, losses, right, (*parts, processor) = window.totals(ranks, depths, spent)
-    total, loss_T = summed / window.divided_by, [loss / window.divided_by for loss in losses]
-    accuracy = [c / max(1, n) for c, n in zip(right, window.counted, strict=True)]
-    numbers = {
-        "step": progress.step,
-        "epoch": trainer.order.epoch_of(progress.step - 1),
-        "loss": total,
-        "depth_losses": loss_T,
-        "accuracy": accuracy,
-        "grad_norm": float(norm),
-        "learning_rate": rate,
-        "tokens": window.tokens,
-        "tokens_per_s": window.tokens / max(1e-9, seconds),
-        "time": shares([part / ranks.world_size for part in parts], seconds),
-        "processor_seconds": processor,
-        "peak_memory": trainer.clock.peak_memory(),
-        "steps_left_out": progress.skipped,
-        "seconds": progress.seconds,
-    }
-    for listener in trainer.listeners:
-        listener("step", numbers)
-    return {"loss": f"{total:.3f}", "acc": "/".join(f"{a:.2f}" for a in accuracy), "best": f"{progress.best:.2f}"}
-
-
-def _evaluate(trainer: Trainer, *, last: bool = False) -> Evaluation | None:
-    """Measure held-out acceptance, keep ``best/`` by it (the ``last`` time without fail), tell the listeners."""
-    if trainer.eval_source is None:
-        trainer.best_owed = not trainer.saver.best(trainer.draft, now=last)
-        return None
-    settings, progress, began = trainer.settings, trainer.progress, time.perf_counter()
-    trainer.doing = f"evaluation after step {progress.step}"
-    rows = range(min(settings.eval_rows, len(trainer.eval_source.lengths)))
-    depths = max(SERVED_DEPTHS, settings.ttt_length)
-    with trainer.spread.whole():
-        found = evaluate(
-            trainer.draft,
-            trainer.eval_source,
-            trainer.draft.embedding(trainer.embedding_VH),
-            depths=depths,
-            rows=rows,
-            batch_size=settings.micro_batch_size or settings.batch_size,
-            report=trainer.report,
-            ranks=trainer.spread.ranks,
+        One without rows only takes part in what the other ranks need of this one.
+        """
+        source = self.batches.source
+        with self.timers.part("target" if self.settings.mode == "online" else "reading"):
+            if not rows:
+                source.take_part()
+                return
+            batch = source.batch(rows)
+        settings = self.settings
+        anchors = draw_anchors(
+            batch.rows, batch.cu_seqlens, settings.anchor_fraction, seed=settings.seed, step=self.state.step
         )
-    acceptance = [walk.acceptance_length for walk in found.walks]
-    progress.stale = 0 if acceptance[-1] > progress.best else progress.stale + 1
-    if progress.stale == 0 or not progress.best:
-        trainer.best_owed = not trainer.saver.best(trainer.draft, now=last)
-        if not trainer.best_owed:
-            progress.best = max(progress.best, acceptance[-1])
-    numbers = {
-        "step": progress.step,
-        "seconds": progress.seconds,
-        "acceptance_length": acceptance,
-        "accepted_per_position": found.walks[-1].per_position,
-        "by_reply_position": {name: counts.acceptance_length for name, counts in found.by_position.items()},
-        "accuracy": list(found.accuracy),
-        "rows": found.rows,
-        "evaluation_seconds": time.perf_counter() - began,
+        expressible_N = self.draft.t2d[batch.top_N]
+        plan: PositionPlan = plan_positions(
+            batch.loss_mask_N, batch.cu_seqlens, expressible_N, settings.ttt_length, settings.alignment, anchors
+        )
+        step.tokens += len(batch.token_ids_N)
+        if plan.empty:
+            return
+        with self.timers.part("forward"):
+            loss, sums = self.model(batch, plan, weights)
+        with self.timers.part("backward"):
+            loss.backward()
+        step.add_micro_batch(loss.detach(), sums, plan)
+
+    def _divisor(self, step: Metrics) -> float:
+        """What the step's sums are divided by."""
+        if self.settings.alignment != "specforge":
+            return float(max(1, step.with_loss))
+        rows = self.batches.sampler.batch(self.state.step)
+        return float(len(rows) * max(self.batches.source.lengths[row] for row in rows))
+
+    def _all_reduce_gradients(self, gradients: Sequence[Tensor]) -> None:
+        with self.timers.part("communication"):
+            self.parallel.all_reduce(gradients)
+
+    def evaluate(self, *, last: bool = False) -> Evaluation | None:
+        """Measure held-out acceptance, keep ``best/`` by it (the ``last`` time without fail), tell the listeners."""
+        if self.eval_source is None:
+            self._best_unwritten = not self.saver.best(self.draft, now=last)
+            self._start_clock()
+            return None
+        settings, state = self.settings, self.state
+        began = time.perf_counter()
+        self.activity = f"evaluation after step {state.step}"
+        steps = max(SERVED_STEPS, settings.ttt_length)
+        with self.parallel.unsharded():
+            evaluation = evaluate(
+                self.draft,
+                self.eval_source,
+                self.draft.embedding(self.model.target.embedding_VH),
+                draft_steps=steps,
+                rows=range(min(settings.eval_rows, len(self.eval_source.lengths))),
+                batch_size=settings.micro_batch_size or settings.batch_size,
+                report=self.report,
+                ranks=self.ranks,
+            )
+        acceptance = evaluation.acceptance_lengths[-1]
+        self._keep_best(acceptance, now=last)
+        self._tell("eval", evaluation_numbers(evaluation, state, time.perf_counter() - began))
+        text = f"acceptance length {acceptance:.3f} (k={steps}), best {state.best:.3f}"
+        self.report.info(f"step {state.step}: {text}")
+        self._start_clock()
+        return evaluation
+
+    def _keep_best(self, acceptance: float, *, now: bool) -> None:
+        """Write ``best/`` where this draft is the best so far; it counts as such once it is written."""
+        state = self.state
+        state.evals_without_improvement = 0 if acceptance > state.best else state.evals_without_improvement + 1
+        if state.evals_without_improvement == 0 or not state.best:
+            self._best_unwritten = not self.saver.best(self.draft, now=now)
+            if not self._best_unwritten:
+                state.best = max(state.best, acceptance)
+
+    def save(self, *, now: bool = False) -> None:
+        """Write a checkpoint of the run as it is: in the background, or ``now``."""
+        state = self.state
+        epoch = self.batches.sampler.epoch_of(max(0, state.step - 1))
+        state.metrics = self.metrics.saved(self.ranks, self.settings.ttt_length)
+        write = self.saver.now if now else self.saver.begin
+        write(epoch, self.draft, self.optimizer, state)
+
+    def log(self) -> dict[str, object]:
+        """Read the metrics back once, tell the listeners, and return what the progress bar shows."""
+        metrics, state = self.metrics, self.state
+        seconds = state.seconds - self._logged_seconds
+        spent = self.timers.read()
+        self.metrics = Metrics()
+        self._logged_seconds = state.seconds
+        if not metrics.with_loss:
+            return {"loss": "no rows with loss"}
+        total, loss_T, correct_T, (*parts, cpu_seconds) = metrics.totals(self.ranks, self.settings.ttt_length, spent)
+        loss = total / metrics.divisor
+        accuracy_T = [c / max(1, n) for c, n in zip(correct_T, metrics.counted_T, strict=True)]
+        numbers = {
+            "step": state.step,
+            "epoch": self.batches.sampler.epoch_of(state.step - 1),
+            "loss": loss,
+            "depth_losses": [value / metrics.divisor for value in loss_T],
+            "accuracy": accuracy_T,
+            "grad_norm": float(self.grad_norm),
+            "learning_rate": self.learning_rate,
+            "tokens": metrics.tokens,
+            "tokens_per_s": metrics.tokens / max(1e-9, seconds),
+            "time": shares([part / self.ranks.world_size for part in parts], seconds),
+            "processor_seconds": cpu_seconds,
+            "peak_memory": self.timers.peak_memory(),
+            "steps_left_out": state.skipped,
+            "seconds": state.seconds,
+        }
+        self._tell("step", numbers)
+        return {"loss": f"{loss:.3f}", "acc": "/".join(f"{a:.2f}" for a in accuracy_T), "best": f"{state.best:.2f}"}
+
+    def _tell(self, event: str, numbers: dict[str, Any]) -> None:
+        for listener in self.listeners:
+            listener(event, numbers)
+
+    def _start_clock(self) -> None:
+        """From here on time counts as training; what has passed since the last step did not."""
+        self._began = time.perf_counter() - self.state.seconds
+
+    def _sync_clock(self, stop: Stop) -> int | None:
+        """The stop signal that any rank has got; the run's time becomes the longest of theirs.
+
+        All ranks act on what is returned here, never on what has reached one of them since.
+        """
+        seconds = time.perf_counter() - self._began
+        with self.timers.part("waiting"):
+            self.state.seconds, signal = self.ranks.all_reduce_max([seconds, stop.requested or 0])
+        return int(signal) or None
+
+    def _finished(self) -> bool:
+        patience, stale = self.settings.early_stop, self.state.evals_without_improvement
+        if patience is not None and stale >= patience:
+            self.report.info(f"stopped early: no better acceptance length in {stale} evaluations")
+            return True
+        return self.schedule.is_over(self.state.step, self.state.seconds)
+
+
+def evaluation_numbers(evaluation: Evaluation, state: TrainState, seconds: float) -> dict[str, Any]:
+    """What listeners are told of an evaluation."""
+    by_position = {name: counts.acceptance_length for name, counts in evaluation.by_position.items()}
+    return {
+        "step": state.step,
+        "seconds": state.seconds,
+        "acceptance_length": evaluation.acceptance_lengths,
+        "accepted_per_position": evaluation.simulated[-1].per_position,
+        "by_reply_position": by_position,
+        "accuracy": list(evaluation.accuracy),
+        "rows": evaluation.rows,
+        "evaluation_seconds": seconds,
     }
-    for listener in trainer.listeners:
-        listener("eval", numbers)
-    trainer.report.info(
-        f"step {progress.step}: acceptance length {acceptance[-1]:.3f} (k={depths}), best {progress.best:.3f}"
-    )
-    return found

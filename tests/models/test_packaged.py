@@ -15,8 +15,7 @@ from eagle3cli.models.checkpoint import check_folder, load_draft, save_draft
 from eagle3cli.models.config import DraftConfig, read_draft_config
 from eagle3cli.models.draft import Draft
 from eagle3cli.models.packaged import packaged_configs
-from eagle3cli.training.ttt.positions import plan_rows
-from eagle3cli.training.ttt.unroll import unroll
+from eagle3cli.training.ttt.unroll import plan_positions, unroll
 from tests.conftest import RunCli
 from tests.models.targets import TARGETS
 
@@ -67,7 +66,7 @@ def test_it_trains_a_step_and_passes_the_loader_check(name: str, tmp_path: Path)
     ids = torch.arange(0, 48, 2)
     draft.set_vocab(ids - torch.arange(24), torch.zeros(64, dtype=torch.bool).index_fill(0, ids, True))
     tokens, aux = torch.randint(0, 64, (20,)), torch.randn(20, 3 * config.hidden_size)
-    plan = plan_rows(torch.ones(20, dtype=torch.bool), (0, 20), torch.ones(20, dtype=torch.bool), 3, "serving")
+    plan = plan_positions(torch.ones(20, dtype=torch.bool), (0, 20), torch.ones(20, dtype=torch.bool), 3, "serving")
     embedding = torch.randn(64, config.hidden_size)
     before = draft.fc.weight.clone()
     loss = sum(draft.lm_head(h).logsumexp(-1).mean() for h in unroll(draft, tokens, aux, embedding, plan))

@@ -24,8 +24,7 @@ from eagle3cli.models.inference import load_for_inference
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.decode.decode import decode
 from eagle3cli.settings.models import TargetSettings
-from eagle3cli.training.ttt.positions import plan_rows
-from eagle3cli.training.ttt.unroll import unroll
+from eagle3cli.training.ttt.unroll import plan_positions, unroll
 from tests.families import COMMON, FAMILIES, LONGROPE, YARN
 from tests.tiny import tiny_tokenizer
 
@@ -145,12 +144,12 @@ def train(draft: Draft, target: HfTarget, rows: list[list[int]], updates: int) -
     best = target.head.top_tokens(torch.cat([last for _, last in captured]))
     column = torch.full((draft.config.vocab_size,), -1)
     column[draft.draft_ids] = torch.arange(len(draft.draft_ids))
-    plan = plan_rows(torch.ones(len(tokens), dtype=torch.bool), tuple(bounds), column[best] >= 0, STEPS, "serving")
+    plan = plan_positions(torch.ones(len(tokens), dtype=torch.bool), tuple(bounds), column[best] >= 0, STEPS, "serving")
     optimizer = torch.optim.AdamW(draft.parameters(), lr=3e-3)
     for _ in range(updates):
         hidden = unroll(draft, tokens, aux, target.embedding_VH, plan)
         losses: list[Tensor] = []
-        for states, depth in zip(hidden, plan.depths, strict=True):
+        for states, depth in zip(hidden, plan.steps, strict=True):
             losses.append(F.cross_entropy(draft.lm_head(states), column[best[depth.teacher_r]]))
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()

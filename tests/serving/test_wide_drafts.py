@@ -14,8 +14,7 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.models.inference import load_for_inference
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
-from eagle3cli.training.ttt.positions import plan_rows
-from eagle3cli.training.ttt.unroll import unroll
+from eagle3cli.training.ttt.unroll import plan_positions, unroll
 from tests.serving.engine_case import STEPS, make_draft, make_target
 
 FIVE = {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 2, 3, 5, 6]}}
@@ -45,12 +44,12 @@ def walked_steps(draft: Draft, target_folder: Path, tokens: list[int], known: in
     ids = torch.tensor(tokens + [0] * (STEPS + 2))  # room for rows whose proposals reach behind the end
     aux, _ = model.capture([ids.tolist()])[0]
     every = torch.ones(len(ids), dtype=torch.bool)
-    plan = plan_rows(every, (0, len(ids)), every, STEPS, "serving")
+    plan = plan_positions(every, (0, len(ids)), every, STEPS, "serving")
     proposed = torch.full((STEPS, len(ids)), -1)
-    for depth, (hidden, rows) in enumerate(
-        zip(unroll(draft, ids, aux, model.embedding_VH, plan), plan.depths, strict=True)
+    for depth, (hidden, positions) in enumerate(
+        zip(unroll(draft, ids, aux, model.embedding_VH, plan), plan.steps, strict=True)
     ):
-        proposed[depth, rows.rows_R[rows.kept_r]] = draft.draft_ids[draft.lm_head(hidden).argmax(-1)]
+        proposed[depth, positions.position_R[positions.loss_L]] = draft.draft_ids[draft.lm_head(hidden).argmax(-1)]
     steps, newest = 0, known
     while newest < len(tokens) - 1:
         accepted = 0

@@ -35,9 +35,8 @@ from eagle3cli.runtime.distributed import SINGLE_PROCESS
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.load import load
 from eagle3cli.settings.packaged import find_recipe
-from eagle3cli.training.build import build, coming
-from eagle3cli.training.sampler import Order
-from eagle3cli.training.step import optimise
+from eagle3cli.training.batches import Sampler, upcoming
+from eagle3cli.training.build import build
 
 WANTED_RATIO, WANTED_GROWTH_MB = 5.0, 32.0
 HIDDEN, LAYERS = 64, (1, 3, 4)
@@ -63,13 +62,12 @@ def step_speed(store: Path, target: str, steps: int, sets: list[str]) -> float:
         trainer = build(settings, Silent())
         spent, tokens = 0.0, 0
         for step in range(steps + 2):
-            rows = trainer.order.batch(step)
+            rows = trainer.batches.sampler.batch(step)
             began = time.perf_counter()
-            optimise(trainer, rows, 1e-4)
-            trainer.progress.step += 1
+            trainer.train_step()
             if step >= 2:
                 spent += time.perf_counter() - began
-                tokens += sum(trainer.source.lengths[row] for row in rows)
+                tokens += sum(trainer.batches.source.lengths[row] for row in rows)
     return tokens / spent
 
 
@@ -80,8 +78,8 @@ def loader_speed(folder: Path, batch_size: int, *, cold: bool) -> float:
         for path in folder.iterdir():
             with path.open("rb") as f:
                 os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    order = Order(len(store), batch_size, seed=0)
-    source = read_ahead(StoreSource(store), coming(order, 0, None, store.lengths, SINGLE_PROCESS))
+    order = Sampler(len(store), batch_size, seed=0)
+    source = read_ahead(StoreSource(store), upcoming(order, 0, None, store.lengths, SINGLE_PROCESS))
     began = time.perf_counter()
     for step in range(order.steps_per_epoch):
         source.batch(order.batch(step))
@@ -99,7 +97,7 @@ def head_travel_gb(folder: Path, batch_size: int) -> tuple[float, float]:
         return inner(row)
 
     source.stores.packed = packed  # type: ignore[method-assign]
-    order = Order(len(store), batch_size, seed=0)
+    order = Sampler(len(store), batch_size, seed=0)
     ahead = read_ahead(source, (order.batch(step) for step in range(order.steps_per_epoch)))
     for step in range(order.steps_per_epoch):
         ahead.batch(order.batch(step))
@@ -155,7 +153,7 @@ def memory_mb() -> float:
 def memory_over(folder: Path) -> dict[str, float]:
     """Memory after a tenth of the rows and at its highest from there on, reading all of them in a shuffled order."""
     store = Store(folder)
-    order = Order(len(store), 8, seed=0)
+    order = Sampler(len(store), 8, seed=0)
     shuffled = order.shuffled(0)
     batches = [shuffled[at : at + 8] for at in range(0, len(shuffled), 8)]
     source = Prefetched(StoreSource(store), iter(batches), window_bytes=16_000_000)

@@ -93,8 +93,8 @@ def make_strategy(config: DraftConfig, store: Store, target: str, a: argparse.Na
 def padded(source: StoreSource, rows: list[int], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """A batch as SpecForge's collator makes it: padded right, the last row of each sample without loss."""
     batch = source.batch(rows)
-    sizes = [end - begin for begin, end in zip(batch.bounds[:-1], batch.bounds[1:], strict=True)]
-    cut = [slice(begin, end) for begin, end in zip(batch.bounds[:-1], batch.bounds[1:], strict=True)]
+    sizes = [end - begin for begin, end in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True)]
+    cut = [slice(begin, end) for begin, end in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True)]
 
     def pad(values: torch.Tensor) -> torch.Tensor:
         return torch.nn.utils.rnn.pad_sequence([values[part] for part in cut], batch_first=True)

@@ -2,7 +2,7 @@
 
     python tests/speed/train_step.py --seq 2048 --mask-fraction 0.5
 
-The step is the product's own (``training.step.optimise``) with the trainer's default settings; only the target's
+The step is the product's own (``Trainer.train_step``) with the trainer's default settings; only the target's
 states are random, as they would come from a hidden-state store. ``compare_specforge.py`` runs it beside SpecForge's.
 """
 
@@ -111,7 +111,7 @@ class RandomSource:
         parts = [self.rows[i] for i in rows]
         joined = {key: torch.cat([part[key] for part in parts]).to(self.device) for key in parts[0]}
         bounds = (0, *accumulate(self.lengths[i] for i in rows))
-        return TargetBatch(bounds=bounds, rows=tuple(rows), **joined)
+        return TargetBatch(cu_seqlens=bounds, rows=tuple(rows), **joined)
 
 
 def make_source(a: argparse.Namespace, lengths: list[int], head: Any, dtype: Any) -> RandomSource:
@@ -139,14 +139,15 @@ def make_trainer(a: argparse.Namespace, lengths: list[int]) -> Any:
     from eagle3cli.runtime.distributed import SINGLE_PROCESS
     from eagle3cli.runtime.report import Silent
     from eagle3cli.settings.training import TrainSettings
+    from eagle3cli.training.batches import Batches, Sampler
     from eagle3cli.training.build import choose_attention
-    from eagle3cli.training.checkpoint.load import Progress
     from eagle3cli.training.checkpoint.save import Saver
+    from eagle3cli.training.checkpoint.state import TrainState
     from eagle3cli.training.optim.optimizer import Optimizer
-    from eagle3cli.training.parallel import Spread
-    from eagle3cli.training.sampler import Order
+    from eagle3cli.training.optim.schedule import Schedule
+    from eagle3cli.training.parallel import Parallel
     from eagle3cli.training.trainer import Trainer
-    from eagle3cli.training.ttt.model import Forward
+    from eagle3cli.training.ttt.model import TargetWeights, TTTModel
 
     draft = make_draft(a, lengths)
     dtype, ids = draft.fc.weight.dtype, draft.draft_ids.cpu()
@@ -161,22 +162,20 @@ def make_trainer(a: argparse.Namespace, lengths: list[int]) -> Any:
         loss=a.loss,
     )
     attend = choose_attention(a.attention_backend, torch.device(a.device), Silent())
+    source = make_source(a, lengths, head, dtype)
+    embedding_VH = (torch.randn(a.vocab, a.hidden) * 0.02).to(a.device, dtype)
+    whole_head = Head(head.to(a.device, dtype)) if a.loss != "kl" else None
+    target = TargetWeights(embedding_VH, Head(head[ids].to(a.device, dtype)), whole_head)
     return Trainer(
         settings=settings,
         output_dir=Path(),
-        source=make_source(a, lengths, head, dtype),
+        batches=Batches(source, Sampler(len(lengths), len(lengths), a.seed), a.micro_batch),
         eval_source=None,
-        order=Order(len(lengths), len(lengths), a.seed),
-        total_steps=a.steps,
-        budget_seconds=None,
-        draft=draft,
-        embedding_VH=(torch.randn(a.vocab, a.hidden) * 0.02).to(a.device, dtype),
-        teacher_head=Head(head[ids].to(a.device, dtype)),
-        whole_head=Head(head.to(a.device, dtype)) if a.loss != "kl" else None,
-        forward=Forward(draft, attend, recompute=a.activation_checkpointing),
-        spread=Spread(),
+        model=TTTModel(draft, target, attend, recompute=a.activation_checkpointing),
+        parallel=Parallel(),
         optimizer=Optimizer(list(draft.named_parameters()), max_grad_norm=settings.max_grad_norm),
-        progress=Progress(),
+        schedule=Schedule(settings, a.steps),
+        state=TrainState(),
         saver=Saver(Path(), 1, SINGLE_PROCESS, Silent()),
         report=Silent(),
     )
@@ -189,22 +188,20 @@ def main() -> None:
     import torch
 
     from eagle3cli.runtime.devices import set_threads
-    from eagle3cli.training.step import optimise
 
     set_threads(a.threads)
     lengths = read_lengths(a)
     trainer = make_trainer(a, lengths)
-    rows = list(range(len(lengths)))
 
     def step() -> None:
-        optimise(trainer, rows, 1e-4)
+        trainer.train_step()
         if a.device != "cpu":
             torch.cuda.synchronize()
 
     for _ in range(a.warmup):
         step()
-    first = trainer.window
-    first_loss = round(float(first.loss[0]) / first.divided_by * a.warmup, 4) if a.warmup else None
+    first = trainer.metrics
+    first_loss = round(float(first.losses[0]) / first.divisor * a.warmup, 4) if a.warmup else None
     wall, cpu = [], []
     for _ in range(a.steps):
         at, cpu_at = time.perf_counter(), time.process_time()

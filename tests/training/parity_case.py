@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
-from eagle3cli.training.ttt.loss import DepthSums, TermWeights
+from eagle3cli.training.ttt.loss import LossSums, LossWeights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -41,7 +41,7 @@ class Case:
         )
         return draft.cast(self.dtype)
 
-    def weights(self, rates: DepthSums | None, kept: list[int]) -> TermWeights:
+    def weights(self, rates: LossSums | None, kept: list[int]) -> LossWeights:
         """Weights of the loss's terms; ``rates`` holds those of a first pass, which the mix needs."""
         rows = self.info["batch"]["B"] * self.info["batch"]["S"]
         decay = [self.info["ploss_decay"] ** i for i in range(self.depths)]
@@ -49,14 +49,14 @@ class Case:
         per_row = [d / n if n else 0.0 for d, n in zip(decay, kept, strict=True)]
         kind = self.info["loss"]["lk_loss_type"]
         if rates is None or kind is None:
-            return TermWeights([d / rows for d in decay], zeros, zeros)
+            return LossWeights([d / rows for d in decay], zeros, zeros)
         if kind == "alpha":
-            return TermWeights(zeros, zeros, per_row)
+            return LossWeights(zeros, zeros, per_row)
         mix = self._mix(rates, kept)
         kl = [k * d / rows for k, d in zip(mix, decay, strict=True)]
-        return TermWeights(kl, [(1 - k) * w for k, w in zip(mix, per_row, strict=True)], zeros)
+        return LossWeights(kl, [(1 - k) * w for k, w in zip(mix, per_row, strict=True)], zeros)
 
-    def plosses(self, sums: DepthSums, kept: list[int]) -> list[float]:
+    def plosses(self, sums: LossSums, kept: list[int]) -> list[float]:
         """Loss of every depth."""
         rows = self.info["batch"]["B"] * self.info["batch"]["S"]
         kl = [float(x) / rows for x in sums.loss_T]
@@ -79,7 +79,7 @@ class Case:
         left = 1 - self.info["loss"]["kl_scale"]
         return self.total([0.0 if n else left for n in kept])
 
-    def _mix(self, sums: DepthSums, kept: list[int]) -> list[float]:
+    def _mix(self, sums: LossSums, kept: list[int]) -> list[float]:
         loss = self.info["loss"]
         means = [float(x) / max(1, n) for x, n in zip(sums.rate_T, kept, strict=True)]
         return [loss["kl_scale"] * math.exp(-loss["kl_decay"] * mean) for mean in means]

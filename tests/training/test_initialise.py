@@ -17,9 +17,8 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.training.initialise import gather_sample, initialise, ridge
-from eagle3cli.training.ttt.loss import Teacher, TermWeights, depth_losses
-from eagle3cli.training.ttt.positions import plan_rows
-from eagle3cli.training.ttt.unroll import unroll
+from eagle3cli.training.ttt.loss import LossWeights, Teacher, ttt_loss
+from eagle3cli.training.ttt.unroll import plan_positions, unroll
 
 
 class Rows(list[TokenRow]):
@@ -47,12 +46,12 @@ def source(tiny: Path) -> OnlineSource:
 
 def loss_of(draft: Draft, source: OnlineSource) -> float:
     batch = source.batch(range(24))
-    plan = plan_rows(batch.loss_mask_N, batch.bounds, draft.t2d[batch.top_N], 1, "serving")
+    plan = plan_positions(batch.loss_mask_N, batch.cu_seqlens, draft.t2d[batch.top_N], 1, "serving")
     with torch.no_grad():
         normed = unroll(draft, batch.token_ids_N, batch.aux_NC, source.target.embedding_VH, plan)
         teacher = Teacher(batch.last_NH, batch.top_N, source.target.head.rows(draft.draft_ids), draft.draft_ids)
-        total, _ = depth_losses(normed, draft.lm_head.weight, teacher, plan, TermWeights.of_cross_entropy([1.0]))
-    return float(total) / plan.kept
+        total, _ = ttt_loss(normed, draft.lm_head.weight, teacher, plan, LossWeights.of_cross_entropy([1.0]))
+    return float(total) / plan.with_loss
 
 
 def test_starts_closer_to_the_target_than_noise(source: OnlineSource) -> None:

@@ -12,9 +12,8 @@ import torch
 from eagle3cli.backends.target.logits import Head
 from eagle3cli.models.draft import Draft
 from eagle3cli.training.optim.optimizer import Optimizer
-from eagle3cli.training.ttt.loss import DepthSums, Teacher, depth_losses
-from eagle3cli.training.ttt.positions import masked_rows, plan_rows
-from eagle3cli.training.ttt.unroll import unroll
+from eagle3cli.training.ttt.loss import LossSums, Teacher, ttt_loss
+from eagle3cli.training.ttt.unroll import masked_positions, plan_positions, unroll
 from tests.training.parity_case import Case, read_case
 
 HERE = Path(__file__).resolve().parents[2]
@@ -38,7 +37,7 @@ class Step:
 
     loss: torch.Tensor
     plosses: list[float]
-    sums: DepthSums
+    sums: LossSums
     kept: list[int]
     counted: list[int]
 
@@ -48,18 +47,19 @@ def step(case: Case, draft: Draft) -> Step:
     ids, mask, aux, last, bounds = case.packed()
     head = case.tensors["target.lm_head.weight"]
     answer = torch.nn.functional.linear(last, head).argmax(-1)
-    plan = plan_rows(mask, bounds, draft.t2d[answer], case.depths, "specforge")
-    kept, counted = [len(rows.kept_r) for rows in plan.depths], [rows.counted for rows in plan.depths]
+    plan = plan_positions(mask, bounds, draft.t2d[answer], case.depths, "specforge")
+    kept = [len(positions.loss_L) for positions in plan.steps]
+    counted = [positions.counted for positions in plan.steps]
     if plan.empty:
         zeros = torch.zeros(case.depths)
-        none = DepthSums(zeros, zeros, zeros, zeros)
+        none = LossSums(zeros, zeros, zeros, zeros)
         plosses = case.plosses(none, kept)
         return Step(torch.tensor(case.total(plosses)), plosses, none, kept, counted)
     teacher = Teacher(last, answer, Head(head[draft.draft_ids]), draft.draft_ids, whole_head=Head(head))
     normed = unroll(draft, ids, aux, case.tensors["param.embed_tokens.weight"], plan)
     with torch.no_grad():
-        _, sums = depth_losses(normed, draft.lm_head.weight, teacher, plan, case.weights(None, kept))
-    total, sums = depth_losses(normed, draft.lm_head.weight, teacher, plan, case.weights(sums, kept))
+        _, sums = ttt_loss(normed, draft.lm_head.weight, teacher, plan, case.weights(None, kept))
+    total, sums = ttt_loss(normed, draft.lm_head.weight, teacher, plan, case.weights(sums, kept))
     total.backward()
     plosses = case.plosses(sums, kept)
     return Step(total.detach() + case.constant(kept), plosses, sums, kept, counted)
@@ -118,7 +118,7 @@ def test_three_steps(case: Case) -> None:
 
 def test_masked_rows_are_the_reference_shifts(case: Case) -> None:
     _, mask, _, _, bounds = case.packed()
-    rows = masked_rows(mask, bounds, case.depths, "specforge")
+    rows = masked_positions(mask, bounds, case.depths, "specforge")
     for i in range(case.depths):
         for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
             want = [bool(mask[p + i]) if p + i < end - 1 else False for p in range(begin, end)]

@@ -10,32 +10,31 @@ import pytest
 import torch
 
 from eagle3cli.runtime.stop import Stop
-from eagle3cli.training.timers import PARTS, Stopwatch, shares
-from eagle3cli.training.trainer import train
+from eagle3cli.training.timers import PARTS, Timers, shares
 from tests.training.test_trainer import make_trainer
 
 
 def test_a_parts_time_is_counted_once() -> None:
-    clock = Stopwatch()
+    timers = Timers()
     for _ in range(2):
-        with clock.part("forward"):
+        with timers.part("forward"):
             time.sleep(0.02)
-    *parts, processor = clock.read()
+    *parts, processor = timers.read()
     found = dict(zip(PARTS, parts, strict=True))
     assert found["forward"] >= 0.04
     assert sum(parts) == found["forward"]
     assert 0 <= processor < found["forward"]  # sleeping takes none
-    assert sum(clock.read()[:-1]) == 0.0
+    assert sum(timers.read()[:-1]) == 0.0
 
 
 def test_a_part_inside_another_is_counted_apart() -> None:
-    clock = Stopwatch()
-    with clock.part("optimiser"):
+    timers = Timers()
+    with timers.part("optimiser"):
         time.sleep(0.02)
-        with clock.part("communication"):
+        with timers.part("communication"):
             time.sleep(0.1)
         time.sleep(0.02)
-    found = dict(zip(PARTS, clock.read(), strict=False))
+    found = dict(zip(PARTS, timers.read(), strict=False))
     assert 0.04 <= found["optimiser"] < found["communication"] < 0.2 + found["optimiser"]
 
 
@@ -50,10 +49,10 @@ def test_shares_add_up_to_one() -> None:
 def test_the_log_says_what_a_run_takes(tmp_path: Path) -> None:
     trainer, told = make_trainer(tmp_path, total_steps=6, batch_size=2, log_interval=2, eval_interval=3), []
     trainer.listeners = [lambda event, numbers: told.append((event, numbers))]
-    train(trainer, Stop())
+    trainer.train(Stop())
     steps: list[dict[str, Any]] = [numbers for event, numbers in told if event == "step"]
     assert [row["step"] for row in steps] == [2, 4, 6]
-    assert sum(row["tokens"] for row in steps) == 2 * sum(trainer.source.lengths)
+    assert sum(row["tokens"] for row in steps) == 2 * sum(trainer.batches.source.lengths)
     for row in steps:
         assert sum(row["time"].values()) == pytest.approx(1.0, abs=1e-3)
         assert {"target", "forward", "backward", "optimiser"} <= row["time"].keys()
@@ -68,14 +67,14 @@ def test_the_log_says_what_a_run_takes(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_events_tell_what_kernels_took() -> None:
-    clock = Stopwatch(torch.device("cuda"))
+    timers = Timers(torch.device("cuda"))
     left = torch.randn(4096, 4096, device="cuda")
-    with clock.part("forward"):
+    with timers.part("forward"):
         for _ in range(50):
             left = left @ left
             left = left / left.norm()
     began = time.perf_counter()
-    found = dict(zip(PARTS, clock.read(), strict=False))
+    found = dict(zip(PARTS, timers.read(), strict=False))
     waited = time.perf_counter() - began
     assert found["forward"] >= 0.5 * waited
-    assert clock.peak_memory() >= 2 * 4096 * 4096 * 4
+    assert timers.peak_memory() >= 2 * 4096 * 4096 * 4

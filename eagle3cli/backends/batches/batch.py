@@ -20,8 +20,8 @@ class TargetBatch:
     """int64."""
     loss_mask_N: Tensor
     """bool: the target wrote this token."""
-    bounds: tuple[int, ...]
-    """Sequence b is ``bounds[b]:bounds[b+1]``; the first bound is 0, the last is N."""
+    cu_seqlens: tuple[int, ...]
+    """Sequence b is ``cu_seqlens[b]:cu_seqlens[b+1]``; the first is 0, the last is N."""
     aux_NC: Tensor
     """``[N, A*H]``: outputs of the auxiliary layers, low to high, side by side."""
     last_NH: Tensor

@@ -35,8 +35,8 @@ class OnlineSource:
         picked = [self.rows[r] for r in rows]
         masks = [torch.tensor(row.loss_mask, dtype=torch.bool) for row in picked]
         states = self.target.capture([row.token_ids for row in picked])
-        bounds = tuple(accumulate((len(mask) for mask in masks), initial=0))
-        where = torch.cat([begin + teacher_positions(mask) for begin, mask in zip(bounds, masks, strict=False)])
+        cu_seqlens = tuple(accumulate((len(mask) for mask in masks), initial=0))
+        where = torch.cat([begin + teacher_positions(mask) for begin, mask in zip(cu_seqlens, masks, strict=False)])
         where = where.to(self.target.device)
         last_NH = torch.cat([last for _, last in states])
         top_N = torch.full((len(last_NH),), -1, dtype=torch.long, device=last_NH.device)
@@ -44,7 +44,7 @@ class OnlineSource:
         return TargetBatch(
             token_ids_N=torch.cat([torch.tensor(row.token_ids, dtype=torch.long) for row in picked]).to(last_NH.device),
             loss_mask_N=torch.cat(masks).to(last_NH.device),
-            bounds=bounds,
+            cu_seqlens=cu_seqlens,
             aux_NC=torch.cat([aux for aux, _ in states]),
             last_NH=last_NH,
             top_N=top_N,

@@ -44,14 +44,14 @@ class HostBatch:
     """bool."""
     top_N: Tensor
     """int64."""
-    bounds: tuple[int, ...]
+    cu_seqlens: tuple[int, ...]
     parts: tuple[Part, ...]
     rows: tuple[int, ...]
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> HostBatch:
         """The same with every tensor moved."""
         tokens, mask, top = move(self.token_ids_N), move(self.loss_mask_N), move(self.top_N)
-        return HostBatch(tokens, mask, top, self.bounds, tuple(part.moved(move) for part in self.parts), self.rows)
+        return HostBatch(tokens, mask, top, self.cu_seqlens, tuple(part.moved(move) for part in self.parts), self.rows)
 
     def pinned(self) -> HostBatch:
         """The same in memory that a GPU reads by itself."""
@@ -86,11 +86,11 @@ class StoreSource:
 
     def joined(self, rows: Sequence[int], packed: Sequence[PackedRow]) -> HostBatch:
         """Put rows side by side and leave their states encoded."""
-        bounds = tuple(accumulate((len(row.token_ids_S) for row in packed), initial=0))
+        cu_seqlens = tuple(accumulate((len(row.token_ids_S) for row in packed), initial=0))
         masks = [row.loss_mask_S.bool() for row in packed]
-        aux_at = [at + torch.arange(len(row.aux[0])) for at, row in zip(bounds, packed, strict=False)]
-        last_at = [at + teacher_positions(mask) for at, mask in zip(bounds, masks, strict=False)]
-        top_N = torch.full((bounds[-1],), -1, dtype=torch.long)
+        aux_at = [at + torch.arange(len(row.aux[0])) for at, row in zip(cu_seqlens, packed, strict=False)]
+        last_at = [at + teacher_positions(mask) for at, mask in zip(cu_seqlens, masks, strict=False)]
+        top_N = torch.full((cu_seqlens[-1],), -1, dtype=torch.long)
         top_N[torch.cat(last_at)] = torch.cat([row.top_R for row in packed]).long()
         stores = [self.stores.at(row)[0] for row in rows]
         parts = []
@@ -106,7 +106,7 @@ class StoreSource:
                 )
             )
         token_ids_N = torch.cat([row.token_ids_S for row in packed]).long()
-        return HostBatch(token_ids_N, torch.cat(masks), top_N, bounds, tuple(parts), tuple(rows))
+        return HostBatch(token_ids_N, torch.cat(masks), top_N, cu_seqlens, tuple(parts), tuple(rows))
 
     def decoded(self, host: HostBatch) -> TargetBatch:
         """Bring a batch to the device and decode it there."""
@@ -121,7 +121,7 @@ class StoreSource:
         return TargetBatch(
             token_ids_N=batch.token_ids_N,
             loss_mask_N=batch.loss_mask_N,
-            bounds=batch.bounds,
+            cu_seqlens=batch.cu_seqlens,
             aux_NC=aux_NC,
             last_NH=last_NH,
             top_N=batch.top_N,

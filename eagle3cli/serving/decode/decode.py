@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from eagle3cli.backends.target.hf import HfTarget
 from eagle3cli.backends.target.positions import PositionCache, cached, grouped, grouped_attention, position_mask
 from eagle3cli.errors import ModelError
-from eagle3cli.models.draft import Draft, rotate
+from eagle3cli.models.draft import DecoderLayer, Draft
 from eagle3cli.serving.decode.batches import serves_positions
 from eagle3cli.serving.decode.generate import COMPACT_BELOW, draw
 from eagle3cli.serving.decode.speculate import rejection_sample, uniform
@@ -268,22 +268,21 @@ class _Batch:
         """The draft's layers once: row p reads ``next`` = token p+1; returns hidden states ``[B, Q, H]``."""
         batch, queries = next_BQ.shape
         embedded_RH = draft.midlayer.input_layernorm(F.embedding(next_BQ, self.embedding_VH)).flatten(0, 1)
-        cos_RD, sin_RD = draft.rope(positions_BQ.flatten(), embedded_RH.dtype)
+        rope = draft.rope(positions_BQ.flatten(), embedded_RH.dtype)
         extent = int(positions_BQ.max()) + 1
         self.draft_cache.point(torch.arange(batch, device=embedded_RH.device), positions_BQ, extent)
         mask_B1QS = position_mask(positions_BQ, extent, embedded_RH.dtype)
         hidden_RH = hidden_BQH.flatten(0, 1)
         for index, layer in enumerate(draft.stack):
-            attention = layer.self_attn
-            normed_RH = layer.hidden_norm(hidden_RH)
-            read = torch.cat((embedded_RH, normed_RH), -1) if index == 0 else normed_RH
-            projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-            query_RAD, key_RKD, value_RKD = (p(read).unflatten(1, (-1, draft.config.head_dim)) for p in projections)
-            turned = (rotate(query_RAD, cos_RD, sin_RD), rotate(key_RKD, cos_RD, sin_RD), value_RKD)
-            heads = [states.unflatten(0, (batch, queries)).transpose(1, 2) for states in turned]
-            keys_BKSD, values_BKSD = self.draft_cache.update(heads[1], heads[2], index)
-            attended_BQAD, _ = grouped_attention(attention, heads[0], keys_BKSD, values_BKSD, mask_B1QS)
-            residual_RH = draft.residual(hidden_RH, normed_RH) if index == 0 else hidden_RH
-            hidden_RH = layer.finish(residual_RH, attended_BQAD.flatten(0, 1))
+
+            def attention(normed_RH: Tensor, index: int = index, layer: DecoderLayer = layer) -> Tensor:
+                read = torch.cat((embedded_RH, normed_RH), -1) if index == 0 else normed_RH
+                qkv = layer.self_attn.qkv(read, rope)
+                query_BAQD, key_BKQD, value_BKQD = (x.unflatten(0, (batch, queries)).transpose(1, 2) for x in qkv)
+                keys_BKSD, values_BKSD = self.draft_cache.update(key_BKQD, value_BKQD, index)
+                attended_BQAD, _ = grouped_attention(layer.self_attn, query_BAQD, keys_BKSD, values_BKSD, mask_B1QS)
+                return attended_BQAD.flatten(0, 1)
+
+            hidden_RH = layer(hidden_RH, attention)
         out: Tensor = hidden_RH.unflatten(0, (batch, queries))
         return out

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from eagle3cli.errors import Eagle3Error, UsageError
+from eagle3cli.errors import UsageError
 from eagle3cli.models.checkpoint import save_draft
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.distributed import Ranks
@@ -27,42 +26,21 @@ from eagle3cli.runtime.files import read_json, refuse_existing, write_folder
 from eagle3cli.runtime.manifest import remove_leftovers
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.training import TrainSettings
+from eagle3cli.training.checkpoint.state import TrainState, read_state
 from eagle3cli.training.optim.optimizer import Optimizer
 
 NAME = re.compile(r"epoch_(\d+)_step_(\d+)")
 RESUME, PROGRESS, CHECKSUMS = "resume", "progress.json", "checksums.json"
-SIGNS = ("settings.toml", "log.txt", "metrics.jsonl", "checkpoints", "best")
+RUN_FILES = ("settings.toml", "log.txt", "metrics.jsonl", "checkpoints", "best")
 """What tells the folder of a run from another one."""
 READ_AT_ONCE = 16 * 2**20
-
-
-@dataclass
-class Progress:
-    """Where a run stands, beside its weights."""
-
-    step: int = 0
-    """Finished optimiser steps."""
-    seconds: float = 0.0
-    """Training time, earlier sessions included."""
-    best: float = 0.0
-    """Best held-out acceptance length so far."""
-    stale: int = 0
-    """Evaluations since that one."""
-    skipped: int = 0
-    """Steps left out because their gradient was not finite."""
-    rates: list[float] = field(default_factory=list)
-    """Mean acceptance rate of every depth in the last step, where the loss follows it."""
-    window: dict[str, Any] = field(default_factory=dict)
-    """What was counted since the last log line (:meth:`Window.kept_back`)."""
-    fingerprint: str = ""
-    """What the run was started with; a checkpoint of another run is refused."""
 
 
 def make_place(settings: TrainSettings) -> None:
     """The run's folder, emptied with ``overwrite``; raises UsageError where ``resume`` is off and there is a run."""
     folder = settings.output_dir
     if settings.overwrite:
-        if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in SIGNS):
+        if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in RUN_FILES):
             raise UsageError("holds something else than a run", where=str(folder), fix="choose another --output-dir")
         refuse_existing(folder, overwrite=True)
     if not settings.resume and list_checkpoints(folder):
@@ -82,8 +60,8 @@ def kept_type(state: dict[str, Tensor]) -> torch.dtype:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    found = [(m, path) for path in (run / "checkpoints").glob("epoch_*") if (m := NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found, key=lambda pair: int(pair[0][2]))]
+    matches = [(m, path) for path in (run / "checkpoints").glob("epoch_*") if (m := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(matches, key=lambda pair: int(pair[0][2]))]
 
 
 def checksums(folder: Path) -> dict[str, list[int]]:
@@ -93,14 +71,14 @@ def checksums(folder: Path) -> dict[str, list[int]]:
 
 
 def _crc(path: Path) -> int:
-    found = 0
+    crc = 0
     with path.open("rb") as f:
         while part := f.read(READ_AT_ONCE):
-            found = zlib.crc32(part, found)
-    return found
+            crc = zlib.crc32(part, crc)
+    return crc
 
 
-def newest_sound(run: Path, report: Reporter, ranks: Ranks) -> Path | None:
+def latest_valid_checkpoint(run: Path, report: Reporter, ranks: Ranks) -> Path | None:
     """The newest checkpoint whose files are all as they were written; None where there is none.
 
     A damaged one is passed over, saying so. The ranks share the reading.
@@ -122,36 +100,22 @@ def _damage(folder: Path) -> str | None:
     try:
         written = read_json(folder / RESUME / CHECKSUMS)
         read_json(folder / RESUME / PROGRESS)
-        found = checksums(folder)
+        present = checksums(folder)
     except Exception as error:  # whatever is wrong with the files of a checkpoint, another one may be sound
         return str(error)
-    different = [name for name, entry in written.items() if found.get(name) != entry]
+    different = [name for name, entry in written.items() if present.get(name) != entry]
     return f"damaged or missing: {', '.join(different[:3])}" if different else None
-
-
-def read_progress(path: Path) -> Progress:
-    """The counters of a checkpoint; raises Eagle3Error for a file that this version did not write."""
-    try:
-        raw = read_json(path)
-        found = Progress(**raw)
-        kinds = {name: type(value) for name, value in asdict(Progress()).items()}
-        if any(not isinstance(raw[name], (kind, int) if kind is float else kind) for name, kind in kinds.items()):
-            raise TypeError("a counter of another kind")
-    except (TypeError, KeyError) as error:
-        fix = "go on with the version of eagle3 that wrote it, or --overwrite to start over"
-        raise Eagle3Error(f"not the counters of a run: {error}", where=str(path), fix=fix) from error
-    return found
 
 
 def resume(
     folder: Path, draft: Draft, optimizer: Optimizer, fingerprint: str, report: Reporter, *, changed: Sequence[str] = ()
-) -> Progress:
-    """Load a sound checkpoint into draft and optimiser, wherever their shards lie.
+) -> TrainState:
+    """Load a sound checkpoint into draft and optimizer, wherever their shards lie.
 
     Raises UsageError where the run was started with other settings.
     """
-    progress = read_progress(folder / RESUME / PROGRESS)
-    if progress.fingerprint != fingerprint:
+    state = read_state(folder / RESUME / PROGRESS)
+    if state.fingerprint != fingerprint:
         raise UsageError(
             "the run in this folder was started with other data, draft or training settings"
             + "".join(f"; {c}" for c in changed),
@@ -159,9 +123,9 @@ def resume(
             fix="give another --output-dir, or --overwrite to start over",
         )
     load(resumable(draft, optimizer), storage_reader=HuggingFaceStorageReader(str(folder / RESUME)))
-    optimizer.filled()
+    optimizer.sync_weights()
     report.info(f"going on from {folder.name}")
-    return progress
+    return state
 
 
 def resumable(draft: Draft, optimizer: Optimizer) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -30,18 +30,20 @@ from eagle3cli.training.checkpoint.load import (
     CHECKSUMS,
     PROGRESS,
     RESUME,
-    Progress,
     checksums,
     kept_type,
     list_checkpoints,
     resumable,
     save_best,
 )
+from eagle3cli.training.checkpoint.state import TrainState
 from eagle3cli.training.optim.optimizer import Optimizer
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
-ATTEMPTS, PAUSE = 3, 10.0
-"""How often a checkpoint that must be there is tried, and the seconds between."""
+ATTEMPTS = 3
+"""How often a checkpoint that must be there is tried."""
+PAUSE = 10.0
+"""Seconds between two attempts."""
 
 
 @dataclass
@@ -65,78 +67,81 @@ class Saver:
     def __post_init__(self) -> None:
         self.group = None if self.ranks.world_size == 1 else dist.new_group(backend="gloo")
 
-    def begin(self, epoch: int, draft: Draft, optimizer: Optimizer, progress: Progress) -> None:
+    def begin(self, epoch: int, draft: Draft, optimizer: Optimizer, state: TrainState) -> None:
         """Copy the run's state and write it in the background, once the checkpoint before is written.
 
         Raises nothing where that failed: it is told, and this one is the next try.
         """
-        error = self.settled()
+        error = self.wait()
         if error is not None:
             self.report.warn(f"the checkpoint of step {self.pending_step} was not written: {error}; trying again")
-        name = f"epoch_{epoch}_step_{progress.step}"
-        self.temporary = self.run / "checkpoints" / f".{name}.tmp-{self._first_pid()}"
+        name = f"epoch_{epoch}_step_{state.step}"
+        self.temporary = self.run / "checkpoints" / f".{name}.tmp-{self._main_pid()}"
         if self.ranks.is_main:
             remove(self.temporary)
         weights = draft.serving_state()
-        counters = json.dumps(asdict(progress), indent=1) + "\n"
+        counters = json.dumps(state.to_file(), indent=1) + "\n"
         self.ranks.barrier()
-        state, writer = resumable(draft, optimizer), _writer(self.temporary / RESUME)
-        written: Future[Any] = async_save(state, storage_writer=writer, process_group=self.group)  # type: ignore[assignment]
-        self.pending_step = progress.step
+        tensors = resumable(draft, optimizer)
+        writer = _writer(self.temporary / RESUME)
+        written: Future[Any] = async_save(tensors, storage_writer=writer, process_group=self.group)  # type: ignore[assignment]
+        self.pending_step = state.step
         self.pending = self.worker.submit(self._finish, written, self.temporary, name, draft, weights, counters)
 
-    def settled(self) -> Eagle3Error | None:
+    def wait(self) -> Eagle3Error | None:
         """Wait for the checkpoint that is being written; why it was not, if it was not: then nothing is left of it."""
         if self.pending is None:
             return None
-        pending, self.pending, found = self.pending, None, None
+        pending = self.pending
+        self.pending = None
+        failure: Eagle3Error | None = None
         try:
             pending.result()
         except (OSError, SafetensorError, CheckpointException, Eagle3Error) as error:
-            found = error if isinstance(error, Eagle3Error) else _told(error, self.run / "checkpoints")
-        found = self._agreed(found)
-        if found is None:
+            failure = error if isinstance(error, Eagle3Error) else _write_error(error, self.run / "checkpoints")
+        failure = self._agreed(failure)
+        if failure is None:
             self.saved_step = self.pending_step
         elif self.ranks.is_main:
             remove(self.temporary)
-        return found
+        return failure
 
-    def now(self, epoch: int, draft: Draft, optimizer: Optimizer, progress: Progress) -> None:
+    def now(self, epoch: int, draft: Draft, optimizer: Optimizer, state: TrainState) -> None:
         """Have the run's state on the disk before going on; raises Eagle3Error where several attempts failed."""
-        self.settled()
-        if self.saved_step == progress.step:
+        self.wait()
+        if self.saved_step == state.step:
             return
 
         def write() -> Eagle3Error | None:
-            self.begin(epoch, draft, optimizer, progress)
-            return self.settled()
+            self.begin(epoch, draft, optimizer, state)
+            return self.wait()
 
-        self._insist(write)
+        self._retry(write)
 
     def best(self, draft: Draft, *, now: bool) -> bool:
         """Replace ``best/`` by the draft as it is; whether that went well.
 
         ``now``: it has to be there; raises Eagle3Error where several attempts failed.
         """
-        state = draft.serving_state()
+        weights = draft.serving_state()
 
         def write() -> Eagle3Error | None:
-            error = None
+            failure = None
             if self.ranks.is_main:
                 try:
-                    save_best(self.run, draft, state)
-                except Eagle3Error as found:
-                    error = found
-            return self._agreed(error)
+                    save_best(self.run, draft, weights)
+                except Eagle3Error as error:
+                    failure = error
+            return self._agreed(failure)
 
         if now:
-            self._insist(write)
+            self._retry(write)
         elif (error := write()) is not None:
             self.report.warn(f"the best draft was not written: {error}; trying again after the next evaluation")
             return False
         return True
 
-    def _insist(self, write: Callable[[], Eagle3Error | None]) -> None:
+    def _retry(self, write: Callable[[], Eagle3Error | None]) -> None:
         for _ in range(1, ATTEMPTS):
             error = write()
             if error is None:
@@ -151,7 +156,7 @@ class Saver:
         failed = self.ranks.all_reduce_max([error is not None])[0]
         return error or (Eagle3Error("another rank could not write it", where=str(self.run)) if failed else None)
 
-    def _first_pid(self) -> int:
+    def _main_pid(self) -> int:
         return int(self.ranks.all_reduce_max([os.getpid() if self.ranks.is_main else 0])[0])
 
     def _finish(
@@ -185,7 +190,7 @@ def _writer(folder: Path) -> HuggingFaceStorageWriter:
     return HuggingFaceStorageWriter(str(folder), **{apart: True})  # type: ignore[arg-type]
 
 
-def _told(error: BaseException, where: Path) -> Eagle3Error:
+def _write_error(error: BaseException, where: Path) -> Eagle3Error:
     """The error that people see for what a write raised."""
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]

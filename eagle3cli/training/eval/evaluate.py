@@ -1,7 +1,8 @@
-"""Held-out acceptance length of a draft, for every k from one pass over the data."""
+"""Held-out acceptance length of a draft, for every number of draft steps k from one pass over the data."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,31 +13,82 @@ from eagle3cli.backends.batches.batch import BatchSource, TargetBatch
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 from eagle3cli.runtime.report import Reporter
-from eagle3cli.training.eval.simulate import POSITIONS, WalkCounts, agreement, reply_spans, walk, walk_by_position
+from eagle3cli.training.eval.simulate import (
+    POSITIONS,
+    AcceptanceCounts,
+    agreement_table,
+    reply_spans,
+    simulate,
+    simulate_by_position,
+)
 from eagle3cli.training.ttt.loss import best_tokens
-from eagle3cli.training.ttt.positions import RowPlan, plan_rows
-from eagle3cli.training.ttt.unroll import unroll
+from eagle3cli.training.ttt.unroll import PositionPlan, plan_positions, unroll
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What a pass over held-out rows says of a draft."""
 
-    walks: tuple[WalkCounts, ...]
-    """Counts for k = 1, 2, ...; ``walks[k-1].acceptance_length`` is what a server reports for k chain steps."""
-    first_turns: WalkCounts
-    later_turns: WalkCounts
-    """The deepest k, split by the reply's place in its conversation."""
-    by_position: dict[str, WalkCounts]
-    """The deepest k, split by the reply's tokens known before the step; ranges without a step are left out."""
+    simulated: tuple[AcceptanceCounts, ...]
+    """Counts for k = 1, 2, ...; ``simulated[k-1].acceptance_length`` is what a server reports for k chain steps."""
+    first_turns: AcceptanceCounts
+    later_turns: AcceptanceCounts
+    """The largest k, split by the reply's place in its conversation."""
+    by_position: dict[str, AcceptanceCounts]
+    """The largest k, split by the reply's tokens known before the step; ranges without a step are left out."""
     accuracy: tuple[float, ...]
-    """Teacher-forced share of right tokens per depth."""
+    """Teacher-forced share of right tokens per draft step."""
     rows: int
     replies: int
 
+    @property
+    def acceptance_lengths(self) -> list[float]:
+        """Acceptance length for k = 1, 2, ..."""
+        return [counts.acceptance_length for counts in self.simulated]
+
     def at(self, k: int) -> float:
         """Acceptance length for k draft steps."""
-        return self.walks[k - 1].acceptance_length
+        return self.simulated[k - 1].acceptance_length
+
+
+class _Tally:
+    """Counts over the batches of one rank."""
+
+    def __init__(self, draft_steps: int) -> None:
+        self.draft_steps = draft_steps
+        self.simulated = [AcceptanceCounts() for _ in range(draft_steps)]
+        self.turns = (AcceptanceCounts(), AcceptanceCounts())
+        self.by_position = {name: AcceptanceCounts() for name in POSITIONS}
+        self.correct = [0] * draft_steps
+        self.counted = [0] * draft_steps
+        self.replies = 0
+
+    def add(self, batch: TargetBatch, agrees_TN: list[list[bool]], plan: PositionPlan) -> None:
+        """Replay the replies of a batch."""
+        for i, step in enumerate(plan.steps):
+            self.correct[i] += sum(agrees_TN[i])
+            self.counted[i] += step.counted
+        answered: set[int] = set()
+        for span in reply_spans(batch.loss_mask_N.tolist(), batch.cu_seqlens):
+            sequence = bisect_right(batch.cu_seqlens, span[0]) - 1
+            for k, counts in enumerate(self.simulated, start=1):
+                counts.add(simulate(agrees_TN, span, k))
+            self.turns[sequence in answered].add(simulate(agrees_TN, span, self.draft_steps))
+            for name, part in simulate_by_position(agrees_TN, span, self.draft_steps).items():
+                self.by_position[name].add(part)
+            answered.add(sequence)
+            self.replies += 1
+
+    def evaluation(self, ranks: Ranks, rows: int) -> Evaluation:
+        """The counts of all ranks."""
+        for counts in (*self.simulated, *self.turns, *self.by_position.values()):
+            counts.all_reduce(ranks)
+        replies, *by_step = map(int, ranks.all_reduce_sum([self.replies, *self.correct, *self.counted]))
+        correct = by_step[: self.draft_steps]
+        counted = by_step[self.draft_steps :]
+        accuracy = tuple(c / max(1, n) for c, n in zip(correct, counted, strict=True))
+        by_position = {name: counts for name, counts in self.by_position.items() if counts.steps}
+        return Evaluation(tuple(self.simulated), *self.turns, by_position, accuracy, rows, replies)
 
 
 @torch.no_grad()
@@ -45,58 +97,38 @@ def evaluate(
     source: BatchSource,
     embedding_VH: Tensor,
     *,
-    depths: int,
+    draft_steps: int,
     rows: Sequence[int],
     batch_size: int,
     report: Reporter,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Evaluation:
-    """Walk the replies of ``rows``, a part of them on each rank; meaningful on text that the target wrote greedily."""
-    wanted, rows = len(rows), rows[ranks.rank :: ranks.world_size]
-    most = len(range(0, wanted, ranks.world_size))  # of the first rank; the others take part in as many batches
-    walks = [WalkCounts() for _ in range(depths)]
-    turns = (WalkCounts(), WalkCounts())
-    positions = {name: WalkCounts() for name in POSITIONS}
-    right, counted, replies = [0] * depths, [0] * depths, 0
-    with report.task("eval", total=len(rows)) as task:
+    """Replay the replies of ``rows``, a part on each rank; meaningful on text that the target wrote greedily."""
+    mine = rows[ranks.rank :: ranks.world_size]
+    most = len(range(0, len(rows), ranks.world_size))  # of the first rank; the others take part in as many batches
+    tally = _Tally(draft_steps)
+    with report.task("eval", total=len(mine)) as bar:
         for at in range(0, most, batch_size):
-            part = rows[at : at + batch_size]
+            part = mine[at : at + batch_size]
             if not part:
                 source.take_part()
                 continue
             batch = source.batch(part)
-            agrees, plan = agreements(draft, batch, embedding_VH, depths)
-            for i, row in enumerate(plan.depths):
-                right[i] += sum(agrees[i])
-                counted[i] += row.counted
-            starts: set[int] = set()
-            for span in reply_spans(batch.loss_mask_N.tolist(), batch.bounds):
-                sequence = max(b for b in range(len(batch.bounds) - 1) if batch.bounds[b] <= span[0])
-                for k in range(1, depths + 1):
-                    counts = walk(agrees, span, k)
-                    walks[k - 1].add(counts)
-                turns[sequence in starts].add(counts)
-                for name, part_counts in walk_by_position(agrees, span, depths).items():
-                    positions[name].add(part_counts)
-                starts.add(sequence)
-                replies += 1
-            task.advance(len(part), acceptance=f"{walks[-1].acceptance_length:.3f}")
-    for counts in (*walks, *turns, *positions.values()):
-        counts.add_up(ranks)
-    replies, *by_depth = map(int, ranks.all_reduce_sum([replies, *right, *counted]))
-    accuracy = tuple(r / max(1, c) for r, c in zip(by_depth[:depths], by_depth[depths:], strict=True))
-    seen = {name: counts for name, counts in positions.items() if counts.steps}
-    return Evaluation(tuple(walks), *turns, seen, accuracy, wanted, replies)
+            tally.add(batch, *agreements(draft, batch, embedding_VH, draft_steps))
+            bar.advance(len(part), acceptance=f"{tally.simulated[-1].acceptance_length:.3f}")
+    return tally.evaluation(ranks, len(rows))
 
 
-def agreements(draft: Draft, batch: TargetBatch, embedding_VH: Tensor, depths: int) -> tuple[list[list[bool]], RowPlan]:
-    """Whether the draft's token equals the text's, for every depth and packed row."""
-    ids = batch.token_ids_N
-    # Row p at depth i answers x_{p+2+i}, and its teacher stands one position before that.
-    expressible = draft.t2d[torch.cat((ids[1:], ids[-1:]))]
-    plan = plan_rows(batch.loss_mask_N, batch.bounds, expressible, depths, "serving")
+def agreements(
+    draft: Draft, batch: TargetBatch, embedding_VH: Tensor, draft_steps: int
+) -> tuple[list[list[bool]], PositionPlan]:
+    """Whether the draft's token equals the text's, for every draft step and packed position."""
+    ids_N = batch.token_ids_N
+    # Position p at step i answers x_{p+2+i}, and its teacher stands one position before that.
+    expressible_N = draft.t2d[torch.cat((ids_N[1:], ids_N[-1:]))]
+    plan = plan_positions(batch.loss_mask_N, batch.cu_seqlens, expressible_N, draft_steps, "serving")
     if plan.empty:
-        return [[False] * len(ids) for _ in range(depths)], plan
-    normed = unroll(draft, ids, batch.aux_NC.to(draft.fc.weight.dtype), embedding_VH, plan)
-    found = best_tokens(normed, draft.lm_head.weight, draft.draft_ids)
-    return agreement(found, [rows.rows_R[rows.kept_r] for rows in plan.depths], ids), plan
+        return [[False] * len(ids_N) for _ in range(draft_steps)], plan
+    normed = unroll(draft, ids_N, batch.aux_NC.to(draft.fc.weight.dtype), embedding_VH, plan)
+    tokens = best_tokens(normed, draft.lm_head.weight, draft.draft_ids)
+    return agreement_table(tokens, [step.position_R[step.loss_L] for step in plan.steps], ids_N), plan

@@ -42,7 +42,7 @@ def measure(settings: Settings, report: Reporter) -> Evaluation:
         draft,
         source,
         draft.embedding(embedding),
-        depths=settings.eval.depths,
+        draft_steps=settings.eval.depths,
         rows=range(count),
         batch_size=EVAL_BATCH,
         report=report,

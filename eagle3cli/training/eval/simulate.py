@@ -1,8 +1,8 @@
-"""Acceptance length without a server: replay greedy chain decoding on text that the target wrote.
+"""Simulated acceptance: greedy chain decoding replayed, without a server, on text that the target wrote.
 
-One teacher-forced pass says, for every row and depth, whether the draft's token is the text's. Decoding with k draft
-steps then starts at the first draft row of a reply (its first token came from the prefill), accepts the leading depths
-that agree, gains one token from the target's own verification, and goes on from there.
+One teacher-forced pass says, for every position and draft step, whether the draft's token is the text's. Decoding with
+k draft steps then starts at the first draft position of a reply (its first token came from the prefill), accepts the
+leading steps that agree, gains one token from the target's own verification, and goes on from there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ POSITIONS = {"1-15": 16.0, "16-63": 64.0, "64-255": 256.0, "256-": float("inf")}
 
 
 @dataclass
-class WalkCounts:
+class AcceptanceCounts:
     """Tokens and verification steps, summed over replies, for one k."""
 
     tokens: int = 0
@@ -38,7 +38,7 @@ class WalkCounts:
         """Share of the steps in which the proposal at each depth was accepted."""
         return [n / self.steps for n in self.accepted_at] if self.steps else []
 
-    def add(self, other: WalkCounts) -> None:
+    def add(self, other: AcceptanceCounts) -> None:
         """Add the counts of other replies."""
         self.tokens += other.tokens
         self.steps += other.steps
@@ -46,17 +46,17 @@ class WalkCounts:
         pad = [counts + [0] * (width - len(counts)) for counts in (self.accepted_at, other.accepted_at)]
         self.accepted_at = [a + b for a, b in zip(*pad, strict=True)]
 
-    def add_up(self, ranks: Ranks) -> None:
+    def all_reduce(self, ranks: Ranks) -> None:
         """Make the counts those of all ranks."""
         width = int(ranks.all_reduce_max([len(self.accepted_at)])[0])
         padded = self.accepted_at + [0] * (width - len(self.accepted_at))
         self.tokens, self.steps, *self.accepted_at = map(int, ranks.all_reduce_sum([self.tokens, self.steps, *padded]))
 
 
-def reply_spans(loss_mask: list[bool], bounds: tuple[int, ...]) -> list[tuple[int, int]]:
+def reply_spans(loss_mask: list[bool], cu_seqlens: tuple[int, ...]) -> list[tuple[int, int]]:
     """``(first, end)`` packed positions of every reply; a reply never crosses a sequence."""
     spans = []
-    for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for begin, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
         first = None
         for t in range(begin, end):
             if loss_mask[t] and first is None:
@@ -69,27 +69,29 @@ def reply_spans(loss_mask: list[bool], bounds: tuple[int, ...]) -> list[tuple[in
     return spans
 
 
-def walk(agrees_TN: list[list[bool]], span: tuple[int, int], k: int) -> WalkCounts:
+def simulate(agrees_TN: list[list[bool]], span: tuple[int, int], k: int) -> AcceptanceCounts:
     """Decode one reply with k draft steps.
 
-    ``agrees_TN[i][p]``: the draft's token for row p at depth i is the text's ``x_{p+2+i}``. The reply's tokens after
-    its first are counted; a step that reaches the reply's end counts the tokens that were left.
+    ``agrees_TN[i][p]``: the draft's token for position p at step i is the text's ``x_{p+2+i}``. The reply's tokens
+    after its first are counted; a step that reaches the reply's end counts the tokens that were left.
     """
-    counts = WalkCounts(accepted_at=[0] * k)
-    for _, step in walk_steps(agrees_TN, span, k):
+    counts = AcceptanceCounts(accepted_at=[0] * k)
+    for _, step in simulated_steps(agrees_TN, span, k):
         counts.add(step)
     return counts
 
 
-def walk_by_position(agrees_TN: list[list[bool]], span: tuple[int, int], k: int) -> dict[str, WalkCounts]:
+def simulate_by_position(agrees_TN: list[list[bool]], span: tuple[int, int], k: int) -> dict[str, AcceptanceCounts]:
     """The same counts, apart by how far into the reply a step begins."""
-    found = {name: WalkCounts(accepted_at=[0] * k) for name in POSITIONS}
-    for known, step in walk_steps(agrees_TN, span, k):
-        found[next(name for name, end in POSITIONS.items() if known < end)].add(step)
-    return found
+    by_position = {name: AcceptanceCounts(accepted_at=[0] * k) for name in POSITIONS}
+    for known, step in simulated_steps(agrees_TN, span, k):
+        by_position[next(name for name, end in POSITIONS.items() if known < end)].add(step)
+    return by_position
 
 
-def walk_steps(agrees_TN: list[list[bool]], span: tuple[int, int], k: int) -> Iterator[tuple[int, WalkCounts]]:
+def simulated_steps(
+    agrees_TN: list[list[bool]], span: tuple[int, int], k: int
+) -> Iterator[tuple[int, AcceptanceCounts]]:
     """Every verification step of a reply: how many of its tokens were known before, and the step's counts."""
     first, end = span
     known = first
@@ -100,15 +102,15 @@ def walk_steps(agrees_TN: list[list[bool]], span: tuple[int, int], k: int) -> It
         while accepted < min(k, left) and agrees_TN[accepted][row]:
             accepted += 1
         gained = min(accepted + 1, left)
-        yield known - first + 1, WalkCounts(gained, 1, [int(i < accepted) for i in range(k)])
+        yield known - first + 1, AcceptanceCounts(gained, 1, [int(i < accepted) for i in range(k)])
         known += gained
 
 
-def agreement(found: list[Tensor], rows: list[Tensor], token_ids_N: Tensor) -> list[list[bool]]:
-    """Where the draft's tokens (per depth, for packed positions ``rows[i]``) equal the text, ``[T][N]``."""
+def agreement_table(tokens: list[Tensor], positions: list[Tensor], token_ids_N: Tensor) -> list[list[bool]]:
+    """Where the draft's tokens (per step, for packed positions ``positions[i]``) equal the text, ``[T][N]``."""
     table = []
-    for depth, (tokens_r, rows_r) in enumerate(zip(found, rows, strict=True)):
-        row_N = torch.zeros(len(token_ids_N), dtype=torch.bool, device=token_ids_N.device)
-        row_N[rows_r] = tokens_r == token_ids_N[rows_r + 2 + depth]
-        table.append(row_N.tolist())
+    for step, (tokens_L, position_L) in enumerate(zip(tokens, positions, strict=True)):
+        agrees_N = torch.zeros(len(token_ids_N), dtype=torch.bool, device=token_ids_N.device)
+        agrees_N[position_L] = tokens_L == token_ids_N[position_L + 2 + step]
+        table.append(agrees_N.tolist())
     return table

@@ -16,16 +16,17 @@ from eagle3cli.runtime.plan import Plan
 from eagle3cli.runtime.units import size_text
 from eagle3cli.settings.argv import to_argv
 from eagle3cli.settings.tables import Settings
-from eagle3cli.training.build import draft_config_of, parse_duration
+from eagle3cli.training.batches import Sampler
+from eagle3cli.training.build import parse_duration
 from eagle3cli.training.checkpoint.load import list_checkpoints
 from eagle3cli.training.forecast.inputs import RowLengths, inspect_inputs
 from eagle3cli.training.forecast.memory import MASTER, Forecast, draft_weights, forecast, part_lines
 from eagle3cli.training.forecast.proposals import Proposal, proposals
 from eagle3cli.training.forecast.speed import forecast_speed
 from eagle3cli.training.forecast.workload import training_workload
+from eagle3cli.training.inputs import draft_config_of
 from eagle3cli.training.optim.schedule import total_steps
-from eagle3cli.training.parallel import uses_fsdp
-from eagle3cli.training.sampler import Order
+from eagle3cli.training.parallel import is_sharded
 
 SPARE = 0.05
 """Share of a device's memory that a forecast should leave."""
@@ -54,10 +55,10 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
         changes = proposals(settings, inputs, world_size, round(room * (1 - SPARE)), resumes=resumes)
     disk = checkpoint_disk(settings, draft)
     launch = launch_lines(typed, world_size)
-    order = Order(len(data.lengths), settings.train.batch_size, settings.train.seed)
+    order = Sampler(len(data.lengths), settings.train.batch_size, settings.train.seed)
     steps = total_steps(settings.train, order.steps_per_epoch)
     speed = forecast_speed(settings, inputs, world_size, order)
-    sharded = uses_fsdp(settings.train, draft_weights(draft), world_size)
+    sharded = is_sharded(settings.train, draft_weights(draft), world_size)
     return Plan(
         "train",
         reads=(_rows(data),),

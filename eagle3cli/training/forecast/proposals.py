@@ -9,7 +9,7 @@ from eagle3cli.settings.tables import Settings
 from eagle3cli.training.forecast.inputs import RunInputs
 from eagle3cli.training.forecast.memory import draft_weights, forecast
 from eagle3cli.training.forecast.workload import training_workload
-from eagle3cli.training.parallel import uses_fsdp
+from eagle3cli.training.parallel import is_sharded
 
 SHORTEST = 512
 SMALL_CHUNK = 500_000
@@ -73,7 +73,7 @@ def _singles(settings: Settings, inputs: RunInputs, world_size: int) -> Iterator
         yield f"--loss-chunk {SMALL_CHUNK}", settings.updated("train", loss_chunk=SMALL_CHUNK)
     if not train.activation_checkpointing:
         yield "--activation-checkpointing", settings.updated("train", activation_checkpointing=True)
-    if world_size > 1 and train.optimizer != "muon" and not uses_fsdp(train, draft_weights(inputs.draft), world_size):
+    if world_size > 1 and train.optimizer != "muon" and not is_sharded(train, draft_weights(inputs.draft), world_size):
         yield "--draft-sharding fsdp", settings.updated("train", sharding="fsdp")
     if train.mode == "online":
         for size in range(settings.target.tp_size + 1, world_size + 1):

@@ -13,6 +13,7 @@ from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.cpus import available_cpus
 from eagle3cli.runtime.units import time_text
 from eagle3cli.settings.tables import Settings
+from eagle3cli.training.batches import Sampler, balance
 from eagle3cli.training.forecast.inputs import RunInputs
 from eagle3cli.training.forecast.memory import draft_weights
 from eagle3cli.training.forecast.throughput import (
@@ -26,9 +27,7 @@ from eagle3cli.training.forecast.throughput import (
     step_time,
 )
 from eagle3cli.training.forecast.workload import PLANNED_STEPS
-from eagle3cli.training.parallel import uses_fsdp
-from eagle3cli.training.sampler import Order
-from eagle3cli.training.sharding import balance
+from eagle3cli.training.parallel import is_sharded
 
 PRODUCT = 768
 """Rows and columns of the product that a processor is timed with: 0.9 GFLOP."""
@@ -78,7 +77,7 @@ class Speed:
         }
 
 
-def forecast_speed(settings: Settings, inputs: RunInputs, world_size: int, order: Order) -> Speed:
+def forecast_speed(settings: Settings, inputs: RunInputs, world_size: int, order: Sampler) -> Speed:
     """What a step of ``world_size`` processes takes."""
     train = settings.train
     data = inputs.data
@@ -92,7 +91,7 @@ def forecast_speed(settings: Settings, inputs: RunInputs, world_size: int, order
         weights=weights,
         draft_flops=draft,
         target_share=target / (draft + target),
-        sharded=uses_fsdp(train, weights, world_size),
+        sharded=is_sharded(train, weights, world_size),
         weight_bytes=inputs.compute_dtype.itemsize,
         balance=balance(batches, data.lengths, world_size),
     )

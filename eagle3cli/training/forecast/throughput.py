@@ -89,7 +89,7 @@ class Step:
     weight_bytes: int = 2
     """Of a weight as the draft computes with it."""
     balance: float = 1.0
-    """Mean tokens of a rank by those of the busiest (:func:`eagle3cli.training.sharding.balance`)."""
+    """Mean tokens of a rank by those of the busiest (:func:`eagle3cli.training.batches.balance`)."""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,11 @@ from itertools import islice
 from eagle3cli.backends.batches.prefetch import WINDOW_BYTES
 from eagle3cli.backends.target.hf import LONGEST_SHARED
 from eagle3cli.settings.tables import Settings
+from eagle3cli.training.batches import Sampler, micro_batches, partition
 from eagle3cli.training.build import INIT_ELEMENTS
 from eagle3cli.training.forecast.inputs import RowLengths, RunInputs
 from eagle3cli.training.forecast.memory import Workload, draft_weights
-from eagle3cli.training.parallel import uses_fsdp
-from eagle3cli.training.sampler import Order
-from eagle3cli.training.sharding import micro_batches, shares
+from eagle3cli.training.parallel import is_sharded
 
 PLANNED_STEPS = 200
 """Steps among which the largest micro batch is looked for."""
@@ -55,7 +54,7 @@ def training_workload(settings: Settings, inputs: RunInputs, world_size: int, *,
         accumulates=micro_batch is not None and micro_batch * world_size < train.batch_size,
         full_head=train.loss != "kl",
         chunk=train.loss_chunk,
-        shards=world_size if uses_fsdp(train, draft_weights(draft), world_size) else 1,
+        shards=world_size if is_sharded(train, draft_weights(draft), world_size) else 1,
         world_size=world_size,
         tp_size=settings.target.tp_size,
         shared_prefix=data.shared_prefix and largest.sequences > 1 and largest.longest_sequence <= LONGEST_SHARED,
@@ -69,11 +68,11 @@ def training_workload(settings: Settings, inputs: RunInputs, world_size: int, *,
 def largest_micro_batch(settings: Settings, data: RowLengths, world_size: int) -> MicroBatch:
     """Of the first steps, in the order in which the run will take its rows."""
     train = settings.train
-    order = Order(len(data.lengths), train.batch_size, train.seed)
+    order = Sampler(len(data.lengths), train.batch_size, train.seed)
     limit = settings.data.max_length if train.mode == "online" else 2**62
     candidates = [MicroBatch(0, 0, 0, 0)]
     for rows in islice(map(order.batch, range(order.steps_per_epoch)), PLANNED_STEPS):
-        for share in shares(rows, data.lengths, world_size):
+        for share in partition(rows, data.lengths, world_size):
             for part in micro_batches(share, train.micro_batch_size):
                 lengths = [min(data.lengths[row], limit) for row in part]
                 loss_tokens = sum(min(data.loss_tokens[row], limit) for row in part)

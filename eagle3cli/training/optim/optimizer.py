@@ -16,6 +16,8 @@ EPS = 1e-8
 EMBEDDED = ("lm_head", "embed_tokens")
 """Matrices whose rows are tokens: never Muon's."""
 Kind = Literal["adamw", "muon"]
+AllReduce = Callable[[Sequence[Tensor]], None]
+"""Makes each gradient its sum over the ranks, in place."""
 
 
 class Optimizer:
@@ -61,12 +63,16 @@ class Optimizer:
 
     @torch.no_grad()
     def step(
-        self, learning_rate: float, *, divide_by: float = 1.0, add_up: Callable[[Sequence[Tensor]], None] | None = None
+        self,
+        learning_rate: float,
+        *,
+        divide_by: float = 1.0,
+        all_reduce: AllReduce | None = None,
     ) -> Tensor:
         """One update from the weights' gradients divided by ``divide_by``; the gradients are cleared.
 
-        ``add_up`` makes each gradient (fp32) its sum over the ranks first. Returns the gradients' global norm before
-        clipping. A norm that is not finite leaves the weights alone.
+        ``all_reduce`` is given the fp32 gradients first. Returns the gradients' global norm before clipping. A norm
+        that is not finite leaves the weights alone.
         """
         for master, weight in zip(self.masters, self.weights, strict=True):
             if weight.grad is None:
@@ -74,8 +80,8 @@ class Optimizer:
             if master is not weight:
                 master.grad = weight.grad.float()
         gradients = [m.grad for m in self.masters if m.grad is not None]
-        if add_up is not None:
-            add_up(gradients)
+        if all_reduce is not None:
+            all_reduce(gradients)
         if divide_by != 1.0:
             torch._foreach_mul_(gradients, 1.0 / divide_by)
         norm = whole(nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm))
@@ -93,15 +99,15 @@ class Optimizer:
 
     def state(self) -> dict[str, Tensor]:
         """Master weights and moments by parameter name; the tensors themselves, to be read or to be filled."""
-        found = {f"master.{name}": master.detach() for name, master in self._named_masters()}
+        tensors = {f"master.{name}": master.detach() for name, master in self._named_masters()}
         for name, master in self._named_masters():
             for inner in self.inner:
                 for moment, value in inner.state.get(master, {}).items():
-                    found[f"{moment}.{name}"] = value
-        return found
+                    tensors[f"{moment}.{name}"] = value
+        return tensors
 
     @torch.no_grad()
-    def filled(self) -> None:
+    def sync_weights(self) -> None:
         """After the tensors of :meth:`state` were filled: the weights are their masters again."""
         for master, weight in zip(self.masters, self.weights, strict=True):
             if master is not weight:
@@ -109,7 +115,7 @@ class Optimizer:
 
 
 def _moments(master: Tensor, *, muon: bool) -> dict[str, Tensor]:
-    """What the optimisers of torch begin with."""
+    """What the optimizers of torch begin with."""
     if muon:
         return {"momentum_buffer": torch.zeros_like(master)}
     step = torch.zeros((), dtype=torch.float32, device=master.device)

@@ -1,10 +1,15 @@
-"""Attention of one unroll depth: causal over depth-0 keys, plus each row's own keys of the depths since.
+"""Attention of one step of the unroll: causal over step-0 keys, plus each position's own keys of the steps since.
 
-The depth-0 part runs in a flash kernel that returns its log-sum-exp; the few own keys are dot products, merged by
-log-sum-exp. The backward gives the same flash backward the FINAL output and log-sum-exp, which makes its gradients
-those of the joint softmax (the identity behind ring attention, arXiv 2310.01889), and adds the own keys' terms.
+At step i the query of position p sees the step-0 keys of its sequence up to p, and the i keys that p itself made at
+steps 1..i (``draft_kv``): in all N x N scores once, and N x i more. So the step-0 part runs in a flash kernel that
+returns its log-sum-exp, and the few own keys are dot products, merged by log-sum-exp: no scores are kept, and no mask
+of rows x keys exists.
 
-Shapes: R query rows, N heads, K key/value heads, D head size, S keys, J own keys. A dense twin is in the tests.
+The backward pass gives the same flash backward the FINAL output and the FINAL log-sum-exp. With them the kernel's
+``P = exp(score - lse)`` are the weights of the joint softmax, and its ``delta = sum(grad * out)`` is the joint one, so
+its gradients are exact (the identity behind ring attention, arXiv 2310.01889); the own keys' terms are added.
+
+A dense twin is in the tests; the shape legend is in ``models/draft.py``.
 """
 
 from __future__ import annotations
@@ -20,156 +25,176 @@ from torch import Tensor
 GROUPED_ON_CPU = Version(torch.__version__).release >= (2, 13)
 """Whether the CPU kernel takes keys with fewer heads than the queries: 2.13's does, 2.8's reads past their end."""
 QUERY_BLOCK = 512
-"""Query rows per kernel call: a block reads only the keys up to its last row, and no mask is rows x keys large."""
+"""Queries of a kernel call: a block reads only the keys up to its last query, and no mask is queries x keys large."""
 
-Own = list[tuple[Tensor, Tensor]]
+KeyValue = tuple[Tensor, Tensor]
+DraftKV = list[KeyValue]
+"""A ``(key_RKD, value_RKD)`` for every step after the first, aligned with the queries."""
 
 
 @dataclass(frozen=True)
-class QueryRows:
-    """Where the query rows stand in the packed batch."""
+class QueryPositions:
+    """Where the queries stand in the packed batch."""
 
-    rows_R: Tensor
-    """Packed position of every query row, ascending."""
-    bounds: tuple[int, ...]
-    """Sequence b is ``bounds[b]:bounds[b+1]``."""
+    position_R: Tensor
+    """Packed position of every query, ascending."""
+    cu_seqlens: tuple[int, ...]
+    """Sequence b is ``cu_seqlens[b]:cu_seqlens[b+1]``."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some query rows of one sequence and the keys that they may see."""
+    """Some queries of one sequence and the keys that they may see."""
 
-    rows: slice
+    queries: slice
     keys: slice
-    rows_Q: Tensor | None
-    """Packed positions of the query rows, or None where they are exactly the last keys: plain causal order."""
+    position_Q: Tensor | None
+    """Packed positions of the queries, or None where they are exactly the last keys: plain causal order."""
 
     def mask(self, dtype: torch.dtype) -> Tensor | None:
         """Additive mask ``[Q, S]``, None where plain causal order says it all.
 
-        Made anew for every use: the masks of all blocks are together as large as rows x keys.
+        Made anew for every use: the masks of all blocks are together as large as queries x keys.
         """
-        if self.rows_Q is None:
+        if self.position_Q is None:
             return None
-        keys_S = torch.arange(self.keys.start, self.keys.stop, device=self.rows_Q.device)
-        mask = torch.zeros(len(self.rows_Q), len(keys_S), dtype=dtype, device=self.rows_Q.device)
-        return mask.masked_fill_(keys_S > self.rows_Q[:, None], float("-inf"))
+        keys_S = torch.arange(self.keys.start, self.keys.stop, device=self.position_Q.device)
+        mask = torch.zeros(len(self.position_Q), len(keys_S), dtype=dtype, device=self.position_Q.device)
+        return mask.masked_fill_(keys_S > self.position_Q[:, None], float("-inf"))
 
 
-def make_blocks(rows_R: Tensor, bounds: tuple[int, ...]) -> list[Block]:
-    """Split ascending packed query rows into blocks that stay inside one sequence."""
-    cuts = torch.searchsorted(rows_R, torch.tensor(bounds, device=rows_R.device)).tolist()
+def make_blocks(queries: QueryPositions) -> list[Block]:
+    """Split the queries into blocks that stay inside one sequence."""
+    position_R = queries.position_R
+    cuts = torch.searchsorted(position_R, torch.tensor(queries.cu_seqlens, device=position_R.device)).tolist()
     blocks = []
-    for begin, first, last in zip(bounds[:-1], cuts[:-1], cuts[1:], strict=True):
+    for begin, first, last in zip(queries.cu_seqlens[:-1], cuts[:-1], cuts[1:], strict=True):
         for at in range(first, last, QUERY_BLOCK):
-            rows = slice(at, min(at + QUERY_BLOCK, last))
-            rows_Q = rows_R[rows]
-            keys = slice(begin, int(rows_Q[-1]) + 1)
-            blocks.append(Block(rows, keys, None if len(rows_Q) == keys.stop - keys.start else rows_Q))
+            part = slice(at, min(at + QUERY_BLOCK, last))
+            position_Q = position_R[part]
+            keys = slice(begin, int(position_Q[-1]) + 1)
+            # As many queries as keys: none was pruned, and the kernel's own causal order needs no mask.
+            blocks.append(Block(part, keys, None if len(position_Q) == keys.stop - keys.start else position_Q))
     return blocks
 
 
-def attend(query_RND: Tensor, keys_SKD: Tensor, values_SKD: Tensor, own: Own, rows: QueryRows) -> Tensor:
-    """Attention output ``[R, N, D]``, on any device.
+def attend(query_RAD: Tensor, key_SKD: Tensor, value_SKD: Tensor, draft_kv: DraftKV, queries: QueryPositions) -> Tensor:
+    """Attention output ``[R, A, D]``, on any device.
 
-    ``own`` holds one ``(key_RKD, value_RKD)`` per depth after the first, aligned with the query rows.
+    ``key_SKD`` and ``value_SKD`` are those of step 0; ``draft_kv`` holds the queries' own, a pair for each later step.
     """
-    blocks = make_blocks(rows.rows_R, rows.bounds)
-    flat = [tensor for pair in own for tensor in pair]
-    out: Tensor = _UnrollAttention.apply(query_RND, keys_SKD, values_SKD, blocks, *flat)  # type: ignore[no-untyped-call]
+    own = [states for pair in draft_kv for states in pair]
+    out: Tensor = _UnrollAttention.apply(query_RAD, key_SKD, value_SKD, make_blocks(queries), *own)  # type: ignore[no-untyped-call]
     return out
 
 
 class _UnrollAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, keys: Tensor, values: Tensor, blocks: list[Block], *own: Tensor) -> Tensor:
-        out_RND = torch.empty_like(query)
-        lse_RN = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
+    def forward(
+        ctx: Any, query: Tensor, keys: Tensor, values: Tensor, blocks: list[Block], *draft_kv: Tensor
+    ) -> Tensor:
+        out_RAD = torch.empty_like(query)
+        lse_RA = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
         for block in blocks:
             mask_QS = block.mask(query.dtype)
-            out, lse = _flash(_heads_first(query[block.rows]), keys[block.keys], values[block.keys], mask_QS)
-            out_RND[block.rows] = out[0].transpose(0, 1)
-            lse_RN[block.rows] = lse[0].transpose(0, 1)
-        if own:
-            out_RND, lse_RN = merge_own(query, out_RND, lse_RN, own)
+            out, lse = _flash(_heads_first(query[block.queries]), keys[block.keys], values[block.keys], mask_QS)
+            out_RAD[block.queries] = out[0].transpose(0, 1)
+            lse_RA[block.queries] = lse[0].transpose(0, 1)
+        if draft_kv:
+            out_RAD, lse_RA = merge_draft_kv(query, out_RAD, lse_RA, draft_kv)
         ctx.blocks = blocks
-        ctx.save_for_backward(query, keys, values, out_RND, lse_RN, *own)
-        return out_RND
+        ctx.save_for_backward(query, keys, values, out_RAD, lse_RA, *draft_kv)
+        return out_RAD
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, keys, values, out_RND, lse_RN, *own = ctx.saved_tensors
-        grad_RND = grads[0].contiguous()
-        d_query, d_keys, d_values = torch.empty_like(query), torch.zeros_like(keys), torch.zeros_like(values)
+        query, keys, values, out_RAD, lse_RA, *draft_kv = ctx.saved_tensors
+        grad_RAD = grads[0].contiguous()
+        d_query = torch.empty_like(query)
+        d_keys = torch.zeros_like(keys)
+        d_values = torch.zeros_like(values)
         for block in ctx.blocks:
             dq, dk, dv = _flash_backward(
-                _heads_first(grad_RND[block.rows]),
-                _heads_first(query[block.rows]),
+                _heads_first(grad_RAD[block.queries]),
+                _heads_first(query[block.queries]),
                 keys[block.keys],
                 values[block.keys],
-                _heads_first(out_RND[block.rows]),
-                lse_RN[block.rows].transpose(0, 1)[None].contiguous(),
+                _heads_first(out_RAD[block.queries]),
+                lse_RA[block.queries].transpose(0, 1)[None].contiguous(),
                 block.mask(query.dtype),
             )
-            d_query[block.rows] = dq[0].transpose(0, 1)
+            d_query[block.queries] = dq[0].transpose(0, 1)
             d_keys[block.keys] += dk[0].transpose(0, 1)
             d_values[block.keys] += dv[0].transpose(0, 1)
-        d_own = _own_backward(query, out_RND, lse_RN, grad_RND, own, d_query)
-        return (d_query, d_keys, d_values, None, *d_own)
+        d_draft_kv = _draft_kv_backward(query, out_RAD, lse_RA, grad_RAD, draft_kv, d_query)
+        return (d_query, d_keys, d_values, None, *d_draft_kv)
 
 
-def _heads_first(x_RND: Tensor) -> Tensor:
-    return x_RND.transpose(0, 1)[None]
+def _heads_first(x_RAD: Tensor) -> Tensor:
+    return x_RAD.transpose(0, 1)[None]
 
 
-def _grouped(x_RND: Tensor, groups: int) -> Tensor:
-    """Heads split by the key/value head that they read: ``[R, K, N/K, D]``."""
-    split: Tensor = x_RND.unflatten(1, (groups, -1))
+def _grouped(x_RAD: Tensor, kv_heads: int) -> Tensor:
+    """Query heads split by the key/value head that they read: ``[R, K, G, D]``, G = A/K."""
+    split: Tensor = x_RAD.unflatten(1, (kv_heads, -1))
     return split
 
 
-def _own_scores(query: Tensor, own_keys: list[Tensor]) -> Tensor:
-    """Scaled scores of each row against its own keys, ``[J, R, N]``, fp32."""
-    q = _grouped(query, own_keys[0].shape[1]).float()
-    scores = [(q * key.float()[:, :, None]).sum(-1).flatten(1) for key in own_keys]
+def _draft_scores(query: Tensor, draft_keys: list[Tensor]) -> Tensor:
+    """Scaled scores of each query against its own keys, ``[J, R, A]``, fp32.
+
+    Row-wise products: query p never meets the keys that another position made at a later step.
+    """
+    query_RKGD = _grouped(query, draft_keys[0].shape[1]).float()
+    scores = [(query_RKGD * key.float()[:, :, None]).sum(-1).flatten(1) for key in draft_keys]
     return torch.stack(scores) * float(query.shape[-1] ** -0.5)
 
 
-def merge_own(query: Tensor, out: Tensor, lse_RN: Tensor, own: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp of one softmax over the depth-0 keys, given their own, and the rows' own keys.
+def merge_draft_kv(query: Tensor, out: Tensor, lse_RA: Tensor, draft_kv: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of one softmax over step-0 keys and own keys, given those of the step-0 keys alone.
 
-    ``own`` holds keys and values in turn: ``key_1, value_1, key_2, ...``.
+    With ``Z = exp(lse)`` of either part, the joint output is ``(Z_0 out_0 + sum_j exp(s_j) v_j) / (Z_0 + sum_j
+    exp(s_j))``. ``draft_kv`` holds keys and values in turn: ``key_1, value_1, key_2, ...``.
     """
-    keys, values = list(own[0::2]), list(own[1::2])
-    scores_JRN = _own_scores(query, keys)
-    total_RN = torch.logaddexp(lse_RN, torch.logsumexp(scores_JRN, 0))
-    merged = out.float() * (lse_RN - total_RN).exp()[..., None]
-    weights_JRN = (scores_JRN - total_RN).exp()
-    for weight_RN, value in zip(weights_JRN, values, strict=True):
-        part = _grouped(weight_RN[..., None], value.shape[1]) * value.float()[:, :, None]
+    keys = list(draft_kv[0::2])
+    values = list(draft_kv[1::2])
+    scores_JRA = _draft_scores(query, keys)
+    total_RA = torch.logaddexp(lse_RA, torch.logsumexp(scores_JRA, 0))
+    merged = out.float() * (lse_RA - total_RA).exp()[..., None]
+    weights_JRA = (scores_JRA - total_RA).exp()
+    for weight_RA, value in zip(weights_JRA, values, strict=True):
+        part = _grouped(weight_RA[..., None], value.shape[1]) * value.float()[:, :, None]
         merged += part.flatten(1, 2)
-    return merged.to(out.dtype), total_RN
+    return merged.to(out.dtype), total_RA
 
 
-def _own_backward(
-    query: Tensor, out: Tensor, lse_RN: Tensor, grad: Tensor, own: list[Tensor], d_query: Tensor
+def _draft_kv_backward(
+    query: Tensor, out: Tensor, lse_RA: Tensor, grad: Tensor, draft_kv: list[Tensor], d_query: Tensor
 ) -> list[Tensor]:
-    """Gradients of the own keys and values; adds their part to ``d_query`` in place."""
-    if not own:
+    """Gradients of the own keys and values; adds their part to ``d_query`` in place.
+
+    The softmax's backward at each own key: ``w = exp(s - lse)``, ``ds = w (grad . v - delta)`` with
+    ``delta = grad . out``; then ``dk = ds q``, ``dv = w grad`` (summed over the query heads of a key/value head).
+    """
+    if not draft_kv:
         return []
-    keys, values, groups = own[0::2], own[1::2], own[0].shape[1]
+    keys = draft_kv[0::2]
+    values = draft_kv[1::2]
+    kv_heads = keys[0].shape[1]
     scale = query.shape[-1] ** -0.5
-    weights_JRN = (_own_scores(query, keys) - lse_RN).exp()
-    delta_RN = (grad.float() * out.float()).sum(-1)
-    grad_RKGD, query_RKGD = _grouped(grad, groups).float(), _grouped(query, groups).float()
-    found = []
-    for weight_RN, key, value in zip(weights_JRN, keys, values, strict=True):
-        weight_RKG1 = _grouped(weight_RN[..., None], groups)
+    weights_JRA = (_draft_scores(query, keys) - lse_RA).exp()
+    delta_RA = (grad.float() * out.float()).sum(-1)
+    grad_RKGD = _grouped(grad, kv_heads).float()
+    query_RKGD = _grouped(query, kv_heads).float()
+    gradients = []
+    for weight_RA, key, value in zip(weights_JRA, keys, values, strict=True):
+        weight_RKG1 = _grouped(weight_RA[..., None], kv_heads)
         d_weight = (grad_RKGD * value.float()[:, :, None]).sum(-1, keepdim=True)
-        d_score = weight_RKG1 * (d_weight - _grouped(delta_RN[..., None], groups)) * scale
+        d_score = weight_RKG1 * (d_weight - _grouped(delta_RA[..., None], kv_heads)) * scale
         d_query += (d_score * key.float()[:, :, None]).flatten(1, 2).to(d_query.dtype)
-        found += [(d_score * query_RKGD).sum(2).to(key.dtype), (weight_RKG1 * grad_RKGD).sum(2).to(value.dtype)]
-    return found
+        gradients.append((d_score * query_RKGD).sum(2).to(key.dtype))
+        gradients.append((weight_RKG1 * grad_RKGD).sum(2).to(value.dtype))
+    return gradients
 
 
 def _on_cpu(x: Tensor) -> bool:
@@ -177,7 +202,7 @@ def _on_cpu(x: Tensor) -> bool:
 
 
 def _flash(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Output ``[1, N, Q, D]`` and log-sum-exp ``[1, N, Q]`` of causal attention over depth-0 keys."""
+    """Output ``[1, A, Q, D]`` and log-sum-exp ``[1, A, Q]`` of causal attention over step-0 keys."""
     if _on_cpu(query):
         # In fp32 whatever the states are: the CPU kernel's low-precision backward is four times slower.
         q, k, v = query.float(), _for_cpu(keys, query), _for_cpu(values, query)

@@ -1,19 +1,23 @@
 """Losses between target and draft over the draft vocabulary, with no logits kept.
 
-All depths' rows that share a teacher position are scored together, a chunk of positions at a time: the teacher's
-probabilities are made once per position, and the loss, its gradient for the hidden rows and its gradient for the head
-come out of the same pass. Memory holds one chunk of logits, whatever the number of depths.
+All steps' positions that share a teacher position are scored together, a chunk of teacher positions at a time: the
+teacher's probabilities are made once per position, not once per step, and the loss, its gradient for the hidden states
+and its gradient for the head come out of the same pass. Memory holds one chunk of logits, whatever the number of steps.
 
-Per row, with the draft's probabilities q, the teacher's p over the whole vocabulary and t = p restricted to the draft
-vocabulary and normalised again, the loss is a weighted sum of three terms:
+Per position, with the draft's probabilities q, the teacher's p over the whole vocabulary and t = p restricted to the
+draft vocabulary and normalised again, the loss is a weighted sum of three terms:
 
     cross-entropy      -sum_v t_v log q_v                       (forward KL up to a constant; the default)
     total variation    1 - rate,  rate = sum_v min(p_v, q_v)    (rate: the chance that a sampled token is accepted)
-    log rate           -log rate                                (LK, "acceptance-based"; 0 for a row whose rate is 0)
+    log rate           -log rate                                (LK, "acceptance-based"; 0 where the rate is 0)
+
+The shape legend is in ``models/draft.py``.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,25 +26,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eagle3cli.backends.target.logits import Head
-from eagle3cli.training.ttt.positions import RowPlan
+from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
+from eagle3cli.settings.training import TrainSettings
+from eagle3cli.training.ttt.unroll import PositionPlan
 
 CHUNK_ELEMENTS = 4_000_000
-"""Logits of one depth that exist at once, unless the settings say otherwise (16 MB in fp32)."""
+"""Logits of one step that exist at once, unless the settings say otherwise (16 MB in fp32)."""
 
 
 @dataclass(frozen=True)
-class TermWeights:
-    """Weight of each term at each depth, for a sum over rows."""
+class LossWeights:
+    """Weight of each term at each step of the unroll, for a sum over positions."""
 
     cross_entropy_T: list[float]
     total_variation_T: list[float]
     log_rate_T: list[float]
+    follow_rates: bool = False
+    """Whether the next training step's weights depend on this one's acceptance rates."""
 
     @classmethod
-    def of_cross_entropy(cls, depth_weights: list[float]) -> TermWeights:
+    def of_cross_entropy(cls, decay_T: list[float]) -> LossWeights:
         """Cross-entropy alone."""
-        zeros = [0.0] * len(depth_weights)
-        return cls(depth_weights, zeros, zeros)
+        zeros = [0.0] * len(decay_T)
+        return cls(decay_T, zeros, zeros)
 
     @property
     def need_rates(self) -> bool:
@@ -48,18 +56,47 @@ class TermWeights:
         return any(self.total_variation_T) or any(self.log_rate_T)
 
 
+def loss_weights(settings: TrainSettings, rates_T: Sequence[float]) -> LossWeights:
+    """The weights of one training step; ``rates_T`` are the acceptance rates of the one before, empty at the start.
+
+    ``mix`` weighs cross-entropy against total variation by ``k_i = scale * exp(-decay * rate_i)`` (LK losses), where
+    ``rate_i`` is the mean acceptance rate of step i of the unroll in the training step before: a constant within a
+    training step, so that accumulated micro batches give what the large batch gives.
+    """
+    decay_T = [settings.loss_decay**i for i in range(settings.ttt_length)]
+    zeros = [0.0] * len(decay_T)
+    if settings.loss == "kl":
+        return LossWeights.of_cross_entropy(decay_T)
+    if settings.loss == "tv":
+        return LossWeights(zeros, decay_T, zeros)
+    if settings.loss == "lk":
+        return LossWeights(zeros, zeros, decay_T)
+    share_T = [settings.kl_scale * math.exp(-settings.kl_decay * rate) for rate in rates_T or zeros]
+    kl_T = [decay * share for decay, share in zip(decay_T, share_T, strict=True)]
+    tv_T = [decay - kl for decay, kl in zip(decay_T, kl_T, strict=True)]
+    return LossWeights(kl_T, tv_T, zeros, follow_rates=True)
+
+
 @dataclass(frozen=True)
-class DepthSums:
-    """Sums over the kept rows of every depth, ``[T]`` each; tensors, so that nobody waits for them."""
+class LossSums:
+    """Sums over the positions with loss at every step, ``[T]`` each; tensors, so that nobody waits for them."""
 
     loss_T: Tensor
     """Sum of the cross-entropies (nats)."""
     correct_T: Tensor
-    """Rows whose most likely draft token is the answer."""
+    """Positions whose most likely draft token is the answer."""
     rate_T: Tensor
     """Sum of the acceptance rates; zeros where the teacher has no whole head."""
     log_rate_T: Tensor
     """Sum of their logarithms."""
+
+
+def mean_rates(sums: Sequence[LossSums], with_loss_T: Sequence[int], ranks: Ranks = SINGLE_PROCESS) -> list[float]:
+    """Mean acceptance rate of every step over all micro batches and ranks; nothing where no position carried loss."""
+    if not any(with_loss_T):
+        return []
+    mine_T = torch.stack([part.rate_T for part in sums]).sum(0).tolist() if sums else [0.0] * len(with_loss_T)
+    return [rate / max(1, count) for rate, count in zip(ranks.all_reduce_sum(mine_T), with_loss_T, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -72,59 +109,65 @@ class Teacher:
     """Target token by packed teacher position that counts as right."""
     head: Head
     """The target's head, restricted to the draft vocabulary."""
-    draft_ids_Vd: Tensor
+    draft_ids_W: Tensor
     """Target token of every draft token."""
     whole_head: Head | None = None
     """The target's whole head, for acceptance rates."""
 
 
-def depth_losses(
+def ttt_loss(
     normed: list[Tensor],
-    head_weight_VdH: Tensor,
+    head_weight_WH: Tensor,
     teacher: Teacher,
-    plan: RowPlan,
-    weights: TermWeights,
+    plan: PositionPlan,
+    weights: LossWeights,
     chunk: int = CHUNK_ELEMENTS,
-) -> tuple[Tensor, DepthSums]:
-    """The weighted sum of all terms over all kept rows (differentiable, not normalised), and the sums behind it.
+) -> tuple[Tensor, LossSums]:
+    """The weighted sum of all terms over all positions with loss (differentiable, not normalised), and its sums.
 
-    ``chunk`` logits of one depth exist at once.
+    ``normed`` holds the normed hidden states ``[L, H]`` of every step; ``chunk`` logits of one step exist at once.
     """
     assert teacher.whole_head is not None or not weights.need_rates, "acceptance rates need the whole head"
-    found = _FusedHead.apply(head_weight_VdH, teacher, plan, weights, chunk, *normed)  # type: ignore[no-untyped-call]
-    total, *sums = found
-    return total, DepthSums(*sums)
+    total, *sums = _FusedHead.apply(head_weight_WH, teacher, plan, weights, chunk, *normed)  # type: ignore[no-untyped-call]
+    return total, LossSums(*sums)
 
 
 class _FusedHead(torch.autograd.Function):
+    """Head and loss in one: the gradients of both are made while the logits are there, in the forward pass.
+
+    Backward only scales them. So no logits are kept between the passes, and none are made twice.
+    """
+
     @staticmethod
     def forward(
-        ctx: Any, head: Tensor, teacher: Teacher, plan: RowPlan, weights: TermWeights, chunk: int, *normed: Tensor
+        ctx: Any, head: Tensor, teacher: Teacher, plan: PositionPlan, weights: LossWeights, chunk: int, *normed: Tensor
     ) -> tuple[Tensor, ...]:
-        training, head_trains = any(ctx.needs_input_grad), ctx.needs_input_grad[0]
-        sums = DepthSums(*torch.zeros(4, len(normed), dtype=torch.float32, device=head.device))
-        d_head = torch.zeros_like(head, dtype=torch.float32) if head_trains else None
-        d_normed = [torch.empty_like(rows) for rows in normed] if training else []
+        training = any(ctx.needs_input_grad)
+        sums = LossSums(*torch.zeros(4, len(normed), dtype=torch.float32, device=head.device))
+        d_head = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        d_normed = [torch.empty_like(states_LH) for states_LH in normed] if training else []
         width = len(teacher.whole_head or head)
-        for chunk_U in _teacher_positions(plan).split(max(1, chunk // width)):
-            teach_UV, whole_UV = _teach(teacher, chunk_U, head.dtype)
-            for depth, (rows, hidden) in enumerate(zip(plan.depths, normed, strict=True)):
-                part = _part(rows.teacher_r, chunk_U)
+        for position_U in _teacher_positions(plan).split(max(1, chunk // width)):
+            teacher_UW, whole_UW = _teacher_probabilities(teacher, position_U, head.dtype)
+            for step, (positions, states_LH) in enumerate(zip(plan.steps, normed, strict=True)):
+                part = _in_chunk(positions.teacher_L, position_U)
                 if part.start == part.stop:
                     continue
-                at_r = torch.searchsorted(chunk_U, rows.teacher_r[part])
-                answer_r = teacher.answer_N[rows.teacher_r[part]]
-                teach_rV, whole_rV = _rows(teach_UV, at_r), None if whole_UV is None else _rows(whole_UV, at_r)
-                logits_rV = F.linear(hidden[part], head).float()
-                probability_rV, best_r = _score(logits_rV, teach_rV, sums, depth)
-                sums.correct_T[depth] += (teacher.draft_ids_Vd[best_r] == answer_r).sum()
-                error_rV, scale = _error(probability_rV, teach_rV, whole_rV, weights, sums, depth)
-                if training:
-                    error_rV = error_rV.to(head.dtype)
-                    if d_head is not None:
-                        _add_product(d_head, error_rV.T, hidden[part] * scale)
-                    torch.mm(error_rV, head, out=d_normed[depth][part])
-                    d_normed[depth][part] *= scale
+                teacher_L = positions.teacher_L[part]
+                at_L = torch.searchsorted(position_U, teacher_L)
+                teacher_LW = _rows(teacher_UW, at_L)
+                whole_LW = None if whole_UW is None else _rows(whole_UW, at_L)
+                logits_LW = F.linear(states_LH[part], head).float()
+                draft_LW, best_L = _score(logits_LW, teacher_LW, sums, step)
+                sums.correct_T[step] += (teacher.draft_ids_W[best_L] == teacher.answer_N[teacher_L]).sum()
+                d_logits_LW, scale = _d_logits(draft_LW, teacher_LW, whole_LW, weights, sums, step)
+                if not training:
+                    continue
+                d_logits_LW = d_logits_LW.to(head.dtype)
+                if d_head is not None:
+                    _add_product(d_head, d_logits_LW.T, states_LH[part] * scale)
+                torch.mm(d_logits_LW, head, out=d_normed[step][part])
+                d_normed[step][part] *= scale
         ctx.save_for_backward(*d_normed, *([d_head] if d_head is not None else []))
         parts = (sums.loss_T, sums.correct_T, sums.rate_T, sums.log_rate_T)
         ctx.mark_non_differentiable(*parts)
@@ -138,62 +181,68 @@ class _FusedHead(torch.autograd.Function):
         return (d_head, None, None, None, None, *(d * scale for d in d_normed))
 
 
-def _teach(teacher: Teacher, chunk_U: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def _teacher_probabilities(teacher: Teacher, position_U: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """The teacher's probabilities of the draft tokens: normalised over the draft vocabulary, and over the whole one."""
-    last_UH = teacher.last_NH[chunk_U].to(dtype)
-    logits_UV = teacher.head(last_UH).float()
-    whole_UV = None
+    last_UH = teacher.last_NH[position_U].to(dtype)
+    logits_UW = teacher.head(last_UH).float()
+    whole_UW = None
     if teacher.whole_head is not None:
         lse_U1 = torch.logsumexp(teacher.whole_head(last_UH).float(), -1, keepdim=True)
-        whole_UV = (logits_UV - lse_U1).exp()
-    return F.softmax(logits_UV, -1), whole_UV
+        whole_UW = (logits_UW - lse_U1).exp()
+    return F.softmax(logits_UW, -1), whole_UW
 
 
-def _rows(by_position_UV: Tensor, at_r: Tensor) -> Tensor:
-    return by_position_UV if len(at_r) == len(by_position_UV) else by_position_UV[at_r]
+def _rows(by_position_UW: Tensor, at_L: Tensor) -> Tensor:
+    """The rows of these positions; the table itself where they are all of them, which saves a copy of it."""
+    return by_position_UW if len(at_L) == len(by_position_UW) else by_position_UW[at_L]
 
 
-def _score(logits_rV: Tensor, teach_rV: Tensor, sums: DepthSums, depth: int) -> tuple[Tensor, Tensor]:
-    """The draft's probabilities and best tokens; adds the rows' cross-entropy to the sums."""
-    top_r, best_r = logits_rV.max(-1)
-    probability_rV = F.softmax(logits_rV, -1)
-    # log-sum-exp of a row, from its largest logit and that logit's probability.
-    lse_r = top_r - probability_rV.gather(1, best_r[:, None])[:, 0].log()
-    sums.loss_T[depth] += lse_r.sum() - torch.dot(teach_rV.flatten(), logits_rV.flatten())
-    return probability_rV, best_r
+def _score(logits_LW: Tensor, teacher_LW: Tensor, sums: LossSums, step: int) -> tuple[Tensor, Tensor]:
+    """The draft's probabilities and best tokens; adds the positions' cross-entropy to the sums.
+
+    ``-sum_v t_v log q_v = lse - sum_v t_v z_v``, since t sums to 1: one dot product, and no log-probabilities.
+    """
+    top_L, best_L = logits_LW.max(-1)
+    draft_LW = F.softmax(logits_LW, -1)
+    # log-sum-exp from the largest logit and that logit's probability: the softmax has made the sum already.
+    lse_L = top_L - draft_LW.gather(1, best_L[:, None])[:, 0].log()
+    sums.loss_T[step] += lse_L.sum() - torch.dot(teacher_LW.flatten(), logits_LW.flatten())
+    return draft_LW, best_L
 
 
-def _error(
-    probability_rV: Tensor, teach_rV: Tensor, whole_rV: Tensor | None, weights: TermWeights, sums: DepthSums, depth: int
+def _d_logits(
+    draft_LW: Tensor, teacher_LW: Tensor, whole_LW: Tensor | None, weights: LossWeights, sums: LossSums, step: int
 ) -> tuple[Tensor, float]:
-    """d(loss)/d(logits) up to a factor, and that factor. May overwrite ``probability_rV``.
+    """d(loss)/d(logits) up to a factor, and that factor. May overwrite ``draft_LW``.
 
     d(CE)/dz = q - t;  d(rate)/dz_j = q_j ([q_j < p_j] - sum_v q_v [q_v < p_v]).
+
+    The factor is left out of the large matrix, where it would cost a pass over it, and goes to the small ones.
     """
-    cross_entropy = weights.cross_entropy_T[depth]
-    if whole_rV is None:
-        return probability_rV.sub_(teach_rV), cross_entropy
-    below_rV = probability_rV < whole_rV
-    rate_r = torch.where(below_rV, probability_rV, whole_rV).sum(-1)
-    log_rate_r = torch.where(rate_r > 0, rate_r.log(), 0.0)
-    sums.rate_T[depth] += rate_r.sum()
-    sums.log_rate_T[depth] += log_rate_r.sum()
+    cross_entropy = weights.cross_entropy_T[step]
+    if whole_LW is None:
+        return draft_LW.sub_(teacher_LW), cross_entropy
+    below_LW = draft_LW < whole_LW
+    rate_L = torch.where(below_LW, draft_LW, whole_LW).sum(-1)
+    log_rate_L = torch.where(rate_L > 0, rate_L.log(), 0.0)
+    sums.rate_T[step] += rate_L.sum()
+    sums.log_rate_T[step] += log_rate_L.sum()
     if not weights.need_rates:
-        return probability_rV.sub_(teach_rV), cross_entropy
-    inverse_r = torch.where(rate_r > 0, 1.0 / rate_r, 0.0)
-    pull_r = weights.total_variation_T[depth] + weights.log_rate_T[depth] * inverse_r
-    share_r = (probability_rV * below_rV).sum(-1)
-    d_rate_rV = probability_rV * (below_rV.float() - share_r[:, None])
-    error_rV = probability_rV.sub_(teach_rV).mul_(cross_entropy)
-    return error_rV.addcmul_(d_rate_rV, pull_r[:, None].expand_as(d_rate_rV), value=-1.0), 1.0
+        return draft_LW.sub_(teacher_LW), cross_entropy
+    inverse_L = torch.where(rate_L > 0, 1.0 / rate_L, 0.0)
+    pull_L = weights.total_variation_T[step] + weights.log_rate_T[step] * inverse_L
+    share_L = (draft_LW * below_LW).sum(-1)
+    d_rate_LW = draft_LW * (below_LW.float() - share_L[:, None])
+    d_logits_LW = draft_LW.sub_(teacher_LW).mul_(cross_entropy)
+    return d_logits_LW.addcmul_(d_rate_LW, pull_L[:, None].expand_as(d_rate_LW), value=-1.0), 1.0
 
 
-def _total(plan: RowPlan, weights: TermWeights, sums: DepthSums) -> Tensor:
+def _total(plan: PositionPlan, weights: LossWeights, sums: LossSums) -> Tensor:
     """The weighted sum of all terms."""
-    kept_T = torch.tensor([float(len(rows.kept_r)) for rows in plan.depths], device=sums.loss_T.device)
+    with_loss_T = torch.tensor([float(len(step.loss_L)) for step in plan.steps], device=sums.loss_T.device)
     terms = (
         (weights.cross_entropy_T, sums.loss_T),
-        (weights.total_variation_T, kept_T - sums.rate_T),
+        (weights.total_variation_T, with_loss_T - sums.rate_T),
         (weights.log_rate_T, -sums.log_rate_T),
     )
     total = torch.zeros((), device=sums.loss_T.device)
@@ -211,25 +260,25 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _teacher_positions(plan: RowPlan) -> Tensor:
-    """All packed positions that teach some row, ascending."""
-    positions: Tensor = torch.cat([rows.teacher_r for rows in plan.depths]).unique()
-    return positions
+def _teacher_positions(plan: PositionPlan) -> Tensor:
+    """All packed positions that teach some position at some step, ascending."""
+    position_U: Tensor = torch.cat([step.teacher_L for step in plan.steps]).unique()
+    return position_U
 
 
-def _part(teacher_r: Tensor, chunk_U: Tensor) -> slice:
-    """The rows whose teacher lies in the chunk; teachers ascend within a depth."""
-    low = int(torch.searchsorted(teacher_r, chunk_U[0]))
-    high = int(torch.searchsorted(teacher_r, chunk_U[-1], right=True))
+def _in_chunk(teacher_L: Tensor, position_U: Tensor) -> slice:
+    """The positions whose teacher lies in the chunk; teachers ascend within a step, so they are a slice."""
+    low = int(torch.searchsorted(teacher_L, position_U[0]))
+    high = int(torch.searchsorted(teacher_L, position_U[-1], right=True))
     return slice(low, high)
 
 
 @torch.no_grad()
-def best_tokens(normed: list[Tensor], head_weight_VdH: Tensor, draft_ids_Vd: Tensor) -> list[Tensor]:
-    """The draft's most likely token for the kept rows of every depth, as target tokens, in chunks of rows."""
-    found = []
-    size = max(1, CHUNK_ELEMENTS // len(head_weight_VdH))
-    for hidden in normed:
-        parts = [F.linear(part, head_weight_VdH).argmax(-1) for part in hidden.split(size)]
-        found.append(draft_ids_Vd[torch.cat(parts)])
-    return found
+def best_tokens(normed: list[Tensor], head_weight_WH: Tensor, draft_ids_W: Tensor) -> list[Tensor]:
+    """The draft's most likely token for the positions of every step, as target tokens, some positions at a time."""
+    tokens = []
+    size = max(1, CHUNK_ELEMENTS // len(head_weight_WH))
+    for states_LH in normed:
+        parts = [F.linear(part, head_weight_WH).argmax(-1) for part in states_LH.split(size)]
+        tokens.append(draft_ids_W[torch.cat(parts)])
+    return tokens

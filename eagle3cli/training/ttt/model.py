@@ -1,42 +1,66 @@
-"""From a batch to its loss."""
+"""From a batch to its loss: which positions count, the unroll over them, and the loss of every step."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from eagle3cli.backends.batches.batch import TargetBatch
+from eagle3cli.backends.target.logits import Head
 from eagle3cli.models.draft import Draft
-from eagle3cli.training.ttt.loss import CHUNK_ELEMENTS, DepthSums, Teacher, TermWeights, depth_losses
-from eagle3cli.training.ttt.positions import RowPlan
-from eagle3cli.training.ttt.unroll import Attend, unroll
+from eagle3cli.training.ttt.loss import CHUNK_ELEMENTS, LossSums, LossWeights, Teacher, ttt_loss
+from eagle3cli.training.ttt.unroll import Attend, PositionPlan, unroll
 
 
-class Forward(nn.Module):
-    """Unroll and loss as one module, so that weights that are kept in shards are whole inside of it."""
+@dataclass(frozen=True)
+class TargetWeights:
+    """The weights of the frozen target that training reads."""
 
-    def __init__(self, draft: Draft, attend: Attend, *, recompute: bool = False, chunk: int = CHUNK_ELEMENTS) -> None:
+    embedding_VH: Tensor
+    draft_head: Head
+    """The target's head, restricted to the draft vocabulary."""
+    whole_head: Head | None = None
+    """The target's whole head; only losses with acceptance rates read it."""
+
+
+class TTTModel(nn.Module):
+    """Unroll and loss as one module, so that FSDP has weights whole inside of it that lie in shards outside."""
+
+    def __init__(
+        self,
+        draft: Draft,
+        target: TargetWeights,
+        attend: Attend,
+        *,
+        recompute: bool = False,
+        chunk: int = CHUNK_ELEMENTS,
+    ) -> None:
         super().__init__()
-        self.draft, self.attend, self.recompute, self.chunk = draft, attend, recompute, chunk
+        self.draft = draft
+        self.target = target
+        self.attend = attend
+        self.recompute = recompute
+        self.chunk = chunk
 
-    def forward(
-        self, batch: TargetBatch, plan: RowPlan, teacher: Teacher, embedding_VH: Tensor, weights: TermWeights
-    ) -> tuple[Tensor, DepthSums]:
-        """The weighted sum of the losses over all kept rows, and the sums behind it."""
-        draft = self.draft
+    def forward(self, batch: TargetBatch, plan: PositionPlan, weights: LossWeights) -> tuple[Tensor, LossSums]:
+        """The weighted sum of the losses over all positions with loss, and the sums behind it."""
+        draft, target = self.draft, self.target
         normed = unroll(
             draft,
             batch.token_ids_N,
             batch.aux_NC.to(draft.fc.weight.dtype),
-            draft.embedding(embedding_VH),
+            target.embedding_VH,
             plan,
             attend=self.attend,
             recompute=self.recompute,
         )
-        return depth_losses(normed, draft.lm_head.weight, teacher, plan, weights, self.chunk)
+        teacher = Teacher(batch.last_NH, batch.top_N, target.draft_head, draft.draft_ids, target.whole_head)
+        return ttt_loss(normed, draft.lm_head.weight, teacher, plan, weights, self.chunk)
 
-    def nothing(self) -> Tensor:
-        """Zero, with a zero gradient for every trained weight."""
+    def zero_loss(self) -> Tensor:
+        """Zero, with a zero gradient for every trained weight: the pass of a rank that has no rows."""
         trained = [weight for weight in self.draft.parameters() if weight.requires_grad]
         total = torch.zeros((), device=trained[0].device)
         for weight in trained:

@@ -1,14 +1,17 @@
-"""The training-time unroll: the draft applied to its own hidden states, depth after depth.
+"""The training-time unroll: the draft applied to its own hidden states, step after step (EAGLE-3, arXiv 2503.01840).
 
-One packed batch goes through ``depths`` applications of the draft's layer. Knows which rows are alive from a RowPlan,
-and nothing about losses, teachers or optimisers. The dense reference that it must equal is
-``tests/training/ttt/dense.py``.
+At step i position p has read tokens up to ``x_{p+1+i}`` and predicts ``x_{p+2+i}``; its teacher is the target's
+distribution at position ``p+1+i``. The first half of this file decides which positions are computed at each step, the
+second half computes them. Knows nothing about losses, teachers or optimizers. The dense reference that it must equal
+is ``tests/training/ttt/dense.py``; the shape legend is in ``models/draft.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,28 +19,147 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from eagle3cli.models.draft import Draft, rotate
-from eagle3cli.training.ttt.attention import Own, QueryRows, attend
-from eagle3cli.training.ttt.positions import DepthRows, RowPlan
+from eagle3cli.training.ttt.attention import DraftKV, KeyValue, QueryPositions, attend
 
-Attend = Callable[[Tensor, Tensor, Tensor, Own, QueryRows], Tensor]
-KeyValue = tuple[Tensor, Tensor]
+Alignment = Literal["serving", "specforge"]
+Attend = Callable[[Tensor, Tensor, Tensor, DraftKV, QueryPositions], Tensor]
+
+
+@dataclass(frozen=True)
+class StepPositions:
+    """The positions of one step of the unroll.
+
+    A position *carries loss* at a step where its answer counts. It is *computed* at a step where it carries loss then
+    or at a later step: the others are left out, and no loss or gradient changes, since a position at step 1 or later
+    reads of others only their step-0 keys and values.
+    """
+
+    position_R: Tensor
+    """Packed position of every one that is computed, ascending."""
+    parent_R: Tensor
+    """Index of each in the ``position_R`` of the step before (at step 0: the packed position itself)."""
+    loss_L: Tensor
+    """Indices into ``position_R`` of those that carry loss."""
+    teacher_L: Tensor
+    """Packed position of the teacher of each of those."""
+    counted: int
+    """Positions whose accuracy counts: with loss, or with an answer that the draft vocabulary cannot express."""
+
+
+@dataclass(frozen=True)
+class PositionPlan:
+    """The positions of every step for one packed batch."""
+
+    steps: tuple[StepPositions, ...]
+    cu_seqlens: tuple[int, ...]
+    last_position: int
+    """Positions after this one are read by nobody."""
+
+    @property
+    def with_loss(self) -> int:
+        """Positions that carry loss at step 0: what the loss of a training step is divided by."""
+        return len(self.steps[0].loss_L)
+
+    @property
+    def empty(self) -> bool:
+        """No position carries loss at any step."""
+        return self.last_position < 0
+
+
+def masked_positions(loss_mask_N: Tensor, cu_seqlens: tuple[int, ...], ttt_length: int, alignment: Alignment) -> Tensor:
+    """Whether position p counts at step i by the loss mask m alone, ``[T, N]`` bool.
+
+    serving: ``m_{p+1} .. m_{p+2+i}`` are all 1, the states in which a server asks the draft while it decodes a reply.
+    specforge: ``m_{p+i}`` is 1 and the teacher's position is inside the sequence.
+    """
+    size = len(loss_mask_N)
+    position_N = torch.arange(size, device=loss_mask_N.device)
+    bounds = torch.tensor(cu_seqlens, device=loss_mask_N.device)
+    end_N = torch.repeat_interleave(bounds[1:], bounds[1:] - bounds[:-1])
+
+    def ahead(offset: int, limit: int) -> Tensor:
+        """``m_{p+offset}``, False where ``p+limit`` is past the position's sequence."""
+        inside_N = position_N + limit < end_N
+        return loss_mask_N[(position_N + offset).clamp(max=size - 1)] & inside_N
+
+    if alignment == "specforge":
+        return torch.stack([ahead(i, i + 1) for i in range(ttt_length)])
+    run_N = ahead(1, 1)
+    runs = []
+    for i in range(ttt_length):
+        run_N = run_N & ahead(2 + i, 2 + i)
+        runs.append(run_N)
+    return torch.stack(runs)
+
+
+def draw_anchors(
+    rows: Sequence[int], cu_seqlens: tuple[int, ...], fraction: float, *, seed: int, step: int
+) -> Tensor | None:
+    """A random share of a packed batch's positions, ``[N]`` bool on the CPU; None where the share is all.
+
+    Drawn sequence by sequence from seed, training step and row number, so it does not depend on how a batch is cut.
+    """
+    if fraction == 1.0:
+        return None
+    draws = []
+    for row, begin, end in zip(rows, cu_seqlens[:-1], cu_seqlens[1:], strict=True):
+        generator = torch.Generator().manual_seed(((seed * 1_000_003 + step) * 1_000_003 + row) % 2**63)
+        draws.append(torch.rand(end - begin, generator=generator) < fraction)
+    return torch.cat(draws)
+
+
+def plan_positions(
+    loss_mask_N: Tensor,
+    cu_seqlens: tuple[int, ...],
+    expressible_N: Tensor,
+    ttt_length: int,
+    alignment: Alignment,
+    anchors_N: Tensor | None = None,
+) -> PositionPlan:
+    """Decide the positions of every step.
+
+    ``expressible_N`` says whether the answer of a teacher position is in the draft vocabulary; a position whose answer
+    is not carries no loss, but may be computed for later steps. ``anchors_N`` (bool) names the only positions that may
+    carry loss; None is all.
+    """
+    masked_TN = masked_positions(loss_mask_N, cu_seqlens, ttt_length, alignment)
+    if anchors_N is not None:
+        masked_TN &= anchors_N.to(masked_TN.device)
+    size = len(loss_mask_N)
+    position_N = torch.arange(size, device=loss_mask_N.device)
+    answer_TN = torch.stack([(position_N + 1 + i).clamp(max=size - 1) for i in range(ttt_length)])
+    loss_TN = masked_TN & expressible_N[answer_TN]
+    # Computed at step i: loss at step i or later. With half of the tokens masked, half of the work goes.
+    computed_TN = loss_TN.flip(0).cumsum(0).flip(0) > 0
+    steps = []
+    before_R = position_N
+    for i in range(ttt_length):
+        parent_R = computed_TN[i, before_R].nonzero()[:, 0]
+        position_R = before_R[parent_R]
+        loss_L = loss_TN[i, position_R].nonzero()[:, 0]
+        teacher_L = position_R[loss_L] + 1 + i
+        steps.append(StepPositions(position_R, parent_R, loss_L, teacher_L, int(masked_TN[i].sum())))
+        before_R = position_R
+    first_R = steps[0].position_R
+    last = int(first_R[-1]) if len(first_R) else -1
+    return PositionPlan(tuple(steps), cu_seqlens, last)
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """What every depth reads."""
+    """What every step reads."""
 
     draft: Draft
     attend: Attend
-    bounds: tuple[int, ...]
-    position_N: Tensor
+    cu_seqlens: tuple[int, ...]
+    offset_N: Tensor
     """Position of every packed token inside its sequence."""
-    weight_O2H: Tensor
-    """Rows of q, k and v, side by side."""
+    weight_OX: Tensor
+    """Rows of q, k and v of the first layer, side by side; X = 2H: its embedding half, then its hidden half."""
     token_NO: Tensor
-    """What q, k and v owe to the token at each packed position."""
-    seen_SKD: list[KeyValue]
-    """Depth-0 keys and values of every layer, of all rows that some row can see."""
+    """What q, k and v of the first layer owe to the token at each packed position."""
+    kv: list[KeyValue]
+    """Step-0 keys and values ``[S, K, D]`` of every layer, of all positions that some position can see."""
 
 
 def unroll(
@@ -45,118 +167,134 @@ def unroll(
     token_ids_N: Tensor,
     aux_NC: Tensor,
     embedding_VH: Tensor,
-    plan: RowPlan,
+    plan: PositionPlan,
     *,
     attend: Attend = attend,
     recompute: bool = False,
 ) -> list[Tensor]:
-    """Normed hidden states of the kept rows of every depth, each ``[r, H]``, ready for the draft's head.
+    """Normed hidden states of the positions with loss at every step, each ``[L, H]``, ready for the draft's head.
 
-    ``h^0 = fc(aux)``; at depth i row p reads token ``x_{p+1+i}``, attends to the depth-0 keys of its sequence up to p
-    and to its own keys of depths 1..i at RoPE position p+i, and passes ``h^{i+1}`` on without the final norm (with
-    it, where the config says ``norm_output``). ``recompute`` keeps no activations inside a depth and makes them again
+    ``h^0 = fc(aux)``; at step i position p reads token ``x_{p+1+i}``, attends to the step-0 keys of its sequence up to
+    p and to its own keys of steps 1..i at RoPE position p+i, and passes ``h^{i+1}`` on without the final norm (with
+    it, where the config says ``norm_output``). ``recompute`` keeps no activations inside a step and makes them again
     in the backward pass.
     """
-    hidden_RH, shared = _depth_zero(draft, token_ids_N, aux_NC, draft.embedding(embedding_VH), plan, attend)
-    normed, own = list[Tensor](), [list[KeyValue]() for _ in draft.stack]
-    for depth, rows in enumerate(plan.depths):
-        if not len(rows.rows_R):
+    hidden_RH, shared = _step_zero(draft, token_ids_N, aux_NC, draft.embedding(embedding_VH), plan, attend)
+    normed, draft_kv = list[Tensor](), [list[KeyValue]() for _ in draft.stack]
+    for ttt_step, positions in enumerate(plan.steps):
+        if not len(positions.position_R):
             normed.append(hidden_RH.new_zeros(0, draft.config.hidden_size))
             continue
-        hidden_RH = hidden_RH[rows.within_R]
-        own = [[(key[rows.within_R], value[rows.within_R]) for key, value in pairs] for pairs in own]
+        # Positions that no loss needs any more are dropped here, with their keys: what follows costs R, not N.
+        hidden_RH = hidden_RH[positions.parent_R]
+        draft_kv = [[(k[positions.parent_R], v[positions.parent_R]) for k, v in pairs] for pairs in draft_kv]
+        run = partial(_one_step, shared, ttt_step, positions)
         if recompute and torch.is_grad_enabled():
-            found = checkpoint(_one_depth, shared, depth, rows, hidden_RH, own, use_reentrant=False)
+            head_RH, hidden_RH, newest = checkpoint(run, hidden_RH, draft_kv, use_reentrant=False)
         else:
-            found = _one_depth(shared, depth, rows, hidden_RH, own)
-        head_RH, hidden_RH, newest = found
-        own = [[*old, *new] for old, new in zip(own, newest, strict=True)]  # new lists: backward keeps the old ones
-        normed.append(head_RH[rows.kept_r])
+            head_RH, hidden_RH, newest = run(hidden_RH, draft_kv)
+        # New lists, not appended ones: the backward pass of this step keeps the old ones.
+        draft_kv = [[*old, *new] for old, new in zip(draft_kv, newest, strict=True)]
+        normed.append(head_RH[positions.loss_L])
     return normed
 
 
-def _depth_zero(
-    draft: Draft, token_ids_N: Tensor, aux_NC: Tensor, embedding_VH: Tensor, plan: RowPlan, attend: Attend
+def _step_zero(
+    draft: Draft, token_ids_N: Tensor, aux_NC: Tensor, embedding_VH: Tensor, plan: PositionPlan, attend: Attend
 ) -> tuple[Tensor, _Shared]:
-    """What the last layer reads at depth 0 in all rows that some row can see, and what the depths share.
+    """What the last layer reads at step 0 in all positions that some position can see, and what the steps share.
 
-    Layers before the last run over all those rows: each is a key of the next layer.
+    Layers before the last run over all those positions: each is a key of the next layer.
     """
-    used = slice(0, plan.last_row + 1)
-    attention = draft.midlayer.self_attn
-    position_N = _positions(plan.bounds, token_ids_N.device)
-    embedded_NH = draft.midlayer.input_layernorm(F.embedding(token_ids_N, embedding_VH).to(aux_NC.dtype))
+    first = draft.midlayer
+    offset_N = torch.cat([torch.arange(n, device=token_ids_N.device) for n in _lengths(plan.cu_seqlens)])
+    embedded_NH = first.input_layernorm(F.embedding(token_ids_N, embedding_VH).to(aux_NC.dtype))
 
-    # What q, k and v owe to the newest token depends on its position alone: once per position, for all depths.
-    weight_O2H = torch.cat((attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight))
-    token_NO = draft.embedding_half(embedded_NH, weight_O2H)
-    shared = _Shared(draft, attend, plan.bounds, position_N, weight_O2H, token_NO, [])
+    # The first layer's q, k and v are W [RMS(embed(x)) ; RMS(h)] = W_left RMS(embed(x)) + W_right RMS(h). A token is
+    # read by up to T steps (of T positions): its half is computed once, not T times.
+    weight_OX = _joint_weight(draft, 0)
+    token_NO = F.linear(embedded_NH, weight_OX[:, : draft.config.hidden_size])
+    shared = _Shared(draft, attend, plan.cu_seqlens, offset_N, weight_OX, token_NO, [])
 
-    hidden_SH = draft.first_hidden(aux_NC[used])
-    q_width, last = attention.q_proj.out_features, len(draft.stack) - 1
-    rows_S, at_S = torch.arange(plan.last_row + 1, device=token_ids_N.device), position_N[used]
-    for index, layer in enumerate(draft.stack):
-        normed_SH, skip = layer.hidden_norm(hidden_SH), slice(q_width if index == last else 0, None)
-        joint_SO = _project(shared, index, normed_SH, token_NO[1 : plan.last_row + 2], skip)
-        shared.seen_SKD.append(_key_value(draft, joint_SO if index == last else joint_SO[:, q_width:], at_S))
-        if index == last:
-            return hidden_SH, shared
-        query_SND = rotate(_split(draft, joint_SO[:, :q_width]), *draft.rope(at_S, joint_SO.dtype))
-        attended_SND = attend(query_SND, *shared.seen_SKD[index], [], QueryRows(rows_S, plan.bounds))
-        hidden_SH = layer.finish(_residual(draft, index, hidden_SH, normed_SH), attended_SND)
-    raise AssertionError("a draft has a layer")
+    seen = slice(0, plan.last_position + 1)
+    position_S = torch.arange(plan.last_position + 1, device=token_ids_N.device)
+    token_SO = token_NO[1 : plan.last_position + 2]
+    hidden_SH = draft.first_hidden(aux_NC[seen])
+    rope = draft.rope(offset_N[seen], hidden_SH.dtype)
+    queries = QueryPositions(position_S, plan.cu_seqlens)
+    query_width = first.self_attn.q_proj.out_features
+    for index, layer in enumerate(draft.stack[:-1]):
+
+        def attention(normed_SH: Tensor, index: int = index) -> Tensor:
+            joint_SO = _project(shared, index, normed_SH, token_SO, slice(None))
+            shared.kv.append(_key_value(draft, joint_SO[:, query_width:], rope))
+            query_SAD = rotate(_heads(draft, joint_SO[:, :query_width]), *rope)
+            return attend(query_SAD, *shared.kv[index], [], queries)
+
+        hidden_SH = layer(hidden_SH, attention)
+
+    # Of the last layer all positions give keys and values, but only those with a loss ahead ask: see _one_step.
+    last = len(draft.stack) - 1
+    normed_SH = draft.stack[last].hidden_norm(hidden_SH)
+    joint_SO = _project(shared, last, normed_SH, token_SO, slice(query_width, None))
+    shared.kv.append(_key_value(draft, joint_SO, rope))
+    return hidden_SH, shared
 
 
-def _one_depth(
-    shared: _Shared, depth: int, rows: DepthRows, hidden_RH: Tensor, own: list[list[KeyValue]]
+def _one_step(
+    shared: _Shared, ttt_step: int, positions: StepPositions, hidden_RH: Tensor, draft_kv: list[list[KeyValue]]
 ) -> tuple[Tensor, Tensor, list[list[KeyValue]]]:
-    """The layers for the alive rows: what the head reads, what the next depth gets, and the rows' own new keys and
-    values by layer (none at depth 0, where all rows share theirs, and where all layers but the last have run)."""
-    draft, q_width = shared.draft, shared.draft.midlayer.self_attn.q_proj.out_features
-    at_R, where = shared.position_N[rows.rows_R] + depth, QueryRows(rows.rows_R, shared.bounds)
-    token_RO = shared.token_NO[rows.rows_R + 1 + depth]
+    """The layers for the positions of one step: what the head reads ``[R, H]``, what the next step gets ``[R, H]``, and
+    the positions' new keys and values by layer.
+
+    At step 0 there are no new keys, since all positions share theirs, and all layers but the last have run.
+    """
+    draft, position_R = shared.draft, positions.position_R
+    token_RO = shared.token_NO[position_R + 1 + ttt_step]
+    rope = draft.rope(shared.offset_N[position_R] + ttt_step, token_RO.dtype)
+    queries = QueryPositions(position_R, shared.cu_seqlens)
+    query_width = draft.midlayer.self_attn.q_proj.out_features
+    channels = slice(0, None if ttt_step else query_width)
     newest = [list[KeyValue]() for _ in draft.stack]
-    for index, layer in enumerate(draft.stack):
-        if depth == 0 and index < len(draft.stack) - 1:
-            continue
-        normed_RH = layer.hidden_norm(hidden_RH)
-        joint_RO = _project(shared, index, normed_RH, token_RO, slice(0, q_width if depth == 0 else None))
-        if depth:
-            newest[index].append(_key_value(draft, joint_RO[:, q_width:], at_R))
-        query_RND = rotate(_split(draft, joint_RO[:, :q_width]), *draft.rope(at_R, joint_RO.dtype))
-        attended_RND = shared.attend(query_RND, *shared.seen_SKD[index], own[index] + newest[index], where)
-        hidden_RH = layer.finish(_residual(draft, index, hidden_RH, normed_RH), attended_RND)
-    head_RH, carried_RH = draft.head_and_carry(hidden_RH)
-    return head_RH, carried_RH, newest
+    first = len(draft.stack) - 1 if ttt_step == 0 else 0
+    for index, layer in enumerate(draft.stack[first:], start=first):
+
+        def attention(normed_RH: Tensor, index: int = index) -> Tensor:
+            joint_RO = _project(shared, index, normed_RH, token_RO, channels)
+            if ttt_step:
+                newest[index].append(_key_value(draft, joint_RO[:, query_width:], rope))
+            query_RAD = rotate(_heads(draft, joint_RO[:, :query_width]), *rope)
+            return shared.attend(query_RAD, *shared.kv[index], draft_kv[index] + newest[index], queries)
+
+        hidden_RH = layer(hidden_RH, attention)
+    head_RH, next_RH = draft.head_and_carry(hidden_RH)
+    return head_RH, next_RH, newest
 
 
-def _project(shared: _Shared, index: int, normed_XH: Tensor, token_XO: Tensor, part: slice) -> Tensor:
-    """q, k and v of a layer side by side, or the ``part`` of their channels that is asked for."""
-    if index == 0:
-        return token_XO[:, part] + shared.draft.hidden_half(normed_XH, shared.weight_O2H[part])
-    a = shared.draft.stack[index].self_attn
-    return F.linear(normed_XH, torch.cat((a.q_proj.weight, a.k_proj.weight, a.v_proj.weight))[part])
+def _project(shared: _Shared, index: int, normed_RH: Tensor, token_RO: Tensor, channels: slice) -> Tensor:
+    """q, k and v of a layer side by side, or those of their ``channels`` that are asked for, by one product."""
+    if index:
+        return F.linear(normed_RH, _joint_weight(shared.draft, index)[channels])
+    hidden_half = shared.weight_OX[channels][:, shared.draft.config.hidden_size :]
+    return token_RO[:, channels] + F.linear(normed_RH, hidden_half)
 
 
-def _residual(draft: Draft, index: int, hidden_RH: Tensor, normed_RH: Tensor) -> Tensor:
-    return draft.residual(hidden_RH, normed_RH) if index == 0 else hidden_RH
+def _joint_weight(draft: Draft, index: int) -> Tensor:
+    attention = draft.stack[index].self_attn
+    return torch.cat((attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight))
 
 
-def _positions(bounds: tuple[int, ...], device: torch.device) -> Tensor:
-    """Position of every packed token inside its sequence."""
-    spans = [torch.arange(end - begin, device=device) for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
-    return torch.cat(spans)
+def _lengths(cu_seqlens: tuple[int, ...]) -> list[int]:
+    return [end - begin for begin, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True)]
 
 
-def _split(draft: Draft, x_RO: Tensor) -> Tensor:
+def _heads(draft: Draft, x_RO: Tensor) -> Tensor:
     split: Tensor = x_RO.unflatten(1, (-1, draft.config.head_dim))
     return split
 
 
-def _key_value(draft: Draft, joint_RO: Tensor, at_R: Tensor) -> KeyValue:
-    """Rotated keys and values ``[R, K, D]`` from the joint projection of both.
-
-    Values are a copy: as a view they would keep the whole projection until the backward pass.
-    """
+def _key_value(draft: Draft, joint_RO: Tensor, rope: tuple[Tensor, Tensor]) -> KeyValue:
+    """Rotated keys and values ``[R, K, D]`` from the joint projection of both."""
     key_RO, value_RO = joint_RO.chunk(2, dim=1)
-    return rotate(_split(draft, key_RO), *draft.rope(at_R, joint_RO.dtype)), _split(draft, value_RO.contiguous())
+    # Values are a copy: as a view they would keep the whole projection alive until the backward pass.
+    return rotate(_heads(draft, key_RO), *rope), _heads(draft, value_RO.contiguous())

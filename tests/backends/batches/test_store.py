@@ -20,7 +20,7 @@ from eagle3cli.data.hidden_states.rows import PackedRow
 from eagle3cli.data.hidden_states.shard import shard_name
 from eagle3cli.data.hidden_states.store import Store, Stores, open_stores
 from eagle3cli.errors import DataError, UsageError
-from eagle3cli.training.sampler import Order
+from eagle3cli.training.batches import Sampler
 from tests.data.hidden_states.test_store import fill, make_rows, states_of
 
 
@@ -45,8 +45,8 @@ def test_a_batch_is_its_rows_side_by_side(folder: Path) -> None:
     rows = make_rows()
     batch = StoreSource(Store(folder / "bf16")).batch([5, 0, 3])
     assert batch.rows == (5, 0, 3)
-    assert batch.bounds[-1] == len(batch.token_ids_N) == sum(len(rows[n]) for n in (5, 0, 3))
-    for begin, end, number in zip(batch.bounds, batch.bounds[1:], batch.rows, strict=False):
+    assert batch.cu_seqlens[-1] == len(batch.token_ids_N) == sum(len(rows[n]) for n in (5, 0, 3))
+    for begin, end, number in zip(batch.cu_seqlens, batch.cu_seqlens[1:], batch.rows, strict=False):
         wanted = states_of(rows[number])
         assert torch.equal(batch.token_ids_N[begin:end], wanted.token_ids_S)
         assert torch.equal(batch.loss_mask_N[begin:end], wanted.loss_mask_S)
@@ -77,7 +77,7 @@ def test_several_stores_follow_one_another_whatever_their_encoding(folder: Path)
     joint = StoreSource(stores).batch([0, 12, 21, 5])
     for position, (name, row) in enumerate([("int8", 0), ("more", 0), ("int4", 0), ("int8", 5)]):
         alone = StoreSource(Store(folder / name)).batch([row])
-        part = slice(joint.bounds[position], joint.bounds[position + 1])
+        part = slice(joint.cu_seqlens[position], joint.cu_seqlens[position + 1])
         for field in ("token_ids_N", "loss_mask_N", "aux_NC", "last_NH", "top_N"):
             assert torch.equal(getattr(joint, field)[part], getattr(alone, field)), (name, field)
 
@@ -91,7 +91,7 @@ def test_stores_of_different_targets_are_not_mixed(folder: Path) -> None:
 
 @pytest.mark.parametrize("encoding", QUANTIZATIONS)
 def test_reading_ahead_changes_nothing(folder: Path, encoding: Quantization) -> None:
-    source, order = StoreSource(Store(folder / encoding)), Order(12, 5, seed=3)
+    source, order = StoreSource(Store(folder / encoding)), Sampler(12, 5, seed=3)
     batches = [order.batch(step) for step in range(9)]
     ahead = Prefetched(source, iter(batches), window_bytes=5000)
     assert list(ahead.lengths) == list(source.lengths)
@@ -102,7 +102,7 @@ def test_reading_ahead_changes_nothing(folder: Path, encoding: Quantization) -> 
 
 @given(st.lists(st.sampled_from(["next", "skip", "other", "again"]), max_size=30), st.integers(1, 40_000))
 def test_any_request_is_answered_with_its_rows(folder: Path, requests: list[str], window: int) -> None:
-    source, order = StoreSource(Store(folder / "int8")), Order(12, 5, seed=0)
+    source, order = StoreSource(Store(folder / "int8")), Sampler(12, 5, seed=0)
     ahead, step = Prefetched(source, map(order.batch, range(10**6)), window_bytes=window), 0
     for request in requests:
         step += {"next": 1, "skip": 2}.get(request, 0)
@@ -112,7 +112,7 @@ def test_any_request_is_answered_with_its_rows(folder: Path, requests: list[str]
 
 def test_the_disk_is_read_in_its_own_order_and_within_the_window(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefetch, "THREADS", 1)
-    source, order, read = StoreSource(Store(folder / "bf16")), Order(12, 1, seed=1), list[int]()
+    source, order, read = StoreSource(Store(folder / "bf16")), Sampler(12, 1, seed=1), list[int]()
     inner, lock = source.stores.packed, threading.Lock()
 
     def packed(row: int) -> PackedRow:

@@ -125,13 +125,13 @@ def test_offline_batches_are_the_online_ones_in_bf16(target: HfTarget, tmp_path:
     assert list(offline.lengths) == list(online.lengths)
     picked = [29, 3, 17]
     live, stored = online.batch(picked), offline.batch(picked)
-    assert stored.bounds == live.bounds
+    assert stored.cu_seqlens == live.cu_seqlens
     assert stored.rows == live.rows
     assert torch.equal(stored.token_ids_N, live.token_ids_N)
     assert torch.equal(stored.loss_mask_N, live.loss_mask_N)
     assert torch.equal(stored.top_N, live.top_N)
     assert stored.aux_NC.dtype == stored.last_NH.dtype == torch.float32
-    for begin, end in zip(live.bounds, live.bounds[1:], strict=False):
+    for begin, end in zip(live.cu_seqlens, live.cu_seqlens[1:], strict=False):
         where = begin + teacher_positions(live.loss_mask_N[begin:end])
         used = begin + aux_count(where - begin)
         torch.testing.assert_close(stored.last_NH[where], live.last_NH[where], rtol=2**-7, atol=1e-5)

@@ -24,7 +24,7 @@ from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.data.tokens.vocab import from_ids
 from eagle3cli.errors import DataError, Eagle3Error, ModelError, UsageError
 from eagle3cli.runtime.report import Silent
-from eagle3cli.training.ttt.positions import masked_rows
+from eagle3cli.training.ttt.unroll import masked_positions
 
 HIDDEN, LAYERS = 8, (1, 3, 4)
 VOCAB = from_ids([1, 5, 6, 11], 16)
@@ -117,7 +117,7 @@ def test_what_is_kept_is_what_some_loss_reads(mask: list[int], depths: int) -> N
     teacher = teacher_positions(mask_S)
     read, last_row = set(), -1
     for alignment in ("serving", "specforge"):
-        for depth, kept in enumerate(masked_rows(mask_S, (0, len(mask)), depths, alignment)):
+        for depth, kept in enumerate(masked_positions(mask_S, (0, len(mask)), depths, alignment)):
             rows = kept.nonzero()[:, 0].tolist()
             read |= {row + 1 + depth for row in rows}
             last_row = max([last_row, *rows])

@@ -17,7 +17,7 @@ from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.decode.decode import decode
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.training.eval.evaluate import agreements
-from eagle3cli.training.eval.simulate import WalkCounts, reply_spans, walk
+from eagle3cli.training.eval.simulate import AcceptanceCounts, reply_spans, simulate
 from tests.independent_eagle3 import measure
 from tests.tiny import tiny_target
 
@@ -77,7 +77,7 @@ def test_three_measurements_agree(counting: Path, draft_name: str, k: int) -> No
     assert other.replies == [r.token_ids for r in plain]
     assert other.steps == [r.steps for r in chain]
 
-    walked = WalkCounts(accepted_at=[0] * k)
+    simulated = AcceptanceCounts(accepted_at=[0] * k)
     rows = [p + r.token_ids for p, r in zip(given, plain, strict=True)]
     states = target.capture(rows)
     ids = torch.tensor([t for row in rows for t in row])
@@ -85,7 +85,7 @@ def test_three_measurements_agree(counting: Path, draft_name: str, k: int) -> No
     batch = TargetBatch(
         token_ids_N=ids,
         loss_mask_N=mask,
-        bounds=tuple(accumulate((len(row) for row in rows), initial=0)),
+        cu_seqlens=tuple(accumulate((len(row) for row in rows), initial=0)),
         aux_NC=torch.cat([aux for aux, _ in states]),
         last_NH=torch.cat([last for _, last in states]),
         top_N=ids,
@@ -93,9 +93,9 @@ def test_three_measurements_agree(counting: Path, draft_name: str, k: int) -> No
     )
     with torch.no_grad():
         agrees, _ = agreements(draft, batch, target.embedding_VH, k)
-    for span in reply_spans(mask.tolist(), batch.bounds):
-        walked.add(walk(agrees, span, k))
-    assert (walked.tokens, walked.steps, walked.accepted_at) == (tokens, steps, accepted)
+    for span in reply_spans(mask.tolist(), batch.cu_seqlens):
+        simulated.add(simulate(agrees, span, k))
+    assert (simulated.tokens, simulated.steps, simulated.accepted_at) == (tokens, steps, accepted)
     if draft_name == "draft" and k == 3:
         assert tokens / steps > 3.0
 

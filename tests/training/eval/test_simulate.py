@@ -1,11 +1,11 @@
-"""The walk counts what step-by-step chain decoding counts."""
+"""The simulation counts what step-by-step chain decoding counts."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle3cli.training.eval.simulate import WalkCounts, reply_spans, walk
+from eagle3cli.training.eval.simulate import AcceptanceCounts, reply_spans, simulate
 
 K = 4
 tables = st.lists(st.lists(st.booleans(), min_size=K, max_size=K), min_size=3, max_size=30)
@@ -27,22 +27,22 @@ def test_is_chain_decoding(rows: list[list[bool]]) -> None:
                 accepted_at[depth] += 1
                 accepted += 1
             written = min(size - 1, written + accepted + 1)
-        counts = walk(agrees, (1, size), k)
+        counts = simulate(agrees, (1, size), k)
         assert (counts.tokens, counts.steps, counts.accepted_at) == (size - 2, steps, accepted_at)
 
 
 def test_a_perfect_draft_gains_k_plus_one_tokens_a_step() -> None:
-    counts = walk([[True] * 50] * 3, (1, 42), 3)
+    counts = simulate([[True] * 50] * 3, (1, 42), 3)
     assert counts.acceptance_length == 4.0
     assert counts.per_position == [1.0, 1.0, 1.0]
 
 
 def test_a_useless_draft_gains_one() -> None:
-    assert walk([[False] * 50] * 3, (1, 42), 3).acceptance_length == 1.0
+    assert simulate([[False] * 50] * 3, (1, 42), 3).acceptance_length == 1.0
 
 
 def test_one_token_replies_have_no_step() -> None:
-    assert walk([[True] * 5], (1, 2), 1) == WalkCounts(0, 0, [0])
+    assert simulate([[True] * 5], (1, 2), 1) == AcceptanceCounts(0, 0, [0])
 
 
 def test_spans_end_at_sequence_ends() -> None:

@@ -18,8 +18,7 @@ from eagle3cli.backends.capture.memory import TargetShape
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
 from eagle3cli.training.forecast.memory import Workload, depth_bytes, draft_weights, forecast, forward_parts
-from eagle3cli.training.ttt.positions import plan_rows
-from eagle3cli.training.ttt.unroll import unroll
+from eagle3cli.training.ttt.unroll import plan_positions, unroll
 from tests.conftest import ROOT, RunCli
 from tests.speed.memory_forecast import Model, write_rows
 
@@ -46,7 +45,7 @@ def kept_by_autograd(config: DraftConfig, dtype: torch.dtype, depths: int, lengt
     draft, size = Draft(config).cast(dtype), sum(lengths)
     mask = torch.cat([torch.arange(n) >= n // 4 for n in lengths])
     bounds = tuple(accumulate(lengths, initial=0))
-    plan = plan_rows(mask, bounds, torch.ones(size, dtype=torch.bool), depths, "serving")
+    plan = plan_positions(mask, bounds, torch.ones(size, dtype=torch.bool), depths, "serving")
     embedding, aux = torch.randn(config.vocab_size, config.hidden_size).to(dtype), torch.randn(size, 384).to(dtype)
     weights = {weight.untyped_storage().data_ptr() for weight in (*draft.parameters(), embedding)}
     seen: dict[int, torch.UntypedStorage] = {}
@@ -61,7 +60,7 @@ def kept_by_autograd(config: DraftConfig, dtype: torch.dtype, depths: int, lengt
         normed = unroll(draft, torch.randint(config.vocab_size, (size,)), aux, embedding, plan)
     for tensor in normed:
         keep(tensor)
-    return sum(storage.nbytes() for storage in seen.values()), len(plan.depths[0].rows_R)
+    return sum(storage.nbytes() for storage in seen.values()), len(plan.steps[0].position_R)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -13,7 +13,7 @@ import torch
 
 from eagle3cli.backends.target import hf
 from eagle3cli.runtime.out_of_memory import is_out_of_memory
-from eagle3cli.training import step
+from eagle3cli.training.trainer import Trainer
 from tests.commands.test_train import SETTINGS, conversations
 from tests.conftest import ROOT, RunCli
 
@@ -59,7 +59,7 @@ def test_a_step_names_itself_the_forecast_and_the_first_change(
     place: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(step, "accumulate", failing(error, 4)(step.accumulate))
+        patch.setattr(Trainer, "accumulate", failing(error, 4)(Trainer.accumulate))
         told = run_cli("train")
     assert told.code == 1
     assert "step 5: memory did not suffice" in told.err
@@ -110,8 +110,8 @@ def test_an_evaluation_names_its_forecast_and_a_change(
 
 LIMITED = """
 import resource, sys
-from eagle3cli.training import step
-inner, calls = step.accumulate, []
+from eagle3cli.training.trainer import Trainer
+inner, calls = Trainer.accumulate, []
 
 def accumulate(*given):
     calls.append(1)
@@ -122,7 +122,7 @@ def accumulate(*given):
         torch.empty(3 * 10**9, dtype=torch.uint8)
     return inner(*given)
 
-step.accumulate = accumulate
+Trainer.accumulate = accumulate
 from eagle3cli.cli.main import main
 sys.exit(main())
 """
@@ -154,13 +154,13 @@ def test_of_several_processes_the_one_without_memory_is_told(
         "if os.environ.get('RANK') == '1':\n"
         "    sys.path.insert(0, os.environ['EAGLE3_ROOT'])\n"
         "    from eagle3cli.training import step\n"
-        "    inner, calls = step.accumulate, []\n"
+        "    inner, calls = Trainer.accumulate, []\n"
         "    def accumulate(*given):\n"
         "        calls.append(1)\n"
         "        if len(calls) > 2:\n"
         "            raise MemoryError\n"
         "        return inner(*given)\n"
-        "    step.accumulate = accumulate\n"
+        "    Trainer.accumulate = accumulate\n"
     )
     told = run_cli(
         "train",

@@ -35,7 +35,7 @@ def test_goes_on_from_its_state(kind: Kind, dtype: torch.dtype) -> None:
     steps(cut, 0, 3)
     for name, value in resumed.state().items():
         value.detach().copy_(cut.state()[name])
-    resumed.filled()
+    resumed.sync_weights()
     steps(resumed, 3, 6)
     for name, value in whole.state().items():
         assert torch.equal(value, resumed.state()[name]), name

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eagle3cli.training.batches import Sampler
 from eagle3cli.training.optim.schedule import learning_rate
-from eagle3cli.training.sampler import Order
 
 
 def test_equals_the_reference_schedules(shared: Path) -> None:
@@ -49,9 +49,9 @@ def test_never_above_the_peak_nor_below_zero(total: int, step: int, warmup: floa
 
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 5))
 def test_an_epoch_shows_every_row_once(rows: int, batch_size: int, seed: int) -> None:
-    order = Order(rows, batch_size, seed)
+    order = Sampler(rows, batch_size, seed)
     for epoch in range(2):
         steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
         assert sorted(row for step in steps for row in order.batch(step)) == list(range(rows))
         assert {order.epoch_of(step) for step in steps} == {epoch}
-    assert Order(rows, batch_size, seed).batch(3) == order.batch(3)
+    assert Sampler(rows, batch_size, seed).batch(3) == order.batch(3)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eagle3cli.models.draft import Attention, Draft, rotate
-from eagle3cli.training.ttt.loss import TermWeights
+from eagle3cli.training.ttt.loss import LossWeights
 
 
 @dataclass
@@ -50,7 +50,7 @@ def dense_loss(
     top_S: Tensor,
     embedding: Tensor,
     head: Tensor,
-    terms: TermWeights,
+    terms: LossWeights,
     anchors_S: Tensor | None = None,
 ) -> Dense:
     size, c = len(ids_S), draft.config
@@ -106,7 +106,7 @@ def _attended(
 
 
 def _add_depth(
-    found: Dense, draft: Draft, i: int, counted: list[int], logits: Tensor, target: Tensor, top: Tensor, t: TermWeights
+    found: Dense, draft: Draft, i: int, counted: list[int], logits: Tensor, target: Tensor, top: Tensor, t: LossWeights
 ) -> None:
     cross_entropy, rate_sum, log_rate = torch.zeros(()), torch.zeros(()), torch.zeros(())
     correct = 0

@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
-from eagle3cli.training.ttt.attention import Own, QueryRows, attend
+from eagle3cli.training.ttt.attention import DraftKV, QueryPositions, attend
 from eagle3cli.training.ttt.flex_attention import attend_flex, make_block_mask, mask_mod
 
 
-def inputs(rows: QueryRows, depths: int, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor, Own]:
-    generator = torch.Generator().manual_seed(len(rows.rows_R))
+def inputs(rows: QueryPositions, depths: int, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor, DraftKV]:
+    generator = torch.Generator().manual_seed(len(rows.position_R))
 
     def states(count: int, heads: int) -> Tensor:
         return torch.randn(count, heads, 16, generator=generator).to(device)
 
-    size, count = rows.bounds[-1], len(rows.rows_R)
+    size, count = rows.cu_seqlens[-1], len(rows.position_R)
     own = [(states(count, 2), states(count, 2)) for _ in range(depths)]
     return states(count, 4), states(size, 2), states(size, 2), own
 
@@ -29,7 +29,7 @@ def inputs(rows: QueryRows, depths: int, device: str = "cpu") -> tuple[Tensor, T
 def test_mask_shows_the_own_sequence_up_to_the_own_position(lengths: list[int], seed: int) -> None:
     bounds = tuple(torch.tensor([0, *lengths]).cumsum(0).tolist())
     rows_R = (torch.rand(bounds[-1], generator=torch.Generator().manual_seed(seed)) < 0.6).nonzero()[:, 0]
-    visible = mask_mod(QueryRows(rows_R, bounds))
+    visible = mask_mod(QueryPositions(rows_R, bounds))
     zero = torch.tensor(0)
     for q, row in enumerate(rows_R.tolist()):
         begin = max(b for b in bounds if b <= row)
@@ -40,7 +40,7 @@ def test_mask_shows_the_own_sequence_up_to_the_own_position(lengths: list[int], 
 @pytest.mark.parametrize("depths", [0, 1, 3])
 @torch.no_grad()
 def test_forward_is_that_of_the_portable_attention(depths: int) -> None:
-    rows = QueryRows(torch.tensor([0, 3, 4, 9, 10, 11, 17, 20]), (0, 5, 12, 21))
+    rows = QueryPositions(torch.tensor([0, 3, 4, 9, 10, 11, 17, 20]), (0, 5, 12, 21))
     query, keys, values, own = inputs(rows, depths)
     got, want = (f(query, keys, values, own, rows) for f in (attend_flex, attend))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
@@ -50,10 +50,10 @@ def test_forward_is_that_of_the_portable_attention(depths: int) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("depths", [0, 3])
 def test_gradients_on_a_gpu_are_those_of_the_cpu(depths: int) -> None:
-    rows = QueryRows(torch.arange(5, 300, 2), (0, 100, 301))
+    rows = QueryPositions(torch.arange(5, 300, 2), (0, 100, 301))
     results = []
     for device, function in (("cuda", attend_flex), ("cuda", attend), ("cpu", attend)):
-        where = QueryRows(rows.rows_R.to(device), rows.bounds)
+        where = QueryPositions(rows.position_R.to(device), rows.cu_seqlens)
         query, keys, values, own = inputs(rows, depths, device)
         leaves = [t.requires_grad_() for t in (query, keys, values, *(x for pair in own for x in pair))]
         out = function(query, keys, values, own, where)
@@ -71,7 +71,7 @@ def test_blocks_are_those_that_a_look_at_every_row_and_key_finds(lengths: list[i
     rows_R = (torch.rand(bounds[-1], generator=torch.Generator().manual_seed(seed)) < share).nonzero()[:, 0]
     if not len(rows_R):
         return
-    rows = QueryRows(rows_R, bounds)
+    rows = QueryPositions(rows_R, bounds)
     made = make_block_mask(rows, bounds[-1])
     looked = create_block_mask(mask_mod(rows), None, None, len(rows_R), bounds[-1], device="cpu")
     whole, part = blocks(made.full_kv_num_blocks, made.full_kv_indices), blocks(made.kv_num_blocks, made.kv_indices)
@@ -88,7 +88,7 @@ def blocks(counts: Tensor, numbers: Tensor) -> set[tuple[int, int]]:
 
 
 def test_a_block_mask_is_small_however_long_the_sequence_is() -> None:
-    rows = QueryRows(torch.arange(65_536), (0, 65_536))
+    rows = QueryPositions(torch.arange(65_536), (0, 65_536))
     made = make_block_mask(rows, 65_536)
     assert made.kv_indices.numel() == 512 * 512
     assert made.sparsity() == pytest.approx(50, abs=1)

@@ -13,20 +13,19 @@ from eagle3cli.backends.target.logits import Head
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
 from eagle3cli.training.ttt import attention, loss
-from eagle3cli.training.ttt.loss import Teacher, TermWeights, depth_losses
-from eagle3cli.training.ttt.positions import draw_anchors, masked_rows, plan_rows
-from eagle3cli.training.ttt.unroll import unroll
+from eagle3cli.training.ttt.loss import LossWeights, Teacher, ttt_loss
+from eagle3cli.training.ttt.unroll import draw_anchors, masked_positions, plan_positions, unroll
 from tests.training.ttt.dense import dense_loss, serving_counts
 
 VOCAB, DRAFT_VOCAB, HIDDEN, DEPTHS = 48, 24, 16, 4
 DECAY = [0.8**i for i in range(DEPTHS)]
 ZEROS = [0.0] * DEPTHS
-KL = TermWeights.of_cross_entropy(DECAY)
+KL = LossWeights.of_cross_entropy(DECAY)
 TERMS = {
     "kl": KL,
-    "tv": TermWeights(ZEROS, DECAY, ZEROS),
-    "lk": TermWeights(ZEROS, ZEROS, DECAY),
-    "mix": TermWeights([0.7, 0.5, 0.3, 0.1], [0.3, 0.2, 0.3, 0.4], [0.0, 0.1, 0.0, 0.2]),
+    "tv": LossWeights(ZEROS, DECAY, ZEROS),
+    "lk": LossWeights(ZEROS, ZEROS, DECAY),
+    "mix": LossWeights([0.7, 0.5, 0.3, 0.1], [0.3, 0.2, 0.3, 0.4], [0.0, 0.1, 0.0, 0.2]),
 }
 CONFIG = DraftConfig(
     hidden_size=HIDDEN,
@@ -62,7 +61,7 @@ def both_ways(
     sequences: list[list[bool]],
     seed: int,
     *,
-    terms: TermWeights = KL,
+    terms: LossWeights = KL,
     config: DraftConfig = CONFIG,
     anchored: bool = False,
     recompute: bool = False,
@@ -94,12 +93,12 @@ def both_ways(
     want |= {name: torch.zeros_like(w) if w.grad is None else w.grad.clone() for name, w in draft.named_parameters()}
     draft.zero_grad()
     ids, _, aux, last, top = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    plan = plan_rows(mask, bounds, draft.t2d[top], DEPTHS, "serving", anchors)
+    plan = plan_positions(mask, bounds, draft.t2d[top], DEPTHS, "serving", anchors)
     got = {name: torch.zeros(DEPTHS) for name in ("depths", "right", "rates")} | {"loss": torch.zeros(())}
     if not plan.empty:
         normed = unroll(draft, ids, aux, embedding, plan, recompute=recompute)
         teacher = Teacher(last, top, Head(head[draft.draft_ids]), draft.draft_ids, whole_head=Head(head))
-        total, sums = depth_losses(normed, draft.lm_head.weight, teacher, plan, terms)
+        total, sums = ttt_loss(normed, draft.lm_head.weight, teacher, plan, terms)
         total.backward()
         got = {"loss": total.detach(), "depths": sums.loss_T, "right": sums.correct_T, "rates": sums.rate_T}
     got |= {name: torch.zeros_like(w) if w.grad is None else w.grad for name, w in draft.named_parameters()}
@@ -176,7 +175,7 @@ def test_portable_kernel_equals_the_flash_one(monkeypatch) -> None:
 def test_serving_rows(sequences: list[list[bool]]) -> None:
     mask = torch.tensor([m for s in sequences for m in s])
     bounds = tuple(torch.tensor([0, *(len(s) for s in sequences)]).cumsum(0).tolist())
-    rows = masked_rows(mask, bounds, DEPTHS, "serving")
+    rows = masked_positions(mask, bounds, DEPTHS, "serving")
     for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
         for i in range(DEPTHS):
             want = [serving_counts(mask[begin:end], p, i) for p in range(end - begin)]
@@ -189,16 +188,18 @@ def test_alive_rows_are_those_with_a_loss_ahead(sequences: list[list[bool]], see
     mask = torch.tensor([m for s in sequences for m in s])
     bounds = tuple(torch.tensor([0, *(len(s) for s in sequences)]).cumsum(0).tolist())
     expressible = torch.rand(len(mask), generator=torch.Generator().manual_seed(seed)) < 0.7
-    plan = plan_rows(mask, bounds, expressible, DEPTHS, "serving")
-    masked = masked_rows(mask, bounds, DEPTHS, "serving")
-    for i, depth in enumerate(plan.depths):
+    plan = plan_positions(mask, bounds, expressible, DEPTHS, "serving")
+    masked = masked_positions(mask, bounds, DEPTHS, "serving")
+    for i, positions in enumerate(plan.steps):
         alive = [p for p in range(len(mask)) if any(masked[j, p] and expressible[p + 1 + j] for j in range(i, DEPTHS))]
-        assert depth.rows_R.tolist() == alive
-        assert depth.rows_R[depth.kept_r].tolist() == [p for p in alive if masked[i, p] and expressible[p + 1 + i]]
+        assert positions.position_R.tolist() == alive
+        assert positions.position_R[positions.loss_L].tolist() == [
+            p for p in alive if masked[i, p] and expressible[p + 1 + i]
+        ]
 
 
 def test_blocks_of_a_long_sequence_hold_a_number_a_row_and_no_masks() -> None:
-    blocks = attention.make_blocks(torch.arange(1, 50_001), (0, 50_002))
+    blocks = attention.make_blocks(attention.QueryPositions(torch.arange(1, 50_001), (0, 50_002)))
     held = [value for block in blocks for value in vars(block).values() if isinstance(value, torch.Tensor)]
     assert sum(tensor.numel() for tensor in held) == 50_000
     mask = blocks[-1].mask(torch.float32)

@@ -1,0 +1,110 @@
+"""Which rows each step trains on, which of them each rank, and their target states: a pure function of seed and step.
+
+So any step can be resumed, and how fast a rank is never decides what it trains on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from eagle3cli.backends.batches.batch import BatchSource
+from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
+
+
+@dataclass
+class Sampler:
+    """Epochs of shuffled rows cut into batches; the last batch of an epoch holds what is left."""
+
+    rows: int
+    batch_size: int
+    seed: int
+    _shuffled: tuple[int, list[int]] | None = field(default=None, repr=False, compare=False)
+    """The epoch that was shuffled last, and its rows: every step of it reads the same list."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that show every row once."""
+        return -(-self.rows // self.batch_size)
+
+    def epoch_of(self, step: int) -> int:
+        """Epoch (from 0) of a 0-based step."""
+        return step // self.steps_per_epoch
+
+    def shuffled(self, epoch: int) -> list[int]:
+        """All rows in the order of one epoch."""
+        if self._shuffled is None or self._shuffled[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._shuffled = (epoch, torch.randperm(self.rows, generator=generator).tolist())
+        return self._shuffled[1]
+
+    def batch(self, step: int) -> list[int]:
+        """Rows of a 0-based step, on all ranks together."""
+        epoch, at = divmod(step, self.steps_per_epoch)
+        return self.shuffled(epoch)[at * self.batch_size : (at + 1) * self.batch_size]
+
+
+@dataclass
+class Batches:
+    """A rank's micro batches of every step."""
+
+    source: BatchSource
+    sampler: Sampler
+    micro_batch_size: int | None = None
+    """Rows that go through the draft at once; None is all of a rank's."""
+    ranks: Ranks = SINGLE_PROCESS
+
+    def micro_batches(self, step: int) -> list[list[int]]:
+        """Rows of each of this rank's micro batches: as many as every other rank has, so the last may be empty."""
+        lengths = self.source.lengths
+        return rank_micro_batches(self.sampler.batch(step), lengths, self.ranks, self.micro_batch_size)
+
+
+def upcoming(
+    sampler: Sampler, step: int, micro_batch_size: int | None, lengths: Sequence[int], ranks: Ranks
+) -> Iterator[list[int]]:
+    """Rows of every micro batch of a rank from a 0-based step on, as the trainer will ask for them."""
+    while True:
+        yield from filter(None, rank_micro_batches(sampler.batch(step), lengths, ranks, micro_batch_size))
+        step += 1
+
+
+def rank_micro_batches(
+    rows: Sequence[int], lengths: Sequence[int], ranks: Ranks, micro_batch_size: int | None
+) -> list[list[int]]:
+    """This rank's micro batches of a batch, as many as every other rank has; the last ones may be empty."""
+    by_rank = [micro_batches(part, micro_batch_size) for part in partition(rows, lengths, ranks.world_size)]
+    mine = by_rank[ranks.rank]
+    return [*mine, *[[] for _ in range(max(map(len, by_rank)) - len(mine))]]
+
+
+def partition(rows: Sequence[int], lengths: Sequence[int], world_size: int) -> list[list[int]]:
+    """The rows of every rank, each row at one rank, with about as many tokens for each; a rank's rows keep their order.
+
+    The longest row goes first, always to the rank that has the fewest tokens (Graham's rule: at most a third above the
+    best there is). With fewer rows than ranks some get none.
+    """
+    tokens = [0] * world_size
+    owner = dict[int, int]()
+    for at in sorted(range(len(rows)), key=lambda i: (-lengths[rows[i]], i)):
+        owner[at] = min(range(world_size), key=lambda rank: (tokens[rank], rank))
+        tokens[owner[at]] += lengths[rows[at]]
+    return [[row for at, row in enumerate(rows) if owner[at] == rank] for rank in range(world_size)]
+
+
+def micro_batches(rows: Sequence[int], size: int | None) -> list[list[int]]:
+    """A rank's rows cut into what goes through the draft at once; None is all of them."""
+    size = size or max(1, len(rows))
+    return [list(rows[at : at + size]) for at in range(0, len(rows), size)]
+
+
+def balance(batches: Sequence[Sequence[int]], lengths: Sequence[int], world_size: int) -> float:
+    """Share of the ranks' time that is work, over these batches: mean tokens of a rank by tokens of the busiest one."""
+    busiest = total = 0
+    for rows in batches:
+        tokens = [sum(lengths[row] for row in part) for part in partition(rows, lengths, world_size)]
+        busiest += max(tokens)
+        total += sum(tokens)
+    return total / max(1, busiest * world_size)

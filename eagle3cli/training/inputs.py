@@ -1,0 +1,133 @@
+"""What a run trains on: its batches, live or from disk, and the target's weights that training reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eagle3cli.backends.batches.batch import BatchSource
+from eagle3cli.backends.batches.online import OnlineSource
+from eagle3cli.backends.batches.store import StoreSource
+from eagle3cli.backends.target.auto import open_target
+from eagle3cli.backends.target.head import fingerprint, read_target_tensors
+from eagle3cli.backends.target.hf import pick_device, read_target_config
+from eagle3cli.backends.target.logits import Head, make_head
+from eagle3cli.data.hidden_states.store import Store, check_aux_layers, open_stores
+from eagle3cli.data.tokens.cache import open_or_build
+from eagle3cli.data.tokens.vocab import VocabMapping
+from eagle3cli.errors import DataError, UsageError
+from eagle3cli.models.config import DraftConfig, read_draft_config, text_part
+from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
+from eagle3cli.runtime.report import Reporter
+from eagle3cli.settings.models import TargetSettings
+from eagle3cli.settings.tables import Settings
+from eagle3cli.training.data_summary import summarize_cache, summarize_stores
+from eagle3cli.training.warm_start import warm_start_config
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where a run's batches come from, and the target weights that training reads."""
+
+    source: BatchSource
+    eval_source: BatchSource | None
+    vocab: VocabMapping
+    config: DraftConfig
+    head: Head
+    weights: dict[str, Tensor]
+    """``embedding``, ``final_norm`` and, where the target has them, the last layer's MLP."""
+    data_key: str
+    facts: dict[str, Any]
+    """Counts of the data, for the report."""
+
+
+def online(settings: Settings, report: Reporter, ranks: Ranks = SINGLE_PROCESS) -> Inputs:
+    """Inputs of a run whose target runs live."""
+    raw = read_target_config(settings.target)
+    config = draft_config_of(settings, raw)
+    with ranks.main_process_first():
+        cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
+    _not_empty(len(cached.train), str(settings.data.train_path))
+    if not cached.summary["train"]["loss_tokens"]:
+        fix = "look at the rows with eagle3 view; replies are made by eagle3 regenerate"
+        raise DataError("no row holds a reply to train on", where=str(settings.data.train_path), fix=fix)
+    target = open_target(settings.target, report, config.aux_layers, ranks)
+    embedding_VH = target.embedding_VH
+    weights = _last_layer(settings.target, raw, embedding_VH.device, embedding_VH.dtype) | {"embedding": embedding_VH}
+    evaluation = OnlineSource(target, cached.eval) if cached.eval is not None and len(cached.eval) else None
+    return Inputs(
+        OnlineSource(target, cached.train),
+        evaluation,
+        cached.vocab,
+        config,
+        target.head,
+        weights,
+        cached.folder.name,
+        summarize_cache(cached),
+    )
+
+
+def offline(settings: Settings, report: Reporter) -> Inputs:
+    """Inputs of a run that reads hidden states from disk: stores, the target's folder and a draft config."""
+    paths = settings.data.train_hidden_states_path or (settings.hidden_states.output_path / "train",)
+    store, path = open_stores(paths), paths[0]
+    _not_empty(len(store), str(path))
+    eval_path = settings.data.eval_hidden_states_path or path.parent / "eval"
+    wanted = settings.data.eval_hidden_states_path is not None or (eval_path / "manifest.json").exists()
+    raw = read_target_config(settings.target)
+    config = draft_config_of(settings, raw)
+    check_aux_layers(store.meta, config.aux_layers, path, "use --aux-layers of the store, or capture again")
+    if settings.draft.init != "draft":
+        config = replace(config, draft_vocab_size=store.vocab.size)  # the store's vocabulary decides the draft's
+    device = pick_device(settings.target.device)
+    weights = _last_layer(settings.target, raw, device, torch.float32 if device.type == "cpu" else torch.bfloat16)
+    if weights["head"].shape != (store.meta.vocab_size, store.meta.hidden_size):
+        raise UsageError(
+            f"the store was captured from a target with vocab x hidden {store.meta.vocab_size} x "
+            f"{store.meta.hidden_size}; this one has {tuple(weights['head'].shape)}",
+            where=str(path),
+            fix=f"give the target it came from ({store.meta.target})",
+        )
+    held_out = Store(eval_path) if wanted else None
+    now = fingerprint(settings.target.model_path, revision=settings.target.revision)
+    for each in filter(None, (*store.stores, held_out)):
+        if each.meta.target_hash != now:
+            fix = f"give the target it came from ({each.meta.target}), or capture again"
+            what = "was captured from another target: config or weights differ"
+            raise UsageError(what, where=str(each.folder), fix=fix)
+    evaluation = StoreSource(held_out, device=device) if held_out is not None else None
+    report.info(f"hidden states of {len(store)} rows, {sum(store.lengths)} tokens from {', '.join(map(str, paths))}")
+    head = make_head(raw, weights["head"], weights.get("head_bias"))
+    facts = summarize_stores(store, paths, held_out, settings.data.cache_dir / "processed_dataset")
+    return Inputs(StoreSource(store, device=device), evaluation, store.vocab, config, head, weights, store.key, facts)
+
+
+def draft_config_of(settings: Settings, raw: dict[str, Any]) -> DraftConfig:
+    """The config of the draft that these settings mean for the target with the config ``raw``."""
+    draft = settings.draft
+    if draft.init == "draft":
+        return warm_start_config(settings, raw)
+    config = read_draft_config(draft.config, raw, draft_vocab_size=draft.vocab_size, aux_layers=draft.aux_layers)
+    return replace(
+        config,
+        fc_norm=config.fc_norm if draft.fc_norm is None else draft.fc_norm,
+        norm_output=config.norm_output if draft.norm_output is None else draft.norm_output,
+    )
+
+
+def _last_layer(
+    target: TargetSettings, raw: dict[str, Any], device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    last = int(text_part(raw)["num_hidden_layers"]) - 1
+    found = read_target_tensors(target.model_path, last, revision=target.revision)
+    return {name: value.to(device, dtype) for name, value in found.items()}
+
+
+def _not_empty(rows: int, where: str) -> None:
+    if not rows:
+        raise UsageError(
+            "no rows to train on", where=where, fix="look at the summary of eagle3 cache: all were rejected"
+        )
