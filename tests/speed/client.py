@@ -31,8 +31,8 @@ def servers(count: int, faults: dict[str, Any]) -> Iterator[list[str]]:
     words = [sys.executable, str(ROOT / "tests/serving/client/fake_server.py"), "0", json.dumps(faults)]
     running = [subprocess.Popen(words, stdout=subprocess.PIPE) for _ in range(count)]
     try:
-        told = [json.loads(process.stdout.readline()) for process in running if process.stdout]
-        yield [f"127.0.0.1:{one['port']}" for one in told]
+        ready = [json.loads(process.stdout.readline()) for process in running if process.stdout]
+        yield [f"127.0.0.1:{one['port']}" for one in ready]
     finally:
         for process in running:
             process.kill()
@@ -43,8 +43,8 @@ def write_rows(path: Path, count: int) -> None:
     """Prompts of some 60 words."""
     with path.open("w") as f:
         for number in range(count):
-            talk = [{"role": "user", "content": f"question {number}" + " and so on" * 20}]
-            f.write(json.dumps({"id": f"r{number}", "conversations": talk}) + "\n")
+            messages = [{"role": "user", "content": f"question {number}" + " and so on" * 20}]
+            f.write(json.dumps({"id": f"r{number}", "conversations": messages}) + "\n")
 
 
 def resident_mb(pid: int) -> float:
@@ -64,7 +64,7 @@ def measure(rows: int, concurrency: int, seconds: float, words: int, count: int)
         command = [sys.executable, "-m", "eagle3cli", "regenerate", "--input-path", str(folder / "in.jsonl")]
         command += ["--output-dir", str(folder / "out"), "--max-concurrency", str(concurrency)]
         command += ["--num-per-shard", "5000", "--json", "--server-address-port", *addresses]
-        begun = time.monotonic()
+        start = time.monotonic()
         client = subprocess.Popen(
             command, cwd=folder, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
         )
@@ -73,7 +73,7 @@ def measure(rows: int, concurrency: int, seconds: float, words: int, count: int)
             memory.append(resident_mb(client.pid))
             time.sleep(0.1)
         _, _, used = os.wait4(client.pid, 0)
-        wall = time.monotonic() - begun
+        wall = time.monotonic() - start
         assert client.stdout is not None
         result = json.loads(client.stdout.read())
     quarter = max(1, len(memory) // 4)
@@ -96,11 +96,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--words", type=int, default=300)
     parser.add_argument("--servers", type=int, default=2)
-    given = parser.parse_args()
-    found = measure(given.rows, given.concurrency, given.seconds, given.words, given.servers)
-    print(json.dumps(found))
-    within = found["core_per_100_requests_per_s"] < CORE_LIMIT and found["rows_written"] == given.rows
-    _, second, _, last = found["mb_by_quarter"]
+    options = parser.parse_args()
+    result = measure(options.rows, options.concurrency, options.seconds, options.words, options.servers)
+    print(json.dumps(result))
+    within = result["core_per_100_requests_per_s"] < CORE_LIMIT and result["rows_written"] == options.rows
+    _, second, _, last = result["mb_by_quarter"]
     return 0 if within and last - second < GROWTH_LIMIT_MB else 1
 
 

@@ -30,8 +30,8 @@ GRACE_SECONDS = 15.0
 class RemoteGenerator:
     """Servers at ``addresses`` that generate replies.
 
-    The ``tokenizer`` is given where the chat template is ours; without it the servers use their own. ``restart`` is called
-    every second: it starts servers again that have died.
+    The ``tokenizer`` is given where the chat template is ours; without it the servers use their own.
+    ``restart`` is called every second: it starts servers again that have died.
     """
 
     def __init__(

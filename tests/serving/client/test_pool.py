@@ -151,13 +151,13 @@ def test_a_slow_server_among_fast_ones_gets_little() -> None:
 def test_retry_after_is_kept() -> None:
     async def act(pool: Pool, server: FakeServer) -> float:
         server.faults.busy_429 = 1.0
-        begun = asyncio.get_running_loop().time()
-        asked = asyncio.create_task(pool.ask(ask(0)))
+        start = asyncio.get_running_loop().time()
+        task = asyncio.create_task(pool.ask(ask(0)))
         await asyncio.sleep(0.2)
         server.faults.busy_429 = 0.0
         assert server.seen.total() == 1
-        await asked
-        return asyncio.get_running_loop().time() - begun
+        await task
+        return asyncio.get_running_loop().time() - start
 
     taken, _ = play(act, Faults(retry_after=0.5))
     assert 0.5 <= taken < 2
@@ -226,11 +226,11 @@ def test_the_work_ends_when_no_server_comes_back() -> None:
 
 def test_a_cancelled_request_gives_its_place_back() -> None:
     async def act(pool: Pool, server: FakeServer) -> None:
-        asked = [asyncio.create_task(pool.ask(ask(number))) for number in range(40)]
+        tasks = [asyncio.create_task(pool.ask(ask(number))) for number in range(40)]
         await asyncio.sleep(0.05)
-        for task in asked[::2]:
+        for task in tasks[::2]:
             task.cancel()
-        await asyncio.gather(*asked, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         assert pool.in_flight == 0
         assert not pool.waiting
 

@@ -28,8 +28,8 @@ HELLO = ({"role": "user", "content": "Hello."},)
 
 def sample(shared: Path, name: str) -> tuple[str, int, Any]:
     """Path, status and body of a recorded exchange."""
-    told = json.loads((shared / "fixtures" / f"{name}.json").read_text())
-    return told["request"]["path"], told["response"]["status"], told["response"].get("body")
+    fixture = json.loads((shared / "fixtures" / f"{name}.json").read_text())
+    return fixture["request"]["path"], fixture["response"]["status"], fixture["response"].get("body")
 
 
 def read(shared: Path, name: str) -> Answer:
@@ -67,12 +67,12 @@ def test_acceptance_adds_up_and_is_taken_apart() -> None:
 
 
 def test_vllm_counts_in_its_metrics(shared: Path) -> None:
-    told = json.loads((shared / "fixtures" / "vllm_http" / "eagle3_metrics.json").read_text())["response"]["raw"]
-    found = acceptance_in_metrics(told)
-    assert found is not None
-    assert sum(found.positions) == found.accepted
-    assert len(found.positions) == 3
-    assert found.passes >= found.positions[0] >= found.positions[2] > 0
+    text = json.loads((shared / "fixtures" / "vllm_http" / "eagle3_metrics.json").read_text())["response"]["raw"]
+    acceptance = acceptance_in_metrics(text)
+    assert acceptance is not None
+    assert sum(acceptance.positions) == acceptance.accepted
+    assert len(acceptance.positions) == 3
+    assert acceptance.passes >= acceptance.positions[0] >= acceptance.positions[2] > 0
     assert acceptance_in_metrics("sglang:spec_accept_length 2.5\n") is None
 
 
@@ -102,8 +102,10 @@ def test_vllm_chat(shared: Path) -> None:
 def test_every_recorded_answer_is_read(shared: Path) -> None:
     seen = 0
     for path in sorted((shared / "fixtures").glob("*_http/*.json")):
-        told = json.loads(path.read_text())
-        where, status, body = told["request"]["path"], told["response"]["status"], told["response"].get("body")
+        fixture = json.loads(path.read_text())
+        where = fixture["request"]["path"]
+        status = fixture["response"]["status"]
+        body = fixture["response"].get("body")
         if where in ("/generate", "/v1/chat/completions", "/v1/completions") and "abort" not in path.name:
             seen += 1
             if status != 200:
@@ -180,8 +182,8 @@ def test_token_ids_go_where_they_are_taken() -> None:
 
 def test_tool_calls_are_sent_as_the_interface_wants_them() -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": {"a": "ü"}}}
-    talk = (*HELLO, {"role": "assistant", "content": "", "tool_calls": [call, {**call, "id": "x"}]})
-    sent = path_and_body(Request(1, talk), "sglang", "m")[1]["messages"][1]["tool_calls"]
+    messages = (*HELLO, {"role": "assistant", "content": "", "tool_calls": [call, {**call, "id": "x"}]})
+    sent = path_and_body(Request(1, messages), "sglang", "m")[1]["messages"][1]["tool_calls"]
     assert [one["id"] for one in sent] == ["call_1_0", "x"]
     assert sent[0]["function"]["arguments"] == '{"a": "ü"}'
     assert isinstance(call["function"]["arguments"], dict)  # ours stays as it was

@@ -21,10 +21,10 @@ def raw(shared: Path, name: str) -> bytes:
 
 def play(stream: bytes, size: int = 10**6) -> Answer:
     seconds = iter(range(10**6))
-    told = StreamedAnswer(lambda: float(next(seconds)))
+    streamed = StreamedAnswer(lambda: float(next(seconds)))
     for start in range(0, len(stream), size):
-        told.feed(stream[start : start + size])
-    return told.answer()
+        streamed.feed(stream[start : start + size])
+    return streamed.answer()
 
 
 @pytest.mark.parametrize("size", [1, 7, 10**6])
@@ -80,9 +80,11 @@ def test_an_error_inside_a_stream_is_lost() -> None:
 @given(st.lists(st.text(st.characters(exclude_characters="\r\n", codec="utf-8"), max_size=8)), st.data())
 def test_events_do_not_depend_on_where_chunks_end(texts: list[str], data: st.DataObject) -> None:
     stream = "".join(f": remark\r\nevent: x\r\ndata: {text}\r\n\r\n" for text in texts).encode()
-    events, found, at = Events(), [], 0
+    events = Events()
+    result = []
+    at = 0
     while at < len(stream):
         size = data.draw(st.integers(1, len(stream) - at))
-        found += events.feed(stream[at : at + size])
+        result += events.feed(stream[at : at + size])
         at += size
-    assert found == [text.encode().strip() for text in texts]
+    assert result == [text.encode().strip() for text in texts]

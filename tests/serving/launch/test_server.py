@@ -225,22 +225,22 @@ def test_the_port_of_a_server_that_has_just_ended_is_free() -> None:
 def test_replicas_share_the_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5,7")
     target = TargetSettings(model_path="m")
-    wanted = ServerSettings(tp_size=2)
-    assert replicas_of(wanted, target) == 2
-    planned = launches("sglang", wanted, target, [1, 2])
+    server = ServerSettings(tp_size=2)
+    assert replicas_of(server, target) == 2
+    planned = launches("sglang", server, target, [1, 2])
     assert [launch.environment["CUDA_VISIBLE_DEVICES"] for launch in planned] == ["2,3", "5,7"]
     assert all("--device" not in launch.argv for launch in planned)
     with pytest.raises(UsageError, match="do not fit into 4 GPUs"):
         launches("sglang", ServerSettings(tp_size=4), target, [1, 2])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert replicas_of(wanted, target) == 1
+    assert replicas_of(server, target) == 1
     assert "--device" in launches("sglang", ServerSettings(), target, [1])[0].argv
 
 
-def test_words_are_words() -> None:
+def test_arguments_stay_apart() -> None:
     target = TargetSettings(model_path="a b; rm -rf c", device="cpu", revision="r", trust_remote_code=True)
-    wanted = ServerSettings(args="--quantization fp8 --served-model-name 'two words'", mem_fraction_static=0.7)
-    words = launches("sglang", wanted, target, [5])[0].argv
+    server = ServerSettings(args="--quantization fp8 --served-model-name 'two words'", mem_fraction_static=0.7)
+    words = launches("sglang", server, target, [5])[0].argv
     assert words[0] == sys.executable
     assert words[words.index("--model-path") + 1] == "a b; rm -rf c"
     assert words[words.index("--host") + 1] == "127.0.0.1"
@@ -261,8 +261,8 @@ def test_the_target_runs_in_the_type_of_its_draft(tmp_path: Path) -> None:
     for product in ("sglang", "vllm"):
         assert dtype(*launches(product, ServerSettings(), CPU, [5], draft)[0].argv) == "bfloat16"
         assert dtype(*launches(product, ServerSettings(), CPU, [5])[0].argv) is None
-        asked = CPU.model_copy(update={"dtype": "float32"})
-        assert dtype(*launches(product, ServerSettings(), asked, [5], draft)[0].argv) == "float32"
+        float32 = CPU.model_copy(update={"dtype": "float32"})
+        assert dtype(*launches(product, ServerSettings(), float32, [5], draft)[0].argv) == "float32"
 
 
 def test_speculation_in_the_words_of_both_servers() -> None:

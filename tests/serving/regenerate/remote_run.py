@@ -28,13 +28,13 @@ def write_rows(path: Path, count: int) -> Path:
     """Every third row is a conversation of two turns."""
     with path.open("w") as f:
         for i in range(count):
-            talk = [user(f"q{i}"), old(), user(f"then{i}"), old()][: 1 if i % 3 else 4]
-            f.write(json.dumps({"id": f"r{i}", "conversations": talk}) + "\n")
+            messages = [user(f"q{i}"), old(), user(f"then{i}"), old()][: 1 if i % 3 else 4]
+            f.write(json.dumps({"id": f"r{i}", "conversations": messages}) + "\n")
     return path
 
 
-def write_one(path: Path, *talk: dict[str, Any], **more: Any) -> Path:
-    path.write_text(json.dumps({"id": "a", "conversations": list(talk), **more}) + "\n")
+def write_one(path: Path, *messages: dict[str, Any], **more: Any) -> Path:
+    path.write_text(json.dumps({"id": "a", "conversations": list(messages), **more}) + "\n")
     return path
 
 

@@ -120,27 +120,27 @@ def test_sglang_tells_what_is_too_long(sglang: Servers) -> None:
 def rows(path: Path, count: int) -> Path:
     with path.open("w") as f:
         for i in range(count):
-            talk = [{"role": "user", "content": f"count from {i % 40}"}, {"role": "assistant", "content": "old"}]
-            talk += [{"role": "user", "content": "days from monday"}] if i % 3 == 0 else []
-            f.write(json.dumps({"id": f"r{i}", "conversations": talk}) + "\n")
+            messages = [{"role": "user", "content": f"count from {i % 40}"}, {"role": "assistant", "content": "old"}]
+            messages += [{"role": "user", "content": "days from monday"}] if i % 3 == 0 else []
+            f.write(json.dumps({"id": f"r{i}", "conversations": messages}) + "\n")
     return path
 
 
-def run(servers: Servers, path: Path, out: Path, **wanted: Any) -> Regenerated:
+def run(servers: Servers, path: Path, out: Path, **config: Any) -> Regenerated:
     tables = {
         "server": {"address_port": servers.addresses},
-        "regenerate": {"input_path": path, "output_dir": out, "max_tokens": 24} | wanted,
+        "regenerate": {"input_path": path, "output_dir": out, "max_tokens": 24} | config,
     }
     return regenerate(Settings.model_validate(tables), Silent())
 
 
 def replies(out: Path) -> dict[str, list[str]]:
-    found = {}
+    by_id = {}
     for path in out.glob("shard_*.jsonl"):
         for line in path.read_text().splitlines():
             row = json.loads(line)
-            found[row["id"]] = [m["content"] for m in row["conversations"] if m["role"] == "assistant"]
-    return found
+            by_id[row["id"]] = [m["content"] for m in row["conversations"] if m["role"] == "assistant"]
+    return by_id
 
 
 @pytest.mark.parametrize("turns", ["last", "all"])
@@ -148,13 +148,13 @@ def test_regenerate_both_modes(sglang: Servers, tmp_path: Path, turns: str) -> N
     path = rows(tmp_path / "in.jsonl", 30)
     done = run(sglang, path, tmp_path / "out", turns=turns)
     assert (done.generated, done.errors) == (30, 0)
-    for name, said in replies(tmp_path / "out").items():
+    for name, contents in replies(tmp_path / "out").items():
         number = int(name[1:])
-        assert len(said) == (2 if number % 3 == 0 else 1)
+        assert len(contents) == (2 if number % 3 == 0 else 1)
         if turns == "all" or number % 3:
-            assert said[0].split()[:3] == [str(number % 40 + step) for step in (1, 2, 3)]
+            assert contents[0].split()[:3] == [str(number % 40 + step) for step in (1, 2, 3)]
         else:
-            assert said[0] == "old"
+            assert contents[0] == "old"
 
 
 def test_one_of_two_servers_is_killed_half_way(sglang: Servers, tmp_path: Path) -> None:
@@ -175,10 +175,10 @@ def test_one_of_two_servers_is_killed_half_way(sglang: Servers, tmp_path: Path) 
     thread.join()
     assert victim.exit_code == 128 + signal.SIGKILL
     assert (done.rows, done.generated, done.errors) == (120, 120, 0)
-    said = replies(tmp_path / "out")
-    assert set(said) == {f"r{i}" for i in range(120)}
+    contents = replies(tmp_path / "out")
+    assert set(contents) == {f"r{i}" for i in range(120)}
     for number in range(40):  # equal questions, equal answers, whoever gave them
-        assert said[f"r{number}"][0] == said[f"r{number + 40}"][0] == said[f"r{number + 80}"][0]
+        assert contents[f"r{number}"][0] == contents[f"r{number + 40}"][0] == contents[f"r{number + 80}"][0]
 
 
 def test_vllm_answers_in_every_way(vllm: Servers, tmp_path: Path) -> None:
@@ -262,8 +262,8 @@ def test_vllm_bench_counts_as_the_local_engine(vllm: Servers, run_cli: RunCli, s
 def answers(path: Path) -> dict[int, list[int]]:
     """Token ids of every question's answer, the same in all configurations."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    found: dict[int, list[int]] = {}
+    token_ids: dict[int, list[int]] = {}
     for row in rows:
         if row["kind"] == "request":
-            assert found.setdefault(row["question"], row["token_ids"]) == row["token_ids"]
-    return found
+            assert token_ids.setdefault(row["question"], row["token_ids"]) == row["token_ids"]
+    return token_ids

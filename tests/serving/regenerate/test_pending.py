@@ -22,28 +22,28 @@ def say(role: str, content: str, **extra: Any) -> dict[str, Any]:
 def play(messages: list[Any], turns: Any = "all", system: str | None = None) -> tuple[dict[str, Any], list[int]]:
     """The finished row, and how many messages each prompt had."""
     conversation = open_conversation(0, Conversation("a", tuple(messages)), turns, system)
-    seen = []
+    prompt_sizes = []
     while not conversation.is_complete:
-        seen.append(len(conversation.prompt()))
-        conversation.append_reply(f"new {len(seen)}", "stop")
-    return conversation.to_row(), seen
+        prompt_sizes.append(len(conversation.prompt()))
+        conversation.append_reply(f"new {len(prompt_sizes)}", "stop")
+    return conversation.to_row(), prompt_sizes
 
 
 TALK = [say("user", "1"), say("assistant", "old"), say("user", "2"), say("assistant", "old")]
 
 
 def test_every_reply_follows_the_rewritten_ones_before_it() -> None:
-    row, seen = play(TALK)
+    row, prompt_sizes = play(TALK)
     assert [m["content"] for m in row["conversations"]] == ["1", "new 1", "2", "new 2"]
-    assert seen == [1, 3]
+    assert prompt_sizes == [1, 3]
     assert row["finish"] == ["stop", "stop"]
 
 
 def test_last_leaves_the_earlier_replies() -> None:
-    row, seen = play(TALK, "last")
+    row, prompt_sizes = play(TALK, "last")
     assert [m["content"] for m in row["conversations"]] == ["1", "old", "2", "new 1"]
     assert row["finish"] == ["kept", "stop"]
-    assert seen == [3]
+    assert prompt_sizes == [3]
 
 
 @pytest.mark.parametrize("turns", ["all", "last"])
@@ -59,9 +59,9 @@ def test_last_answers_a_question_that_is_still_open() -> None:
 
 @pytest.mark.parametrize("turns", ["all", "last"])
 def test_user_turns_alone_are_answered_one_by_one(turns: str) -> None:
-    row, seen = play([say("user", "1"), say("user", "2")], turns)
+    row, prompt_sizes = play([say("user", "1"), say("user", "2")], turns)
     assert [m["content"] for m in row["conversations"]] == ["1", "new 1", "2", "new 2"]
-    assert seen == [1, 3]
+    assert prompt_sizes == [1, 3]
 
 
 def test_tools_stay_with_the_row() -> None:
@@ -72,19 +72,19 @@ def test_tools_stay_with_the_row() -> None:
 
 def test_tool_calls_stand() -> None:
     calls = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
-    talk = [say("user", "1"), say("assistant", "", tool_calls=calls), say("tool", "x"), say("assistant", "old")]
-    row, seen = play(talk)
+    messages = [say("user", "1"), say("assistant", "", tool_calls=calls), say("tool", "x"), say("assistant", "old")]
+    row, prompt_sizes = play(messages)
     assert row["conversations"][1]["tool_calls"] == calls
-    assert (row["finish"], seen) == (["kept", "stop"], [3])
+    assert (row["finish"], prompt_sizes) == (["kept", "stop"], [3])
     with pytest.raises(DataError, match="tool calls"):
-        play(talk[:2])
+        play(messages[:2])
 
 
 def test_the_system_prompt_replaces_the_rows_own() -> None:
-    talk = [say("system", "mine"), say("user", "1")]
-    assert play(talk, system="yours")[0]["conversations"][0] == say("system", "yours")
-    assert play(talk)[0]["conversations"][0] == say("system", "mine")
-    assert play(talk, system="")[0]["conversations"][0] == say("user", "1")
+    messages = [say("system", "mine"), say("user", "1")]
+    assert play(messages, system="yours")[0]["conversations"][0] == say("system", "yours")
+    assert play(messages)[0]["conversations"][0] == say("system", "mine")
+    assert play(messages, system="")[0]["conversations"][0] == say("user", "1")
 
 
 def test_a_cut_ends_after_the_last_reply() -> None:
@@ -103,9 +103,9 @@ ROLES = st.lists(st.sampled_from(["user", "assistant", "system"]), min_size=1, m
 @given(ROLES, st.sampled_from(["all", "last"]))
 def test_every_reply_has_a_finish_and_nothing_is_lost(roles: list[str], turns: str) -> None:
     messages = [say(role, f"message {i}") for i, role in enumerate(roles)]
-    row, seen = play(messages, turns)
+    row, prompt_sizes = play(messages, turns)
     replies = sum(m["role"] == "assistant" for m in row["conversations"])
-    assert len(row["finish"]) == replies >= len(seen) >= 1
+    assert len(row["finish"]) == replies >= len(prompt_sizes) >= 1
     text = "\n".join(m["content"] for m in row["conversations"])
     assert all(m["content"] in text for m in messages if m["role"] != "assistant")
 

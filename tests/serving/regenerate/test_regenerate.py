@@ -43,14 +43,14 @@ def write_rows(path: Path, count: int = 10) -> Path:
     return path
 
 
-def settings(tiny: Path, rows: Path, out: Path, **wanted: Any) -> Settings:
-    table = {"input_path": rows, "output_dir": out, "max_tokens": 12, "batch_size": 4, "num_per_shard": 4} | wanted
+def settings(tiny: Path, rows: Path, out: Path, **config: Any) -> Settings:
+    table = {"input_path": rows, "output_dir": out, "max_tokens": 12, "batch_size": 4, "num_per_shard": 4} | config
     table.setdefault("engine", "local")
     return Settings.model_validate({"target": {"model_path": str(tiny), "device": "cpu"}, "regenerate": table})
 
 
-def run(tiny: Path, rows: Path, out: Path, **wanted: Any) -> Regenerated:
-    return regenerate(settings(tiny, rows, out, **wanted), Silent())
+def run(tiny: Path, rows: Path, out: Path, **config: Any) -> Regenerated:
+    return regenerate(settings(tiny, rows, out, **config), Silent())
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -68,9 +68,9 @@ def test_shards_hold_every_row_in_order(tiny: Path, tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "out", "shard")
     assert [row["id"] for row in rows] == [f"r{i}" for i in range(10)]
     assert (done.rows, done.generated, done.errors, done.shards) == (10, 10, 0, 3)
-    talk = rows[0]["conversations"]
-    assert [m["role"] for m in talk] == ["user", "assistant", "user", "assistant"]
-    assert "old" not in [m["content"] for m in talk]
+    messages = rows[0]["conversations"]
+    assert [m["role"] for m in messages] == ["user", "assistant", "user", "assistant"]
+    assert "old" not in [m["content"] for m in messages]
     assert len(rows[0]["finish"]) == 2
     assert not list((tmp_path / "out").glob(".part*"))
 
@@ -159,13 +159,13 @@ def test_retry_takes_in_rows_that_work_now(tiny: Path, tmp_path: Path, monkeypat
 
 
 def test_a_talk_that_outgrows_the_context_ends_before_the_last_question(tiny: Path, tmp_path: Path) -> None:
-    talk = [
+    messages = [
         {"role": "user", "content": "Hi."},
         {"role": "assistant", "content": ""},
         {"role": "user", "content": "x " * 600},
     ]
-    talk[1]["content"] = "old"
-    (tmp_path / "in.jsonl").write_text(json.dumps({"id": "a", "conversations": talk}) + "\n")
+    messages[1]["content"] = "old"
+    (tmp_path / "in.jsonl").write_text(json.dumps({"id": "a", "conversations": messages}) + "\n")
     run(tiny, tmp_path / "in.jsonl", tmp_path / "out")
     assert len(rows_of(tmp_path / "out", "shard")[0]["conversations"]) == 2
 
@@ -222,18 +222,18 @@ def test_kill_at_any_moment_gives_the_same_shards(tiny: Path, tmp_path: Path) ->
     run(tiny, path, tmp_path / "expected", temperature=0.7, max_tokens=60, num_per_shard=12)
     command = [sys.executable, "-c", KILLED.format(root=str(ROOT)), str(tiny), str(path), str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    seen = 0
+    lines = 0
     for _ in range(2):
         process = subprocess.Popen(command, env=environment, cwd=ROOT)
-        while process.poll() is None and lines_of(tmp_path / "out") < seen + 3:
+        while process.poll() is None and lines_of(tmp_path / "out") < lines + 3:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert lines_of(tmp_path / "out") >= seen
-        seen = lines_of(tmp_path / "out")
-    assert 3 <= seen < 24
+        assert lines_of(tmp_path / "out") >= lines
+        lines = lines_of(tmp_path / "out")
+    assert 3 <= lines < 24
     done = run(tiny, path, tmp_path / "out", temperature=0.7, max_tokens=60, num_per_shard=12)
-    assert done.rows_now <= 24 - seen + 1
+    assert done.rows_now <= 24 - lines + 1
     assert files(tmp_path / "out") == files(tmp_path / "expected")
 
 
@@ -241,8 +241,8 @@ def lines_of(folder: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in (*folder.glob(".part_*"), *folder.glob("shard_*")))
 
 
-def recorded_file(tiny: Path, tmp_path: Path, rows: Path, **wanted: Any) -> Path:
-    run(tiny, rows, tmp_path / "first", **wanted)
+def recorded_file(tiny: Path, tmp_path: Path, rows: Path, **config: Any) -> Path:
+    run(tiny, rows, tmp_path / "first", **config)
     record.record(tmp_path / "first", tmp_path / "replies.jsonl.gz")
     return tmp_path / "replies.jsonl.gz"
 

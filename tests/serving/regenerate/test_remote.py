@@ -135,8 +135,8 @@ def test_harmony(tmp_path: Path, text: str) -> None:
         server.answer = lambda body: said(text)
         run([server], rows, tmp_path / "out", is_reasoning_model=True, reasoning_effort="high")
         assert server.bodies[0]["reasoning_effort"] == "high"
-    told = rows_of(tmp_path / "out", "shard")[0]["conversations"][1]
-    assert told == {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm."}
+    message = rows_of(tmp_path / "out", "shard")[0]["conversations"][1]
+    assert message == {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm."}
 
 
 def test_a_chat_template_of_our_own_is_rendered_here(tmp_path: Path, tiny: Path) -> None:
@@ -181,8 +181,8 @@ def test_values_for_the_servers_template_are_sent(tmp_path: Path) -> None:
 def test_sampling_reaches_the_server_with_a_stream_for_every_reply(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "in.jsonl", 6)
     with running(Faults()) as (server,):
-        wanted = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "max_tokens": 50}
-        run([server], rows, tmp_path / "out", sample_range="1:5", **wanted)
+        config = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "max_tokens": 50}
+        run([server], rows, tmp_path / "out", sample_range="1:5", **config)
         seeds = {body["seed"] for body in server.bodies}
         assert len(seeds) == len(server.bodies) == 5
         assert {(b["temperature"], b["top_p"], b["top_k"], b["max_tokens"]) for b in server.bodies} == {

@@ -90,10 +90,10 @@ def test_kill_at_six_random_moments(tmp_path: Path) -> None:
         before = lines_of(out)
         assert 100 < before < 2000
         finished = [json.dumps([user(f"q{row}")]) for row in rows_done(out)]
-        asked = [sum(server.seen[text] for server in servers) for text in finished]
+        requests = [sum(server.seen[text] for server in servers) for text in finished]
         done = run(servers, rows, out, num_per_shard=300)
         assert done.rows_now == 2000 - before == 2000 - len(finished)
-        assert asked == [sum(server.seen[text] for server in servers) for text in finished]
+        assert requests == [sum(server.seen[text] for server in servers) for text in finished]
     check(out, 2000)
 
 
@@ -123,9 +123,9 @@ def test_a_stop_signal_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(remote, "GRACE_SECONDS", 0.1)
     rows = write_rows(tmp_path / "in.jsonl", 200)
     with running(Faults(seconds=0.2)) as servers:
-        asked = stop.Stop()
-        monkeypatch.setattr(stop, "_active", asked)
-        threading.Timer(0.6, lambda: setattr(asked, "requested", signal.SIGTERM)).start()
+        requested = stop.Stop()
+        monkeypatch.setattr(stop, "_active", requested)
+        threading.Timer(0.6, lambda: setattr(requested, "requested", signal.SIGTERM)).start()
         with pytest.raises(Stopped, match="of 200 rows") as stopped:
             run(servers, rows, tmp_path / "out", table={"max_concurrency": 16})
         assert stopped.value.exit_code == 143

@@ -30,9 +30,9 @@ def author_of(target: Path, seed: int = 0, size: int = 6) -> Any:
 
 def first(author: Any, folder: Path, count: int) -> list[SourceRow]:
     lines = author.lines(folder)
-    found = list(islice(lines, count))
+    rows = list(islice(lines, count))
     lines.close()
-    return found
+    return rows
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +46,9 @@ def test_a_seed_gives_the_same_prompts_also_after_a_kill(tiny: Path, tmp_path: P
     assert {line.value is None for line in whole} == {True, False}
     assert all("no end within" in (line.problem or "") for line in whole if line.value is None)
     part = tmp_path / "a" / PART
-    kept = part.read_bytes().splitlines(keepends=True)
-    assert len(kept) == 1 + 18
-    part.write_bytes(b"".join(kept[:9]) + kept[9][:-5])  # killed within the second chunk, at a torn line
+    raw_lines = part.read_bytes().splitlines(keepends=True)
+    assert len(raw_lines) == 1 + 18
+    part.write_bytes(b"".join(raw_lines[:9]) + raw_lines[9][:-5])  # killed within the second chunk, at a torn line
     assert first(author_of(tiny), tmp_path / "a", 15) == whole
     assert first(author_of(tiny, seed=1), tmp_path / "a", 15) != whole
     assert json.loads(part.read_bytes().splitlines()[0])["seed"] == 1
