@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from eagle3cli.console.tokens import edges, title, visible
 
 if TYPE_CHECKING:
-    from eagle3cli.data.inspect.show import ShownRow
+    from eagle3cli.data.inspect.show import RowView
 
 BEFORE = 150
 MOST = 600
@@ -24,7 +24,7 @@ STYLE = """
 """
 
 
-def sample_of(row: ShownRow) -> dict[str, Any]:
+def sample_of(row: RowView) -> dict[str, Any]:
     """What a run keeps of a row: its title, its replies' edges, and runs of ``[role, text, trained, known]``."""
     pieces = row.pieces
     first = next((i for i, piece in enumerate(pieces) if piece.trained), 0)

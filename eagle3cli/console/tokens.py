@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eagle3cli.data.inspect.show import Piece, Shown, ShownRow
+    from eagle3cli.data.inspect.show import Piece, RowView, View
 
 
 GREEN = "\x1b[32m"
@@ -67,7 +67,7 @@ def _visible(character: str, whitespace: bool) -> str:
     return (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}") if hidden else character
 
 
-def title(row: ShownRow) -> str:
+def title(row: RowView) -> str:
     """One line about a row."""
     parts = [f"id {visible(row.id)}"] if row.id else []
     parts += [f"line {row.line}"] if row.line else []
@@ -81,7 +81,7 @@ def title(row: ShownRow) -> str:
     return f"{name}: {', '.join(counts)}" + ("" if row.trained else "; it trains nothing")
 
 
-def page(shown: Shown, style: Style) -> str:
+def page(shown: View, style: Style) -> str:
     """All rows as text for a terminal or a plain stream."""
     unknown = shown.draft_vocab is not None
     if style.colour:
@@ -95,7 +95,7 @@ def page(shown: Shown, style: Style) -> str:
     return "\n".join(parts)
 
 
-def _body(row: ShownRow, style: Style) -> Iterator[str]:
+def _body(row: RowView, style: Style) -> Iterator[str]:
     for role, pieces in groupby(row.pieces, key=lambda piece: piece.role):
         if role:
             yield f"{DIM}[{role}]{RESET}" if style.colour else f"[{role}]"
@@ -115,7 +115,7 @@ def _run(pieces: Sequence[Piece], style: Style, *, trained: bool) -> str:
     return "\n".join(f"{colour}{line}{RESET}" if line else "" for line in text.split("\n"))
 
 
-def edges(row: ShownRow) -> Iterator[str]:
+def edges(row: RowView) -> Iterator[str]:
     """A line for each reply: its tokens (from 0), what stands before it, its first and its last piece."""
     for number, reply in enumerate(row.replies, 1):
         ends = "" if reply.ended else ", no end token"
@@ -125,12 +125,12 @@ def edges(row: ShownRow) -> Iterator[str]:
         )
 
 
-def as_data(shown: Shown) -> list[dict[str, Any]]:
+def as_data(shown: View) -> list[dict[str, Any]]:
     """The rows for --json: runs of equal role and training, with their token ids, and the edges of the replies."""
     return [_row_data(row) for row in shown.rows]
 
 
-def _row_data(row: ShownRow) -> dict[str, Any]:
+def _row_data(row: RowView) -> dict[str, Any]:
     data: dict[str, Any] = {"row": row.number, "id": row.id, "line": row.line}
     if row.rejected is not None:
         return {**data, "rejected": row.rejected}
@@ -168,7 +168,7 @@ PAGE_START = "<!doctype html><!-- eagle3 view -->"
 """How a page begins, so that a later run knows it for its own."""
 
 
-def html(shown: Shown, style: Style) -> str:
+def html(shown: View, style: Style) -> str:
     """All rows as one page that needs nothing else; every text is escaped."""
     parts = [
         f"{PAGE_START}<html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
@@ -184,7 +184,7 @@ def html(shown: Shown, style: Style) -> str:
     return "".join(parts) + "</html>\n"
 
 
-def _html_body(row: ShownRow, style: Style) -> Iterator[str]:
+def _html_body(row: RowView, style: Style) -> Iterator[str]:
     for role, pieces in groupby(row.pieces, key=lambda piece: piece.role):
         yield f"<span class='r'>[{escape(role)}]</span>\n" if role else ""
         for piece in pieces:

@@ -10,7 +10,7 @@ import pytest
 from eagle3cli.cli.main import main
 from eagle3cli.console.chart import DARK, LIGHT
 from eagle3cli.console.tokens import Style, html
-from eagle3cli.data.inspect.show import Piece, Shown, ShownRow
+from eagle3cli.data.inspect.show import Piece, RowView, View
 from eagle3cli.runs.session import write_report
 from eagle3cli.runtime.report import Silent
 from tests.browser import Browser, started
@@ -109,7 +109,7 @@ def test_the_page_of_eagle3_view_is_whole_by_itself(browser: Browser, tmp_path: 
     text = "A word, <script>alert(1)</script> and " + "averylongwordwithoutanyblank" * 8
     pieces = tuple(Piece((i,), word + " ", i > 3, i != 5, "user") for i, word in enumerate(text.split() * 9))
     page = tmp_path / "rows.html"
-    page.write_text(html(Shown("a/path/" * 30, 9, (ShownRow(1, "a", 1, 9, 5, False, 1, pieces),)), Style()))
+    page.write_text(html(View("a/path/" * 30, 9, (RowView(1, "a", 1, 9, 5, False, 1, pieces),)), Style()))
     browser.open(page, width=360, dark=dark)
     assert browser.complaints() == []
     assert browser.requests() == [page.as_uri()]

@@ -9,7 +9,7 @@ import re
 from eagle3cli.console.chart import Lines
 from eagle3cli.console.report import Page, Section, html, markdown, markdown_table
 from eagle3cli.console.samples import html_samples, sample_of
-from eagle3cli.data.inspect.show import Piece, ShownRow
+from eagle3cli.data.inspect.show import Piece, RowView
 
 
 def test_nothing_of_a_row_is_taken_for_markup() -> None:
@@ -50,7 +50,7 @@ def test_control_characters_of_a_row_are_shown_not_sent() -> None:
 
 def test_a_long_row_is_kept_around_its_first_reply() -> None:
     pieces = [Piece((i,), f"w{i} ", 500 <= i < 1300, True, "user") for i in range(2000)]
-    found = sample_of(ShownRow(1, "a", 1, 2000, 800, False, 0, pieces=tuple(pieces)))
+    found = sample_of(RowView(1, "a", 1, 2000, 800, False, 0, pieces=tuple(pieces)))
     assert (found["before"], found["behind"]) == (350, 1050)
     assert [len(text.split()) for _, text, _, _ in found["runs"]] == [150, 450]
 

@@ -78,7 +78,7 @@ def with_compute_dtype(target: TargetSettings, name: str) -> TargetSettings:
 
 
 def identify_target(target: TargetSettings, draft: DraftConfig) -> TargetIdentity:
-    """The identity that these settings mean, without loading the target."""
+    """The target that these settings mean, without loading the target."""
     own_type = "float32" if pick_device(target.device).type == "cpu" else "checkpoint"
     return TargetIdentity(
         target=target.model_path,

@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from eagle3cli.data.chat.tokenizer import load_tokenizer
-from eagle3cli.data.inspect.viewed import Viewed, Wanted, of_cache, of_file, of_store
+from eagle3cli.data.inspect.selection import RowSelection, SelectedRow, rows_of_cache, rows_of_file, rows_of_store
 from eagle3cli.data.tokens.build import SUMMARY
-from eagle3cli.data.tokens.cache import cache_key, data_paths, recipe_of
+from eagle3cli.data.tokens.cache import cache_key, data_paths, encoder_config
 from eagle3cli.data.tokens.rows import TokenRow, TokenRows
 from eagle3cli.errors import DataError
 from eagle3cli.runtime.files import read_json
@@ -26,7 +26,7 @@ MOST_IDS_OF_A_CHARACTER = 8
 TOKENS_BEHIND = 8
 """Tokens shown before a reply where it is not known where its header begins."""
 
-Known = npt.NDArray[np.bool_]
+VocabMask = npt.NDArray[np.bool_]
 """Whether the draft's vocabulary holds each of the target's token ids."""
 
 
@@ -44,7 +44,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Reply:
+class TrainedSpan:
     """A run of trained tokens ``[first, last)``, counted from 0, and its two edges."""
 
     first: int
@@ -58,7 +58,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class ShownRow:
+class RowView:
     """A row for the eye. ``number`` counts from 1."""
 
     number: int
@@ -70,38 +70,38 @@ class ShownRow:
     missing: int
     """Trained tokens that the draft's vocabulary lacks."""
     pieces: tuple[Piece, ...] = ()
-    replies: tuple[Reply, ...] = ()
+    replies: tuple[TrainedSpan, ...] = ()
     rejected: str | None = None
     """Why the row is none, where it was rejected."""
 
 
 @dataclass(frozen=True)
-class Shown:
+class View:
     """Rows to show, and where they come from."""
 
     source: str
     draft_vocab: int | None
-    rows: tuple[ShownRow, ...]
+    rows: tuple[RowView, ...]
 
 
-def show(settings: Settings, *, path: Path | None = None, rows: Sequence[int] | None = None) -> Shown:
+def show(settings: Settings, *, path: Path | None = None, rows: Sequence[int] | None = None) -> View:
     """The wanted rows of a jsonl file, a cache or a hidden-state store; by default of the training data.
 
     Raises UsageError for a row that is not there, DataError for a path that is none of these.
     """
-    wanted = _wanted(settings) if rows is None else Wanted(numbers=tuple(rows))
+    selection = _selection(settings) if rows is None else RowSelection(numbers=tuple(rows))
     path = path or settings.view.path
     if path is None:
-        recipe, paths = recipe_of(settings), data_paths(settings)
-        folder = settings.data.cache_dir / "processed_dataset" / cache_key(settings, recipe, paths)
+        config, paths = encoder_config(settings), data_paths(settings)
+        folder = settings.data.cache_dir / "processed_dataset" / cache_key(settings, config, paths)
         if (folder / SUMMARY).is_file():
-            return _cache(folder, "train", settings, wanted)
-        return _file(paths["train"], settings, wanted)
+            return _cache(folder, "train", settings, selection)
+        return _file(paths["train"], settings, selection)
     if (path / "manifest.json").is_file():
-        return _store(path, settings, wanted)
+        return _store(path, settings, selection)
     for folder, split in ((path, "train"), (path.parent, path.name)):
         if (folder / SUMMARY).is_file() and (folder / split).is_dir():
-            return _cache(folder, split, settings, wanted)
+            return _cache(folder, split, settings, selection)
     if not path.is_file():
         what = (
             "neither a cache (processed_dataset/KEY) nor a hidden-state store"
@@ -109,31 +109,31 @@ def show(settings: Settings, *, path: Path | None = None, rows: Sequence[int] | 
             else "no such file or folder"
         )
         raise DataError(what, where=str(path), fix="check --path")
-    return _file(path, settings, wanted)
+    return _file(path, settings, selection)
 
 
-def _wanted(settings: Settings) -> Wanted:
+def _selection(settings: Settings) -> RowSelection:
     """The rows that the view table names: numbers and, where a word is none, ids; the first row by default."""
     view = settings.view
     if view.random is not None:
-        return Wanted(count=view.random, seed=view.seed)
+        return RowSelection(count=view.random, seed=view.seed)
     numbers = tuple(int(word) for word in view.rows if _is_number(word))
     ids = (*(word for word in view.rows if not _is_number(word)), *view.id)
-    return Wanted(numbers if numbers or ids else (1,), ids)
+    return RowSelection(numbers if numbers or ids else (1,), ids)
 
 
 def _is_number(word: str) -> bool:
     return word.isascii() and word.removeprefix("-").isdigit()
 
 
-def _cache(folder: Path, split: str, settings: Settings, wanted: Wanted) -> Shown:
+def _cache(folder: Path, split: str, settings: Settings, selection: RowSelection) -> View:
     source = str(folder / split)
     tokenizer = _tokenizer(settings, str(read_json(folder / SUMMARY)["model_path"]))
-    viewed = of_cache(TokenRows.open(folder / split), source, wanted)
-    return _shown(source, viewed, tokenizer, _newest_vocab(folder))
+    selected = rows_of_cache(TokenRows.open(folder / split), source, selection)
+    return _view(source, selected, tokenizer, _newest_vocab(folder))
 
 
-def _newest_vocab(folder: Path) -> Known | None:
+def _newest_vocab(folder: Path) -> VocabMask | None:
     """What the draft knows by the vocabulary chosen last for these rows."""
     files = (folder.parent.parent / "vocab_mapping").glob(f"{folder.name}-*.safetensors")
     newest = max(files, key=lambda file: file.stat().st_mtime, default=None)
@@ -144,12 +144,12 @@ def _newest_vocab(folder: Path) -> Known | None:
         raise DataError(f"not a vocabulary mapping: {error}", where=str(newest), fix=fix) from error
 
 
-def _store(path: Path, settings: Settings, wanted: Wanted) -> Shown:
+def _store(path: Path, settings: Settings, selection: RowSelection) -> View:
     from eagle3cli.data.hidden_states.store import Store
 
     store = Store(path)
-    viewed = of_store(store, settings.data.cache_dir / "processed_dataset", str(path), wanted)
-    return _shown(str(path), viewed, _tokenizer(settings, store.meta.target), store.vocab.t2d.numpy())
+    selected = rows_of_store(store, settings.data.cache_dir / "processed_dataset", str(path), selection)
+    return _view(str(path), selected, _tokenizer(settings, store.meta.target), store.vocab.t2d.numpy())
 
 
 def _tokenizer(settings: Settings, made_with: str) -> Any:
@@ -159,26 +159,26 @@ def _tokenizer(settings: Settings, made_with: str) -> Any:
     )
 
 
-def _file(path: Path, settings: Settings, wanted: Wanted) -> Shown:
-    recipe = recipe_of(settings)
-    encoder = recipe.encoder()
-    viewed = of_file(path, encoder, wanted, preformatted=recipe.is_preformatted)
-    return _shown(str(path), viewed, encoder.tokenizer, None)
+def _file(path: Path, settings: Settings, selection: RowSelection) -> View:
+    config = encoder_config(settings)
+    encoder = config.encoder()
+    selected = rows_of_file(path, encoder, selection, preformatted=config.is_preformatted)
+    return _view(str(path), selected, encoder.tokenizer, None)
 
 
-def _shown(source: str, viewed: Sequence[Viewed], tokenizer: Any, known: Known | None) -> Shown:
+def _view(source: str, selected: Sequence[SelectedRow], tokenizer: Any, known: VocabMask | None) -> View:
     size = None if known is None else int(known.sum())
-    return Shown(source, size, tuple(show_row(one, tokenizer, known) for one in viewed))
+    return View(source, size, tuple(show_row(one, tokenizer, known) for one in selected))
 
 
-def show_row(viewed: Viewed, tokenizer: Any, known: Known | None) -> ShownRow:
+def show_row(selected: SelectedRow, tokenizer: Any, known: VocabMask | None) -> RowView:
     """One row in pieces."""
-    row = viewed.row
+    row = selected.row
     ids, trained = row.token_ids.tolist(), row.loss_mask.astype(bool)
     in_draft = np.ones(len(ids), dtype=bool) if known is None else known[row.token_ids]
     pieces = tuple(_pieces(row, in_draft.tolist(), tokenizer.backend_tokenizer))
-    return ShownRow(
-        number=viewed.number,
+    return RowView(
+        number=selected.number,
         id=row.id,
         line=row.line,
         tokens=len(ids),
@@ -187,7 +187,7 @@ def show_row(viewed: Viewed, tokenizer: Any, known: Known | None) -> ShownRow:
         missing=int((trained & ~in_draft).sum()),
         pieces=pieces,
         replies=tuple(_replies(row, pieces, tokenizer)),
-        rejected=viewed.rejected,
+        rejected=selected.rejected,
     )
 
 
@@ -197,13 +197,13 @@ def _pieces(row: TokenRow, known: list[bool], backend: Any) -> Iterator[Piece]:
 
     def text_of(at: int, end: int) -> str:
         """Some decoders leave out a first blank, so that a token's text shows only behind another."""
-        before = backend.decode(ids[begun:at], skip_special_tokens=False)
-        both: str = backend.decode(ids[begun:end], skip_special_tokens=False)
+        before = backend.decode(ids[start:at], skip_special_tokens=False)
+        both: str = backend.decode(ids[start:end], skip_special_tokens=False)
         if before and both.startswith(before):
             return both[len(before) :]
         return str(backend.decode(ids[at:end], skip_special_tokens=False))
 
-    role, at, begun = "", 0, 0
+    role, at, start = "", 0, 0
     while at < len(ids):
         role = starts.get(at, role)
         end = at + 1
@@ -212,7 +212,7 @@ def _pieces(row: TokenRow, known: list[bool], backend: Any) -> Iterator[Piece]:
         if "\ufffd" in text:  # bytes that never become a character: one token at a time
             end, text = at + 1, text_of(at, at + 1)
         yield Piece(tuple(ids[at:end]), text, trained[at], all(known[at:end]), role)
-        begun, at = at, end
+        start, at = at, end
 
 
 def _may_grow(at: int, end: int, trained: list[bool], starts: dict[int, str]) -> bool:
@@ -220,7 +220,7 @@ def _may_grow(at: int, end: int, trained: list[bool], starts: dict[int, str]) ->
     return inside and end - at < MOST_IDS_OF_A_CHARACTER
 
 
-def _replies(row: TokenRow, pieces: Sequence[Piece], tokenizer: Any) -> Iterator[Reply]:
+def _replies(row: TokenRow, pieces: Sequence[Piece], tokenizer: Any) -> Iterator[TrainedSpan]:
     """The row's runs of trained tokens; two replies without a token between them are two."""
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     starts = {at for at, _ in row.turns}
@@ -234,7 +234,7 @@ def _replies(row: TokenRow, pieces: Sequence[Piece], tokenizer: Any) -> Iterator
         first, last = inside[0], inside[-1] + 1
         header = max((at for at in starts if at <= first), default=0)
         behind = "".join(texts[header if header < first else max(0, first - TOKENS_BEHIND) : first])
-        yield Reply(
+        yield TrainedSpan(
             first=first,
             last=last,
             behind=behind,

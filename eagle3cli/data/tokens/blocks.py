@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from eagle3cli.data.chat.preformatted import ReplyDelimiters
-from eagle3cli.data.chat.tokenizer import load_tokenizer
-from eagle3cli.data.conversations.conversation import Conversation, to_conversation
+from eagle3cli.data.chat.tokenizer import eos_ids, load_tokenizer
+from eagle3cli.data.conversations.conversation import to_conversation
 from eagle3cli.data.sources.files import format_of, read_file
 from eagle3cli.data.sources.lines import SourceRow, parse_line, read_raw_lines
-from eagle3cli.data.tokens.encode import Encoded, Encoder, make_encoder
+from eagle3cli.data.tokens.encode import Encoder
 from eagle3cli.data.tokens.rows import TokenRow, to_batch
 from eagle3cli.errors import DataError
 
@@ -23,12 +23,12 @@ CACHED_WORDS = 100_000
 """Words whose tokens the tokenizer remembers; its own 10,000 are full after some hundred conversations."""
 
 Item = tuple[int, bytes] | SourceRow
-Repaired = tuple[int, str, tuple[str, ...]]
-"""SourceRow and id of a row that was set right, and how."""
+Repair = tuple[int, str, tuple[str, ...]]
+"""Line and id of a row that was set right, and how."""
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EncoderConfig:
     """All that decides what a row's tokens and mask are."""
 
     model_path: str
@@ -48,9 +48,9 @@ class Recipe:
         model = tokenizer.backend_tokenizer.model
         if hasattr(model, "_resize_cache"):
             model._resize_cache(CACHED_WORDS)
-        return make_encoder(
+        return Encoder(
             tokenizer,
-            self.model_path,
+            eos_ids(tokenizer, self.model_path),
             chat_template=self.chat_template,
             max_length=self.max_length,
             last_turn_only=self.last_turn_only,
@@ -61,14 +61,14 @@ class Recipe:
 
 
 @dataclass
-class Block:
+class EncodedBlock:
     """What became of some neighbouring rows."""
 
     read: int = 0
-    rows: list[Encoded] = field(default_factory=list)
+    rows: list[TokenRow] = field(default_factory=list)
     rejected: list[tuple[int, str, str]] = field(default_factory=list)
-    """SourceRow, id and reason."""
-    repairs: list[Repaired] = field(default_factory=list)
+    """Line, id and reason."""
+    repairs: list[Repair] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -79,45 +79,38 @@ class PackedBlock:
     batch: pa.RecordBatch
     truncated: int
     no_span: list[tuple[int, str]]
-    """SourceRow and id of rows that train nothing."""
+    """Line and id of rows that train nothing."""
     rejected: list[tuple[int, str, str]]
-    repairs: list[Repaired]
+    repairs: list[Repair]
 
 
-def encode_items(encoder: Encoder, items: list[Item], path: str, *, preformatted: bool) -> Block:
+def encode_items(encoder: Encoder, items: list[Item], path: str, *, preformatted: bool) -> EncodedBlock:
     """Encode rows; a bad one is told with its reason and stops nothing."""
-    block = Block(read=len(items))
-    good: list[tuple[int, Conversation | tuple[str, str]]] = []
-    repairs: dict[int, tuple[str, ...]] = {}
+    block = EncodedBlock(read=len(items))
+    usable: list[tuple[int, str, tuple[str, ...]]] = []
+    sources: list[Any] = []
     for item in items:
         line = item if isinstance(item, SourceRow) else parse_line(*item, path)
         try:
             value = line.parsed()
             if preformatted:
-                good.append((line.number, _text_of(value)))
+                sources.append(_text_of(value))
+                usable.append((line.number, sources[-1][0], line.repairs))
             else:
                 conversation = to_conversation(value)
-                good.append((line.number, conversation))
-                repairs[line.number] = conversation.repairs
-            repairs[line.number] = (*line.repairs, *repairs.get(line.number, ()))
+                sources.append(conversation)
+                usable.append((line.number, conversation.id, (*line.repairs, *conversation.repairs)))
         except (DataError, RecursionError) as error:
             reason = error.what if isinstance(error, DataError) else "nested too deeply"
             block.rejected.append((line.number, line.id, reason))
-    if preformatted:
-        encoded = encoder.encode_text([row for _, row in good if isinstance(row, tuple)])
-    else:
-        encoded = encoder.encode([row for _, row in good if isinstance(row, Conversation)])
-    for (number, source), result in zip(good, encoded, strict=True):
-        name = source[0] if isinstance(source, tuple) else source.id
-        if isinstance(result, DataError):
-            block.rejected.append((number, name, result.what))
-        else:
-            row = result.row
-            name = row.id or f"line-{number}"
-            kept = TokenRow(name, row.token_ids, row.loss_mask, number, row.turns, result.truncated)
-            block.rows.append(Encoded(kept, result.truncated))
-            if repairs[number]:
-                block.repairs.append((number, name, repairs[number]))
+    encoded = encoder.encode_text(sources) if preformatted else encoder.encode(sources)
+    for (number, name, repairs), row in zip(usable, encoded, strict=True):
+        if isinstance(row, DataError):
+            block.rejected.append((number, name, row.what))
+            continue
+        block.rows.append(replace(row, id=row.id or f"line-{number}", line=number))
+        if repairs:
+            block.repairs.append((number, block.rows[-1].id, repairs))
     return block
 
 
@@ -154,13 +147,13 @@ def blocks_of(path: Path) -> Iterator[list[Item]]:
         yield block
 
 
-def pack(block: Block) -> PackedBlock:
+def pack(block: EncodedBlock) -> PackedBlock:
     """The block as Arrow columns."""
     return PackedBlock(
         read=block.read,
-        batch=to_batch(encoded.row for encoded in block.rows),
-        truncated=sum(encoded.truncated for encoded in block.rows),
-        no_span=[(encoded.row.line, encoded.row.id) for encoded in block.rows if encoded.no_span],
+        batch=to_batch(block.rows),
+        truncated=sum(row.truncated for row in block.rows),
+        no_span=[(row.line, row.id) for row in block.rows if row.no_span],
         rejected=block.rejected,
         repairs=block.repairs,
     )

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from eagle3cli.data.ledger import ERRORS, Ledger
 from eagle3cli.data.sources.files import format_of
-from eagle3cli.data.tokens.blocks import PackedBlock, Recipe
+from eagle3cli.data.tokens.blocks import EncoderConfig, PackedBlock
 from eagle3cli.data.tokens.counts import Counts, add_counts, no_counts
 from eagle3cli.data.tokens.encode import NO_SPAN
 from eagle3cli.data.tokens.rows import write_rows
@@ -31,25 +31,27 @@ ASIDE = 20
 it where there is no evaluation file."""
 
 
-def build(folder: Path, key: str, paths: Mapping[str, Path], recipe: Recipe, num_proc: int, report: Reporter) -> None:
+def build(
+    folder: Path, key: str, paths: Mapping[str, Path], config: EncoderConfig, num_proc: int, report: Reporter
+) -> None:
     """Write rows, counts, errors and, last, the summary of all splits below ``folder``."""
     size = sum(path.stat().st_size for path in paths.values())
-    summary: dict[str, Any] = {"model_path": recipe.model_path, "chat_template": recipe.chat_template}
+    summary: dict[str, Any] = {"model_path": config.model_path, "chat_template": config.chat_template}
     counts: dict[str, Counts] = {}
     with (
         (folder / ERRORS).open("w", encoding="utf-8") as errors,
-        block_tokenizer(recipe, processes_for(size, num_proc or len(available_cpus()))) as tokens,
+        block_tokenizer(config, processes_for(size, num_proc or len(available_cpus()))) as tokens,
     ):
         summary["always_ids"] = tokens.always_ids
         for split, path in paths.items():
-            found = _Split(path, Ledger(errors))
+            counter = _SplitCounter(path, Ledger(errors))
             with report.task(f"tokenising {split}", _lines(path)) as task, catch_stop(report) as stop:
-                batches = _batches(tokens.blocks(path), found, task, stop)
+                batches = _batches(tokens.blocks(path), counter, task, stop)
                 write_rows(folder / split, batches, fingerprint=f"{key}-{split}")
-            summary[split] = found.summary()
-            counts |= {f"{split}_{name}": array for name, array in found.counts.items()}
-            if found.no_span:
-                text = f"({found.no_span} of {found.ledger.written} rows of {split}; they train nothing)"
+            summary[split] = counter.summary()
+            counts |= {f"{split}_{name}": array for name, array in counter.counts.items()}
+            if counter.no_span:
+                text = f"({counter.no_span} of {counter.ledger.written} rows of {split}; they train nothing)"
                 report.warn(f"{NO_SPAN} {text}")
     (folder / COUNTS).write_bytes(save(counts))
     summary["files"] = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
@@ -86,14 +88,16 @@ def _lines(path: Path) -> int | None:
         return lines + (not last.endswith(b"\n"))
 
 
-def _batches(blocks: Iterator[PackedBlock], found: _Split, task: ProgressBar, stop: Stop) -> Iterator[pa.RecordBatch]:
+def _batches(
+    blocks: Iterator[PackedBlock], counter: _SplitCounter, task: ProgressBar, stop: Stop
+) -> Iterator[pa.RecordBatch]:
     for block in blocks:
         stop.check("nothing was kept; the cache will be built from the start")
-        yield found.take(block)
+        yield counter.take(block)
         task.advance(block.read)
 
 
-class _Split:
+class _SplitCounter:
     """Counts of one split while its blocks pass."""
 
     def __init__(self, path: Path, ledger: Ledger) -> None:
@@ -116,20 +120,20 @@ class _Split:
         self.longest = max([self.longest, *lengths.tolist()])
         self.ledger.read += block.read
         self.ledger.written += block.batch.num_rows
-        self._tell(block)
+        self._record(block)
         return block.batch
 
-    def _tell(self, block: PackedBlock) -> None:
+    def _record(self, block: PackedBlock) -> None:
         """Rejected, repaired and idle rows to the ledger, in the order of the file."""
-        tell: list[tuple[int, Callable[..., None]]] = []
+        entries: list[tuple[int, Callable[..., None]]] = []
         for line, name, reason in block.rejected:
-            tell.append((line, partial(self.ledger.drop, "rejected", name=name, reason=reason)))
+            entries.append((line, partial(self.ledger.drop, "rejected", name=name, reason=reason)))
         for line, name, repairs in block.repairs:
-            tell.append((line, partial(self.ledger.repair, repairs, name=name)))
+            entries.append((line, partial(self.ledger.repair, repairs, name=name)))
         for line, name in block.no_span:
-            tell.append((line, partial(self.ledger.drop, "warning", name=name, reason=NO_SPAN)))
-        for line, told in sorted(tell, key=itemgetter(0)):
-            told(place=f"{self.path}:{line}")
+            entries.append((line, partial(self.ledger.drop, "warning", name=name, reason=NO_SPAN)))
+        for line, write in sorted(entries, key=itemgetter(0)):
+            write(place=f"{self.path}:{line}")
 
     def summary(self) -> dict[str, Any]:
         if not self.ledger.written:

@@ -25,7 +25,7 @@ from eagle3cli.data.chat.template import template_options
 from eagle3cli.data.chat.tokenizer import eos_ids, load_tokenizer
 from eagle3cli.data.conversations.system_prompt import system_prompt_text
 from eagle3cli.data.ledger import ERRORS
-from eagle3cli.data.tokens.blocks import Recipe
+from eagle3cli.data.tokens.blocks import EncoderConfig
 from eagle3cli.data.tokens.build import COUNTS, SUMMARY, build, damage
 from eagle3cli.data.tokens.counts import Counts, Ranking, fit_to_vocab, rank_tokens
 from eagle3cli.data.tokens.rows import TokenRows
@@ -48,12 +48,12 @@ TOKENIZER_PARTS = (
     *("additional_chat_templates/*", "*.py"),
 )
 ELSEWHERE = ("model_path", "revision", "trust_remote_code", "chat_template")
-"""Fields of a recipe whose content is in the key by another way."""
+"""Fields of a config whose content is in the key by another way."""
 COVERAGE_SIZES = (4096, 8192, 16384, 32000, 65536, 131072)
 
 
 @dataclass(frozen=True)
-class Cached:
+class TokenCache:
     """Token rows and vocabulary, ready to train on."""
 
     train: TokenRows
@@ -72,15 +72,15 @@ class Cached:
         return load_vocab(self.vocab_file)
 
 
-def open_or_build(settings: Settings, draft_vocab_size: int, vocab_size: int, report: Reporter) -> Cached:
+def open_or_build(settings: Settings, draft_vocab_size: int, vocab_size: int, report: Reporter) -> TokenCache:
     """The cache for these settings, built if there is none yet, or if the one there is has been damaged.
 
     Raises UsageError without training data, DataError for unusable data, ModelError for the tokenizer.
     """
     paths = data_paths(settings)
-    recipe = recipe_of(settings)
+    config = encoder_config(settings)
     settings.data.cache_dir.mkdir(parents=True, exist_ok=True)
-    key = cache_key(settings, recipe, paths)
+    key = cache_key(settings, config, paths)
     folder = settings.data.cache_dir / "processed_dataset" / key
     built = settings.cache.overwrite or not (folder / SUMMARY).is_file()
     if not built and (wrong := damage(folder, read_json(folder / SUMMARY))):
@@ -88,19 +88,19 @@ def open_or_build(settings: Settings, draft_vocab_size: int, vocab_size: int, re
         built = True
     remove_leftovers(folder.parent)
     if built:
-        write_folder(folder, lambda temporary: build(temporary, key, paths, recipe, settings.data.num_proc, report))
+        write_folder(folder, lambda temporary: build(temporary, key, paths, config, settings.data.num_proc, report))
     summary: dict[str, Any] = read_json(folder / SUMMARY)
     for split in paths if built else ():
         if summary[split]["rejected"]:
             counted = f"{summary[split]['rejected']} of {summary[split]['read']} rows of {split}"
             report.warn(f"{counted} were rejected; each with its place and reason: {folder / ERRORS}")
-    vocab_file, told = _vocabulary(settings, folder, summary["always_ids"], draft_vocab_size, vocab_size)
-    return Cached(
+    vocab_file, vocab_summary = _vocabulary(settings, folder, summary["always_ids"], draft_vocab_size, vocab_size)
+    return TokenCache(
         train=TokenRows.open(folder / "train"),
         eval=TokenRows.open(folder / "eval") if "eval" in paths else None,
         vocab_file=vocab_file,
         folder=folder,
-        summary={**summary, "key": key, "built": built, "vocab": told},
+        summary={**summary, "key": key, "built": built, "vocab": vocab_summary},
     )
 
 
@@ -118,12 +118,12 @@ def data_paths(settings: Settings) -> dict[str, Path]:
     return paths
 
 
-def recipe_of(settings: Settings) -> Recipe:
+def encoder_config(settings: Settings) -> EncoderConfig:
     """What decides the rows' tokens and masks."""
     target, data = settings.target, settings.data
     header = data.assistant_header
     marks = ReplyDelimiters(header, data.end_of_turn_token, data.user_header) if header is not None else None
-    return Recipe(
+    return EncoderConfig(
         model_path=target.model_path,
         revision=target.revision,
         trust_remote_code=target.trust_remote_code,
@@ -142,43 +142,43 @@ def find_cache(settings: Settings) -> Path | None:
 
     Raises as :func:`open_or_build` where there is no such data.
     """
-    key = cache_key(settings, recipe_of(settings), data_paths(settings), remember=False)
+    key = cache_key(settings, encoder_config(settings), data_paths(settings), remember=False)
     folder = settings.data.cache_dir / "processed_dataset" / key
     return folder if (folder / SUMMARY).is_file() and not settings.cache.overwrite else None
 
 
-def cache_key(settings: Settings, recipe: Recipe, paths: dict[str, Path], *, remember: bool = True) -> str:
+def cache_key(settings: Settings, config: EncoderConfig, paths: dict[str, Path], *, remember: bool = True) -> str:
     """16 hex digits that change with the content of any input and with every option that matters.
 
     ``remember`` keeps the files' hashes in the cache's folder, where there is one.
     """
-    known_file = settings.data.cache_dir / DIGESTS
-    known: dict[str, FileStat] = read_json(known_file) if known_file.is_file() else {}
-    folder = Path(recipe.model_path).expanduser()
-    found = {file for pattern in TOKENIZER_PARTS for file in folder.glob(pattern)} if folder.is_dir() else set()
-    parts = sorted(file for file in found if file.is_file())
-    described = describe_files([*paths.values(), *parts], known)
-    new = any(known.get(name) != stat for name, stat in described.items())
+    stats_file = settings.data.cache_dir / DIGESTS
+    earlier_stats: dict[str, FileStat] = read_json(stats_file) if stats_file.is_file() else {}
+    folder = Path(config.model_path).expanduser()
+    files = {file for pattern in TOKENIZER_PARTS for file in folder.glob(pattern)} if folder.is_dir() else set()
+    parts = sorted(file for file in files if file.is_file())
+    described = describe_files([*paths.values(), *parts], earlier_stats)
+    new = any(earlier_stats.get(name) != stat for name, stat in described.items())
     if remember and new and settings.data.cache_dir.is_dir():
-        write_json(known_file, {**known, **described})
+        write_json(stats_file, {**earlier_stats, **described})
     content = {
         "format": FORMAT,
         "inputs": {split: described[str(path.resolve())]["sha256"] for split, path in paths.items()},
-        "tokenizer": _tokenizer_content(recipe, {p.name: described[str(p.resolve())]["sha256"] for p in parts}),
-        "options": {name: value for name, value in asdict(recipe).items() if name not in ELSEWHERE},
+        "tokenizer": _tokenizer_content(config, {p.name: described[str(p.resolve())]["sha256"] for p in parts}),
+        "options": {name: value for name, value in asdict(config).items() if name not in ELSEWHERE},
     }
     return digest_json(content)
 
 
-def _tokenizer_content(recipe: Recipe, files: dict[str, str]) -> dict[str, Any]:
+def _tokenizer_content(config: EncoderConfig, files: dict[str, str]) -> dict[str, Any]:
     """Files of a local tokenizer, or for one of the hub what it holds in memory; and the template's text."""
-    name = recipe.chat_template
+    name = config.chat_template
     if files:  # whether a named template fits the tokenizer is seen when rows are encoded, without which is no cache
         named = named_template(name) if name in NAMED else None
         return {"files": files, "template": named if named or name == "auto" else template_text(name, None)}
-    tokenizer = load_tokenizer(recipe.model_path, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
+    tokenizer = load_tokenizer(config.model_path, revision=config.revision, trust_remote_code=config.trust_remote_code)
     content = [tokenizer.backend_tokenizer.to_str(), json.dumps(tokenizer.chat_template, sort_keys=True)]
-    content.append(str(sorted(eos_ids(tokenizer, recipe.model_path))))
+    content.append(str(sorted(eos_ids(tokenizer, config.model_path))))
     digests = [hashlib.sha256(text.encode()).hexdigest() for text in content]
     return {"tokenizer": digests, "template": template_text(name, tokenizer)}
 
@@ -199,15 +199,21 @@ def _vocabulary(
     if settings.cache.overwrite or not holds(path, ids, vocab_size):
         remove_leftovers(path.parent)
         write_vocab(path, ids, vocab_size)
-    judged = "eval" if "eval_reply" in counts else "train_aside"
-    judges = ranking
-    if judged == "train_aside":
+    measured_on = "eval" if "eval_reply" in counts else "train_aside"
+    measured_ranking = ranking
+    if measured_on == "train_aside":
         reply, prompt = (counts[f"train_{kind}"] - counts[f"train_{kind}_aside"] for kind in ("reply", "prompt"))
-        judges = rank_tokens(reply, prompt, always=always, **weights)
-    told = {"size": size, "target_size": vocab_size, "file": str(path), "always_in": ranking.fixed}
-    told["coverage_of_train"] = float(ranking.coverage(counts["train_reply"])[size])
-    held_out = counts["eval_reply" if judged == "eval" else "train_reply_aside"]
-    return path, {**told, "coverage_of": judged, **_coverage(judges, held_out, size)}
+        measured_ranking = rank_tokens(reply, prompt, always=always, **weights)
+    held_out = counts["eval_reply" if measured_on == "eval" else "train_reply_aside"]
+    return path, {
+        "size": size,
+        "target_size": vocab_size,
+        "file": str(path),
+        "always_in": ranking.fixed,
+        "coverage_of_train": float(ranking.coverage(counts["train_reply"])[size]),
+        "coverage_of": measured_on,
+        **_coverage(measured_ranking, held_out, size),
+    }
 
 
 def _coverage(ranking: Ranking, reply: Counts, size: int) -> dict[str, Any]:

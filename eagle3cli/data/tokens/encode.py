@@ -14,7 +14,7 @@ from eagle3cli.data.chat.offsets import tokenize
 from eagle3cli.data.chat.preformatted import ReplyDelimiters, find_replies_in_text
 from eagle3cli.data.chat.reply_spans import Rendered, find_replies
 from eagle3cli.data.chat.template import Chat
-from eagle3cli.data.chat.tokenizer import eos_ids, turn_end_ids
+from eagle3cli.data.chat.tokenizer import turn_end_ids
 from eagle3cli.data.conversations.conversation import Conversation
 from eagle3cli.data.conversations.system_prompt import with_system
 from eagle3cli.data.tokens.rows import Ids, Mask, TokenRow
@@ -22,20 +22,6 @@ from eagle3cli.errors import DataError
 
 NO_SPAN = "No assistant response spans found in the conversation text."
 """The warning that users know, for a row that trains nothing."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A token row and what happened on the way."""
-
-    row: TokenRow
-    truncated: bool
-    """Cut at the maximum length."""
-
-    @property
-    def no_span(self) -> bool:
-        """Nothing in the row is trained."""
-        return not self.row.loss_mask.any()
 
 
 @dataclass
@@ -66,13 +52,13 @@ class Encoder:
         self._chat = Chat(self.tokenizer, self.chat_template, self.chat_options)
         self.format = learn_format(self._chat, [self.tokenizer.convert_ids_to_tokens(i) or "" for i in sorted(ends)])
 
-    def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | DataError]:
+    def encode(self, conversations: Sequence[Conversation]) -> list[TokenRow | DataError]:
         """Token rows in order; a row that cannot be encoded exactly is the DataError that says why."""
         return self._encode(
             [conversation.id for conversation in conversations], [self._rendered(c) for c in conversations]
         )
 
-    def encode_text(self, texts: Sequence[tuple[str, str]]) -> list[Encoded | DataError]:
+    def encode_text(self, texts: Sequence[tuple[str, str]]) -> list[TokenRow | DataError]:
         """Token rows of pre-formatted (id, text) pairs, whose replies follow the template's own header."""
         return self._encode([name for name, _ in texts], [self._preformatted(text) for _, text in texts])
 
@@ -97,10 +83,10 @@ class Encoder:
         until_user = self.text_marks is not None
         return find_replies_in_text(text, self.format, until_user=until_user, last_only=self.last_turn_only)
 
-    def _encode(self, names: list[str], rendered: list[Rendered | DataError]) -> list[Encoded | DataError]:
-        good = [item for item in rendered if isinstance(item, Rendered)]
-        encodings = iter(tokenize(self.tokenizer, [item.text for item in good]))
-        result: list[Encoded | DataError] = []
+    def _encode(self, names: list[str], rendered: list[Rendered | DataError]) -> list[TokenRow | DataError]:
+        renderings = [item for item in rendered if isinstance(item, Rendered)]
+        encodings = iter(tokenize(self.tokenizer, [item.text for item in renderings]))
+        result: list[TokenRow | DataError] = []
         for name, item in zip(names, rendered, strict=True):
             if isinstance(item, DataError):
                 result.append(item)
@@ -111,7 +97,7 @@ class Encoder:
                 result.append(error)
         return result
 
-    def _row(self, name: str, item: Rendered, encoding: Any) -> Encoded:
+    def _row(self, name: str, item: Rendered, encoding: Any) -> TokenRow:
         try:
             pieces = [_Piece(encoding, item.text, 0)]
             ranges = self._ranges(pieces, item)
@@ -124,10 +110,15 @@ class Encoder:
         mask: Mask = np.zeros(len(ids), dtype=np.uint8)
         for first, last in ranges:
             mask[first:last] = 1
-        kept = min(self.max_length, len(ids))
+        length = min(self.max_length, len(ids))
         turns = [(_find(pieces, start), role) for start, role in item.turns]
-        row = TokenRow(name, ids[:kept], mask[:kept], turns=tuple(turn for turn in turns if turn[0] < kept))
-        return Encoded(row, truncated=len(ids) > kept)
+        return TokenRow(
+            name,
+            ids[:length],
+            mask[:length],
+            turns=tuple(turn for turn in turns if turn[0] < length),
+            truncated=len(ids) > length,
+        )
 
     def _apart(self, item: Rendered, whole: Any) -> list[_Piece]:
         cuts = [0, *(start for start, _ in item.replies), len(item.text)]
@@ -195,21 +186,3 @@ def _find(pieces: list[_Piece], position: int) -> int:
             return before + piece.token_at(position - piece.at)
         before += len(piece.encoding.ids)
     return before
-
-
-def make_encoder(
-    tokenizer: Any,
-    model_path: str,
-    *,
-    chat_template: str,
-    max_length: int,
-    last_turn_only: bool,
-    system_prompt: str | None = None,
-    text_marks: ReplyDelimiters | None = None,
-    chat_options: Mapping[str, Any] | None = None,
-) -> Encoder:
-    """The encoder for a target; its end tokens come from the target's configuration."""
-    ends = eos_ids(tokenizer, model_path)
-    return Encoder(
-        tokenizer, ends, chat_template, max_length, last_turn_only, system_prompt, text_marks, chat_options or {}
-    )

@@ -20,10 +20,10 @@ def plan_cache(settings: Settings) -> Plan:
     if folder is not None:
         summary = read_json(folder / SUMMARY)
         counts = {split: {k: summary[split][k] for k in ("rows", "tokens", "loss_tokens")} for split in paths}
-        told = [f"{folder / split}: {n['rows']:,} rows, {n['tokens']:,} tokens" for split, n in counts.items()]
+        done = [f"{folder / split}: {n['rows']:,} rows, {n['tokens']:,} tokens" for split, n in counts.items()]
         return Plan(
             "cache",
-            done=tuple(told),
+            done=tuple(done),
             does=("choose the draft vocabulary from the counts that are there",),
             writes=(f"{settings.data.cache_dir / 'vocab_mapping'}",),
             numbers={"already_done": True, "folder": str(folder), **counts},

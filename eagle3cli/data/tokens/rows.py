@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,18 +52,23 @@ class TokenRow:
     def __len__(self) -> int:
         return len(self.token_ids)
 
+    @property
+    def no_span(self) -> bool:
+        """Nothing in the row is trained."""
+        return not self.loss_mask.any()
+
 
 def to_batch(rows: Iterable[TokenRow]) -> pa.RecordBatch:
     """Rows as one Arrow record batch in :data:`SCHEMA`."""
-    kept = list(rows)
+    rows = list(rows)
     columns = [
-        pa.array([row.id for row in kept], pa.string()),
-        _lists([np.asarray(row.token_ids, dtype=np.int32) for row in kept], pa.int32()),
-        _lists([np.asarray(row.loss_mask, dtype=np.int8) for row in kept], pa.int8()),
-        pa.array([row.line for row in kept], pa.int64()),
-        _lists([np.array([start for start, _ in row.turns], dtype=np.int32) for row in kept], pa.int32()),
-        _lists([np.array([ROLES.index(role) for _, role in row.turns], dtype=np.int8) for row in kept], pa.int8()),
-        pa.array([row.truncated for row in kept], pa.bool_()),
+        pa.array([row.id for row in rows], pa.string()),
+        _lists([np.asarray(row.token_ids, dtype=np.int32) for row in rows], pa.int32()),
+        _lists([np.asarray(row.loss_mask, dtype=np.int8) for row in rows], pa.int8()),
+        pa.array([row.line for row in rows], pa.int64()),
+        _lists([np.array([start for start, _ in row.turns], dtype=np.int32) for row in rows], pa.int32()),
+        _lists([np.array([ROLES.index(role) for _, role in row.turns], dtype=np.int8) for row in rows], pa.int8()),
+        pa.array([row.truncated for row in rows], pa.bool_()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
@@ -85,21 +91,14 @@ def write_rows(folder: Path, batches: Iterable[pa.RecordBatch], *, fingerprint: 
         for batch in batches:
             writer.write_batch(batch)
             count += batch.num_rows
-    features = {
-        name: {"dtype": kind, "_type": "Value"}
-        if not many
-        else {"feature": {"dtype": kind, "_type": "Value"}, "_type": "List"}
-        for name, kind, many in (
-            ("id", "string", False),
-            ("input_ids", "int32", True),
-            ("loss_mask", "int8", True),
-            ("line", "int64", False),
-            ("turn_starts", "int32", True),
-            ("turn_roles", "int8", True),
-            ("truncated", "bool", False),
-        )
-    }
-    state: dict[str, object] = {
+    features: dict[str, Any] = {}
+    for column in SCHEMA:
+        if pa.types.is_list(column.type):
+            value = {"dtype": str(column.type.value_type), "_type": "Value"}
+            features[column.name] = {"feature": value, "_type": "List"}
+        else:
+            features[column.name] = {"dtype": str(column.type), "_type": "Value"}
+    state: dict[str, Any] = {
         "_data_files": [{"filename": ARROW_FILE}],
         "_fingerprint": fingerprint,
         "_format_columns": None,
@@ -180,12 +179,12 @@ class TokenRows:
     @property
     def loss_lengths(self) -> list[int]:
         """Tokens of every row that carry loss."""
-        found: list[int] = []
+        lengths: list[int] = []
         for batch in self._batches:
             column = batch.column("loss_mask")
             before = np.concatenate(([0], np.cumsum(column.values.to_numpy(), dtype=np.int64)))
-            found += np.diff(before[column.offsets.to_numpy()]).tolist()
-        return found
+            lengths += np.diff(before[column.offsets.to_numpy()]).tolist()
+        return lengths
 
     @property
     def loss_tokens(self) -> int:

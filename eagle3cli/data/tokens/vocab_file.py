@@ -32,7 +32,7 @@ def write_vocab(path: Path, ids: Counts, vocab_size: int) -> None:
 def holds(path: Path, ids: Counts, vocab_size: int) -> bool:
     """Whether the file is a mapping of exactly these target ids."""
     try:
-        found = load_file(path)
-        return all(np.array_equal(found[name], wanted) for name, wanted in tensors_of(ids, vocab_size).items())
+        tensors = load_file(path)
+        return all(np.array_equal(tensors[name], array) for name, array in tensors_of(ids, vocab_size).items())
     except (OSError, SafetensorError, KeyError):
         return False

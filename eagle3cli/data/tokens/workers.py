@@ -20,7 +20,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
-from eagle3cli.data.tokens.blocks import Item, PackedBlock, Recipe, blocks_of, encode_items, pack
+from eagle3cli.data.tokens.blocks import EncoderConfig, Item, PackedBlock, blocks_of, encode_items, pack
 from eagle3cli.data.tokens.encode import Encoder
 from eagle3cli.errors import Eagle3Error
 
@@ -47,16 +47,16 @@ def processes_for(size: int, most: int) -> int:
 
 
 @contextmanager
-def block_tokenizer(recipe: Recipe, processes: int) -> Iterator[BlockTokenizer]:
-    """What tokenizes by a recipe; raises ModelError where its tokenizer or template cannot be used."""
+def block_tokenizer(config: EncoderConfig, processes: int) -> Iterator[BlockTokenizer]:
+    """What tokenizes by a config; raises ModelError where its tokenizer or template cannot be used."""
     if processes == 1:
-        encoder = recipe.encoder()
+        encoder = config.encoder()
         yield BlockTokenizer(
-            always_ids(encoder), lambda path: (_packed(recipe, encoder, b, path) for b in blocks_of(path))
+            always_ids(encoder), lambda path: (_packed(config, encoder, b, path) for b in blocks_of(path))
         )
         return
-    initial = (recipe, os.getcwd())
-    pool = ProcessPoolExecutor(processes, mp_context=_context(recipe), initializer=_start, initargs=initial)
+    initial = (config, os.getcwd())
+    pool = ProcessPoolExecutor(processes, mp_context=_context(config), initializer=_start, initargs=initial)
     try:
         ready = [pool.submit(_always_ids) for _ in range(processes)]  # a worker starts when there is a task for it
         yield BlockTokenizer(ready[0].result(), lambda path: _in_order(pool, 3 * processes, path))
@@ -74,10 +74,10 @@ def always_ids(encoder: Encoder) -> list[int]:
     return sorted(encoder.end_ids.union(special, tokenizer.all_special_ids))
 
 
-def _context(recipe: Recipe) -> BaseContext:
+def _context(config: EncoderConfig) -> BaseContext:
     """How workers start: forked from a process that did nothing but import, so that they start at once and share its
     memory. (A fork of this process would copy the locks of its threads.) A model's own code gets a plain process."""
-    if recipe.trust_remote_code or "forkserver" not in multiprocessing.get_all_start_methods():
+    if config.trust_remote_code or "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([PRELOADED])
@@ -94,23 +94,23 @@ def _in_order(pool: ProcessPoolExecutor, ahead: int, path: Path) -> Iterator[Pac
         yield waiting.popleft().result()
 
 
-def _packed(recipe: Recipe, encoder: Encoder, items: list[Item], path: Path) -> PackedBlock:
-    return pack(encode_items(encoder, items, str(path), preformatted=recipe.is_preformatted))
+def _packed(config: EncoderConfig, encoder: Encoder, items: list[Item], path: Path) -> PackedBlock:
+    return pack(encode_items(encoder, items, str(path), preformatted=config.is_preformatted))
 
 
-_recipe: Recipe | None = None
+_config: EncoderConfig | None = None
 _encoder: Encoder | None = None
 
 
-def _start(recipe: Recipe, folder: str) -> None:
+def _start(config: EncoderConfig, folder: str) -> None:
     """Begin a worker: one thread, deaf to Ctrl-C (the parent decides), gone when the parent is."""
-    global _recipe
+    global _config
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()
     _free_at_once()
-    _recipe = recipe
+    _config = config
 
 
 def _free_at_once() -> None:
@@ -139,14 +139,14 @@ def _end_with_parent() -> None:
         threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
 
 
-def _ready() -> tuple[Recipe, Encoder]:
+def _ready() -> tuple[EncoderConfig, Encoder]:
     """The worker's encoder, made at its first task: there an error reaches the parent as it is."""
     global _encoder
-    assert _recipe is not None
+    assert _config is not None
     if _encoder is None:
-        _encoder = _recipe.encoder()
+        _encoder = _config.encoder()
         gc.freeze()  # what is here stays: the garbage collector need not look at it again and again
-    return _recipe, _encoder
+    return _config, _encoder
 
 
 def _always_ids() -> list[int]:

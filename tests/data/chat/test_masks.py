@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eagle3cli.data.conversations.conversation import Conversation
-from eagle3cli.data.tokens.encode import Encoded, Encoder
+from eagle3cli.data.tokens.encode import Encoder
+from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.errors import DataError
 from tests.data.chat.formats import FORMATS, Message
 from tests.data.chat.oracle import expected_row
@@ -20,7 +21,7 @@ def some(examples: int) -> Any:
     return settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def encode(encoder: Encoder, messages: list[Message], tools: list[Message]) -> Encoded | DataError:
+def encode(encoder: Encoder, messages: list[Message], tools: list[Message]) -> TokenRow | DataError:
     return encoder.encode([Conversation("row", tuple(messages), tools=tuple(tools))])[0]
 
 
@@ -40,9 +41,9 @@ def check(name: str, kind: str, encoder: Encoder, messages: list[Message], tools
         return
     tokenizer = tokenizer_for(name, kind)
     ids, mask = expected_row(name, tokenizer, tokenizer.chat_template, messages, tools)
-    assert tokenizer.decode(encoded.row.token_ids.tolist()) == tokenizer.decode(ids)
-    assert encoded.row.token_ids.tolist() == ids
-    assert encoded.row.loss_mask.tolist() == mask
+    assert tokenizer.decode(encoded.token_ids.tolist()) == tokenizer.decode(ids)
+    assert encoded.token_ids.tolist() == ids
+    assert encoded.loss_mask.tolist() == mask
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -99,7 +100,7 @@ def test_a_long_conversation_with_system_tools_and_reasoning(name: str) -> None:
     messages.append({"role": "assistant", "content": "No rain.", "reasoning_content": "The tool says no."})
     tools: list[Message] = [{"type": "function", "function": {"name": "look", "description": "Look."}}] if tool else []
     encoded = encode(encoder_for(name), messages, tools)
-    assert isinstance(encoded, Encoded), encoded
+    assert isinstance(encoded, TokenRow), encoded
     check(name, "bytes", encoder_for(name), messages, tools)
     assert not encoded.no_span
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from eagle3cli.data.chat.preformatted import ReplyDelimiters
 from eagle3cli.data.chat.template import Chat
 from eagle3cli.data.conversations.conversation import Conversation
-from eagle3cli.data.tokens.encode import Encoded, Encoder
+from eagle3cli.data.tokens.encode import Encoder
+from eagle3cli.data.tokens.rows import TokenRow
 from tests.data.chat.formats import FORMATS, Message
 from tests.data.chat.templates import conversations, encoder_for
 from tests.data.tokens.test_encode import trained_texts
@@ -18,8 +19,8 @@ from tests.tiny import tiny_tokenizer
 
 def trained(encoder: Encoder, text: str) -> list[str]:
     encoded = encoder.encode_text([("row", text)])[0]
-    assert isinstance(encoded, Encoded), encoded
-    assert encoder.tokenizer.decode(encoded.row.token_ids.tolist()) == text
+    assert isinstance(encoded, TokenRow), encoded
+    assert encoder.tokenizer.decode(encoded.token_ids.tolist()) == text
     return trained_texts(encoder, encoded)
 
 
@@ -40,9 +41,9 @@ def test_a_rendered_conversation_has_the_mask_of_the_conversation(name: str, dat
     text = Chat(encoder.tokenizer, name).render(messages)
     as_text = encoder.encode_text([("row", text)])[0]
     as_talk = encoder.encode([Conversation("row", tuple(messages))])[0]
-    assert isinstance(as_text, Encoded)
-    assert isinstance(as_talk, Encoded)
-    if encoder.tokenizer.decode(as_talk.row.token_ids.tolist()) == text:  # else the server's prompt differs
+    assert isinstance(as_text, TokenRow)
+    assert isinstance(as_talk, TokenRow)
+    if encoder.tokenizer.decode(as_talk.token_ids.tolist()) == text:  # else the server's prompt differs
         assert trained_texts(encoder, as_text) == trained_texts(encoder, as_talk)
 
 
@@ -93,7 +94,7 @@ def test_custom_masks_equal_a_walk_over_the_pieces(pieces: list[str]) -> None:
         elif piece == "ASSISTANT:":
             speaking = True
     encoded = custom().encode_text([("row", "".join(pieces))])[0]
-    assert isinstance(encoded, Encoded)
+    assert isinstance(encoded, TokenRow)
     assert "".join(trained_texts(custom(), encoded)) == expected
 
 
@@ -101,5 +102,5 @@ def test_custom_masks_equal_a_walk_over_the_pieces(pieces: list[str]) -> None:
 @given(st.text(max_size=60))
 def test_masks_never_leave_the_text(text: str) -> None:
     encoded = encoder_for("chatml").encode_text([("row", text)])[0]
-    assert isinstance(encoded, Encoded)
-    assert len(encoded.row.loss_mask) == len(encoded.row.token_ids)
+    assert isinstance(encoded, TokenRow)
+    assert len(encoded.loss_mask) == len(encoded.token_ids)

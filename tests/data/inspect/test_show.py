@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from eagle3cli.console.tokens import Style, as_data, edges, html, page, title, visible
-from eagle3cli.data.inspect.show import Shown, ShownRow, show, show_row
-from eagle3cli.data.inspect.viewed import Viewed
+from eagle3cli.data.inspect.selection import SelectedRow
+from eagle3cli.data.inspect.show import RowView, View, show, show_row
 from eagle3cli.data.tokens.cache import open_or_build
 from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.errors import DataError, UsageError
@@ -37,12 +37,12 @@ def settings_for(tmp_path: Path, max_length: int = 2048, **view: object) -> Sett
     return Settings(target=TargetSettings(model_path=str(target)), data=data, view=ViewSettings(**view))
 
 
-def shown_row(text: str, trained: bool, known: list[int] | None = None) -> ShownRow:
+def shown_row(text: str, trained: bool, known: list[int] | None = None) -> RowView:
     tokenizer = tiny_tokenizer()
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     in_draft = None if known is None else np.isin(np.arange(VOCAB), [ids[i] for i in known])
     row = TokenRow("x", np.array(ids, dtype=np.int32), np.full(len(ids), trained, dtype=np.uint8))
-    return show_row(Viewed(1, row), tokenizer, in_draft)
+    return show_row(SelectedRow(1, row), tokenizer, in_draft)
 
 
 def test_a_file_and_its_cache_show_the_same_rows(tmp_path: Path) -> None:
@@ -114,7 +114,9 @@ def test_neighbouring_replies_are_two() -> None:
     runs = {True: [(1, 3), (3, 5)], False: [(1, 5)]}
     for known, found in runs.items():
         turns = ((0, "user"), (1, "assistant"), (3, "assistant")) if known else ()
-        shown = show_row(Viewed(1, TokenRow("x", row.token_ids, row.loss_mask, turns=turns)), tiny_tokenizer(), None)
+        shown = show_row(
+            SelectedRow(1, TokenRow("x", row.token_ids, row.loss_mask, turns=turns)), tiny_tokenizer(), None
+        )
         assert [(reply.first, reply.last) for reply in shown.replies] == found
 
 
@@ -131,7 +133,7 @@ def test_colours_and_ids(tmp_path: Path) -> None:
 
 
 def test_missing_tokens_are_underlined_and_counted() -> None:
-    shown = Shown("x", 1, (shown_row("ok 😀", trained=True, known=[0]),))
+    shown = View("x", 1, (shown_row("ok 😀", trained=True, known=[0]),))
     row = shown.rows[0]
     assert "".join(piece.text for piece in row.pieces) == "ok 😀"
     assert row.missing == row.tokens - 1
@@ -139,7 +141,7 @@ def test_missing_tokens_are_underlined_and_counted() -> None:
     assert "\x1b[4m" in page(shown, Style(colour=True))
     assert "{?" in page(shown, Style())
     assert "class='t m'" in html(shown, Style())
-    without = Shown("x", None, (shown_row("ok", trained=True),))
+    without = View("x", None, (shown_row("ok", trained=True),))
     assert "unknown" not in page(without, Style()) + page(without, Style(colour=True)) + html(without, Style())
 
 
@@ -151,7 +153,7 @@ def test_tokens_without_their_blank_get_it_back() -> None:
     words = Tokenizer(models.WordLevel({"[UNK]": 0, "▁one": 1, "▁two": 2, "s": 3}, unk_token="[UNK]"))
     words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     row = TokenRow("x", np.array([1, 2, 3], dtype=np.int32), np.ones(3, dtype=np.uint8))
-    shown = show_row(Viewed(1, row), PreTrainedTokenizerFast(tokenizer_object=words), None)
+    shown = show_row(SelectedRow(1, row), PreTrainedTokenizerFast(tokenizer_object=words), None)
     assert [piece.text for piece in shown.pieces] == ["one", " two", "s"]
 
 
@@ -169,7 +171,7 @@ def test_html_is_escaped_and_json_is_whole(tmp_path: Path) -> None:
 
 def test_text_cannot_steer_the_terminal() -> None:
     for style in (Style(), Style(colour=True), Style(whitespace=True)):
-        text = page(Shown("x", None, (shown_row("a\x1b[2Jb\r\u202e", trained=False),)), style)
+        text = page(View("x", None, (shown_row("a\x1b[2Jb\r\u202e", trained=False),)), style)
         assert "a\\x1b[2Jb\\x0d\\u202e" in text
         assert "\r" not in text
 
@@ -178,7 +180,7 @@ def test_white_space_on_demand() -> None:
     text = "a b\tc\nd\u00a0e\u200bf 👩\u200d🚒"
     assert visible(text) == text
     assert visible(text, whitespace=True) == "a·b→c↵\nd\\xa0e\\u200bf·👩\\u200d🚒"
-    assert "ok·😀" in page(Shown("x", None, (shown_row("ok 😀", trained=False),)), Style(whitespace=True))
+    assert "ok·😀" in page(View("x", None, (shown_row("ok 😀", trained=False),)), Style(whitespace=True))
 
 
 def test_random_rows_are_seeded(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from eagle3cli.data.tokens import workers
-from eagle3cli.data.tokens.cache import Cached, open_or_build
+from eagle3cli.data.tokens.cache import TokenCache, open_or_build
 from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.errors import DataError, ModelError, UsageError
 from eagle3cli.runtime.report import Silent
@@ -44,7 +44,7 @@ def write(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def build(tmp_path: Path, target: Path, report: Silent | None = None, **data: Any) -> Cached:
+def build(tmp_path: Path, target: Path, report: Silent | None = None, **data: Any) -> TokenCache:
     cache = data.pop("cache", CacheSettings())
     size = data.pop("size", 100)
     known = {"train_path": tmp_path / "train.jsonl", "cache_dir": tmp_path / "cache", **data}

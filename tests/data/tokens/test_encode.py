@@ -9,26 +9,27 @@ import pytest
 
 from eagle3cli.data.chat.template import template_options
 from eagle3cli.data.conversations.conversation import Conversation
-from eagle3cli.data.tokens.encode import Encoded, Encoder
+from eagle3cli.data.tokens.encode import Encoder
+from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.errors import DataError, ModelError, UsageError
 from tests.data.chat.templates import encoder_for, real_template, tokenizer_for
 from tests.tiny import tiny_tokenizer
 
 
-def encode(encoder: Encoder, messages: list[dict[str, Any]], finish: tuple[str, ...] = ()) -> Encoded | DataError:
+def encode(encoder: Encoder, messages: list[dict[str, Any]], finish: tuple[str, ...] = ()) -> TokenRow | DataError:
     return encoder.encode([Conversation("row", tuple(messages), finish)])[0]
 
 
-def trained_texts(encoder: Encoder, encoded: Encoded) -> list[str]:
+def trained_texts(encoder: Encoder, encoded: TokenRow) -> list[str]:
     """Text of each run of trained tokens."""
-    mask, ids = encoded.row.loss_mask, encoded.row.token_ids
+    mask, ids = encoded.loss_mask, encoded.token_ids
     edges = np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]])))
     return [encoder.tokenizer.decode(ids[a:b].tolist()) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def good(encoder: Encoder, messages: list[dict[str, Any]], finish: tuple[str, ...] = ()) -> Encoded:
+def good(encoder: Encoder, messages: list[dict[str, Any]], finish: tuple[str, ...] = ()) -> TokenRow:
     encoded = encode(encoder, messages, finish)
-    assert isinstance(encoded, Encoded), encoded
+    assert isinstance(encoded, TokenRow), encoded
     return encoded
 
 
@@ -48,7 +49,7 @@ def test_an_empty_think_block_of_the_template_is_not_trained() -> None:
     encoder = encoder_for("qwen3")
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     encoded = good(encoder, messages)
-    assert "<think>\n\n</think>" in encoder.tokenizer.decode(encoded.row.token_ids.tolist())
+    assert "<think>\n\n</think>" in encoder.tokenizer.decode(encoded.token_ids.tolist())
     assert trained_texts(encoder, encoded) == ["a<|im_end|>"]
 
 
@@ -59,7 +60,7 @@ def test_an_end_that_the_template_leaves_to_the_next_turn_is_trained_at_the_end_
     assert encoder.format.unwritten == "<|user|>"
     row = good(encoder, messages)
     assert trained_texts(encoder, row)[-1].endswith("a<|user|>")
-    assert encoder.tokenizer.decode(row.row.token_ids.tolist()).endswith("a<|user|>")
+    assert encoder.tokenizer.decode(row.token_ids.tolist()).endswith("a<|user|>")
     assert "a<|user|>" not in trained_texts(encoder, good(encoder, messages, finish=("length",)))[-1]
     call = {"type": "function", "function": {"name": "f", "arguments": {}}}
     called = good(encoder, [messages[0], {"role": "assistant", "content": "", "tool_calls": [call]}])
@@ -84,9 +85,9 @@ def test_truncation_keeps_the_visible_part_of_a_reply() -> None:
     cut = good(encoder_for("chatml", max_length=40), messages)
     assert cut.truncated
     assert not whole.truncated
-    assert len(cut.row) == 40
-    assert np.array_equal(cut.row.loss_mask, whole.row.loss_mask[:40])
-    assert cut.row.loss_mask[-1] == 1
+    assert len(cut) == 40
+    assert np.array_equal(cut.loss_mask, whole.loss_mask[:40])
+    assert cut.loss_mask[-1] == 1
 
 
 def test_a_row_without_a_reply_trains_nothing() -> None:
@@ -136,7 +137,7 @@ def test_smollm3_marks_its_header_too(system: str, block: bool) -> None:
     tokenizer.chat_template = real_template("smollm3")
     encoder = Encoder(tokenizer, frozenset())
     encoded = good(encoder, [{"role": "system", "content": system}, *TWO_TURNS])
-    assert ("<think>" in encoder.tokenizer.decode(encoded.row.token_ids.tolist())) is block
+    assert ("<think>" in encoder.tokenizer.decode(encoded.token_ids.tolist())) is block
     assert trained_texts(encoder, encoded) == ["a1<|im_end|>", "a2<|im_end|>"]
 
 
@@ -144,7 +145,7 @@ def test_the_system_prompt_takes_the_place_of_the_rows_own() -> None:
     encoder = Encoder(tokenizer_for("qwen"), frozenset(), "qwen", system_prompt="Be kind.")
     for messages in (TWO_TURNS, [{"role": "system", "content": "Be rude."}, *TWO_TURNS]):
         encoded = good(encoder, messages, ("stop", "length"))
-        text = encoder.tokenizer.decode(encoded.row.token_ids.tolist())
+        text = encoder.tokenizer.decode(encoded.token_ids.tolist())
         assert text.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nu1")
         assert trained_texts(encoder, encoded) == ["a1<|im_end|>", "a2"]
 
@@ -154,7 +155,7 @@ def test_a_cut_reply_whose_reasoning_the_template_drops() -> None:
     encoder = encoder_for("deepseek-r1")
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>\nhm, hm"}]
     encoded = good(encoder, messages, ("length",))
-    text = encoder.tokenizer.decode(encoded.row.token_ids.tolist())
+    text = encoder.tokenizer.decode(encoded.token_ids.tolist())
     assert text.endswith("<｜Assistant｜><think>\nhm, hm<｜end▁of▁sentence｜>")
     assert trained_texts(encoder, encoded) == ["hm, hm"]
 
@@ -231,8 +232,8 @@ def with_options(name: str, **options: Any) -> Encoder:
     return Encoder(tokenizer, frozenset({tokenizer.eos_token_id}), name, chat_options=options)
 
 
-def text_of(encoder: Encoder, encoded: Encoded) -> str:
-    return str(encoder.tokenizer.decode(encoded.row.token_ids.tolist()))
+def text_of(encoder: Encoder, encoded: TokenRow) -> str:
+    return str(encoder.tokenizer.decode(encoded.token_ids.tolist()))
 
 
 def test_options_of_the_template() -> None:
@@ -277,9 +278,9 @@ def test_only_the_last_turn_on_demand() -> None:
 def test_turns_name_the_messages() -> None:
     encoder = encoder_for("qwen")
     encoded = good(encoder, [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}])
-    assert [role for _, role in encoded.row.turns] == ["system", "user", "assistant"]
-    ids = encoded.row.token_ids.tolist()
-    assert all(encoder.tokenizer.decode(ids[at : at + 1]) == "<|im_start|>" for at, _ in encoded.row.turns)
+    assert [role for _, role in encoded.turns] == ["system", "user", "assistant"]
+    ids = encoded.token_ids.tolist()
+    assert all(encoder.tokenizer.decode(ids[at : at + 1]) == "<|im_start|>" for at, _ in encoded.turns)
 
 
 CALLS = [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}]
@@ -347,7 +348,7 @@ def test_a_tokenizer_that_marks_word_starts() -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ["[INST]", "[/INST]", "<s>"]})
     encoder = Encoder(tokenizer, frozenset(), "mistral")
     encoded = good(encoder, [{"role": "user", "content": "q"}, {"role": "assistant", "content": "yes no"}])
-    trained = encoded.row.token_ids[encoded.row.loss_mask.astype(bool)].tolist()
+    trained = encoded.token_ids[encoded.loss_mask.astype(bool)].tolist()
     assert tokenizer.convert_ids_to_tokens(trained) == ["\u2581yes", "\u2581no", "</s>"]
 
 

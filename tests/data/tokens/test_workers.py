@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from eagle3cli.data.tokens.blocks import Recipe
+from eagle3cli.data.tokens.blocks import EncoderConfig
 from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.data.tokens.workers import block_tokenizer, processes_for
 from eagle3cli.errors import Eagle3Error, ModelError
@@ -21,8 +21,8 @@ from tests.conftest import ROOT
 from tests.tiny import tiny_config, tiny_tokenizer
 
 
-def recipe(folder: Path) -> Recipe:
-    return Recipe(
+def encoder_config(folder: Path) -> EncoderConfig:
+    return EncoderConfig(
         model_path=str(folder),
         revision=None,
         trust_remote_code=False,
@@ -48,7 +48,7 @@ def test_a_small_input_gets_one_process() -> None:
 def test_an_error_in_a_worker_is_told_as_it_is(tmp_path: Path) -> None:
     with (
         pytest.raises(ModelError, match="no such model folder") as caught,
-        block_tokenizer(recipe(tmp_path / "none"), 2),
+        block_tokenizer(encoder_config(tmp_path / "none"), 2),
     ):
         pass
     assert caught.value.fix == "check --target-model-path"
@@ -58,7 +58,7 @@ def test_workers_follow_the_folder_of_their_parent(tmp_path: Path, monkeypatch: 
     tiny_tokenizer().save_pretrained(tmp_path / "target")
     write(tmp_path / "rows.jsonl", 3)
     monkeypatch.chdir(tmp_path)
-    with block_tokenizer(recipe(Path("target")), 2) as tokens:
+    with block_tokenizer(encoder_config(Path("target")), 2) as tokens:
         assert tokens.always_ids == [0, 1, 2]
         assert [block.batch.num_rows for block in tokens.blocks(Path("rows.jsonl"))] == [3]
 
@@ -74,7 +74,7 @@ def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
         os.kill(workers[0], signal.SIGKILL)
 
     def go_on() -> None:
-        with block_tokenizer(recipe(tmp_path / "target"), 2) as tokens:
+        with block_tokenizer(encoder_config(tmp_path / "target"), 2) as tokens:
             for number, _ in enumerate(tokens.blocks(rows)):
                 if number == 0:
                     kill_a_worker()
@@ -149,8 +149,8 @@ def test_workers_have_no_torch(tmp_path: Path) -> None:
     script = f"""
 import sys
 import eagle3cli.data.tokens.preload
-from tests.data.tokens.test_workers import recipe
-recipe({str(tmp_path / "target")!r}).encoder()
+from tests.data.tokens.test_workers import encoder_config
+encoder_config({str(tmp_path / "target")!r}).encoder()
 print("transformers" in sys.modules, "torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RowSelection:
     """Which rows: by number (from 1), by id, or ``count`` random ones."""
 
     numbers: tuple[int, ...] = ()
@@ -36,7 +37,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Viewed:
+class SelectedRow:
     """A row, or why it became none."""
 
     number: int
@@ -45,20 +46,20 @@ class Viewed:
     rejected: str | None = None
 
 
-def of_file(path: Path, encoder: Encoder, wanted: Wanted, *, preformatted: bool) -> list[Viewed]:
+def rows_of_file(path: Path, encoder: Encoder, selection: RowSelection, *, preformatted: bool) -> list[SelectedRow]:
     """Rows of a file of conversations, encoded on the spot; a rejected one is a row of the file too, and is told.
 
     The file is read no further than needed; random rows need all of it.
     """
-    viewed = []
-    for number, item in _drawn(path, wanted) if wanted.count else _picked(path, wanted):
+    selected = []
+    for number, item in _sampled(path, selection) if selection.count else _matching(path, selection):
         block = encode_items(encoder, [item], str(path), preformatted=preformatted)
-        viewed += [Viewed(number, encoded.row) for encoded in block.rows]
-        viewed += [Viewed(number, no_row(name, line), reason) for line, name, reason in block.rejected]
-    return viewed
+        selected += [SelectedRow(number, row) for row in block.rows]
+        selected += [SelectedRow(number, empty_row(name, line), reason) for line, name, reason in block.rejected]
+    return selected
 
 
-def no_row(name: str, line: int) -> TokenRow:
+def empty_row(name: str, line: int) -> TokenRow:
     """The place of a row without tokens."""
     return TokenRow(name, np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.uint8), line)
 
@@ -67,35 +68,37 @@ def _items(path: Path) -> Iterator[tuple[int, Item]]:
     return enumerate((item for block in blocks_of(path) for item in block), 1)
 
 
-def _picked(path: Path, wanted: Wanted) -> list[tuple[int, Item]]:
-    found: dict[int | str, tuple[int, Item]] = {}
-    missing: set[int | str] = {*wanted.numbers, *wanted.ids}
+def _matching(path: Path, selection: RowSelection) -> list[tuple[int, Item]]:
+    items: dict[int | str, tuple[int, Item]] = {}
+    missing: set[int | str] = {*selection.numbers, *selection.ids}
     total = 0
     for number, item in _items(path):
         total = number
-        if wanted.ids and not isinstance(item, SourceRow):
+        if selection.ids and not isinstance(item, SourceRow):
             item = parse_line(*item, str(path))
         names: list[int | str] = [number, _name(item)] if isinstance(item, SourceRow) else [number]
-        found |= {name: (number, item) for name in names if name in missing}
+        items |= {name: (number, item) for name in names if name in missing}
         missing.difference_update(names)
         if not missing:
             break
-    order: list[int | str] = list(dict.fromkeys((*wanted.numbers, *wanted.ids)))
+    order: list[int | str] = list(dict.fromkeys((*selection.numbers, *selection.ids)))
     for name in order:
         if name in missing:
             raise _no_such_row(name, total, str(path))
-    return list({found[name][0]: found[name] for name in order}.values())
+    return list({items[name][0]: items[name] for name in order}.values())
 
 
-def _drawn(path: Path, wanted: Wanted) -> list[tuple[int, Item]]:
+def _sampled(path: Path, selection: RowSelection) -> list[tuple[int, Item]]:
     """Random rows of a file of any length, of which no more than these are kept (a reservoir)."""
-    chance, kept, count = random.Random(wanted.seed), [], wanted.count or 0
+    generator = random.Random(selection.seed)
+    count = selection.count or 0
+    reservoir: list[tuple[int, Item]] = []
     for number, item in _items(path):
         if number <= count:
-            kept.append((number, item))
-        elif (place := chance.randrange(number)) < count:
-            kept[place] = (number, item)
-    return sorted(kept, key=lambda picked: picked[0])
+            reservoir.append((number, item))
+        elif (place := generator.randrange(number)) < count:
+            reservoir[place] = (number, item)
+    return sorted(reservoir, key=itemgetter(0))
 
 
 def _name(row: SourceRow) -> str:
@@ -104,32 +107,32 @@ def _name(row: SourceRow) -> str:
     return next((str(value[column]) for column in IDS if value.get(column) is not None), f"line-{row.number}")
 
 
-def of_cache(rows: TokenRows, source: str, wanted: Wanted) -> list[Viewed]:
+def rows_of_cache(rows: TokenRows, source: str, selection: RowSelection) -> list[SelectedRow]:
     """Rows of a cache."""
-    return [Viewed(n, rows[n - 1]) for n in _numbers(len(rows), rows.index_of, source, wanted)]
+    return [SelectedRow(n, rows[n - 1]) for n in _numbers(len(rows), rows.index_of, source, selection)]
 
 
-def of_store(store: Store, caches: Path, source: str, wanted: Wanted) -> list[Viewed]:
+def rows_of_store(store: Store, caches: Path, source: str, selection: RowSelection) -> list[SelectedRow]:
     """Rows of a hidden-state store; ids and roles come from the cache that it was captured from, if that still is."""
-    folder = twin_folder(store, caches)
-    twin = None if folder is None else TokenRows.open(folder)
+    folder = matching_cache(store, caches)
+    cached_rows = None if folder is None else TokenRows.open(folder)
 
     def index_of(name: str) -> int | None:
-        if twin is None:
+        if cached_rows is None:
             fix = "give the row's number; the cache that it was captured from is gone"
             raise UsageError("a hidden-state store keeps no ids", where=source, fix=fix)
-        return twin.index_of(name)
+        return cached_rows.index_of(name)
 
-    viewed = []
-    for number in _numbers(len(store), index_of, source, wanted):
+    selected = []
+    for number in _numbers(len(store), index_of, source, selection):
         state = store[number - 1]
         ids, mask = state.token_ids_S.numpy().astype(np.int32), state.loss_mask_S.numpy().astype(np.uint8)
-        other = None if twin is None else twin[number - 1]
+        other = None if cached_rows is None else cached_rows[number - 1]
         if other is not None and np.array_equal(other.token_ids, ids) and np.array_equal(other.loss_mask, mask):
-            viewed.append(Viewed(number, other))
+            selected.append(SelectedRow(number, other))
         else:
-            viewed.append(Viewed(number, TokenRow("", ids, mask, turns=_turns_of(mask))))
-    return viewed
+            selected.append(SelectedRow(number, TokenRow("", ids, mask, turns=_turns_of(mask))))
+    return selected
 
 
 def _turns_of(mask: Mask) -> tuple[tuple[int, str], ...]:
@@ -138,7 +141,7 @@ def _turns_of(mask: Mask) -> tuple[tuple[int, str], ...]:
     return tuple((int(at), "assistant" if mask[at] else "") for at in changes)
 
 
-def twin_folder(store: Store, caches: Path) -> Path | None:
+def matching_cache(store: Store, caches: Path) -> Path | None:
     """The rows, below ``caches``, that a store was captured from: those of the same lengths."""
     for file in sorted(caches.glob("*/*/dataset_info.json")):
         try:
@@ -150,14 +153,14 @@ def twin_folder(store: Store, caches: Path) -> Path | None:
     return None
 
 
-def _numbers(total: int, index_of: Callable[[str], int | None], source: str, wanted: Wanted) -> Sequence[int]:
-    if wanted.count:
-        return wanted.draw(total)
-    numbers = list(wanted.numbers)
+def _numbers(total: int, index_of: Callable[[str], int | None], source: str, selection: RowSelection) -> Sequence[int]:
+    if selection.count:
+        return selection.draw(total)
+    numbers = list(selection.numbers)
     for number in numbers:
         if not 1 <= number <= total:
             raise _no_such_row(number, total, source)
-    for name in wanted.ids:
+    for name in selection.ids:
         index = index_of(name)
         if index is None or index >= total:
             raise _no_such_row(name, total, source)
