@@ -25,27 +25,33 @@ def planned_target(settings: Settings) -> Iterator[Settings]:
     with TemporaryDirectory(prefix="eagle3-") as folder:
         if path is None:
             gguf_config(model_path).save_pretrained(folder)
-        yield _within_context(settings, path or folder, Silent())
+        yield _within_context(settings, folder if path is None else path, Silent())
 
 
 def with_local_target(settings: Settings, report: Reporter) -> Settings:
     """The settings with ``target.model_path`` a folder or hub id, and ``data.max_length`` at most its context."""
+    settings = with_target_folder(settings, report)
+    return _within_context(settings, settings.target.model_path, report)
+
+
+def with_target_folder(settings: Settings, report: Reporter) -> Settings:
+    """The settings with a .gguf target as the folder that it is converted to."""
     from eagle3cli.backends.target.gguf import local_folder
     from eagle3cli.runtime.hub import warn_unless_reached
 
     path = local_folder(settings.target.model_path, settings.data.cache_dir / "models", report)
     warn_unless_reached(path, report)
-    return _within_context(settings, path, report)
+    return settings if path == settings.target.model_path else settings.updated("target", model_path=path)
 
 
 def _within_context(settings: Settings, path: str, report: Reporter) -> Settings:
     if path != settings.target.model_path:
-        settings = settings.model_copy(update={"target": settings.target.model_copy(update={"model_path": path})})
+        settings = settings.updated("target", model_path=path)
     context = _context(Path(path) / "config.json")
     if context is None or settings.data.max_length <= context:
         return settings
     report.warn(f"data.max_length {settings.data.max_length} is more than the target's context: {context} is used")
-    return settings.model_copy(update={"data": settings.data.model_copy(update={"max_length": context})})
+    return settings.updated("data", max_length=context)
 
 
 def _context(config: Path) -> int | None:

@@ -43,8 +43,7 @@ def function(command: Command) -> Callable[..., int]:
         loaded = _load(command, [*recipe, *(values["config"] or ())], values["set_"] or (), typed)
         settings = loaded.settings
         if recipe and loaded.origin("run.output_dir") == DEFAULT:  # each recipe has its own folder
-            run = settings.run.model_copy(update={"output_dir": Path("runs") / recipe[0].stem})
-            settings = settings.model_copy(update={"run": run})
+            settings = settings.updated("run", output_dir=Path("runs") / recipe[0].stem)
         out = Out(json_wanted=values["json_"])
         warn_of_remote_code(loaded, out)
         if command.plan is not None and values["dry_run"]:

@@ -18,7 +18,8 @@ def run(settings: Settings, out: Out) -> None:
     if options.push:
         check_repository(options.push)
     written = write_draft(settings, out, dtype=getattr(torch, options.dtype), layout=options.layout)
-    draft, lines = written.draft, written.serve
+    draft = written.draft
+    lines = written.serve
     text = (
         f"{written.source} -> {options.output_path} ({options.layout}, {options.dtype})\n"
         f"names, shapes, types and config checked; reloads to the same logits; {options.dtype} kept the best token on "

@@ -4,35 +4,26 @@ from __future__ import annotations
 
 from eagle3cli.cli.command import Command
 from eagle3cli.console.out import Out
+from eagle3cli.errors import UsageError
 from eagle3cli.settings.tables import Settings
 
 
 def run(settings: Settings, out: Out) -> None:
     """Read the folder, write it under our names with what its config leaves out, and say what to do next."""
     from eagle3cli.commands.draft_folder import write_draft
-    from eagle3cli.errors import UsageError
 
     if not settings.draft.path:
         raise UsageError("no draft to read", where="--draft-model-path", fix="give the folder of a draft")
     written = write_draft(settings, out, dtype=None, layout=None)
-    draft, folder = written.draft, settings.export.output_path
-    next_steps = (
+    draft = written.draft
+    folder = settings.export.output_path
+    text = (
+        f"{written.source} -> {folder} ({draft.layout}; weights bit for bit); reloads to the same logits\n"
         f"next: eagle3 eval --draft-model-path {folder}, or train it on: eagle3 train --draft-init draft "
         f"--draft-model-path {folder}"
     )
-    text = (
-        f"{written.source} -> {folder} ({draft.layout}; weights bit for bit); reloads to the same logits\n{next_steps}"
-    )
-    out.result(
-        {
-            "source": written.source,
-            "draft": folder,
-            "layout": draft.layout,
-            "aux_layers": draft.config.aux_layers,
-            "served_by": list(written.serve),
-        },
-        text,
-    )
+    data = {"source": written.source, "draft": folder, "layout": draft.layout, "aux_layers": draft.config.aux_layers}
+    out.result({**data, "served_by": list(written.serve)}, text)
 
 
 COMMAND = Command(

@@ -11,11 +11,12 @@ from eagle3cli.settings.tables import Settings
 
 def run(settings: Settings, out: Out) -> int | None:
     """Write the shards and say where every row went."""
+    from eagle3cli.cli.local_target import with_target_folder
     from eagle3cli.serving.engine import resolve_engine
     from eagle3cli.serving.regenerate.regenerate import regenerate
 
     if resolve_engine(settings.regenerate.engine, settings.server) != "running":
-        settings = _with_folder(settings, out)
+        settings = with_target_folder(settings, out)
     done = regenerate(settings, out)
     speed = f", {done.tokens_now / done.seconds:.0f} reply tokens/s" if done.tokens_now else ""
     lines = [
@@ -30,16 +31,6 @@ def run(settings: Settings, out: Out) -> int | None:
         lines.insert(-1, f"each failed row with its reason: {done.folder}/error_*.jsonl")
     out.result(vars(done), "\n".join(lines))
     return SOME_ROWS_FAILED if done.errors else None
-
-
-def _with_folder(settings: Settings, out: Out) -> Settings:
-    """The settings with a .gguf target as the folder that it is converted to."""
-    from eagle3cli.backends.target.gguf import local_folder
-    from eagle3cli.runtime.hub import warn_unless_reached
-
-    path = local_folder(settings.target.model_path, settings.data.cache_dir / "models", out)
-    warn_unless_reached(path, out)
-    return settings.model_copy(update={"target": settings.target.model_copy(update={"model_path": path})})
 
 
 CHAT = ("data.chat_template", "data.chat_template_kwargs")

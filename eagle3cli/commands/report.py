@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from eagle3cli.cli.command import Command
 from eagle3cli.console.out import Out
-from eagle3cli.errors import UsageError
 from eagle3cli.settings.tables import Settings
 
 if TYPE_CHECKING:
@@ -32,9 +31,8 @@ def run(settings: Settings, out: Out) -> int | None:
         page, data = comparison_page(compared), {"runs": {run.name: run.numbers() for run in compared}}
     if place is not None:
         write(page, place, checked=options.output_path is not None)
-    for section in page.sections:
-        if section.rows and section.on_terminal:
-            out.table(section.title, section.columns, section.rows)
+    for section in page.on_terminal:
+        out.table(section.title, section.columns, section.rows)
     files = charts(page, options.charts, out) if options.charts else []
     lines = [page.summary, f"report: {place}" if place else "for a page with curves: --output-path comparison.html"]
     lines += [f"charts: {len(files)} files in {options.charts}"] if files else []
@@ -44,12 +42,11 @@ def run(settings: Settings, out: Out) -> int | None:
 
 def write(page: Page, path: Path, *, checked: bool) -> None:
     """Write the page; where ``checked``, not over a file that is none of ours."""
-    from eagle3cli.console.report import START, html
+    from eagle3cli.console.report import START, html, refuse_foreign
     from eagle3cli.runtime.files import write_text
 
-    if checked and path.exists() and not (path.is_file() and path.read_bytes().startswith(START.encode())):
-        what = "is a folder" if path.is_dir() else "exists and is no report of eagle3"
-        raise UsageError(what, where=f"--output-path {path}", fix="choose another file")
+    if checked:
+        refuse_foreign(path, START, "report of eagle3", "--output-path")
     write_text(path, html(page))
 
 

@@ -40,9 +40,8 @@ def run(settings: Settings, out: Out) -> int | None:
         out.result({"stages": done, "left": missing}, text)
         return None
     report, page = write_report(settings, entries)
-    for section in page.sections:
-        if section.rows and section.on_terminal:
-            out.table(section.title, section.columns, section.rows)
+    for section in page.on_terminal:
+        out.table(section.title, section.columns, section.rows)
     place = settings.run.output_dir / "report.html"
     out.result(report, f"{page.summary}\nreport: {place} (also .md and .json)\ndraft: {report['draft']}")
     return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from eagle3cli.cli.command import TOKENIZE_FIELDS, Command
 from eagle3cli.console.out import Out
-from eagle3cli.errors import UsageError
 from eagle3cli.settings.tables import Settings
 
 
@@ -15,6 +14,7 @@ def run(settings: Settings, out: Out) -> int | None:
 
         return check(settings, settings.view.check_template, out)
     from eagle3cli.cli.local_target import with_local_target
+    from eagle3cli.console.report import refuse_foreign
     from eagle3cli.console.tokens import PAGE_START, Style, as_data, html, page
     from eagle3cli.data.inspect.show import show
     from eagle3cli.runtime.files import write_text
@@ -25,9 +25,7 @@ def run(settings: Settings, out: Out) -> int | None:
     style = Style(out.colour, view.ids, view.whitespace)
     text = page(shown, style)
     if view.html is not None:
-        if view.html.exists() and not (view.html.is_file() and view.html.read_bytes().startswith(PAGE_START.encode())):
-            what = "is a folder" if view.html.is_dir() else "exists and is no page of eagle3 view"
-            raise UsageError(what, where=f"--html {view.html}", fix="choose another file")
+        refuse_foreign(view.html, PAGE_START, "page of eagle3 view", "--html")
         write_text(view.html, html(shown, style))
         text += f"\n\npage: {view.html}"
     data: dict[str, object] = {"source": shown.source, "draft_vocab": shown.draft_vocab}

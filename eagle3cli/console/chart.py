@@ -25,27 +25,16 @@ BAR = 14
 GAP = 26
 MOST_POINTS = 500
 """Points of a line that are drawn; of longer ones the extremes of every stretch."""
-LIGHT = {
-    "page": "#ffffff",
-    "card": "#f6f8fa",
-    "ink": "#1f2328",
-    "dim": "#57606a",
-    "rule": "#d0d7de",
-    **dict(zip([f"c{i}" for i in range(1, 9)], (
-        "#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#0e7c86", "#7d4e00", "#57606a",
-    ), strict=True)),
-}  # fmt: skip
-DARK = {
-    "page": "#0d1117",
-    "card": "#161b22",
-    "ink": "#e6edf3",
-    "dim": "#9da7b3",
-    "rule": "#30363d",
-    **dict(zip([f"c{i}" for i in range(1, 9)], (
-        "#58a6ff", "#f0883e", "#3fb950", "#bc8cff", "#ff7bc5", "#39c5cf", "#d4a72c", "#9da7b3",
-    ), strict=True)),
-}  # fmt: skip
 COLOURS = 8
+PALETTE = ("page", "card", "ink", "dim", "rule", *(f"c{number}" for number in range(1, COLOURS + 1)))
+LIGHT = dict(zip(PALETTE, (
+    "#ffffff", "#f6f8fa", "#1f2328", "#57606a", "#d0d7de",
+    "#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#0e7c86", "#7d4e00", "#57606a",
+), strict=True))  # fmt: skip
+DARK = dict(zip(PALETTE, (
+    "#0d1117", "#161b22", "#e6edf3", "#9da7b3", "#30363d",
+    "#58a6ff", "#f0883e", "#3fb950", "#bc8cff", "#ff7bc5", "#39c5cf", "#d4a72c", "#9da7b3",
+), strict=True))  # fmt: skip
 
 Points = Sequence[tuple[float, float]]
 

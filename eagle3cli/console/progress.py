@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
-from eagle3cli.runtime.report import ProgressBar
-
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -28,14 +26,27 @@ def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-class Count:
+class Job:
     """How far a job is, how fast it goes and what it says of itself."""
 
-    def __init__(self, name: str, total: int | None, unit: str, done: int) -> None:
-        self.name, self.total, self.unit = name, total, unit
-        self.done = self.done_before = done
+    def __init__(self, name: str, total: int | None, unit: str, done: int, board: Board | None = None) -> None:
+        self.name = name
+        self.total = total
+        self.unit = unit
+        self.done = done
+        self.done_before = done
+        self.board = board
+        self.bar: TaskID | None = None
         self.notes: dict[str, object] = {}
         self.start = time.monotonic()
+        self.last_shown = self.start
+
+    def advance(self, count: int = 1, **notes: object) -> None:
+        """Count finished units, and show the job where it is time to."""
+        self.done += count
+        self.notes.update(notes)
+        if self.board is not None:
+            self.board.show(self)
 
     @property
     def rate(self) -> float:
@@ -62,78 +73,42 @@ class Count:
         share = f" ({100 * self.done / self.total:.0f}%)" if self.total else ""
         return f"{self.name}: {self.done:,}{of} {self.unit}{share}, {self.state}"
 
-    @property
-    def last_line(self) -> str:
-        """The job when it ended, done or not."""
-        took = duration(time.monotonic() - self.start)
-        return f"{self.line}, took {took}"
-
-
-class PlainTask:
-    """A job shown as a line now and then."""
-
-    def __init__(self, count: Count, stream: IO[str]) -> None:
-        self.count, self.stream = count, stream
-        self.last = time.monotonic()
-
-    def advance(self, count: int = 1, **notes: object) -> None:
-        """Count finished units and show a line if ten seconds have passed since the last."""
-        self.count.done += count
-        self.count.notes.update(notes)
-        if time.monotonic() - self.last >= SECONDS_BETWEEN_LINES:
-            self.last = time.monotonic()
-            self.say(self.count.line)
-
-    def say(self, text: str) -> None:
-        """Write one line."""
-        self.stream.write(text + "\n")
-        self.stream.flush()
-
-
-class BarTask:
-    """A job shown as a bar."""
-
-    def __init__(self, count: Count, progress: Progress, board: Board) -> None:
-        self.count, self.progress, self.board = count, progress, board
-        self.id = progress.add_task(count.name, total=count.total, completed=count.done, state="")
-
-    def advance(self, count: int = 1, **notes: object) -> None:
-        """Count finished units and redraw."""
-        self.count.done += count
-        self.count.notes.update(notes)
-        brief = self.board.above is not None and self.board.above[0] == self.count.name
-        state = self.count.pace if brief else self.count.state
-        self.progress.update(self.id, completed=self.count.done, state=state)
-
 
 class Board:
     """All jobs now running on one stream, one below the other."""
 
     def __init__(self, stream: IO[str], *, live: bool) -> None:
-        self.stream, self.live = stream, live
+        self.stream = stream
+        self.live = live
         self.progress: Progress | None = None
-        self.running = 0
         self.above: tuple[str, RenderableType] | None = None
-        """What stands above the bars, and the job whose notes it tells already."""
+        """What stands above the bars, and the job whose notes it shows already."""
 
     @contextmanager
-    def task(self, name: str, total: int | None, unit: str, done: int) -> Iterator[ProgressBar]:
+    def task(self, name: str, total: int | None, unit: str, done: int) -> Iterator[Job]:
         """Show one job for the length of the block."""
-        count = Count(name, total, unit, done)
-        if not self.live:
-            task = PlainTask(count, self.stream)
-            try:
-                yield task
-            finally:
-                task.say(count.last_line)
-            return
-        progress = self._begin()
-        bar = BarTask(count, progress, self)
+        job = Job(name, total, unit, done, self)
+        if self.live:
+            self.progress = self.progress or self._start()
+            job.bar = self.progress.add_task(name, total=total, completed=done, state="")
         try:
-            yield bar
+            yield job
         finally:
-            progress.remove_task(bar.id)
-            self._end(count)
+            if self.progress is not None and job.bar is not None:
+                self.progress.remove_task(job.bar)
+                if not self.progress.tasks:
+                    self.progress.stop()
+                    self.progress = None
+            self._say(f"{job.line}, took {duration(time.monotonic() - job.start)}")
+
+    def show(self, job: Job) -> None:
+        """Redraw the job's bar; without one, write a line if ten seconds have passed since the last."""
+        if self.progress is not None and job.bar is not None:
+            brief = self.above is not None and self.above[0] == job.name
+            self.progress.update(job.bar, completed=job.done, state=job.pace if brief else job.state)
+        elif time.monotonic() - job.last_shown >= SECONDS_BETWEEN_LINES:
+            job.last_shown = time.monotonic()
+            self._say(job.line)
 
     def write(self, text: str, stream: IO[str]) -> bool:
         """Write a line above the bars; False if there are none and the caller writes it."""
@@ -144,7 +119,12 @@ class Board:
         self.progress.console.print(Text.from_ansi(text), soft_wrap=True)
         return True
 
-    def _begin(self) -> Progress:
+    def _say(self, text: str) -> None:
+        if not self.write(text, self.stream):
+            self.stream.write(text + "\n")
+            self.stream.flush()
+
+    def _start(self) -> Progress:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -156,27 +136,14 @@ class Board:
                     yield board.above[1]
                 yield self.make_tasks_table(self.tasks)
 
-        if self.progress is None:
-            state = TextColumn("{task.fields[state]}", markup=False)
-            name = TextColumn("{task.description}", markup=False)
-            self.progress = Bars(
-                name,
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                state,
-                console=Console(file=self.stream),
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
-            self.progress.start()
-        self.running += 1
-        return self.progress
-
-    def _end(self, count: Count) -> None:
-        self.running -= 1
-        if self.running == 0 and self.progress is not None:
-            self.progress.stop()
-            self.progress = None
-        if not self.write(count.last_line, self.stream):
-            self.stream.write(count.last_line + "\n")
-            self.stream.flush()
+        progress = Bars(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}", markup=False),
+            console=Console(file=self.stream),
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        progress.start()
+        return progress

@@ -11,9 +11,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 from eagle3cli.console.chart import DARK, LIGHT, Chart, svg
 from eagle3cli.console.samples import STYLE as SAMPLE_STYLE
+from eagle3cli.errors import UsageError
 
 START = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="eagle3">'
 """How every page of a report begins; a file that does not is not overwritten."""
@@ -111,6 +113,18 @@ class Page:
     summary: str
     sections: Sequence[Section] = ()
     tiles: Sequence[tuple[str, str]] = ()
+
+    @property
+    def on_terminal(self) -> list[Section]:
+        """The sections whose tables are shown when the command ends."""
+        return [section for section in self.sections if section.rows and section.on_terminal]
+
+
+def refuse_foreign(path: Path, start: str, kind: str, flag: str) -> None:
+    """Raise UsageError where ``path`` is there and does not begin as the pages of this ``kind`` do."""
+    if path.exists() and not (path.is_file() and path.read_bytes().startswith(start.encode())):
+        what = "is a folder" if path.is_dir() else f"exists and is no {kind}"
+        raise UsageError(what, where=f"{flag} {path}", fix="choose another file")
 
 
 def markdown(page: Page) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from eagle3cli.console import progress
 from eagle3cli.console.out import Out
-from eagle3cli.console.progress import Board, Count, duration
+from eagle3cli.console.progress import Board, Job, duration
 from tests.conftest import ROOT
 
 
@@ -68,11 +68,11 @@ def test_plain_progress_is_a_line_at_most_every_ten_seconds(monkeypatch: pytest.
 def test_the_rate_leaves_out_what_an_earlier_run_did(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    count = Count("walk", 1000, "rows", done=900)
+    count = Job("walk", 1000, "rows", done=900)
     count.done += 50
     now[0] = 10.0
     assert count.line == "walk: 950/1,000 rows (95%), 5.0 rows/s, 0:10 left"
-    assert Count("walk", None, "rows", 0).line == "walk: 0 rows, 0.0 rows/s"
+    assert Job("walk", None, "rows", 0).line == "walk: 0 rows, 0.0 rows/s"
 
 
 def test_durations() -> None:

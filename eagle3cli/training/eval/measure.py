@@ -56,7 +56,7 @@ def held_out(settings: Settings) -> Settings:
         raise UsageError("nothing to evaluate on", where="--eval-data-path", fix="give a jsonl file with replies")
     if data.train_path is not None:
         return settings
-    return settings.model_copy(update={"data": data.model_copy(update={"train_path": data.eval_path})})
+    return settings.updated("data", train_path=data.eval_path)
 
 
 def _source(settings: Settings, config: DraftConfig, report: Reporter) -> tuple[BatchSource, Tensor]:
