@@ -73,7 +73,8 @@ def online(settings: Settings, report: Reporter, ranks: Ranks = SINGLE_PROCESS) 
 def offline(settings: Settings, report: Reporter) -> Inputs:
     """Inputs of a run that reads hidden states from disk: stores, the target's folder and a draft config."""
     paths = settings.data.train_hidden_states_path or (settings.hidden_states.output_path / "train",)
-    store, path = open_stores(paths), paths[0]
+    store = open_stores(paths)
+    path = paths[0]
     _not_empty(len(store), str(path))
     eval_path = settings.data.eval_hidden_states_path or path.parent / "eval"
     wanted = settings.data.eval_hidden_states_path is not None or (eval_path / "manifest.json").exists()

@@ -90,7 +90,8 @@ class Trainer:
 
     def train(self, stop: Stop) -> Evaluation | None:
         """Run to the end of the schedule, the time budget or a stop signal; returns the last evaluation."""
-        settings, state = self.settings, self.state
+        settings = self.settings
+        state = self.state
         evaluation: Evaluation | None = None
 
         def due(interval: int) -> bool:
@@ -127,7 +128,8 @@ class Trainer:
         alignment by the whole batch's B * S), so the result does not depend on how the batch was cut. A step whose
         gradient is not finite changes nothing but the count of such steps.
         """
-        settings, state = self.settings, self.state
+        settings = self.settings
+        state = self.state
         self.activity = f"step {state.step + 1}"
         self.ranks.at(self.activity)
         weights = loss_weights(settings, state.rates)
@@ -197,7 +199,8 @@ class Trainer:
             self._best_unwritten = not self.saver.best(self.draft, now=last)
             self._start_clock()
             return None
-        settings, state = self.settings, self.state
+        settings = self.settings
+        state = self.state
         began = time.perf_counter()
         self.activity = f"evaluation after step {state.step}"
         steps = max(SERVED_STEPS, settings.ttt_length)
@@ -239,7 +242,8 @@ class Trainer:
 
     def log(self) -> dict[str, object]:
         """Read the metrics back once, tell the listeners, and return what the progress bar shows."""
-        metrics, state = self.metrics, self.state
+        metrics = self.metrics
+        state = self.state
         seconds = state.seconds - self._logged_seconds
         spent = self.timers.read()
         self.metrics = Metrics()
@@ -287,7 +291,8 @@ class Trainer:
         return int(signal) or None
 
     def _finished(self) -> bool:
-        patience, stale = self.settings.early_stop, self.state.evals_without_improvement
+        patience = self.settings.early_stop
+        stale = self.state.evals_without_improvement
         if patience is not None and stale >= patience:
             self.report.info(f"stopped early: no better acceptance length in {stale} evaluations")
             return True

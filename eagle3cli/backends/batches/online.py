@@ -18,7 +18,8 @@ class OnlineSource:
     """A BatchSource over token rows: one target pass per batch."""
 
     def __init__(self, target: LiveTarget, rows: TokenRows) -> None:
-        self.target, self.rows = target, rows
+        self.target = target
+        self.rows = rows
 
     @property
     def lengths(self) -> Sequence[int]:

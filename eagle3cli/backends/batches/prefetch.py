@@ -43,7 +43,8 @@ class Prefetched:
     def __init__(
         self, source: StoreSource, coming: Iterable[Sequence[int]], *, window_bytes: int = WINDOW_BYTES
     ) -> None:
-        self.source, self.window_bytes = source, window_bytes
+        self.source = source
+        self.window_bytes = window_bytes
         self._coming: Iterator[Sequence[int]] = iter(coming)
         self._queue: deque[_Ahead] = deque()
         self._readers = ThreadPoolExecutor(THREADS, thread_name_prefix="read")

@@ -50,7 +50,9 @@ class HostBatch:
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> HostBatch:
         """The same with every tensor moved."""
-        tokens, mask, top = move(self.token_ids_N), move(self.loss_mask_N), move(self.top_N)
+        tokens = move(self.token_ids_N)
+        mask = move(self.loss_mask_N)
+        top = move(self.top_N)
         return HostBatch(tokens, mask, top, self.cu_seqlens, tuple(part.moved(move) for part in self.parts), self.rows)
 
     def pinned(self) -> HostBatch:
@@ -111,7 +113,8 @@ class StoreSource:
     def decoded(self, host: HostBatch) -> TargetBatch:
         """Bring a batch to the device and decode it there."""
         batch = host.moved(lambda tensor: tensor.to(self.device, non_blocking=True))
-        meta, tokens = self.stores.meta, len(host.token_ids_N)
+        meta = self.stores.meta
+        tokens = len(host.token_ids_N)
         aux_NC = torch.zeros(tokens, meta.aux_width, dtype=self.dtype, device=self.device)
         last_NH = torch.zeros(tokens, meta.hidden_size, dtype=self.dtype, device=self.device)
         for part in batch.parts:

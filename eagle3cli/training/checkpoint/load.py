@@ -30,7 +30,9 @@ from eagle3cli.training.checkpoint.state import TrainState, read_state
 from eagle3cli.training.optim.optimizer import Optimizer
 
 NAME = re.compile(r"epoch_(\d+)_step_(\d+)")
-RESUME, PROGRESS, CHECKSUMS = "resume", "progress.json", "checksums.json"
+RESUME = "resume"
+PROGRESS = "progress.json"
+CHECKSUMS = "checksums.json"
 RUN_FILES = ("settings.toml", "log.txt", "metrics.jsonl", "checkpoints", "best")
 """What tells the folder of a run from another one."""
 READ_AT_ONCE = 16 * 2**20

@@ -67,7 +67,8 @@ def _source(settings: Settings, config: DraftConfig, report: Reporter) -> tuple[
         device = pick_device(settings.target.device)
         embedding = read_target_tensors(settings.target.model_path)["embedding"].to(device).float()
         return StoreSource(store, device=device), embedding
-    data, settings = settings.data, held_out(settings)
+    data = settings.data
+    settings = held_out(settings)
     cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
     rows = cached.eval if cached.eval is not None and data.train_path is not None else cached.train
     target = open_target(settings.target, report, config.aux_layers)

@@ -104,7 +104,8 @@ class Feed:
 
     def _feed(self, tracker: Tracker) -> bool:
         """Log until the end is announced; returns whether the training failed."""
-        step, numbers = -1, dict[str, float]()
+        step = -1
+        numbers = dict[str, float]()
         while True:
             item = self.queue.get()
             at = None if isinstance(item, bool) else int(item[1]["step"])
@@ -117,7 +118,8 @@ class Feed:
             if isinstance(item, bool):
                 return item
             if at != step:
-                step, numbers = int(item[1]["step"]), {}
+                step = int(item[1]["step"])
+                numbers = {}
             numbers |= named_metrics(*item)
 
     def _save(self, state: TrackerState) -> None:

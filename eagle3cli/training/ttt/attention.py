@@ -205,11 +205,14 @@ def _flash(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> 
     """Output ``[1, A, Q, D]`` and log-sum-exp ``[1, A, Q]`` of causal attention over step-0 keys."""
     if _on_cpu(query):
         # In fp32 whatever the states are: the CPU kernel's low-precision backward is four times slower.
-        q, k, v = query.float(), _for_cpu(keys, query), _for_cpu(values, query)
+        q = query.float()
+        k = _for_cpu(keys, query)
+        v = _for_cpu(values, query)
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, lse = op(q, k, v, 0.0, mask is None, attn_mask=None if mask is None else mask[None, None].float())
         return out.to(query.dtype), lse
-    scores, v = _dense_scores(query, keys, mask), _repeated(values, query)
+    scores = _dense_scores(query, keys, mask)
+    v = _repeated(values, query)
     lse = torch.logsumexp(scores, -1)
     return ((scores - lse[..., None]).exp() @ v.float()).to(query.dtype), lse
 
@@ -218,7 +221,9 @@ def _flash_backward(
     grad: Tensor, query: Tensor, keys: Tensor, values: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     if _on_cpu(query):
-        q, k, v = query.float(), _for_cpu(keys, query), _for_cpu(values, query)
+        q = query.float()
+        k = _for_cpu(keys, query)
+        v = _for_cpu(values, query)
         op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         bias = None if mask is None else mask[None, None].float()
         dq, dk, dv = op(grad.float(), q, k, v, out.float(), lse, 0.0, mask is None, attn_mask=bias)
@@ -226,7 +231,9 @@ def _flash_backward(
             dk, dv = (each.unflatten(1, (keys.shape[1], -1)).sum(2) for each in (dk, dv))
         return dq.to(query.dtype), dk.to(keys.dtype), dv.to(values.dtype)
     weights = (_dense_scores(query, keys, mask) - lse[..., None]).exp()
-    k, v, g = _repeated(keys, query).float(), _repeated(values, query).float(), grad.float()
+    k = _repeated(keys, query).float()
+    v = _repeated(values, query).float()
+    g = grad.float()
     delta = (g * out.float()).sum(-1, keepdim=True)
     d_scores = weights * (g @ v.transpose(-1, -2) - delta) * query.shape[-1] ** -0.5
     heads = keys.shape[1]

@@ -46,7 +46,8 @@ class TTTModel(nn.Module):
 
     def forward(self, batch: TargetBatch, plan: PositionPlan, weights: LossWeights) -> tuple[Tensor, LossSums]:
         """The weighted sum of the losses over all positions with loss, and the sums behind it."""
-        draft, target = self.draft, self.target
+        draft = self.draft
+        target = self.target
         normed = unroll(
             draft,
             batch.token_ids_N,

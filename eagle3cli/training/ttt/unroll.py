@@ -180,7 +180,8 @@ def unroll(
     in the backward pass.
     """
     hidden_RH, shared = _step_zero(draft, token_ids_N, aux_NC, draft.embedding(embedding_VH), plan, attend)
-    normed, draft_kv = list[Tensor](), [list[KeyValue]() for _ in draft.stack]
+    normed = list[Tensor]()
+    draft_kv = [list[KeyValue]() for _ in draft.stack]
     for ttt_step, positions in enumerate(plan.steps):
         if not len(positions.position_R):
             normed.append(hidden_RH.new_zeros(0, draft.config.hidden_size))
@@ -249,7 +250,8 @@ def _one_step(
 
     At step 0 there are no new keys, since all positions share theirs, and all layers but the last have run.
     """
-    draft, position_R = shared.draft, positions.position_R
+    draft = shared.draft
+    position_R = positions.position_R
     token_RO = shared.token_NO[position_R + 1 + ttt_step]
     rope = draft.rope(shared.offset_N[position_R] + ttt_step, token_RO.dtype)
     queries = QueryPositions(position_R, shared.cu_seqlens)

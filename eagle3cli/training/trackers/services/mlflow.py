@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from eagle3cli.training.trackers.tracker import TrackedRun, Tracker, require_package
 
-PARAMS_AT_ONCE, LONGEST_PARAM = 100, 500
+PARAMS_AT_ONCE = 100
+LONGEST_PARAM = 500
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
 """Its own are 120 seconds and 7 times."""
 
