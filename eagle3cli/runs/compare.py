@@ -8,9 +8,8 @@ from typing import Any
 
 from eagle3cli.console.chart import Bars, Chart, Lines
 from eagle3cli.console.report import Page, Section
-from eagle3cli.runs.events import Event
 from eagle3cli.runs.folder import Run
-from eagle3cli.runs.page import breakdown, peak_memory, points, tokens_per_s
+from eagle3cli.runs.page import acceptance_points, breakdown, peak_memory, points, tokens_per_s
 from eagle3cli.runs.settings_used import differing_settings
 from eagle3cli.runs.state import state_of
 
@@ -103,19 +102,15 @@ def _cells(run: Run, k: int) -> tuple[object, ...]:
 
 
 def _charts(trained: Sequence[tuple[str, Run]], k: int, best: Mapping[str, float]) -> Section:
-    def each(points: Callable[[Run], list[tuple[float, float]]]) -> dict[str, list[tuple[float, float]]]:
-        return {name: points(run) for name, run in trained}
+    def each(extract: Callable[[Run], list[tuple[float, float]]]) -> dict[str, list[tuple[float, float]]]:
+        return {name: extract(run) for name, run in trained}
 
-    def acceptance(axis: str, scale: float) -> Callable[[Run], list[tuple[float, float]]]:
-        def at(event: Event) -> tuple[float, float]:
-            return event[axis] / scale, float(event["acceptance_length"][k - 1])
-
-        return lambda run: [at(event) for event in run.measured if axis in event]
-
-    over = f"Acceptance length, k = {k}, over"
+    over_steps = each(lambda run: acceptance_points(run.measured, k, "step"))
+    over_time = each(lambda run: acceptance_points(run.measured, k, "seconds", 60))
+    title = f"Acceptance length, k = {k}, over"
     charts: list[Chart] = [
-        Lines(f"{over} steps", "step", "tokens per pass", each(acceptance("step", 1))),
-        Lines(f"{over} time", "minutes", "tokens per pass", each(acceptance("seconds", 60))),
+        Lines(f"{title} steps", "step", "tokens per pass", over_steps),
+        Lines(f"{title} time", "minutes", "tokens per pass", over_time),
         Lines("Loss", "step", "loss", each(lambda run: points(run.steps, "loss"))),
         Lines("Throughput", "step", "tokens/s", each(lambda run: points(run.steps, "tokens_per_s")), from_zero=True),
         Bars(f"Best acceptance length, k = {k}", best, 1.0),
@@ -135,7 +130,7 @@ def _benchmarks(runs: Sequence[ComparedRun]) -> Section:
             row = next((r for r in run.bench if (r["task"], r["config"], r["temperature"]) == key), {})
             speedup = row.get("speedup")
             cells += [row.get("acceptance_length"), row.get("tokens_per_s"), speedup and f"{speedup:.2f}x"]
-        rows.append(tuple(cells))
+        rows.append(cells)
     names = ("acceptance length", "tokens/s", "speed-up")
     columns = ["task", "config", "temperature", *(f"{run.name}: {name}" for run in measured for name in names)]
     return Section("Benchmarks", (), columns, rows)
@@ -148,5 +143,5 @@ def _settings(trained: Sequence[tuple[str, Run]]) -> Section:
     text = [] if rows or len(trained) < 2 else ["These runs have the same settings."]
     if OF_THE_LOSS & {key for key, _ in rows}:
         text.append("Their losses are not of the same kind: compare acceptance, not loss.")
-    shown = [(key, *values) for key, values in rows]
-    return Section("Settings that differ", text, ("setting", *(name for name, _ in trained)), shown)
+    columns = ("setting", *(name for name, _ in trained))
+    return Section("Settings that differ", text, columns, [(key, *values) for key, values in rows])

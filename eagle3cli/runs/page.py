@@ -105,26 +105,10 @@ def peak_memory(run: Run) -> float | None:
     return max((float(event["peak_memory"]) for event in run.steps if event.get("peak_memory")), default=None)
 
 
-def acceptance_charts(evals: Sequence[Event]) -> list[Chart]:
-    """Acceptance length over steps and over time, for a few k."""
-    widest = max((len(event["acceptance_length"]) for event in evals), default=0)
-    ks = [k for k in sorted({1, 2, 3, widest}) if 1 <= k <= widest]
-
-    def over(axis: str, scale: float) -> dict[str, list[tuple[float, float]]]:
-        with_axis = [event for event in evals if axis in event]
-        return {
-            f"k = {k}": [
-                (event[axis] / scale, event["acceptance_length"][k - 1])
-                for event in with_axis
-                if len(event["acceptance_length"]) >= k
-            ]
-            for k in ks
-        }
-
-    return [
-        Lines("Acceptance length over steps", "step", "tokens per pass", over("step", 1)),
-        Lines("Acceptance length over time", "minutes", "tokens per pass", over("seconds", 60)),
-    ]
+def acceptance_points(events: Iterable[Event], k: int, axis: str, scale: float = 1.0) -> list[tuple[float, float]]:
+    """The acceptance length with k draft steps of each evaluation over ``axis``, which is divided by ``scale``."""
+    measured = ((event, event["acceptance_length"]) for event in events if axis in event)
+    return [(event[axis] / scale, float(lengths[k - 1])) for event, lengths in measured if len(lengths) >= k]
 
 
 def _acceptance(run: Run) -> Section:
@@ -134,8 +118,13 @@ def _acceptance(run: Run) -> Section:
     best = run.best or last
     by_position = {f"tokens {name}": length for name, length in (last.get("by_reply_position") or {}).items()}
     by_depth = {f"depth {i}": share for i, share in enumerate(last.get("accepted_per_position") or [], 1)}
-    charts = [
-        *acceptance_charts(run.measured),
+    deepest = max(len(event["acceptance_length"]) for event in run.measured)
+    some_k = [k for k in sorted({1, 2, 3, deepest}) if k <= deepest]
+    over_steps = {f"k = {k}": acceptance_points(run.measured, k, "step") for k in some_k}
+    over_time = {f"k = {k}": acceptance_points(run.measured, k, "seconds", 60) for k in some_k}
+    charts: list[Chart] = [
+        Lines("Acceptance length over steps", "step", "tokens per pass", over_steps),
+        Lines("Acceptance length over time", "minutes", "tokens per pass", over_time),
         Bars("Accepted share by draft depth, last evaluation", by_depth, unit="%"),
         Bars("Acceptance length by position in the reply", by_position, 1.0),
     ]
@@ -158,10 +147,8 @@ def points(events: Iterable[Event], name: str, scale: float = 1.0) -> list[tuple
 
 def _by_depth(events: Sequence[Event], name: str) -> dict[str, list[tuple[float, float]]]:
     depths = max((len(event.get(name) or ()) for event in events), default=0)
-    return {
-        f"depth {d + 1}": [(e["step"], float(e[name][d])) for e in events if len(e.get(name) or ()) > d]
-        for d in range(depths)
-    }
+    deep = [[e for e in events if len(e.get(name) or ()) > d] for d in range(depths)]
+    return {f"depth {d}": [(e["step"], float(e[name][d - 1])) for e in some] for d, some in enumerate(deep, 1)}
 
 
 def _loss(run: Run) -> Section:
