@@ -63,35 +63,35 @@ class BenchServer(FakeServer):
         ids = [(sum(prompt) + 7 * at) % 50 + 5 for at in range(count)]
         if self.faults.flips and len(prompt) % self.faults.flips == 0 and count > 2:
             ids[2] += 1
-        each, made, passes = self.faults.gives if self.faults.speculation else 1, 1, 0
+        each, sent, passes = self.faults.gives if self.faults.speculation else 1, 1, 0
         while True:
             await asyncio.sleep(self.faults.seconds)
-            meta: dict[str, Any] = {"prompt_tokens": len(prompt), "completion_tokens": made, "finish_reason": None}
-            if made == count:
+            meta: dict[str, Any] = {"prompt_tokens": len(prompt), "completion_tokens": sent, "finish_reason": None}
+            if sent == count:
                 meta |= {"finish_reason": {"type": "length", "length": count}, **self._counters(passes)}
-            _chunk(writer, {"text": " ".join(map(str, ids[:made])), "output_ids": ids[:made], "meta_info": meta})
+            _chunk(writer, {"text": " ".join(map(str, ids[:sent])), "output_ids": ids[:sent], "meta_info": meta})
             await writer.drain()
             if self.faults.dies and passes:
                 writer.transport.abort()
                 return
-            if made == count:
+            if sent == count:
                 break
-            made, passes = min(count, made + each), passes + 1
+            sent, passes = min(count, sent + each), passes + 1
         writer.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
 
     async def _completion(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         prompt, count = body["prompt"], body["max_tokens"]
-        ids, made = [(sum(prompt) + 7 * at) % 50 + 5 for at in range(count)], 0
+        ids, sent = [(sum(prompt) + 7 * at) % 50 + 5 for at in range(count)], 0
         each = self.faults.gives if self.faults.speculation else 1
-        while made < count:
+        while sent < count:
             await asyncio.sleep(self.faults.seconds)
-            new = ids[made : made + (each if made else 1)]
-            self.passes += made > 0
-            made += len(new)
-            finish = "length" if made == count else None
+            new = ids[sent : sent + (each if sent else 1)]
+            self.passes += sent > 0
+            sent += len(new)
+            finish = "length" if sent == count else None
             choice = {"index": 0, "text": " x" * len(new), "token_ids": new, "finish_reason": finish}
-            usage = {"prompt_tokens": len(prompt), "completion_tokens": made}
+            usage = {"prompt_tokens": len(prompt), "completion_tokens": sent}
             _chunk(writer, {"choices": [choice], "usage": usage})
             await writer.drain()
         writer.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
@@ -131,9 +131,9 @@ class BenchServer(FakeServer):
     def _page(self, path: str) -> Any:
         if path == "/get_server_info":
             names = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
-            told = dict(zip(names, self.faults.speculation or (None,) * 3, strict=True))
+            speculation = dict(zip(names, self.faults.speculation or (None,) * 3, strict=True))
             algorithm = "EAGLE3" if self.faults.speculation else None
-            return {"version": "0.5.23", "speculative_algorithm": algorithm, "device": "cpu", **told}
+            return {"version": "0.5.23", "speculative_algorithm": algorithm, "device": "cpu", **speculation}
         return super()._page(path)
 
 

@@ -15,7 +15,7 @@ from eagle3cli.serving.bench.sandbox import passes
 
 
 @pytest.mark.parametrize(
-    ("said", "number"),
+    ("reply", "number"),
     [
         ("so 3 + 4 = 7 apples", "7"),
         ("#### 1,234", "1234"),
@@ -26,12 +26,12 @@ from eagle3cli.serving.bench.sandbox import passes
         ("The answer is: see above, 12", "12"),
     ],
 )
-def test_final_numbers(said: str, number: str | None) -> None:
-    assert last_number(said) == number
+def test_final_numbers(reply: str, number: str | None) -> None:
+    assert last_number(reply) == number
 
 
 @pytest.mark.parametrize(
-    ("said", "expected", "right"),
+    ("reply", "expected", "right"),
     [
         (r"\boxed{\dfrac{1}{2}}", r"\frac{1}{2}", True),
         (r"\boxed{0.5}", r"\frac12", True),
@@ -44,8 +44,8 @@ def test_final_numbers(said: str, number: str | None) -> None:
         ("<think>it may be \\boxed{4}</think> So \\boxed{3}", "3", True),
     ],
 )
-def test_mathematics(said: str, expected: str, right: bool) -> None:
-    assert is_right(said, Check("math", expected), run_code=False) is right
+def test_mathematics(reply: str, expected: str, right: bool) -> None:
+    assert is_right(reply, Check("math", expected), run_code=False) is right
 
 
 def test_boxes_hold_braces() -> None:
@@ -54,7 +54,7 @@ def test_boxes_hold_braces() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "letter"),
+    ("reply", "letter"),
     [
         ("答案:B", "B"),
         ("正确答案是 C。", "C"),
@@ -64,8 +64,8 @@ def test_boxes_hold_braces() -> None:
         ("?", None),
     ],
 )
-def test_choices(said: str, letter: str | None) -> None:
-    assert choice(said) == letter
+def test_choices(reply: str, letter: str | None) -> None:
+    assert choice(reply) == letter
 
 
 def test_numbers_are_compared_as_numbers() -> None:
@@ -141,12 +141,12 @@ def test_the_sandbox_stops_what_a_program_must_not_do(harm: str) -> None:
 
 
 def test_the_sandbox_keeps_files_and_secrets_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = tmp_path / "kept.txt"
-    kept.write_text("here")
+    outside = tmp_path / "kept.txt"
+    outside.write_text("here")
     monkeypatch.setenv("HF_TOKEN", "secret")
-    for code in (f"open({str(kept)!r}, 'w').write('x')", f"import os; os.remove({str(kept)!r})"):
+    for code in (f"open({str(outside)!r}, 'w').write('x')", f"import os; os.remove({str(outside)!r})"):
         assert passes(code) is False
-    assert kept.read_text() == "here"
+    assert outside.read_text() == "here"
     assert passes("import os; assert 'HF_TOKEN' not in os.environ") is True
     assert passes("open('own.txt', 'w').write('fine')\nprint('noise')") is True
     assert not os.path.exists("own.txt")

@@ -42,11 +42,11 @@ def questions(tmp_path: Path) -> Path:
     return path
 
 
-def run(tiny: Path, draft: Path | None, questions: Path, *configs: str, **given: Any) -> BenchResult:
-    return bench(wanted(tiny, draft, questions, *configs, **given), Silent())
+def run(tiny: Path, draft: Path | None, questions: Path, *configs: str, **options: Any) -> BenchResult:
+    return bench(settings_of(tiny, draft, questions, *configs, **options), Silent())
 
 
-def wanted(tiny: Path, draft: Path | None, questions: Path, *configs: str, **given: Any) -> Settings:
+def settings_of(tiny: Path, draft: Path | None, questions: Path, *configs: str, **options: Any) -> Settings:
     table = {
         "engine": "local",
         "config_list": configs or ("2,0,0,0", "2,3,1,4"),
@@ -54,7 +54,7 @@ def wanted(tiny: Path, draft: Path | None, questions: Path, *configs: str, **giv
         "max_tokens": 10,
         "output": questions.parent / "results.jsonl",
     }
-    tables = {"target": {"model_path": str(tiny), "device": "cpu"}, "bench": table | given}
+    tables = {"target": {"model_path": str(tiny), "device": "cpu"}, "bench": table | options}
     return Settings.model_validate({**tables, "draft": {"path": str(draft) if draft else None}})
 
 
@@ -88,7 +88,7 @@ def test_batches_and_turns_do_not_change_the_answers(tiny: Path, draft: Path, qu
         if row["kind"] == "request":
             answers.setdefault(row["config"], {})[row["id"], row["turn"]] = row["token_ids"]
     assert len(answers) == 4  # configurations, of two batches each with its baseline
-    assert all(found == answers["1,0,0,0"] for found in answers.values())
+    assert all(ids == answers["1,0,0,0"] for ids in answers.values())
     assert len(answers["1,0,0,0"]) == 10
 
 
@@ -145,8 +145,8 @@ def test_questions_without_room_for_an_answer_are_left_out_and_told(tiny: Path, 
     with questions.open("a") as f:
         f.write(json.dumps({"id": "long", "turns": ["word " * 600]}) + "\n")
     report = Silent()
-    found = bench(wanted(tiny, None, questions, "1,0,0,0", "2,0,0,0"), report)
-    assert [row["requests"] for row in found.table] == [5, 5]
+    result = bench(settings_of(tiny, None, questions, "1,0,0,0", "2,0,0,0"), report)
+    assert [row["requests"] for row in result.table] == [5, 5]
     assert len(report.warnings) == 1
     assert "1 of 6 questions are left out" in report.warnings[0]
 
@@ -178,7 +178,7 @@ def test_temperatures_and_repeats_are_rows_of_their_own(tiny: Path, draft: Path,
 
 def test_a_task_without_its_data_is_left_out_and_told(tiny: Path, questions: Path) -> None:
     report = Silent()
-    settings = wanted(tiny, None, questions, "1,0,0,0", benchmark_list=(str(questions), "gsm8k:4"))
+    settings = settings_of(tiny, None, questions, "1,0,0,0", benchmark_list=(str(questions), "gsm8k:4"))
     done = bench(settings, report)
     assert [row["task"] for row in done.table] == ["questions:5"]
     assert list(done.failed) == ["gsm8k:4"]
@@ -187,8 +187,8 @@ def test_a_task_without_its_data_is_left_out_and_told(tiny: Path, questions: Pat
 
 def test_accuracy_is_told_with_and_without_the_draft(tiny: Path, draft: Path, tmp_path: Path) -> None:
     plain = run(tiny, None, ask(tmp_path, "0"), "1,0,0,0")
-    said = [json.loads(line)["answer"] for line in plain.output.read_text().splitlines()[1:-1]]
-    numbers = last_number(said[0])
+    replies = [json.loads(line)["answer"] for line in plain.output.read_text().splitlines()[1:-1]]
+    numbers = last_number(replies[0])
     path = ask(tmp_path, numbers or "7")
     done = run(tiny, draft, path, "1,2,1,3", output=tmp_path / "other.jsonl", benchmark_list=(f"gsm8k@{path}",))
     baseline, chain = done.table

@@ -12,8 +12,8 @@ def test_configurations_as_typed() -> None:
     assert parse_config("4,5,1,6") == chain(4, 5)
     assert parse_config("4,7,10,60") == Config(4, 7, 10, 60)
     assert parse_config("1,0,0,0") == Config(1)
-    given = [chain(1, 3), Config(1), Config(2, 5, 4, 16), chain(1, 5)]
-    assert [str(c) for c in with_baselines(given)] == ["1,0,0,0", "1,3,1,4", "2,0,0,0", "2,5,4,16", "1,5,1,6"]
+    configs = [chain(1, 3), Config(1), Config(2, 5, 4, 16), chain(1, 5)]
+    assert [str(c) for c in with_baselines(configs)] == ["1,0,0,0", "1,3,1,4", "2,0,0,0", "2,5,4,16", "1,5,1,6"]
     assert most_tokens(2, 4) == 1 + 4 + 16
 
 

@@ -27,7 +27,7 @@ def questions(tmp_path: Path) -> Path:
 
 
 def run(
-    servers: list[FakeServer], tiny: Path, questions: Path, *configs: str, report: Silent | None = None, **given: Any
+    servers: list[FakeServer], tiny: Path, questions: Path, *configs: str, report: Silent | None = None, **options: Any
 ) -> BenchResult:
     table = {
         "config_list": configs,
@@ -36,7 +36,7 @@ def run(
         "output": questions.parent / "results.jsonl",
     }
     server = {"address_port": [one.address for one in servers]}
-    tables = {"target": {"model_path": str(tiny)}, "bench": table | given, "server": server}
+    tables = {"target": {"model_path": str(tiny)}, "bench": table | options, "server": server}
     return bench(Settings.model_validate(tables), report or Silent())
 
 
@@ -49,7 +49,7 @@ def test_every_number_comes_from_what_the_servers_tell(tiny: Path, questions: Pa
         done = run(servers, tiny, questions, "4,3,1,4")
         assert [server.most_running for server in servers] == [4, 4]
         assert [server.flushed for server in servers] == [1, 1]
-        asked = [body for body in servers[1].bodies if len(body["input_ids"]) > 3]
+        requests = [body for body in servers[1].bodies if len(body["input_ids"]) > 3]
     plain, chain = done.table
     assert done.engine == "servers"
     assert (plain["config"], plain["requests"], plain["tokens"]) == ("4,0,0,0", 8, 8 * 13)
@@ -60,7 +60,7 @@ def test_every_number_comes_from_what_the_servers_tell(tiny: Path, questions: Pa
     assert chain["speedup"] > 1.3
     assert plain["ttft_ms"]["p50"] > 4
     assert plain["inter_token_ms"]["p50"] > 2 * chain["inter_token_ms"]["p50"]
-    assert all(body["sampling_params"]["temperature"] == 0 for body in asked)
+    assert all(body["sampling_params"]["temperature"] == 0 for body in requests)
     rows = [json.loads(line) for line in done.output.read_text().splitlines()]
     request = next(row for row in rows if row["kind"] == "request" and row["config"] == "4,3,1,4")
     assert request["accepted_at"] == [4, 4, 0]

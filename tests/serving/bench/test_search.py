@@ -20,7 +20,7 @@ from eagle3cli.settings.tables import Settings
 from tests.conftest import RunCli
 
 
-class Made:
+class FakeRun:
     """A benchmark whose speeds follow a formula; it counts what is measured."""
 
     def __init__(
@@ -44,9 +44,9 @@ class Made:
             self.rows[str(case)] = row
 
     def search(self) -> Search:
-        found = Search(cast(BenchRun, self), 2)
-        found.find_best()
-        return found
+        result = Search(cast(BenchRun, self), 2)
+        result.find_best()
+        return result
 
 
 def chain_speed(rate: float, cost: float, tree_gain: float = 0.0) -> tuple[Callable[[Config], float], list[float]]:
@@ -64,42 +64,42 @@ def chain_speed(rate: float, cost: float, tree_gain: float = 0.0) -> tuple[Calla
 @pytest.mark.parametrize(("rate", "cost"), [(0.9, 0.05), (0.8, 0.1), (0.6, 0.1), (0.5, 0.2), (0.95, 0.02)])
 def test_the_best_chain_is_found_in_few_runs(rate: float, cost: float) -> None:
     speed, rates = chain_speed(rate, cost)
-    made = Made(speed, rates, trees=False)
-    found = made.search()
+    run = FakeRun(speed, rates, trees=False)
+    result = run.search()
     best = max((chain(2, steps) for steps in range(11)), key=speed)
-    assert found.top == best
-    assert len(found.tried) <= 9
-    assert all(config.topk <= 1 for config in found.tried)
+    assert result.top == best
+    assert len(result.tried) <= 9
+    assert all(config.topk <= 1 for config in result.tried)
 
 
 @pytest.mark.parametrize("positions", [0, 1, 3])
 def test_acceptance_may_be_told_of_fewer_positions_than_the_chain_has(positions: int) -> None:
     """SGLang's histogram ends with the most drafts that a pass accepted; a search that goes on reads it again."""
     rates = [0.6, 0.4, 0.2][:positions]
-    made = Made(lambda config: (1 + sum(rates[: config.steps])) / (1 + 0.05 * config.steps), rates, trees=False)
-    found = made.search()
-    assert found.top == max((chain(2, steps) for steps in range(11)), key=made.speed)
-    assert made.search().speeds == found.speeds
+    run = FakeRun(lambda config: (1 + sum(rates[: config.steps])) / (1 + 0.05 * config.steps), rates, trees=False)
+    result = run.search()
+    assert result.top == max((chain(2, steps) for steps in range(11)), key=run.speed)
+    assert run.search().speeds == result.speeds
 
 
 def test_no_draft_is_best_where_none_pays() -> None:
     speed, rates = chain_speed(0.3, 0.5)
-    found = Made(speed, rates, trees=True).search()
-    assert found.top == Config(2)
+    result = FakeRun(speed, rates, trees=True).search()
+    assert result.top == Config(2)
 
 
 def test_trees_are_climbed_as_long_as_they_are_faster() -> None:
     speed, rates = chain_speed(0.7, 0.1, tree_gain=0.05)
-    found = Made(speed, rates, trees=True, runs=30).search()
-    assert found.top.topk >= 8
-    assert found.speeds[found.top] > max(value for config, value in found.speeds.items() if config.topk <= 1)
+    result = FakeRun(speed, rates, trees=True, runs=30).search()
+    assert result.top.topk >= 8
+    assert result.speeds[result.top] > max(value for config, value in result.speeds.items() if config.topk <= 1)
     flat, rates = chain_speed(0.7, 0.1, tree_gain=-0.05)
-    assert Made(flat, rates, trees=True).search().top.topk == 1
+    assert FakeRun(flat, rates, trees=True).search().top.topk == 1
 
 
 def test_the_number_of_runs_is_a_limit() -> None:
     speed, rates = chain_speed(0.7, 0.1, tree_gain=0.05)
-    assert len(Made(speed, rates, trees=True, runs=5).search().tried) == 5
+    assert len(FakeRun(speed, rates, trees=True, runs=5).search().tried) == 5
 
 
 def test_a_search_starts_its_own_servers() -> None:
@@ -123,8 +123,8 @@ def test_the_command_line_ends_with_what_to_serve(run_cli: RunCli, shared: Path,
     (best,) = done.json["search"]
     assert (best["batch"], best["runs"]) == (2, 4)
     config = parse_config(best["config"])
-    wanted = max(done.json["configurations"], key=lambda row: row.get("speedup", 1.0))
-    assert str(config) == wanted["config"]
+    fastest = max(done.json["configurations"], key=lambda row: row.get("speedup", 1.0))
+    assert str(config) == fastest["config"]
     assert "sglang.launch_server" in best["serve"]
     assert ("--speculative-num-steps" in best["serve"]) == (config.steps > 0)
     again = run_cli(*words)

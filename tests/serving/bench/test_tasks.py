@@ -96,12 +96,12 @@ ROWS = {
 @pytest.mark.parametrize("name", ROWS)
 def test_every_task_reads_its_own_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same rows from a local file and from the hub."""
-    row, asked, expected = ROWS[name]
+    row, text, expected = ROWS[name]
     local = load_task(f"{name}@{write(tmp_path / 'mine.jsonl', row)}:5", Silent())
     streamed: list[tuple[Any, ...]] = []
 
-    def hub(*told: Any) -> Iterator[SourceRow]:
-        streamed.append(told)
+    def hub(*arguments: Any) -> Iterator[SourceRow]:
+        streamed.append(arguments)
         return iter([SourceRow(1, dict(row))])
 
     monkeypatch.setattr("eagle3cli.data.sources.hub.read_hub", hub)
@@ -112,7 +112,7 @@ def test_every_task_reads_its_own_data(name: str, tmp_path: Path, monkeypatch: p
     for task in (local, published):
         assert task.name == f"{name}:{len(task.questions)}"
         question = task.questions[0]
-        assert question.turns[0].startswith(asked) or asked in question.turns[0]
+        assert question.turns[0].startswith(text) or text in question.turns[0]
         if expected is None:
             assert question.check is None
         else:

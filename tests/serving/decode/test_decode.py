@@ -45,17 +45,17 @@ def opened(folder: Path, name: str) -> tuple[HfTarget, Draft]:
 def prompts() -> list[list[int]]:
     """``<s> <|user|> count from N <|assistant|>`` in the tiny model's words, of mixed length."""
     torch.manual_seed(0)
-    found = [[1, 3, 9, 12, 42 + n, 4] for n in (3, 17, 40, 71)]
-    return [*found, [1, 5, 20, 21, 22, *found[0][1:]], [1, 3, 10, 12, 23, 14, 4]]
+    counting = [[1, 3, 9, 12, 42 + n, 4] for n in (3, 17, 40, 71)]
+    return [*counting, [1, 5, 20, 21, 22, *counting[0][1:]], [1, 3, 10, 12, 23, 14, 4]]
 
 
 def test_a_finished_row_does_not_outrun_its_slots(counting: Path) -> None:
     """The longest prompt is done in a few steps; its batch goes on for many more."""
     target, draft = opened(counting, "draft")
     fast, slow = [1, 5, 20, 21, 22, 3, 9, 12, 45, 4], [[1, 3, 10, 12, 23 + n, 14, 4] for n in range(7)]
-    given = [fast, *slow]
-    chain = decode(target, draft, given, k=3, max_new_tokens=60, eos_ids=frozenset(), batch_size=8)
-    plain = decode(target, None, given, k=0, max_new_tokens=60, eos_ids=frozenset(), batch_size=8)
+    inputs = [fast, *slow]
+    chain = decode(target, draft, inputs, k=3, max_new_tokens=60, eos_ids=frozenset(), batch_size=8)
+    plain = decode(target, None, inputs, k=0, max_new_tokens=60, eos_ids=frozenset(), batch_size=8)
     assert [r.token_ids for r in chain] == [r.token_ids for r in plain]
 
 
@@ -63,25 +63,31 @@ def test_a_finished_row_does_not_outrun_its_slots(counting: Path) -> None:
 @pytest.mark.parametrize("draft_name", ["draft", "draft_random"])
 def test_three_measurements_agree(counting: Path, draft_name: str, k: int) -> None:
     target, draft = opened(counting, draft_name)
-    given = prompts()
-    plain = decode(target, None, given, k=0, max_new_tokens=24, eos_ids=EOS, batch_size=4)
-    chain = decode(target, draft, given, k=k, max_new_tokens=24, eos_ids=EOS, batch_size=4)
+    inputs = prompts()
+    plain = decode(target, None, inputs, k=0, max_new_tokens=24, eos_ids=EOS, batch_size=4)
+    chain = decode(target, draft, inputs, k=k, max_new_tokens=24, eos_ids=EOS, batch_size=4)
     assert [r.token_ids for r in chain] == [r.token_ids for r in plain]
     tokens = sum(len(r.token_ids) - 1 for r in chain)
     steps = sum(r.steps for r in chain)
     accepted = [sum(r.accepted_at[i] for r in chain) for i in range(k)]
 
     other = measure(
-        counting / "target", counting / draft_name, given, k=k, max_new_tokens=24, eos_ids=EOS, default_layers=(1, 3, 4)
+        counting / "target",
+        counting / draft_name,
+        inputs,
+        k=k,
+        max_new_tokens=24,
+        eos_ids=EOS,
+        default_layers=(1, 3, 4),
     )
     assert other.replies == [r.token_ids for r in plain]
     assert other.steps == [r.steps for r in chain]
 
     simulated = AcceptanceCounts(accepted_at=[0] * k)
-    rows = [p + r.token_ids for p, r in zip(given, plain, strict=True)]
+    rows = [p + r.token_ids for p, r in zip(inputs, plain, strict=True)]
     states = target.capture(rows)
     ids = torch.tensor([t for row in rows for t in row])
-    mask = torch.cat([torch.arange(len(row)) >= len(p) for row, p in zip(rows, given, strict=True)])
+    mask = torch.cat([torch.arange(len(row)) >= len(p) for row, p in zip(rows, inputs, strict=True)])
     batch = TargetBatch(
         token_ids_N=ids,
         loss_mask_N=mask,
@@ -105,10 +111,10 @@ def test_plain_decoding_is_the_models_own(tmp_path: Path, kind: str) -> None:
     """k = 0 gives what transformers' greedy generation gives, whatever is decoded beside it."""
     folder = tiny_target(tmp_path / kind, kind)
     target = load_target(TargetSettings(model_path=str(folder)), Silent())
-    given = [[5, 9, 30], [7, 8, 9, 10, 11, 12, 13], [40, 41]]
-    found = decode(target, None, given, k=0, max_new_tokens=12, eos_ids=frozenset(), batch_size=3)
+    inputs = [[5, 9, 30], [7, 8, 9, 10, 11, 12, 13], [40, 41]]
+    replies = decode(target, None, inputs, k=0, max_new_tokens=12, eos_ids=frozenset(), batch_size=3)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    for prompt, result in zip(given, found, strict=True):
+    for prompt, result in zip(inputs, replies, strict=True):
         want = model.generate(
             torch.tensor([prompt]), max_new_tokens=12, min_new_tokens=12, do_sample=False, eos_token_id=None,
             pad_token_id=0, use_cache=True,

@@ -18,8 +18,10 @@ from tests.serving.decode.test_decode import opened
 def chi_square(counts: torch.Tensor, chances: torch.Tensor) -> float:
     """Per degree of freedom: about 1 for draws from these chances."""
     expected = chances * counts.sum()
-    kept = expected > 5
-    return float((((counts - expected) ** 2 / expected.clamp(min=1e-9))[kept]).sum() / max(1, int(kept.sum()) - 1))
+    frequent = expected > 5
+    return float(
+        (((counts - expected) ** 2 / expected.clamp(min=1e-9))[frequent]).sum() / max(1, int(frequent.sum()) - 1)
+    )
 
 
 def test_draws_follow_the_chances() -> None:
