@@ -176,11 +176,9 @@ class _Batch:
         # The head reads one position of each prompt: logits of all of them would be [B, Q, V].
         _, tokens_B1 = self._verify(last_BQH[rows_B, end_B][:, None], no_draft_B0, no_draft_B0[..., None])
         self.newest_B = tokens_B1[:, 0]
-        if self.draft is not None:
-            next_BQ = torch.cat((ids_BQ[:, 1:], ids_BQ[:, :1]), 1)
-            next_BQ[rows_B, end_B] = self.newest_B
-            hidden_BQH = self._draft_step(self.draft, self.draft.first_hidden(aux_BQC), next_BQ, positions_BQ)
-            self.draft_hidden_BH = hidden_BQH[rows_B, end_B]
+        next_BQ = ids_BQ.roll(-1, 1)
+        next_BQ[rows_B, end_B] = self.newest_B
+        self._extend_draft(aux_BQC, next_BQ, positions_BQ, end_B)
         self.length_B = self.length_B + 1
         return self.newest_B.tolist()
 
@@ -191,19 +189,12 @@ class _Batch:
         positions_BQ = self.length_B[:, None] - 1 + torch.arange(self.k + 1, device=ids_BQ.device)
         aux_BQC, last_BQH = self._target_pass(ids_BQ, positions_BQ)
         accepted_B, tokens_BQ = self._verify(last_BQH, draft_tokens_BT, draft_probs_BTW)
-        rows_B = torch.arange(len(ids_BQ), device=ids_BQ.device)
-        if self.draft is not None:
-            # Over the new positions the draft now reads the target's states in place of its own guesses, as in
-            # training's first step; states behind the accepted tokens are junk that is written over.
-            hidden_BQH = self._draft_step(self.draft, self.draft.first_hidden(aux_BQC), tokens_BQ, positions_BQ)
-            self.draft_hidden_BH = hidden_BQH[rows_B, accepted_B]
-        self.newest_B = tokens_BQ[rows_B, accepted_B]
+        self._extend_draft(aux_BQC, tokens_BQ, positions_BQ, accepted_B)
+        self.newest_B = tokens_BQ.gather(1, accepted_B[:, None])[:, 0]
         # A finished sequence that is still in the batch goes on with junk; it must not outrun the slots.
         self.length_B = (self.length_B + accepted_B + 1).clamp(max=self.max_length)
-        return [
-            (accepted, tokens[: accepted + 1])
-            for accepted, tokens in zip(accepted_B.tolist(), tokens_BQ.tolist(), strict=True)
-        ]
+        pairs = zip(accepted_B.tolist(), tokens_BQ.tolist(), strict=True)
+        return [(accepted, tokens[: accepted + 1]) for accepted, tokens in pairs]
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only."""
@@ -251,6 +242,16 @@ class _Batch:
         uniform_BQ = uniform(self.rngs, last_BQH.shape[1], last_BQH.device)
         draft_ids_W = self.draft.draft_ids if self.draft is not None else draft_tokens_BT.new_zeros(1)
         return rejection_sample(probs_BQV, draft_tokens_BT, draft_probs_BTW, draft_ids_W, uniform_BQ)
+
+    def _extend_draft(self, aux_BQC: Tensor, next_BQ: Tensor, positions_BQ: Tensor, last_B: Tensor) -> None:
+        """Run the draft over positions that the target has read; ``last`` is where the newest token comes from.
+
+        There it reads the target's states in place of the hidden states that it guessed while proposing: every chain
+        starts as the first ttt step of training does. States behind ``last`` are junk that is written over.
+        """
+        if self.draft is not None:
+            hidden_BQH = self._draft_step(self.draft, self.draft.first_hidden(aux_BQC), next_BQ, positions_BQ)
+            self.draft_hidden_BH = hidden_BQH[torch.arange(len(last_B), device=last_B.device), last_B]
 
     def _target_pass(self, ids_BQ: Tensor, positions_BQ: Tensor) -> tuple[Tensor, Tensor]:
         """The target's auxiliary states ``[B, Q, C]`` and last hidden states ``[B, Q, H]``."""
