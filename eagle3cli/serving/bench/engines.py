@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -87,10 +87,9 @@ class LocalProvider:
     name: str = "local"
     has_baseline: bool = True
 
-    @contextmanager
-    def engine(self, shape: DraftShape, batch: int) -> Iterator[Engine]:
+    def engine(self, shape: DraftShape, batch: int) -> AbstractContextManager[Engine]:
         """The same engine every time: one draft serves every chain."""
-        yield self._engine
+        return nullcontext(self._engine)
 
     @cached_property
     def _engine(self) -> LocalEngine:
@@ -155,10 +154,9 @@ class RunningProvider:
     settings: Settings
     name: str = SERVERS
 
-    @contextmanager
-    def engine(self, shape: DraftShape, batch: int) -> Iterator[Engine]:
+    def engine(self, shape: DraftShape, batch: int) -> AbstractContextManager[Engine]:
         """The server with this speculation."""
-        yield self.find(shape)
+        return nullcontext(self.find(shape))
 
     def find(self, shape: DraftShape) -> ServerEngine:
         """The server with this speculation. Raises UsageError where none has it, Eagle3Error where one is down."""

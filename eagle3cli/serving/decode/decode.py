@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass, field
 
 import torch
@@ -33,17 +33,14 @@ from eagle3cli.backends.target.positions import PositionCache, cached, grouped, 
 from eagle3cli.errors import ModelError
 from eagle3cli.models.draft import DecoderLayer, Draft
 from eagle3cli.serving.decode.batches import serves_positions
-from eagle3cli.serving.decode.generate import COMPACT_BELOW, draw
+from eagle3cli.serving.decode.generate import COMPACT_BELOW, Sequence, draw
 from eagle3cli.serving.decode.speculate import rejection_sample, uniform
 
 
 @dataclass
-class Decoded:
+class Decoded(Sequence):
     """One prompt's new tokens and how they came about."""
 
-    token_ids: list[int] = field(default_factory=list)
-    finish: str = ""
-    """``stop`` or ``length``; empty while it is being decoded."""
     steps: int = 0
     """Verification passes; the first token comes from the prefill and from none of them."""
     accepted_at: list[int] = field(default_factory=list)
@@ -53,31 +50,19 @@ class Decoded:
     frames: list[tuple[float, int]] = field(default_factory=list)
     """When there were how many tokens, in seconds since the batch began."""
 
-    def append(self, tokens: Sequence[int], limit: int, eos_ids: frozenset[int]) -> int:
-        """Add tokens up to the end of the reply; returns how many were added."""
-        for count, token in enumerate(tokens, 1):
-            self.token_ids.append(token)
-            if token in eos_ids:
-                self.finish = "stop"
-            elif len(self.token_ids) >= limit:
-                self.finish = "length"
-            if self.finish:
-                return count
-        return len(tokens)
-
 
 @torch.inference_mode()
 def decode(
     target: HfTarget,
     draft: Draft | None,
-    prompts: Sequence[Sequence[int]],
+    prompts: abc.Sequence[abc.Sequence[int]],
     *,
     k: int,
     max_new_tokens: int,
     eos_ids: frozenset[int],
     batch_size: int,
     temperature: float = 0.0,
-    seeds: Sequence[int] = (),
+    seeds: abc.Sequence[int] = (),
 ) -> list[Decoded]:
     """Continuations of token prompts, with ``k`` draft steps per verification (0: none).
 
@@ -93,37 +78,36 @@ def decode(
         name = type(target.model).__name__
         what = f"{name} cannot be decoded here: its past is not keys and values by position alone"
         raise ModelError(what, where=target.path, fix="measure it on a server: eagle3 bench without --engine local")
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    draft = draft if k else None
-    results = [Decoded(accepted_at=[0] * k, counted_at=[0] * k) for _ in prompts]
+    sequences = []
+    for index, prompt in enumerate(prompts):
+        rng = random.Random(seeds[index] if temperature else 0)
+        zeros = [0] * k
+        sequences.append(Decoded(index, list(prompt), max_new_tokens, rng, accepted_at=zeros, counted_at=zeros.copy()))
+    by_length = sorted(sequences, key=lambda sequence: len(sequence.prompt_ids))
     with grouped(target.model), target.recording() as taps:
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
-            started = time.perf_counter()
-            rngs = [random.Random(seeds[i]) for i in indices] if temperature else []
-            batch = _Batch(target, taps, draft, [prompts[i] for i in indices], k, max_new_tokens, temperature, rngs)
-            _decode_batch(batch, [results[i] for i in indices], max_new_tokens, eos_ids, started)
-    return results
+        for start in range(0, len(by_length), batch_size):
+            batch = _Batch(target, taps, draft if k else None, by_length[start : start + batch_size], k, temperature)
+            _decode_batch(batch, eos_ids)
+    return sequences
 
 
-def _decode_batch(batch: _Batch, results: list[Decoded], limit: int, eos_ids: frozenset[int], started: float) -> None:
+def _decode_batch(batch: _Batch, eos_ids: frozenset[int]) -> None:
     """Decode until every sequence of the batch has finished."""
-    for result, token in zip(results, batch.prefill(), strict=True):
-        result.append([token], limit, eos_ids)
-        result.frames.append((time.perf_counter() - started, 1))
-    while unfinished := [row for row, result in enumerate(results) if not result.finish]:
-        if len(unfinished) <= COMPACT_BELOW * len(results):
-            batch.keep(torch.tensor(unfinished))
-            results = [results[row] for row in unfinished]
-        for result, (accepted, tokens) in zip(results, batch.step(), strict=True):
-            if result.finish:
+    for sequence, token in zip(batch.sequences, batch.prefill(), strict=True):
+        sequence.extend([token], eos_ids)
+        sequence.frames.append((time.perf_counter() - batch.started, 1))
+    while unfinished := [row for row, sequence in enumerate(batch.sequences) if not sequence.finish]:
+        if len(unfinished) <= COMPACT_BELOW * len(batch.sequences):
+            batch.keep(unfinished)
+        for sequence, (accepted, tokens) in zip(batch.sequences, batch.step(), strict=True):
+            if sequence.finish:
                 continue
-            added = result.append(tokens, limit, eos_ids)
-            result.frames.append((time.perf_counter() - started, len(result.token_ids)))
-            result.steps += 1
+            added = sequence.extend(tokens, eos_ids)
+            sequence.frames.append((time.perf_counter() - batch.started, len(sequence.token_ids)))
+            sequence.steps += 1
             for depth in range(accepted):
-                result.counted_at[depth] += 1
-                result.accepted_at[depth] += depth < added
+                sequence.counted_at[depth] += 1
+                sequence.accepted_at[depth] += depth < added
 
 
 @dataclass
@@ -137,21 +121,20 @@ class _Batch:
     target: HfTarget
     taps: dict[int, Tensor]
     draft: Draft | None
-    prompts: Sequence[Sequence[int]]
+    sequences: list[Decoded]
     k: int
-    max_new_tokens: int
     temperature: float
-    rngs: list[random.Random]
-    """At a temperature, every sequence's random numbers."""
 
     def __post_init__(self) -> None:
-        batch = len(self.prompts)
+        self.started = time.perf_counter()
+        batch = len(self.sequences)
         self.embedding_VH = self.target.embedding_VH
         if self.draft is not None:
             self.embedding_VH = self.draft.embedding(self.embedding_VH)
-        self.length_B = torch.tensor([len(prompt) for prompt in self.prompts], device=self.target.device)
+        lengths = [len(sequence.prompt_ids) for sequence in self.sequences]
+        self.length_B = torch.tensor(lengths, device=self.target.device)
         """Tokens of every sequence, the newest included."""
-        self.max_length = max(map(len, self.prompts)) + self.max_new_tokens
+        self.max_length = max(lengths) + self.sequences[0].max_tokens
         slots = self.max_length + self.k + 1
         self.target_cache = PositionCache(batch, slots)
         self.draft_cache = PositionCache(batch, slots)
@@ -162,12 +145,12 @@ class _Batch:
 
     def prefill(self) -> list[int]:
         """Run the prompts, padded on the right; returns the first new token of every sequence."""
-        batch = len(self.prompts)
-        width = max(map(len, self.prompts))
+        batch = len(self.sequences)
+        width = int(self.length_B.max())
         device = self.target.device
         ids_BQ = torch.zeros(batch, width, dtype=torch.long, device=device)
-        for row, prompt in enumerate(self.prompts):
-            ids_BQ[row, : len(prompt)] = torch.tensor(prompt)
+        for row, sequence in enumerate(self.sequences):
+            ids_BQ[row, : len(sequence.prompt_ids)] = torch.tensor(sequence.prompt_ids)
         positions_BQ = torch.arange(width, device=device).expand(batch, width)
         rows_B = torch.arange(batch, device=device)
         end_B = self.length_B - 1
@@ -196,14 +179,14 @@ class _Batch:
         pairs = zip(accepted_B.tolist(), tokens_BQ.tolist(), strict=True)
         return [(accepted, tokens[: accepted + 1]) for accepted, tokens in pairs]
 
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, kept: list[int]) -> None:
         """Go on with these rows only."""
+        self.sequences = [self.sequences[row] for row in kept]
+        rows = torch.tensor(kept)
         self.target_cache.keep(rows)
         self.draft_cache.keep(rows)
         self.length_B = self.length_B[rows]
         self.newest_B = self.newest_B[rows]
-        if self.rngs:
-            self.rngs = [self.rngs[row] for row in rows.tolist()]
         if self.draft is not None:
             self.draft_hidden_BH = self.draft_hidden_BH[rows]
 
@@ -220,7 +203,7 @@ class _Batch:
             logits_BW = self.draft.lm_head(normed_BH)
             if self.temperature:
                 probs.append((logits_BW.float() / self.temperature).softmax(-1))
-                chosen_B = draw(probs[-1], uniform(self.rngs, 1, logits_BW.device)[:, 0])
+                chosen_B = draw(probs[-1], self._uniform(1)[:, 0])
             else:
                 chosen_B = logits_BW.argmax(-1)
             tokens.append(self.draft.draft_ids[chosen_B])
@@ -239,9 +222,12 @@ class _Batch:
             # The product is 1 up to the first difference: only a token whose whole prefix is right can be accepted.
             return (tokens_BQ[:, :-1] == draft_tokens_BT).long().cumprod(1).sum(1), tokens_BQ
         probs_BQV = (logits_BQV.float() / self.temperature).softmax(-1)
-        uniform_BQ = uniform(self.rngs, last_BQH.shape[1], last_BQH.device)
+        uniform_BQ = self._uniform(last_BQH.shape[1])
         draft_ids_W = self.draft.draft_ids if self.draft is not None else draft_tokens_BT.new_zeros(1)
         return rejection_sample(probs_BQV, draft_tokens_BT, draft_probs_BTW, draft_ids_W, uniform_BQ)
+
+    def _uniform(self, count: int) -> Tensor:
+        return uniform([sequence.rng for sequence in self.sequences], count, self.target.device)
 
     def _extend_draft(self, aux_BQC: Tensor, next_BQ: Tensor, positions_BQ: Tensor, last_B: Tensor) -> None:
         """Run the draft over positions that the target has read; ``last`` is where the newest token comes from.

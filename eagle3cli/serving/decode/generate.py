@@ -39,6 +39,19 @@ class Sequence:
     finish: str = ""
     """``stop`` or ``length``; empty while it runs."""
 
+    def extend(self, tokens: Iterable[int], eos_ids: frozenset[int]) -> int:
+        """Add tokens up to the end of the reply; returns how many were added."""
+        before = len(self.token_ids)
+        for token in tokens:
+            self.token_ids.append(token)
+            if token in eos_ids:
+                self.finish = "stop"
+            elif len(self.token_ids) >= self.max_tokens:
+                self.finish = "length"
+            if self.finish:
+                break
+        return len(self.token_ids) - before
+
 
 class BaseDecoder:
     """The queue of sequences that wait and those that run, by their row of the batch (None: the row is free)."""
@@ -79,17 +92,13 @@ class BaseDecoder:
             sequence = self.running[row]
             if sequence is None:
                 continue
-            sequence.token_ids.append(token)
-            if token in self.eos_ids:
-                sequence.finish = "stop"
-            elif len(sequence.token_ids) >= sequence.max_tokens:
-                sequence.finish = "length"
+            sequence.extend([token], self.eos_ids)
             if sequence.finish:
                 finished.append(sequence)
                 self.running[row] = None
         return finished
 
-    def _choose(self, logits_BV: Tensor, sequences: list[Sequence | None]) -> Tensor:
+    def _choose(self, logits_BV: Tensor, sequences: Iterable[Sequence | None]) -> Tensor:
         """The next token of every row, ``[B]``; each sequence draws from its own random numbers."""
         if self.sampling.temperature == 0:
             best_B: Tensor = logits_BV.argmax(-1)
@@ -156,7 +165,7 @@ class Decoder(BaseDecoder):
         return self.last_token_B
 
     def _forward(
-        self, ids_BQ: Tensor, rows_B: Tensor, positions_BQ: Tensor, sequences: list[Sequence | None] | list[Sequence]
+        self, ids_BQ: Tensor, rows_B: Tensor, positions_BQ: Tensor, sequences: Iterable[Sequence | None]
     ) -> Tensor:
         extent = int(positions_BQ.max()) + 1
         self._grow(extent)
@@ -168,7 +177,7 @@ class Decoder(BaseDecoder):
             logits_to_keep=1,
             **cached(self.model, self.cache),
         ).logits
-        return self._choose(logits_B1V[:, -1], [*sequences])
+        return self._choose(logits_B1V[:, -1], sequences)
 
     def _grow(self, extent: int) -> None:
         """Make room for ``extent`` positions."""
