@@ -29,7 +29,8 @@ def run(settings: Settings, out: Out) -> int | None:
         )
     if has_entries(counts):
         lines.append(f"each with its place and reason: {done.folder / ERRORS}")
-    train, held_out = done.folder / "train.jsonl", done.folder / "eval.jsonl"
+    train = done.folder / "train.jsonl"
+    held_out = done.folder / "eval.jsonl"
     lines.append(f"result: {train} and {held_out}")
     lines.append(
         f"next: eagle3 cache --train-data-path {train}"

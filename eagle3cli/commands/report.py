@@ -28,7 +28,8 @@ def run(settings: Settings, out: Out) -> int | None:
     else:
         names = distinct_names([(one.name, str(path)) for one, path in zip(runs, options.runs, strict=True)])
         compared = [compared_run(one, name) for one, name in zip(runs, names, strict=True)]
-        page, data = comparison_page(compared), {"runs": {run.name: run.numbers() for run in compared}}
+        page = comparison_page(compared)
+        data = {"runs": {run.name: run.numbers() for run in compared}}
     if place is not None:
         write(page, place, checked=options.output_path is not None)
     for section in page.on_terminal:

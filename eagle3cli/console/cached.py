@@ -45,7 +45,9 @@ def _split_lines(name: str, counts: dict[str, Any]) -> list[str]:
 
 def _vocab_lines(vocab: dict[str, Any]) -> list[str]:
     """What a person should know of the draft's vocabulary."""
-    shares, size, suggested = vocab["coverage_by_size"], vocab["size"], vocab["suggested_size"]
+    shares = vocab["coverage_by_size"]
+    size = vocab["size"]
+    suggested = vocab["suggested_size"]
     enough = next((n for n, share in shares.items() if share == 1.0), vocab["target_size"])
     by_size = ", ".join(f"{n:,}: {share:.1%}" for n, share in shares.items() if n <= enough or n in (size, suggested))
     judged = "eval" if vocab["coverage_of"] == "eval" else "each 20th row, by a vocabulary chosen without them"

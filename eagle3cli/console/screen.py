@@ -103,7 +103,8 @@ def spark(values: Sequence[float], width: int = SPARK) -> str:
     count = min(width, len(values))
     parts = [values[len(values) * i // count : len(values) * (i + 1) // count] for i in range(count)]
     means = [sum(part) / len(part) for part in parts]
-    low, high = min(means), max(means)
+    low = min(means)
+    high = max(means)
     scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
     return "".join(BLOCKS[round((mean - low) * scale)] for mean in means)
 

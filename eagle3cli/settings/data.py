@@ -37,13 +37,13 @@ class DataSettings(Table):
     last_turn_only: bool = option(False, "Train only the last assistant turn of a row.", "--train-only-last-turn")
 
     @model_validator(mode="after")
-    def _marks_are_for_text(self) -> DataSettings:
-        marks = ("assistant_header", "end_of_turn_token", "user_header")
-        given = [name for name in marks if getattr(self, name) is not None]
-        if given and not self.is_preformatted:
-            raise ValueError(f"data.{given[0]} is for pre-formatted rows; set data.is_preformatted too")
-        if given and not self.assistant_header:
-            raise ValueError(f"data.{given[0]} needs data.assistant_header, which tells where a reply begins")
+    def _markers_are_for_text(self) -> DataSettings:
+        names = ("assistant_header", "end_of_turn_token", "user_header")
+        markers = [name for name in names if getattr(self, name) is not None]
+        if markers and not self.is_preformatted:
+            raise ValueError(f"data.{markers[0]} is for pre-formatted rows; set data.is_preformatted too")
+        if markers and not self.assistant_header:
+            raise ValueError(f"data.{markers[0]} needs data.assistant_header, which tells where a reply begins")
         if self.system_prompt is not None and self.is_preformatted:
             raise ValueError("data.system_prompt cannot change pre-formatted rows; leave one of the two out")
         return self

@@ -46,7 +46,8 @@ class Settings(Table):
 
     @model_validator(mode="after")
     def _micro_batch_divides_batch(self) -> Settings:
-        micro, batch = self.train.micro_batch_size, self.train.batch_size
+        micro = self.train.micro_batch_size
+        batch = self.train.batch_size
         if micro is not None and batch % micro:
             raise ValueError(
                 f"train.micro_batch_size {micro} does not divide train.batch_size {batch}; "

@@ -163,7 +163,8 @@ class RunSettings(Table):
 
     @model_validator(mode="after")
     def _stages_in_order(self) -> RunSettings:
-        first, last = self.from_stage, self.to_stage
+        first = self.from_stage
+        last = self.to_stage
         if self.only_stage is not None and (first or last):
             raise ValueError(f"run.only_stage stands alone; leave out {'run.from_stage' if first else 'run.to_stage'}")
         if first and last and STAGE_NAMES.index(first) > STAGE_NAMES.index(last):

@@ -21,15 +21,15 @@ from eagle3cli.errors import DataError
 from eagle3cli.settings.tables import Settings
 from tests.conftest import ROOT, RunCli
 
-COMMANDS = [line for line in cli.TABLE if line.name != "config"]
-NAMES = [line.name for line in cli.TABLE]
+COMMANDS = [spec for spec in cli.TABLE if spec.name != "config"]
+NAMES = [spec.name for spec in cli.TABLE]
 
 
 def command(name: str) -> Command:
     """The Command of one line of the table."""
-    found = importlib.import_module("eagle3cli.commands." + name.replace("-", "_")).COMMAND
-    assert isinstance(found, Command)
-    return found
+    module_command = importlib.import_module("eagle3cli.commands." + name.replace("-", "_")).COMMAND
+    assert isinstance(module_command, Command)
+    return module_command
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_help_shows_all_commands_by_step_without_torch(run_cli: RunCli) -> None:
 def test_no_commands_help_imports_torch() -> None:
     code = (
         "import sys; from eagle3cli.cli.main import TABLE, main\n"
-        "for line in TABLE: assert main([line.name, '--help']) == 0, line\n"
+        "for spec in TABLE: assert main([spec.name, '--help']) == 0, spec\n"
         "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -86,33 +86,33 @@ def test_the_table_holds_every_command_there_is() -> None:
     modules = {path.stem for path in (ROOT / "eagle3cli" / "commands").glob("*.py")} - {"__init__"}
     loaded = {name: importlib.import_module(f"eagle3cli.commands.{name}") for name in modules}
     commands = {name for name, module in loaded.items() if hasattr(module, "COMMAND") or hasattr(module, "app")}
-    assert commands == {line.name.replace("-", "_") for line in cli.TABLE}
-    for line in COMMANDS:
-        assert command(line.name).name == line.name
+    assert commands == {spec.name.replace("-", "_") for spec in cli.TABLE}
+    for spec in COMMANDS:
+        assert command(spec.name).name == spec.name
 
 
 def test_version(run_cli: RunCli) -> None:
     assert run_cli("--version").out == f"eagle3 {__version__}\n"
 
 
-@pytest.mark.parametrize("name", [line.name for line in COMMANDS])
+@pytest.mark.parametrize("name", [spec.name for spec in COMMANDS])
 def test_help_says_what_a_command_is_for_and_ends_with_examples_that_parse(
     name: str, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    found = command(name)
+    tested = command(name)
     shown = run_cli(name, "--help").out
     assert shown.startswith(f"Usage: eagle3 {name} ")
-    assert " ".join(found.summary.split()) in " ".join(shown.split())
-    assert shown.rstrip().endswith(found.examples[-1])
+    assert " ".join(tested.summary.split()) in " ".join(shown.split())
+    assert shown.rstrip().endswith(tested.examples[-1])
     got: list[Settings] = []
 
     def run(settings: Settings, out: object) -> None:
         got.append(settings)
 
     module = importlib.import_module(cli_module(name))
-    actions = tuple(dataclasses.replace(action, run=run) for action in found.actions)
-    monkeypatch.setattr(module, "COMMAND", dataclasses.replace(found, run=run, actions=actions))
-    for example in found.examples:
+    actions = tuple(dataclasses.replace(action, run=run) for action in tested.actions)
+    monkeypatch.setattr(module, "COMMAND", dataclasses.replace(tested, run=run, actions=actions))
+    for example in tested.examples:
         program, *words = shlex.split(example)
         for word in words:
             if word.endswith(".toml"):
@@ -121,21 +121,21 @@ def test_help_says_what_a_command_is_for_and_ends_with_examples_that_parse(
         assert words[0] == name
         ran = run_cli(*words)
         assert ran.code == 0, f"{example}\n{ran.err}"
-    assert len(got) == len(found.examples)
+    assert len(got) == len(tested.examples)
 
 
 def cli_module(name: str) -> str:
-    return next(line.module for line in cli.TABLE if line.name == name)
+    return next(spec.module for spec in cli.TABLE if spec.name == name)
 
 
-@pytest.mark.parametrize("name", [line.name for line in COMMANDS])
+@pytest.mark.parametrize("name", [spec.name for spec in COMMANDS])
 def test_every_flag_reaches_the_settings(name: str, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each flag as typed changes its own field, by each of its names."""
-    found = command(name)
+    tested = command(name)
     got: list[Settings] = []
     module = importlib.import_module(cli_module(name))
-    monkeypatch.setattr(module, "COMMAND", dataclasses.replace(found, run=lambda s, out: got.append(s)))
-    for field in fields_of(found)[0]:
+    monkeypatch.setattr(module, "COMMAND", dataclasses.replace(tested, run=lambda s, out: got.append(s)))
+    for field in fields_of(tested)[0]:
         for flag in field.flags:
             if field.type is bool:
                 words = [flag if not field.default else f"--no-{flag.removeprefix('--')}"]
@@ -187,14 +187,14 @@ def test_errors_say_what_where_and_how_to_fix_it(run_cli: RunCli, doctor: Any) -
     doctor(raising(DataError("no rows", where="a.jsonl:3", fix="add rows")))
     ran = run_cli("doctor")
     assert (ran.code, ran.out, ran.err) == (1, "", "error: a.jsonl:3: no rows\nfix: add rows\n")
-    told = run_cli("doctor", "--json").json["error"]
-    assert told == {"what": "no rows", "where": "a.jsonl:3", "fix": "add rows", "exit_code": 1}
+    answer = run_cli("doctor", "--json").json["error"]
+    assert answer == {"what": "no rows", "where": "a.jsonl:3", "fix": "add rows", "exit_code": 1}
 
 
 def test_usage_errors_are_json_too(run_cli: RunCli) -> None:
-    told = run_cli("train", "--json", "--nonsense")
-    assert told.code == 2
-    assert told.json["error"]["what"] == "no such option: --nonsense"
+    answer = run_cli("train", "--json", "--nonsense")
+    assert answer.code == 2
+    assert answer.json["error"]["what"] == "no such option: --nonsense"
 
 
 def test_an_unexpected_error_is_one_line_without_debug_and_whole_with_it(run_cli: RunCli, doctor: Any) -> None:

@@ -24,7 +24,7 @@ PROGRAM_FLAGS = {
 class _Parsed:
     """What the words before the cursor say, and what they leave open."""
 
-    given: dict[Flag, list[str]] = field(default_factory=dict)
+    values: dict[Flag, list[str]] = field(default_factory=dict)
     waiting: Flag | None = None
     """A flag whose value comes next."""
     open: Flag | None = None
@@ -60,13 +60,13 @@ def _parse(syntax: Syntax, argv: Sequence[str]) -> _Parsed:
             parsed.waiting = flag if flag is not None and flag.values and not equals else None
             parsed.open = None
             if flag is not None:
-                parsed.given.setdefault(flag, []).extend([value] if equals else [])
+                parsed.values.setdefault(flag, []).extend([value] if equals else [])
         elif parsed.waiting is not None:
-            parsed.given[parsed.waiting].append(word)
+            parsed.values[parsed.waiting].append(word)
             parsed.open = parsed.waiting if parsed.waiting.many else None
             parsed.waiting = None
-        elif parsed.open is not None and is_one_more(parsed.given[parsed.open][-1], word, parsed.open.type):
-            parsed.given[parsed.open].append(word)
+        elif parsed.open is not None and is_one_more(parsed.values[parsed.open][-1], word, parsed.open.type):
+            parsed.values[parsed.open].append(word)
         else:
             parsed.open = None
             parsed.arguments.append(word)
@@ -79,10 +79,10 @@ def _offer(syntax: Syntax, parsed: _Parsed, current: str) -> Offer:
         flag = syntax.flag(name) if equals else None
         return offer(flag.values, value, before=f"{name}=") if flag else _flags(syntax, parsed, current)
     if parsed.waiting is not None:
-        return offer(parsed.waiting.values, current, parsed.given[parsed.waiting])
+        return offer(parsed.waiting.values, current, parsed.values[parsed.waiting])
     offered = Offer({})
     if parsed.open is not None:
-        offered += offer(parsed.open.values, current, parsed.given[parsed.open])
+        offered += offer(parsed.open.values, current, parsed.values[parsed.open])
     if not parsed.arguments:
         offered += Offer(starting_with(current, syntax.actions))
     argument = _next_argument(syntax, parsed)
@@ -103,7 +103,7 @@ def _flags(syntax: Syntax, parsed: _Parsed, current: str) -> Offer:
     """The flags that are not given yet; of each the first name that fits."""
     words: dict[str, str] = {}
     for flag in syntax.flags:
-        if flag.repeats or flag not in parsed.given:
+        if flag.repeats or flag not in parsed.values:
             names = starting_with(current, dict.fromkeys(flag.names, flag.help))
             words |= dict(list(names.items())[:1])
     return Offer(words)
