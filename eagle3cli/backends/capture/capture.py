@@ -118,11 +118,11 @@ def capture(
         writer, codec, rate = _open(load, rows, folder, identity, vocab, options, counts, ranks, report)
     with writer:
         if writer.pending:
-            if ranks.is_main:
-                _report_time(writer, counts, rate, report)
+            if ranks.is_main and rate is not None:
+                report.info(f"about {time_text(counts.tokens / rate)} at {rate:,.0f} tokens a second")
             _fill(writer, codec, load(), rows, counts, options, report, stop)
         ranks.barrier()
-        if ranks.is_main and not writer.complete:
+        if ranks.is_main:
             writer.finish()
     total = sum(file.stat().st_size for file in folder.iterdir())
     seconds = time.monotonic() - started
@@ -189,11 +189,6 @@ def _computed(options: StoreOptions) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,
     }
-
-
-def _report_time(writer: StoreWriter, counts: RowCounts, rate: float | None, report: Reporter) -> None:
-    if rate is not None:
-        report.info(f"about {time_text(counts.tokens / rate)} at {rate:,.0f} tokens a second")
 
 
 def _fill(

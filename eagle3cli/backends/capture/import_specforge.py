@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
+from eagle3cli.backends.capture.passes import state_row
 from eagle3cli.backends.target.head import fingerprint, read_head
 from eagle3cli.backends.target.hf import pick_device, read_target_config
 from eagle3cli.backends.target.logits import Head
 from eagle3cli.data.hidden_states.calibration import describe_sample, fit_codec, sample_rows
 from eagle3cli.data.hidden_states.forecast import check_space, plan_store, report_size
 from eagle3cli.data.hidden_states.quantize import Quantization
-from eagle3cli.data.hidden_states.rows import StateRow, aux_count, count_rows, teacher_positions
+from eagle3cli.data.hidden_states.rows import StateRow, count_rows
 from eagle3cli.data.hidden_states.specforge_files import (
     FeatureFiles,
-    FeatureRow,
     list_files,
     read_features,
     read_listed,
@@ -145,10 +146,7 @@ def import_files(
     if existing is None:
         check_space(folder, layout.total, report)
 
-    def read(number: int) -> StateRow:
-        return state_row(read_features(listed.files[number], **sizes), listed.files[number], target.head)
-
-    sample = [read(number) for number in sample_rows(counts, SAMPLE_TOKENS)]
+    sample = [_read_row(listed.files[number], target.head, sizes) for number in sample_rows(counts, SAMPLE_TOKENS)]
     index = existing.index if existing is not None else None
     index = index or Index(counts, fit_codec(meta.encoding, sample), vocab)
     facts = describe_sample(index.codec, sample)
@@ -159,30 +157,26 @@ def import_files(
                 with writer.writing(shard) as put:
                     for number in writer.layout.rows(shard):
                         stop.check(f"finished shards are in {folder}")
-                        put(number, index.codec.pack([read(number)])[0])
+                        put(number, index.codec.pack([_read_row(listed.files[number], target.head, sizes)])[0])
                         task.advance()
-        if not writer.complete:
-            writer.finish()
+        writer.finish()
     total = sum(file.stat().st_size for file in folder.iterdir())
     return ImportResult(len(listed.rows), counts.tokens, len(listed.errors), meta.encoding, total)
 
 
 @torch.no_grad()
-def state_row(features: FeatureRow, path: Path, head: Head) -> StateRow:
+def _read_row(path: Path, head: Head, sizes: dict[str, int]) -> StateRow:
     """What a store keeps of one file. Raises DataError where its states are not finite."""
-    mask = torch.from_numpy(features.row.loss_mask.astype(bool))
-    where = teacher_positions(mask)
-    aux_UC, last_RH = features.aux_SC[: aux_count(where)].clone(), features.last_SH[where]
-    if not bool(torch.isfinite(aux_UC).all()) or not bool(torch.isfinite(last_RH).all()):
+    features = read_features(path, **sizes)
+
+    def top_tokens(last_RH: Tensor) -> Tensor:
+        return head.top_tokens(last_RH.to(head.weight_VH)).cpu()
+
+    row = state_row(features.row, features.aux_SC, features.last_SH, top_tokens)
+    if not bool(torch.isfinite(row.aux_UC).all()) or not bool(torch.isfinite(row.last_RH).all()):
         fix = "move the file away and import again with --overwrite"
         raise DataError("holds states that are not finite", where=str(path), fix=fix)
-    return StateRow(
-        token_ids_S=torch.from_numpy(features.row.token_ids.astype("int64")),
-        loss_mask_S=mask,
-        aux_UC=aux_UC,
-        last_RH=last_RH,
-        top_R=head.top_tokens(last_RH.to(head.weight_VH)).cpu(),
-    )
+    return replace(row, aux_UC=row.aux_UC.clone())  # the others are copies already: the file's map can go
 
 
 def _write_errors(path: Path, errors: dict[Path, str]) -> None:

@@ -6,7 +6,7 @@ A few rows go before the others, for what an encoding is fitted to, its loss, an
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ def run_batch(target: LiveTarget, rows: Sequence[TokenRow]) -> list[StateRow]:
     """
     try:
         states = target.capture([row.token_ids.tolist() for row in rows])
-        return [_state_row(target, row, *row_states) for row, row_states in zip(rows, states, strict=True)]
+        return [state_row(row, *of_row, target.head.top_tokens) for row, of_row in zip(rows, states, strict=True)]
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -72,7 +72,8 @@ def run_batch(target: LiveTarget, rows: Sequence[TokenRow]) -> list[StateRow]:
     raise PassTooLarge(what, len(rows), max(map(len, rows)))
 
 
-def _state_row(target: LiveTarget, row: TokenRow, aux_SC: Tensor, last_SH: Tensor) -> StateRow:
+def state_row(row: TokenRow, aux_SC: Tensor, last_SH: Tensor, top_tokens: Callable[[Tensor], Tensor]) -> StateRow:
+    """What a store keeps of the states of all of a row's tokens."""
     mask = torch.from_numpy(row.loss_mask.astype(bool))
     teacher_R = teacher_positions(mask)
     last_RH = last_SH[teacher_R.to(last_SH.device)]
@@ -81,7 +82,7 @@ def _state_row(target: LiveTarget, row: TokenRow, aux_SC: Tensor, last_SH: Tenso
         loss_mask_S=mask,
         aux_UC=aux_SC[: aux_count(teacher_R)],
         last_RH=last_RH,
-        top_R=target.head.top_tokens(last_RH),
+        top_R=top_tokens(last_RH),
     )
 
 

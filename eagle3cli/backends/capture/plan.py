@@ -32,8 +32,8 @@ def plan_capture(settings: Settings) -> Plan:
         aux_layers=draft.aux_layers,
     )
     cache, paths = find_cache(settings), data_paths(settings)
-    wanted = settings.hidden_states.split
-    splits = [name for name in paths if wanted in ("both", name)]
+    split = settings.hidden_states.split
+    splits = [name for name in paths if split in ("both", name)]
     if cache is None:
         where = ", ".join(str(paths[name]) for name in splits)
         each = (len(config.aux_layers) + 1) * config.target_hidden_size * 2
@@ -44,10 +44,10 @@ def plan_capture(settings: Settings) -> Plan:
             writes=tuple(str(settings.hidden_states.output_path / name) for name in splits),
             numbers={"rows_known": False, "bytes_per_token_at_most": each},
         )
-    found = {name: _split(settings, config, name, cache / name) for name in splits}
-    needed = sum(numbers["disk_bytes_left"] for _, numbers in found.values())
+    plans = {name: _split(settings, config, name, cache / name) for name in splits}
+    parts = list(plans.values())
+    needed = sum(plan.numbers["disk_bytes_left"] for plan in parts)
     free = free_bytes(settings.hidden_states.output_path)
-    parts = [plan for plan, _ in found.values()]
     short = f"{size_text(needed)} to write, {size_text(free)} free at {settings.hidden_states.output_path}"
     return Plan(
         "hidden-states",
@@ -56,42 +56,44 @@ def plan_capture(settings: Settings) -> Plan:
         does=tuple(line for plan in parts for line in plan.does),
         writes=tuple(line for plan in parts for line in plan.writes),
         warnings=(short,) if needed > free else (),
-        numbers={"rows_known": True, "splits": {name: numbers for name, (_, numbers) in found.items()}},
+        numbers={"rows_known": True, "splits": {name: plan.numbers for name, plan in plans.items()}},
     )
 
 
-def _split(settings: Settings, config: DraftConfig, name: str, cached: Path) -> tuple[Plan, dict[str, int]]:
-    """Plan and numbers of one store."""
-    wanted, shape = settings.hidden_states, {"layers": len(config.aux_layers), "hidden": config.target_hidden_size}
-    rows, folder = TokenRows.open(cached), wanted.output_path / name
-    count = len(rows) if wanted.sample_size is None else min(len(rows), wanted.sample_size)
+def _split(settings: Settings, config: DraftConfig, name: str, cached: Path) -> Plan:
+    """The plan of one store."""
+    requested = settings.hidden_states
+    shape = {"layers": len(config.aux_layers), "hidden": config.target_hidden_size}
+    rows = TokenRows.open(cached)
+    folder = requested.output_path / name
+    count = len(rows) if requested.sample_size is None else min(len(rows), requested.sample_size)
     counts = count_rows(rows[index] for index in range(count))
-    encoding = choose_quantization("bf16" if name == "eval" else wanted.encoding, counts, folder, **shape)
-    plan = plan_layout(counts, empty_codec(encoding, **shape), wanted.shard_mb)
-    standing = [] if wanted.overwrite else [s for s in range(plan.shards) if (folder / shard_name(s)).is_file()]
-    left = [shard for shard in range(plan.shards) if shard not in standing]
+    encoding = choose_quantization("bf16" if name == "eval" else requested.encoding, counts, folder, **shape)
+    layout = plan_layout(counts, empty_codec(encoding, **shape), requested.shard_mb)
+    present = [] if requested.overwrite else [s for s in range(layout.shards) if (folder / shard_name(s)).is_file()]
+    left = [shard for shard in range(layout.shards) if shard not in present]
     lengths = counts.counts_N3[:, TOKENS].tolist()
     passes = 0
     for shard in left:
-        numbers = plan.rows(shard)
+        numbers = layout.rows(shard)
         part = lengths[numbers.start : numbers.stop]
-        passes += sum(1 for _ in length_batches(numbers, part, wanted.batch_tokens, wanted.batch_size))
-    size = sum(plan.bytes(shard) for shard in left)
-    told = {
-        "rows": count,
-        "tokens": counts.tokens,
-        "shards": plan.shards,
-        "shards_left": len(left),
-        "passes": passes,
-        "disk_bytes": plan.total,
-        "disk_bytes_left": size,
-    }
-    done = (f"{len(standing)} of {plan.shards} shards in {folder}",) if standing else ()
-    does = (f"{name}: {passes:,} passes of at most {wanted.batch_tokens:,} tokens",) if passes else ()
+        passes += sum(1 for _ in length_batches(numbers, part, requested.batch_tokens, requested.batch_size))
+    size = sum(layout.bytes(shard) for shard in left)
+    done = (f"{len(present)} of {layout.shards} shards in {folder}",) if present else ()
+    does = (f"{name}: {passes:,} passes of at most {requested.batch_tokens:,} tokens",) if passes else ()
     return Plan(
         "hidden-states",
         reads=(f"{cached}: {count:,} rows, {counts.tokens:,} tokens",),
         done=done,
         does=does,
-        writes=(f"{folder}: {plan.shards} shards, {encoding}, {size_text(plan.total)}",) if left else (),
-    ), told
+        writes=(f"{folder}: {layout.shards} shards, {encoding}, {size_text(layout.total)}",) if left else (),
+        numbers={
+            "rows": count,
+            "tokens": counts.tokens,
+            "shards": layout.shards,
+            "shards_left": len(left),
+            "passes": passes,
+            "disk_bytes": layout.total,
+            "disk_bytes_left": size,
+        },
+    )

@@ -58,8 +58,7 @@ def convert(
         if existing is not None:
             check_space(folder, writer.bytes_left, report)
         _fill(writer, store, read, codec, report, stop)
-        if not writer.complete:
-            writer.finish()
+        writer.finish()
     return Store(folder)
 
 

@@ -211,7 +211,9 @@ class StoreWriter:
             yield lambda number, blob: put(number - first, blob)
 
     def finish(self) -> None:
-        """Mark the store complete. Raises DataError where a shard is missing."""
+        """Mark the store complete, unless it is. Raises DataError where a shard is missing."""
+        if self.complete:
+            return
         files = {name: entry for name, entry in self._manifest["files"].items() if name == INDEX}
         for shard, shape in enumerate(self._shapes):
             files[shard_name(shard)] = StateShard(self.folder / shard_name(shard), shape).entry

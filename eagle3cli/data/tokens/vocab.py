@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from eagle3cli.data.tokens.counts import Counts
+from eagle3cli.data.tokens.vocab_file import tensors_of
 from eagle3cli.errors import DataError
 
 
@@ -44,10 +45,8 @@ class VocabMapping:
 
 def from_ids(ids: Sequence[int] | Counts, vocab_size: int) -> VocabMapping:
     """The mapping whose draft knows exactly these target ids."""
-    chosen = torch.as_tensor(np.unique(np.asarray(ids, dtype=np.int64)))
-    t2d = torch.zeros(vocab_size, dtype=torch.bool)
-    t2d[chosen] = True
-    return VocabMapping(d2t=chosen - torch.arange(len(chosen)), t2d=t2d)
+    tensors = tensors_of(np.unique(np.asarray(ids, dtype=np.int64)), vocab_size)
+    return VocabMapping(d2t=torch.from_numpy(tensors["d2t"]), t2d=torch.from_numpy(tensors["t2d"]))
 
 
 def load_vocab(path: Path) -> VocabMapping:
