@@ -66,8 +66,8 @@ def recipe(tiny: Path, tmp_path: Path) -> Path:
 
 
 def states(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "runs" / "tiny" / "stages.json").read_text())["stages"]
-    return found
+    entries: dict[str, Any] = json.loads((folder / "runs" / "tiny" / "stages.json").read_text())["stages"]
+    return entries
 
 
 def test_the_chain_ends_in_a_report_and_is_not_run_twice(run_cli: RunCli, recipe: Path, tmp_path: Path) -> None:
@@ -125,10 +125,10 @@ def test_a_killed_run_goes_on_and_gives_the_same_draft(run_cli: RunCli, recipe: 
     for reached in (lambda: part_lines(folder) >= 3, lambda: any((folder / "train").glob("checkpoints/*/config.json"))):
         kill_when(reached, recipe, tmp_path)
     assert run_cli("run", recipe).code == 0
-    expected, found = tmp_path / "whole" / "runs" / "tiny", folder
+    expected = tmp_path / "whole" / "runs" / "tiny"
     for name in ("draft/model.safetensors", "regenerated/shard_0-24.jsonl", "dataset/train.jsonl"):
-        assert digest(found / name) == digest(expected / name), name
-    reports = [json.loads((place / "report.json").read_text()) for place in (found, expected)]
+        assert digest(folder / name) == digest(expected / name), name
+    reports = [json.loads((place / "report.json").read_text()) for place in (folder, expected)]
     assert reports[0]["acceptance_length"] == reports[1]["acceptance_length"]
 
 

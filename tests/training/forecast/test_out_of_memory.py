@@ -14,7 +14,6 @@ import torch
 from eagle3cli.backends.target import hf
 from eagle3cli.runtime.out_of_memory import is_out_of_memory
 from eagle3cli.training.trainer import Trainer
-from tests.commands.test_train import SETTINGS, conversations
 from tests.conftest import ROOT, RunCli
 
 GPU = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.00 GiB"
@@ -23,25 +22,16 @@ CPU = (
 )
 
 
-@pytest.fixture
-def place(tmp_path: Path, tiny: Path) -> Path:
-    """A folder with data and an eagle3.toml."""
-    (tmp_path / "train.jsonl").write_text(conversations(14, 0))
-    (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
-    (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
-    return tmp_path
-
-
 def failing(error: Exception, after: int) -> Any:
     """A function that does its work some times and then has no memory."""
     calls = []
 
     def wrap(function: Any) -> Any:
-        def call(*given: Any, **named: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             calls.append(1)
             if len(calls) > after:
                 raise error
-            return function(*given, **named)
+            return function(*args, **kwargs)
 
         return call
 
@@ -60,14 +50,14 @@ def test_a_step_names_itself_the_forecast_and_the_first_change(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "accumulate", failing(error, 4)(Trainer.accumulate))
-        told = run_cli("train")
-    assert told.code == 1
-    assert "step 5: memory did not suffice" in told.err
-    assert ("2.00 GiB more were asked for" in told.err) == (str(error) == GPU)
-    assert "forecast for each process on cpu" in told.err
-    assert " process\n" in told.err
-    assert "fix: use --draft-micro-batch-size 2, then" in told.err
-    changed = told.err.split("fix: use ")[1].split(", then")[0].split()
+        done = run_cli("train")
+    assert done.code == 1
+    assert "step 5: memory did not suffice" in done.err
+    assert ("2.00 GiB more were asked for" in done.err) == (str(error) == GPU)
+    assert "forecast for each process on cpu" in done.err
+    assert " process\n" in done.err
+    assert "fix: use --draft-micro-batch-size 2, then" in done.err
+    changed = done.err.split("fix: use ")[1].split(", then")[0].split()
     again = run_cli("train", *changed, "--json")  # what it says can be done, and the run goes on
     assert again.code == 0, again.err
     assert (again.json["steps"], again.json["steps_this_time"]) == (12, 9)
@@ -85,12 +75,12 @@ def test_a_capture_names_its_batch_and_a_smaller_one(
         return capture(self, sequences)
 
     monkeypatch.setattr(hf.HfTarget, "capture", wide)
-    told = run_cli("hidden-states")
-    assert told.code == 1
-    assert "14 rows of up to" in told.err
-    assert "of target weights" in told.err
-    assert "fix: use --batch-tokens " in told.err
-    tokens = int(told.err.split("--batch-tokens ")[1].split()[0])
+    done = run_cli("hidden-states")
+    assert done.code == 1
+    assert "14 rows of up to" in done.err
+    assert "of target weights" in done.err
+    assert "fix: use --batch-tokens " in done.err
+    tokens = int(done.err.split("--batch-tokens ")[1].split()[0])
     assert run_cli("hidden-states", "--batch-tokens", tokens // 2).code == 0
 
 
@@ -101,11 +91,11 @@ def test_an_evaluation_names_its_forecast_and_a_change(
 
     assert run_cli("train", "--total-steps", 1).code == 0
     monkeypatch.setattr(evaluate, "agreements", failing(MemoryError(), 0)(evaluate.agreements))
-    told = run_cli("eval", "--draft-model-path", "runs/train/best")
-    assert told.code == 1
-    assert "a batch of 8 rows: memory did not suffice" in told.err
-    assert "forecast on cpu" in told.err
-    assert "fix: use --" in told.err
+    done = run_cli("eval", "--draft-model-path", "runs/train/best")
+    assert done.code == 1
+    assert "a batch of 8 rows: memory did not suffice" in done.err
+    assert "forecast on cpu" in done.err
+    assert "fix: use --" in done.err
 
 
 LIMITED = """
@@ -162,15 +152,15 @@ def test_of_several_processes_the_one_without_memory_is_told(
         "        return inner(*given)\n"
         "    Trainer.accumulate = accumulate\n"
     )
-    told = run_cli(
+    done = run_cli(
         "train",
         "--gpus",
         2,
         process=True,
         env={"PYTHONPATH": f"{place}{os.pathsep}{ROOT}", "EAGLE3_ROOT": str(ROOT)},
     )
-    assert told.code == 1
-    assert "rank 1 of 2: memory did not suffice" in told.err
-    assert "step 3" in told.err
-    assert "forecast for each process on cpu" in told.err
-    assert "fix: use --" in told.err
+    assert done.code == 1
+    assert "rank 1 of 2: memory did not suffice" in done.err
+    assert "step 3" in done.err
+    assert "forecast for each process on cpu" in done.err
+    assert "fix: use --" in done.err

@@ -10,16 +10,7 @@ import torch
 
 from eagle3cli.backends.capture.memory import TargetShape
 from eagle3cli.training.forecast.speed import ASSUMED_GPU, active_weights, product_flops
-from tests.commands.test_train import SETTINGS, conversations
 from tests.conftest import RunCli
-
-
-@pytest.fixture
-def place(tmp_path: Path, tiny: Path) -> Path:
-    (tmp_path / "train.jsonl").write_text(conversations(14, 0))
-    (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
-    (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
-    return tmp_path
 
 
 def test_a_plan_foretells_the_time_of_a_step(place: Path, run_cli: RunCli) -> None:

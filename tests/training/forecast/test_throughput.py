@@ -41,11 +41,11 @@ def test_one_gpu_waits_for_nobody(step: Step, cluster: Cluster) -> None:
 
 @given(STEPS, CLUSTERS)
 def test_parts_add_up_and_nothing_is_won_for_free(step: Step, cluster: Cluster) -> None:
-    found = step_time(step, cluster)
-    assert found.tokens_per_s == pytest.approx(step.tokens / found.total)
-    assert 0 < found.efficiency <= 1 + 1e-12
-    if found.draft:
-        assert found.target / (found.draft + found.target) == pytest.approx(step.target_share, abs=1e-9)
+    time = step_time(step, cluster)
+    assert time.tokens_per_s == pytest.approx(step.tokens / time.total)
+    assert 0 < time.efficiency <= 1 + 1e-12
+    if time.draft:
+        assert time.target / (time.draft + time.target) == pytest.approx(step.target_share, abs=1e-9)
 
 
 @given(STEPS, CLUSTERS, st.floats(1, 100))
@@ -109,11 +109,11 @@ def test_several_nodes_are_as_fast_as_their_network() -> None:
 def test_flops_of_a_draft_by_hand() -> None:
     """SmolLM2's draft: per depth a loss row passes layer and head, 6 FLOP a weight, and the attention's scores."""
     fc, layer, head = 3 * 576 * 576, 3_982_000, 576 * 16_000
-    found = draft_flops(fc=fc, layer=layer, head=head, hidden=576, length=1024, ttt_steps=7, loss_share=1.0)
+    full = draft_flops(fc=fc, layer=layer, head=head, hidden=576, length=1024, ttt_steps=7, loss_share=1.0)
     attention = 2 * 2 * 576 * 1024 / 2 * (1 + 2.5)
-    assert found == pytest.approx(6 * fc + 7 * (6 * (layer + head) + attention) + 2 * head)
+    assert full == pytest.approx(6 * fc + 7 * (6 * (layer + head) + attention) + 2 * head)
     half = draft_flops(fc=fc, layer=layer, head=head, hidden=576, length=1024, ttt_steps=7, loss_share=0.5)
-    assert half - 6 * fc == pytest.approx((found - 6 * fc) / 2)
+    assert half - 6 * fc == pytest.approx((full - 6 * fc) / 2)
 
 
 @pytest.mark.parametrize("wrong", [{"tokens": 0}, {"weights": 0}, {"target_share": 1.0}])
