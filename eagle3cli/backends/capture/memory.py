@@ -56,7 +56,8 @@ def target_shape(target: TargetSettings) -> TargetShape:
 
 def _mlp(text: dict[str, Any]) -> int:
     """Channels that an MLP computes for a token; of experts those that it goes to."""
-    chosen, width = text.get("num_experts_per_tok"), text.get("moe_intermediate_size")
+    chosen = text.get("num_experts_per_tok")
+    width = text.get("moe_intermediate_size")
     if chosen and width:
         return int(chosen) * int(width)
     return int(chosen or 1) * int(text.get("intermediate_size") or 4 * text["hidden_size"])
@@ -88,8 +89,11 @@ def pass_parts(
     layer = padded * (5 * shape.hidden + 3 * shape.intermediate // tp_size) * each
     states = padded * (2 * aux + shape.hidden) * each + tokens * (aux + shape.hidden) * each
     logits = min(ARGMAX_CHUNK, tokens) * shape.vocab * each
-    kept = 2 * padded * shape.key_value // tp_size * shape.layers * each if shared_prefix else 0
-    return {"target's forward pass": max(layer + padded * aux * each, states, logits), "target's keys and values": kept}
+    keys_and_values = 2 * padded * shape.key_value // tp_size * shape.layers * each if shared_prefix else 0
+    return {
+        "target's forward pass": max(layer + padded * aux * each, states, logits),
+        "target's keys and values": keys_and_values,
+    }
 
 
 def explain_pass(error: PassTooLarge, target: TargetSettings, layers: int, each: int) -> Eagle3Error:
@@ -102,8 +106,8 @@ def explain_pass(error: PassTooLarge, target: TargetSettings, layers: int, each:
 
     padded = error.rows * error.longest
     weights = shape.weights * each // target.tp_size
-    told = f"forecast: {size_text(weights)} of target weights, {size_text(size(padded))} for the pass"
+    forecast = f"forecast: {size_text(weights)} of target weights, {size_text(size(padded))} for the pass"
     half = max(1, padded // 2)
     change = f"--batch-tokens {half}" if error.rows > 1 else f"--max-length {half}"
     fix = f"use {change} ({size_text(size(half))} for a pass), then run the same command again: it goes on"
-    return Eagle3Error(f"{error.what}\n{told}", where=error.where, fix=fix)
+    return Eagle3Error(f"{error.what}\n{forecast}", where=error.where, fix=fix)

@@ -33,7 +33,8 @@ class PassTooLarge(ModelError):
     def __init__(self, what: str, rows: int, longest: int) -> None:
         fix = "lower --batch-tokens (or --max-length) and run the same command again"
         super().__init__(what, where=f"{rows} rows of up to {longest} tokens", fix=fix)
-        self.rows, self.longest = rows, longest
+        self.rows = rows
+        self.longest = longest
 
 
 def length_batches(

@@ -31,7 +31,8 @@ def plan_capture(settings: Settings) -> Plan:
         draft_vocab_size=draft.vocab_size,
         aux_layers=draft.aux_layers,
     )
-    cache, paths = find_cache(settings), data_paths(settings)
+    cache = find_cache(settings)
+    paths = data_paths(settings)
     split = settings.hidden_states.split
     splits = [name for name in paths if split in ("both", name)]
     if cache is None:

@@ -65,7 +65,8 @@ def recompute(store: Store, target: LiveTarget, rows: int, report: Reporter) -> 
     with report.task(f"computing {store.folder.name} again", len(chosen)) as task:
         for number in chosen:
             stored = store[number]
-            ids, mask = stored.token_ids_S.numpy().astype("int32"), stored.loss_mask_S.numpy().astype("uint8")
+            ids = stored.token_ids_S.numpy().astype("int32")
+            mask = stored.loss_mask_S.numpy().astype("uint8")
             new_rows += run_batch(target, [TokenRow(str(number), ids, mask)])
             stored_rows.append(stored)
             task.advance()

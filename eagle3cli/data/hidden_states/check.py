@@ -40,7 +40,8 @@ def check_store(store: Store, report: Reporter) -> list[Damage]:
         ThreadPoolExecutor(THREADS) as pool,
     ):
         for shard in range(len(store.shapes)):
-            path, numbers = store.path(shard), range(store.starts[shard], store.starts[shard + 1])
+            path = store.path(shard)
+            numbers = range(store.starts[shard], store.starts[shard + 1])
             try:
                 entry = store.shard(shard).entry
             except DataError as error:

@@ -26,7 +26,8 @@ def describe_store(folder: Path, report: Reporter) -> dict[str, Any]:
     existing = read_existing(folder, report)
     if existing is None or existing.index is None:
         raise DataError("the index is damaged", where=str(folder), fix="run the command that wrote it again")
-    index, starts = existing.index, manifest["starts"]
+    index = existing.index
+    starts = manifest["starts"]
     counts = index.counts
     shapes = shard_shapes(meta, index, starts)
     present = [shape.bytes for i, shape in enumerate(shapes) if (folder / shard_name(i)).is_file()]

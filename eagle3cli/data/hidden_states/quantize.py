@@ -31,7 +31,8 @@ Quantization = Literal["bf16", "fp8", "int8", "int4"]
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 
 BLOCK = 64
-STEPS_PER_OCTAVE, ZERO_STEP = 6, 128
+STEPS_PER_OCTAVE = 6
+ZERO_STEP = 128
 """A block's scale is ``2 ** ((code - ZERO_STEP) / STEPS_PER_OCTAVE)``, its code one byte."""
 LEVELS = (
     *(-2.6809, -2.0065, -1.5461, -1.1749, -0.8511, -0.5548, -0.2739, 0.0),
@@ -43,7 +44,8 @@ LEVEL_UNIT = 10_000.0
 """Times this, every level is a whole number."""
 SCALES_TRIED = 5
 """int4 takes the scale with the least error among that of the block's largest value and the next smaller ones."""
-CELLS, CELLS_END = 1024, 3.2
+CELLS = 1024
+CELLS_END = 3.2
 MOST_ROOT = 4.0
 """A channel's usual size after the division is at most this many times that of its layer's middle channel, so that a
 channel of hundreds of times the usual size takes no precision from the others of its block."""
@@ -76,7 +78,8 @@ class Codec:
     @property
     def planes(self) -> tuple[Plane, ...]:
         """What :meth:`encode` makes of a state."""
-        channels, blocks = self.layers * self.hidden, self.blocks
+        channels = self.layers * self.hidden
+        blocks = self.blocks
         if self.name == "bf16":
             return (Plane(torch.bfloat16, channels),)
         if self.name == "fp8":
@@ -174,7 +177,8 @@ def _decode_int8(codec: Codec, step_RB: Tensor, codes_RX: Tensor) -> Tensor:
 def _encode_int4(codec: Codec, states_RC: Tensor) -> tuple[Tensor, ...]:
     blocks_RBK = _rotated(codec, states_RC)
     largest_RB1 = _largest_step(blocks_RBK, LEVELS[-1])
-    best_RB1, least_RB1 = largest_RB1, torch.full_like(largest_RB1, torch.inf)
+    best_RB1 = largest_RB1
+    least_RB1 = torch.full_like(largest_RB1, torch.inf)
     for smaller in range(SCALES_TRIED):
         step_RB1 = (largest_RB1 - smaller).clamp(min=0)
         scaled_RBK = blocks_RBK / _scale(step_RB1)

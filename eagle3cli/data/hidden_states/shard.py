@@ -41,7 +41,8 @@ def shard_name(shard: int) -> str:
 
 def shard_header(store_key: str, shard: int, sizes: Sequence[int]) -> bytes:
     """The beginning of a shard's file; tells shards of other stores, and other places in this one, apart."""
-    rows, checks = sum(sizes), 4 * len(sizes)
+    rows = sum(sizes)
+    checks = 4 * len(sizes)
     tensors = {
         "__metadata__": {"store": store_key, "shard": str(shard)},
         "rows": {"dtype": "U8", "shape": [rows], "data_offsets": [0, rows]},
@@ -114,14 +115,16 @@ def _write_at(f: IO[bytes], at: int, data: bytes | memoryview) -> None:
     rest = memoryview(data)
     while rest:
         written = os.pwrite(f.fileno(), rest, at)
-        at, rest = at + written, rest[written:]
+        at += written
+        rest = rest[written:]
 
 
 class StateShard:
     """An open shard. Raises DataError where the file is not the one that ``shape`` describes."""
 
     def __init__(self, path: Path, shape: ShardShape) -> None:
-        self.path, self.shape = path, shape
+        self.path = path
+        self.shape = shape
         try:
             with path.open("rb") as f:
                 size = os.fstat(f.fileno()).st_size

@@ -78,7 +78,8 @@ def read_features(path: Path, *, layers: int, hidden: int, vocab: int) -> Featur
     missing = [key for key in KEYS if not isinstance(raw.get(key), Tensor)]
     if missing:
         raise DataError(f"no tensor {', '.join(missing)}", where=str(path))
-    ids, mask = raw["input_ids"].flatten(), raw["loss_mask"].flatten()
+    ids = raw["input_ids"].flatten()
+    mask = raw["loss_mask"].flatten()
     aux, last = (_without_batch(raw[key]) for key in ("aux_hidden_state", "hidden_state"))
     if not len(ids) or len(mask) != len(ids):
         raise DataError(f"{len(ids)} tokens with a mask of {len(mask)}", where=str(path))

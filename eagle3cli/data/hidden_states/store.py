@@ -32,7 +32,8 @@ from eagle3cli.data.tokens.vocab import VocabMapping
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.files import read_json, well_formed
 
-MANIFEST, INDEX = "manifest.json", "index.safetensors"
+MANIFEST = "manifest.json"
+INDEX = "index.safetensors"
 FORMAT = 2
 OPEN_SHARDS = 64
 """Shards that a reader keeps mapped."""
@@ -149,7 +150,8 @@ class Store:
             fix = "run the same command again; it goes on where it stopped"
             raise DataError(f"not finished: {done} of {len(self.starts) - 1} shards", where=str(folder), fix=fix)
         self.index = self._read_index()
-        self.vocab, self.codec = self.index.vocab, self.index.codec
+        self.vocab = self.index.vocab
+        self.codec = self.index.codec
         self.counts_N3 = self.index.counts.counts_N3
         self.lengths: list[int] = self.counts_N3[:, TOKENS].tolist()
         if self.starts[0] != 0 or self.starts[-1] != len(self) or self.starts != sorted(self.starts):
@@ -166,7 +168,8 @@ class Store:
         self._lock = threading.Lock()
 
     def _read_index(self) -> Index:
-        path, entry = self.folder / INDEX, self.manifest["files"].get(INDEX)
+        path = self.folder / INDEX
+        entry = self.manifest["files"].get(INDEX)
         try:
             blob = path.read_bytes()
             if file_entry(blob) != entry:

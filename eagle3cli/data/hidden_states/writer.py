@@ -39,7 +39,8 @@ from eagle3cli.runtime.report import Reporter
 MB = 1_000_000
 ERRORS = "errors.jsonl"
 """Beside the shards where some of what was imported could not be used."""
-SHARDS_WANTED, LEAST_TOKENS = 32, 16_384
+SHARDS_WANTED = 32
+LEAST_TOKENS = 16_384
 """A small store gets about this many shards, so that a kill costs little, unless they had fewer tokens than this."""
 HASHES = {
     "target_hash": "the target's config or weights",
@@ -79,7 +80,9 @@ def plan_layout(counts: RowCounts, codec: RowCodec, shard_mb: int) -> StoreLayou
     """What every row takes on disk, and where the shards begin: of ``shard_mb`` at most, unless one row is larger."""
     sizes = codec.sizes(counts.counts_N3).tolist()
     small = max(sum(sizes) / SHARDS_WANTED, sum(sizes) / max(1, counts.tokens) * LEAST_TOKENS)
-    limit, starts, filled = min(shard_mb * MB, small), [0], 0
+    limit = min(shard_mb * MB, small)
+    starts = [0]
+    filled = 0
     for number, size in enumerate(sizes):
         if filled and filled + size > limit:
             starts.append(number)
@@ -110,7 +113,9 @@ class StoreWriter:
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        self.folder, self.meta, self.ranks = folder, meta, ranks
+        self.folder = folder
+        self.meta = meta
+        self.ranks = ranks
         self._lock = ExitStack()
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
@@ -261,7 +266,8 @@ def _write(path: Path, blob: bytes) -> None:
 
 def check_same_capture(existing: StoreMeta, requested: StoreMeta, folder: Path) -> None:
     """Raise DataError where a store was made from something else; a target may have moved to another place."""
-    old, new = asdict(existing), asdict(requested)
+    old = asdict(existing)
+    new = asdict(requested)
     lines = changes(
         old, new, keys=new.keys() - HASHES.keys() - {"target", "revision"}, text="- {key}: {was} there, {now} now"
     )

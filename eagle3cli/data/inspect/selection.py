@@ -126,7 +126,8 @@ def rows_of_store(store: Store, caches: Path, source: str, selection: RowSelecti
     selected = []
     for number in _numbers(len(store), index_of, source, selection):
         state = store[number - 1]
-        ids, mask = state.token_ids_S.numpy().astype(np.int32), state.loss_mask_S.numpy().astype(np.uint8)
+        ids = state.token_ids_S.numpy().astype(np.int32)
+        mask = state.loss_mask_S.numpy().astype(np.uint8)
         other = None if cached_rows is None else cached_rows[number - 1]
         if other is not None and np.array_equal(other.token_ids, ids) and np.array_equal(other.loss_mask, mask):
             selected.append(SelectedRow(number, other))

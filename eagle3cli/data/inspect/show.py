@@ -92,7 +92,8 @@ def show(settings: Settings, *, path: Path | None = None, rows: Sequence[int] | 
     selection = _selection(settings) if rows is None else RowSelection(numbers=tuple(rows))
     path = path or settings.view.path
     if path is None:
-        config, paths = encoder_config(settings), data_paths(settings)
+        config = encoder_config(settings)
+        paths = data_paths(settings)
         folder = settings.data.cache_dir / "processed_dataset" / cache_key(settings, config, paths)
         if (folder / SUMMARY).is_file():
             return _cache(folder, "train", settings, selection)
@@ -174,7 +175,8 @@ def _view(source: str, selected: Sequence[SelectedRow], tokenizer: Any, known: V
 def show_row(selected: SelectedRow, tokenizer: Any, known: VocabMask | None) -> RowView:
     """One row in pieces."""
     row = selected.row
-    ids, trained = row.token_ids.tolist(), row.loss_mask.astype(bool)
+    ids = row.token_ids.tolist()
+    trained = row.loss_mask.astype(bool)
     in_draft = np.ones(len(ids), dtype=bool) if known is None else known[row.token_ids]
     pieces = tuple(_pieces(row, in_draft.tolist(), tokenizer.backend_tokenizer))
     return RowView(
@@ -193,7 +195,9 @@ def show_row(selected: SelectedRow, tokenizer: Any, known: VocabMask | None) -> 
 
 def _pieces(row: TokenRow, known: list[bool], backend: Any) -> Iterator[Piece]:
     """The row's pieces: each is what its tokens add to the text of the piece before."""
-    ids, trained, starts = row.token_ids.tolist(), row.loss_mask.astype(bool).tolist(), dict(row.turns)
+    ids = row.token_ids.tolist()
+    trained = row.loss_mask.astype(bool).tolist()
+    starts = dict(row.turns)
 
     def text_of(at: int, end: int) -> str:
         """Some decoders leave out a first blank, so that a token's text shows only behind another."""
@@ -203,16 +207,20 @@ def _pieces(row: TokenRow, known: list[bool], backend: Any) -> Iterator[Piece]:
             return both[len(before) :]
         return str(backend.decode(ids[at:end], skip_special_tokens=False))
 
-    role, at, start = "", 0, 0
+    role = ""
+    at = 0
+    start = 0
     while at < len(ids):
         role = starts.get(at, role)
         end = at + 1
         while "\ufffd" in (text := text_of(at, end)) and _may_grow(at, end, trained, starts):
             end += 1
         if "\ufffd" in text:  # bytes that never become a character: one token at a time
-            end, text = at + 1, text_of(at, at + 1)
+            end = at + 1
+            text = text_of(at, at + 1)
         yield Piece(tuple(ids[at:end]), text, trained[at], all(known[at:end]), role)
-        start, at = at, end
+        start = at
+        at = end
 
 
 def _may_grow(at: int, end: int, trained: list[bool], starts: dict[int, str]) -> bool:
@@ -231,7 +239,8 @@ def _replies(row: TokenRow, pieces: Sequence[Piece], tokenizer: Any) -> Iterator
     run = np.cumsum([row.loss_mask[i] != row.loss_mask[i - 1] or i in starts for i in range(len(row))])
     for _, places in groupby(np.flatnonzero(row.loss_mask).tolist(), key=lambda at: int(run[at])):
         inside = list(places)
-        first, last = inside[0], inside[-1] + 1
+        first = inside[0]
+        last = inside[-1] + 1
         header = max((at for at in starts if at <= first), default=0)
         behind = "".join(texts[header if header < first else max(0, first - TOKENS_BEHIND) : first])
         yield TrainedSpan(

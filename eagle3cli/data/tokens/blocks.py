@@ -18,7 +18,8 @@ from eagle3cli.data.tokens.encode import Encoder
 from eagle3cli.data.tokens.rows import TokenRow, to_batch
 from eagle3cli.errors import DataError
 
-BLOCK_ROWS, BLOCK_BYTES = 256, 1 << 20
+BLOCK_ROWS = 256
+BLOCK_BYTES = 1 << 20
 CACHED_WORDS = 100_000
 """Words whose tokens the tokenizer remembers; its own 10,000 are full after some hundred conversations."""
 
@@ -142,7 +143,8 @@ def blocks_of(path: Path) -> Iterator[list[Item]]:
         size += len(item[1]) if isinstance(item, tuple) else 4096
         if len(block) >= BLOCK_ROWS or size >= BLOCK_BYTES:
             yield block
-            block, size = [], 0
+            block = []
+            size = 0
     if block:
         yield block
 

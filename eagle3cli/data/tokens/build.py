@@ -25,7 +25,8 @@ from eagle3cli.runtime.files import write_json
 from eagle3cli.runtime.report import ProgressBar, Reporter
 from eagle3cli.runtime.stop import Stop, catch_stop
 
-SUMMARY, COUNTS = "summary.json", "counts.safetensors"
+SUMMARY = "summary.json"
+COUNTS = "counts.safetensors"
 ASIDE = 20
 """Each row of this number is counted apart, so that what a vocabulary covers can be judged by rows that did not choose
 it where there is no evaluation file."""
@@ -82,9 +83,11 @@ def _lines(path: Path) -> int | None:
         if format_of(path) != "lines" or f.read(4)[:2] in (b"\x1f\x8b", b"\x28\xb5"):
             return None
         f.seek(0)
-        lines, last = 0, b""
+        lines = 0
+        last = b""
         while block := f.read(1 << 20):
-            lines, last = lines + block.count(b"\n"), block
+            lines += block.count(b"\n")
+            last = block
         return lines + (not last.endswith(b"\n"))
 
 
@@ -101,7 +104,8 @@ class _SplitCounter:
     """Counts of one split while its blocks pass."""
 
     def __init__(self, path: Path, ledger: Ledger) -> None:
-        self.path, self.ledger = path, ledger
+        self.path = path
+        self.ledger = ledger
         self.counts = {name: no_counts() for name in ("reply", "prompt", "reply_aside", "prompt_aside")}
         self.tokens = self.loss_tokens = self.truncated = self.no_span = self.longest = 0
 

@@ -120,7 +120,8 @@ def data_paths(settings: Settings) -> dict[str, Path]:
 
 def encoder_config(settings: Settings) -> EncoderConfig:
     """What decides the rows' tokens and masks."""
-    target, data = settings.target, settings.data
+    target = settings.target
+    data = settings.data
     header = data.assistant_header
     marks = ReplyDelimiters(header, data.end_of_turn_token, data.user_header) if header is not None else None
     return EncoderConfig(
@@ -218,7 +219,8 @@ def _vocabulary(
 
 def _coverage(ranking: Ranking, reply: Counts, size: int) -> dict[str, Any]:
     """What draft vocabularies of several sizes cover of these tokens, and which size suits them."""
-    covered, suggested = ranking.coverage(reply), ranking.suggested(reply)
+    covered = ranking.coverage(reply)
+    suggested = ranking.suggested(reply)
     sizes = sorted({size, suggested, *(s for s in COVERAGE_SIZES if ranking.fixed <= s < len(ranking.ids))})
     by_size = {s: float(covered[s]) for s in sizes}
     return {"coverage": by_size[size], "coverage_by_size": by_size, "suggested_size": suggested}

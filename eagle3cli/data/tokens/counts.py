@@ -13,7 +13,8 @@ from eagle3cli.errors import DataError, UsageError
 
 Counts = npt.NDArray[np.int64]
 
-WANTED_COVERAGE, SIZE_STEP = 0.99, 1024
+WANTED_COVERAGE = 0.99
+SIZE_STEP = 1024
 """The suggested size is the smallest multiple of SIZE_STEP (kind to matrix kernels and tensor parallelism) that covers
 this share of the reply tokens: where the draft cannot propose the token, acceptance ends, whatever the draft learnt."""
 
@@ -32,10 +33,12 @@ def add_counts(counts: Counts, token_ids: npt.NDArray[np.int32]) -> Counts:
 
 def count_tokens(rows: Iterable[TokenRow]) -> tuple[Counts, Counts]:
     """How often each token id occurs in replies and in prompts: two int64 arrays, as long as the ids need."""
-    reply, prompt = no_counts(), no_counts()
+    reply = no_counts()
+    prompt = no_counts()
     for row in rows:
         trained = row.loss_mask.astype(bool)
-        reply, prompt = add_counts(reply, row.token_ids[trained]), add_counts(prompt, row.token_ids[~trained])
+        reply = add_counts(reply, row.token_ids[trained])
+        prompt = add_counts(prompt, row.token_ids[~trained])
     return reply, prompt
 
 

@@ -46,7 +46,8 @@ class Encoder:
     def __post_init__(self) -> None:
         self._special = frozenset(self.tokenizer.added_tokens_decoder)
         if self.text_marks is not None:
-            self._chat, self.format = None, self.text_marks.as_format()
+            self._chat = None
+            self.format = self.text_marks.as_format()
             return
         ends = self.end_ids | turn_end_ids(self.tokenizer, self.chat_template)
         self._chat = Chat(self.tokenizer, self.chat_template, self.chat_options)
@@ -123,7 +124,8 @@ class Encoder:
     def _apart(self, item: Rendered, whole: Any) -> list[_Piece]:
         cuts = [0, *(start for start, _ in item.replies), len(item.text)]
         texts = [item.text[a:b] for a, b in pairwise(cuts)]
-        pieces, at = [], 0
+        pieces = []
+        at = 0
         for text, encoding in zip(texts, tokenize(self.tokenizer, texts), strict=True):
             pieces.append(_Piece(encoding, text, at))
             at += len(text)
@@ -146,8 +148,10 @@ class Encoder:
 
     def _range(self, piece: _Piece, start: int, end: int) -> tuple[int, int]:
         """Tokens ``[first, last)`` of these characters; raises DataError where a token lies across an edge."""
-        encoding, text = piece.encoding, piece.text
-        first, last = piece.token_at(start), piece.token_at(end)
+        encoding = piece.encoding
+        text = piece.text
+        first = piece.token_at(start)
+        last = piece.token_at(end)
         if start == end:
             return first, first
         if first < len(encoding.ids) and encoding.token_to_chars(first)[0] < start:

@@ -16,7 +16,8 @@ TOKEN_BYTES = 5
 
 def plan_cache(settings: Settings) -> Plan:
     """What ``eagle3 cache`` would do. Raises as it would for missing data and a tokenizer that cannot be loaded."""
-    paths, folder = data_paths(settings), find_cache(settings)
+    paths = data_paths(settings)
+    folder = find_cache(settings)
     if folder is not None:
         summary = read_json(folder / SUMMARY)
         counts = {split: {k: summary[split][k] for k in ("rows", "tokens", "loss_tokens")} for split in paths}

@@ -152,7 +152,8 @@ class TokenRows:
 
         def values(name: str) -> npt.NDArray[np.int32]:
             column = batch.column(name)
-            start, end = column.offsets[at].as_py(), column.offsets[at + 1].as_py()
+            start = column.offsets[at].as_py()
+            end = column.offsets[at + 1].as_py()
             return np.asarray(column.values[start:end].to_numpy(zero_copy_only=True))
 
         roles = [ROLES[role] for role in values("turn_roles")]
