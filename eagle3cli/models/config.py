@@ -27,6 +27,7 @@ SIZES = (
     *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"),
     *("draft_vocab_size", "target_hidden_size", "max_position_embeddings", "num_hidden_layers"),
 )
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 LARGEST_SIZE = 2**31
 TARGET_SIZES = {"vocab_size": "vocab_size", "target_hidden_size": "hidden_size", "hidden_size": "hidden_size"}
 """Sizes of a draft that are its target's, and their names there."""
@@ -137,9 +138,7 @@ class DraftConfig:
             rope_theta=theta,
             rope_scaling=scaling,
             max_position_embeddings=text.get("max_position_embeddings") or 2048,
-            bos_token_id=text.get("bos_token_id"),
-            eos_token_id=text.get("eos_token_id"),
-            pad_token_id=text.get("pad_token_id"),
+            **_special_tokens(text),
             norm_output=True,  # measured: tests/speed/README.md
         )
 
@@ -186,9 +185,7 @@ class DraftConfig:
             rope_theta=theta,
             rope_scaling=scaling,
             max_position_embeddings=raw.get("max_position_embeddings", 2048),
-            bos_token_id=raw.get("bos_token_id"),
-            eos_token_id=raw.get("eos_token_id"),
-            pad_token_id=raw.get("pad_token_id"),
+            **_special_tokens(raw),
             dtype=raw.get("torch_dtype") or raw.get("dtype") or "bfloat16",
             fc_norm=bool(raw.get("fc_norm") or raw.get("use_aux_norm")),
             norm_output=bool(raw.get("norm_output")),
@@ -219,7 +216,7 @@ class DraftConfig:
             "rope_parameters": {"rope_type": "default", **scaling, "rope_theta": self.rope_theta},
             "rope_theta": self.rope_theta,
             "rope_scaling": scaling or None,
-            **self._fields("bos_token_id", "eos_token_id", "pad_token_id"),
+            **self._fields(*SPECIAL_TOKENS),
             "torch_dtype": self.dtype,
             "dtype": self.dtype,
             "eagle_config": {AUX_LAYERS: list(self.aux_layers), "use_aux_hidden_state": True},
@@ -256,6 +253,10 @@ def named_aux_layers(raw: Mapping[str, Any]) -> tuple[int, ...] | None:
         return tuple(inner)
     outer = raw.get(AUX_LAYERS)
     return tuple(layer - 1 for layer in outer) if outer else None
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: config.get(name) for name in SPECIAL_TOKENS}
 
 
 def _heads(text: Mapping[str, Any], hidden: int, heads: int) -> tuple[int, int, int]:

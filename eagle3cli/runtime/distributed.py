@@ -139,7 +139,6 @@ def init_distributed(timeout: float | None = None) -> Iterator[Ranks]:
     import torch
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
 
     backend = "gloo"
     if torch.cuda.is_available():
@@ -147,14 +146,7 @@ def init_distributed(timeout: float | None = None) -> Iterator[Ranks]:
         backend = "cpu:gloo,cuda:nccl"
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()  # torchrun ends its ranks, unless it is killed itself
-    start_timeout = timedelta(seconds=timeout or START_TIMEOUT)
-    try:
-        store, rank, world_size = next(rendezvous("env://", timeout=start_timeout))
-    except dist.DistError as error:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        what = f"not all {world_size} processes met within {start_timeout.total_seconds() / 60:g} minutes"
-        raise Eagle3Error(what, where=where, fix="see that all are started and reach this address") from error
-    store.set_timeout(COLLECTIVE_TIMEOUT)
+    store, rank, world_size = _rendezvous(world_size, timeout or START_TIMEOUT)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT)
     watchdog = None
     if timeout is not None:
@@ -177,6 +169,21 @@ def init_distributed(timeout: float | None = None) -> Iterator[Ranks]:
         if watchdog is not None:
             watchdog.ended.set()
         dist.destroy_process_group()
+
+
+def _rendezvous(world_size: int, timeout: float) -> tuple[Any, int, int]:
+    """The store where all processes meet, this one's rank, their number; raises Eagle3Error after ``timeout`` s."""
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    except dist.DistError as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        what = f"not all {world_size} processes met within {timeout / 60:g} minutes"
+        raise Eagle3Error(what, where=where, fix="see that all are started and reach this address") from error
+    store.set_timeout(COLLECTIVE_TIMEOUT)
+    return store, rank, world_size
 
 
 def _give_up(rank: int, late: Heartbeat, message: str) -> None:

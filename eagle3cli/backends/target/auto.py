@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from eagle3cli.backends.target.group import SharedTarget, load_tensor_parallel
 from eagle3cli.backends.target.hf import load_target, pick_device, read_target_config
-from eagle3cli.backends.target.sglang import MODEL_TYPES, VERSIONS, installed_version, load_sglang
+from eagle3cli.backends.target.sglang import MODEL_TYPES, VERSIONS, load_sglang
 from eagle3cli.backends.target.target import LiveTarget
 from eagle3cli.models.config import default_aux_layers, text_part
 from eagle3cli.runtime.distributed import Ranks
+from eagle3cli.runtime.packages import installed_version
 from eagle3cli.runtime.report import Reporter, Silent
 from eagle3cli.settings.models import TargetSettings
 
@@ -48,7 +49,7 @@ def choose_backend(target: TargetSettings, config: dict[str, Any]) -> tuple[Back
         return "sglang", "as named"
     if target.backend != "auto":
         return "hf", "as named"
-    version = installed_version()
+    version = installed_version("sglang")
     model_type = str(text_part(config).get("model_type"))
     if target.spreads:
         return "hf", "transformers alone spreads a target over devices and disk"

@@ -8,7 +8,8 @@ from typing import IO
 
 from eagle3cli.errors import ModelError
 
-TEXT, LIST = 8, 9
+TEXT = 8
+LIST = 9
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of a value by its type."""
 MOST_DIMENSIONS = 8

@@ -33,7 +33,8 @@ UNIT_OFFSET_NORMS = ("gemma", "gemma2", "gemma3", "nemotron", "qwen3_next", "qwe
 NOT_UNIT_OFFSET = ("gemma3n",)
 BARE_NORMS = ("nanochat", "olmo")
 """Model types whose norms have no weight."""
-SAMPLES, SAMPLE_BYTES = 16, 4096
+SAMPLES = 16
+SAMPLE_BYTES = 4096
 
 
 def read_embedding_and_head(model_path: str, *, revision: str | None = None) -> tuple[Tensor, Tensor]:

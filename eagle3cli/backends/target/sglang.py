@@ -7,7 +7,6 @@ insides; they change between versions, so the version is checked before anything
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
 from array import array
@@ -25,6 +24,7 @@ from eagle3cli.backends.target.target import States, Tokens
 from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.models.config import default_aux_layers, text_part
 from eagle3cli.runtime.cpus import available_cpus
+from eagle3cli.runtime.packages import installed_version
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.models import TargetSettings
 
@@ -75,17 +75,9 @@ class SglangTarget:
         return states
 
 
-def installed_version() -> str | None:
-    """The version of SGLang that is installed here; None for none."""
-    try:
-        return importlib.metadata.version("sglang")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def refuse_unknown_version() -> None:
     """Raise UsageError where SGLang is absent or of a version that this file does not know."""
-    version = installed_version()
+    version = installed_version("sglang")
     if version in VERSIONS:
         return
     what = f"SGLang {version} is installed; running inside it is known to work with {' or '.join(VERSIONS)}"
@@ -180,7 +172,7 @@ def load_sglang(target: TargetSettings, report: Reporter, aux_layers: tuple[int,
     loaded = SglangTarget(runner, embedding_VH, head, aux_layers, target.model_path)
     _check_logits(loaded)
     shape = f"{dtype}, {device}, {int(runner.max_total_num_tokens):,} tokens of cache, aux layers {list(aux_layers)}"
-    report.info(f"target {target.model_path}, backend sglang {installed_version()}: {shape}")
+    report.info(f"target {target.model_path}, backend sglang {installed_version('sglang')}: {shape}")
     for warning in state_warnings(runner.model, text_part(config)):
         report.warn(warning)
     return loaded

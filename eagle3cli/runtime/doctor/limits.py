@@ -10,8 +10,11 @@ from pathlib import Path
 
 from eagle3cli.runtime.doctor.finding import Finding
 
-LOW_DISK_GB, LOW_TMP_GB, LOW_SHM_GB = 10, 1, 1
-FILES_ENOUGH, FILES_FEW = 4096, 1024
+LOW_DISK_GB = 10
+LOW_TMP_GB = 1
+LOW_SHM_GB = 1
+FILES_ENOUGH = 4096
+FILES_FEW = 1024
 SHM = Path("/dev/shm")
 
 

@@ -11,6 +11,7 @@ from packaging.specifiers import SpecifierSet
 
 from eagle3cli.runtime import demo
 from eagle3cli.runtime.doctor.finding import Finding
+from eagle3cli.runtime.packages import installed_version
 
 SERVERS = {"sglang": "SGLang", "vllm": "vLLM"}
 SHARED = ("torch", "transformers")
@@ -33,7 +34,7 @@ def requirements() -> Iterator[Finding]:
     """The packages that eagle3 cannot do without, each with the range that it may have."""
     fitting = [f"eagle3 {metadata.version('eagle3')}"]
     for requirement in _requirements("eagle3"):
-        version = installed(requirement.name)
+        version = installed_version(requirement.name)
         if version is None:
             yield Finding(requirement.name, "problem", "not installed", f"pip install '{requirement}'")
         elif not requirement.specifier.contains(version, prereleases=True):
@@ -47,7 +48,7 @@ def requirements() -> Iterator[Finding]:
 def servers() -> Iterator[Finding]:
     """SGLang and vLLM: whether they are here, and fit to what else is."""
     for name, shown in SERVERS.items():
-        version = installed(name)
+        version = installed_version(name)
         if version is None:
             fix = (
                 "pip install 'eagle3[gpu]'" if name == "sglang" else "python3 -m venv vllm && vllm/bin/pip install vllm"
@@ -67,7 +68,7 @@ def servers() -> Iterator[Finding]:
 
 def _clash(requirement: Requirement) -> str | None:
     """What a server wants of a shared package, where another version is here."""
-    version = installed(requirement.name)
+    version = installed_version(requirement.name)
     if requirement.name not in SHARED or version is None:
         return None
     public = version.partition("+")[0]  # 2.9.1+cu128 is what ==2.9.1 asks for
@@ -80,7 +81,7 @@ def trackers() -> Iterator[Finding]:
     """The packages behind ``--report-to`` and of charts: nothing needs them unless asked for."""
     extras = [name for name in metadata.metadata("eagle3").get_all("Provides-Extra") or () if name.startswith("track-")]
     names = {extra.removeprefix("track-"): extra for extra in sorted(extras)}
-    present = [name for name in names if installed(name)]
+    present = [name for name in names if installed_version(name)]
     absent = [extra for name, extra in names.items() if name not in present]
     detail = f"installed: {', '.join(present) or 'none'}"
     fix = f"pip install 'eagle3[{absent[0]}]'" + (f" (or {', '.join(absent[1:])})" if absent[1:] else "")
@@ -94,14 +95,6 @@ def quickstart() -> Iterator[Finding]:
         yield Finding("quickstart", "note", f"not installed: {', '.join(absent)}", demo.install_line())
     else:
         yield Finding("quickstart", "ok", "its model and prompts are installed")
-
-
-def installed(name: str) -> str | None:
-    """The version of a package, None where it is not installed."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _requirements(package: str, extra: str = "") -> list[Requirement]:

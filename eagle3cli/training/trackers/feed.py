@@ -98,9 +98,9 @@ class Feed:
 
     def _set_aside(self) -> None:
         """Rename what a killed session left half written, so that it is not taken for whole."""
-        left = Path(self.state.session) if self.state.session else None
-        if left is not None and left.is_dir() and self.run.folder.resolve() in left.resolve().parents:
-            left.rename(left.with_name(f"{CUT_OFF}{left.name}-{int(time.time())}"))
+        session = Path(self.state.session) if self.state.session else None
+        if session is not None and session.is_dir() and self.run.folder.resolve() in session.resolve().parents:
+            session.rename(session.with_name(f"{CUT_OFF}{session.name}-{int(time.time())}"))
 
     def _feed(self, tracker: Tracker) -> bool:
         """Log until the end is announced; returns whether the training failed."""

@@ -42,7 +42,7 @@ def test_the_choice_and_its_reason(
     wanted: str,
     why: str,
 ) -> None:
-    monkeypatch.setattr(auto, "installed_version", lambda: version)
+    monkeypatch.setattr(auto, "installed_version", lambda name: version)
     monkeypatch.setattr(auto, "pick_device", lambda _: torch.device("cuda" if gpu else "cpu"))
     name, said = choose_backend(TargetSettings(model_path="m", **target), {"text_config": {"model_type": kind}})
     assert (name, why in said) == (wanted, True), said
@@ -67,7 +67,7 @@ def test_the_choice_is_told(tiny: Path) -> None:
 def test_a_named_sglang_that_is_not_there_says_what_to_install(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, version: str | None, said: str
 ) -> None:
-    monkeypatch.setattr(sglang, "installed_version", lambda: version)
+    monkeypatch.setattr(sglang, "installed_version", lambda name: version)
     with pytest.raises(UsageError, match=said) as caught:
         open_target(TargetSettings(model_path=str(tiny), backend="sglang", device="cpu"), Silent())
     assert f"pip install sglang=={KNOWN}" in str(caught.value)
