@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
-from eagle3cli.cli.local_target import planned_target
 from eagle3cli.console.out import Out
 from eagle3cli.runtime.plan import Plan
 from eagle3cli.settings.tables import Settings
@@ -18,6 +17,8 @@ def planner(path: str, *, local: bool = True, original: bool = False) -> Callabl
     """
 
     def plan(settings: Settings) -> Plan:
+        from eagle3cli.cli.local_target import planned_target
+
         module, _, name = path.partition(":")
         make_plan: Callable[..., Plan] = getattr(importlib.import_module(module), name)
         if not local:
