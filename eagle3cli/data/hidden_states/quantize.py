@@ -11,9 +11,8 @@ divide every channel by the root of its usual size, which a sample of the states
 rotate blocks of 64 channels by a Hadamard matrix, after which a block's values are alike and nearly normal. The root,
 because noise then comes back in proportion to it, and of all powers it leaves the least noise in total.
 
-Plain torch on any device. A state's bytes depend on that state alone (int8 and int4: to the rounding of a matrix
-product), and what they are decoded to depends on the bytes alone, to the last bit. Shapes: R states, C = layers x
-hidden channels, B blocks of a state.
+Plain torch on any device. bf16 and fp8 work value by value; int8 and int4 rotate by a matrix product, whose last bits
+may depend on the batch's size and the processor. Shapes: R states, C = layers x hidden channels, B blocks of a state.
 """
 
 from __future__ import annotations
@@ -40,8 +39,6 @@ LEVELS = (
 )
 """16 levels with the least squared error on a standard normal distribution, one of them held at 0 (Lloyd's
 algorithm): where one value of a block is huge, the small ones must be able to vanish."""
-LEVEL_UNIT = 10_000.0
-"""Times this, every level is a whole number."""
 SCALES_TRIED = 5
 """int4 takes the scale with the least error among that of the block's largest value and the next smaller ones."""
 CELLS = 1024
@@ -171,7 +168,8 @@ def _encode_int8(codec: Codec, states_RC: Tensor) -> tuple[Tensor, ...]:
 
 
 def _decode_int8(codec: Codec, step_RB: Tensor, codes_RX: Tensor) -> Tensor:
-    return _restored(codec, codes_RX.float().view(len(codes_RX), codec.blocks, BLOCK), step_RB, unit=1.0)
+    codes_RBK = codes_RX.float().view(len(codes_RX), codec.blocks, BLOCK)
+    return _restored(codec, codes_RBK * _scale(step_RB.float()).unsqueeze(-1))
 
 
 def _encode_int4(codec: Codec, states_RC: Tensor) -> tuple[Tensor, ...]:
@@ -198,7 +196,7 @@ def _nearest(scaled_RBK: Tensor) -> Tensor:
 
 def _decode_int4(codec: Codec, step_RB: Tensor, codes_RX: Tensor) -> Tensor:
     values_RBK = F.embedding(codes_RX.int(), _pairs(codes_RX.device)).view(len(codes_RX), codec.blocks, BLOCK)
-    return _restored(codec, values_RBK, step_RB, unit=LEVEL_UNIT)
+    return _restored(codec, values_RBK * _scale(step_RB.float()).unsqueeze(-1))
 
 
 def _rotated(codec: Codec, states_RC: Tensor) -> Tensor:
@@ -208,15 +206,10 @@ def _rotated(codec: Codec, states_RC: Tensor) -> Tensor:
     return padded_RLX.reshape(len(states_RC), codec.blocks, BLOCK) @ _hadamard(states_RC.device)
 
 
-def _restored(codec: Codec, codes_RBK: Tensor, step_RB: Tensor, *, unit: float) -> Tensor:
-    """The inverse of :func:`_rotated`, of whole numbers that are values times ``unit`` over their block's scale.
-
-    The rotation adds eighths of whole numbers, none above 2^21: fp32 holds every such sum exactly, in whichever order
-    a processor adds them up. All else is done value by value, so a state's bits depend on neither batch nor machine.
-    """
-    scale_RB1 = F.embedding(step_RB.int(), _scales(step_RB.device, unit))
-    padded_RX = (codes_RBK @ _hadamard(codes_RBK.device)).mul_(scale_RB1).flatten(1)
-    padded_RLX = padded_RX.view(len(codes_RBK), codec.layers, padded_RX.shape[1] // codec.layers)
+def _restored(codec: Codec, blocks_RBK: Tensor) -> Tensor:
+    """The inverse of :func:`_rotated`."""
+    padded_RX = (blocks_RBK @ _hadamard(blocks_RBK.device)).flatten(1)
+    padded_RLX = padded_RX.view(len(blocks_RBK), codec.layers, padded_RX.shape[1] // codec.layers)
     return padded_RLX[..., : codec.hidden].flatten(1) * codec.scale_C
 
 
@@ -240,12 +233,6 @@ def _hadamard(device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _scales(device: torch.device, unit: float) -> Tensor:
-    """The scale of every step over ``unit``, ``[256, 1]``."""
-    return (_scale(torch.arange(256.0)) / unit).unsqueeze(1).to(device)
-
-
-@lru_cache(maxsize=8)
 def _levels(device: torch.device) -> Tensor:
     return torch.tensor(LEVELS, device=device)
 
@@ -260,9 +247,9 @@ def _cells(device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _pairs(device: torch.device) -> Tensor:
-    """The two levels of every byte of int4 as whole numbers, ``[256, 2]``."""
+    """The two values of every byte of int4, ``[256, 2]``."""
     byte = torch.arange(256, device=device)
-    levels = (_levels(device) * LEVEL_UNIT).round()
+    levels = _levels(device)
     return torch.stack((levels[byte & 15], levels[byte >> 4]), 1)
 
 

@@ -78,8 +78,11 @@ def test_several_stores_follow_one_another_whatever_their_encoding(folder: Path)
     for position, (name, row) in enumerate([("int8", 0), ("more", 0), ("int4", 0), ("int8", 5)]):
         alone = StoreSource(Store(folder / name)).batch([row])
         part = slice(joint.cu_seqlens[position], joint.cu_seqlens[position + 1])
-        for field in ("token_ids_N", "loss_mask_N", "aux_NC", "last_NH", "top_N"):
+        for field in ("token_ids_N", "loss_mask_N", "top_N"):
             assert torch.equal(getattr(joint, field)[part], getattr(alone, field)), (name, field)
+        for field in ("aux_NC", "last_NH"):
+            # int8 and int4 are rotated back by a product: its last bits may depend on how many states are decoded.
+            torch.testing.assert_close(getattr(joint, field)[part], getattr(alone, field), rtol=1e-5, atol=1e-6)
 
 
 def test_stores_of_different_targets_are_not_mixed(folder: Path) -> None:

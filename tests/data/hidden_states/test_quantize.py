@@ -13,7 +13,6 @@ from torch import Tensor
 
 from eagle3cli.data.hidden_states.quantize import (
     BLOCK,
-    LEVEL_UNIT,
     LEVELS,
     QUANTIZATIONS,
     Quantization,
@@ -120,27 +119,16 @@ def test_a_states_bytes_hardly_depend_on_the_batch(name: Quantization) -> None:
 
 
 @pytest.mark.parametrize("name", QUANTIZATIONS)
-def test_decoded_states_depend_on_their_bytes_alone(name: Quantization) -> None:
-    """To the bit, on every processor: see ``_restored``."""
+def test_decoded_states_hardly_depend_on_the_batch(name: Quantization) -> None:
+    """To the bit for bf16 and fp8; int8 and int4 to the rounding of a product, added up in the kernel's own order."""
     codec = calibrate(name, LAYERS, HIDDEN, states(400))
     planes = codec.encode(states(130, seed=2))
     together = codec.decode(planes)
+    size = float(together.abs().max())
     for begin, end in ((0, 1), (1, 3), (3, 64), (64, 130)):
-        assert torch.equal(codec.decode(tuple(plane[begin:end] for plane in planes)), together[begin:end])
-
-
-@pytest.mark.parametrize(("name", "largest", "unit"), [("int8", 127, 1), ("int4", 27_808, LEVEL_UNIT)])
-def test_a_rotation_back_is_exact_in_fp32(name: Quantization, largest: int, unit: float) -> None:
-    """Of the largest codes, all of one sign: eighths below 2^21 take no more than the 24 bits that fp32 has."""
-    codec = calibrate(name, 1, BLOCK, torch.zeros(0, BLOCK))
-    assert largest * BLOCK < 2**24
-    scale, codes = codec.encode(torch.full((1, BLOCK), 1.0))
-    planes = (scale, torch.full_like(codes, 127 if name == "int8" else 255))
-    step = 2.0 ** ((int(scale) - 128) / 6)
-    assert float(codec.decode(planes)[0, 0]) == pytest.approx(largest * BLOCK / 8 / unit * step, rel=1e-6)
-    assert not codec.decode(planes)[0, 1:].any(), "what cancels out cancels out to the last bit"
-    assert max(abs(level * LEVEL_UNIT) for level in LEVELS) <= 27_808
-    assert all(round(level * LEVEL_UNIT) == pytest.approx(level * LEVEL_UNIT, abs=1e-6) for level in LEVELS)
+        part = codec.decode(tuple(plane[begin:end] for plane in planes))
+        error = float((part - together[begin:end]).abs().max())
+        assert error <= (1e-6 * size if name in ("int8", "int4") else 0)
 
 
 @given(
