@@ -25,13 +25,14 @@ LOWEST := import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["
 	print(*(line.replace(">=", "==") for line in project["dependencies"] + project["optional-dependencies"]["demo"]), sep="\n")
 MINIMUM_TESTS ?= tests/training tests/models tests/backends tests/data tests/settings tests/runtime
 
-.PHONY: quickstart test test-minimum test-engines test-engine-families check completions clean
+.PHONY: quickstart test test-all test-minimum test-engines test-engine-families check completions clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help:
 	@echo "make quickstart   environment, install, and the CPU quickstart from prompts to a measured acceptance length"
-	@echo "make test         environment, linters, types, import rules and all tests"
+	@echo "make test         environment, linters, types, import rules and the quick tests; under 6 minutes on two cores"
+	@echo "make test-all     the same with the tests marked slow: what CI runs"
 	@echo "make test-minimum the tests with the oldest versions of torch, transformers and the rest that are allowed"
 	@echo "make test-engines the tests against a real SGLang and vLLM, which it sets up (where the shared data has them)"
 	@echo "make test-engine-families  the same for a draft of every model family; about 15 minutes"
@@ -42,6 +43,9 @@ quickstart: $(BIN)/.installed
 	$(BIN)/eagle3 run quickstart
 
 test: check
+	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
+
+test-all: check
 	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-minimum: $(MINIMUM)/.installed

@@ -70,6 +70,7 @@ def test_a_data_set(copied: Path, tmp_path: Path) -> None:
     assert json.loads(told)
 
 
+@pytest.mark.slow
 def test_a_chat_template(copied: Path, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", {"id": "a", "conversations": TALK})
     tokenizer = tiny_tokenizer()
@@ -81,6 +82,7 @@ def test_a_chat_template(copied: Path, tmp_path: Path) -> None:
     assert "You call sorted." in shown
 
 
+@pytest.mark.slow
 def test_a_draft_config(copied: Path, tiny: Path, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", {"id": "a", "conversations": TALK})
     given = ("--draft-model-config", "my-model", "--target-model-path", tiny, "--train-data-path", rows)
@@ -104,6 +106,7 @@ def test_a_benchmark(copied: Path, tmp_path: Path) -> None:
     assert python(copied, tmp_path, "-c", USE, f"sums@{rows}:1") == "Work out: 2 + 2 True\n"
 
 
+@pytest.mark.slow
 def test_a_tracker(copied: Path, tiny: Path, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", *({"id": f"r{i}", "conversations": TALK} for i in range(4)))
     given = ("--target-model-path", tiny, "--train-data-path", rows, "--total-steps", "2", "--batch-size", "2")

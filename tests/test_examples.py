@@ -107,6 +107,7 @@ def test_every_command_parses(
         parsed(shlex.join(["eagle3", *ours(call)]), run_cli, monkeypatch, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_offline_workflow_runs_from_prompts_to_a_benchmark(calls: Calls, run_cli: RunCli, small: Path) -> None:
     for call in calls(ROOT / "examples" / "offline.sh", SETTINGS="tiny.toml", GPUS=""):
         ran = run_cli(*ours(call), cwd=small)
@@ -116,6 +117,7 @@ def test_the_offline_workflow_runs_from_prompts_to_a_benchmark(calls: Calls, run
     assert (small / "runs" / "bench" / "results.jsonl").is_file()
 
 
+@pytest.mark.slow
 def test_the_guide_of_the_readme_runs_as_typed_and_is_the_online_workflow(
     calls: Calls, run_cli: RunCli, small: Path
 ) -> None:

@@ -61,6 +61,7 @@ def train_and_export(folder: Path, run_cli: RunCli) -> None:
     check_folder(folder / "draft", target=target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHOSEN)
 def test_the_whole_way(tmp_path: Path, run_cli: RunCli, name: str) -> None:
     prepare(tmp_path, name)
@@ -72,6 +73,7 @@ def test_the_whole_way(tmp_path: Path, run_cli: RunCli, name: str) -> None:
     assert chain["identical"] + chain["differences_at_ties"] == 3
 
 
+@pytest.mark.slow
 def test_a_past_that_cannot_be_rolled_back_is_refused_by_local_decoding(tmp_path: Path, run_cli: RunCli) -> None:
     prepare(tmp_path, "qwen3-next")
     train_and_export(tmp_path, run_cli)

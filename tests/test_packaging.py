@@ -77,6 +77,7 @@ def test_the_wheel_is_the_package_and_nothing_else(wheel: Path) -> None:
     assert {"eagle3cli/py.typed", "eagle3cli/settings/recipes/quickstart.toml"} <= names
 
 
+@pytest.mark.slow
 def test_the_wheel_works_in_any_folder(installed: Path, tmp_path: Path) -> None:
     def eagle3(*words: str) -> str:
         return sh(installed / "eagle3", *words, cwd=tmp_path, OMP_NUM_THREADS="1", NO_COLOR="1")

@@ -56,6 +56,7 @@ def full_disk(size: int = FULL) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpus", ["1", "2"])
 def test_a_disk_that_is_full_for_a_while_costs_nothing(place: Path, gpus: str) -> None:
     process, ranks = training(place, gpus, "--total-steps", "99999", "--eval-interval", "5")
@@ -78,6 +79,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(place: Path, gpus: str) -
     assert logged == list(range(1, len(logged) + 1))
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full_ends_the_run_and_leaves_what_was_saved(place: Path) -> None:
     process, ranks = training(place, "2", "--total-steps", "40", "--eval-interval", "1000")
     limit(ranks, FULL)

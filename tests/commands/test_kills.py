@@ -100,6 +100,7 @@ def begun_anew(place: Path) -> Path:
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("who", "seed"), [("one", 1), ("all", 6)])  # first while starting, and while saving
 def test_killed_and_started_again_it_ends_with_the_same_bits(begun_anew: Path, who: str, seed: int) -> None:
     finish_killed(begun_anew, who, seed, [2])
@@ -112,6 +113,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(begun_anew: Path, w
 
 
 # first while saving, and between two steps
+@pytest.mark.slow
 @pytest.mark.parametrize(("who", "seed"), [("one", 5)] + [("all", 7)] * (KILLS > 1))
 def test_killed_and_started_again_with_other_numbers_it_takes_the_same_course(
     begun_anew: Path, who: str, seed: int

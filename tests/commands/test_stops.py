@@ -35,6 +35,7 @@ def stop(session: Session, number: signal.Signals) -> str:
     return said
 
 
+@pytest.mark.slow
 def test_whenever_it_is_stopped_the_same_command_goes_on(place: Path) -> None:
     starting = Session(place, *WORDS, *OFTEN)
     starting.until(lambda: len(ranks_of(starting.process.pid)) == 2)

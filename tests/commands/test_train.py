@@ -148,6 +148,7 @@ def test_a_kept_head_is_the_targets(place: Path, tiny: Path, run_cli: RunCli) ->
     torch.testing.assert_close(best["lm_head.weight"], read_target_tensors(str(tiny))["head"][ids].float())
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_the_same(place: Path, run_cli: RunCli) -> None:
     trained(run_cli("train", "--output-dir", "whole", "--json"))
     process = start(place, "--output-dir", "killed")

@@ -28,6 +28,7 @@ def place(tmp_path: Path, tiny: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_gives_what_one_gives(place: Path, run_cli: RunCli) -> None:
     trained(run_cli("train", "--output-dir", "one", *CALM, "--json"))
     for name, words in {
@@ -44,6 +45,7 @@ def test_any_number_of_processes_gives_what_one_gives(place: Path, run_cli: RunC
         assert "waiting for other processes" in (place / name / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_more_processes_than_rows(place: Path, run_cli: RunCli) -> None:
     """Two rows a step for three or four processes, some of which have nothing to do; offline."""
     assert run_cli("hidden-states").code == 0
@@ -55,6 +57,7 @@ def test_more_processes_than_rows(place: Path, run_cli: RunCli) -> None:
         assert_same_course(place / "one", place / name)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_stopped_ends_the_run_in_time(place: Path) -> None:
     process = start(place, "--output-dir", "run", "--gpus", "2", "--dist-timeout", "0.1", *LONG)
     wait_for(process, lambda: any((place / "run" / "checkpoints").glob("epoch_*")))
@@ -93,6 +96,7 @@ def test_sigterm_saves_on_all_ranks_and_the_same_command_goes_on(place: Path, ru
     assert gone(ranks)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_of_several_ranks_is_passed_over(place: Path, run_cli: RunCli) -> None:
     words = ("train", "--output-dir", "run", "--gpus", "2", "--draft-sharding", "fsdp", *CALM, "--json")
     trained(run_cli(*words, process=True))
@@ -143,6 +147,7 @@ def test_all_gpus_of_a_machine_without_any_are_one_process(place: Path, run_cli:
     assert load_file(place / "run" / "best" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_target_over_two_processes_serves_two_groups(place: Path, run_cli: RunCli) -> None:
     """2 x 2: every process trains on rows of its own, and runs the target with its neighbour."""
     words = ("--batch-size", "5", "--draft-micro-batch-size", "1", "--total-steps", "4", "--eval-interval", "4", *CALM)
@@ -153,6 +158,7 @@ def test_a_target_over_two_processes_serves_two_groups(place: Path, run_cli: Run
         assert_same_course(place / "one", place / name)
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_make_whole_groups(place: Path, run_cli: RunCli) -> None:
     for processes in (("--gpus", "3"), ()):
         ran = run_cli("train", "--tp-size", "2", *processes, "--output-dir", "run", process=True)

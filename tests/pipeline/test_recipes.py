@@ -153,6 +153,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: family_target(folder / family, family) for family in sorted(set(FAMILY.values()))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILY)
 def test_a_shrunken_recipe_runs_from_prompts_to_a_report(
     name: str, targets: dict[str, Path], run_cli: RunCli, tmp_path: Path

@@ -117,6 +117,7 @@ def part_lines(folder: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in (folder / "regenerated").glob(".part_*"))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_gives_the_same_draft(run_cli: RunCli, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     (tmp_path / "whole" / "in.jsonl").write_text((tmp_path / "in.jsonl").read_text())
@@ -190,6 +191,7 @@ def test_single_stages_and_stretches_of_the_chain(run_cli: RunCli, recipe: Path,
     assert "# only_stage is not set" in kept
 
 
+@pytest.mark.slow
 def test_from_redoes_a_stage_and_those_after_it_once(
     run_cli: RunCli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

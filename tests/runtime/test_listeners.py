@@ -61,6 +61,7 @@ def addresses_of(processes: list[int]) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_ranks_of_one_machine_meet_on_its_loopback_device(tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "train.jsonl").write_text(conversations(14, 0))
     (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny).replace('eval_path = "eval.jsonl"', ""))

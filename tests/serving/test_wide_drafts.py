@@ -61,6 +61,7 @@ def walked_steps(draft: Draft, target_folder: Path, tokens: list[int], known: in
     return steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 @torch.no_grad()
 def test_training_and_decoding_propose_the_same(name: str, target: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def losses(run: Path) -> list[float]:
     return [event["loss"] for event in events if event["event"] == "step"]
 
 
+@pytest.mark.slow
 def test_states_of_two_ranks_are_those_of_one(tmp_path: Path) -> None:
     folders = [family_target(tmp_path / name, name) for name in SPREAD]
     script = Path(__file__).with_name("rank_states.py")
@@ -65,6 +66,7 @@ def test_training_with_a_target_over_two_processes_gives_the_losses_of_one(
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_states_of_groups_are_those_of_one_process(tmp_path: Path, run_cli: RunCli, tiny: Path) -> None:
     """Two groups of two, each with a part of the shards."""
     (tmp_path / "train.jsonl").write_text(conversations(10, 0))

@@ -190,6 +190,7 @@ def test_no_input_and_empty_input_are_told(tiny: Path, tmp_path: Path) -> None:
         run(tiny, tmp_path / "array.json", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_torn_part_file_goes_on(tiny: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "in.jsonl")
     run(tiny, path, tmp_path / "expected", num_per_shard=100)
@@ -217,6 +218,7 @@ run(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), temperature=0.7, ma
 """
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment_gives_the_same_shards(tiny: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "in.jsonl", 24)
     run(tiny, path, tmp_path / "expected", temperature=0.7, max_tokens=60, num_per_shard=12)

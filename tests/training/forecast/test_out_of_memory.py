@@ -44,6 +44,7 @@ def test_errors_of_memory_are_known_by_type_or_words() -> None:
     assert not is_out_of_memory(ValueError("can't allocate memory"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError(GPU), RuntimeError(CPU), MemoryError()])
 def test_a_step_names_itself_the_forecast_and_the_first_change(
     place: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -63,6 +64,7 @@ def test_a_step_names_itself_the_forecast_and_the_first_change(
     assert (again.json["steps"], again.json["steps_this_time"]) == (12, 9)
 
 
+@pytest.mark.slow
 def test_a_capture_names_its_batch_and_a_smaller_one(
     place: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +120,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits as Linux has them")
 def test_a_process_at_its_limit_of_memory_says_so(place: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -135,6 +138,7 @@ def test_a_process_at_its_limit_of_memory_says_so(place: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_of_several_processes_the_one_without_memory_is_told(
     place: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
