@@ -36,7 +36,12 @@ def texts() -> tuple[str, ...]:
 
 
 def written(message: str) -> bool:
-    """Whether a text of the program has this message's words, in order and with values only where it has dots."""
+    """Whether a text of the program has this message's words, in order and with values only where it has dots.
+
+    Of ``WHAT: …`` the text may be WHAT alone: differences are put behind it (``runtime/provenance.py``).
+    """
+    if message.endswith(": …") and message.removesuffix(": …") in texts():
+        return True
     pattern = re.compile(
         f"[^{HOLE}]*{HOLE}.*".join(re.escape(part) for part in message.strip("…").split("…")), re.DOTALL
     )

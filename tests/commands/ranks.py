@@ -47,7 +47,7 @@ def ranks_of(pid: int) -> list[int]:
         return []
     for child in children:
         try:
-            if b"commands.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if b"cli.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
                 found.append(int(child))
         except OSError:
             continue

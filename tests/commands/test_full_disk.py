@@ -16,7 +16,7 @@ from eagle3cli.runtime.distributed import SINGLE_PROCESS
 from eagle3cli.runtime.files import append
 from eagle3cli.runtime.report import Silent
 from eagle3cli.training.checkpoint import save as saver
-from eagle3cli.training.checkpoint.load import list_checkpoints, newest_sound
+from eagle3cli.training.checkpoint.load import list_checkpoints, latest_valid_checkpoint
 from eagle3cli.training.history import history_writer, read_history
 from tests.commands.ranks import CALM, events, ranks_of
 from tests.commands.test_train import SETTINGS, conversations, start, wait_for
@@ -73,7 +73,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(place: Path, gpus: str) -
     told = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + signal.SIGTERM, told
     assert "cannot write: File too large" in told
-    assert newest_sound(run, Silent(), SINGLE_PROCESS) == list_checkpoints(run)[-1]
+    assert latest_valid_checkpoint(run, Silent(), SINGLE_PROCESS) == list_checkpoints(run)[-1]
     assert not list((run / "checkpoints").glob(".*")), "nothing is left of what could not be written"
     logged = [event["step"] for event in events(run) if event["event"] == "step"]
     assert logged == list(range(1, len(logged) + 1))
@@ -103,7 +103,7 @@ def assert_given_up(said: str, place: Path) -> None:
     assert said.count("trying again in") == 2, said
     assert "make space (or choose another folder) and run the same command again" in said
     assert "Traceback" not in said
-    assert newest_sound(place / "run", Silent(), SINGLE_PROCESS) is not None
+    assert latest_valid_checkpoint(place / "run", Silent(), SINGLE_PROCESS) is not None
 
 
 def test_what_does_not_fit_leaves_no_half_a_line(tmp_path: Path) -> None:
