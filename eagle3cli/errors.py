@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-DONE, FAILED, USAGE, SOME_ROWS_FAILED = 0, 1, 2, 3
+DONE = 0
+FAILED = 1
+USAGE = 2
+SOME_ROWS_FAILED = 3
 STOPPED = 128
 """Added to the number of the signal that ended the program."""
 
@@ -17,7 +20,9 @@ class Eagle3Error(Exception):
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
         super().__init__(what)
-        self.what, self.where, self.fix = what, where, fix
+        self.what = what
+        self.where = where
+        self.fix = fix
 
     def __str__(self) -> str:
         parts = [f"{self.where}: {self.what}" if self.where else self.what]

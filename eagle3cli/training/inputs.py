@@ -77,7 +77,7 @@ def offline(settings: Settings, report: Reporter) -> Inputs:
     path = paths[0]
     _not_empty(len(store), str(path))
     eval_path = settings.data.eval_hidden_states_path or path.parent / "eval"
-    wanted = settings.data.eval_hidden_states_path is not None or (eval_path / "manifest.json").exists()
+    evaluates = settings.data.eval_hidden_states_path is not None or (eval_path / "manifest.json").exists()
     raw = read_target_config(settings.target)
     config = draft_config_of(settings, raw)
     check_aux_layers(store.meta, config.aux_layers, path, "use --aux-layers of the store, or capture again")
@@ -92,7 +92,7 @@ def offline(settings: Settings, report: Reporter) -> Inputs:
             where=str(path),
             fix=f"give the target it came from ({store.meta.target})",
         )
-    held_out = Store(eval_path) if wanted else None
+    held_out = Store(eval_path) if evaluates else None
     now = fingerprint(settings.target.model_path, revision=settings.target.revision)
     for each in filter(None, (*store.stores, held_out)):
         if each.meta.target_hash != now:
@@ -123,8 +123,8 @@ def _last_layer(
     target: TargetSettings, raw: dict[str, Any], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     last = int(text_part(raw)["num_hidden_layers"]) - 1
-    found = read_target_tensors(target.model_path, last, revision=target.revision)
-    return {name: value.to(device, dtype) for name, value in found.items()}
+    weights = read_target_tensors(target.model_path, last, revision=target.revision)
+    return {name: value.to(device, dtype) for name, value in weights.items()}
 
 
 def _not_empty(rows: int, where: str) -> None:

@@ -1,6 +1,6 @@
 """Reads the next batches of a store while the draft trains on the present one.
 
-The order of training is a shuffle over all rows; the disk is read in its own order: the rows of many coming batches are
+The order of training is a shuffle over all rows; the disk is read in its own order: the rows of many upcoming batches are
 read together, sorted by their place. So a spinning disk's head goes one way, a network file system has several requests
 at once, and which rows meet in a batch stays as random as it was.
 """
@@ -23,9 +23,9 @@ THREADS = 4
 """They wait for the disk most of the time."""
 
 
-def read_ahead(source: BatchSource, coming: Iterable[Sequence[int]]) -> BatchSource:
-    """``source`` with the batches of ``coming`` (rows of each, in the order of use) read ahead where it is on disk."""
-    return Prefetched(source, coming) if isinstance(source, StoreSource) else source
+def read_ahead(source: BatchSource, upcoming: Iterable[Sequence[int]]) -> BatchSource:
+    """``source`` with the batches of ``upcoming`` (rows of each, in the order of use) read ahead where it is on disk."""
+    return Prefetched(source, upcoming) if isinstance(source, StoreSource) else source
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class _Ahead:
 
 
 class Prefetched:
-    """A BatchSource over stores that knows which batches will be wanted; any other batch is read when asked for."""
+    """A BatchSource over stores that knows which batches will be asked for; any other batch is read when asked for."""
 
     def __init__(
-        self, source: StoreSource, coming: Iterable[Sequence[int]], *, window_bytes: int = WINDOW_BYTES
+        self, source: StoreSource, upcoming: Iterable[Sequence[int]], *, window_bytes: int = WINDOW_BYTES
     ) -> None:
         self.source = source
         self.window_bytes = window_bytes
-        self._coming: Iterator[Sequence[int]] = iter(coming)
+        self._upcoming: Iterator[Sequence[int]] = iter(upcoming)
         self._queue: deque[_Ahead] = deque()
         self._readers = ThreadPoolExecutor(THREADS, thread_name_prefix="read")
         self._joiner = ThreadPoolExecutor(1, thread_name_prefix="join")
@@ -61,8 +61,8 @@ class Prefetched:
     def batch(self, rows: Sequence[int]) -> TargetBatch:
         """Read these rows, or take them where they were read ahead."""
         self._fill()
-        wanted = tuple(rows)
-        if all(ahead.rows != wanted for ahead in self._queue):
+        key = tuple(rows)
+        if all(ahead.rows != key for ahead in self._queue):
             return self.source.batch(rows)
         while (ahead := self._queue.popleft()).rows != wanted:
             pass
@@ -78,7 +78,7 @@ class Prefetched:
         taken: list[tuple[int, ...]] = []
         size = self.source.stores.size
         while not taken or (waiting < self.window_bytes and len(self._queue) + len(taken) < WINDOW_BATCHES):
-            rows = next(self._coming, None)
+            rows = next(self._upcoming, None)
             if rows is None:
                 break
             taken.append(tuple(rows))

@@ -18,8 +18,10 @@ from typing import Any
 from eagle3cli.errors import ModelError, UsageError
 
 SUFFIXES = (".jinja", ".jinja2")
-_BEGIN, _END = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
-_USER, _ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
+_BEGIN = "<｜begin▁of▁sentence｜>"
+_END = "<｜end▁of▁sentence｜>"
+_USER = "<｜User｜>"
+_ASSISTANT = "<｜Assistant｜>"
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,8 @@ class _Table:
         if len(raw) != len(text) and len(ids):
             # Number of the character that each byte belongs to: those that are no continuation begin one.
             character = np.cumsum((np.frombuffer(raw, dtype=np.uint8) & 0xC0) != 0x80) - 1
-            starts, ends = character[starts], character[ends - 1] + 1
+            starts = character[starts]
+            ends = character[ends - 1] + 1
         return Tokens(numbers, starts, ends)
 
 

@@ -143,7 +143,8 @@ class _Substitution:
         if not self.around:
             return self.placeholders.split(text, CONTENT), []
         whole = self.placeholders.split(text, BEGIN + END)
-        begins, ends = whole.names[0::2], whole.names[1::2]
+        begins = whole.names[0::2]
+        ends = whole.names[1::2]
         if [(i, BEGIN) for i, _ in ends] != list(begins) or any(kind != END for _, kind in ends):
             raise ModelError("the chat template takes a content apart")
         names = tuple((index, CONTENT) for index, _ in begins)
@@ -182,7 +183,9 @@ class _Surroundings:
     def _reply(self, index: int, number: int) -> Span:
         start = self.spans[number - 1][1] if number else 0
         end = self.spans[number][0] if number < len(self.spans) else len(self.text)
-        piece, bare, message = self.text[start:end], self.bare[number], self.probe.messages[index]
+        piece = self.text[start:end]
+        bare = self.bare[number]
+        message = self.probe.messages[index]
         where = f"message {index + 1}"
         lead, placeholder, trail = bare.partition(self.substitution.placeholders.name(index, REPLY))
         if message.get("tool_calls"):

@@ -108,7 +108,8 @@ SAMPLES: tuple[SampleConversation, ...] = (
 
 def check_template(tokenizer: Any, name: str) -> list[Comparison]:
     """One comparison a sample for the template ``name``; raises as :class:`Chat` for an unknown name or tokenizer."""
-    own, named = Chat(tokenizer), Chat(tokenizer, name)
+    own = Chat(tokenizer)
+    named = Chat(tokenizer, name)
     return [_compare(sample, own, named) for sample in SAMPLES]
 
 

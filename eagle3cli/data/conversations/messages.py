@@ -37,7 +37,8 @@ def to_message(item: Any, number: int, *, generated: bool) -> Message:
     if not any(key in item for key in ("content", "value")) and not calls:
         raise DataError(f"{where} has no content")
     if role == "assistant" and _name(item) in CALLING:
-        calls, content = [_call(content, where)], ""
+        calls = [_call(content, where)]
+        content = ""
     content = "" if content is None and calls else _text(content, where)
     extra: Message = {}
     if key := next((key for key in REASONING if item.get(key)), None):

@@ -129,7 +129,8 @@ def _write(
         reader.find_duplicates()
         _choose(reader, report)
         stop.check("nothing was written")
-        ledger, rows = reader.ledger, reader.rows
+        ledger = reader.ledger
+        rows = reader.rows
         sizes = {"train_rows": rows.count(KEPT), "eval_rows": rows.count(HELD_OUT)}
         ledger.written = sum(sizes.values())
         ledger.left_out += Counter({NOT_SAMPLED: rows.count(LEFT_OUT), EQUAL_PROMPT: rows.count(APART)})
@@ -188,7 +189,9 @@ def _top(ledger: Ledger) -> str:
 
 def _choose(reader: Reader, report: Reporter) -> None:
     """Draw the rows of the result, then those that are held out, then see that ids differ."""
-    options, sources, rows = reader.options, reader.sources, reader.rows
+    options = reader.options
+    sources = reader.sources
+    rows = reader.rows
     available = [rows.count(KEPT, first=source.first, end=source.end) for source in sources]
     if len(sources) > 1 and all(source.spec.weight for source in sources):
         weights = [source.spec.weight or 0.0 for source in sources]

@@ -45,7 +45,8 @@ def quotas(counts: Sequence[int], weights: Sequence[float], size: int | None) ->
 
 def interleave(streams: Sequence[Iterator[T]], counts: Sequence[int], seed: int) -> Iterator[T]:
     """The items of all streams in a random order that keeps each stream's own; ``counts`` are their lengths."""
-    rng, left = random.Random(seed), list(counts)
+    rng = random.Random(seed)
+    left = list(counts)
     while sum(left):
         draw = rng.randrange(sum(left))
         which = next(i for i in range(len(left)) if draw < sum(left[: i + 1]))

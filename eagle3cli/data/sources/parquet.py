@@ -9,7 +9,8 @@ from typing import Any
 from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.errors import DataError
 
-BATCH_BYTES, BATCH_ROWS = 8 << 20, 512
+BATCH_BYTES = 8 << 20
+BATCH_ROWS = 512
 
 
 def read_parquet(path: Path) -> Iterator[SourceRow]:
@@ -17,7 +18,8 @@ def read_parquet(path: Path) -> Iterator[SourceRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    number, name = 0, str(path)
+    number = 0
+    name = str(path)
     try:
         with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             stored = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
@@ -44,7 +46,8 @@ def _rows(batch: Any) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
 
 def _row_by_value(batch: Any, row: int) -> tuple[dict[str, Any], tuple[str, ...]]:
     """A row without the columns whose value cannot be read."""
-    value, unreadable = {}, []
+    value = {}
+    unreadable = []
     for column in batch.schema.names:
         try:
             value[column] = batch.column(column)[row].as_py()
