@@ -1,8 +1,8 @@
 """Reads the next batches of a store while the draft trains on the present one.
 
-The order of training is a shuffle over all rows; the disk is read in its own order: the rows of many upcoming batches are
-read together, sorted by their place. So a spinning disk's head goes one way, a network file system has several requests
-at once, and which rows meet in a batch stays as random as it was.
+The order of training is a shuffle over all rows; the disk is read in its own order: the rows of many batches to come
+are read together, sorted by their place. So a spinning disk's head goes one way, a network file system has several
+requests at once, and which rows meet in a batch stays as random as it was.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ THREADS = 4
 
 
 def read_ahead(source: BatchSource, upcoming: Iterable[Sequence[int]]) -> BatchSource:
-    """``source`` with the batches of ``upcoming`` (rows of each, in the order of use) read ahead where it is on disk."""
+    """``source`` with the ``upcoming`` batches (rows of each, in the order of use) read ahead where it is on disk."""
     return Prefetched(source, upcoming) if isinstance(source, StoreSource) else source
 
 
@@ -64,7 +64,7 @@ class Prefetched:
         key = tuple(rows)
         if all(ahead.rows != key for ahead in self._queue):
             return self.source.batch(rows)
-        while (ahead := self._queue.popleft()).rows != wanted:
+        while (ahead := self._queue.popleft()).rows != key:
             pass
         host = ahead.host.result()
         self._fill()

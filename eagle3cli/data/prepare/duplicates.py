@@ -19,7 +19,7 @@ Hashes = npt.NDArray[np.uint64]
 
 BAND_HASHES = 5
 BANDS = 12
-"""Bands of so many hashes each. Of pairs that share .8 of their words 99% meet in a band, of pairs that share .3 only 3%."""
+"""Bands of so many hashes. Of pairs that share .8 of their words 99% meet in a band, of pairs that share .3 only 3%."""
 _PAIRS = f"""
 SELECT row, first FROM (
   SELECT key, row, min(row) OVER (PARTITION BY key) AS first
