@@ -58,7 +58,7 @@ def gather_sample(batches: Iterable[TargetBatch], final_norm_H: Tensor, rows: in
         mask = batch.loss_mask_N
         next_has_loss = torch.cat((mask[1:], mask.new_zeros(1)))
         second_has_loss = torch.cat((mask[2:], mask.new_zeros(min(2, len(mask)))))[: len(mask)]
-        at = (next_has_loss & second_has_loss).nonzero()[:, 0]
+        at = (next_has_loss & second_has_loss).nonzero()[:, 0].to(batch.aux_NC.device)
         aux.append(batch.aux_NC[at].float())
         tokens.append(batch.token_ids_N[at + 1])
         last.append(batch.last_NH[at + 1].float() / final_norm_H.float())

@@ -34,7 +34,6 @@ from eagle3cli.training.skipped import skip_step
 from eagle3cli.training.timers import Timers, shares
 from eagle3cli.training.ttt.loss import LossWeights, loss_weights, mean_rates
 from eagle3cli.training.ttt.model import TTTModel
-from eagle3cli.training.ttt.unroll import PositionPlan, draw_anchors, plan_positions
 
 SERVED_STEPS = 5
 """Held-out acceptance is measured for at least this many draft steps, whatever the unroll."""
@@ -165,14 +164,7 @@ class Trainer:
                 source.take_part()
                 return
             batch = source.batch(rows)
-        settings = self.settings
-        anchors = draw_anchors(
-            batch.rows, batch.cu_seqlens, settings.anchor_fraction, seed=settings.seed, step=self.state.step
-        )
-        expressible_N = self.draft.t2d[batch.top_N]
-        plan: PositionPlan = plan_positions(
-            batch.loss_mask_N, batch.cu_seqlens, expressible_N, settings.ttt_length, settings.alignment, anchors
-        )
+        plan = self.model.plan(batch, self.settings, self.state.step)
         step.tokens += len(batch.token_ids_N)
         if plan.empty:
             return

@@ -19,7 +19,7 @@ class TargetBatch:
     token_ids_N: Tensor
     """int64."""
     loss_mask_N: Tensor
-    """bool: the target wrote this token."""
+    """bool: the target wrote this token. In the host's memory, where the positions of a step are planned."""
     cu_seqlens: tuple[int, ...]
     """Sequence b is ``cu_seqlens[b]:cu_seqlens[b+1]``; the first is 0, the last is N."""
     aux_NC: Tensor
@@ -30,6 +30,8 @@ class TargetBatch:
     """int64: the target's most likely next token over its whole vocabulary, where last_NH is valid, else -1."""
     rows: tuple[int, ...]
     """Row number of each sequence in the data it came from."""
+    top_host_N: Tensor | None = None
+    """``top_N`` in the host's memory, where it is there without waiting for the device."""
 
 
 class BatchSource(Protocol):

@@ -44,10 +44,11 @@ class OnlineSource:
         top_N[where] = self.target.head.top_tokens(last_NH[where])
         return TargetBatch(
             token_ids_N=torch.cat([torch.tensor(row.token_ids, dtype=torch.long) for row in picked]).to(last_NH.device),
-            loss_mask_N=torch.cat(masks).to(last_NH.device),
+            loss_mask_N=torch.cat(masks),
             cu_seqlens=cu_seqlens,
             aux_NC=torch.cat([aux for aux, _ in states]),
             last_NH=last_NH,
             top_N=top_N,
             rows=tuple(rows),
+            top_host_N=top_N if top_N.device.type == "cpu" else None,
         )

@@ -123,12 +123,13 @@ class StoreSource:
             last_NH.index_copy_(0, part.last_at_R, codec.last.decode(part.last).to(self.dtype))
         return TargetBatch(
             token_ids_N=batch.token_ids_N,
-            loss_mask_N=batch.loss_mask_N,
+            loss_mask_N=host.loss_mask_N,
             cu_seqlens=batch.cu_seqlens,
             aux_NC=aux_NC,
             last_NH=last_NH,
             top_N=batch.top_N,
             rows=batch.rows,
+            top_host_N=host.top_N,
         )
 
 

@@ -125,8 +125,8 @@ def agreements(
     """Whether the draft's token equals the text's, for every draft step and packed position."""
     ids_N = batch.token_ids_N
     # Position p at step i answers x_{p+2+i}, and its teacher stands one position before that.
-    expressible_N = draft.t2d[torch.cat((ids_N[1:], ids_N[-1:]))]
-    plan = plan_positions(batch.loss_mask_N, batch.cu_seqlens, expressible_N, draft_steps, "serving")
+    expressible_N = draft.t2d[torch.cat((ids_N[1:], ids_N[-1:]))].cpu()
+    plan = plan_positions(batch.loss_mask_N, batch.cu_seqlens, expressible_N, draft_steps, "serving").to(ids_N.device)
     if plan.empty:
         return [[False] * len(ids_N) for _ in range(draft_steps)], plan
     normed = unroll(draft, ids_N, batch.aux_NC.to(draft.fc.weight.dtype), embedding_VH, plan)

@@ -71,8 +71,8 @@ class Optimizer:
     ) -> Tensor:
         """One update from the weights' gradients divided by ``divide_by``; the gradients are cleared.
 
-        ``all_reduce`` is given the fp32 gradients first. Returns the gradients' global norm before clipping. A norm
-        that is not finite leaves the weights alone.
+        ``all_reduce`` is given the fp32 gradients first. Returns the gradients' global norm before clipping, in the
+        host's memory. A norm that is not finite leaves the weights alone.
         """
         for master, weight in zip(self.masters, self.weights, strict=True):
             if weight.grad is None:
@@ -84,7 +84,7 @@ class Optimizer:
             all_reduce(gradients)
         if divide_by != 1.0:
             torch._foreach_mul_(gradients, 1.0 / divide_by)
-        norm = whole(nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm))
+        norm = whole(nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm)).cpu()  # the step's one wait
         if torch.isfinite(norm):
             for inner in self.inner:
                 for group in inner.param_groups:

@@ -40,6 +40,17 @@ class QueryPositions:
     """Packed position of every query, ascending."""
     cu_seqlens: tuple[int, ...]
     """Sequence b is ``cu_seqlens[b]:cu_seqlens[b+1]``."""
+    host_R: Tensor | None = None
+    """``position_R`` in the host's memory, where it is known there."""
+    given_begin_R: Tensor | None = None
+
+    @property
+    def begin_R(self) -> Tensor:
+        """Packed position at which each query's sequence begins."""
+        if self.given_begin_R is not None:
+            return self.given_begin_R
+        bounds = torch.tensor(self.cu_seqlens, device=self.position_R.device)
+        return bounds[torch.searchsorted(bounds, self.position_R, right=True) - 1]
 
 
 @dataclass(frozen=True)
@@ -66,13 +77,14 @@ class Block:
 def make_blocks(queries: QueryPositions) -> list[Block]:
     """Split the queries into blocks that stay inside one sequence."""
     position_R = queries.position_R
-    cuts = torch.searchsorted(position_R, torch.tensor(queries.cu_seqlens, device=position_R.device)).tolist()
+    host_R = position_R.cpu() if queries.host_R is None else queries.host_R
+    cuts = torch.searchsorted(host_R, torch.tensor(queries.cu_seqlens)).tolist()
     blocks = []
     for begin, first, last in zip(queries.cu_seqlens[:-1], cuts[:-1], cuts[1:], strict=True):
         for at in range(first, last, QUERY_BLOCK):
             part = slice(at, min(at + QUERY_BLOCK, last))
             position_Q = position_R[part]
-            keys = slice(begin, int(position_Q[-1]) + 1)
+            keys = slice(begin, int(host_R[part.stop - 1]) + 1)
             # As many queries as keys: none was pruned, and the kernel's own causal order needs no mask.
             blocks.append(Block(part, keys, None if len(position_Q) == keys.stop - keys.start else position_Q))
     return blocks

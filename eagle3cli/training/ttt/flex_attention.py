@@ -51,7 +51,7 @@ def attend_flex(
 def mask_mod(queries: QueryPositions) -> MaskMod:
     """Whether query q may see step-0 key k: the keys of its own sequence up to its own position."""
     position_R = queries.position_R
-    begin_R = _sequence_begins(queries)
+    begin_R = queries.begin_R
 
     def visible(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (begin_R[q] <= k) & (k <= position_R[q])
@@ -67,7 +67,7 @@ def make_block_mask(queries: QueryPositions, keys: int) -> BlockMask:
     """
     position_R = queries.position_R
     device = position_R.device
-    begin_R = _sequence_begins(queries)
+    begin_R = queries.begin_R
     first_B = torch.arange(0, len(position_R), BLOCK, device=device)
     last_B = (first_B + BLOCK - 1).clamp(max=len(position_R) - 1)
     block_J = torch.arange(-(-keys // BLOCK), device=device)
@@ -82,12 +82,6 @@ def make_block_mask(queries: QueryPositions, keys: int) -> BlockMask:
         mask_mod=mask_mod(queries),
         seq_lengths=(len(position_R), keys),
     )
-
-
-def _sequence_begins(queries: QueryPositions) -> Tensor:
-    """Packed position at which each query's sequence begins, ``[R]``."""
-    bounds = torch.tensor(queries.cu_seqlens, device=queries.position_R.device)
-    return bounds[torch.searchsorted(bounds, queries.position_R, right=True) - 1]
 
 
 def _ordered(chosen_BJ: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from eagle3cli.backends.batches.batch import TargetBatch
 from eagle3cli.backends.target.logits import Head
 from eagle3cli.models.draft import Draft
+from eagle3cli.settings.training import TrainSettings
 from eagle3cli.training.ttt.loss import CHUNK_ELEMENTS, LossSums, LossWeights, Teacher, ttt_loss
-from eagle3cli.training.ttt.unroll import Attend, PositionPlan, unroll
+from eagle3cli.training.ttt.unroll import Attend, PositionPlan, draw_anchors, plan_positions, unroll
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,22 @@ class TTTModel(nn.Module):
         self.attend = attend
         self.recompute = recompute
         self.chunk = chunk
+        self.expressible_V = draft.t2d.cpu()
+        """Which target tokens the draft vocabulary has, in the host's memory."""
+
+    def plan(self, batch: TargetBatch, settings: TrainSettings, step: int) -> PositionPlan:
+        """The positions of a batch in a 0-based training step, planned on the host while the device is at work."""
+        anchors_N = draw_anchors(batch.rows, batch.cu_seqlens, settings.anchor_fraction, seed=settings.seed, step=step)
+        top_N = batch.top_N.cpu() if batch.top_host_N is None else batch.top_host_N
+        plan = plan_positions(
+            batch.loss_mask_N,
+            batch.cu_seqlens,
+            self.expressible_V[top_N],
+            settings.ttt_length,
+            settings.alignment,
+            anchors_N,
+        )
+        return plan.to(batch.token_ids_N.device)
 
     def forward(self, batch: TargetBatch, plan: PositionPlan, weights: LossWeights) -> tuple[Tensor, LossSums]:
         """The weighted sum of the losses over all positions with loss, and the sums behind it."""

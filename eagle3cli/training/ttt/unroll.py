@@ -9,7 +9,7 @@ is ``tests/training/ttt/dense.py``; the shape legend is in ``models/draft.py``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -45,6 +45,11 @@ class StepPositions:
     counted: int
     """Positions whose accuracy counts: with loss, or with an answer that the draft vocabulary cannot express."""
 
+    @property
+    def indices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All tensors of it."""
+        return self.position_R, self.parent_R, self.loss_L, self.teacher_L
+
 
 @dataclass(frozen=True)
 class PositionPlan:
@@ -52,8 +57,12 @@ class PositionPlan:
 
     steps: tuple[StepPositions, ...]
     cu_seqlens: tuple[int, ...]
+    begin_N: Tensor
+    """Packed position at which each token's sequence begins."""
     last_position: int
     """Positions after this one are read by nobody."""
+    host: PositionPlan | None = None
+    """The same in the host's memory; None where this one is there."""
 
     @property
     def with_loss(self) -> int:
@@ -65,6 +74,25 @@ class PositionPlan:
         """No position carries loss at any step."""
         return self.last_position < 0
 
+    def queries(self, step: int) -> QueryPositions:
+        """The positions of a step as the queries of its attention."""
+        position_R = self.steps[step].position_R
+        host_R = (self.host or self).steps[step].position_R
+        return QueryPositions(position_R, self.cu_seqlens, host_R, self.begin_N[position_R])
+
+    def to(self, device: torch.device) -> PositionPlan:
+        """The plan on a device: one copy of all its numbers, which nobody waits for."""
+        if device.type == "cpu":
+            return self
+        parts = [self.begin_N, *(index for step in self.steps for index in step.indices)]
+        joint = torch.cat(parts).pin_memory().to(device, non_blocking=True)
+        begin_N, *indices = joint.split([len(part) for part in parts])
+        steps = []
+        for step, at in zip(self.steps, range(0, len(indices), 4), strict=True):
+            position_R, parent_R, loss_L, teacher_L = indices[at : at + 4]
+            steps.append(StepPositions(position_R, parent_R, loss_L, teacher_L, step.counted))
+        return replace(self, steps=tuple(steps), begin_N=begin_N, host=self)
+
 
 def masked_positions(loss_mask_N: Tensor, cu_seqlens: tuple[int, ...], ttt_length: int, alignment: Alignment) -> Tensor:
     """Whether position p counts at step i by the loss mask m alone, ``[T, N]`` bool.
@@ -73,8 +101,8 @@ def masked_positions(loss_mask_N: Tensor, cu_seqlens: tuple[int, ...], ttt_lengt
     specforge: ``m_{p+i}`` is 1 and the teacher's position is inside the sequence.
     """
     size = len(loss_mask_N)
-    position_N = torch.arange(size, device=loss_mask_N.device)
-    bounds = torch.tensor(cu_seqlens, device=loss_mask_N.device)
+    position_N = torch.arange(size)
+    bounds = torch.tensor(cu_seqlens)
     end_N = torch.repeat_interleave(bounds[1:], bounds[1:] - bounds[:-1])
 
     def ahead(offset: int, limit: int) -> Tensor:
@@ -116,17 +144,17 @@ def plan_positions(
     alignment: Alignment,
     anchors_N: Tensor | None = None,
 ) -> PositionPlan:
-    """Decide the positions of every step.
+    """Decide the positions of every step, in the host's memory: how many there are decides what a device is asked.
 
     ``expressible_N`` says whether the answer of a teacher position is in the draft vocabulary; a position whose answer
-    is not carries no loss, but may be computed for later steps. ``anchors_N`` (bool) names the only positions that may
-    carry loss; None is all.
+    is not carries no loss, but may be computed for later steps.
+    ``anchors_N`` (bool) names the only positions that may carry loss; None is all.
     """
     masked_TN = masked_positions(loss_mask_N, cu_seqlens, ttt_length, alignment)
     if anchors_N is not None:
-        masked_TN &= anchors_N.to(masked_TN.device)
+        masked_TN &= anchors_N
     size = len(loss_mask_N)
-    position_N = torch.arange(size, device=loss_mask_N.device)
+    position_N = torch.arange(size)
     answer_TN = torch.stack([(position_N + 1 + i).clamp(max=size - 1) for i in range(ttt_length)])
     loss_TN = masked_TN & expressible_N[answer_TN]
     # Computed at step i: loss at step i or later. With half of the tokens masked, half of the work goes.
@@ -142,7 +170,9 @@ def plan_positions(
         before_R = position_R
     first_R = steps[0].position_R
     last = int(first_R[-1]) if len(first_R) else -1
-    return PositionPlan(tuple(steps), cu_seqlens, last)
+    begins = torch.tensor(cu_seqlens[:-1])
+    begin_N = torch.repeat_interleave(begins, torch.tensor(cu_seqlens[1:]) - begins)
+    return PositionPlan(tuple(steps), cu_seqlens, begin_N, last)
 
 
 @dataclass(frozen=True)
@@ -151,7 +181,7 @@ class _Shared:
 
     draft: Draft
     attend: Attend
-    cu_seqlens: tuple[int, ...]
+    plan: PositionPlan
     offset_N: Tensor
     """Position of every packed token inside its sequence."""
     weight_OX: Tensor
@@ -208,21 +238,22 @@ def _step_zero(
     Layers before the last run over all those positions: each is a key of the next layer.
     """
     first = draft.midlayer
-    offset_N = torch.cat([torch.arange(n, device=token_ids_N.device) for n in _lengths(plan.cu_seqlens)])
+    position_N = torch.arange(len(token_ids_N), device=token_ids_N.device)
+    offset_N = position_N - plan.begin_N
     embedded_NH = first.input_layernorm(F.embedding(token_ids_N, embedding_VH).to(aux_NC.dtype))
 
     # The first layer's q, k and v are W [RMS(embed(x)) ; RMS(h)] = W_left RMS(embed(x)) + W_right RMS(h). A token is
     # read by up to T steps (of T positions): its half is computed once, not T times.
     weight_OX = _joint_weight(draft, 0)
     token_NO = F.linear(embedded_NH, weight_OX[:, : draft.config.hidden_size])
-    shared = _Shared(draft, attend, plan.cu_seqlens, offset_N, weight_OX, token_NO, [])
+    shared = _Shared(draft, attend, plan, offset_N, weight_OX, token_NO, [])
 
     seen = slice(0, plan.last_position + 1)
-    position_S = torch.arange(plan.last_position + 1, device=token_ids_N.device)
     token_SO = token_NO[1 : plan.last_position + 2]
     hidden_SH = draft.first_hidden(aux_NC[seen])
     rope = draft.rope(offset_N[seen], hidden_SH.dtype)
-    queries = QueryPositions(position_S, plan.cu_seqlens)
+    every = torch.arange(plan.last_position + 1)
+    queries = QueryPositions(position_N[seen], plan.cu_seqlens, every, plan.begin_N[seen])
     query_width = first.self_attn.q_proj.out_features
     for index, layer in enumerate(draft.stack[:-1]):
 
@@ -254,7 +285,7 @@ def _one_step(
     position_R = positions.position_R
     token_RO = shared.token_NO[position_R + 1 + ttt_step]
     rope = draft.rope(shared.offset_N[position_R] + ttt_step, token_RO.dtype)
-    queries = QueryPositions(position_R, shared.cu_seqlens)
+    queries = shared.plan.queries(ttt_step)
     query_width = draft.midlayer.self_attn.q_proj.out_features
     channels = slice(0, None if ttt_step else query_width)
     newest = [list[KeyValue]() for _ in draft.stack]
@@ -284,10 +315,6 @@ def _project(shared: _Shared, index: int, normed_RH: Tensor, token_RO: Tensor, c
 def _joint_weight(draft: Draft, index: int) -> Tensor:
     attention = draft.stack[index].self_attn
     return torch.cat((attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight))
-
-
-def _lengths(cu_seqlens: tuple[int, ...]) -> list[int]:
-    return [end - begin for begin, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True)]
 
 
 def _heads(draft: Draft, x_RO: Tensor) -> Tensor:
