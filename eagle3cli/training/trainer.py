@@ -148,9 +148,7 @@ class Trainer:
             state.rates = mean_rates(step.sums, step.with_loss_T, self.ranks) if weights.follow_rates else []
             self.metrics.add_step(step)
         else:
-            rows = self.batches.sampler.batch(state.step)
-            norm = float(self.grad_norm)
-            skip_step(self.output_dir, state, self.batches.source, rows, norm, settings, self.report, self.ranks)
+            skip_step(self.output_dir, state, self.batches, float(self.grad_norm), settings, self.report)
         state.step += 1
 
     def accumulate(self, rows: list[int], weights: LossWeights, step: Metrics) -> None:
