@@ -170,6 +170,8 @@ class Trainer:
             loss, sums = self.model(batch, plan, weights)
         with self.timers.part("backward"):
             loss.backward()
+            if loss.device.type == "cuda":  # a CPU's runs stay what they were, to the bit
+                self.optimizer.accumulate()
         step.add_micro_batch(loss.detach(), sums, plan)
 
     def _divisor(self, step: Metrics) -> float:

@@ -62,6 +62,22 @@ class Optimizer:
         return list(zip(self.names, self.masters, strict=True))
 
     @torch.no_grad()
+    def accumulate(self) -> None:
+        """Take the weights' gradients over into the fp32 sums that :meth:`step` reads.
+
+        Called after every micro batch, it lets them add up in fp32: eight bits of a bfloat16 sum lose what a small
+        gradient adds to a large one.
+        """
+        for master, weight in zip(self.masters, self.weights, strict=True):
+            if master is weight or weight.grad is None:
+                continue
+            if master.grad is None:
+                master.grad = weight.grad.float()
+            else:
+                master.grad += weight.grad
+            weight.grad = None
+
+    @torch.no_grad()
     def step(
         self,
         learning_rate: float,
@@ -74,11 +90,10 @@ class Optimizer:
         ``all_reduce`` is given the fp32 gradients first. Returns the gradients' global norm before clipping, in the
         host's memory. A norm that is not finite leaves the weights alone.
         """
-        for master, weight in zip(self.masters, self.weights, strict=True):
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-            if master is not weight:
-                master.grad = weight.grad.float()
+        self.accumulate()
+        for master in self.masters:
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
         gradients = [m.grad for m in self.masters if m.grad is not None]
         if all_reduce is not None:
             all_reduce(gradients)

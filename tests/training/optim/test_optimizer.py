@@ -78,3 +78,15 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
     assert not torch.isfinite(optimizer.step(1e-2))
     assert all(torch.equal(value, before[name]) for name, value in optimizer.state().items())
     assert all(weight.grad is None for weight in optimizer.weights)
+
+
+def test_micro_batches_add_up_in_fp32() -> None:
+    """A bfloat16 sum would lose 1e-3 beside 1."""
+    weight = nn.Parameter(torch.zeros(4, dtype=torch.bfloat16))
+    optimizer = Optimizer([("fc.weight", weight)], max_grad_norm=1e9)
+    for value in (1.0, *(1e-3,) * 8):
+        weight.grad = torch.full((4,), value, dtype=torch.bfloat16)
+        optimizer.accumulate()
+    assert weight.grad is None
+    norm = optimizer.step(0.0)
+    torch.testing.assert_close(norm, torch.tensor(2 * 1.008), rtol=1e-4, atol=0)
