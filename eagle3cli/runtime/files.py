@@ -167,3 +167,22 @@ def free_bytes(folder: Path) -> int:
     """Free space where ``folder`` is or will be."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     return shutil.disk_usage(existing).free
+
+
+@contextmanager
+def locked(path: Path, busy: Eagle3Error) -> Iterator[None]:
+    """Hold the lock on a folder, or on a file that is made where it is missing; raises ``busy`` if it is taken.
+
+    A process that is killed lets go of it.
+    """
+    import fcntl  # not on Windows
+
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise busy from error
+        yield
+    finally:
+        os.close(handle)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from eagle3cli.errors import DataError, Eagle3Error, UsageError
-from eagle3cli.runtime.lock import locked
+from eagle3cli.runtime.files import locked
 from eagle3cli.runtime.provenance import changes, describe_files, digest_json, refuse_changes
 
 

@@ -31,8 +31,7 @@ from eagle3cli.data.hidden_states.store import (
     shard_shapes,
 )
 from eagle3cli.errors import DataError, Eagle3Error, UsageError
-from eagle3cli.runtime.files import read_json, write_json, writing
-from eagle3cli.runtime.lock import locked
+from eagle3cli.runtime.files import locked, read_json, write_json, writing
 from eagle3cli.runtime.provenance import changes
 from eagle3cli.runtime.report import Reporter
 

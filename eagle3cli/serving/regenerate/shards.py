@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eagle3cli.errors import Eagle3Error, UsageError
-from eagle3cli.runtime.files import disk_error, read_json, well_formed, write_json, writing
-from eagle3cli.runtime.lock import locked
+from eagle3cli.runtime.files import disk_error, locked, read_json, well_formed, write_json, writing
 from eagle3cli.runtime.provenance import changes, refuse_changes
 
 MANIFEST = "manifest.json"
