@@ -9,10 +9,13 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from tests.gpu_tensor import PretendGpu
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_TELEMETRY="1", NO_COLOR="1")
@@ -93,3 +96,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import tiny_target
 
     return tiny_target(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendGpu]:
+    """A pretend GPU for the whole test; the kernel of flex_attention there is its dense twin."""
+    from eagle3cli.training.ttt import flex_attention
+    from tests.dense_flex import dense_flex
+    from tests.pretend_gpu import pretend_gpu
+
+    monkeypatch.setattr(flex_attention, "_compiled", lambda: dense_flex)
+    with pretend_gpu() as gpu:
+        yield gpu
