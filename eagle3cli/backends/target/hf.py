@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from transformers import AutoConfig, DynamicCache, PreTrainedModel
 
 from eagle3cli.backends.target.hf_load import embedding_and_head, load_model, placement
 from eagle3cli.backends.target.logits import Head
-from eagle3cli.backends.target.positions import cached, keeps_positions
+from eagle3cli.backends.target.packed import packed_inputs, packed_kernels
+from eagle3cli.backends.target.padding import PASS_TOKENS, similar_lengths
+from eagle3cli.backends.target.positions import cached, keeps_positions, with_attention
 from eagle3cli.backends.target.structure import decoder_of
 from eagle3cli.backends.target.target import States, Tokens
 from eagle3cli.errors import ModelError, UsageError
@@ -32,8 +34,12 @@ MIN_SHARED = 8
 LONGEST_SHARED = 8192
 """Tokens of a sequence up to which it is: the pass behind it needs a mask of its tokens by all of theirs, and keys and
 values of all layers are kept for it."""
+WORTH_SHARING = 8
+"""On a GPU a common beginning is worth its own pass where it saves at least one token of this many."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PROBE = (3, 17, 5, 40)
+BESIDE = (40, 3, 17, 5, 17, 3)
+"""A row beside it."""
 TOLERANCE = 0.05
 """Of the largest logit, for a target in bfloat16; a factor or a cap that is missed changes far more."""
 
@@ -53,6 +59,8 @@ class HfTarget:
     head: Head
     aux_layers: tuple[int, ...]
     path: str
+    packed: str | None = None
+    """The attention implementation that runs rows of unlike length without padding; None: they are padded."""
 
     @property
     def hidden_size(self) -> int:
@@ -95,12 +103,27 @@ class HfTarget:
     def capture(self, sequences: Sequence[Tokens]) -> States:
         """Auxiliary states ``[S, C]`` and last hidden states ``[S, H]`` of each sequence.
 
-        The sequences are padded on the right to the longest one; give sequences of similar length.
+        On a CPU all are padded on the right to the longest one; give sequences of similar length. On a GPU they run
+        without padding where the model can, else as several passes over sequences of similar length.
         """
+        return self.capture_padded(sequences) if self.device.type == "cpu" else self.capture_compact(sequences)
+
+    def capture_compact(self, sequences: Sequence[Tokens]) -> States:
+        """The same with little padding or none, whatever the device."""
+        if self.packed is not None and not self._shared(sequences):
+            return self.capture_packed(sequences, self.packed)
+        states = dict[int, tuple[Tensor, Tensor]]()
+        for group in similar_lengths([len(ids) for ids in sequences], max_padding=PASS_TOKENS):
+            states |= zip(group, self.capture_padded([sequences[at] for at in group]), strict=True)
+        return [states[at] for at in range(len(sequences))]
+
+    @torch.no_grad()
+    def capture_padded(self, sequences: Sequence[Tokens]) -> States:
+        """The same by one pass, padded on the right to the longest sequence."""
         ids = [torch.tensor(s, dtype=torch.long, device=self.device) for s in sequences]
-        shared = shared_prefix(sequences) if keeps_positions(self.model) else 0
+        shared = self._shared(sequences)
         with self.recording() as outputs:
-            if shared < MIN_SHARED:
+            if not shared:
                 aux_BSC, last_BSH = self._forward(outputs, pad_sequence(ids, batch_first=True), use_cache=False)
             else:
                 # A system prompt that all rows begin with is run once.
@@ -111,6 +134,23 @@ class HfTarget:
                 rest = self._forward(outputs, pad_sequence([s[shared:] for s in ids], batch_first=True), **past)
                 aux_BSC, last_BSH = (_concat(prefix, end) for prefix, end in zip(first, rest, strict=True))
         return [(aux_BSC[b, : len(s)], last_BSH[b, : len(s)]) for b, s in enumerate(ids)]
+
+    @torch.no_grad()
+    def capture_packed(self, sequences: Sequence[Tokens], implementation: str) -> States:
+        """The same by one pass without padding; raises what an ``implementation`` raises that cannot."""
+        lengths = [len(ids) for ids in sequences]
+        inputs = packed_inputs(sequences, self.device)
+        with self.recording() as outputs, with_attention(self.model, implementation):
+            aux_1NC, last_1NH = self._forward(outputs, inputs.pop("input_ids"), **inputs)
+        return list(zip(aux_1NC[0].split(lengths), last_1NH[0].split(lengths), strict=True))
+
+    def _shared(self, sequences: Sequence[Tokens]) -> int:
+        """Tokens of a common beginning that is worth its own pass, else 0."""
+        shared = shared_prefix(sequences) if keeps_positions(self.model) else 0
+        if self.device.type == "cpu":
+            return shared if shared >= MIN_SHARED else 0
+        least = max(PASS_TOKENS, sum(map(len, sequences)) // WORTH_SHARING)
+        return shared if (len(sequences) - 1) * shared >= least else 0
 
     def _forward(self, outputs: dict[int, Tensor], ids_BS: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """Auxiliary and last hidden states of one forward pass."""
@@ -187,8 +227,12 @@ def load_target(target: TargetSettings, report: Reporter, aux_layers: tuple[int,
     embedding_VH, head = embedding_and_head(model, target, dtype)
     loaded = HfTarget(model, decoder, layers, embedding_VH, head, aux_layers, target.model_path)
     check_logits(loaded)
+    if device.type == "cuda" and not target.spreads:
+        loaded = replace(loaded, packed=packed_kernel(loaded))
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     shape = f"{millions:.0f}M parameters, {dtype}, {placement(model, device)}, aux layers {list(aux_layers)}"
+    if loaded.packed is not None:
+        shape += f", rows packed by {loaded.packed}"
     report.info(f"target {target.model_path}, backend hf: {shape}")
     return loaded
 
@@ -215,6 +259,26 @@ def check_logits(target: HfTarget) -> None:
     if (logits - expected).abs().max() > TOLERANCE * expected.abs().max():
         what = f"{name} makes its logits in a way that eagle3 does not know: a factor, or a step before the head"
         raise ModelError(what, where=target.path, fix="report its name, with its config.json")
+
+
+def packed_kernel(target: HfTarget) -> str | None:
+    """The first attention implementation with which packed rows get the states that each has alone."""
+    rows = [[n % len(target.head) for n in ids] for ids in (PROBE, BESIDE)]
+    alone = [torch.cat(target.capture_padded([ids])[0], -1) for ids in rows]
+    for implementation in packed_kernels(target.model):
+        try:
+            states = target.capture_packed(rows, implementation)
+        except (ImportError, TypeError, ValueError, RuntimeError):  # no such kernel for this torch, type or head size
+            continue
+        if all(map(_equal_states, alone, (torch.cat(of_row, -1) for of_row in states))):
+            return implementation
+    return None
+
+
+def _equal_states(expected_SX: Tensor, states_SX: Tensor) -> bool:
+    """Token by token, as some have states a thousand times as large as the others'."""
+    distance_S = (states_SX.float() - expected_SX.float()).norm(dim=-1)
+    return bool((distance_S <= TOLERANCE * expected_SX.float().norm(dim=-1)).all())
 
 
 def pick_device(name: str) -> torch.device:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -167,11 +167,16 @@ def counts_positions(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def grouped(model: PreTrainedModel) -> Iterator[None]:
-    """Run ``model`` with :func:`grouped_attention`, and give back the implementation it had."""
+def with_attention(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+    """Run ``model`` with an attention implementation, and give back the one it had."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(GROUPED_ATTENTION)
+    model.set_attn_implementation(implementation)
     try:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def grouped(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Run ``model`` with :func:`grouped_attention`."""
+    return with_attention(model, GROUPED_ATTENTION)

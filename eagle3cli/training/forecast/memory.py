@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from eagle3cli.backends.capture.memory import Parts, TargetShape, pass_parts
+from eagle3cli.backends.target.padding import PASS_TOKENS
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.units import size_text
 from eagle3cli.training.ttt.attention import QUERY_BLOCK
@@ -161,9 +162,12 @@ def loading_parts(work: Workload) -> Parts:
 
 def target_pass_parts(work: Workload) -> Parts:
     """The live target over a micro batch; a group of ranks that shares it runs it on the rows of all of them."""
+    padded = work.sequences * work.longest_sequence * work.tp_size
+    if not work.cpu:  # rows of unlike length are packed, or run one after the other
+        padded = min(padded, work.tokens * work.tp_size + PASS_TOKENS)
     return pass_parts(
         work.target,
-        work.sequences * work.longest_sequence * work.tp_size,
+        padded,
         work.tokens,
         aux=work.draft.aux_width,
         each=work.state_bytes,
