@@ -45,9 +45,15 @@ class Settings(Table):
     watch: WatchSettings = WatchSettings()
 
     @model_validator(mode="after")
-    def _micro_batch_divides_batch(self) -> Settings:
+    def _one_micro_batch_that_divides_batch(self) -> Settings:
         micro = self.train.micro_batch_size
+        tokens = self.train.max_tokens_per_gpu
         batch = self.train.batch_size
+        if micro is not None and tokens is not None:
+            raise ValueError(
+                f"train.micro_batch_size {micro} and train.max_tokens_per_gpu {tokens} both cut a batch; "
+                f"leave one out, or give --set train.max_tokens_per_gpu=none"
+            )
         if micro is not None and batch % micro:
             raise ValueError(
                 f"train.micro_batch_size {micro} does not divide train.batch_size {batch}; "

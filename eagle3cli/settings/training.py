@@ -41,6 +41,11 @@ class TrainSettings(Table):
     micro_batch_size: int | None = option(
         None, "Sequences per forward pass; gradients accumulate to the batch.", "--draft-micro-batch-size", ge=1
     )
+    max_tokens_per_gpu: int | None = option(
+        None,
+        "Instead of a number of sequences: tokens per forward pass of a process; sequences of like length go together.",
+        ge=1,
+    )
     learning_rate: float = option(1e-4, "Peak learning rate.", gt=0)
     head_lr_scale: float = option(
         1.0, "Learning rate of the draft's head, as a factor; 0 keeps the target's head.", ge=0

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from eagle3cli.backends.batches.batch import BatchSource
+from eagle3cli.backends.target.padding import similar_lengths
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 
 
@@ -55,27 +56,39 @@ class Batches:
     micro_batch_size: int | None = None
     """Rows that go through the draft at once; None is all of a rank's."""
     ranks: Ranks = SINGLE_PROCESS
+    max_tokens: int | None = None
+    """Tokens that go through the draft at once, where rows are not counted."""
 
     def micro_batches(self, step: int) -> list[list[int]]:
         """Rows of each of this rank's micro batches: as many as every other rank has, so the last may be empty."""
-        lengths = self.source.lengths
-        return rank_micro_batches(self.sampler.batch(step), lengths, self.ranks, self.micro_batch_size)
+        rows = self.sampler.batch(step)
+        return rank_micro_batches(rows, self.source.lengths, self.ranks, self.micro_batch_size, self.max_tokens)
 
 
 def upcoming(
-    sampler: Sampler, step: int, micro_batch_size: int | None, lengths: Sequence[int], ranks: Ranks
+    sampler: Sampler,
+    step: int,
+    micro_batch_size: int | None,
+    lengths: Sequence[int],
+    ranks: Ranks,
+    max_tokens: int | None = None,
 ) -> Iterator[list[int]]:
     """Rows of every micro batch of a rank from a 0-based step on, as the trainer will ask for them."""
     while True:
-        yield from filter(None, rank_micro_batches(sampler.batch(step), lengths, ranks, micro_batch_size))
+        yield from filter(None, rank_micro_batches(sampler.batch(step), lengths, ranks, micro_batch_size, max_tokens))
         step += 1
 
 
 def rank_micro_batches(
-    rows: Sequence[int], lengths: Sequence[int], ranks: Ranks, micro_batch_size: int | None
+    rows: Sequence[int],
+    lengths: Sequence[int],
+    ranks: Ranks,
+    micro_batch_size: int | None,
+    max_tokens: int | None = None,
 ) -> list[list[int]]:
     """This rank's micro batches of a batch, as many as every other rank has; the last ones may be empty."""
-    by_rank = [micro_batches(part, micro_batch_size) for part in partition(rows, lengths, ranks.world_size)]
+    parts = partition(rows, lengths, ranks.world_size)
+    by_rank = [micro_batches(part, micro_batch_size, lengths, max_tokens) for part in parts]
     mine = by_rank[ranks.rank]
     return [*mine, *[[] for _ in range(max(map(len, by_rank)) - len(mine))]]
 
@@ -94,8 +107,17 @@ def partition(rows: Sequence[int], lengths: Sequence[int], world_size: int) -> l
     return [[row for at, row in enumerate(rows) if owner[at] == rank] for rank in range(world_size)]
 
 
-def micro_batches(rows: Sequence[int], size: int | None) -> list[list[int]]:
-    """A rank's rows cut into what goes through the draft at once; None is all of them."""
+def micro_batches(
+    rows: Sequence[int], size: int | None, lengths: Sequence[int] = (), max_tokens: int | None = None
+) -> list[list[int]]:
+    """A rank's rows cut into what goes through the draft at once.
+
+    By ``size`` in their order, None is all of them; or neighbours by length with at most ``max_tokens`` tokens, which a
+    longer row alone exceeds.
+    """
+    if max_tokens is not None:
+        groups = similar_lengths([lengths[row] for row in rows], max_tokens=max_tokens)
+        return [[rows[at] for at in group] for group in groups]
     size = size or max(1, len(rows))
     return [list(rows[at : at + size]) for at in range(0, len(rows), size)]
 

@@ -126,8 +126,9 @@ def make_batches(train: TrainSettings, inputs: Inputs, step: int, ranks: Ranks) 
     """This rank's batches; of a store, those from ``step`` on are read ahead."""
     lengths = inputs.source.lengths
     sampler = Sampler(len(lengths), train.batch_size, train.seed)
-    ahead = upcoming(sampler, step, train.micro_batch_size, lengths, ranks)
-    return Batches(read_ahead(inputs.source, ahead), sampler, train.micro_batch_size, ranks)
+    ahead = upcoming(sampler, step, train.micro_batch_size, lengths, ranks, train.max_tokens_per_gpu)
+    source = read_ahead(inputs.source, ahead)
+    return Batches(source, sampler, train.micro_batch_size, ranks, train.max_tokens_per_gpu)
 
 
 def _report_ranks(parallel: Parallel, batches: Batches, report: Reporter) -> None:

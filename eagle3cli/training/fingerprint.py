@@ -23,6 +23,7 @@ SESSION_FIELDS = (
     "resume",
     "overwrite",
     "micro_batch_size",
+    "max_tokens_per_gpu",
     "activation_checkpointing",
     "loss_chunk",
     "sharding",

@@ -203,7 +203,7 @@ class Trainer:
                 self.draft.embedding(self.model.target.embedding_VH),
                 draft_steps=steps,
                 rows=range(min(settings.eval_rows, len(self.eval_source.lengths))),
-                batch_size=settings.micro_batch_size or settings.batch_size,
+                batch_size=self._eval_batch_size(self.eval_source.lengths),
                 report=self.report,
                 ranks=self.ranks,
             )
@@ -214,6 +214,13 @@ class Trainer:
         self.report.info(f"step {state.step}: {text}")
         self._start_clock()
         return evaluation
+
+    def _eval_batch_size(self, lengths: Sequence[int]) -> int:
+        """Held-out rows that run at once: a micro batch, of the longest ones where tokens are counted."""
+        settings = self.settings
+        if settings.max_tokens_per_gpu is not None:
+            return max(1, settings.max_tokens_per_gpu // max(lengths))
+        return settings.micro_batch_size or settings.batch_size
 
     def _keep_best(self, acceptance: float, *, now: bool) -> None:
         """Write ``best/`` where this draft is the best so far; it counts as such once it is written."""

@@ -94,6 +94,12 @@ IN_FILES = {
         "does not divide",
         "make the batch a multiple",
     ),
+    "cuts of a batch that exclude each other": (
+        "[train]\nmicro_batch_size = 2\nmax_tokens_per_gpu = 8192\n",
+        "eagle3.toml:2, eagle3.toml:3",
+        "both cut a batch",
+        "leave one out, or give --set train.max_tokens_per_gpu=none",
+    ),
     "SpecForge's name": (
         "[train]\nmax_num_steps = 8\n",
         "eagle3.toml:2",

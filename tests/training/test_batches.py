@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle3cli.training.batches import balance, micro_batches, partition
+from eagle3cli.runtime.distributed import Ranks
+from eagle3cli.training.batches import Sampler, balance, micro_batches, partition, rank_micro_batches
 
 LENGTHS = st.lists(st.integers(1, 5000), min_size=1, max_size=40)
 
@@ -42,3 +43,34 @@ def test_micro_batches_hold_every_row_once(rows: list[int], size: int | None) ->
     parts = micro_batches(rows, size)
     assert [row for part in parts for row in part] == rows
     assert all(0 < len(part) <= (size or len(rows)) for part in parts)
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 12_000), st.randoms())
+def test_micro_batches_by_tokens(lengths: list[int], world_size: int, max_tokens: int, random: object) -> None:
+    """Every row once, the budget held, the same each time, as many on every rank, the rows of a rank unchanged."""
+    rows = list(range(len(lengths)))
+    random.shuffle(rows)  # type: ignore[attr-defined]
+
+    def cut() -> list[list[list[int]]]:
+        ranks = [Ranks(rank, world_size) for rank in range(world_size)]
+        return [rank_micro_batches(rows, lengths, rank, None, max_tokens) for rank in ranks]
+
+    by_rank = cut()
+    assert by_rank == cut()
+    assert len({len(parts) for parts in by_rank}) == 1
+    assert any(parts[-1] for parts in by_rank), "one rank needs them all"
+    for parts, share in zip(by_rank, partition(rows, lengths, world_size), strict=True):
+        assert sorted(row for part in parts for row in part) == sorted(share)
+        assert all(len(part) < 2 or sum(lengths[row] for row in part) <= max_tokens for part in parts)
+        lengths_in_order = [lengths[row] for part in parts for row in part]
+        assert lengths_in_order == sorted(lengths_in_order, reverse=True), "neighbours by length"
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 9), st.integers(1, 12_000))
+def test_which_rows_form_a_step_does_not_depend_on_the_cut(
+    rows: int, batch_size: int, step: int, max_tokens: int
+) -> None:
+    batch = Sampler(rows, batch_size, seed=1).batch(step)
+    lengths = [1 + 37 * row % 2048 for row in range(rows)]
+    parts = micro_batches(batch, None, lengths, max_tokens)
+    assert sorted(row for part in parts for row in part) == sorted(batch)

@@ -89,7 +89,9 @@ def make_trainer(folder: Path, source: RandomSource | None = None, **settings: A
     return Trainer(
         settings=chosen,
         output_dir=folder,
-        batches=Batches(source or RandomSource(), sampler, chosen.micro_batch_size),
+        batches=Batches(
+            source or RandomSource(), sampler, chosen.micro_batch_size, max_tokens=chosen.max_tokens_per_gpu
+        ),
         eval_source=RandomSource(),
         model=TTTModel(draft, target, attend),
         parallel=Parallel(),
@@ -105,8 +107,8 @@ def make_trainer(folder: Path, source: RandomSource | None = None, **settings: A
 @pytest.mark.parametrize(("alignment", "share"), [("serving", 1.0), ("serving", 0.6), ("specforge", 1.0)])
 def test_accumulation_gives_what_the_large_batch_gives(tmp_path: Path, loss: str, alignment: str, share: float) -> None:
     results = []
-    for micro in (None, 1, 2):
-        options = {"loss": loss, "alignment": alignment, "anchor_fraction": share, "micro_batch_size": micro}
+    for cut in ({}, {"micro_batch_size": 1}, {"micro_batch_size": 2}, {"max_tokens_per_gpu": 40}):
+        options = {"loss": loss, "alignment": alignment, "anchor_fraction": share, **cut}
         trainer = make_trainer(tmp_path, learning_rate=1e-3, **options)
         norms = []
         for _ in range(2):

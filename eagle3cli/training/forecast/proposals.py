@@ -65,10 +65,7 @@ def _changes(settings: Settings, inputs: RunInputs, world_size: int) -> Iterator
 
 def _singles(settings: Settings, inputs: RunInputs, world_size: int) -> Iterator[tuple[str, Settings]]:
     train = settings.train
-    micro_batch = train.micro_batch_size or -(-train.batch_size // world_size)
-    for size in range(micro_batch - 1, 0, -1):
-        if train.batch_size % size == 0:
-            yield f"--draft-micro-batch-size {size}", settings.updated("train", micro_batch_size=size)
+    yield from _smaller_micro_batches(settings, world_size)
     if train.loss_chunk > SMALL_CHUNK:
         yield f"--loss-chunk {SMALL_CHUNK}", settings.updated("train", loss_chunk=SMALL_CHUNK)
     if not train.activation_checkpointing:
@@ -80,6 +77,19 @@ def _singles(settings: Settings, inputs: RunInputs, world_size: int) -> Iterator
             if world_size % size == 0:
                 yield f"--tp-size {size}", settings.updated("target", tp_size=size)
         yield "--mode offline", settings.updated("train", mode="offline")
+
+
+def _smaller_micro_batches(settings: Settings, world_size: int) -> Iterator[tuple[str, Settings]]:
+    train = settings.train
+    tokens = train.max_tokens_per_gpu
+    if tokens is not None:
+        while (tokens := tokens // 2) >= SHORTEST:
+            yield f"--max-tokens-per-gpu {tokens}", settings.updated("train", max_tokens_per_gpu=tokens)
+        return
+    micro_batch = train.micro_batch_size or -(-train.batch_size // world_size)
+    for size in range(micro_batch - 1, 0, -1):
+        if train.batch_size % size == 0:
+            yield f"--draft-micro-batch-size {size}", settings.updated("train", micro_batch_size=size)
 
 
 def shorter_lengths(settings: Settings, shortest: int) -> Iterator[int]:

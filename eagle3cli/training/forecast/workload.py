@@ -28,16 +28,28 @@ class MicroBatch:
     loss_tokens: int
 
 
+@dataclass(frozen=True)
+class PlannedSteps:
+    """What a run's first steps are cut into."""
+
+    largest: MicroBatch
+    most_micro_batches: int
+    """Of a process and step."""
+
+
 def training_workload(settings: Settings, inputs: RunInputs, world_size: int, *, resumes: bool = False) -> Workload:
     """The workload of one of ``world_size`` processes; ``resumes``: a checkpoint has the weights already."""
     train = settings.train
     draft = inputs.draft
     data = inputs.data
-    largest = largest_micro_batch(settings, data, world_size)
+    steps = planned_steps(settings, data, world_size)
+    largest = steps.largest
     initial_rows = 0
     if settings.draft.init == "target" and not resumes:
         initial_rows = min(sum(data.loss_tokens), INIT_ELEMENTS // draft.aux_width)
-    micro_batch = train.micro_batch_size
+    accumulates = train.micro_batch_size is not None and train.micro_batch_size * world_size < train.batch_size
+    if train.max_tokens_per_gpu is not None:
+        accumulates = steps.most_micro_batches > 1
     return Workload(
         draft=draft,
         target=inputs.target,
@@ -51,7 +63,7 @@ def training_workload(settings: Settings, inputs: RunInputs, world_size: int, *,
         compute_bytes=inputs.compute_dtype.itemsize,
         state_bytes=inputs.state_dtype.itemsize,
         recompute=train.activation_checkpointing,
-        accumulates=micro_batch is not None and micro_batch * world_size < train.batch_size,
+        accumulates=accumulates,
         full_head=train.loss != "kl",
         chunk=train.loss_chunk,
         shards=world_size if is_sharded(train, draft_weights(draft), world_size) else 1,
@@ -65,16 +77,21 @@ def training_workload(settings: Settings, inputs: RunInputs, world_size: int, *,
     )
 
 
-def largest_micro_batch(settings: Settings, data: RowLengths, world_size: int) -> MicroBatch:
-    """Of the first steps, in the order in which the run will take its rows."""
+def planned_steps(settings: Settings, data: RowLengths, world_size: int) -> PlannedSteps:
+    """The first steps, in the order in which the run will take its rows."""
     train = settings.train
     order = Sampler(len(data.lengths), train.batch_size, train.seed)
     limit = settings.data.max_length if train.mode == "online" else 2**62
+    row_lengths = [min(length, limit) for length in data.lengths]
     candidates = [MicroBatch(0, 0, 0, 0)]
+    most = 0
     for rows in islice(map(order.batch, range(order.steps_per_epoch)), PLANNED_STEPS):
         for share in partition(rows, data.lengths, world_size):
-            for part in micro_batches(share, train.micro_batch_size):
-                lengths = [min(data.lengths[row], limit) for row in part]
+            parts = micro_batches(share, train.micro_batch_size, row_lengths, train.max_tokens_per_gpu)
+            most = max(most, len(parts))
+            for part in parts:
+                lengths = [row_lengths[row] for row in part]
                 loss_tokens = sum(min(data.loss_tokens[row], limit) for row in part)
                 candidates.append(MicroBatch(sum(lengths), len(part), max(lengths, default=0), loss_tokens))
-    return max(candidates, key=lambda micro: micro.tokens + train.ttt_length * micro.loss_tokens)
+    largest = max(candidates, key=lambda micro: micro.tokens + train.ttt_length * micro.loss_tokens)
+    return PlannedSteps(largest, most)

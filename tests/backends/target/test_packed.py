@@ -1,0 +1,131 @@
+"""Rows of unlike length: which run together, and packed rows with the states that each has alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import varlen
+
+from eagle3cli.backends.target.hf import HfTarget, load_target, packed_kernel
+from eagle3cli.backends.target.packed import VARLEN_ATTENTION, packed_kernels, varlen_attention
+from eagle3cli.backends.target.padding import PASS_TOKENS, similar_lengths
+from eagle3cli.runtime.report import Silent
+from eagle3cli.settings.models import TargetSettings
+from eagle3cli.training.batches import micro_batches
+from tests.families import FAMILIES, family_target
+from tests.tiny import tiny_target
+
+LENGTHS = [int(line) for line in (Path(__file__).parents[2] / "speed" / "lengths.txt").read_text().split()]
+
+
+@given(
+    st.lists(st.integers(1, 3000), max_size=40),
+    st.none() | st.integers(1, 9000),
+    st.none() | st.integers(0, 900),
+)
+def test_groups_hold_every_row_once_within_their_bounds(
+    lengths: list[int], max_tokens: int | None, max_padding: int | None
+) -> None:
+    groups = similar_lengths(lengths, max_tokens=max_tokens, max_padding=max_padding)
+    assert sorted(at for group in groups for at in group) == list(range(len(lengths)))
+    assert groups == similar_lengths(lengths, max_tokens=max_tokens, max_padding=max_padding)
+    order = [lengths[at] for group in groups for at in group]
+    assert order == sorted(lengths, reverse=True)
+    for group in groups:
+        tokens = sum(lengths[at] for at in group)
+        assert max_tokens is None or tokens <= max_tokens or len(group) == 1
+        assert max_padding is None or len(group) * lengths[group[0]] - tokens <= max_padding
+
+
+@pytest.mark.parametrize("max_tokens", [None, 4096, 8192, 16384, 32768])
+def test_a_gpu_that_has_to_pad_runs_at_most_three_percent_of_padding(max_tokens: int | None) -> None:
+    padded = passes = 0
+    for rows in micro_batches(range(len(LENGTHS)), None, LENGTHS, max_tokens):
+        lengths = [LENGTHS[row] for row in rows]
+        for group in similar_lengths(lengths, max_padding=PASS_TOKENS):
+            padded += len(group) * lengths[group[0]]
+            passes += 1
+    assert 1 - sum(LENGTHS) / padded <= 0.03
+    assert passes <= 8
+
+
+def row_by_row(
+    query_NAD: Tensor, key_NKD: Tensor, value_NKD: Tensor, bounds: Tensor, *_: Any, scale: float, **options: Any
+) -> Tensor:
+    """What the kernel computes, one row after the other."""
+    assert options == {"window_size": (-1, 0), "enable_gqa": True}
+    assert query_NAD.shape[-1] == value_NKD.shape[-1]
+    cuts = bounds[1:-1].long()
+    parts = zip(*(states.tensor_split(cuts) for states in (query_NAD, key_NKD, value_NKD)), strict=True)
+    rows = [[states.transpose(0, 1) for states in part] for part in parts]
+    out = [F.scaled_dot_product_attention(*row, is_causal=True, scale=scale, enable_gqa=True) for row in rows]
+    return torch.cat([row.transpose(0, 1) for row in out])
+
+
+def loaded(folder: Path) -> HfTarget:
+    return load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())
+
+
+def random_rows(lengths: list[int]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(5, 290, (length,), generator=generator).tolist() for length in lengths]
+
+
+def assert_states_of_each_alone(target: HfTarget, rows: list[list[int]]) -> None:
+    for row, states in zip(rows, target.capture_compact(rows), strict=True):
+        ((aux_SC, last_SH),) = target.capture_padded([row])
+        torch.testing.assert_close(states[0], aux_SC, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(states[1], last_SH, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packed_rows_have_the_states_of_each_alone(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlen, "varlen_attn", row_by_row)
+    target = loaded(family_target(tmp_path / name, name))
+    before = target.model.config._attn_implementation
+    packed = packed_kernel(target)
+    if name in ("llama", "llama-tied", "qwen2", "qwen3", "qwen3-moe", "deepseek-v2", "deepseek-v3", "phi4-mini"):
+        assert packed == VARLEN_ATTENTION
+    if name in ("gpt-oss", "gemma2", "mistral", "llama4", "qwen2-window"):
+        assert packed is None
+    assert_states_of_each_alone(replace(target, packed=packed), random_rows([20, 1, 33, 5]))
+    assert target.model.config._attn_implementation == before
+
+
+def test_the_states_of_the_sixteen_rows_are_those_of_each_alone(tmp_path: Path) -> None:
+    target = loaded(tiny_target(tmp_path / "llama", "llama"))
+    assert_states_of_each_alone(target, random_rows([length // 4 for length in LENGTHS]))
+
+
+def test_torchs_kernel_takes_what_it_is_given() -> None:
+    """Its shapes alone: it computes on CUDA only."""
+    with torch.device("meta"):
+        query = torch.empty(1, 8, 100, 24, dtype=torch.bfloat16)
+        key = torch.empty(1, 2, 100, 24, dtype=torch.bfloat16)
+        value = torch.empty(1, 2, 100, 16, dtype=torch.bfloat16)
+        bounds = torch.empty(4, dtype=torch.int32)
+        out, _ = varlen_attention(
+            torch.nn.Module(), query, key, value, None, cu_seq_lens_q=bounds, max_length_q=50, scaling=0.2
+        )
+    assert out.shape == (1, 100, 8, 16)
+
+
+def test_without_a_kernel_rows_are_padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = loaded(tiny_target(tmp_path / "llama", "llama"))
+    assert list(packed_kernels(target.model)) == [VARLEN_ATTENTION]
+    assert packed_kernel(target) is None, "torch has this kernel for CUDA alone"
+
+    def leaking(query: Tensor, key: Tensor, value: Tensor, *_: Any, **options: Any) -> Tensor:
+        bounds = torch.tensor([0, len(query)])
+        return row_by_row(query, key, value, bounds, **options)
+
+    monkeypatch.setattr(varlen, "varlen_attn", leaking)
+    assert packed_kernel(target) is None, "the second row saw the first"

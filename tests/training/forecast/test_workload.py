@@ -1,0 +1,44 @@
+"""The largest micro batch of a run, however its batches are cut, and smaller ones that are proposed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from eagle3cli.settings.tables import Settings
+from eagle3cli.training.forecast.inputs import RowLengths
+from eagle3cli.training.forecast.memory import target_pass_parts
+from eagle3cli.training.forecast.proposals import _smaller_micro_batches
+from eagle3cli.training.forecast.workload import planned_steps
+from tests.training.forecast.test_memory import WORK
+
+ROWS = RowLengths(
+    lengths=[300, 100, 250, 40, 500, 60, 120, 80], loss_tokens=[30, 10, 25, 4, 50, 6, 12, 8], exact=True, where="here"
+)
+
+
+def settings_with(**train: object) -> Settings:
+    return Settings.model_validate({"train": {"batch_size": 8, **train}})
+
+
+def test_a_plan_knows_the_budget_of_tokens() -> None:
+    whole = planned_steps(settings_with(), ROWS, 1)
+    assert (whole.largest.tokens, whole.most_micro_batches) == (1450, 1)
+    cut = planned_steps(settings_with(max_tokens_per_gpu=600), ROWS, 1)
+    assert (cut.largest.tokens, cut.largest.sequences, cut.most_micro_batches) == (550, 2, 3)
+    alone = planned_steps(settings_with(max_tokens_per_gpu=200), ROWS, 1)
+    assert (alone.largest.tokens, alone.largest.sequences) == (500, 1)
+    two = planned_steps(settings_with(max_tokens_per_gpu=1000), ROWS, 2)
+    assert two.most_micro_batches == 1
+
+
+def test_a_smaller_budget_is_proposed_where_there_is_one() -> None:
+    flags = [flag for flag, _ in _smaller_micro_batches(settings_with(max_tokens_per_gpu=4000), 1)]
+    assert flags == ["--max-tokens-per-gpu 2000", "--max-tokens-per-gpu 1000"]
+    flags = [flag for flag, _ in _smaller_micro_batches(settings_with(), 4)]
+    assert flags == ["--draft-micro-batch-size 1"]
+
+
+def test_a_gpu_is_not_foretold_padding_that_it_does_not_run() -> None:
+    unlike = replace(WORK, tokens=3000, sequences=20, longest_sequence=2000)
+    on_gpu, on_cpu = (sum(target_pass_parts(replace(unlike, cpu=cpu)).values()) for cpu in (False, True))
+    assert on_gpu < on_cpu / 5
