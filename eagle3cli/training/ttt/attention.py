@@ -22,6 +22,8 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
+from eagle3cli.training.ttt import kernels
+
 GROUPED_ON_CPU = Version(torch.__version__).release >= (2, 13)
 """Whether the CPU kernel takes keys with fewer heads than the queries: 2.13's does, 2.8's reads past their end."""
 QUERY_BLOCK = 512
@@ -166,8 +168,13 @@ def merge_draft_kv(query: Tensor, out: Tensor, lse_RA: Tensor, draft_kv: Sequenc
     """Output and log-sum-exp of one softmax over step-0 keys and own keys, given those of the step-0 keys alone.
 
     With ``Z = exp(lse)`` of either part, the joint output is ``(Z_0 out_0 + sum_j exp(s_j) v_j) / (Z_0 + sum_j
-    exp(s_j))``. ``draft_kv`` holds keys and values in turn: ``key_1, value_1, key_2, ...``.
+    exp(s_j))``. ``draft_kv`` holds keys and values in turn: ``key_1, value_1, key_2, ...``. On a GPU one kernel does it
+    with nothing kept for the backward pass but what others keep anyway, and the log-sum-exp carries no gradient.
     """
+    if query.device.type == "cuda" and kernels.triton_runs():
+        from eagle3cli.training.ttt.kernels import draft_kv as kernel
+
+        return kernel.merge_draft_kv(query, out, lse_RA, draft_kv)
     keys = list(draft_kv[0::2])
     values = list(draft_kv[1::2])
     scores_JRA = _draft_scores(query, keys)

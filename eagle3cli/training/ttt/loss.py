@@ -1,4 +1,4 @@
-"""Losses between target and draft over the draft vocabulary, with no logits kept.
+"""Losses between target and draft over the draft vocabulary, with no logits kept: what they are, and how on a CPU.
 
 All steps' positions that share a teacher position are scored together, a chunk of teacher positions at a time: the
 teacher's probabilities are made once per position, not once per step, and the loss, its gradient for the hidden states
@@ -11,6 +11,7 @@ draft vocabulary and normalised again, the loss is a weighted sum of three terms
     total variation    1 - rate,  rate = sum_v min(p_v, q_v)    (rate: the chance that a sampled token is accepted)
     log rate           -log rate                                (LK, "acceptance-based"; 0 where the rate is 0)
 
+A GPU takes larger bites, in ``fused_loss.py``; the numbers are these.
 The shape legend is in ``models/draft.py``.
 """
 
@@ -31,7 +32,10 @@ from eagle3cli.settings.training import TrainSettings
 from eagle3cli.training.ttt.unroll import PositionPlan
 
 CHUNK_ELEMENTS = 4_000_000
-"""Logits of one step that exist at once, unless the settings say otherwise (16 MB in fp32)."""
+"""Logits of one step that exist at once on a CPU, unless the settings say otherwise (16 MB in fp32)."""
+CUDA_CHUNK_ELEMENTS = 256_000_000
+"""Logits of all steps that exist at once on a GPU (512 MB in bf16): some 8,000 rows of 32,000 tokens, for which the
+arithmetic of a chunk's products is, by a roofline, more than ten times what reading the head and its gradient costs."""
 
 
 @dataclass(frozen=True)
@@ -115,19 +119,30 @@ class Teacher:
     """The target's whole head, for acceptance rates."""
 
 
+def chunk_elements(device_type: str) -> int:
+    """Logits that exist at once on such a device, unless the settings say otherwise."""
+    return CUDA_CHUNK_ELEMENTS if device_type == "cuda" else CHUNK_ELEMENTS
+
+
 def ttt_loss(
     normed: list[Tensor],
     head_weight_WH: Tensor,
     teacher: Teacher,
     plan: PositionPlan,
     weights: LossWeights,
-    chunk: int = CHUNK_ELEMENTS,
+    chunk: int | None = None,
 ) -> tuple[Tensor, LossSums]:
     """The weighted sum of all terms over all positions with loss (differentiable, not normalised), and its sums.
 
-    ``normed`` holds the normed hidden states ``[L, H]`` of every step; ``chunk`` logits of one step exist at once.
+    ``normed`` holds the normed hidden states ``[L, H]`` of every step; ``chunk`` logits of one step (on a GPU: of all
+    steps) exist at once, None is what suits the device.
     """
     assert teacher.whole_head is not None or not weights.need_rates, "acceptance rates need the whole head"
+    chunk = chunk or chunk_elements(head_weight_WH.device.type)
+    if head_weight_WH.device.type == "cuda":
+        from eagle3cli.training.ttt.fused_loss import fused_ttt_loss
+
+        return fused_ttt_loss(normed, head_weight_WH, teacher, plan, weights, chunk)
     total, *sums = _FusedHead.apply(head_weight_WH, teacher, plan, weights, chunk, *normed)  # type: ignore[no-untyped-call]
     return total, LossSums(*sums)
 
@@ -277,7 +292,7 @@ def _in_chunk(teacher_L: Tensor, position_U: Tensor) -> slice:
 def best_tokens(normed: list[Tensor], head_weight_WH: Tensor, draft_ids_W: Tensor) -> list[Tensor]:
     """The draft's most likely token for the positions of every step, as target tokens, some positions at a time."""
     tokens = []
-    size = max(1, CHUNK_ELEMENTS // len(head_weight_WH))
+    size = max(1, chunk_elements(head_weight_WH.device.type) // len(head_weight_WH))
     for states_LH in normed:
         parts = [F.linear(part, head_weight_WH).argmax(-1) for part in states_LH.split(size)]
         tokens.append(draft_ids_W[torch.cat(parts)])

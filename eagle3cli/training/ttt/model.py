@@ -11,7 +11,7 @@ from eagle3cli.backends.batches.batch import TargetBatch
 from eagle3cli.backends.target.logits import Head
 from eagle3cli.models.draft import Draft
 from eagle3cli.settings.training import TrainSettings
-from eagle3cli.training.ttt.loss import CHUNK_ELEMENTS, LossSums, LossWeights, Teacher, ttt_loss
+from eagle3cli.training.ttt.loss import LossSums, LossWeights, Teacher, ttt_loss
 from eagle3cli.training.ttt.unroll import Attend, PositionPlan, draw_anchors, plan_positions, unroll
 
 
@@ -36,7 +36,7 @@ class TTTModel(nn.Module):
         attend: Attend,
         *,
         recompute: bool = False,
-        chunk: int = CHUNK_ELEMENTS,
+        chunk: int | None = None,
     ) -> None:
         super().__init__()
         self.draft = draft

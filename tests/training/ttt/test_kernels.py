@@ -1,0 +1,45 @@
+"""The Triton kernels with no GPU: interpreted on the CPU, and compiled for GPUs that are not there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed: pip install triton (Linux)"),
+]
+
+
+def run(*words: str, env: dict[str, str] | None = None, cache: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(cache), **(env or {})}
+    command = [sys.executable, "-m", *words]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_interpreted_kernels_equal_plain_torch(tmp_path: Path) -> None:
+    file = "tests/training/ttt/interpreted_kernels.py"
+    done = run("pytest", "-q", "-p", "no:cacheprovider", file, env={"TRITON_INTERPRET": "1"}, cache=tmp_path)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_kernels_compile_and_spill_no_registers(capability: int, tmp_path: Path) -> None:
+    """For the A100, the H100 and the B200; ``-s`` shows registers and shared memory of every kernel."""
+    binaries = importlib.util.find_spec("triton.backends.nvidia")
+    if binaries is None or binaries.origin is None or not (Path(binaries.origin).parent / "bin" / "ptxas").exists():
+        pytest.skip("this triton came without NVIDIA's assembler")
+    done = run("tests.training.ttt.compile_kernels", str(capability), cache=tmp_path)
+    assert done.returncode == 0, done.stderr[-5000:]
+    table = json.loads(done.stdout)
+    print(json.dumps(table, indent=1))
+    assert len(table) == 9
+    assert {name: kernel["spilled"] for name, kernel in table.items() if kernel["spilled"]} == {}
