@@ -9,5 +9,5 @@ DATA="--train-data-path cache/dataset/train.jsonl --eval-data-path cache/dataset
 STATES=cache/hidden_states
 
 eagle3 hidden-states --config $SETTINGS $DATA --gpus 8 --encoding int8 --output-path $STATES
-eagle3 train --config $SETTINGS --gpus 8 --mode offline --draft-global-batch-size 64 --draft-micro-batch-size 8 --train-hidden-states-path $STATES/train --eval-hidden-states-path $STATES/eval
+eagle3 train --config $SETTINGS --gpus 8 --mode offline --train-hidden-states-path $STATES/train --eval-hidden-states-path $STATES/eval
 eagle3 export --draft-model-path runs/train/best

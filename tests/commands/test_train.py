@@ -123,10 +123,11 @@ def test_offline_gives_what_online_gives(place: Path, run_cli: RunCli) -> None:
             assert a["loss"] == pytest.approx(b["loss"], rel=2e-2)
 
 
-def test_gradients_accumulate_to_the_whole_batch(place: Path, run_cli: RunCli) -> None:
+@pytest.mark.parametrize("words", [("--draft-micro-batch-size", "1"), ("--max-tokens-per-gpu", "40")])
+def test_gradients_accumulate_to_the_whole_batch(place: Path, run_cli: RunCli, words: tuple[str, str]) -> None:
     short = ("--total-steps", "2", "--log-interval", "1", "--json")
     trained(run_cli("train", "--output-dir", "whole", *short))
-    trained(run_cli("train", "--output-dir", "cut", "--draft-micro-batch-size", "1", *short))
+    trained(run_cli("train", "--output-dir", "cut", *words, *short))
     whole, cut = (
         [json.loads(x) for x in (place / n / "metrics.jsonl").read_text().splitlines()] for n in ("whole", "cut")
     )

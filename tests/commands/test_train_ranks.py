@@ -34,6 +34,7 @@ def test_any_number_of_processes_gives_what_one_gives(place: Path, run_cli: RunC
     for name, words in {
         "two": ("--gpus", "2"),
         "four": ("--gpus", "4", "--draft-sharding", "fsdp", "--draft-micro-batch-size", "1"),
+        "by tokens": ("--gpus", "3", "--draft-sharding", "fsdp", "--max-tokens-per-gpu", "40"),
     }.items():
         result = trained(run_cli("train", "--output-dir", name, *words, *CALM, "--json", process=True))
         assert result["steps"] == 12

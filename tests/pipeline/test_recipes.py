@@ -65,7 +65,7 @@ drop_loops = false
 [train]
 total_steps = 2
 batch_size = 2
-micro_batch_size = 1
+max_tokens_per_gpu = 96
 ttt_length = 2
 save_interval = 2
 eval_interval = 2
@@ -128,6 +128,19 @@ def test_the_sizes_in_the_comments_follow_from_the_draft_config(name: str) -> No
     settings = load([recipes()[name]]).settings
     assert int(rows.replace(",", "")) == settings.prepare.sample_size
     assert (int(epochs), settings.train.ttt_length) == (settings.train.num_epochs, 7)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_step_fills_eight_gpus(name: str) -> None:
+    """At least 8k tokens for each, at the rows' mean length that the comments assume, in one pass of the draft."""
+    text = recipes()[name].read_text(encoding="utf-8")
+    train = load([recipes()[name]]).settings.train
+    mean = int(re.findall(r"rows x ([\d,]+) tokens \(e\)", text)[0].replace(",", ""))
+    tokens = train.batch_size * mean // 8
+    assert tokens >= 8192
+    assert train.max_tokens_per_gpu is not None
+    assert 1.2 * tokens <= train.max_tokens_per_gpu
+    assert f"{train.batch_size} x {mean:,} tokens (e) are {tokens:,} a step" in text
 
 
 def test_the_eval_stage_of_a_spread_target_gets_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,4 +60,5 @@ def training_explained(settings: Settings, world_size: int, place: Callable[[], 
         fix = f"use {change}, {RESUME}" if change else "use a device with more memory, or more of them"
         return f"forecast for each process on {device_of(settings.target.device)}", memory, fix
 
-    return explained(place, advice, f"use a smaller --draft-micro-batch-size, {RESUME}")
+    counted = "--draft-micro-batch-size" if settings.train.max_tokens_per_gpu is None else "--max-tokens-per-gpu"
+    return explained(place, advice, f"use a smaller {counted}, {RESUME}")
