@@ -39,11 +39,12 @@ from eagle3cli.training.ttt import flex_attention, model
 from eagle3cli.training.ttt.unroll import plan_positions
 from tests.gpu_tensor import GpuTensor
 from tests.pretend_gpu import pretend_gpu
-from tests.speed.cost import CostMode, Costs, flex_model
+from tests.speed.cost import CostMode, Costs
+from tests.speed.kernel_models import modelled_kernels
 from tests.speed.step_case import Case, make_trainer, packaged
 
 TARGETS = ("llama-3.1-8b", "qwen3-30b-a3b", "gpt-oss-20b")
-MIXED_STEPS = 20
+MIXED_STEPS = 12
 """Batches of random lengths over which graphs are counted."""
 
 
@@ -108,7 +109,7 @@ def count_step(case: Case, *, explain: bool = False) -> tuple[Costs, Counter[str
 
     with ExitStack() as stack:
         gpu = stack.enter_context(pretend_gpu())
-        stack.enter_context(mock.patch.object(flex_attention, "_compiled", return_value=flex_model(costs)))
+        stack.enter_context(modelled_kernels(costs))
         stack.enter_context(mock.patch.object(model, "ttt_loss", loss))
         with costs.in_phase("standing"):
             draft = make_draft(case, fake)
@@ -140,7 +141,7 @@ def count_graphs(steps: int = MIXED_STEPS) -> int:
         stack.enter_context(mock.patch.object(torch, "compile", traced))
         stack.enter_context(mock.patch.object(flex_attention, "flex_attention", flex_attention._compiled()))
         for _ in range(steps):
-            lengths = [max(3, min(700, int(drawn.lognormvariate(5, 1.2)))) for _ in range(drawn.choice((1, 2, 4)))]
+            lengths = [max(3, min(400, int(drawn.lognormvariate(4.5, 1.2)))) for _ in range(drawn.choice((1, 2, 4)))]
             bounds = (0, *accumulate(lengths))
             mask_N = torch.cat([torch.arange(n) >= n // 3 for n in lengths])
             plan = plan_positions(mask_N, bounds, torch.rand(bounds[-1]) < 0.9, 7, "serving")
