@@ -80,8 +80,11 @@ class TrainSettings(Table):
     activation_checkpointing: bool = option(
         False, "Keep no activations inside a depth; make them again in the backward pass (less memory, more time)."
     )
-    loss_chunk: int = option(
-        4_000_000, "Logits of one depth that exist at once in the loss; fewer take less memory and more time.", ge=1
+    loss_chunk: int | None = option(
+        None,
+        "Logits that exist at once in the loss, of one depth on a CPU (4 million) and of all on a GPU (256 million); "
+        "fewer take less memory and more time.",
+        ge=1,
     )
     dtype: ComputeType = option(
         "auto",

@@ -20,7 +20,8 @@ from eagle3cli.backends.target.padding import PASS_TOKENS
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.units import size_text
 from eagle3cli.training.ttt.attention import QUERY_BLOCK
-from eagle3cli.training.ttt.loss import CHUNK_ELEMENTS
+from eagle3cli.training.ttt.fused_loss import positions_at_once
+from eagle3cli.training.ttt.loss import chunk_elements
 
 MASTER = 4
 """Bytes of a master weight, of a moment and of the head's gradient in a loss."""
@@ -50,7 +51,8 @@ class Workload:
     """A step has several micro batches."""
     full_head: bool = False
     """The loss reads the target's whole vocabulary."""
-    chunk: int = CHUNK_ELEMENTS
+    chunk: int | None = None
+    """Logits that exist at once in the loss; None is what suits the device."""
     shards: int = 1
     """Ranks that share the draft's weights."""
     world_size: int = 1
@@ -251,7 +253,7 @@ def evaluation_forecast(work: Workload) -> Forecast:
         **_states(work),
         "activations of a depth": work.positions * position * e,
         "depth-0 states": work.tokens * token * e,
-        "chunk of the head": min(work.chunk, work.positions * draft.draft_vocab_size) * e,
+        "chunk of the head": min(logits_at_once(work), work.positions * draft.draft_vocab_size) * e,
     }
     phases = [Phase("the target's pass", {**standing, **target_pass_parts(work)})] if work.online else []
     return Forecast((*phases, Phase("simulated acceptance", {**standing, **simulation})))
@@ -264,10 +266,28 @@ def checkpoint_bytes(work: Workload) -> int:
     return weights * work.compute_bytes + 2 * resumable
 
 
+def logits_at_once(work: Workload) -> int:
+    """Logits that exist at once in the loss."""
+    return work.chunk or chunk_elements("cpu" if work.cpu else "cuda")
+
+
 def chunk_bytes(work: Workload) -> int:
-    """One chunk of the head: teacher's and draft's logits, probabilities and error, in fp32 and in ``e`` bytes."""
+    """One chunk of the head.
+
+    On a CPU teacher's and draft's logits, probabilities and error, in fp32 and in ``e`` bytes. On a GPU, in ``e``
+    bytes, the logits of all steps' rows, which their gradient replaces, those rows' states and gradients, and the
+    teacher's logits.
+    """
+    chunk = logits_at_once(work)
+    if not work.cpu:
+        whole = work.target.vocab if work.full_head else 0
+        at_once = positions_at_once(chunk, work.draft.draft_vocab_size, whole, work.ttt_steps)
+        at_once = min(at_once, work.positions + work.ttt_steps)
+        row = work.draft.draft_vocab_size + 2 * work.draft.hidden_size
+        teacher = work.draft.draft_vocab_size + whole + work.target.hidden
+        return at_once * (work.ttt_steps * row + teacher) * work.compute_bytes
     width = work.target.vocab if work.full_head else work.draft.draft_vocab_size
-    positions = min(work.positions + work.ttt_steps, max(1, work.chunk // width))
+    positions = min(work.positions + work.ttt_steps, max(1, chunk // width))
     low = work.compute_bytes if work.compute_bytes != MASTER else 0
     full = positions * work.target.vocab * (MASTER + low) if work.full_head else 0
     return positions * work.draft.draft_vocab_size * (5 * MASTER + 2 * low) + full

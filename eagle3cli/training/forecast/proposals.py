@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.forecast.inputs import RunInputs
 from eagle3cli.training.forecast.memory import draft_weights, forecast
 from eagle3cli.training.forecast.workload import training_workload
 from eagle3cli.training.parallel import is_sharded
+from eagle3cli.training.ttt.loss import chunk_elements
 
 SHORTEST = 512
-SMALL_CHUNK = 500_000
-"""Logits of the loss's chunk that is proposed."""
+SMALLER_CHUNK = 8
+"""How many times smaller than the device's usual one the loss's chunk that is proposed is."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,10 @@ def _changes(settings: Settings, inputs: RunInputs, world_size: int) -> Iterator
 def _singles(settings: Settings, inputs: RunInputs, world_size: int) -> Iterator[tuple[str, Settings]]:
     train = settings.train
     yield from _smaller_micro_batches(settings, world_size)
-    if train.loss_chunk > SMALL_CHUNK:
-        yield f"--loss-chunk {SMALL_CHUNK}", settings.updated("train", loss_chunk=SMALL_CHUNK)
+    usual = chunk_elements(torch.device(inputs.device).type)
+    small = usual // SMALLER_CHUNK
+    if (train.loss_chunk or usual) > small:
+        yield f"--loss-chunk {small}", settings.updated("train", loss_chunk=small)
     if not train.activation_checkpointing:
         yield "--activation-checkpointing", settings.updated("train", activation_checkpointing=True)
     if world_size > 1 and train.optimizer != "muon" and not is_sharded(train, draft_weights(inputs.draft), world_size):

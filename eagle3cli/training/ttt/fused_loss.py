@@ -68,7 +68,9 @@ class _FusedLoss(torch.autograd.Function):
         d_head = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         d_normed = [torch.empty_like(states_LH) for states_LH in normed] if training else []
         weights_4T = _weights(weights, counts, head.device)
-        for part in _chunks(plan, weights_4T[:3], _positions_at_once(chunk, teacher, len(head), len(normed))):
+        for part in _chunks(
+            plan, weights_4T[:3], positions_at_once(chunk, len(head), len(teacher.whole_head or ()), len(normed))
+        ):
             _score_chunk(part, normed, head, teacher, sums_4P, d_normed, d_head)
         sums_4T = torch.stack([part_4L.sum(1) for part_4L in sums_4P.split(counts, 1)], 1)
         ctx.save_for_backward(*d_normed, *([d_head] if d_head is not None else []))
@@ -133,12 +135,12 @@ def _row_kernels() -> ModuleType:
     return loss_rows
 
 
-def _positions_at_once(chunk: int, teacher: Teacher, width: int, steps: int) -> int:
-    """Teacher positions of a chunk: neither the draft's logits of all steps nor the teacher's are more than it."""
-    at_once = chunk // (width * steps)
-    if teacher.whole_head is not None:
-        at_once = min(at_once, chunk // len(teacher.whole_head))
-    return max(1, at_once)
+def positions_at_once(chunk: int, draft_vocab: int, whole_vocab: int, steps: int) -> int:
+    """Teacher positions of a chunk: neither the draft's logits of all steps nor the teacher's are more than it.
+
+    ``whole_vocab`` is 0 where the teacher's whole head is not read.
+    """
+    return max(1, chunk // max(draft_vocab * steps, whole_vocab))
 
 
 def _weights(weights: LossWeights, counts: Sequence[int], device: torch.device) -> Tensor:
