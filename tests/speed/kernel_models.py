@@ -11,6 +11,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from eagle3cli.training.ttt import flex_attention, fused_loss, kernels
 from eagle3cli.training.ttt.kernels.plain_rows import ScoredRows, TeacherRows
@@ -28,6 +29,7 @@ def modelled_kernels(costs: Costs) -> Iterator[None]:
         stack.enter_context(mock.patch.object(kernels, "triton_runs", return_value=True))
         stack.enter_context(mock.patch.object(kernels, "loss_rows", rows, create=True))
         stack.enter_context(mock.patch.object(kernels, "draft_kv", own_keys, create=True))
+        stack.enter_context(mock.patch.object(functional, "rms_norm", RmsNorm(costs)))
         stack.enter_context(mock.patch.object(fused_loss, "_best_product", return_value=AddedProduct(costs)))
         yield
 
@@ -109,6 +111,36 @@ class _Merge(torch.autograd.Function):
         read = [grads[0], query, out, lse, merged, total, *draft_kv]
         ctx.costs.add("own keys backward", moved=sum(map(size, (*read, *written))))
         return (None, *written)
+
+
+@dataclass(frozen=True)
+class RmsNorm:
+    """``F.rms_norm`` on CUDA, a kernel forward and two backward (torch 2.9 and newer): keeps its input alone."""
+
+    costs: Costs
+
+    def __call__(self, x: Tensor, shape: Sequence[int], weight: Tensor, eps: float) -> Tensor:
+        del shape, eps
+        normed: Tensor = _RmsNorm.apply(self.costs, x, weight)  # type: ignore[no-untyped-call]
+        return normed
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, costs: Costs, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.costs = costs
+        ctx.save_for_backward(x, weight, torch.empty_like(x[:, 0], dtype=torch.float32))
+        normed = torch.empty_like(x)
+        costs.add("rms_norm forward", moved=size(x) + size(normed))
+        return normed
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, _ = ctx.saved_tensors
+        moved = size(x) + size(grads[0])
+        ctx.costs.add("rms_norm backward", moved=moved + size(x))
+        ctx.costs.add("rms_norm backward of the weight", moved=moved)
+        return None, torch.empty_like(x), torch.empty_like(weight)
 
 
 @dataclass(frozen=True)
