@@ -150,7 +150,7 @@ def train(draft: Draft, target: HfTarget, rows: list[list[int]], updates: int) -
         hidden = unroll(draft, tokens, aux, target.embedding_VH, plan)
         losses: list[Tensor] = []
         for states, depth in zip(hidden, plan.steps, strict=True):
-            losses.append(F.cross_entropy(draft.lm_head(states), column[best[depth.teacher_r]]))
+            losses.append(F.cross_entropy(draft.lm_head(states), column[best[depth.teacher_L]]))
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()
         optimizer.step()

@@ -147,7 +147,7 @@ def test_of_several_processes_the_one_without_memory_is_told(
         "import os, sys\n"
         "if os.environ.get('RANK') == '1':\n"
         "    sys.path.insert(0, os.environ['EAGLE3_ROOT'])\n"
-        "    from eagle3cli.training import step\n"
+        "    from eagle3cli.training.trainer import Trainer\n"
         "    inner, calls = Trainer.accumulate, []\n"
         "    def accumulate(*given):\n"
         "        calls.append(1)\n"
