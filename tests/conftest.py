@@ -99,12 +99,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendGpu]:
-    """A pretend GPU for the whole test; the kernel of flex_attention there is its dense twin."""
+def gpu_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the kernel that is compiled for a GPU its dense twin, for a pretend one."""
     from eagle3cli.training.ttt import flex_attention
     from tests.dense_flex import dense_flex
-    from tests.pretend_gpu import pretend_gpu
 
     monkeypatch.setattr(flex_attention, "_compiled", lambda: dense_flex)
+
+
+@pytest.fixture
+def gpu(gpu_kernel: None) -> Iterator[PretendGpu]:
+    """A pretend GPU for the whole test."""
+    from tests.pretend_gpu import pretend_gpu
+
     with pretend_gpu() as gpu:
         yield gpu

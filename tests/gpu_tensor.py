@@ -143,7 +143,7 @@ def run_kernel(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
     if name == "copy_" and any(not isinstance(x, GpuTensor) for x in tensors):
         return copy_between(*args, **kwargs)
-    check_devices(name, args, tensors)
+    check_devices(func, name, args, tensors)
     if any(word in name for word in ONLY_ON_A_CPU) and not ACTIVE.in_sdpa:
         raise RuntimeError(f"{name} has no CUDA kernel")
     if why := why_it_waits(func, name, args, kwargs):
@@ -160,9 +160,10 @@ def numbers(x: Any) -> Any:
     return x.elem if isinstance(x, GpuTensor) else x
 
 
-def check_devices(name: str, args: tuple[Any, ...], tensors: list[Tensor]) -> None:
-    """Raise where CUDA would: CPU tensors may be scalars, or indices (which are copied)."""
-    on_host = [x for x in tensors if not isinstance(x, GpuTensor) and x.dim()]
+def check_devices(func: Any, name: str, args: tuple[Any, ...], tensors: list[Tensor]) -> None:
+    """Raise where CUDA would: CPU tensors may be scalars that are read, or indices (which are copied)."""
+    written = [x for x, argument in zip(args, func._schema.arguments, strict=False) if argument.is_write]
+    on_host = [x for x in tensors if not isinstance(x, GpuTensor) and (x.dim() or any(x is y for y in written))]
     if not on_host:
         return
     if name in INDEXING and all(any(x is index for index in args[1]) for x in on_host):

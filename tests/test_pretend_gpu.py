@@ -25,6 +25,8 @@ def test_two_devices_in_one_operation_are_an_error(gpu: PretendGpu) -> None:
         with pytest.raises(RuntimeError, match="same device"):
             operation(a, torch.ones(3))
     assert (a + torch.tensor(1.0)).tolist() == [1, 1, 1]  # a number of the host may take part
+    with pytest.raises(RuntimeError, match="same device"):
+        torch.zeros(3)[1].add_(a[1])  # but not take a result
 
 
 def test_numpy_a_cpus_kernel_and_a_cpus_generator_are_refused(gpu: PretendGpu) -> None:

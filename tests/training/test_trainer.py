@@ -23,6 +23,7 @@ from eagle3cli.runtime.report import Silent
 from eagle3cli.runtime.stop import Stop
 from eagle3cli.settings.training import TrainSettings
 from eagle3cli.training.batches import Batches, Sampler
+from eagle3cli.training.build import choose_attention
 from eagle3cli.training.checkpoint.save import Saver
 from eagle3cli.training.checkpoint.state import TrainState
 from eagle3cli.training.metrics import Metrics
@@ -30,7 +31,6 @@ from eagle3cli.training.optim.optimizer import Optimizer
 from eagle3cli.training.optim.schedule import Schedule
 from eagle3cli.training.parallel import Parallel
 from eagle3cli.training.trainer import Trainer
-from eagle3cli.training.ttt.attention import attend
 from eagle3cli.training.ttt.model import TargetWeights, TTTModel
 
 VOCAB, DRAFT_VOCAB, HIDDEN = 40, 20, 16
@@ -43,6 +43,7 @@ class RandomSource:
 
     poisoned: set[int] = field(default_factory=set)
     lengths: Sequence[int] = tuple(LENGTHS)
+    device: str = "cpu"
 
     def batch(self, rows: Sequence[int]) -> TargetBatch:
         parts: dict[str, list[torch.Tensor]] = {"token_ids_N": [], "loss_mask_N": [], "aux_NC": [], "last_NH": []}
@@ -58,14 +59,18 @@ class RandomSource:
             parts["last_NH"].append(torch.randn(size, HIDDEN, generator=generator))
             bounds.append(bounds[-1] + size)
         joined = {name: torch.cat(tensors) for name, tensors in parts.items()}
-        top = (joined["last_NH"] @ HEAD.T).argmax(-1)
-        return TargetBatch(cu_seqlens=tuple(bounds), top_N=top, rows=tuple(rows), **joined)
+        joined["top_N"] = (joined["last_NH"] @ HEAD.T).argmax(-1)
+        mask_N = joined.pop("loss_mask_N")  # stays with the host
+        moved = {name: tensor.to(self.device) for name, tensor in joined.items()}
+        return TargetBatch(
+            loss_mask_N=mask_N, cu_seqlens=tuple(bounds), rows=tuple(rows), top_host_N=joined["top_N"], **moved
+        )
 
 
 HEAD = torch.randn(VOCAB, HIDDEN, generator=torch.Generator().manual_seed(99))
 
 
-def make_trainer(folder: Path, source: RandomSource | None = None, **settings: Any) -> Trainer:
+def make_trainer(folder: Path, source: RandomSource | None = None, *, device: str = "cpu", **settings: Any) -> Trainer:
     torch.manual_seed(0)
     config = DraftConfig.from_target(
         {
@@ -82,20 +87,28 @@ def make_trainer(folder: Path, source: RandomSource | None = None, **settings: A
     t2d = torch.zeros(VOCAB, dtype=torch.bool)
     t2d[ids] = True
     draft.set_vocab(ids - torch.arange(DRAFT_VOCAB), t2d)
+    draft = draft.to(device)
     chosen = TrainSettings(**{"batch_size": len(LENGTHS), "ttt_length": 3, "log_interval": 1, **settings})
     embedding_VH = torch.randn(VOCAB, HIDDEN, generator=torch.Generator().manual_seed(5))
-    target = TargetWeights(embedding_VH, Head(HEAD[ids]), Head(HEAD) if chosen.loss != "kl" else None)
+    head = HEAD.to(device)
+    target = TargetWeights(
+        embedding_VH.to(device), Head(HEAD[ids].to(device)), Head(head) if chosen.loss != "kl" else None
+    )
+    kernel = choose_attention(chosen.attention_backend, head.device, Silent())
     sampler = Sampler(len(LENGTHS), chosen.batch_size, 0)
     return Trainer(
         settings=chosen,
         output_dir=folder,
         batches=Batches(
-            source or RandomSource(), sampler, chosen.micro_batch_size, max_tokens=chosen.max_tokens_per_gpu
+            source or RandomSource(device=device),
+            sampler,
+            chosen.micro_batch_size,
+            max_tokens=chosen.max_tokens_per_gpu,
         ),
-        eval_source=RandomSource(),
-        model=TTTModel(draft, target, attend),
+        eval_source=RandomSource(device=device),
+        model=TTTModel(draft, target, kernel, recompute=chosen.activation_checkpointing, chunk=chosen.loss_chunk),
         parallel=Parallel(),
-        optimizer=Optimizer(list(draft.named_parameters()), max_grad_norm=0.5),
+        optimizer=Optimizer(list(draft.named_parameters()), max_grad_norm=0.5, kind=chosen.optimizer),
         schedule=Schedule(chosen, chosen.total_steps),
         saver=Saver(folder, chosen.keep_checkpoints, SINGLE_PROCESS, Silent()),
         state=TrainState(),

@@ -3,6 +3,9 @@
 The step-0 part, packed sequences and pruned positions included, is one call with a block mask that returns its
 log-sum-exp; the queries' own keys are merged by plain autograd, which flows through the log-sum-exp too. On a CPU
 flex_attention has a forward pass only, which the tests hold against :func:`eagle3cli.training.ttt.attention.attend`.
+
+One compiled graph serves all lengths: queries and keys are padded to whole blocks, at least two, since the compiler
+makes a graph of its own for lengths that are no multiple of a block, and for sizes of one.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
@@ -24,6 +28,9 @@ AuxRequest: Any = getattr(flex, "AuxRequest", None)
 BLOCK = 128
 """Queries, and keys, of a block of the kernel."""
 
+MAX_GRAPHS = 32
+"""Compiled graphs at which a run ends: training and evaluation take two or three each."""
+
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -31,21 +38,45 @@ def attend_flex(
     query_RAD: Tensor, key_SKD: Tensor, value_SKD: Tensor, draft_kv: DraftKV, queries: QueryPositions
 ) -> Tensor:
     """Attention output ``[R, A, D]``; the same contract as :func:`eagle3cli.training.ttt.attention.attend`."""
-    block_mask = make_block_mask(queries, len(key_SKD))
-    kernel = _compiled() if query_RAD.device.type == "cuda" else flex_attention
-    query, key, value = (states.transpose(0, 1)[None] for states in (query_RAD, key_SKD, value_SKD))
+    block_mask = make_block_mask(_whole_blocks(queries), _in_blocks(len(key_SKD)))
+    query, key, value = (_padded(states).transpose(0, 1)[None] for states in (query_RAD, key_SKD, value_SKD))
+    out, lse = _run(query, key, value, block_mask)
+    size = len(query_RAD)
+    out_RAD: Tensor = out[0].transpose(0, 1)[:size]
+    if not draft_kv:
+        return out_RAD
+    lse_RA = lse[0].transpose(0, 1)[:size]
+    return merge_draft_kv(query_RAD, out_RAD, lse_RA.float(), [states for pair in draft_kv for states in pair])[0]
+
+
+def _run(query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask) -> tuple[Tensor, Tensor]:
+    """Output ``[1, A, R, D]`` and log-sum-exp ``[1, A, R]`` of queries and keys of whole blocks."""
+    kernel = _kernel_on(query.device)
     grouped = key.shape[1] != query.shape[1]
     if AuxRequest is None:
         out, lse = kernel(query, key, value, block_mask=block_mask, enable_gqa=grouped, return_lse=True)
-    else:
-        request = AuxRequest(lse=True)
-        out, aux = kernel(query, key, value, block_mask=block_mask, enable_gqa=grouped, return_aux=request)
-        lse = aux.lse
-    out_RAD: Tensor = out[0].transpose(0, 1)
-    if not draft_kv:
-        return out_RAD
-    lse_RA = lse[0].transpose(0, 1)
-    return merge_draft_kv(query_RAD, out_RAD, lse_RA.float(), [states for pair in draft_kv for states in pair])[0]
+        return out, lse
+    request = AuxRequest(lse=True)
+    out, aux = kernel(query, key, value, block_mask=block_mask, enable_gqa=grouped, return_aux=request)
+    return out, aux.lse
+
+
+def _in_blocks(length: int) -> int:
+    """The length up to which queries, or keys, are padded."""
+    return max(2, -(-length // BLOCK)) * BLOCK
+
+
+def _padded(states_RAD: Tensor) -> Tensor:
+    """The states with zeros behind them: as keys nobody sees them, as queries nobody reads their output."""
+    missing = _in_blocks(len(states_RAD)) - len(states_RAD)
+    return F.pad(states_RAD, (0, 0, 0, 0, 0, missing)) if missing else states_RAD
+
+
+def _whole_blocks(queries: QueryPositions) -> QueryPositions:
+    """The queries with the last one repeated: one that saw no key would have no softmax."""
+    missing = _in_blocks(len(queries.position_R)) - len(queries.position_R)
+    position_R, begin_R = (torch.cat([x, x[-1:].expand(missing)]) for x in (queries.position_R, queries.begin_R))
+    return QueryPositions(position_R, queries.cu_seqlens, given_begin_R=begin_R)
 
 
 def mask_mod(queries: QueryPositions) -> MaskMod:
@@ -90,6 +121,18 @@ def _ordered(chosen_BJ: Tensor) -> tuple[Tensor, Tensor]:
     return chosen_BJ.sum(1, dtype=torch.int32)[None, None], order_BJ.int()[None, None]
 
 
+def _kernel_on(device: torch.device) -> Any:
+    """The kernel of a device; a CPU's is torch's slow one, for the tests."""
+    return _compiled() if device.type == "cuda" else flex_attention
+
+
 @cache
 def _compiled() -> Any:
-    return torch.compile(flex_attention)
+    """The compiled kernel: one graph for all lengths, and an error rather than scores in full past the limit."""
+    compiled = torch.compile(flex_attention, dynamic=True, fullgraph=True)
+
+    def run(*states: Tensor, **options: Any) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS):
+            return compiled(*states, **options)
+
+    return run
