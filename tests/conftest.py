@@ -100,10 +100,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def gpu_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of the kernel that is compiled for a GPU its dense twin, for a pretend one."""
-    from eagle3cli.training.ttt import flex_attention
+    """For a pretend GPU: no Triton, and in place of the compiled flex_attention its dense twin."""
+    from eagle3cli.training.ttt import flex_attention, kernels
     from tests.dense_flex import dense_flex
 
+    monkeypatch.setattr(kernels, "triton_runs", lambda: False)
     monkeypatch.setattr(flex_attention, "_compiled", lambda: dense_flex)
 
 

@@ -15,8 +15,8 @@ from tests.gpu_tensor import PretendGpu
 from tests.pretend_gpu import pretend_gpu
 from tests.training.test_trainer import make_trainer
 
-BUDGET = 4
-"""Host syncs of a training step."""
+BUDGET = 2
+"""Host syncs of a training step: for the gradient norm, and with the loss mix for the acceptance rates."""
 
 Numbers = tuple[list[float], list[float], dict[str, torch.Tensor]]
 
@@ -71,9 +71,7 @@ def syncs_of_a_step(folder: Path, gpu: PretendGpu, **options: Any) -> Counter[st
 
 
 def check_budget(syncs: Counter[str]) -> None:
-    # The loss still waits for each of its chunks.
-    elsewhere = Counter({where: count for where, count in syncs.items() if "ttt/loss.py" not in where})
-    assert elsewhere.total() <= BUDGET, elsewhere
+    assert syncs.total() <= BUDGET, syncs
 
 
 @pytest.mark.parametrize("way", WAYS)
