@@ -129,7 +129,7 @@ def _kernel_on(device: torch.device) -> Any:
 @cache
 def _compiled() -> Any:
     """The compiled kernel: one graph for all lengths, and an error rather than scores in full past the limit."""
-    compiled = torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    compiled: Any = torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
     def run(*states: Tensor, **options: Any) -> Any:
         with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS):
