@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 COLLECTIVE_TIMEOUT = timedelta(days=30)
 """The others may be at work for as long as that; one that dies ends the wait at once."""
 
+DEVICE_SLACK = 60.0
+"""Seconds by which NCCL's time-out is longer than the watchdog's, which knows the rank that is late. NCCL then ends the
+process (TORCH_NCCL_ASYNC_ERROR_HANDLING is on in every torch that is allowed) and logs the collective."""
 
 START_TIMEOUT = 20 * 60.0
 """Seconds in which all have to have started."""
@@ -45,6 +48,8 @@ class Ranks:
     watchdog: Watchdog | None = field(default=None, compare=False)
     group: Any = field(default=None, compare=False)
     """The process group that these are, where there are other processes besides."""
+    host_group: Any = field(default=None, compare=False)
+    """The same processes for the hosts' memory, where that is another group: its waits may be long."""
 
     @property
     def is_main(self) -> bool:
@@ -68,7 +73,11 @@ class Ranks:
             import torch.distributed as dist
 
             with self.waiting():
-                dist.barrier(group=self.group)
+                dist.barrier(group=self._host_group)
+
+    @property
+    def _host_group(self) -> Any:
+        return self.group if self.host_group is None else self.host_group
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
@@ -97,6 +106,7 @@ class Ranks:
         if self.world_size > 1:
             import torch.distributed as dist
 
+            self.barrier()  # a device's own time-out is shorter than some rank may be late
             with self.waiting():
                 for tensor in tensors:
                     dist.broadcast(tensor.detach(), 0, group=self.group)
@@ -117,7 +127,7 @@ class Ranks:
 
         reduced = torch.tensor(values, dtype=torch.float64)
         with self.waiting():
-            dist.all_reduce(reduced, getattr(dist.ReduceOp, operation), group=self.group)
+            dist.all_reduce(reduced, getattr(dist.ReduceOp, operation), group=self._host_group)
         return [float(value) for value in reduced]
 
 
@@ -129,25 +139,21 @@ def init_distributed(timeout: float | None = None) -> Iterator[Ranks]:
     """The ranks that ``WORLD_SIZE`` and ``RANK`` announce, or SLURM; else one. Each has a GPU where there are any.
 
     With ``timeout`` (seconds) this process ends when another one is silent, or keeps the others waiting in the
-    training loop, for as long. Raises LostRankError for what the end of another one looks like from here.
+    training loop, for as long, or when a message between GPUs takes longer. Raises LostRankError for what the end of
+    another one looks like from here.
     """
     os.environ.update(as_torchrun(os.environ))
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         yield SINGLE_PROCESS
         return
-    import torch
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
 
-    backend = "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        backend = "cpu:gloo,cuda:nccl"
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()  # torchrun ends its ranks, unless it is killed itself
     store, rank, world_size = _rendezvous(world_size, timeout or START_TIMEOUT)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT)
+    host_group = _init_process_groups(store, rank, world_size, timeout)
     watchdog = None
     if timeout is not None:
         watchdog = Watchdog(
@@ -160,7 +166,7 @@ def init_distributed(timeout: float | None = None) -> Iterator[Ranks]:
         )
         watchdog.thread.start()
     try:
-        yield Ranks(rank, world_size, watchdog)
+        yield Ranks(rank, world_size, watchdog, host_group=host_group)
     except Exception as error:
         if not _is_lost_rank(error):
             raise
@@ -186,14 +192,31 @@ def _rendezvous(world_size: int, timeout: float) -> tuple[Any, int, int]:
     return store, rank, world_size
 
 
-def _give_up(rank: int, late: Heartbeat, message: str) -> None:
+def _init_process_groups(store: Any, rank: int, world_size: int, timeout: float | None) -> Any:
+    """Make the default group; returns another one for the hosts' memory where that one is of GPUs, else None.
+
+    The watchdog keeps ``timeout`` on the hosts. On GPUs NCCL has to: no thread here sees where a device waits.
+    """
+    import torch
+    import torch.distributed as dist
+
+    where: dict[str, Any] = {"store": store, "rank": rank, "world_size": world_size}
+    if not torch.cuda.is_available():
+        dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT, **where)
+        return None
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    limit = COLLECTIVE_TIMEOUT if timeout is None else timedelta(seconds=timeout + DEVICE_SLACK)
+    dist.init_process_group("cpu:gloo,cuda:nccl", timeout=limit, **where)
+    return dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+
+
+def _give_up(rank: int, late: Heartbeat | None, message: str) -> None:
     """End this process, which waits for one that will not come, and that one too where it is on this machine."""
-    if late.host == socket.gethostname():
+    if late is not None and late.host == socket.gethostname():
         with suppress(OSError):
             os.kill(late.process, signal.SIGKILL)  # one that is stopped hears no other signal
-    error = Eagle3Error(
-        message, where="--dist-timeout", fix="see what that process does; then run the same command again"
-    )
+    look = "see what that process does" if late is not None else "see that the GPUs reach each other (NCCL_DEBUG=INFO)"
+    error = Eagle3Error(message, where="--dist-timeout", fix=f"{look}; then run the same command again")
     tell_error(rank, error)
     print(f"error: {error}", file=sys.stderr, flush=True)
     os._exit(error.exit_code)

@@ -27,6 +27,8 @@ LOOPBACK = "127.0.0.1"
 FOLDER = "EAGLE3_LAUNCH"
 """Environment variable: where the ranks leave their errors and the first one its result."""
 
+AGAIN = "run the same command again to go on from the newest checkpoint"
+
 SAVE_TIMEOUT = 120.0
 """Seconds that the ranks have for saving once a signal has asked them to stop."""
 
@@ -197,8 +199,10 @@ def _error(folder: Path, failed: Any, count: int, stop_signal: int | None) -> Ea
         error.exit_code = first["code"]
         return error
     rank, failure = killed[0] if killed else failed.get_first_failure()
-    fix = "look at its log above; run the same command again to go on from the newest checkpoint"
+    fix = f"look at its log above; {AGAIN}"
     how = f"was ended by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with code {failure.exitcode}"
+    if failure.exitcode == -signal.SIGABRT:
+        fix = "NCCL does that when a message between GPUs outlasts --dist-timeout: its log above names it; " + AGAIN
     if failure.exitcode == -signal.SIGKILL:
         fix = "somebody killed it, or the system did for want of memory (see dmesg); run the same command again"
     return Eagle3Error(f"rank {rank} of {count} {how}", fix=fix)

@@ -34,8 +34,8 @@ class Watchdog:
     """A thread that puts this rank's heartbeat into the store of the process group and reads the others'.
 
     ``on_late`` is called once, from the thread, with a rank's last heartbeat and a message, when it has been silent
-    for ``timeout`` seconds, or has not moved for as long inside the training loop while others wait for it. ``warn``
-    gets a message earlier.
+    for ``timeout`` seconds, or has not moved for as long inside the training loop while others wait for it; with no
+    heartbeat when all have waited for as long, which no rank can end. ``warn`` gets a message earlier.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Watchdog:
         rank: int,
         world_size: int,
         timeout: float,
-        on_late: Callable[[Heartbeat, str], None],
+        on_late: Callable[[Heartbeat | None, str], None],
         warn: Callable[[str], None],
     ) -> None:
         self.store = store
@@ -55,6 +55,8 @@ class Watchdog:
         self.warned = set[int]()
         self.own = Heartbeat()
         now = time.monotonic()
+        self.own_latest = (0, now)
+        """How far this rank had moved when it was last looked at, and since when it has been there."""
         self.latest = {other: (Heartbeat(), now, now) for other in range(world_size) if other != rank}
         """The other ranks' last heartbeats, and when they were last alive and last moved."""
         self.ended = threading.Event()
@@ -62,13 +64,14 @@ class Watchdog:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Within the block this rank does nothing but wait for the others."""
+        """Within the block this rank does nothing but wait for the others; a block may stand within another."""
+        before = self.own.waiting
         self.own.waiting = True
         self.own.moved += 1
         try:
             yield
         finally:
-            self.own.waiting = False
+            self.own.waiting = before
             self.own.moved += 1
 
     def at(self, place: str) -> None:
@@ -84,7 +87,8 @@ class Watchdog:
                 heartbeats = {rank: self._read(rank) for rank in self.latest}
             except RuntimeError:  # the store has gone: so has the run
                 return
-            late = self._find_late({rank: beat for rank, beat in heartbeats.items() if beat is not None})
+            known = {rank: beat for rank, beat in heartbeats.items() if beat is not None}
+            late = self._find_late(known) or self._find_stuck(known)
             if late is not None and not self.ended.is_set():
                 self.on_late(*late)
                 return
@@ -93,7 +97,7 @@ class Watchdog:
         key = f"beat/{rank}"
         return Heartbeat(**json.loads(self.store.get(key))) if self.store.check([key]) else None
 
-    def _find_late(self, heartbeats: dict[int, Heartbeat]) -> tuple[Heartbeat, str] | None:
+    def _find_late(self, heartbeats: dict[int, Heartbeat]) -> tuple[Heartbeat | None, str] | None:
         now = time.monotonic()
         somebody_waits = self.own.waiting or any(heartbeat.waiting for heartbeat in heartbeats.values())
         for rank, heartbeat in heartbeats.items():
@@ -114,3 +118,20 @@ class Watchdog:
             elif idle < self.timeout * WARN_AFTER:
                 self.warned.discard(rank)
         return None
+
+    def _find_stuck(self, heartbeats: dict[int, Heartbeat]) -> tuple[Heartbeat | None, str] | None:
+        """Whether all ranks live and wait, and none has moved for the time-out: the message between them is stuck."""
+        now = time.monotonic()
+        moved, since = self.own_latest
+        if moved != self.own.moved:
+            since = now
+            self.own_latest = (self.own.moved, now)
+        everyone = {self.rank: self.own, **heartbeats}
+        if len(everyone) <= len(self.latest) or not all(heartbeat.waiting for heartbeat in everyone.values()):
+            return None
+        answered = min(self.latest[rank][1] for rank in heartbeats)
+        since = max(since, *(self.latest[rank][2] for rank in heartbeats))
+        if now - since <= self.timeout or now - answered > self.timeout * WARN_AFTER:
+            return None
+        places = ", ".join(f"rank {rank} in {beat.place or 'its start'}" for rank, beat in sorted(everyone.items()))
+        return None, f"all {len(everyone)} ranks have waited for each other for {now - since:.0f} s: {places}"

@@ -53,11 +53,14 @@ class Parallel:
             return
         self.shards.set_requires_gradient_sync(False)
         self.shards.set_reshard_after_backward(False)
+        with self.ranks.waiting():
+            # Begun here, where no rank is ahead, it is not left to whoever has its states first, and runs beside them.
+            self.shards.unshard(async_op=True)
         yield
         self.shards.set_requires_gradient_sync(True)
         self.shards.set_reshard_after_backward(True)
         assert isinstance(self.shards, TTTModel)
-        with timers.part("communication"):
+        with timers.part("communication"), self.ranks.waiting():
             self.shards.zero_loss().backward()
 
     @contextmanager
@@ -66,7 +69,8 @@ class Parallel:
         if self.shards is None:
             yield
             return
-        self.shards.unshard()
+        with self.ranks.waiting():
+            self.shards.unshard()
         try:
             yield
         finally:

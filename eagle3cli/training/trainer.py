@@ -140,7 +140,7 @@ class Trainer:
             step.all_reduce_counts(self.ranks, settings.ttt_length)
         step.divisor = self._divisor(step)
         self.learning_rate = self.schedule.learning_rate(state.step, state.seconds)
-        with self.timers.part("optimiser"):
+        with self.timers.part("optimiser"), self.ranks.waiting():  # for their sum, which a GPU makes behind the host
             self.grad_norm = self.optimizer.step(
                 self.learning_rate, divide_by=step.divisor, all_reduce=self._all_reduce_gradients
             )
@@ -195,6 +195,7 @@ class Trainer:
         state = self.state
         began = time.perf_counter()
         self.activity = f"evaluation after step {state.step}"
+        self.ranks.at(self.activity)
         steps = max(SERVED_STEPS, settings.ttt_length)
         with self.parallel.unsharded():
             evaluation = evaluate(
@@ -234,6 +235,7 @@ class Trainer:
     def save(self, *, now: bool = False) -> None:
         """Write a checkpoint of the run as it is: in the background, or ``now``."""
         state = self.state
+        self.ranks.at(f"checkpoint of step {state.step}")
         epoch = self.batches.sampler.epoch_of(max(0, state.step - 1))
         state.metrics = self.metrics.saved(self.ranks, self.settings.ttt_length)
         write = self.saver.now if now else self.saver.begin

@@ -92,3 +92,51 @@ def test_waiting_ranks_are_not_late_themselves(place: str) -> None:
     watcher, now = watchdog(Store(), 0, 0.1, [], []), time.monotonic()
     watcher.latest[1] = (Heartbeat(alive=1, moved=5), now, now - 60)
     assert watcher._find_late({1: Heartbeat(alive=2, moved=5, waiting=True, place=place)}) is None
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_wait_within_a_wait_is_one(inner: bool) -> None:
+    one = watchdog(Store(), 0, 1.0, [], [])
+    with one.waiting():
+        if inner:
+            with one.waiting():
+                assert one.own.waiting
+        assert one.own.waiting
+    assert not one.own.waiting
+
+
+def test_all_that_wait_for_each_other_are_stuck_and_said_where() -> None:
+    store, late, warned = Store(), list[str](), list[str]()
+    both = [watchdog(store, rank, 0.6, late, warned) for rank in range(2)]
+    both[0].at("step 7")
+    both[1].at("evaluation after step 6")
+    with both[0].waiting(), both[1].waiting():
+        run_for(1.5, *both)
+    assert "all 2 ranks have waited for each other for 1 s" in late[0]
+    assert "rank 0 in step 7, rank 1 in evaluation after step 6" in late[0]
+
+
+def test_a_silent_rank_is_named_though_its_last_word_was_that_it_waits() -> None:
+    store, late, warned = Store(), list[str](), list[str]()
+    first = watchdog(store, 0, 0.8, late, warned)
+    other = watchdog(store, 1, 0.8, late, warned)
+    with first.waiting(), other.waiting():
+        other.thread.start()
+        time.sleep(0.3)
+        other.ended.set()
+        run_for(1.6, first)
+    assert [("rank 1" in message, "does not answer" in message) for message in late] == [(True, True)]
+
+
+def test_ranks_that_wait_and_move_are_not_stuck() -> None:
+    store, late, warned = Store(), list[str](), list[str]()
+    both = [watchdog(store, rank, 0.6, late, warned) for rank in range(2)]
+    for one in both:
+        one.thread.start()
+    for _ in range(15):
+        with both[0].waiting(), both[1].waiting():
+            time.sleep(0.1)
+    for one in both:
+        one.ended.set()
+        one.thread.join()
+    assert not late

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from eagle3cli.backends.target.target import LiveTarget, ProcessTarget, States, Tokens
 from eagle3cli.errors import UsageError
-from eagle3cli.runtime.distributed import Ranks, init_distributed
+from eagle3cli.runtime.distributed import COLLECTIVE_TIMEOUT, Ranks, init_distributed
 from eagle3cli.runtime.stop import catch_stop
 from eagle3cli.settings.models import TargetSettings
 
@@ -120,12 +120,15 @@ def _groups(size: int) -> tuple[Any, Any, int]:
     rank = dist.get_rank()
     world_size = dist.get_world_size()
     own = _neighbours(world_size, size)[rank // size]
-    workers = dist.new_group(list(range(0, world_size, size)), backend="gloo")
+    workers = dist.new_group(list(range(0, world_size, size)), timeout=COLLECTIVE_TIMEOUT, backend="gloo")
     return own, workers, rank - rank % size
 
 
 def _neighbours(world_size: int, size: int) -> list[Any]:
-    return [dist.new_group(list(range(at, at + size)), backend="gloo") for at in range(0, world_size, size)]
+    return [
+        dist.new_group(list(range(at, at + size)), timeout=COLLECTIVE_TIMEOUT, backend="gloo")
+        for at in range(0, world_size, size)
+    ]
 
 
 def _follow(load: TargetLoader, size: int) -> None:

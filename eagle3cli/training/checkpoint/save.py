@@ -79,7 +79,8 @@ class Saver:
         self.temporary = self.run / "checkpoints" / f".{name}.tmp-{self._main_pid()}"
         if self.ranks.is_main:
             remove(self.temporary)
-        weights = draft.serving_state()
+        with self.ranks.waiting():  # for the others' shards
+            weights = draft.serving_state()
         counters = json.dumps(state.to_file(), indent=1) + "\n"
         self.ranks.barrier()
         tensors = resumable(draft, optimizer)
@@ -123,7 +124,8 @@ class Saver:
 
         ``now``: it has to be there; raises Eagle3Error where several attempts failed.
         """
-        weights = draft.serving_state()
+        with self.ranks.waiting():  # for the others' shards
+            weights = draft.serving_state()
 
         def write() -> Eagle3Error | None:
             failure = None
