@@ -9,12 +9,18 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from eagle3cli.runtime.cpus import available_cpus
 
 M_TRIM_THRESHOLD = -1
 M_TOP_PAD = -2
 M_MMAP_MAX = -4
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy that the host does not wait for: torch keeps the pinned memory until it is done."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def set_threads(threads: int | None) -> int:

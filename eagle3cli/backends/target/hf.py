@@ -26,6 +26,7 @@ from eagle3cli.backends.target.structure import decoder_of
 from eagle3cli.backends.target.target import States, Tokens
 from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.models.config import default_aux_layers
+from eagle3cli.runtime.devices import to_device
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.models import TargetSettings
 
@@ -120,18 +121,20 @@ class HfTarget:
     @torch.no_grad()
     def capture_padded(self, sequences: Sequence[Tokens]) -> States:
         """The same by one pass, padded on the right to the longest sequence."""
-        ids = [torch.tensor(s, dtype=torch.long, device=self.device) for s in sequences]
+        ids = [torch.tensor(s, dtype=torch.long) for s in sequences]
         shared = self._shared(sequences)
+        begin_1P = to_device(ids[0][None, :shared], self.device)
+        ids_BS = to_device(pad_sequence([s[shared:] for s in ids], batch_first=True), self.device)
         with self.recording() as outputs:
             if not shared:
-                aux_BSC, last_BSH = self._forward(outputs, pad_sequence(ids, batch_first=True), use_cache=False)
+                aux_BSC, last_BSH = self._forward(outputs, ids_BS, use_cache=False)
             else:
                 # A system prompt that all rows begin with is run once.
                 cache = DynamicCache(config=self.model.config)
                 past = {"use_cache": True, **cached(self.decoder, cache)}
-                first = self._forward(outputs, ids[0][None, :shared], **past)
+                first = self._forward(outputs, begin_1P, **past)
                 cache.batch_repeat_interleave(len(ids))
-                rest = self._forward(outputs, pad_sequence([s[shared:] for s in ids], batch_first=True), **past)
+                rest = self._forward(outputs, ids_BS, **past)
                 aux_BSC, last_BSH = (_concat(prefix, end) for prefix, end in zip(first, rest, strict=True))
         return [(aux_BSC[b, : len(s)], last_BSH[b, : len(s)]) for b, s in enumerate(ids)]
 

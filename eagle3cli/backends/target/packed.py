@@ -20,6 +20,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from eagle3cli.backends.target.target import Tokens
+from eagle3cli.runtime.devices import to_device
 
 VARLEN_ATTENTION = "eagle3_varlen"
 
@@ -74,12 +75,12 @@ AttentionInterface.register(VARLEN_ATTENTION, varlen_attention)
 def packed_inputs(sequences: Sequence[Tokens], device: torch.device) -> dict[str, Any]:
     """Arguments of a decoder for rows side by side."""
     lengths = [len(ids) for ids in sequences]
-    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device)
+    bounds = to_device(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), device)
     ids_N = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in sequences])
     positions_N = np.concatenate([np.arange(length) for length in lengths])
     return {
-        "input_ids": torch.from_numpy(ids_N)[None].to(device),
-        "position_ids": torch.from_numpy(positions_N)[None].to(device),
+        "input_ids": to_device(torch.from_numpy(ids_N)[None], device),
+        "position_ids": to_device(torch.from_numpy(positions_N)[None], device),
         "cu_seq_lens_q": bounds,
         "cu_seq_lens_k": bounds,
         "max_length_q": max(lengths),

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.attention import varlen
 
 from eagle3cli.backends.target.hf import HfTarget, load_target, packed_kernel
@@ -21,6 +20,7 @@ from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.training.batches import micro_batches
 from tests.families import FAMILIES, family_target
+from tests.gpu_tensor import PretendGpu
 from tests.tiny import tiny_target
 
 LENGTHS = [int(line) for line in (Path(__file__).parents[2] / "speed" / "lengths.txt").read_text().split()]
@@ -63,11 +63,17 @@ def row_by_row(
     """What the kernel computes, one row after the other."""
     assert options == {"window_size": (-1, 0), "enable_gqa": True}
     assert query_NAD.shape[-1] == value_NKD.shape[-1]
-    cuts = bounds[1:-1].long()
+    cuts = tuple(bounds[1:-1].tolist())
     parts = zip(*(states.tensor_split(cuts) for states in (query_NAD, key_NKD, value_NKD)), strict=True)
-    rows = [[states.transpose(0, 1) for states in part] for part in parts]
-    out = [F.scaled_dot_product_attention(*row, is_causal=True, scale=scale, enable_gqa=True) for row in rows]
-    return torch.cat([row.transpose(0, 1) for row in out])
+    out = []
+    for part in parts:
+        query_AND, key_KND, value_KND = (states.transpose(0, 1) for states in part)
+        groups = len(query_AND) // len(key_KND)
+        scores = query_AND @ key_KND.repeat_interleave(groups, 0).mT * scale
+        future = torch.ones(scores.shape[1:], dtype=torch.bool, device=scores.device).triu(1)
+        weights = scores.float().masked_fill(future, float("-inf")).softmax(-1).to(value_KND.dtype)
+        out.append((weights @ value_KND.repeat_interleave(groups, 0)).transpose(0, 1))
+    return torch.cat(out)
 
 
 def loaded(folder: Path) -> HfTarget:
@@ -129,3 +135,28 @@ def test_without_a_kernel_rows_are_padded(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(varlen, "varlen_attn", leaking)
     assert packed_kernel(target) is None, "the second row saw the first"
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_on_a_gpu_rows_are_packed_where_there_is_a_kernel(
+    tmp_path: Path, gpu: PretendGpu, monkeypatch: pytest.MonkeyPatch, kernel: bool
+) -> None:
+    """Either way has the states of each row alone, and waits for nothing of ours."""
+    if kernel:
+        monkeypatch.setattr(varlen, "varlen_attn", row_by_row)
+    target = load_target(
+        TargetSettings(model_path=str(tiny_target(tmp_path / "llama", "llama")), device="cuda"), Silent()
+    )
+    assert (target.packed is not None) == kernel
+    rows = random_rows([300, 4, 280, 9])
+    passes: list[int] = []
+    target.decoder.register_forward_hook(lambda *_: passes.append(1))
+    gpu.reset()
+    states = target.capture(rows)
+    # The twin of the kernel reads where its rows begin; transformers asks of other passes whether rows are packed.
+    assert gpu.syncs.total() == (len(target.layers) if kernel else 2), gpu.syncs
+    assert len(passes) == (1 if kernel else 2)
+    for row, (aux_SC, last_SH) in zip(rows, states, strict=True):
+        ((alone_SC, alone_SH),) = target.capture_padded([row])
+        torch.testing.assert_close(aux_SC.cpu(), alone_SC.cpu(), rtol=0.05, atol=0.05)
+        torch.testing.assert_close(last_SH.cpu(), alone_SH.cpu(), rtol=0.05, atol=0.05)
