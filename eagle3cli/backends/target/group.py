@@ -8,6 +8,7 @@ of them run the target together.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -48,7 +49,7 @@ class SharedTarget(ProcessTarget):
         super().__init__(inner)
         self.ranks = ranks
         self.size = size
-        self.group = _neighbours(ranks.world_size, size)[ranks.rank // size]
+        self.group = _neighbours(size)
 
     def capture(self, sequences: Sequence[Tokens]) -> States:
         """States of this process's sequences; none, where it only takes part for the others."""
@@ -119,16 +120,47 @@ def _groups(size: int) -> tuple[Any, Any, int]:
     """This process's group, the group of those that work, and the number of its own group's first; all make all."""
     rank = dist.get_rank()
     world_size = dist.get_world_size()
-    own = _neighbours(world_size, size)[rank // size]
+    own = _neighbours(size)
     workers = dist.new_group(list(range(0, world_size, size)), timeout=COLLECTIVE_TIMEOUT, backend="gloo")
     return own, workers, rank - rank % size
 
 
-def _neighbours(world_size: int, size: int) -> list[Any]:
-    return [
-        dist.new_group(list(range(at, at + size)), timeout=COLLECTIVE_TIMEOUT, backend="gloo")
-        for at in range(0, world_size, size)
+@contextmanager
+def world_of_neighbours(size: int) -> Iterator[None]:
+    """Within the block the ``size`` neighbours that share a target are all processes that torch knows of.
+
+    For an engine that takes torch's default process group for its own and builds its groups from that. Those it has
+    built stay its own after the block. All processes must come here together, unless ``size`` is 1.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == size:
+        yield
+        return
+    group = _neighbours(size)
+    world = dist.GroupMember.WORLD
+    first = dist.get_rank() - dist.get_rank() % size
+    port = os.environ.get("MASTER_PORT")
+    dist.GroupMember.WORLD = group
+    if port is not None:
+        os.environ["MASTER_PORT"] = str(int(port) + first)  # on a CPU SGLang names its shared memory by it
+    try:
+        yield
+    finally:
+        dist.GroupMember.WORLD = world
+        if port is not None:
+            os.environ["MASTER_PORT"] = port
+
+
+@cache
+def _neighbours(size: int) -> Any:
+    """The group of this process and its neighbours; all processes make all of them, or each its own group of one."""
+    rank = dist.get_rank()
+    if size == 1:  # with data parallelism one may load its target long before the others, or alone
+        return dist.new_group([rank], backend="gloo", use_local_synchronization=True)
+    groups = [
+        dist.new_group(list(range(first, first + size)), timeout=COLLECTIVE_TIMEOUT, backend="gloo")
+        for first in range(0, dist.get_world_size(), size)
     ]
+    return groups[rank // size]
 
 
 def _follow(load: TargetLoader, size: int) -> None:

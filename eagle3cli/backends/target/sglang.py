@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eagle3cli.backends.target.group import world_of_neighbours
 from eagle3cli.backends.target.head import read_target_tensors
 from eagle3cli.backends.target.hf import pick_device, pick_dtype, read_target_config
 from eagle3cli.backends.target.logits import Head, make_head
@@ -146,7 +147,7 @@ def extend(runner: Any, sequences: Sequence[Tokens]) -> Any:
 
 
 def load_sglang(target: TargetSettings, report: Reporter, aux_layers: tuple[int, ...] | None = None) -> SglangTarget:
-    """Load the target into SGLang; of several ranks (torchrun) each takes its share of every layer.
+    """Load the target into SGLang; each ``tp_size`` neighbouring ranks have one, and each of these a share of it.
 
     Raises UsageError for a version of SGLang that is not known, ModelError for a model that SGLang cannot capture.
     """
@@ -160,17 +161,18 @@ def load_sglang(target: TargetSettings, report: Reporter, aux_layers: tuple[int,
         raise UsageError(what, where="--aux-layers", fix="choose lower layers, or use --target-model-backend hf")
     device = pick_device(target.device)
     dtype = pick_dtype(target.dtype, device, config)
-    try:
-        runner = _load_runner(target, aux_layers, device, dtype)
-    except UsageError:
-        raise
-    except Exception as error:  # whatever SGLang's insides raise about a model
-        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        fix = "use --target-model-backend hf, or see the whole error with --debug"
-        raise ModelError(f"SGLang cannot run it here: {reason}", where=target.model_path, fix=fix) from error
-    embedding_VH, head = _embedding_and_head(runner, target, config, dtype)
-    loaded = SglangTarget(runner, embedding_VH, head, aux_layers, target.model_path)
-    _check_logits(loaded)
+    with world_of_neighbours(target.tp_size):
+        try:
+            runner = _load_runner(target, aux_layers, device, dtype)
+        except UsageError:
+            raise
+        except Exception as error:  # whatever SGLang's insides raise about a model
+            reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+            fix = "use --target-model-backend hf, or see the whole error with --debug"
+            raise ModelError(f"SGLang cannot run it here: {reason}", where=target.model_path, fix=fix) from error
+        embedding_VH, head = _embedding_and_head(runner, target, config, dtype)
+        loaded = SglangTarget(runner, embedding_VH, head, aux_layers, target.model_path)
+        _check_logits(loaded)  # here, because the first pass still makes things of the ranks: workspaces of its sums
     shape = f"{dtype}, {device}, {int(runner.max_total_num_tokens):,} tokens of cache, aux layers {list(aux_layers)}"
     report.info(f"target {target.model_path}, backend sglang {installed_version('sglang')}: {shape}")
     for warning in state_warnings(runner.model, text_part(config)):
@@ -193,7 +195,7 @@ def _load_runner(target: TargetSettings, aux_layers: tuple[int, ...], device: to
     """SGLang's model runner with the weights loaded and its pools made."""
     if device.type == "cpu":
         os.environ["SGLANG_USE_CPU_ENGINE"] = "1"  # read when SGLang is imported
-        _share_cores(target.tp_size)
+        _share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", target.tp_size)))
     logging.getLogger("sglang").setLevel(logging.ERROR)  # it names every model file that it cannot import
     from sglang.srt.arg_groups.overrides import resolving_view
     from sglang.srt.configs.model_config import ModelConfig
@@ -280,10 +282,10 @@ def _arguments(target: TargetSettings, aux_layers: tuple[int, ...], device: torc
 def _rank(target: TargetSettings, device: torch.device) -> tuple[int, int]:
     """This process's tensor-parallel rank, and its GPU."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size != target.tp_size:
+    if world_size % target.tp_size:
         fix = f"start them with --gpus {target.tp_size}, or torchrun --nproc-per-node {target.tp_size} -m eagle3cli ..."
         raise UsageError(f"needs {target.tp_size} processes; there are {world_size}", where="--tp-size", fix=fix)
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", device.index or 0))
+    return int(os.environ.get("RANK", "0")) % target.tp_size, int(os.environ.get("LOCAL_RANK", device.index or 0))
 
 
 def _tree_cache(runner: Any) -> Any:
