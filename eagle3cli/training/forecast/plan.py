@@ -142,6 +142,8 @@ def _rows(data: RowLengths) -> str:
 def _steps(settings: Settings, steps: int | None, steps_per_epoch: int) -> str:
     train = settings.train
     per_epoch = f"{steps_per_epoch:,} an epoch, batch {train.batch_size}"
+    if train.max_tokens_per_gpu is not None:
+        per_epoch += f", {train.max_tokens_per_gpu:,} tokens at once"
     if steps is None:
         return f"steps for {train.time_budget} ({per_epoch})"
     return f"{steps:,} steps, {steps / steps_per_epoch:.1f} epochs ({per_epoch})"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.forecast.inputs import RowLengths
 from eagle3cli.training.forecast.memory import target_pass_parts
 from eagle3cli.training.forecast.proposals import _smaller_micro_batches
 from eagle3cli.training.forecast.workload import planned_steps
+from tests.conftest import RunCli
 from tests.training.forecast.test_memory import WORK
 
 ROWS = RowLengths(
@@ -42,3 +44,11 @@ def test_a_gpu_is_not_foretold_padding_that_it_does_not_run() -> None:
     unlike = replace(WORK, tokens=3000, sequences=20, longest_sequence=2000)
     on_gpu, on_cpu = (sum(target_pass_parts(replace(unlike, cpu=cpu)).values()) for cpu in (False, True))
     assert on_gpu < on_cpu / 5
+
+
+def test_a_dry_run_tells_the_budget_and_the_memory_that_it_saves(place: Path, run_cli: RunCli) -> None:
+    gpu = ("train", "--dry-run", "--json", "--device", "cuda", "--max-length", "2048", "--batch-size", "14")
+    whole = run_cli(*gpu).json["memory"]
+    cut = run_cli(*gpu, "--max-tokens-per-gpu", "64").json["memory"]
+    assert cut["peak_bytes"] < whole["peak_bytes"]
+    assert "batch 4, 4,096 tokens at once" in run_cli("train", "--dry-run", "--max-tokens-per-gpu", "4096").out
