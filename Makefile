@@ -18,6 +18,7 @@ EAGLE3_SHARED ?= ../shared
 ENGINE_SETUP := $(EAGLE3_SHARED)/engines/setup_engine_cpu.sh
 ENGINES := .engines
 ENGINE_ARGS ?=
+BENCH_ARGS ?=
 
 # The oldest versions that pyproject.toml allows, all at once, and the tests that meet torch and transformers.
 MINIMUM := .minimum
@@ -25,7 +26,7 @@ LOWEST := import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["
 	print(*(line.replace(">=", "==") for line in project["dependencies"] + project["optional-dependencies"]["demo"]), sep="\n")
 MINIMUM_TESTS ?= tests/training tests/models tests/backends tests/data tests/settings tests/runtime
 
-.PHONY: quickstart test test-all test-minimum test-engines test-engine-families check completions clean
+.PHONY: quickstart test test-all test-minimum test-engines test-engine-families bench-gpu check completions clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -36,6 +37,7 @@ help:
 	@echo "make test-minimum the tests with the oldest versions of torch, transformers and the rest that are allowed"
 	@echo "make test-engines the tests against a real SGLang and vLLM, which it sets up (where the shared data has them)"
 	@echo "make test-engine-families  the same for a draft of every model family; about 15 minutes"
+	@echo "make bench-gpu    what is worth knowing of one GPU, in at most ten minutes: runs/bench-gpu/gpu.json"
 	@echo "make check        linters, format, types and import rules alone"
 	@echo "make completions  write completions/ anew"
 
@@ -71,6 +73,9 @@ $(ENGINES)/%.ready: | $(BIN)/python
 	@mkdir -p $(ENGINES)
 	bash $(ENGINE_SETUP) $(ENGINES)/$* $*
 	@touch $@
+
+bench-gpu: $(BIN)/.installed-dev
+	PYTHONPATH=. $(BIN)/python tests/speed/gpu_bench.py --out runs/bench-gpu $(BENCH_ARGS)
 
 check: $(BIN)/.installed-dev
 	$(BIN)/ruff check .
