@@ -13,15 +13,14 @@ step where the host waits for the GPU, ``graphs`` what Dynamo compiles of flex_a
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
-import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,21 +29,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import flex_attention as torch_flex
 
 from eagle3cli.models.draft import Draft
 from eagle3cli.training.timers import Timers
 from eagle3cli.training.trainer import Trainer
 from eagle3cli.training.ttt import flex_attention, model
-from eagle3cli.training.ttt.unroll import plan_positions
 from tests.gpu_tensor import GpuTensor
 from tests.pretend_gpu import pretend_gpu
 from tests.speed.cost import CostMode, Costs
 from tests.speed.kernel_models import modelled_kernels
 from tests.speed.step_case import Case, make_trainer, packaged
+from tests.training.ttt.test_flex_graphs import graphs_of_a_run, nothing_computed
 
 TARGETS = ("llama-3.1-8b", "qwen3-30b-a3b", "gpt-oss-20b")
-MIXED_STEPS = 12
+MIXED_STEPS = 40
 """Batches of random lengths over which graphs are counted."""
 
 
@@ -122,38 +123,24 @@ def count_step(case: Case, *, explain: bool = False) -> tuple[Costs, Counter[str
     return costs, gpu.syncs
 
 
-def count_graphs(steps: int = MIXED_STEPS) -> int:
-    """Graphs that Dynamo makes of flex_attention over batches of many lengths; its code is not compiled."""
-    from torch._dynamo.utils import counters
-    from torch.nn.attention import flex_attention as torch_flex
+def _accept(*_: Tensor) -> None:
+    """Dynamo traces it, and no mock."""
 
-    drawn = random.Random(0)
-    compiled = torch.compile
 
-    def traced(function: Any, **options: Any) -> Any:
-        return compiled(function, **{**options, "backend": "eager"})
-
-    torch._dynamo.reset()
-    counters.clear()
-    flex_attention._compiled.cache_clear()
+def count_graphs() -> int:
+    """Graphs that Dynamo makes of flex_attention over batches of many lengths; there is no kernel behind them."""
+    higher_order = importlib.import_module("torch._higher_order_ops.flex_attention")
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(torch_flex, "_validate_device"))
-        stack.enter_context(mock.patch.object(torch, "compile", traced))
-        stack.enter_context(mock.patch.object(flex_attention, "flex_attention", flex_attention._compiled()))
-        for _ in range(steps):
-            lengths = [max(3, min(400, int(drawn.lognormvariate(4.5, 1.2)))) for _ in range(drawn.choice((1, 2, 4)))]
-            bounds = (0, *accumulate(lengths))
-            mask_N = torch.cat([torch.arange(n) >= n // 3 for n in lengths])
-            plan = plan_positions(mask_N, bounds, torch.rand(bounds[-1]) < 0.9, 7, "serving")
-            if plan.empty:
-                continue
-            states = [torch.randn(plan.last_position + 1, 2, 16, requires_grad=True) for _ in range(2)]
-            for number, step in enumerate(plan.steps):
-                if len(step.position_R):
-                    query = torch.randn(len(step.position_R), 4, 16, requires_grad=True)
-                    flex_attention.attend_flex(query, *states, [], plan.queries(number))
-    flex_attention._compiled.cache_clear()
-    return int(counters["stats"]["unique_graphs"])
+        stack.enter_context(mock.patch.object(torch, "compile", partial(torch.compile, backend="eager")))
+        stack.enter_context(mock.patch.object(torch_flex, "_validate_device", _accept))
+        stack.enter_context(mock.patch.object(higher_order, "math_attention", nothing_computed))
+        stack.callback(flex_attention._compiled.cache_clear)
+        stack.callback(torch._dynamo.reset)
+        torch._dynamo.reset()
+        counters.clear()
+        flex_attention._compiled.cache_clear()
+        stack.enter_context(mock.patch.object(flex_attention, "_kernel_on", return_value=flex_attention._compiled()))
+        return graphs_of_a_run(MIXED_STEPS)
 
 
 def summary(name: str, case: Case, costs: Costs, syncs: Counter[str], graphs: int) -> dict[str, Any]:
