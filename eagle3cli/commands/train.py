@@ -16,6 +16,7 @@ def run(settings: Settings, out: Out) -> int | None:
 
     check_trackers(settings.train.report_to)  # before torch is imported
     from contextlib import ExitStack
+    from functools import partial
 
     from eagle3cli.cli.local_target import with_local_target
     from eagle3cli.cli.worker import in_processes
@@ -30,6 +31,7 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.training.build import build
     from eagle3cli.training.checkpoint.load import make_place
     from eagle3cli.training.forecast.out_of_memory import training_explained
+    from eagle3cli.training.forecast.target_share import target_share
     from eagle3cli.training.summary import summary
     from eagle3cli.training.trackers.session import tracked
 
@@ -45,7 +47,7 @@ def run(settings: Settings, out: Out) -> int | None:
         report: Reporter = stack.enter_context(logged(out, folder / "log.txt")) if ranks.is_main else Silent()
         stop = stack.enter_context(catch_stop(report if ranks.world_size == 1 else None, patient=ranks.world_size > 1))
         with training_explained(settings, ranks.world_size, lambda: "before the first step"):
-            trainer = build(settings, report, ranks)
+            trainer = build(settings, report, ranks, partial(target_share, settings, ranks))
         if ranks.is_main:
             write_text(folder / "settings.toml", to_toml(settings))
             stack.enter_context(record_session(trainer, settings, report))

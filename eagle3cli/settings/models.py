@@ -33,7 +33,7 @@ class TargetSettings(Table):
     tp_size: int = option(1, "Processes (torchrun) or GPUs that one target is spread over: tensor parallel.", ge=1)
     mem_fraction_static: float | None = option(
         None,
-        "Share of a GPU's memory for SGLang's weights and cache; default: SGLang's own.",
+        "Share of a GPU's memory for SGLang's weights and cache; default: what training leaves, else SGLang's own.",
         "--sglang-mem-fraction-static",
         gt=0,
         lt=1,

@@ -22,7 +22,7 @@ from eagle3cli.training.checkpoint.state import TrainState
 from eagle3cli.training.fingerprint import changed_settings, run_fingerprint
 from eagle3cli.training.history import history_writer
 from eagle3cli.training.initialise import gather_sample, initialise
-from eagle3cli.training.inputs import Inputs, offline, online
+from eagle3cli.training.inputs import Inputs, TargetShare, offline, online
 from eagle3cli.training.metrics import Metrics
 from eagle3cli.training.optim.optimizer import Optimizer
 from eagle3cli.training.optim.schedule import Schedule, total_steps
@@ -45,15 +45,21 @@ BALANCE_STEPS = 200
 """Steps whose balance over the ranks is told."""
 
 
-def build(settings: Settings, report: Reporter, ranks: Ranks = SINGLE_PROCESS) -> Trainer:
-    """All parts of the run, restored from its latest valid checkpoint where there is one."""
+def build(
+    settings: Settings, report: Reporter, ranks: Ranks = SINGLE_PROCESS, target_share: TargetShare | None = None
+) -> Trainer:
+    """All parts of the run, restored from its latest valid checkpoint where there is one.
+
+    ``target_share`` says how much of a GPU a live target may take.
+    """
     train = settings.train
-    if train.mode == "online":
+    is_online = train.mode == "online"
+    if is_online:
         check_groups(settings.target.tp_size, ranks)
     set_threads(settings.target.threads)
     torch.manual_seed(train.seed)
     schedule_budget = parse_duration(train.time_budget)
-    inputs = online(settings, report, ranks) if train.mode == "online" else offline(settings, report)
+    inputs = online(settings, report, ranks, target_share) if is_online else offline(settings, report)
     device = inputs.weights["embedding"].device
     dtype = compute_type(train.dtype, device)
     draft = make_draft(settings, inputs)

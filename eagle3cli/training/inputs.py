@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,7 +45,13 @@ class Inputs:
     """Counts of the data, for the report."""
 
 
-def online(settings: Settings, report: Reporter, ranks: Ranks = SINGLE_PROCESS) -> Inputs:
+TargetShare = Callable[[], float | None]
+"""Says, once the rows are there, which share of a GPU a live target may take; None leaves it to its backend."""
+
+
+def online(
+    settings: Settings, report: Reporter, ranks: Ranks = SINGLE_PROCESS, target_share: TargetShare | None = None
+) -> Inputs:
     """Inputs of a run whose target runs live."""
     raw = read_target_config(settings.target)
     config = draft_config_of(settings, raw)
@@ -54,7 +61,10 @@ def online(settings: Settings, report: Reporter, ranks: Ranks = SINGLE_PROCESS) 
     if not cached.summary["train"]["loss_tokens"]:
         fix = "look at the rows with eagle3 view; replies are made by eagle3 regenerate"
         raise DataError("no row holds a reply to train on", where=str(settings.data.train_path), fix=fix)
-    target = open_target(settings.target, report, config.aux_layers, ranks)
+    share = settings.target.mem_fraction_static if target_share is None else target_share()
+    target = open_target(
+        settings.target.model_copy(update={"mem_fraction_static": share}), report, config.aux_layers, ranks
+    )
     embedding_VH = target.embedding_VH
     weights = _last_layer(settings.target, raw, embedding_VH.device, embedding_VH.dtype) | {"embedding": embedding_VH}
     evaluation = OnlineSource(target, cached.eval) if cached.eval is not None and len(cached.eval) else None
