@@ -31,7 +31,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _foreach_utils as foreach
 from torch.utils import checkpoint
 
-from eagle3cli.training.ttt import kernels
+from eagle3cli.models import kernels as of_layers
+from eagle3cli.training.ttt import kernels as of_training
 from tests import gpu_tensor
 from tests.gpu_tensor import HANDLERS, GpuTensor, HostCopy, PretendGpu, device_of, numbers, pin, to_device
 
@@ -151,7 +152,8 @@ def pretend_gpu() -> Iterator[PretendGpu]:
         stack.enter_context(patch.object(checkpoint, "set_device_states", lambda *_, **__: None))
         stack.enter_context(patch.object(torch.Tensor, "pin_memory", pin))
         # Its tensors have no address on a device that a kernel of Triton's could read.
-        stack.enter_context(patch.object(kernels, "triton_runs", lambda: False))
+        for module in (of_layers, of_training):
+            stack.enter_context(patch.object(module, "triton_runs", lambda: False))
         # Norms and updates over many tensors at once: C++ groups them by what it takes for their device.
         stack.enter_context(patch.object(torch._C, "_group_tensors_by_device_and_dtype", by_device(GROUP)))
         stack.enter_context(patch.object(foreach, "_foreach_supported_types", [Tensor, GpuTensor]))

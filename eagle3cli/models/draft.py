@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from eagle3cli.models import kernels
 from eagle3cli.models.config import AUX_LAYERS, FLAGS, DraftConfig
 
 Rope = tuple[Tensor, Tensor]
@@ -46,6 +47,10 @@ class RMSNorm(nn.Module):
         """``w * x / sqrt(mean(x^2) + eps)`` over the last dimension."""
         if x.dtype == torch.float32:
             return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        if x.is_cuda and x.shape[-1] <= kernels.WIDEST_NORM and kernels.triton_runs():
+            from eagle3cli.models.kernels import rms_norm
+
+            return rms_norm.rms_norm(x, self.weight, self.eps)
         wide = x.float()
         scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * scaled.to(x.dtype)
@@ -94,11 +99,19 @@ class _SiluGate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
+        if gate.is_cuda and kernels.triton_runs():
+            from eagle3cli.models.kernels import silu_gate
+
+            return silu_gate.silu_gate(gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
+        if gate.is_cuda and kernels.triton_runs():
+            from eagle3cli.models.kernels import silu_gate
+
+            return silu_gate.silu_gate_backward(grads[0], gate, up)
         d_up = F.silu(gate).mul_(grads[0])
         d_gate: Tensor = torch.ops.aten.silu_backward(grads[0] * up, gate)
         return d_gate, d_up

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from eagle3cli.models import kernels as of_layers
 from eagle3cli.training.ttt import flex_attention, fused_loss, kernels
 from eagle3cli.training.ttt.kernels.plain_rows import ScoredRows, TeacherRows
 from tests.gpu_tensor import numbers
@@ -23,12 +24,16 @@ from tests.speed.cost import Costs, size
 def modelled_kernels(costs: Costs) -> Iterator[None]:
     """Within the block the compiled flex_attention and the Triton kernels are counted in place of run."""
     rows = SimpleNamespace(lse_rows=Lse(costs), score_rows=Score(costs))
+    norm = SimpleNamespace(rms_norm=TritonNorm(costs))
     own_keys = SimpleNamespace(merge_draft_kv=Merge(costs))
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(flex_attention, "_compiled", return_value=Flex(costs)))
         stack.enter_context(mock.patch.object(kernels, "triton_runs", return_value=True))
         stack.enter_context(mock.patch.object(kernels, "loss_rows", rows, create=True))
         stack.enter_context(mock.patch.object(kernels, "draft_kv", own_keys, create=True))
+        stack.enter_context(mock.patch.object(of_layers, "triton_runs", return_value=True))
+        stack.enter_context(mock.patch.object(of_layers, "rms_norm", norm, create=True))
+        stack.enter_context(mock.patch.object(of_layers, "silu_gate", Gate(costs), create=True))
         stack.enter_context(mock.patch.object(functional, "rms_norm", RmsNorm(costs)))
         stack.enter_context(mock.patch.object(fused_loss, "_best_product", return_value=AddedProduct(costs)))
         yield
@@ -141,6 +146,50 @@ class _RmsNorm(torch.autograd.Function):
         ctx.costs.add("rms_norm backward", moved=moved + size(x))
         ctx.costs.add("rms_norm backward of the weight", moved=moved)
         return None, torch.empty_like(x), torch.empty_like(weight)
+
+
+@dataclass(frozen=True)
+class TritonNorm:
+    """``kernels.rms_norm.rms_norm`` of low-precision states, a kernel forward and one backward."""
+
+    costs: Costs
+
+    def __call__(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        del eps
+        normed: Tensor = _TritonNorm.apply(self.costs, x, weight)  # type: ignore[no-untyped-call]
+        return normed
+
+
+class _TritonNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, costs: Costs, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.costs = costs
+        ctx.save_for_backward(x, weight, torch.empty_like(x[..., 0], dtype=torch.float32))
+        normed = torch.empty_like(x)
+        costs.add("norm forward", moved=size(x) + size(normed))
+        return normed
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, _ = ctx.saved_tensors
+        ctx.costs.add("norm backward", moved=2 * size(x) + size(grads[0]))
+        return None, torch.empty_like(x), torch.empty_like(weight)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """``kernels.silu_gate``."""
+
+    costs: Costs
+
+    def silu_gate(self, gate: Tensor, up: Tensor) -> Tensor:
+        out = torch.empty_like(gate)
+        self.costs.add("gate forward", moved=size(gate) + size(up) + size(out))
+        return out
+
+    def silu_gate_backward(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        self.costs.add("gate backward", moved=size(grad) + 2 * size(gate) + 2 * size(up))
+        return torch.empty_like(gate), torch.empty_like(up)
 
 
 @dataclass(frozen=True)

@@ -315,9 +315,9 @@ def depth_bytes(work: Workload, depth: int) -> int:
 
 
 def norm_bytes(work: Workload) -> int:
-    """Bytes that a norm keeps of an element: its input in fp32, and what is multiplied by the weight (CUDA's own fp32
-    kernel makes that again)."""
-    return 4 + work.compute_bytes if work.cpu or work.compute_bytes != MASTER else 4
+    """Bytes that a norm keeps of an element: its input in fp32, and what is multiplied by the weight. A GPU's kernel
+    keeps the input as it is."""
+    return 4 + work.compute_bytes if work.cpu else work.compute_bytes
 
 
 def _activations(work: Workload) -> Parts:

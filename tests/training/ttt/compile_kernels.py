@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
+from eagle3cli.models.kernels import rms_norm, silu_gate
 from eagle3cli.training.ttt.kernels import draft_kv, loss_rows
 
 POINTERS = {
@@ -28,7 +29,11 @@ POINTERS = {
     **dict.fromkeys(("query_ptr", "out_ptr", "merged_ptr", "grad_ptr"), "*bf16"),
     **dict.fromkeys(("d_query_ptr", "d_out_ptr", "d_kv_ptr"), "*bf16"),
     **dict.fromkeys(("total_ptr", "d_lse_ptr"), "*fp32"),
-    "scale": "fp32",
+    **dict.fromkeys(
+        ("x_ptr", "y_ptr", "weight_ptr", "d_x_ptr", "gate_ptr", "up_ptr", "d_gate_ptr", "d_up_ptr"), "*bf16"
+    ),
+    **dict.fromkeys(("inverse_ptr", "d_weight_ptr"), "*fp32"),
+    **dict.fromkeys(("scale", "eps"), "fp32"),
 }
 STRIDES = ("out_row", "out_head", "grad_row", "grad_head")
 KV = {"K": 8, "G": 4, "D": 128, "G_BLOCK": 4, "D_BLOCK": 128}
@@ -47,6 +52,14 @@ def kernels() -> dict[str, tuple[Any, dict[str, Any], int]]:
         constants = {**KV, "J": steps}
         found[f"merge, {steps} own keys"] = (draft_kv.forward_kernel, constants, draft_kv.WARPS)
         found[f"merge backward, {steps} own keys"] = (draft_kv.backward_kernel, constants, draft_kv.WARPS)
+    for width in (2880, 4096, 8192):
+        constants = {"BLOCK": triton.next_power_of_2(width)}
+        warps = rms_norm.sizes(width)["num_warps"]
+        found[f"norm of {width}"] = (rms_norm.forward_kernel, constants, warps)
+        found[f"norm backward of {width}"] = (rms_norm.backward_kernel, constants, warps)
+    gate = {"BLOCK": silu_gate.BLOCK}
+    found["gate"] = (silu_gate.forward_kernel, gate, silu_gate.WARPS)
+    found["gate backward"] = (silu_gate.backward_kernel, gate, silu_gate.WARPS)
     return found
 
 
@@ -68,7 +81,7 @@ def aligned(types: dict[str, Any]) -> dict[tuple[int, ...], list[list[Any]]]:
     for index, (name, kind) in enumerate(types.items()):
         if isinstance(kind, tuple):
             paths += [(index, j) for j in range(len(kind))]
-        elif kind.startswith("*") or name == "width" or name.endswith("stride") or name in STRIDES:
+        elif kind.startswith("*") or name in ("width", "size") or name.endswith("stride") or name in STRIDES:
             paths.append((index,))
     return {path: [["tt.divisibility", 16]] for path in paths}
 

@@ -26,8 +26,8 @@ def run(*words: str, env: dict[str, str] | None = None, cache: Path) -> subproce
 
 
 def test_interpreted_kernels_equal_plain_torch(tmp_path: Path) -> None:
-    file = "tests/training/ttt/interpreted_kernels.py"
-    done = run("pytest", "-q", "-p", "no:cacheprovider", file, env={"TRITON_INTERPRET": "1"}, cache=tmp_path)
+    files = ("tests/training/ttt/interpreted_kernels.py", "tests/models/interpreted_kernels.py")
+    done = run("pytest", "-q", "-p", "no:cacheprovider", *files, env={"TRITON_INTERPRET": "1"}, cache=tmp_path)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
 
 
@@ -41,5 +41,5 @@ def test_kernels_compile_and_spill_no_registers(capability: int, tmp_path: Path)
     assert done.returncode == 0, done.stderr[-5000:]
     table = json.loads(done.stdout)
     print(json.dumps(table, indent=1))
-    assert len(table) == 9
+    assert len(table) == 17
     assert {name: kernel["spilled"] for name, kernel in table.items() if kernel["spilled"]} == {}
