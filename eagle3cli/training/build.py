@@ -29,8 +29,7 @@ from eagle3cli.training.optim.schedule import Schedule, total_steps
 from eagle3cli.training.parallel import Parallel, parallelize
 from eagle3cli.training.timers import Timers
 from eagle3cli.training.trainer import Trainer
-from eagle3cli.training.ttt.attention import attend
-from eagle3cli.training.ttt.flex_attention import attend_flex
+from eagle3cli.training.ttt.flex_attention import attend_flex, attention_for
 from eagle3cli.training.ttt.model import TargetWeights, TTTModel
 from eagle3cli.training.ttt.unroll import Attend
 from eagle3cli.training.warm_start import load_warm_start
@@ -153,10 +152,11 @@ def choose_attention(name: str, device: torch.device, report: Reporter) -> Atten
     if name == "flex_attention" and device.type != "cuda":
         what = f"flex_attention trains on CUDA alone; this run is on {device.type}"
         raise UsageError(what, where="--attention-backend", fix="use --attention-backend auto")
-    flex = name == "flex_attention" or (name == "auto" and device.type == "cuda")
-    kernel = "flex_attention, compiled" if flex else f"sdpa, {'flash kernel' if device.type == 'cpu' else 'in blocks'}"
+    chosen = attention_for(name, device)
+    portable = f"sdpa, {'flash kernel' if device.type == 'cpu' else 'in blocks'}"
+    kernel = "flex_attention, compiled" if chosen is attend_flex else portable
     report.info(f"attention on {device.type}: {kernel} ({name})")
-    return attend_flex if flex else attend
+    return chosen
 
 
 def initialise_from_target(draft: Draft, inputs: Inputs, report: Reporter) -> None:

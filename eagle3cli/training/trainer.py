@@ -207,6 +207,7 @@ class Trainer:
                 batch_size=self._eval_batch_size(self.eval_source.lengths),
                 report=self.report,
                 ranks=self.ranks,
+                attend=self.model.attend,
             )
         acceptance = evaluation.acceptance_lengths[-1]
         self._keep_best(acceptance, now=last)

@@ -21,8 +21,9 @@ from eagle3cli.training.eval.simulate import (
     simulate,
     simulate_by_position,
 )
+from eagle3cli.training.ttt.attention import attend
 from eagle3cli.training.ttt.loss import best_tokens
-from eagle3cli.training.ttt.unroll import PositionPlan, plan_positions, unroll
+from eagle3cli.training.ttt.unroll import Attend, PositionPlan, plan_positions, unroll
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,12 @@ def evaluate(
     batch_size: int,
     report: Reporter,
     ranks: Ranks = SINGLE_PROCESS,
+    attend: Attend = attend,
 ) -> Evaluation:
-    """Replay the replies of ``rows``, a part on each rank; meaningful on text that the target wrote greedily."""
+    """Replay the replies of ``rows``, a part on each rank; meaningful on text that the target wrote greedily.
+
+    ``attend`` is the attention of the unroll, which training hands on.
+    """
     mine = rows[ranks.rank :: ranks.world_size]
     most = len(range(0, len(rows), ranks.world_size))  # of the first rank; the others take part in as many batches
     tally = _Tally(draft_steps)
@@ -114,13 +119,13 @@ def evaluate(
                 source.take_part()
                 continue
             batch = source.batch(part)
-            tally.add(batch, *agreements(draft, batch, embedding_VH, draft_steps))
+            tally.add(batch, *agreements(draft, batch, embedding_VH, draft_steps, attend))
             bar.advance(len(part), acceptance=f"{tally.simulated[-1].acceptance_length:.3f}")
     return tally.evaluation(ranks, len(rows))
 
 
 def agreements(
-    draft: Draft, batch: TargetBatch, embedding_VH: Tensor, draft_steps: int
+    draft: Draft, batch: TargetBatch, embedding_VH: Tensor, draft_steps: int, attend: Attend
 ) -> tuple[list[list[bool]], PositionPlan]:
     """Whether the draft's token equals the text's, for every draft step and packed position."""
     ids_N = batch.token_ids_N
@@ -129,6 +134,6 @@ def agreements(
     plan = plan_positions(batch.loss_mask_N, batch.cu_seqlens, expressible_N, draft_steps, "serving").to(ids_N.device)
     if plan.empty:
         return [[False] * len(ids_N) for _ in range(draft_steps)], plan
-    normed = unroll(draft, ids_N, batch.aux_NC.to(draft.fc.weight.dtype), embedding_VH, plan)
+    normed = unroll(draft, ids_N, batch.aux_NC.to(draft.fc.weight.dtype), embedding_VH, plan, attend=attend)
     tokens = best_tokens(normed, draft.lm_head.weight, draft.draft_ids)
     return agreement_table(tokens, [step.position_R[step.loss_L] for step in plan.steps], ids_N), plan

@@ -22,6 +22,7 @@ from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.eval.evaluate import Evaluation, evaluate
+from eagle3cli.training.ttt.flex_attention import attention_for
 
 EVAL_BATCH = 8
 
@@ -46,6 +47,7 @@ def measure(settings: Settings, report: Reporter) -> Evaluation:
         rows=range(count),
         batch_size=EVAL_BATCH,
         report=report,
+        attend=attention_for(settings.train.attention_backend, embedding.device),
     )
 
 

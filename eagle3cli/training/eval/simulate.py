@@ -108,9 +108,8 @@ def simulated_steps(
 
 def agreement_table(tokens: list[Tensor], positions: list[Tensor], token_ids_N: Tensor) -> list[list[bool]]:
     """Where the draft's tokens (per step, for packed positions ``positions[i]``) equal the text, ``[T][N]``."""
-    table = []
+    agrees_TN = torch.zeros(len(tokens), len(token_ids_N), dtype=torch.bool, device=token_ids_N.device)
     for step, (tokens_L, position_L) in enumerate(zip(tokens, positions, strict=True)):
-        agrees_N = torch.zeros(len(token_ids_N), dtype=torch.bool, device=token_ids_N.device)
-        agrees_N[position_L] = tokens_L == token_ids_N[position_L + 2 + step]
-        table.append(agrees_N.tolist())
+        agrees_TN[step, position_L] = tokens_L == token_ids_N[position_L + 2 + step]
+    table: list[list[bool]] = agrees_TN.tolist()
     return table

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from eagle3cli.training.ttt.attention import DraftKV, QueryPositions, merge_draft_kv
+from eagle3cli.training.ttt.attention import DraftKV, QueryPositions, attend, merge_draft_kv
+from eagle3cli.training.ttt.unroll import Attend
 
 AuxRequest: Any = getattr(flex, "AuxRequest", None)
 """How torch 2.9 and newer are asked for the log-sum-exp; torch 2.8 takes ``return_lse``."""
@@ -32,6 +33,11 @@ MAX_GRAPHS = 32
 """Compiled graphs at which a run ends: training and evaluation take two or three each."""
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def attention_for(name: str, device: torch.device) -> Attend:
+    """The attention of a device, flex_attention on CUDA; ``sdpa`` names the portable one, which runs anywhere."""
+    return attend_flex if device.type == "cuda" and name != "sdpa" else attend
 
 
 def attend_flex(
