@@ -125,7 +125,7 @@ def evaluate(
 
 
 def agreements(
-    draft: Draft, batch: TargetBatch, embedding_VH: Tensor, draft_steps: int, attend: Attend
+    draft: Draft, batch: TargetBatch, embedding_VH: Tensor, draft_steps: int, attend: Attend = attend
 ) -> tuple[list[list[bool]], PositionPlan]:
     """Whether the draft's token equals the text's, for every draft step and packed position."""
     ids_N = batch.token_ids_N
