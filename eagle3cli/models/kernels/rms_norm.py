@@ -89,7 +89,8 @@ class _RMSNorm(torch.autograd.Function):
         inverse = torch.empty(len(rows), dtype=torch.float32, device=x.device)
         if len(rows):
             width = rows.shape[1]
-            forward_kernel[(len(rows),)](rows, weight, y, inverse, width, rows.stride(0), eps, **sizes(width))
+            with torch.cuda.device_of(rows):
+                forward_kernel[(len(rows),)](rows, weight, y, inverse, width, rows.stride(0), eps, **sizes(width))
         ctx.save_for_backward(rows, weight, inverse)
         return y.view(x.shape)
 
@@ -103,9 +104,10 @@ class _RMSNorm(torch.autograd.Function):
         d_weight = torch.empty(programs, width, dtype=torch.float32, device=rows.device)
         if programs:
             strides = (grad.stride(0), rows.stride(0))
-            backward_kernel[(programs,)](
-                grad, rows, weight, inverse, d_x, d_weight, len(rows), width, *strides, **sizes(width)
-            )
+            with torch.cuda.device_of(grad):
+                backward_kernel[(programs,)](
+                    grad, rows, weight, inverse, d_x, d_weight, len(rows), width, *strides, **sizes(width)
+                )
         return d_x.view(grads[0].shape), d_weight.sum(0).to(weight.dtype), None
 
 

@@ -46,7 +46,8 @@ def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
     gate = gate.contiguous()
     out = torch.empty_like(gate)
     if out.numel():
-        forward_kernel[_grid(out)](gate, up.contiguous(), out, out.numel(), BLOCK=BLOCK, num_warps=WARPS)
+        with torch.cuda.device_of(gate):
+            forward_kernel[_grid(out)](gate, up.contiguous(), out, out.numel(), BLOCK=BLOCK, num_warps=WARPS)
     return out
 
 
@@ -57,7 +58,8 @@ def silu_gate_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, 
     d_up = torch.empty_like(gate)
     if gate.numel():
         tensors = (grad.contiguous(), gate, up.contiguous(), d_gate, d_up)
-        backward_kernel[_grid(gate)](*tensors, gate.numel(), BLOCK=BLOCK, num_warps=WARPS)
+        with torch.cuda.device_of(gate):
+            backward_kernel[_grid(gate)](*tensors, gate.numel(), BLOCK=BLOCK, num_warps=WARPS)
     return d_gate, d_up
 
 

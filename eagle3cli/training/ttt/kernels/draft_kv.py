@@ -158,19 +158,20 @@ class _MergeDraftKV(torch.autograd.Function):
         merged = torch.empty(query.shape, dtype=out.dtype, device=query.device)
         total = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
         if len(query):
-            forward_kernel[_grid(query, draft_kv)](
-                query,
-                out,
-                lse,
-                draft_kv[0::2],
-                draft_kv[1::2],
-                merged,
-                total,
-                query.shape[-1] ** -0.5,
-                *out.stride()[:2],
-                *lse.stride(),
-                **_constants(query, draft_kv),
-            )
+            with torch.cuda.device_of(query):
+                forward_kernel[_grid(query, draft_kv)](
+                    query,
+                    out,
+                    lse,
+                    draft_kv[0::2],
+                    draft_kv[1::2],
+                    merged,
+                    total,
+                    query.shape[-1] ** -0.5,
+                    *out.stride()[:2],
+                    *lse.stride(),
+                    **_constants(query, draft_kv),
+                )
         ctx.save_for_backward(query, out, lse, merged, total, *draft_kv)
         ctx.mark_non_differentiable(total)
         return merged, total
@@ -185,26 +186,27 @@ class _MergeDraftKV(torch.autograd.Function):
         d_lse = torch.empty_like(lse)
         d_kv = torch.empty((len(draft_kv), *draft_kv[0].shape), dtype=draft_kv[0].dtype, device=query.device)
         if len(query):
-            backward_kernel[_grid(query, draft_kv)](
-                grad,
-                query,
-                out,
-                lse,
-                tuple(draft_kv[0::2]),
-                tuple(draft_kv[1::2]),
-                merged,
-                total,
-                d_query,
-                d_out,
-                d_lse,
-                d_kv,
-                query.shape[-1] ** -0.5,
-                *grad.stride()[:2],
-                *out.stride()[:2],
-                *lse.stride(),
-                d_kv.stride(0),
-                **_constants(query, draft_kv),
-            )
+            with torch.cuda.device_of(grad):
+                backward_kernel[_grid(query, draft_kv)](
+                    grad,
+                    query,
+                    out,
+                    lse,
+                    tuple(draft_kv[0::2]),
+                    tuple(draft_kv[1::2]),
+                    merged,
+                    total,
+                    d_query,
+                    d_out,
+                    d_lse,
+                    d_kv,
+                    query.shape[-1] ** -0.5,
+                    *grad.stride()[:2],
+                    *out.stride()[:2],
+                    *lse.stride(),
+                    d_kv.stride(0),
+                    **_constants(query, draft_kv),
+                )
         return (d_query, d_out, d_lse, *d_kv)
 
 

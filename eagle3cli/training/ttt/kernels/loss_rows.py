@@ -138,7 +138,8 @@ def lse_rows(logits_RV: Tensor) -> Tensor:
     lse_R = torch.empty(len(logits_RV), dtype=torch.float32, device=logits_RV.device)
     if len(logits_RV):
         width = logits_RV.shape[1]
-        lse_kernel[(len(logits_RV),)](logits_RV, lse_R, width, logits_RV.stride(0), BLOCK=BLOCK, num_warps=WARPS)
+        with torch.cuda.device_of(logits_RV):
+            lse_kernel[(len(logits_RV),)](logits_RV, lse_R, width, logits_RV.stride(0), BLOCK=BLOCK, num_warps=WARPS)
     return lse_R
 
 
@@ -147,25 +148,26 @@ def score_rows(logits_LW: Tensor, teacher: TeacherRows, rows: ScoredRows, sums_4
     if not len(logits_LW):
         return
     rates = teacher.whole_lse_U is not None
-    score_kernel[(len(logits_LW),)](
-        logits_LW,
-        teacher.logits_UW,
-        teacher.lse_U,
-        teacher.whole_lse_U if rates else teacher.lse_U,
-        teacher.answer_U,
-        teacher.draft_ids_W,
-        rows.at_L,
-        rows.step_L,
-        rows.slot_L,
-        rows.weights_3T,
-        sums_4P,
-        logits_LW.shape[1],
-        logits_LW.stride(0),
-        teacher.logits_UW.stride(0),
-        rows.weights_3T.shape[1],
-        sums_4P.shape[1],
-        RATES=rates,
-        TRAINING=training,
-        BLOCK=BLOCK,
-        num_warps=WARPS,
-    )
+    with torch.cuda.device_of(logits_LW):
+        score_kernel[(len(logits_LW),)](
+            logits_LW,
+            teacher.logits_UW,
+            teacher.lse_U,
+            teacher.whole_lse_U if rates else teacher.lse_U,
+            teacher.answer_U,
+            teacher.draft_ids_W,
+            rows.at_L,
+            rows.step_L,
+            rows.slot_L,
+            rows.weights_3T,
+            sums_4P,
+            logits_LW.shape[1],
+            logits_LW.stride(0),
+            teacher.logits_UW.stride(0),
+            rows.weights_3T.shape[1],
+            sums_4P.shape[1],
+            RATES=rates,
+            TRAINING=training,
+            BLOCK=BLOCK,
+            num_warps=WARPS,
+        )
