@@ -303,15 +303,17 @@ def mask_bytes(work: Workload) -> int:
 
 def depth_bytes(work: Workload, depth: int) -> int:
     """What autograd keeps of one depth, for each row: ``3nH`` of norms, ``e (2H + 3I + 2Q)`` of projections and
-    attention with its log-sum-exp, ``2eK`` for it and for each depth before, and the rotary tables ``4eD``."""
+    attention with its log-sum-exp, ``2eK`` for it and for each depth before, and the rotary tables ``4eD``. A GPU keeps
+    output and log-sum-exp once more after step 0: of the step-0 keys alone, and with the own keys merged in."""
     draft = work.draft
     hidden = draft.hidden_size
-    projections = 2 * hidden + 3 * draft.intermediate_size + 2 * draft.query_width
+    outputs = 1 if work.cpu or depth == 0 else 2
+    projections = 2 * hidden + 3 * draft.intermediate_size + (1 + outputs) * draft.query_width
     keys = 2 * draft.key_width * depth
     tables = (4 if depth else 2) * draft.head_dim
     layer = norm_bytes(work) * 2 * hidden + work.compute_bytes * (projections + keys + tables)
     layers = 1 if depth == 0 else draft.num_hidden_layers
-    return work.positions * (layers * (layer + 4 * draft.num_attention_heads) + norm_bytes(work) * hidden)
+    return work.positions * (layers * (layer + 4 * outputs * draft.num_attention_heads) + norm_bytes(work) * hidden)
 
 
 def norm_bytes(work: Workload) -> int:
