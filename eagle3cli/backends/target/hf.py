@@ -220,7 +220,7 @@ def load_target(target: TargetSettings, report: Reporter, aux_layers: tuple[int,
     device = pick_device(target.device)
     dtype = pick_dtype(target.dtype, device, config.to_dict())
     try:
-        model = load_model(target, config, device, dtype)
+        model = load_model(target, config, device, dtype, report)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise model_error(target.model_path, error) from error
     decoder, layers = decoder_of(model)

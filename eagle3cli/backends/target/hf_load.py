@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import importlib.util
 from typing import Any
@@ -13,16 +14,30 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 from eagle3cli.backends.target.head import read_target_tensors
 from eagle3cli.backends.target.logits import Head, make_head
 from eagle3cli.errors import UsageError
+from eagle3cli.runtime.report import Reporter, Silent
 from eagle3cli.settings.models import TargetSettings
 
+BITS = {"mxfp4": 4, "fp8": 8}
+"""Bits of a weight in the checkpoints that transformers keeps on a GPU by kernels of the hub, and can dequantise."""
+INSTALL = "pip install "
 
-def load_model(target: TargetSettings, config: Any, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The frozen model; ``config`` is its transformers config. Raises what transformers raises."""
+
+def load_model(
+    target: TargetSettings,
+    config: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Reporter = Silent(),  # noqa: B008
+) -> PreTrainedModel:
+    """The frozen model; ``config`` is its transformers config. Raises what transformers raises, UsageError for a
+    package that is missing."""
     where: dict[str, Any] = {}
     if target.tp_size > 1:
         where = _tensor_parallel(target.tp_size)
     elif target.spreads:
         where = _device_map(target)
+    elif quantization_bits(config) is not None and device.type == "cuda":
+        where = {"device_map": {"": device}}  # its kernels arrange the weights there, while they are read
     model: PreTrainedModel = _auto_class(config).from_pretrained(
         target.model_path,
         revision=target.revision,
@@ -30,12 +45,49 @@ def load_model(target: TargetSettings, config: Any, device: torch.device, dtype:
         dtype=dtype,
         use_safetensors=True,
         **where,
+        **_without_kernels(config, device, report),
     )
     model = model.eval().requires_grad_(False)
     if not where:
         nn.Module.to(model, device)
     gc.collect()
     return model
+
+
+def quantization_bits(config: Any) -> int | None:
+    """Bits of a weight in a checkpoint in MXFP4 or FP8; None of any other. ``config`` is its transformers config."""
+    return BITS.get(_quantization(config) or "")
+
+
+def _quantization(config: Any) -> str | None:
+    """The way in which a checkpoint's weights are quantised."""
+    own = getattr(config, "quantization_config", None) or {}
+    method = own.get("quant_method") if isinstance(own, dict) else own.quant_method
+    return None if method is None else str(getattr(method, "value", method))
+
+
+def _without_kernels(config: Any, device: torch.device, report: Reporter) -> dict[str, Any]:
+    """Arguments that have weights in MXFP4 or FP8 dequantised while they are read onto a GPU; none where their kernels
+    are installed, or on a CPU, where transformers does so by itself."""
+    bits = quantization_bits(config)
+    if bits is None or device.type != "cuda":
+        return {}
+    method = _quantization(config)
+    if importlib.util.find_spec("accelerate") is None:
+        raise UsageError(
+            f"a target in {method} needs accelerate", where="target.model_path", fix=INSTALL + "accelerate"
+        )
+    missing = " ".join(name for name in ("kernels", "triton") if importlib.util.find_spec(name) is None)
+    if not missing:
+        return {}
+    report.warn(
+        f"the target's {method} weights are dequantised and take {16 // bits} times their memory: their kernels need "
+        f"{missing} ({INSTALL}{missing})"
+    )
+    config = copy.deepcopy(config)
+    own = config.quantization_config
+    config.quantization_config = {**(own if isinstance(own, dict) else own.to_dict()), "dequantize": True}
+    return {"config": config}
 
 
 def meta_model(config: Any) -> PreTrainedModel:

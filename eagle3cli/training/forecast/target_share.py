@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from eagle3cli.backends.target.hf import read_auto_config
+from eagle3cli.backends.target.hf_load import quantization_bits
 from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.forecast.inputs import device_of, inspect_inputs
@@ -26,12 +28,13 @@ def target_share(settings: Settings, ranks: Ranks) -> float | None:
     inputs = inspect_inputs(settings, planned_draft(settings))
     if inputs.available is None:
         return None
-    share = share_beside(training_workload(settings, inputs, ranks.world_size), inputs.available)
+    bits = quantization_bits(read_auto_config(target))
+    share = share_beside(training_workload(settings, inputs, ranks.world_size), inputs.available, bits)
     return -ranks.all_reduce_max([-share])[0]  # a target over several GPUs has the same of each
 
 
-def share_beside(work: Workload, room: int) -> float:
-    """What is left of ``room`` bytes when the draft trains, in whole hundredths.
+def share_beside(work: Workload, room: int, bits: int | None = None) -> float:
+    """What is left of ``room`` bytes when the draft trains, in whole hundredths; ``bits`` of a quantised weight.
 
     At least what the target needs for one pass over the longest sequence: the forecast is a little high, and a run that
     does not fit is told so with its parts.
@@ -39,7 +42,9 @@ def share_beside(work: Workload, room: int) -> float:
     reserved = max(
         sum(size for name, size in phase.parts.items() if name not in OF_TARGET) for phase in forecast(work).phases
     )
-    weights = work.target.weights * work.state_bytes // work.tp_size
+    # A quantised target has scales besides, and parts that are not.
+    weight_bytes = work.state_bytes if bits is None else 1.25 * bits / 8
+    weights = int(work.target.weights * weight_bytes) // work.tp_size
     cache = 2 * work.target.key_value * work.target.layers * work.state_bytes * work.longest_sequence // work.tp_size
     needed = -(-100 * (weights + cache) // room) + 1
     left = min(100 * LARGEST_SHARE, 100 * (1 - SPARE - reserved / room))

@@ -80,6 +80,13 @@ def test_a_target_over_two_gpus_needs_half_of_each() -> None:
     assert WEIGHTS / 2 < two * small < WEIGHTS
 
 
+def test_a_quantised_target_needs_less() -> None:
+    crowded = replace(LLAMA_8B, tokens=65536, positions=65536, sequences=32)
+    shares = [share_beside(crowded, 40 * GB, bits) for bits in (None, 8, 4)]
+    assert shares == sorted(shares, reverse=True)
+    assert len(set(shares)) == 3
+
+
 class Uneven(Ranks):
     """One of two ranks; the other one has less room."""
 
