@@ -88,8 +88,8 @@ def test_simulated_acceptance_engine_and_independent_decoder_agree(
         rows.append(TokenRow("", np.array(prompt + reply, dtype=np.int32), mask))
     source = OnlineSource(target, TokenRows.of(rows))
     walked = evaluate(
-        draft, source, target.embedding_VH, depths=K, rows=range(len(rows)), batch_size=2, report=Silent()
-    ).walks[-1]
+        draft, source, target.embedding_VH, draft_steps=K, rows=range(len(rows)), batch_size=2, report=Silent()
+    ).simulated[-1]
     assert (walked.tokens, walked.steps) == (sum(map(len, independent.replies)) - len(rows), sum(independent.steps))
 
     save_draft(tmp_path / "exported", draft.serving_state(), config, dtype=torch.float32)
