@@ -197,6 +197,8 @@ def backward_parts(work: Workload) -> Parts:
     ``R (4I + 4Q)`` and the shared keys' gradients ``N (2K + 2O)``; one depth is made again with ``recompute``.
     """
     draft = work.draft
+    if not work.cpu:
+        return _gpu_backward_parts(work)
     recomputed = depth_bytes(work, work.ttt_steps - 1) if work.recompute else 0
     of_positions = work.positions * (4 * draft.intermediate_size + 4 * draft.query_width)
     of_tokens = work.tokens * (4 * draft.query_width + 8 * draft.key_width)
@@ -209,6 +211,28 @@ def backward_parts(work: Workload) -> Parts:
         "rows for the head and their gradients": _normed_bytes(work),
         "head's gradient": _head_gradient(work),
         "backward of a depth": max(_normed_bytes(work) + _head_gradient(work), recomputed + layer),
+    }
+
+
+def _gpu_backward_parts(work: Workload) -> Parts:
+    """The same on a GPU: copies of the rows' gradients and the head's in ``e`` bytes, the fp32 one gone thereafter.
+
+    With ``recompute`` the last depth is there a second time when the gradients of its gate, ``R 2I``, are made; what
+    its last norm kept is gone by then.
+    """
+    draft = work.draft
+    e = work.compute_bytes
+    scaled = _normed_bytes(work) + draft.draft_vocab_size * draft.hidden_size * e
+    begin = _normed_bytes(work) + _head_gradient(work)
+    again = 0
+    if work.recompute:
+        of_gate = work.positions * (2 * draft.intermediate_size - draft.hidden_size) * e
+        again = depth_bytes(work, work.ttt_steps - 1) + of_gate
+    return {
+        **_states(work),
+        **_activations(work),
+        "rows for the head and their gradients": scaled,
+        "backward of a depth": max(begin, again),
     }
 
 
@@ -303,17 +327,22 @@ def mask_bytes(work: Workload) -> int:
 
 def depth_bytes(work: Workload, depth: int) -> int:
     """What autograd keeps of one depth, for each row: ``3nH`` of norms, ``e (2H + 3I + 2Q)`` of projections and
-    attention with its log-sum-exp, ``2eK`` for it and for each depth before, and the rotary tables ``4eD``. A GPU keeps
-    output and log-sum-exp once more after step 0: of the step-0 keys alone, and with the own keys merged in."""
+    attention with its log-sum-exp, ``2eK`` for it and for each depth before, and the rotary tables ``4eD``.
+
+    On a GPU also ``2eQ`` and a log-sum-exp where own keys are merged into what the kernel gave, whose queries were
+    padded to whole blocks, and at every depth the padded keys and values of depth 0, ``2eK`` a token.
+    """
     draft = work.draft
     hidden = draft.hidden_size
-    outputs = 1 if work.cpu or depth == 0 else 2
-    projections = 2 * hidden + 3 * draft.intermediate_size + (1 + outputs) * draft.query_width
+    merged = not work.cpu and depth > 0
+    projections = 2 * hidden + 3 * draft.intermediate_size + (4 if merged else 2) * draft.query_width
     keys = 2 * draft.key_width * depth
-    tables = (4 if depth else 2) * draft.head_dim
+    tables = (4 if depth and work.cpu else 2) * draft.head_dim
     layer = norm_bytes(work) * 2 * hidden + work.compute_bytes * (projections + keys + tables)
+    log_sums = 4 * draft.num_attention_heads * (2 if merged else 1)
     layers = 1 if depth == 0 else draft.num_hidden_layers
-    return work.positions * (layers * (layer + 4 * outputs * draft.num_attention_heads) + norm_bytes(work) * hidden)
+    padded = 0 if work.cpu else work.tokens * layers * 2 * draft.key_width * work.compute_bytes
+    return work.positions * (layers * (layer + log_sums) + norm_bytes(work) * hidden) + padded
 
 
 def norm_bytes(work: Workload) -> int:
@@ -329,7 +358,8 @@ def _activations(work: Workload) -> Parts:
     hidden = draft.hidden_size
     depths = range(work.ttt_steps)
     if work.recompute:
-        unrolled = sum(work.positions * e * (2 * hidden + 2 * draft.key_width * depth) for depth in depths)
+        states = 2 if work.cpu else 1  # a GPU's memory has no use for what a depth passed on: the next one copied it
+        unrolled = sum(work.positions * e * (states * hidden + 2 * draft.key_width * depth) for depth in depths)
     else:
         unrolled = sum(depth_bytes(work, depth) for depth in depths)
     inner_layer = draft.query_width + 3 * draft.intermediate_size + 8 * hidden
