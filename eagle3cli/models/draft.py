@@ -285,6 +285,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 def rotate(x_RAD: Tensor, cos_RD: Tensor, sin_RD: Tensor) -> Tensor:
     """Rotary position embedding, half-split layout: dimension j pairs with j + D/2."""
+    if x_RAD.is_cuda and kernels.triton_runs():
+        from eagle3cli.models.kernels import rotary
+
+        return rotary.rotate(x_RAD, cos_RD, sin_RD)
     low, high = x_RAD.chunk(2, dim=-1)
     turned = torch.cat((-high, low), dim=-1)
     return x_RAD * cos_RD[:, None] + turned * sin_RD[:, None]

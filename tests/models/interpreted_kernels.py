@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eagle3cli.models.kernels import rms_norm, silu_gate
+from eagle3cli.models.draft import rotate
+from eagle3cli.models.kernels import rms_norm, rotary, silu_gate
 
 TOLERANCE: dict[torch.dtype, dict[str, Any]] = {
     torch.float32: {"rtol": 1e-5, "atol": 1e-5},
@@ -76,3 +77,20 @@ def test_the_gate_is_the_plain_one(shape: tuple[int, int], dtype: torch.dtype) -
     torch.testing.assert_close(silu_gate.silu_gate(gate, up), want.detach(), **TOLERANCE[dtype])
     for got, leaf in zip(silu_gate.silu_gate_backward(grad, gate, up), leaves, strict=True):
         torch.testing.assert_close(got, leaf.grad, **TOLERANCE[dtype])
+
+
+@dtypes
+@pytest.mark.parametrize(("count", "heads", "size"), [(1, 1, 2), (5, 3, 12), (2, 40, 16), (0, 2, 8)])
+def test_rotary_embedding_is_the_plain_one(count: int, heads: int, size: int, dtype: torch.dtype) -> None:
+    """From a part of a wider row, and with a gradient whose heads stand before its rows."""
+    x = states(count, heads * size + 5)[:, 3 : 3 + heads * size].unflatten(1, (heads, size)).to(dtype)
+    cos, sin = states(count, size).to(dtype), states(count, size + 1)[:, 1:].to(dtype)
+    grad = states(heads, count, size).transpose(0, 1).to(dtype)
+    results = []
+    for function in (rotary.rotate, rotate):
+        leaf = x.detach().requires_grad_()
+        y = function(leaf, cos, sin)
+        y.backward(grad)
+        results.append((y.detach(), leaf.grad))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, **TOLERANCE[dtype])

@@ -33,6 +33,7 @@ def modelled_kernels(costs: Costs) -> Iterator[None]:
         stack.enter_context(mock.patch.object(kernels, "draft_kv", own_keys, create=True))
         stack.enter_context(mock.patch.object(of_layers, "triton_runs", return_value=True))
         stack.enter_context(mock.patch.object(of_layers, "rms_norm", norm, create=True))
+        stack.enter_context(mock.patch.object(of_layers, "rotary", SimpleNamespace(rotate=Rotate(costs)), create=True))
         stack.enter_context(mock.patch.object(of_layers, "silu_gate", Gate(costs), create=True))
         stack.enter_context(mock.patch.object(functional, "rms_norm", RmsNorm(costs)))
         stack.enter_context(mock.patch.object(fused_loss, "_best_product", return_value=AddedProduct(costs)))
@@ -174,6 +175,31 @@ class _TritonNorm(torch.autograd.Function):
         x, weight, _ = ctx.saved_tensors
         ctx.costs.add("norm backward", moved=2 * size(x) + size(grads[0]))
         return None, torch.empty_like(x), torch.empty_like(weight)
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """``kernels.rotary.rotate``; the tables are small."""
+
+    costs: Costs
+
+    def __call__(self, x_RAD: Tensor, cos_RD: Tensor, sin_RD: Tensor) -> Tensor:
+        rotated: Tensor = _Rotate.apply(self.costs, x_RAD, cos_RD, sin_RD)  # type: ignore[no-untyped-call]
+        return rotated
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, costs: Costs, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.costs = costs
+        ctx.save_for_backward(cos, sin)
+        costs.add("rotary forward", moved=2 * size(x))
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.costs.add("rotary backward", moved=2 * size(grads[0]))
+        return None, torch.empty_like(grads[0], memory_format=torch.contiguous_format), None, None
 
 
 @dataclass(frozen=True)

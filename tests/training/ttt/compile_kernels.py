@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from eagle3cli.models.kernels import rms_norm, silu_gate
+from eagle3cli.models.kernels import rms_norm, rotary, silu_gate
 from eagle3cli.training.ttt.kernels import draft_kv, loss_rows
 
 POINTERS = {
@@ -30,12 +30,24 @@ POINTERS = {
     **dict.fromkeys(("d_query_ptr", "d_out_ptr", "d_kv_ptr"), "*bf16"),
     **dict.fromkeys(("total_ptr", "d_lse_ptr"), "*fp32"),
     **dict.fromkeys(
-        ("x_ptr", "y_ptr", "weight_ptr", "d_x_ptr", "gate_ptr", "up_ptr", "d_gate_ptr", "d_up_ptr"), "*bf16"
+        (
+            "x_ptr",
+            "y_ptr",
+            "weight_ptr",
+            "d_x_ptr",
+            "cos_ptr",
+            "sin_ptr",
+            "gate_ptr",
+            "up_ptr",
+            "d_gate_ptr",
+            "d_up_ptr",
+        ),
+        "*bf16",
     ),
     **dict.fromkeys(("inverse_ptr", "d_weight_ptr"), "*fp32"),
     **dict.fromkeys(("scale", "eps"), "fp32"),
 }
-STRIDES = ("out_row", "out_head", "grad_row", "grad_head")
+STRIDES = ("x_row", "x_head", "table_row", "out_row", "out_head", "grad_row", "grad_head")
 KV = {"K": 8, "G": 4, "D": 128, "G_BLOCK": 4, "D_BLOCK": 128}
 """Heads of Llama-3.1-8B."""
 
@@ -57,6 +69,14 @@ def kernels() -> dict[str, tuple[Any, dict[str, Any], int]]:
         warps = rms_norm.sizes(width)["num_warps"]
         found[f"norm of {width}"] = (rms_norm.forward_kernel, constants, warps)
         found[f"norm backward of {width}"] = (rms_norm.backward_kernel, constants, warps)
+    for size in (64, 128):
+        half = {"HALF": size // 2, "HALF_BLOCK": size // 2, "HEADS": rotary.HEADS}
+        for backward in (False, True):
+            found[f"rotary, {size} channels, {backward=}"] = (
+                rotary.rotate_kernel,
+                {**half, "BACKWARD": backward},
+                rotary.WARPS,
+            )
     gate = {"BLOCK": silu_gate.BLOCK}
     found["gate"] = (silu_gate.forward_kernel, gate, silu_gate.WARPS)
     found["gate backward"] = (silu_gate.backward_kernel, gate, silu_gate.WARPS)

@@ -41,5 +41,5 @@ def test_kernels_compile_and_spill_no_registers(capability: int, tmp_path: Path)
     assert done.returncode == 0, done.stderr[-5000:]
     table = json.loads(done.stdout)
     print(json.dumps(table, indent=1))
-    assert len(table) == 17
+    assert len(table) == 21
     assert {name: kernel["spilled"] for name, kernel in table.items() if kernel["spilled"]} == {}
