@@ -109,7 +109,7 @@ def test_train_offline(place: Path, run_cli: RunCli, gpu_kernel: None, quantizat
     check_same_run(place / "gpu", place / "cpu", rel=1e-5 if quantization == "bf16" else 1e-3)
 
 
-@pytest.mark.parametrize(("mode", "most"), [("offline", 1), ("online", 9)])
+@pytest.mark.parametrize(("mode", "most"), [("offline", 1), ("online", 3)])
 def test_what_a_run_waits_for_in_a_step(place: Path, run_cli: RunCli, gpu_kernel: None, mode: str, most: int) -> None:
     """Reading, or the target's pass over four rows, included; all other waits are a run's, not a step's."""
     if mode == "offline":

@@ -12,6 +12,7 @@ from eagle3cli.backends.target.group import SharedTarget
 from eagle3cli.backends.target.target import LiveTarget
 from eagle3cli.data.hidden_states.rows import teacher_positions
 from eagle3cli.data.tokens.rows import TokenRows
+from eagle3cli.runtime.devices import to_device
 
 
 class OnlineSource:
@@ -38,12 +39,13 @@ class OnlineSource:
         states = self.target.capture([row.token_ids for row in picked])
         cu_seqlens = tuple(accumulate((len(mask) for mask in masks), initial=0))
         where = torch.cat([begin + teacher_positions(mask) for begin, mask in zip(cu_seqlens, masks, strict=False)])
-        where = where.to(self.target.device)
+        where = to_device(where, self.target.device)
         last_NH = torch.cat([last for _, last in states])
         top_N = torch.full((len(last_NH),), -1, dtype=torch.long, device=last_NH.device)
         top_N[where] = self.target.head.top_tokens(last_NH[where])
+        token_ids_N = torch.cat([torch.tensor(row.token_ids, dtype=torch.long) for row in picked])
         return TargetBatch(
-            token_ids_N=torch.cat([torch.tensor(row.token_ids, dtype=torch.long) for row in picked]).to(last_NH.device),
+            token_ids_N=to_device(token_ids_N, last_NH.device),
             loss_mask_N=torch.cat(masks),
             cu_seqlens=cu_seqlens,
             aux_NC=torch.cat([aux for aux, _ in states]),
