@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,19 +15,22 @@ from eagle3cli.runtime.cpus import available_cpus
 from eagle3cli.runtime.units import time_text
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.batches import Sampler, balance
+from eagle3cli.training.forecast import gpu_time
 from eagle3cli.training.forecast.inputs import RunInputs
 from eagle3cli.training.forecast.memory import draft_weights
 from eagle3cli.training.forecast.throughput import (
     GPUS,
+    OPTIMISER_BYTES,
     REACHED,
     Cluster,
+    Gpu,
     Link,
     Step,
     StepTime,
     draft_flops,
     step_time,
 )
-from eagle3cli.training.forecast.workload import PLANNED_STEPS
+from eagle3cli.training.forecast.workload import PLANNED_STEPS, training_workload
 from eagle3cli.training.parallel import is_sharded
 
 PRODUCT = 768
@@ -82,7 +86,15 @@ def forecast_speed(settings: Settings, inputs: RunInputs, world_size: int, order
     train = settings.train
     data = inputs.data
     anchors = sum(data.loss_tokens) * train.anchor_fraction
-    draft = per_token(inputs.draft, data.tokens, len(data.lengths), anchors, train.ttt_length)
+    if inputs.device == "cpu":
+        cluster = _cpu_cluster(inputs, world_size, settings.target.threads)
+        device = "this processor"
+        draft = per_token(inputs.draft, data.tokens, len(data.lengths), anchors, train.ttt_length)
+        moved = OPTIMISER_BYTES
+    else:
+        cluster, device, gpu = _gpu_cluster(world_size)
+        draft = cluster.flops * seconds_per_token(settings, inputs, world_size, gpu)
+        moved = gpu_time.OPTIMISER_BYTES
     target = 2 * active_weights(inputs.target) if train.mode == "online" else 0
     batches = [order.batch(step) for step in range(min(order.steps_per_epoch, PLANNED_STEPS))]
     weights = draft_weights(inputs.draft)
@@ -93,18 +105,14 @@ def forecast_speed(settings: Settings, inputs: RunInputs, world_size: int, order
         target_share=target / (draft + target),
         sharded=is_sharded(train, weights, world_size),
         weight_bytes=inputs.compute_dtype.itemsize,
+        optimiser_bytes=moved,
         balance=balance(batches, data.lengths, world_size),
     )
-    if inputs.device == "cpu":
-        cluster = _cpu_cluster(inputs, world_size, settings.target.threads)
-        device = "this processor"
-    else:
-        cluster, device = _gpu_cluster(world_size)
     return Speed(step_time(step, cluster), device, world_size)
 
 
 def per_token(draft: DraftConfig, tokens: int, rows: int, loss_tokens: float, ttt_steps: int) -> float:
-    """FLOP of the draft for a token of these data."""
+    """FLOP of the draft for a token of these data: what a processor's time is taken from."""
     head = draft.draft_vocab_size * draft.hidden_size
     fc = draft.aux_width * draft.hidden_size
     embedding = draft.vocab_size * draft.hidden_size if draft.own_embedding else 0
@@ -119,19 +127,35 @@ def per_token(draft: DraftConfig, tokens: int, rows: int, loss_tokens: float, tt
     )
 
 
+def seconds_per_token(settings: Settings, inputs: RunInputs, world_size: int, gpu: Gpu) -> float:
+    """What a GPU needs of time for the draft, for a token of these data in micro batches as large as the largest."""
+    data = inputs.data
+    work = training_workload(settings, inputs, world_size)
+    share = settings.train.anchor_fraction * sum(data.loss_tokens) / max(1, data.tokens)
+    work = replace(work, tokens=max(1, work.tokens), positions=max(1, round(share * work.tokens)))
+    return gpu_time.draft_seconds(work, gpu, visible_keys(data.lengths, data.loss_tokens)) / work.tokens
+
+
+def visible_keys(lengths: Sequence[int], loss_tokens: Sequence[int]) -> float:
+    """Keys that a position with loss sees on average, where those positions are the ends of their sequences."""
+    seen = sum(n * (length - n / 2) for length, n in zip(lengths, loss_tokens, strict=True))
+    return seen / max(1, sum(loss_tokens))
+
+
 def active_weights(target: TargetShape) -> int:
     """Weights that a token of the target passes; of experts those that it goes to."""
     attention = 2 * target.hidden * (target.hidden + target.key_value)
     return target.layers * (attention + 3 * target.hidden * target.intermediate) + target.vocab * target.hidden
 
 
-def _gpu_cluster(world_size: int) -> tuple[Cluster, str]:
+def _gpu_cluster(world_size: int) -> tuple[Cluster, str, Gpu]:
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else ASSUMED_GPU
     name = next((name for name in GPUS if name in here), ASSUMED_GPU)
     gpu = GPUS[name]
     gpus = f"{world_size} {name}s" if world_size > 1 else f"one {name}"
-    cluster = Cluster(world_size, flops=REACHED * gpu.peak_flops, memory_bandwidth=gpu.memory_bandwidth, link=gpu.link)
-    return cluster, f"{gpus} at {REACHED:.0%} of its peak"
+    bandwidth = gpu_time.MEMORY * gpu.memory_bandwidth
+    cluster = Cluster(world_size, flops=REACHED * gpu.peak_flops, memory_bandwidth=bandwidth, link=gpu.link)
+    return cluster, f"{gpus} by a roofline", gpu
 
 
 def _cpu_cluster(inputs: RunInputs, world_size: int, threads: int | None) -> Cluster:

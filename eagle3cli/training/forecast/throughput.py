@@ -6,7 +6,8 @@ Its parts, for G GPUs, N tokens a step, P trained weights and links of B bytes/s
     target        draft * s / (1 - s)     s: share of the target's forward in the compute; 0 offline
     waiting       (draft + target) * (1/b - 1)              b: balance, mean tokens of a rank by those of the busiest
     optimiser     28 P / M, of shards 28 P/G / M            M bytes/s of memory: gradient, master and moments are read,
-                                                            master and moments written, 4 bytes each
+                                                            master and moments written, 4 bytes each (more on a GPU:
+                                                            ``gpu_time.OPTIMISER_BYTES``)
     communication replicated: all-reduce of 4 P bytes       2 (G-1)/G * 4P/B + 2 (G-1) a
                   sharded: all-gather of the weights        (G-1)/G * wP/B + (G-1) a     w: bytes of a computing weight
                   and reduce-scatter of fp32 gradients      (G-1)/G * 4P/B + (G-1) a
@@ -88,6 +89,8 @@ class Step:
     sharded: bool = False
     weight_bytes: int = 2
     """Of a weight as the draft computes with it."""
+    optimiser_bytes: int = OPTIMISER_BYTES
+    """Bytes that the update of a weight moves."""
     balance: float = 1.0
     """Mean tokens of a rank by those of the busiest (:func:`eagle3cli.training.batches.balance`)."""
 
@@ -120,11 +123,11 @@ def step_time(step: Step, cluster: Cluster) -> StepTime:
     target = draft * step.target_share / (1 - step.target_share)
     balance = step.balance if gpus > 1 else 1.0
     updated = step.weights / gpus if step.sharded else step.weights
-    optimiser = OPTIMISER_BYTES * updated / cluster.memory_bandwidth
+    optimiser = step.optimiser_bytes * updated / cluster.memory_bandwidth
     waiting = (draft + target) * (1 / balance - 1)
     communication = _communication(step, cluster)
     total = draft + target + waiting + optimiser + communication
-    on_one = gpus * (draft + target) + OPTIMISER_BYTES * step.weights / cluster.memory_bandwidth
+    on_one = gpus * (draft + target) + step.optimiser_bytes * step.weights / cluster.memory_bandwidth
     return StepTime(draft, target, waiting, optimiser, communication, step.tokens / total, on_one / (gpus * total))
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from eagle3cli.training.forecast.memory import forecast
+from eagle3cli.training.forecast import gpu_time
+from eagle3cli.training.forecast.memory import draft_weights, forecast
+from eagle3cli.training.forecast.speed import visible_keys
+from eagle3cli.training.forecast.throughput import GPUS
 from tests.speed.roofline import TARGETS, count_step
 from tests.speed.step_case import Case, packaged
 
@@ -26,3 +29,8 @@ def test_the_forecast_agrees_with_the_roofline(target: str, setting: str) -> Non
     memory = forecast(case.workload(round(case.tokens * case.mask)))
     assert memory.peak_bytes == pytest.approx(costs.peak, rel=CLOSE)
     assert syncs.total() <= 2
+    gpu = GPUS["H100"]
+    replies = [round(n * case.mask) for n in case.lengths]
+    seconds = gpu_time.draft_seconds(case.workload(sum(replies)), gpu, visible_keys(case.lengths, replies))
+    update = gpu_time.OPTIMISER_BYTES * draft_weights(case.draft) / (gpu_time.MEMORY * gpu.memory_bandwidth)
+    assert seconds + update == pytest.approx(costs.total().seconds, rel=CLOSE)
