@@ -6,6 +6,7 @@ Triton brings NVIDIA's assembler along, so neither a GPU nor its driver is neede
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -106,6 +107,12 @@ def aligned(types: dict[str, Any]) -> dict[tuple[int, ...], list[list[Any]]]:
     return {path: [["tt.divisibility", 16]] for path in paths}
 
 
+def assembler(capability: int) -> str:
+    """Triton's own choice; up to 3.4 it had one for all."""
+    tool = get_ptxas(capability) if inspect.signature(get_ptxas).parameters else get_ptxas()
+    return str(tool.path)
+
+
 def takes(kernel: Any, constants: dict[str, Any], warps: int, capability: int) -> dict[str, int]:
     """Registers of a thread, bytes spilled from them, and shared memory of a program."""
     types = signature(kernel, constants)
@@ -118,7 +125,7 @@ def takes(kernel: Any, constants: dict[str, Any], warps: int, capability: int) -
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [get_ptxas(capability).path, "-v", f"-arch={architecture[1]}", file.name, "-o", "/dev/null"]
+        command = [assembler(capability), "-v", f"-arch={architecture[1]}", file.name, "-o", "/dev/null"]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     registers = re.search(r"Used (\d+) registers", text)
     spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", text)

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[3]
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -25,7 +27,18 @@ def run(*words: str, env: dict[str, str] | None = None, cache: Path) -> subproce
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+def interpreter_reads_numbers() -> bool:
+    """Whether Triton's interpreter can make an integer of what it holds: from numpy 2.4 older ones cannot."""
+    interpreter = importlib.util.find_spec("triton.runtime.interpreter")
+    assert interpreter is not None
+    assert interpreter.origin is not None
+    source = Path(interpreter.origin).read_text(encoding="utf-8")
+    return "int(self.handle.data)" not in source or Version(numpy.__version__) < Version("2.4")
+
+
 def test_interpreted_kernels_equal_plain_torch(tmp_path: Path) -> None:
+    if not interpreter_reads_numbers():
+        pytest.skip("the interpreter of this triton does not work with numpy 2.4 and newer")
     files = ("tests/training/ttt/interpreted_kernels.py", "tests/models/interpreted_kernels.py")
     done = run("pytest", "-q", "-p", "no:cacheprovider", *files, env={"TRITON_INTERPRET": "1"}, cache=tmp_path)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
