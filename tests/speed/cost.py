@@ -96,6 +96,8 @@ class Costs:
     at_peak: list[tuple[int, tuple[int, ...], str, str]] = field(default_factory=list)
     """Bytes, shape, type and maker of the largest tensors that are alive at the peak, when asked for."""
     explain: bool = False
+    paused: bool = False
+    """Nothing is counted: what runs now is part of a kernel that is counted whole."""
     made: dict[int, tuple[tuple[int, ...], str, str]] = field(default_factory=dict)
 
     @contextmanager
@@ -128,6 +130,8 @@ class Costs:
         self, name: str, *, moved: float, flop: float = 0.0, flops: float | None = None, largest: float = 1e12
     ) -> None:
         """Count one kernel: bytes that it moves, FLOP, at how many FLOP/s, and bytes of its largest tensor."""
+        if self.paused:
+            return
         machine = self.machine
         bandwidth = machine.cache if largest < machine.cache_bytes else machine.memory
         floor = flop / (flops or machine.product_flops)
@@ -138,7 +142,7 @@ class Costs:
         """Count the tensor's storage as alive until it is freed."""
         storage = numbers(tensor).untyped_storage()
         key = storage._cdata
-        if key in self.live:
+        if key in self.live or self.paused:
             return
         size = -(-storage.nbytes() // PAGE) * PAGE
         self.live[key] = size

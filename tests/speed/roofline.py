@@ -2,6 +2,7 @@
 
     python tests/speed/roofline.py --target llama-3.1-8b --lengths 4096,4096,4096,4096 --mask 0.5
     python tests/speed/roofline.py --target qwen3-30b-a3b --lengths 32768 --mask 1.0 --recompute --json
+    EAGLE3_SPECFORGE=VENV python tests/speed/roofline.py --peer specforge
 
 The step is the product's own (``Trainer.train_step``) on the pretend GPU, with floating-point tensors that have no
 numbers: ``tests/speed/cost.py`` says how it is counted and what the machine is taken to reach. ``floor_ms`` is the time
@@ -41,6 +42,8 @@ from tests.gpu_tensor import GpuTensor
 from tests.pretend_gpu import pretend_gpu
 from tests.speed.cost import CostMode, Costs
 from tests.speed.kernel_models import modelled_kernels
+from tests.speed.peer import count_peer
+from tests.speed.specforge_model import Missing
 from tests.speed.step_case import Case, make_trainer, packaged
 from tests.training.ttt.test_flex_graphs import graphs_of_a_run, nothing_computed
 
@@ -173,6 +176,24 @@ def summary(name: str, case: Case, costs: Costs, syncs: Counter[str], graphs: in
     }
 
 
+def peer_summary(case: Case) -> dict[str, Any]:
+    """SpecForge's step on the same sequences, one at a time; why not, where it is not here."""
+    try:
+        costs = count_peer(case)
+    except Missing as reason:
+        return {"peer": "specforge", "left_out": str(reason)}
+    step = costs.total("step") + costs.total("optimiser")
+    return {
+        "peer": "specforge",
+        "tokens": case.tokens,
+        "step_ms": round(step.seconds * 1e3, 1),
+        "floor_ms": round(step.floor * 1e3, 1),
+        "tokens_per_s": round(case.tokens / step.seconds),
+        "peak_gb": round(max(costs.peaks["step"], costs.peaks["optimiser"]) / 1e9, 2),
+        "launches": step.launches,
+    }
+
+
 def print_table(costs: Costs, syncs: Counter[str], found: dict[str, Any], operators: int) -> None:
     """The same for people: every phase with its slowest operators."""
     for phase in found["phases"]:
@@ -208,6 +229,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--chunk", type=int, help="--loss-chunk")
     parser.add_argument("--operators", type=int, default=8, help="operators of a phase that the table names")
     parser.add_argument("--memory", action="store_true", help="also name what is alive at the peak")
+    parser.add_argument("--peer", choices=("specforge",), help="the step of another trainer in place of ours")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
@@ -217,6 +239,9 @@ def main() -> None:
     a = arguments()
     lengths = tuple(int(n) for n in a.lengths.split(","))
     case = Case(packaged(a.target), lengths, a.mask, a.loss, a.ttt, a.recompute, a.chunk)
+    if a.peer:
+        print(json.dumps(peer_summary(case)))
+        return
     costs, syncs = count_step(case, explain=a.memory)
     found = summary(a.target, case, costs, syncs, count_graphs())
     if a.json:

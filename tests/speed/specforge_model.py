@@ -42,8 +42,8 @@ def load(folder: Path) -> Any:
     return SimpleNamespace(model=model, loss=loss, flex_attention=flex_attention, draft=llama3_eagle)
 
 
-def make_step(specforge: Any, case: Case, device: torch.device) -> Callable[[], None]:
-    """Forward and backward over one padded batch of random states: the target's logits, unroll and loss."""
+def make_step(specforge: Any, case: Case, device: torch.device) -> tuple[Callable[[], None], torch.nn.Module]:
+    """Forward and backward over a padded batch of random states (the target's logits, unroll, loss), and the draft."""
     from transformers import LlamaConfig
 
     config = case.draft
@@ -81,9 +81,8 @@ def make_step(specforge: Any, case: Case, device: torch.device) -> Callable[[], 
             hidden_states=batch["aux"],
         )[0]
         sum(0.8**i * loss for i, loss in enumerate(losses)).backward()
-        draft.zero_grad()
 
-    return step
+    return step, draft
 
 
 def _batch(case: Case, device: torch.device) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tests.conftest import ROOT
 from tests.pretend_gpu import pretend_gpu
 from tests.speed.cost import CostMode, Costs, Machine
-from tests.speed.roofline import count_step, shape
+from tests.speed.roofline import count_step, peer_summary, shape
 from tests.speed.step_case import Case, packaged
 
 LLAMA = packaged("llama-3.1-8b")
@@ -56,6 +56,20 @@ def test_a_step_costs_more_for_more_and_recomputing_takes_less_memory() -> None:
     assert half.peak < whole.peak
     assert again.peak < whole.peak
     assert set(half.phases()) >= {"forward", "loss", "backward", "optimiser"}
+
+
+def test_a_peer_that_is_not_here_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EAGLE3_SPECFORGE", raising=False)
+    assert "EAGLE3_SPECFORGE" in peer_summary(Case(SMALL, (64,)))["left_out"]
+
+
+@pytest.mark.slow
+def test_the_peer_takes_longer_where_half_of_the_positions_carry_loss() -> None:
+    case = Case(SMALL, (512,), 0.5)
+    found = peer_summary(case)
+    if "left_out" in found:
+        pytest.skip(found["left_out"])
+    assert found["floor_ms"] > count_step(case)[0].total().floor * 1e3
 
 
 @pytest.mark.slow
