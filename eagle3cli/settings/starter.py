@@ -17,7 +17,7 @@ from eagle3cli.settings.tables import Settings
 
 
 @dataclass(frozen=True)
-class Question:
+class SetupQuestion:
     """One question; the default may follow from the answers before it."""
 
     key: str
@@ -31,15 +31,15 @@ def _folder(answers: Mapping[str, str]) -> str:
 
 
 QUESTIONS = (
-    Question("target.model_path", "Target model (a hub id, a folder, or a .gguf file)", lambda a: "Qwen/Qwen3-8B"),
-    Question(
+    SetupQuestion("target.model_path", "Target model (a hub id, a folder, or a .gguf file)", lambda a: "Qwen/Qwen3-8B"),
+    SetupQuestion(
         "prepare.source", "Data (a preset such as sharegpt or ultrachat, a hub id, or a file)", lambda a: "sharegpt"
     ),
-    Question(
+    SetupQuestion(
         "train.mode", "online (the target runs live) or offline (its states go to disk first)", lambda a: "online"
     ),
-    Question("run.output_dir", "Folder for the results", _folder),
-    Question("launch.gpus", "GPUs (a number, or auto for all; auto is right without any, too)", lambda a: "auto"),
+    SetupQuestion("run.output_dir", "Folder for the results", _folder),
+    SetupQuestion("launch.gpus", "GPUs (a number, or auto for all; auto is right without any, too)", lambda a: "auto"),
 )
 
 

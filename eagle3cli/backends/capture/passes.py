@@ -88,7 +88,7 @@ def state_row(row: TokenRow, aux_SC: Tensor, last_SH: Tensor, top_tokens: Callab
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampledRows:
     """A codec fitted to states of rows from all over the data, and what was seen on the way."""
 
     codec: RowCodec
@@ -104,7 +104,7 @@ def take_sample(
     counts: RowCounts,
     encoding: Quantization,
     batch_tokens: int,
-) -> Sample:
+) -> SampledRows:
     """Run the target over a few rows."""
     at_once = min(batch_tokens, CPU_TOKENS) if target.device.type == "cpu" else batch_tokens
     chosen = sample_rows(counts, PASSES * at_once)
@@ -119,4 +119,4 @@ def take_sample(
         codec.to(target.device).pack(batch_states)
         seconds += time.perf_counter() - began
     tokens = sum(len(row.token_ids_S) for row in batch_states)
-    return Sample(codec, describe_sample(codec, states), tokens / seconds)
+    return SampledRows(codec, describe_sample(codec, states), tokens / seconds)

@@ -1,6 +1,6 @@
 """From the target's last hidden state to its logits: a matrix and what some families do around it.
 
-Shapes: R rows, H hidden, V vocabulary.
+The shape legend is in ``models/draft.py``.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A batch is read together, padded on the left, and decoded to its last sequence; 
 Slower than :class:`eagle3cli.serving.decode.generate.Decoder`, with the same verbs, and right for every cache that
 transformers has, that of linear attention too.
 
-Shapes: B rows of the batch, Q query tokens of a pass, S tokens so far, V vocabulary.
+The shape legend is in ``models/draft.py``.
 """
 
 from __future__ import annotations

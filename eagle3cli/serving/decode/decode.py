@@ -12,9 +12,7 @@ Each step of a batch has three parts:
 The text is the target's own whatever the draft says; what is saved are target passes, each of which reads all weights
 for few tokens. k = 0 is plain decoding through the same code. Knows nothing about text or tasks.
 
-Shapes: B sequences of the batch, Q query tokens of a pass (k + 1 when verifying), T draft steps (k), H hidden,
-C auxiliary width, A query heads, K key/value heads, S positions seen, D head size, V target vocabulary, W draft
-vocabulary.
+The shape legend is in ``models/draft.py``; Q is k + 1 when verifying, T the k draft steps.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Prompts are read one at a time and every sequence has its own random numbers, so that a reply never depends on its
 neighbours. Knows nothing about text, conversations or drafts.
 
-Shapes: B rows of the batch, Q query tokens of a pass, V vocabulary.
+The shape legend is in ``models/draft.py``.
 """
 
 from __future__ import annotations

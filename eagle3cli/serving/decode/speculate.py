@@ -5,7 +5,7 @@ A draft token x, drawn from the draft's q, is accepted with probability min(1, p
 replaced by a draw from what p has over q, max(p - q, 0) normalised; after a whole chain one bonus token is drawn from
 p. Every token is then distributed as p alone would have it, whatever q is.
 
-Shapes: B sequences, T draft steps, Q = T + 1, V target vocabulary, W draft vocabulary.
+The shape legend is in ``models/draft.py``; here T counts draft steps, and Q = T + 1.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def dense_loss(
     terms: LossWeights,
     anchors_S: Tensor | None = None,
 ) -> Dense:
-    size, c = len(ids_S), draft.config
+    size = len(ids_S)
     if draft.embed_tokens is not None:
         embedding = draft.embed_tokens.weight
     hidden = dense_first_hidden(draft, aux_SC)
@@ -61,17 +61,7 @@ def dense_loss(
     found = Dense()
     for i in range(len(terms.cross_entropy_T)):
         token = torch.tensor([int(ids_S[p + 1 + i]) if p + 1 + i < size else 0 for p in range(size)])
-        for at, layer in enumerate(draft.stack):
-            residual = normed = rms(hidden, layer.hidden_norm.weight, c.rms_norm_eps)
-            if at == 0:
-                normed = torch.cat((draft.midlayer.input_layernorm(F.embedding(token, embedding)), normed), -1)
-            if at > 0 or not c.norm_before_residual:
-                residual = hidden
-            hidden = residual + _attended(draft, layer.self_attn, normed, i, keys[at], values[at])
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        normed = rms(hidden, draft.norm.weight, c.rms_norm_eps)
-        logits = draft.lm_head(normed)
-        hidden = normed if c.norm_output else hidden
+        logits, hidden = dense_step(draft, token, hidden, i, embedding, keys, values)
         counted = [
             p
             for p in range(size)
@@ -81,6 +71,29 @@ def dense_loss(
         ]
         _add_depth(found, draft, i, counted, logits, last_SH @ head.T, top_S, terms)
     return found
+
+
+def dense_step(
+    draft: Draft,
+    token_S: Tensor,
+    hidden_SH: Tensor,
+    step: int,
+    embedding: Tensor,
+    keys: list[list[Tensor]],
+    values: list[list[Tensor]],
+) -> tuple[Tensor, Tensor]:
+    """Logits of every row at one step, and the hidden states that the next one gets; the step's keys are added."""
+    config = draft.config
+    for at, layer in enumerate(draft.stack):
+        residual = normed = rms(hidden_SH, layer.hidden_norm.weight, config.rms_norm_eps)
+        if at == 0:
+            normed = torch.cat((draft.midlayer.input_layernorm(F.embedding(token_S, embedding)), normed), -1)
+        if at > 0 or not config.norm_before_residual:
+            residual = hidden_SH
+        hidden_SH = residual + _attended(draft, layer.self_attn, normed, step, keys[at], values[at])
+        hidden_SH = hidden_SH + layer.mlp(layer.post_attention_layernorm(hidden_SH))
+    normed = rms(hidden_SH, draft.norm.weight, config.rms_norm_eps)
+    return draft.lm_head(normed), normed if config.norm_output else hidden_SH
 
 
 def _attended(

@@ -15,7 +15,7 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.training.ttt import attention, loss
 from eagle3cli.training.ttt.loss import LossWeights, Teacher, ttt_loss
 from eagle3cli.training.ttt.unroll import draw_anchors, masked_positions, plan_positions, unroll
-from tests.training.ttt.dense import dense_loss, serving_counts
+from tests.training.ttt.dense import dense_first_hidden, dense_loss, dense_step, serving_counts
 
 VOCAB, DRAFT_VOCAB, HIDDEN, DEPTHS = 48, 24, 16, 4
 DECAY = [0.8**i for i in range(DEPTHS)]
@@ -206,3 +206,26 @@ def test_blocks_of_a_long_sequence_hold_a_number_a_row_and_no_masks() -> None:
     assert mask is not None
     assert mask.shape == (50_000 % attention.QUERY_BLOCK, 50_001)
     assert not mask[-1].any()
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_the_plain_forward_pass_is_the_first_step(name: str) -> None:
+    """Logits and next hidden states of ``Draft.forward`` are the dense reference's, and the unroll's."""
+    draft = random_draft(7, CONFIGS[name])
+    generator = torch.Generator().manual_seed(7)
+    size = 9
+    ids = torch.randint(VOCAB, (size,), generator=generator)
+    aux = torch.randn(size, 3 * HIDDEN, generator=generator)
+    embedding = draft.embedding(torch.randn(VOCAB, HIDDEN, generator=generator))
+    following = torch.cat((ids[1:], ids[:1]))
+    with torch.no_grad():
+        logits, carried = draft(following, draft.first_hidden(aux), embedding)
+        empty = [[] for _ in draft.stack], [[] for _ in draft.stack]
+        want, carried_too = dense_step(draft, following, dense_first_hidden(draft, aux), 0, embedding, *empty)
+        torch.testing.assert_close(logits, want, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(carried, carried_too, rtol=1e-4, atol=1e-5)
+        every = torch.ones(size, dtype=torch.bool)
+        plan = plan_positions(every, (0, size), every, 1, "serving")
+        (normed,) = unroll(draft, ids, aux, embedding, plan)
+    positions = plan.steps[0].position_R[plan.steps[0].loss_L]
+    torch.testing.assert_close(draft.lm_head(normed), logits[positions], rtol=1e-4, atol=1e-5)
