@@ -103,6 +103,11 @@ class DraftConfig:
         """Width of all key heads, and of all value heads."""
         return self.num_key_value_heads * self.head_dim
 
+    @property
+    def qkv_width(self) -> int:
+        """Channels of q, k and v side by side."""
+        return self.query_width + 2 * self.key_width
+
     @classmethod
     def from_target(
         cls,

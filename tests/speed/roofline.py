@@ -105,7 +105,7 @@ def count_step(case: Case, *, explain: bool = False) -> tuple[Costs, Counter[str
     """What one step costs, and how often the host waits in it."""
     costs = Costs(explain=explain)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    inner = model.ttt_loss
+    inner = model.fused_ttt_loss
 
     def loss(*given: Any, **named: Any) -> Any:
         with costs.in_phase("loss"):
@@ -114,7 +114,7 @@ def count_step(case: Case, *, explain: bool = False) -> tuple[Costs, Counter[str
     with ExitStack() as stack:
         gpu = stack.enter_context(pretend_gpu())
         stack.enter_context(modelled_kernels(costs))
-        stack.enter_context(mock.patch.object(model, "ttt_loss", loss))
+        stack.enter_context(mock.patch.object(model, "fused_ttt_loss", loss))
         with costs.in_phase("standing"):
             draft = make_draft(case, fake)
             trainer = make_trainer(case, draft, partial(shape, fake), PhaseTimers(costs=costs))

@@ -46,11 +46,13 @@ def grouped_attention(
     batch, heads, queries, dim = query_BAQD.shape
     kv_heads = key_BKSD.shape[1]
     groups = heads // kv_heads
+    # The heads of a group read the same keys: as more query rows of one head they need no copies of them.
     query = query_BAQD.reshape(batch, kv_heads, groups * queries, dim)
     mask = attention_mask
     if mask is not None and groups > 1 and queries > 1:
         mask = mask.repeat(1, 1, groups, 1)
     if s_aux is not None:
+        # A sink is a key of zeros whose score the mask supplies, and whose value of zeros adds nothing.
         key_BKSD, value_BKSD = (F.pad(states, (0, 0, 0, 1)) for states in (key_BKSD, value_BKSD))
         sink = (
             s_aux.reshape(1, kv_heads, groups, 1, 1).expand(batch, -1, -1, queries, 1).reshape(batch, kv_heads, -1, 1)
@@ -117,7 +119,9 @@ class PositionCache(Cache):
                 store.append(torch.zeros(shape, dtype=states.dtype, device=states.device))
         visible = []
         for slots, states in ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states)):
+            # Slot number = position: what a rejected token wrote is overwritten before a query may see it.
             slots[self.rows_B1, self.positions_BQ] = states.transpose(1, 2)
+            # Only the slots in use, and as a view where every row takes part: no copy of the cache a pass.
             part = slots[:, : self.extent] if self.all_rows else slots[self.rows_B1[:, 0], : self.extent]
             visible.append(part.transpose(1, 2))
         return visible[0], visible[1]

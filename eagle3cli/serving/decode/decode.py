@@ -95,6 +95,7 @@ def _decode_batch(batch: _Batch, eos_ids: frozenset[int]) -> None:
         sequence.extend([token], eos_ids)
         sequence.frames.append((time.perf_counter() - batch.started, 1))
     while unfinished := [row for row, sequence in enumerate(batch.sequences) if not sequence.finish]:
+        # Finished sequences cost a row of every pass; dropping them copies both caches, so not one at a time.
         if len(unfinished) <= COMPACT_BELOW * len(batch.sequences):
             batch.keep(unfinished)
         for sequence, (accepted, tokens) in zip(batch.sequences, batch.step(), strict=True):

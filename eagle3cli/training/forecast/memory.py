@@ -128,9 +128,8 @@ def draft_weights(draft: DraftConfig) -> int:
     """Number of a draft's weights: ``CH + (layers)(xO + QH + 3HI) + VdH`` and norms, x = 2H in the first layer."""
     hidden = draft.hidden_size
     layer = draft.query_width * hidden + 3 * hidden * draft.intermediate_size + 2 * hidden
-    attention = (1 + draft.num_hidden_layers) * hidden * _qkv_width(draft)
-    embedding = draft.vocab_size * hidden if draft.own_embedding else 0
-    ends = draft.draft_vocab_size * hidden + embedding
+    attention = (1 + draft.num_hidden_layers) * hidden * draft.qkv_width
+    ends = (draft.draft_vocab_size + (draft.vocab_size if draft.own_embedding else 0)) * hidden
     return draft.aux_width * hidden + attention + draft.num_hidden_layers * layer + 2 * hidden + ends
 
 
@@ -202,7 +201,7 @@ def backward_parts(work: Workload) -> Parts:
     recomputed = depth_bytes(work, work.ttt_steps - 1) if work.recompute else 0
     of_positions = work.positions * (4 * draft.intermediate_size + 4 * draft.query_width)
     of_tokens = work.tokens * (4 * draft.query_width + 8 * draft.key_width)
-    of_weights = 2 * 2 * draft.hidden_size * _qkv_width(draft)
+    of_weights = 2 * 2 * draft.hidden_size * draft.qkv_width
     layer = (of_positions + of_tokens + of_weights) * work.compute_bytes
     return {
         **_states(work),
@@ -365,7 +364,7 @@ def _activations(work: Workload) -> Parts:
     inner_layer = draft.query_width + 3 * draft.intermediate_size + 8 * hidden
     inner = (draft.num_hidden_layers - 1) * inner_layer * e
     zero = (norm_bytes(work) + 3 * e) * hidden + (draft.aux_width + 2 * draft.head_dim) * e + inner
-    side_by_side = 2 * hidden * _qkv_width(draft) * e  # the weights of q, k and v
+    side_by_side = 2 * hidden * draft.qkv_width * e  # the weights of q, k and v
     return {
         "activations": unrolled + work.tokens * zero + side_by_side,
         "depth-0 keys and values": work.tokens * 2 * draft.key_width * e * draft.num_hidden_layers,
@@ -399,7 +398,3 @@ def _target_bytes(work: Workload) -> int:
 def _weight_bytes(work: Workload) -> int:
     """Of a weight that is trained, and of its gradient; shards stay in fp32."""
     return MASTER if work.shards > 1 else work.compute_bytes
-
-
-def _qkv_width(draft: DraftConfig) -> int:
-    return draft.query_width + 2 * draft.key_width

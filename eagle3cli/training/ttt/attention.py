@@ -110,12 +110,14 @@ class _UnrollAttention(torch.autograd.Function):
         out_RAD = torch.empty_like(query)
         lse_RA = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
         for block in blocks:
+            # A block's mask lives as long as its kernel runs: all of them together would be queries x keys.
             mask_QS = block.mask(query.dtype)
             out, lse = _flash(_heads_first(query[block.queries]), keys[block.keys], values[block.keys], mask_QS)
             out_RAD[block.queries] = out[0].transpose(0, 1)
             lse_RA[block.queries] = lse[0].transpose(0, 1)
         if draft_kv:
             out_RAD, lse_RA = merge_draft_kv(query, out_RAD, lse_RA, draft_kv)
+        # What is kept is the joint output and log-sum-exp: they make the kernel's backward that of the joint softmax.
         ctx.blocks = blocks
         ctx.save_for_backward(query, keys, values, out_RAD, lse_RA, *draft_kv)
         return out_RAD
@@ -138,6 +140,7 @@ class _UnrollAttention(torch.autograd.Function):
                 block.mask(query.dtype),
             )
             d_query[block.queries] = dq[0].transpose(0, 1)
+            # Blocks of one sequence share its keys, so these add up; queries are each in one block.
             d_keys[block.keys] += dk[0].transpose(0, 1)
             d_values[block.keys] += dv[0].transpose(0, 1)
         d_draft_kv = _draft_kv_backward(query, out_RAD, lse_RA, grad_RAD, draft_kv, d_query)
@@ -178,6 +181,7 @@ def merge_draft_kv(query: Tensor, out: Tensor, lse_RA: Tensor, draft_kv: Sequenc
     keys = list(draft_kv[0::2])
     values = list(draft_kv[1::2])
     scores_JRA = _draft_scores(query, keys)
+    # By logaddexp: the two parts' sums of exponentials would overflow where their logarithms do not.
     total_RA = torch.logaddexp(lse_RA, torch.logsumexp(scores_JRA, 0))
     merged = out.float() * (lse_RA - total_RA).exp()[..., None]
     weights_JRA = (scores_JRA - total_RA).exp()
@@ -210,6 +214,7 @@ def _draft_kv_backward(
         weight_RKG1 = _grouped(weight_RA[..., None], kv_heads)
         d_weight = (grad_RKGD * value.float()[:, :, None]).sum(-1, keepdim=True)
         d_score = weight_RKG1 * (d_weight - _grouped(delta_RA[..., None], kv_heads)) * scale
+        # The kernel has written its part of d_query before: own keys add to it.
         d_query += (d_score * key.float()[:, :, None]).flatten(1, 2).to(d_query.dtype)
         gradients.append((d_score * query_RKGD).sum(2).to(key.dtype))
         gradients.append((weight_RKG1 * grad_RKGD).sum(2).to(value.dtype))

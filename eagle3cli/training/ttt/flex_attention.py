@@ -44,6 +44,7 @@ def attend_flex(
     query_RAD: Tensor, key_SKD: Tensor, value_SKD: Tensor, draft_kv: DraftKV, queries: QueryPositions
 ) -> Tensor:
     """Attention output ``[R, A, D]``; the same contract as :func:`eagle3cli.training.ttt.attention.attend`."""
+    # Padded lengths: Dynamo makes a graph for a divisible size and one for any other, not one for each length.
     block_mask = make_block_mask(_whole_blocks(queries), _in_blocks(len(key_SKD)))
     query, key, value = (_padded(states).transpose(0, 1)[None] for states in (query_RAD, key_SKD, value_SKD))
     out, lse = _run(query, key, value, block_mask)
@@ -51,6 +52,7 @@ def attend_flex(
     out_RAD: Tensor = out[0].transpose(0, 1)[:size]
     if not draft_kv:
         return out_RAD
+    # The kernel's log-sum-exp is differentiable, so merging outside of it gives the joint softmax's gradients.
     lse_RA = lse[0].transpose(0, 1)[:size]
     return merge_draft_kv(query_RAD, out_RAD, lse_RA.float(), [states for pair in draft_kv for states in pair])[0]
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from eagle3cli.training.ttt import kernels
 from eagle3cli.training.ttt.kernels import plain_rows
 from eagle3cli.training.ttt.kernels.plain_rows import ScoredRows, TeacherRows
-from eagle3cli.training.ttt.loss import LossSums, LossWeights, Teacher
+from eagle3cli.training.ttt.loss import CUDA_CHUNK_ELEMENTS, LossSums, LossWeights, Teacher
 from eagle3cli.training.ttt.unroll import PositionPlan
 
 AddProduct = Callable[[Tensor, Tensor, Tensor], None]
@@ -48,9 +48,11 @@ def fused_ttt_loss(
     teacher: Teacher,
     plan: PositionPlan,
     weights: LossWeights,
-    chunk: int,
+    chunk: int | None = None,
 ) -> tuple[Tensor, LossSums]:
     """As :func:`eagle3cli.training.ttt.loss.ttt_loss`; ``chunk`` logits of all steps together exist at once."""
+    assert teacher.whole_head is not None or not weights.need_rates, "acceptance rates need the whole head"
+    chunk = chunk or CUDA_CHUNK_ELEMENTS
     total, *sums = _FusedLoss.apply(head_weight_WH, teacher, plan, weights, chunk, *normed)  # type: ignore[no-untyped-call]
     return total, LossSums(*sums)
 

@@ -134,15 +134,11 @@ def ttt_loss(
 ) -> tuple[Tensor, LossSums]:
     """The weighted sum of all terms over all positions with loss (differentiable, not normalised), and its sums.
 
-    ``normed`` holds the normed hidden states ``[L, H]`` of every step; ``chunk`` logits of one step (on a GPU: of all
-    steps) exist at once, None is what suits the device.
+    ``normed`` holds the normed hidden states ``[L, H]`` of every step; ``chunk`` logits of one step exist at once, None
+    is what suits the device.
     """
     assert teacher.whole_head is not None or not weights.need_rates, "acceptance rates need the whole head"
     chunk = chunk or chunk_elements(head_weight_WH.device.type)
-    if head_weight_WH.device.type == "cuda":
-        from eagle3cli.training.ttt.fused_loss import fused_ttt_loss
-
-        return fused_ttt_loss(normed, head_weight_WH, teacher, plan, weights, chunk)
     total, *sums = _FusedHead.apply(head_weight_WH, teacher, plan, weights, chunk, *normed)  # type: ignore[no-untyped-call]
     return total, LossSums(*sums)
 
@@ -169,6 +165,7 @@ class _FusedHead(torch.autograd.Function):
                 if part.start == part.stop:
                     continue
                 teacher_L = positions.teacher_L[part]
+                # Where no position was pruned the two are the same, and nothing is gathered.
                 at_L = torch.searchsorted(position_U, teacher_L)
                 teacher_LW = _rows(teacher_UW, at_L)
                 whole_LW = None if whole_UW is None else _rows(whole_UW, at_L)
@@ -179,6 +176,7 @@ class _FusedHead(torch.autograd.Function):
                 if not training:
                     continue
                 d_logits_LW = d_logits_LW.to(head.dtype)
+                # The scalar goes to the narrow matrix [L, H]: over [L, W] it would cost one more pass of the logits.
                 if d_head is not None:
                     _add_product(d_head, d_logits_LW.T, states_LH[part] * scale)
                 torch.mm(d_logits_LW, head, out=d_normed[step][part])
@@ -218,6 +216,7 @@ def _score(logits_LW: Tensor, teacher_LW: Tensor, sums: LossSums, step: int) -> 
     ``-sum_v t_v log q_v = lse - sum_v t_v z_v``, since t sums to 1: one dot product, and no log-probabilities.
     """
     top_L, best_L = logits_LW.max(-1)
+    # One softmax for the loss, the rates and the gradient: q itself is what d(loss)/d(logits) is made of.
     draft_LW = F.softmax(logits_LW, -1)
     # log-sum-exp from the largest logit and that logit's probability: the softmax has made the sum already.
     lse_L = top_L - draft_LW.gather(1, best_L[:, None])[:, 0].log()
@@ -237,6 +236,7 @@ def _d_logits(
     cross_entropy = weights.cross_entropy_T[step]
     if whole_LW is None:
         return draft_LW.sub_(teacher_LW), cross_entropy
+    # min(p, q) and the tokens where q is the smaller, which alone pull the rate: q_j enters it there and nowhere else.
     below_LW = draft_LW < whole_LW
     rate_L = torch.where(below_LW, draft_LW, whole_LW).sum(-1)
     log_rate_L = torch.where(rate_L > 0, rate_L.log(), 0.0)

@@ -11,6 +11,7 @@ from eagle3cli.backends.batches.batch import TargetBatch
 from eagle3cli.backends.target.logits import Head
 from eagle3cli.models.draft import Draft
 from eagle3cli.settings.training import TrainSettings
+from eagle3cli.training.ttt.fused_loss import fused_ttt_loss
 from eagle3cli.training.ttt.loss import LossSums, LossWeights, Teacher, ttt_loss
 from eagle3cli.training.ttt.unroll import Attend, PositionPlan, draw_anchors, plan_positions, unroll
 
@@ -75,7 +76,9 @@ class TTTModel(nn.Module):
             recompute=self.recompute,
         )
         teacher = Teacher(batch.last_NH, batch.top_N, target.draft_head, draft.draft_ids, target.whole_head)
-        return ttt_loss(normed, draft.lm_head.weight, teacher, plan, weights, self.chunk)
+        # A GPU takes larger bites than a CPU of the same loss.
+        loss = fused_ttt_loss if draft.lm_head.weight.device.type == "cuda" else ttt_loss
+        return loss(normed, draft.lm_head.weight, teacher, plan, weights, self.chunk)
 
     def zero_loss(self) -> Tensor:
         """Zero, with a zero gradient for every trained weight: the pass of a rank that has no rows."""

@@ -190,7 +190,7 @@ def test_a_gpu_is_never_waited_for(gpu: PretendGpu, loss: str) -> None:
     head_WH = torch.randn(DRAFT_VOCAB, HIDDEN, device="cuda", requires_grad=True)
     gpu.reset()
     for chunk in (1, 10**6):
-        total, _ = ttt_loss(normed, head_WH, teacher, plan, WEIGHTS[loss], chunk)
+        total, _ = fused_ttt_loss(normed, head_WH, teacher, plan, WEIGHTS[loss], chunk)
         total.backward()
         best_tokens(normed, head_WH.detach(), draft_ids_W)
     assert not gpu.syncs
@@ -219,7 +219,8 @@ def test_a_gpu_computes_what_the_cpu_does(loss: str) -> None:
         states = [torch.randn(len(teachers), HIDDEN, generator=generator) for teachers in teachers_T]
         head_WH = torch.randn(DRAFT_VOCAB, HIDDEN, generator=generator)
         leaves = [x.to(device).requires_grad_() for x in (head_WH, *states)]
-        total, sums = ttt_loss(leaves[1:], leaves[0], on_device, plan, WEIGHTS[loss], 10 * DRAFT_VOCAB)
+        loss_on = fused_ttt_loss if device == "cuda" else ttt_loss
+        total, sums = loss_on(leaves[1:], leaves[0], on_device, plan, WEIGHTS[loss], 10 * DRAFT_VOCAB)
         total.backward()
         grads = [leaf.grad.cpu() for leaf in leaves if leaf.grad is not None]
         results.append([total.detach().cpu(), sums.loss_T.cpu(), sums.correct_T.cpu(), sums.rate_T.cpu(), *grads])
