@@ -88,8 +88,13 @@ class MLP(nn.Module):
 
     def forward(self, x_RH: Tensor) -> Tensor:
         """``W_down(silu(W_gate x) * W_up x)``."""
-        gated: Tensor = _SiluGate.apply(self.gate_proj(x_RH), self.up_proj(x_RH))  # type: ignore[no-untyped-call]
-        out: Tensor = self.down_proj(gated)
+        gate = self.gate_proj(x_RH)
+        up = self.up_proj(x_RH)
+        if gate.is_cuda:
+            out: Tensor = _GatedDown.apply(gate, up, self.down_proj.weight)  # type: ignore[no-untyped-call]
+            return out
+        gated: Tensor = _SiluGate.apply(gate, up)  # type: ignore[no-untyped-call]
+        out = self.down_proj(gated)
         return out
 
 
@@ -99,22 +104,49 @@ class _SiluGate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        if gate.is_cuda and kernels.triton_runs():
-            from eagle3cli.models.kernels import silu_gate
-
-            return silu_gate.silu_gate(gate, up)
-        return F.silu(gate).mul_(up)
+        return _gated(gate, up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        if gate.is_cuda and kernels.triton_runs():
-            from eagle3cli.models.kernels import silu_gate
+        return _gated_backward(grads[0], gate, up)
 
-            return silu_gate.silu_gate_backward(grads[0], gate, up)
-        d_up = F.silu(gate).mul_(grads[0])
-        d_gate: Tensor = torch.ops.aten.silu_backward(grads[0] * up, gate)
-        return d_gate, d_up
+
+class _GatedDown(torch.autograd.Function):
+    """Gate and down projection in one, which keep nothing of what lies between them.
+
+    The gated product is made again in the backward pass: on a GPU reading its two factors once more costs little beside
+    the three products around it, and at every step of the unroll a matrix ``[R, intermediate]`` less is kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up, weight)
+        return F.linear(_gated(gate, up), weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gate, up, weight = ctx.saved_tensors
+        d_weight = grads[0].T @ _gated(gate, up)
+        return *_gated_backward(grads[0] @ weight, gate, up), d_weight
+
+
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    if gate.is_cuda and kernels.triton_runs():
+        from eagle3cli.models.kernels import silu_gate
+
+        return silu_gate.silu_gate(gate, up)
+    return F.silu(gate).mul_(up)
+
+
+def _gated_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    if gate.is_cuda and kernels.triton_runs():
+        from eagle3cli.models.kernels import silu_gate
+
+        return silu_gate.silu_gate_backward(grad, gate, up)
+    d_up = F.silu(gate).mul_(grad)
+    d_gate: Tensor = torch.ops.aten.silu_backward(grad * up, gate)
+    return d_gate, d_up
 
 
 class DecoderLayer(nn.Module):

@@ -13,12 +13,12 @@ norm keeps (:func:`norm_bytes`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from eagle3cli.backends.capture.memory import Parts, TargetShape, pass_parts
 from eagle3cli.backends.target.padding import PASS_TOKENS
 from eagle3cli.models.config import DraftConfig
-from eagle3cli.runtime.units import size_text
+from eagle3cli.training.forecast.phases import Forecast, Phase
 from eagle3cli.training.ttt.attention import QUERY_BLOCK
 from eagle3cli.training.ttt.fused_loss import positions_at_once
 from eagle3cli.training.ttt.loss import chunk_elements
@@ -67,42 +67,6 @@ class Workload:
     """Encoded states that are read ahead, in the computer's memory."""
     process_bytes: int = 0
     """What the process takes before it loads anything."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """What is in memory in one phase of a run, by name, in bytes."""
-
-    name: str
-    parts: Parts = field(default_factory=dict)
-
-    @property
-    def bytes(self) -> int:
-        """All of it."""
-        return sum(self.parts.values())
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """The phases of a run on one device."""
-
-    phases: tuple[Phase, ...]
-
-    @property
-    def peak(self) -> Phase:
-        """The phase that takes most."""
-        return max(self.phases, key=lambda phase: phase.bytes)
-
-    @property
-    def peak_bytes(self) -> int:
-        """What the device must have."""
-        return self.peak.bytes
-
-
-def part_lines(memory: Forecast) -> list[str]:
-    """The parts of the peak for people, the largest first; those below a hundredth of it are not named."""
-    parts = sorted(memory.peak.parts.items(), key=lambda part: -part[1])
-    return [f"  {size_text(size):>9}  {name}" for name, size in parts if size >= 0.01 * memory.peak_bytes]
 
 
 def forecast(work: Workload) -> Forecast:
@@ -216,8 +180,8 @@ def backward_parts(work: Workload) -> Parts:
 def _gpu_backward_parts(work: Workload) -> Parts:
     """The same on a GPU: copies of the rows' gradients and the head's in ``e`` bytes, the fp32 one gone thereafter.
 
-    With ``recompute`` the last depth is there a second time when the gradients of its gate, ``R 2I``, are made; what
-    its last norm kept is gone by then.
+    With ``recompute`` the last depth is there a second time when the gradients of its gate and of the gated product,
+    ``R 3I``, are there; what its last norm kept is gone by then.
     """
     draft = work.draft
     e = work.compute_bytes
@@ -225,7 +189,7 @@ def _gpu_backward_parts(work: Workload) -> Parts:
     begin = _normed_bytes(work) + _head_gradient(work)
     again = 0
     if work.recompute:
-        of_gate = work.positions * (2 * draft.intermediate_size - draft.hidden_size) * e
+        of_gate = work.positions * (3 * draft.intermediate_size - draft.hidden_size) * e
         again = depth_bytes(work, work.ttt_steps - 1) + of_gate
     return {
         **_states(work),
@@ -329,12 +293,13 @@ def depth_bytes(work: Workload, depth: int) -> int:
     attention with its log-sum-exp, ``2eK`` for it and for each depth before, and the rotary tables ``4eD``.
 
     On a GPU also ``2eQ`` and a log-sum-exp where own keys are merged into what the kernel gave, whose queries were
-    padded to whole blocks, and at every depth the padded keys and values of depth 0, ``2eK`` a token.
+    padded to whole blocks, and at every depth the padded keys and values of depth 0, ``2eK`` a token; and I less, since
+    the gated product is made again.
     """
     draft = work.draft
     hidden = draft.hidden_size
     merged = not work.cpu and depth > 0
-    projections = 2 * hidden + 3 * draft.intermediate_size + (4 if merged else 2) * draft.query_width
+    projections = 2 * hidden + _mlp_widths(work) + (4 if merged else 2) * draft.query_width
     keys = 2 * draft.key_width * depth
     tables = (4 if depth and work.cpu else 2) * draft.head_dim
     layer = norm_bytes(work) * 2 * hidden + work.compute_bytes * (projections + keys + tables)
@@ -342,6 +307,10 @@ def depth_bytes(work: Workload, depth: int) -> int:
     layers = 1 if depth == 0 else draft.num_hidden_layers
     padded = 0 if work.cpu else work.tokens * layers * 2 * draft.key_width * work.compute_bytes
     return work.positions * (layers * (layer + log_sums) + norm_bytes(work) * hidden) + padded
+
+
+def _mlp_widths(work: Workload) -> int:
+    return (3 if work.cpu else 2) * work.draft.intermediate_size
 
 
 def norm_bytes(work: Workload) -> int:
@@ -361,7 +330,7 @@ def _activations(work: Workload) -> Parts:
         unrolled = sum(work.positions * e * (states * hidden + 2 * draft.key_width * depth) for depth in depths)
     else:
         unrolled = sum(depth_bytes(work, depth) for depth in depths)
-    inner_layer = draft.query_width + 3 * draft.intermediate_size + 8 * hidden
+    inner_layer = draft.query_width + _mlp_widths(work) + 8 * hidden
     inner = (draft.num_hidden_layers - 1) * inner_layer * e
     zero = (norm_bytes(work) + 3 * e) * hidden + (draft.aux_width + 2 * draft.head_dim) * e + inner
     side_by_side = 2 * hidden * draft.qkv_width * e  # the weights of q, k and v

@@ -10,7 +10,8 @@ from eagle3cli.runtime.out_of_memory import failed_allocation, is_out_of_memory,
 from eagle3cli.runtime.units import size_text
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.forecast.inputs import device_of, inspect_inputs
-from eagle3cli.training.forecast.memory import Forecast, forecast, part_lines
+from eagle3cli.training.forecast.memory import forecast
+from eagle3cli.training.forecast.phases import Forecast, part_lines
 from eagle3cli.training.forecast.plan import planned_draft
 from eagle3cli.training.forecast.proposals import first_change
 from eagle3cli.training.forecast.workload import training_workload

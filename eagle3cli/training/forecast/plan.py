@@ -20,7 +20,8 @@ from eagle3cli.training.batches import Sampler
 from eagle3cli.training.build import parse_duration
 from eagle3cli.training.checkpoint.load import list_checkpoints
 from eagle3cli.training.forecast.inputs import RowLengths, inspect_inputs
-from eagle3cli.training.forecast.memory import MASTER, Forecast, draft_weights, forecast, part_lines
+from eagle3cli.training.forecast.memory import MASTER, draft_weights, forecast
+from eagle3cli.training.forecast.phases import Forecast, part_lines
 from eagle3cli.training.forecast.proposals import Proposal, proposals
 from eagle3cli.training.forecast.speed import forecast_speed
 from eagle3cli.training.forecast.workload import training_workload
