@@ -18,9 +18,6 @@ from eagle3cli.runtime.plan import Plan
 from eagle3cli.runtime.units import size_text
 from eagle3cli.settings.tables import Settings
 
-USUAL_LENGTH = 0.5
-"""Of the longest allowed that a row has, where rows are not tokenised yet: for a rough size."""
-
 
 def plan_capture(settings: Settings) -> Plan:
     """The stores of the wanted splits. Raises as the command would for missing data and models."""

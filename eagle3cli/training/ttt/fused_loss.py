@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eagle3cli.runtime.devices import to_device
 from eagle3cli.training.ttt import kernels
 from eagle3cli.training.ttt.kernels import plain_rows
 from eagle3cli.training.ttt.kernels.plain_rows import ScoredRows, TeacherRows
@@ -148,7 +149,7 @@ def positions_at_once(chunk: int, draft_vocab: int, whole_vocab: int, steps: int
 def _weights(weights: LossWeights, counts: Sequence[int], device: torch.device) -> Tensor:
     """Weights of the three terms at every step, and under them how many positions carry loss there; ``[4, T]``."""
     rows = (weights.cross_entropy_T, weights.total_variation_T, weights.log_rate_T, [float(c) for c in counts])
-    return _to_device(torch.tensor(rows, dtype=torch.float32), device)
+    return to_device(torch.tensor(rows, dtype=torch.float32), device)
 
 
 def _chunks(plan: PositionPlan, weights_3T: Tensor, at_once: int) -> Iterator[Chunk]:
@@ -174,18 +175,13 @@ def _chunks(plan: PositionPlan, weights_3T: Tensor, at_once: int) -> Iterator[Ch
             indices.append(torch.stack((index_L[part] - begin, torch.full_like(slot_L, step), slot_L)))
     # One copy for all chunks: position of every teacher, and of every row its teacher, its step and its slot.
     index_3P = torch.cat(indices, 1)
-    together = _to_device(torch.cat((position_U, index_3P.flatten())), weights_3T.device)
+    together = to_device(torch.cat((position_U, index_3P.flatten())), weights_3T.device)
     sizes = [sum(part.stop - part.start for part in parts) for parts in parts_of]
     rows = together[len(position_U) :].view(3, -1).split(sizes, 1)
     ends = [*begins[1:], len(position_U)]
     for begin, end, parts, index_3L in zip(begins, ends, parts_of, rows, strict=True):
         at_L, step_L, slot_L = index_3L
         yield Chunk(together[begin:end], ScoredRows(at_L, step_L, slot_L, weights_3T), parts)
-
-
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy that the CPU does not wait for: from pinned memory, which torch keeps until the copy is done."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _total(sums_4T: Tensor, weights_4T: Tensor, weights: LossWeights) -> Tensor:

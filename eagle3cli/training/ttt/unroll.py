@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from eagle3cli.models.draft import Draft, rotate
+from eagle3cli.runtime.devices import to_device
 from eagle3cli.training.ttt.attention import DraftKV, KeyValue, QueryPositions, attend
 
 Alignment = Literal["serving", "specforge"]
@@ -85,7 +86,7 @@ class PositionPlan:
         if device.type == "cpu":
             return self
         parts = [self.begin_N, *(index for step in self.steps for index in step.indices)]
-        joint = torch.cat(parts).pin_memory().to(device, non_blocking=True)
+        joint = to_device(torch.cat(parts), device)
         begin_N, *indices = joint.split([len(part) for part in parts])
         steps = []
         for step, at in zip(self.steps, range(0, len(indices), 4), strict=True):
