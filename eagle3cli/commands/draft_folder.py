@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from eagle3cli.settings.tables import Settings
 if TYPE_CHECKING:
     from eagle3cli.models.contract import Layout
     from eagle3cli.models.export import Exported
+    from eagle3cli.models.speculators import Verifier
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,14 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
     from eagle3cli.models.card import model_card, origin_of, public_name
     from eagle3cli.models.checkpoint import has_embedding
     from eagle3cli.models.export import export_draft, find_draft, serve_lines
+    from eagle3cli.models.speculators import serve_line
     from eagle3cli.runtime.files import refuse_existing, write_folder, write_text
 
     options = settings.export
     folder = options.output_path
     source = find_draft(Path(settings.draft.path) if settings.draft.path else settings.train.output_dir)
     origin = origin_of(source)
-    name = settings.target.model_path or origin.target
+    name = settings.target.model_path or origin.target or _verifier_folder(source)
     target = local_folder(name, settings.data.cache_dir / "models", out) if name else None
     config = read_config(target, revision=settings.target.revision) if target else None
     embedding = None
@@ -46,6 +49,7 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
         embedding, _ = read_embedding_and_head(target, revision=settings.target.revision)
     if not options.overwrite:
         refuse_existing(folder, overwrite=False)
+    verifier = _verifier(target, config or {}, settings.run.k, out) if layout == "speculators" and target else None
     exported: list[Exported] = []
 
     def fill(temporary: Path) -> None:
@@ -57,9 +61,11 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
             target=config,
             target_embedding=embedding,
             aux_layers=settings.draft.aux_layers,
+            verifier=verifier,
         )
         repository = options.push or folder.name
         serve = serve_lines(public_name(name or "TARGET"), repository, draft.config, steps=settings.run.k)
+        serve = {"vllm": serve_line(repository)} if verifier else serve
         title = repository.rpartition("/")[2]
         card = model_card(title, draft.config, origin, serve, licence=options.license, target=name)
         write_text(temporary / "README.md", card)
@@ -71,4 +77,25 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
     if not target:
         out.warn("the target is not known: context length and vocabulary were not checked; give --target-model-path")
     lines = serve_lines(target or "TARGET", folder, exported[0].config, steps=settings.run.k)
+    lines = {"vllm": serve_line(folder)} if verifier else lines
     return WrittenDraft(source, target, exported[0], lines)
+
+
+def _verifier(target: str, config: Mapping[str, Any], steps: int, out: Out) -> Verifier:
+    """The target as a speculators config names it: by its hub id, or by its folder on this machine."""
+    from eagle3cli.models.speculators import Verifier
+
+    local = Path(target).exists()
+    if local:
+        out.info(f"the draft names its target by the folder {Path(target).absolute()}; for others give its hub id")
+    name = str(Path(target).absolute()) if local else target
+    return Verifier(name, tuple(config.get("architectures") or ()), steps)
+
+
+def _verifier_folder(source: Path) -> str | None:
+    """The target that a draft of speculators names, where that is a folder here."""
+    from eagle3cli.models.checkpoint import read_config
+    from eagle3cli.models.speculators import verifier_of
+
+    name = verifier_of(read_config(source))
+    return name if name and Path(name).is_dir() else None

@@ -39,6 +39,7 @@ from eagle3cli.models.contract import (
 )
 from eagle3cli.models.converters import convert_config, convert_tensors
 from eagle3cli.models.files import DAMAGED, INDEX, WEIGHTS, open_safetensors, read_json_object, read_weight_index
+from eagle3cli.models.speculators import Verifier, renamed, speculators_problems, to_speculators
 
 CONFIG = "config.json"
 PICKLED = "pytorch_model.bin"
@@ -54,21 +55,17 @@ def save_draft(
     *,
     dtype: torch.dtype = torch.bfloat16,
     layout: Layout | None = None,
+    verifier: Verifier | None = None,
 ) -> None:
     """Write a draft into ``folder``, then read it back and compare it with ``state``, config and every bit.
 
     ``state`` has the names of :func:`expected_shapes`; floating-point tensors are cast to ``dtype``. ``layout`` None is
-    the first one whose servers can run this draft. To have the folder whole or not at all, call this from
-    ``runtime.files.write_folder``. Raises ModelError with every difference.
+    the first one whose servers can run this draft; ``verifier`` is the target that the speculators layout names. To
+    have the folder whole or not at all, call this from ``runtime.files.write_folder``. Raises ModelError with every
+    difference.
     """
     layout = layout or serving_layout(config)
-    tensors = _cast(state, dtype)
-    tensors |= {alias: tensors[name].clone() for name, alias in renamed_copies(config).items()}
-    if has_full_vocab(config):
-        tensors = {name: value for name, value in tensors.items() if name not in ("d2t", "t2d")}
-    raw = replace(config, dtype=dtype_name(dtype)).to_sglang()
-    if layout == "legacy":
-        raw = {key: value for key, value in raw.items() if key not in NEW_KEYS}
+    raw, tensors = _folder_content(replace(config, dtype=dtype_name(dtype)), _cast(state, dtype), layout, verifier)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
     (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
@@ -79,6 +76,24 @@ def save_draft(
         raise ModelError(f"reads back differently: {', '.join(different)}", where=str(folder), fix="check the disk")
 
 
+def _folder_content(
+    config: DraftConfig, tensors: dict[str, Tensor], layout: Layout, verifier: Verifier | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and the tensors of a folder in this layout."""
+    if has_full_vocab(config):
+        tensors = {name: value for name, value in tensors.items() if name not in ("d2t", "t2d")}
+    if layout == "speculators":
+        if verifier is None:
+            fix = "give --target-model-path: a folder, or the hub id that servers load it from"
+            raise ModelError("a draft in the format of speculators names its target, which is not known", fix=fix)
+        return to_speculators(config, verifier), renamed(tensors)
+    copies = {alias: tensors[name].clone() for name, alias in renamed_copies(config).items()}
+    raw = config.to_sglang()
+    if layout == "legacy":
+        raw = {key: value for key, value in raw.items() if key not in NEW_KEYS}
+    return raw, tensors | copies
+
+
 def load_draft(folder: Path, *, aux_layers: tuple[int, ...] | None = None) -> tuple[DraftConfig, dict[str, Tensor]]:
     """Read a draft folder: ours, SGLang's, vLLM's, SpecForge's, EAGLE's or speculators'.
 
@@ -87,8 +102,8 @@ def load_draft(folder: Path, *, aux_layers: tuple[int, ...] | None = None) -> tu
     """
     raw = read_config(folder)
     tensors = read_tensors(folder)
+    converted = _converted(raw, folder)
     try:
-        converted = convert_config(raw)
         state = convert_tensors(raw, tensors)
         config = DraftConfig.from_dict(converted, aux_layers=aux_layers)
     except ModelError as error:
@@ -167,7 +182,9 @@ def check_folder(
     difference.
     """
     raw = read_config(folder)
-    problems = config_problems(raw, layout)
+    problems = speculators_problems(raw) if layout == "speculators" else config_problems(raw, layout)
+    if layout == "speculators":
+        raw = _converted(raw, folder)
     if target is not None:
         problems += target_problems(raw, target)
     others = sorted(f.name for f in folder.glob("*.safetensors") if f.name != WEIGHTS)
@@ -181,11 +198,18 @@ def check_folder(
     config = replace(config, own_embedding=EMBEDDING in tensors)
     problems += [f"the {layout} layout cannot hold this draft: {reason}" for reason in refusals(config, layout)]
     dtype = getattr(torch, str(raw.get("torch_dtype")), None)
-    problems += tensor_problems(folder_shapes(config), tensors, dtype=dtype)
+    problems += tensor_problems(folder_shapes(config, layout), tensors, dtype=dtype)
     if "d2t" in tensors and "t2d" in tensors:
         problems += vocab_problems(tensors["d2t"], tensors["t2d"])
     _raise(problems, folder)
     return config
+
+
+def _converted(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    try:
+        return convert_config(raw)
+    except ModelError as error:
+        raise ModelError(error.what, where=str(folder / CONFIG), fix=error.fix) from error
 
 
 def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -11,10 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from eagle3cli.models.config import ARCHITECTURE, AUX_LAYERS, EAGLE31_FLAGS, DraftConfig, text_part
+from eagle3cli.models.config import ARCHITECTURE, AUX_LAYERS, EAGLE31_FLAGS, DraftConfig, named_aux_layers, text_part
+from eagle3cli.models.speculators import renamed
 
-Layout = Literal["sglang", "vllm", "legacy"]
-LAYOUTS: tuple[Layout, ...] = ("sglang", "vllm", "legacy")
+Layout = Literal["sglang", "vllm", "legacy", "speculators"]
+LAYOUTS: tuple[Layout, ...] = ("sglang", "vllm", "legacy", "speculators")
 EMBEDDING = "embed_tokens.weight"
 NEW_KEYS = ("rope_parameters", "dtype")
 """Keys of transformers 5 that a ``legacy`` folder leaves out; it says the same in the older keys."""
@@ -44,16 +45,18 @@ def expected_shapes(config: DraftConfig) -> dict[str, Shape]:
     }
 
 
-def folder_shapes(config: DraftConfig) -> dict[str, Shape]:
+def folder_shapes(config: DraftConfig, layout: Layout = "sglang") -> dict[str, Shape]:
     """Name and shape of every tensor in a draft's folder.
 
     The norm before a later layer's attention is ``hidden_norm`` to SGLang and ``input_layernorm`` to vLLM, so it is
-    written under both names. A whole vocabulary needs no mapping, and vLLM refuses one.
+    written under both names, but in speculators' format. A whole vocabulary needs no mapping, and vLLM refuses one.
     """
     shapes = expected_shapes(config)
-    shapes |= {alias: shapes[name] for name, alias in renamed_copies(config).items()}
     left_out = ("d2t", "t2d") if has_full_vocab(config) else ()
-    return {name: shape for name, shape in shapes.items() if name not in left_out}
+    shapes = {name: shape for name, shape in shapes.items() if name not in left_out}
+    if layout == "speculators":
+        return renamed(shapes)
+    return shapes | {alias: shapes[name] for name, alias in renamed_copies(config).items()}
 
 
 def renamed_copies(config: DraftConfig) -> dict[str, str]:
@@ -85,6 +88,9 @@ def refusals(config: DraftConfig, layout: Layout) -> list[str]:
     """Why servers of this layout cannot run this draft as it was trained; empty where they can."""
     if layout == "vllm":
         return []
+    if layout == "speculators":
+        both = config.fc_norm and config.norm_before_fc
+        return ["speculators has fc_norm or norm_before_fc, never both (use --layout vllm)"] if both else []
     reasons = []
     if config.own_embedding:
         reasons.append(
@@ -193,10 +199,10 @@ def target_problems(raw: Mapping[str, Any], target: Mapping[str, Any]) -> list[s
         for key, target_key in pairs.items()
         if target_key in text and raw.get(key) != text[target_key]
     ]
-    ids = (raw.get("eagle_config") or {}).get(AUX_LAYERS) or []
+    ids = named_aux_layers(raw) or ()
     layers = text.get("num_hidden_layers")
     if layers and any(type(i) is int and i >= layers for i in ids):
-        problems.append(f"config: auxiliary layers {ids} but the target has only {layers} layers")
+        problems.append(f"config: auxiliary layers {list(ids)} but the target has only {layers} layers")
     return problems
 
 

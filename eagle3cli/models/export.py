@@ -17,6 +17,7 @@ from eagle3cli.models.checkpoint import check_folder, load_draft, read_config, s
 from eagle3cli.models.config import DraftConfig, default_aux_layers, named_aux_layers, text_part
 from eagle3cli.models.contract import EMBEDDING, LAYOUTS, Layout, refusals, serving_layout
 from eagle3cli.models.draft import Draft
+from eagle3cli.models.speculators import Verifier
 
 ROWS = 256
 """Random rows on which logits are compared."""
@@ -58,14 +59,15 @@ def export_draft(
     target: Mapping[str, Any] | None = None,
     target_embedding: Tensor | None = None,
     aux_layers: tuple[int, ...] | None = None,
+    verifier: Verifier | None = None,
 ) -> Exported:
     """Write the draft in ``source`` to ``folder``, check it and compare its logits with the source's.
 
     ``target`` is the target's config: it supplies the context length and, where the source does not name them, the
     auxiliary layers. An embedding that the source carries is left out where it equals ``target_embedding``. ``dtype``
-    None is the source's own, ``layout`` None the first one whose servers can run the draft. Raises ModelError on any
-    difference, and for a draft that the layout cannot hold. For a folder that is whole or absent, call this from
-    ``runtime.files.write_folder``.
+    None is the source's own, ``layout`` None the first one whose servers can run the draft, ``verifier`` what the
+    speculators layout says of the target. Raises ModelError on any difference, and for a draft that the layout cannot
+    hold. For a folder that is whole or absent, call this from ``runtime.files.write_folder``.
     """
     text = text_part(target) if target else {}
     fallback = default_aux_layers(text["num_hidden_layers"]) if "num_hidden_layers" in text else None
@@ -89,7 +91,7 @@ def export_draft(
     _refuse(config, layout, source, compared=target_embedding is not None)
     dtype = dtype or state["fc.weight"].dtype
     try:
-        save_draft(folder, state, config, dtype=dtype, layout=layout)
+        save_draft(folder, state, config, dtype=dtype, layout=layout, verifier=verifier)
         check_folder(folder, target=target, layout=layout)
     except ModelError as error:
         raise ModelError(error.what, where=str(source), fix=error.fix) from error

@@ -93,10 +93,11 @@ class ExportSettings(Table):
     """eagle3 export and import: a draft folder that servers load."""
 
     output_path: Path = option(Path("runs/draft"), "Folder to write.")
-    layout: Literal["sglang", "vllm", "legacy"] = option(
+    layout: Literal["sglang", "vllm", "legacy", "speculators"] = option(
         "sglang",
         "Whose options the draft may use: sglang (vLLM loads the same folder), vllm (what it alone can run, such as an "
-        "own embedding), legacy (older servers: one layer, three auxiliary layers, no EAGLE-3.1).",
+        "own embedding), legacy (older servers: one layer, three auxiliary layers, no EAGLE-3.1), speculators (their "
+        "format: vllm serve DRAFT finds the target by itself).",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = option(
         "bfloat16", "Type of the exported weights (import keeps the source's).", "--export-dtype"

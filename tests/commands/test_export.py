@@ -210,3 +210,64 @@ def test_a_wide_draft_is_refused_where_it_cannot_be_served(run_cli: RunCli, run_
     save_file(tensors, tmp_path / "runs" / "draft" / "model.safetensors")
     differ = run_cli("export", "--draft-model-path", tmp_path / "runs" / "draft", "--output-path", "x")
     assert (differ.code, "SGLang would read the one and vLLM the other" in differ.err) == (1, True)
+
+
+def test_the_format_of_speculators_and_back(run_cli: RunCli, run_folder: Path, tiny: Path, tmp_path: Path) -> None:
+    ran = run_cli("export", "--layout", "speculators", "--export-dtype", "float32", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["serve_lines"] == {"vllm": "vllm serve runs/draft --host 127.0.0.1 --port 30000"}
+    folder = tmp_path / "runs" / "draft"
+    raw = json.loads((folder / "config.json").read_text())
+    assert raw["speculators_config"]["verifier"] == {
+        "name_or_path": str(tiny),
+        "architectures": ["LlamaForCausalLM"],
+    }
+    assert raw["speculators_config"]["proposal_methods"][0]["speculative_tokens"] == 5
+    assert (raw["norm_before_residual"], raw["norm_output"]) == (False, True)
+    assert raw["eagle_aux_hidden_state_layer_ids"] == [2, 4, 5]
+    names = load_file(folder / "model.safetensors").keys()
+    assert "layers.0.hidden_norm.weight" in names
+    assert not any(name.startswith("midlayer") for name in names)
+    back = run_cli("import", "--draft-model-path", folder, "--output-path", "back", "--json")
+    assert back.code == 0, back.err
+    assert "the target is not known" not in back.err  # the config names it
+    config, state = load_draft(run_folder / "best")
+    read_back, tensors = load_draft(tmp_path / "back")
+    assert read_back == config
+    assert all(torch.equal(value, tensors[name]) for name, value in state.items())
+
+
+def test_speculators_wide_and_whole(run_cli: RunCli, tiny: Path, tmp_path: Path) -> None:
+    """Two layers, five auxiliary layers, the whole vocabulary: what vLLM reads under other names, and counts."""
+    raw = json.loads((tiny / "config.json").read_text())
+    config = DraftConfig.from_target(raw, draft_vocab_size=raw["vocab_size"], aux_layers=(0, 1, 2, 3, 4))
+    config = replace(config, num_hidden_layers=2)
+    torch.manual_seed(0)
+    draft = Draft(config)
+    draft.set_vocab(torch.zeros(raw["vocab_size"], dtype=torch.long), torch.ones(raw["vocab_size"], dtype=torch.bool))
+    save_draft(tmp_path / "wide", draft.serving_state(), config, dtype=torch.float32)
+    words = ("--draft-model-path", "wide", "--target-model-path", tiny, "--export-dtype", "float32")
+    ran = run_cli("export", *words, "--layout", "speculators")
+    assert ran.code == 0, ran.err
+    tensors = load_file(tmp_path / "runs" / "draft" / "model.safetensors")
+    assert "layers.1.input_layernorm.weight" in tensors
+    assert not {"layers.1.hidden_norm.weight", "d2t", "t2d"} & tensors.keys()
+    layer = json.loads((tmp_path / "runs" / "draft" / "config.json").read_text())["transformer_layer_config"]
+    assert (layer["num_aux_hidden_states"], layer["num_hidden_layers"]) == (5, 2)
+    state = load_draft(tmp_path / "runs" / "draft")[1]
+    assert all(torch.equal(value, state[name]) for name, value in draft.serving_state().items())
+
+
+def test_speculators_needs_a_target_and_has_no_two_norms(run_cli: RunCli, run_folder: Path, tiny: Path) -> None:
+    (run_folder / "settings.toml").unlink()
+    ran = run_cli("export", "--layout", "speculators")
+    assert (ran.code, "give --target-model-path" in ran.err) == (1, True), ran.err
+    config, _ = load_draft(run_folder / "best")
+    both = Draft(replace(config, fc_norm=True, norm_before_fc=True))
+    t2d = torch.zeros(config.vocab_size, dtype=torch.bool)
+    t2d[100:200:2] = True
+    both.set_vocab(t2d.nonzero()[:, 0] - torch.arange(50), t2d)
+    save_draft(run_folder / "both", both.serving_state(), both.config)
+    words = ("--draft-model-path", run_folder / "both", "--target-model-path", tiny)
+    ran = run_cli("export", *words, "--layout", "speculators")
+    assert (ran.code, "never both" in ran.err) == (1, True), ran.err
