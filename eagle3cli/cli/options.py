@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from eagle3cli.cli.chain import with_inputs
 from eagle3cli.cli.command import COMMON_FLAGS, DRY_RUN_HELP, Command, fields_of
 from eagle3cli.cli.dry_run import show
+from eagle3cli.cli.next_line import next_line
+from eagle3cli.cli.origins import tell_of_folder_file, tell_of_inputs
 from eagle3cli.cli.remote_code import warn_of_remote_code
 from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
@@ -39,12 +44,16 @@ def function(command: Command) -> Callable[..., int]:
             if _is_typed(context, _parameter(field)):
                 name = field.name.upper() if field in arguments else field.flags[0]
                 typed[field.key] = (name, values[_parameter(field)])
-        recipe = [find_recipe(values["recipe"])] if command.recipe and values["recipe"] else []
-        loaded = _load(command, [*recipe, *(values["config"] or ())], values["set_"] or (), typed)
-        settings = loaded.settings
+        recipe = find_recipe(values["recipe"]) if command.recipe and values["recipe"] else None
+        loaded = _load(command, values["config"] or (), values["set_"] or (), typed, recipe)
         if recipe and loaded.origin("run.output_dir") == DEFAULT:  # each recipe has its own folder
-            settings = settings.updated("run", output_dir=Path("runs") / recipe[0].stem)
-        out = Out(json_wanted=values["json_"])
+            settings = loaded.settings.updated("run", output_dir=Path("runs") / recipe.stem)
+            loaded = replace(loaded, settings=settings)
+        settings, found = with_inputs(command.name, loaded.settings)
+        loaded = replace(loaded, settings=settings)
+        out = Out(json_wanted=values["json_"], next_line=partial(next_line, loaded))
+        tell_of_folder_file(loaded, out)
+        tell_of_inputs(loaded, found, out)
         warn_of_remote_code(loaded, out)
         if command.plan is not None and values["dry_run"]:
             return show(command.plan, settings, out)
@@ -57,11 +66,17 @@ def function(command: Command) -> Callable[..., int]:
     return call
 
 
-def _load(command: Command, files: list[Path], assignments: Sequence[str], typed: dict[str, tuple[str, Any]]) -> Loaded:
+def _load(
+    command: Command,
+    files: Sequence[Path],
+    assignments: Sequence[str],
+    typed: dict[str, tuple[str, Any]],
+    recipe: Path | None,
+) -> Loaded:
     try:
-        return load(files, assignments, typed)
+        return load(files, assignments, typed, recipe=recipe)
     except UsageError:
-        if not command.lenient or files or assignments:
+        if not command.lenient or files or assignments or recipe:
             raise
         return Loaded(Settings(), {}, ())
 

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 from eagle3cli.cli.command import Command
@@ -20,10 +21,17 @@ MODULE = "eagle3cli.cli.worker"
 class WorkerOut(Out):
     """Progress and remarks as usual; the result goes to a file, for the process that started this one."""
 
+    _following: tuple[str, Mapping[str, object]] | None = None
+
+    def next(self, command: str, values: Mapping[str, object] | None = None) -> None:
+        """Keep which command goes on: what was typed is known where it was typed."""
+        self._following = (command, values or {})
+
     def result(self, data: dict[str, object], text: str) -> None:
         """Keep the result."""
         path = Path(os.environ["EAGLE3_LAUNCH"]) / "result.json"
-        path.write_text(json.dumps({"data": data, "text": text}, default=str), encoding="utf-8")
+        content = {"data": data, "text": text, "next": self._following}
+        path.write_text(json.dumps(content, default=str), encoding="utf-8")
 
     def print(self, text: str) -> None:
         """Show no tables: stdout belongs to the process that started this one."""
@@ -38,6 +46,8 @@ def in_processes(command: Command, settings: Settings, out: Out) -> bool:
         return False
     payload = {"command": command.name, "settings": settings.model_dump(mode="json", exclude_unset=True)}
     result = launch(["-m", MODULE], count, payload, settings.target.threads, out)
+    if result["next"] is not None:
+        out.next(*result["next"])
     out.result(result["data"], result["text"])
     return True
 

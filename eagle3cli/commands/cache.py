@@ -20,6 +20,7 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.console.tokens import Style, page
     from eagle3cli.data.tokens.cache import open_or_build
 
+    original = settings
     settings = with_local_target(settings, out)
     cached = open_or_build(settings, *vocab_sizes(settings), out)
     summary = {name: value for name, value in cached.summary.items() if name not in ("always_ids", "files")}
@@ -27,8 +28,16 @@ def run(settings: Settings, out: Out) -> int | None:
         from eagle3cli.data.inspect.show import show
 
         out.print(page(show(settings, rows=settings.cache.view_train_data), Style(out.colour)))
+    next_stage(original, out)
     out.result({"folder": cached.folder, **summary}, summary_text(summary, cached.folder))
     return SOME_ROWS_FAILED if any(rejected(summary)) else None
+
+
+def next_stage(settings: Settings, out: Out) -> None:
+    """Training goes on with the rows, or what it reads from disk is captured first."""
+    rows = {"data.train_path": settings.data.train_path, "data.eval_path": settings.data.eval_path}
+    command = "hidden-states" if settings.train.mode == "offline" else "train"
+    out.next(command, {**rows, "target.model_path": settings.target.model_path})
 
 
 def vocab_sizes(settings: Settings) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from eagle3cli.console.out import Out
 from eagle3cli.runtime.files import refuse_existing, write_text
+from eagle3cli.settings.load import FOLDER_FILE
 from eagle3cli.settings.schema import FILE
 from eagle3cli.settings.starter import ask_all, values_of
 from eagle3cli.settings.toml import commented_toml
@@ -31,8 +32,8 @@ def write_starter(file: Path, *, ask: bool, overwrite: bool, out: Out) -> None:
     write_text(file, text)
     then = "remove the # before what you want to set"
     if answers:
-        then = f"next: eagle3 run {file}, or step by step from: eagle3 prepare"
-        then += "" if file.name == "eagle3.toml" else f" --config {file}"
+        step = "eagle3 prepare" if file == FOLDER_FILE else f"eagle3 prepare --config {file}"
+        then = f"the whole chain from it: eagle3 run {file}; each step by itself:\nnext: {step}"
     out.result({"file": file, "settings": values_of(answers)}, f"wrote {file}; {then}")
 
 

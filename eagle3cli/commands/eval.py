@@ -56,9 +56,9 @@ def run(settings: Settings, out: Out) -> int | None:
     }
     text = (
         f"acceptance length {deepest.acceptance_length:.3f} for k={len(result.simulated)} over "
-        f"{result.replies} replies of {result.rows} rows ({deepest.tokens} tokens in {deepest.steps} steps)\n"
-        f"next: eagle3 export --draft-model-path {settings.draft.path}"
+        f"{result.replies} replies of {result.rows} rows ({deepest.tokens} tokens in {deepest.steps} steps)"
     )
+    out.next("export", {"draft.path": settings.draft.path})
     out.result(data, text)
     return None
 

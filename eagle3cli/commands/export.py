@@ -28,6 +28,7 @@ def run(settings: Settings, out: Out) -> None:
     url = push(options.output_path, options.push, private=options.private) if options.push else None
     if url:
         text += f"\nuploaded to {url}"
+    out.next("bench", {"draft.path": str(options.output_path), "target.model_path": written.target})
     data = {"source": written.source, "draft": options.output_path, "layout": options.layout, "dtype": options.dtype}
     shares = {"same_proposals": draft.same_proposals, "largest_change": draft.largest_change}
     served = {"served_by": list(lines), "serve": next(iter(lines.values())), "serve_lines": lines, "url": url}

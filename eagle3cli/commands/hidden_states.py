@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from eagle3cli.cli.command import TOKENIZE_FIELDS, Command
 from eagle3cli.cli.dry_run import planner
 from eagle3cli.commands.hidden_states_actions import ACTIONS
@@ -24,6 +26,7 @@ def run(settings: Settings, out: Out) -> None:
     if in_processes(COMMAND, settings, out):
         return
     set_threads(settings.target.threads)
+    original = settings
     with tp_group(settings.target, load_backend) as ranks:
         if ranks is None:
             return
@@ -41,10 +44,18 @@ def run(settings: Settings, out: Out) -> None:
         f"{done.shards - done.shards_before} of {done.shards} shards captured now, in {time_text(done.seconds)}"
         for name, done in splits.items()
     ]
-    flags = " ".join(f"--{name}-hidden-states-path {folder / name}" for name in splits)
-    lines.append(f"next: eagle3 train --mode offline --target-model-path {target} {flags}")
+    next_training(original, splits, out)
     data = {name: {**vars(done), "folder": folder / name} for name, done in splits.items()}
     out.result({"splits": data, "target": target}, "\n".join(lines))
+
+
+def next_training(settings: Settings, splits: Iterable[str], out: Out) -> None:
+    """Training goes on from the stores of these splits."""
+    folder = settings.hidden_states.output_path
+    stores: dict[str, object] = {"data.train_hidden_states_path": (folder / "train",)} if "train" in splits else {}
+    if "eval" in splits:
+        stores["data.eval_hidden_states_path"] = folder / "eval"
+    out.next("train", {"train.mode": "offline", "target.model_path": settings.target.model_path, **stores})
 
 
 CAPTURE_FIELDS = (

@@ -36,11 +36,11 @@ def convert(settings: Settings, out: Out) -> None:
     with catch_stop(out) as stop:
         new = convert_store(store, folder, encoding, shard_mb=options.shard_mb, device=device, report=out, stop=stop)
     error = new.manifest["sample"]["error"]
+    out.next("train", {"train.mode": "offline", "data.train_hidden_states_path": (folder,)})
     out.result(
         {"folder": folder, "encoding": encoding, "bytes": new.bytes, "bytes_before": store.bytes, "error": error},
         f"{len(new)} rows in {folder}: {size_text(new.bytes)} as {encoding}, {size_text(store.bytes)} as "
-        f"{store.meta.encoding}; relative error {error['aux']:.2g} of auxiliary, {error['last']:.2g} of last states\n"
-        f"next: eagle3 train --mode offline --train-hidden-states-path {folder}",
+        f"{store.meta.encoding}; relative error {error['aux']:.2g} of auxiliary, {error['last']:.2g} of last states",
     )
 
 

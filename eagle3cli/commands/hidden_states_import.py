@@ -24,8 +24,9 @@ def import_(settings: Settings, out: Out) -> int | None:
     text = f"{done.rows} rows, {done.tokens} tokens, {done.encoding}, {size_text(done.bytes)} in {folder}"
     if done.rejected:
         text += f"; {done.rejected} files could not be used, each with its reason in {folder / 'errors.jsonl'}"
-    flag = f"--{split}-hidden-states-path {folder}"
-    text += f"\nnext: eagle3 train --mode offline --target-model-path {settings.target.model_path} {flag}"
+    if split == "train":
+        states = {"train.mode": "offline", "data.train_hidden_states_path": (folder,)}
+        out.next("train", {**states, "target.model_path": settings.target.model_path})
     out.result({**vars(done), "folder": folder}, text)
     return SOME_ROWS_FAILED if done.rejected else None
 

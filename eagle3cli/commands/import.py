@@ -19,9 +19,9 @@ def run(settings: Settings, out: Out) -> None:
     folder = settings.export.output_path
     text = (
         f"{written.source} -> {folder} ({draft.layout}; weights bit for bit); reloads to the same logits\n"
-        f"next: eagle3 eval --draft-model-path {folder}, or train it on: eagle3 train --draft-init draft "
-        f"--draft-model-path {folder}"
+        f"train it on: eagle3 train --draft-init draft --draft-model-path {folder}"
     )
+    out.next("eval", {"draft.path": str(folder), "target.model_path": written.target})
     data = {"source": written.source, "draft": folder, "layout": draft.layout, "aux_layers": draft.config.aux_layers}
     out.result({**data, "served_by": list(written.serve)}, text)
 

@@ -11,6 +11,7 @@ from eagle3cli.settings.tables import Settings
 
 def run(settings: Settings, out: Out) -> int | None:
     """Merge the shards and say where every row went."""
+    from eagle3cli.cli.chain import settings_of_shards
     from eagle3cli.console.dispositions import dispositions, has_entries, remarks
     from eagle3cli.data.ledger import ERRORS
     from eagle3cli.data.prepare.merge import merge
@@ -32,10 +33,11 @@ def run(settings: Settings, out: Out) -> int | None:
     train = done.folder / "train.jsonl"
     held_out = done.folder / "eval.jsonl"
     lines.append(f"result: {train} and {held_out}")
-    lines.append(
-        f"next: eagle3 cache --train-data-path {train}"
-        + (f" --eval-data-path {held_out}" if counts["eval_rows"] else "")
-    )
+    files: dict[str, object] = {
+        "data.train_path": train,
+        **({"data.eval_path": held_out} if counts["eval_rows"] else {}),
+    }
+    out.next("cache", {**settings_of_shards(settings.merge.input_dir), **files})
     out.result({"folder": done.folder, "already_done": done.already, **counts}, "\n".join(lines))
     return SOME_ROWS_FAILED if counts["rejected"] else None
 

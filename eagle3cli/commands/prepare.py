@@ -32,10 +32,9 @@ def run(settings: Settings, out: Out) -> int | None:
     lines += remarks(counts)
     if has_entries(counts):
         lines.append(f"each with its place and reason: {done.folder / ERRORS}")
-    lines += [
-        f"result: {done.folder / 'train.jsonl'}",
-        f"next: eagle3 regenerate --input-path {done.folder / 'train.jsonl'}",
-    ]
+    train = done.folder / "train.jsonl"
+    lines.append(f"result: {train}")
+    out.next("regenerate", {"regenerate.input_path": train})
     out.result({"folder": done.folder, "already_done": done.already, **counts}, "\n".join(lines))
     # A preset's dirt is known and counted; in the user's own data a rejected row is something to look at.
     return SOME_ROWS_FAILED if done.own_data and counts["rejected"] else None

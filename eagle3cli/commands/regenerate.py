@@ -24,11 +24,12 @@ def run(settings: Settings, out: Out) -> int | None:
         f"{done.recorded:,} recorded, {done.errors:,} failed",
         f"this run: {done.rows_now:,} rows in {done.seconds:.0f} s{speed}",
         *(f"  {count:,} x {reason}" for reason, count in done.reasons.most_common()),
-        f"result: {done.folder}",
-        f"next: eagle3 merge --input-dir {done.folder}",
     ]
     if done.errors:
-        lines.insert(-1, f"each failed row with its reason: {done.folder}/error_*.jsonl")
+        lines.append(f"each failed row with its reason: {done.folder}/error_*.jsonl")
+    lines.append(f"result: {done.folder}")
+    if done.errors < done.rows:
+        out.next("merge", {"merge.input_dir": done.folder})
     out.result(vars(done), "\n".join(lines))
     return SOME_ROWS_FAILED if done.errors else None
 

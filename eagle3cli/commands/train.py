@@ -38,6 +38,7 @@ def run(settings: Settings, out: Out) -> int | None:
     if in_processes(COMMAND, settings, out):
         return None
     folder = settings.train.output_dir
+    original = settings
     with ExitStack() as stack:
         ranks = stack.enter_context(init_distributed(60 * settings.launch.dist_timeout))
         with ranks.main_process_first():
@@ -57,8 +58,25 @@ def run(settings: Settings, out: Out) -> int | None:
         with training_explained(settings, ranks.world_size, lambda: trainer.activity):
             evaluation = trainer.train(stop)
     if ranks.is_main:
+        next_step(original, evaluated=evaluation is not None, out=out)
         out.result(*summary(trainer, done_before, evaluation))
     return None
+
+
+def next_step(settings: Settings, *, evaluated: bool, out: Out) -> None:
+    """What was held out is measured on in full; where nothing was, the draft is exported."""
+    from eagle3cli.training.inputs import held_out_states
+
+    draft: dict[str, object] = {
+        "draft.path": str(settings.train.output_dir / "best"),
+        "target.model_path": settings.target.model_path,
+    }
+    if not evaluated:
+        out.next("export", draft)
+    elif settings.train.mode == "offline":
+        out.next("eval", {**draft, "data.eval_hidden_states_path": held_out_states(settings)})
+    else:
+        out.next("eval", {**draft, "data.eval_path": settings.data.eval_path})
 
 
 COMMAND = Command(

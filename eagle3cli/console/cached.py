@@ -19,7 +19,6 @@ def summary_text(summary: dict[str, Any], folder: Path) -> str:
     lines += [
         f"rows: {folder}",
         f"vocabulary: {summary['vocab']['file']}",
-        "next: eagle3 train, with the same flags or settings file",
     ]
     return "\n".join(lines)
 

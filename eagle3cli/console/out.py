@@ -7,7 +7,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from eagle3cli.console.progress import Board
+
+
+NextLine = Callable[[str, Mapping[str, object]], str]
+"""The line that runs a command with these settings, by key."""
 
 
 def _plain(value: Any) -> Any:
@@ -47,8 +51,10 @@ class Out:
     {"rows": 3}
     """
 
-    def __init__(self, *, json_wanted: bool = False) -> None:
+    def __init__(self, *, json_wanted: bool = False, next_line: NextLine | None = None) -> None:
         self.json_wanted = json_wanted
+        self._next_line = next_line
+        self._next: str | None = None
         self._board: Board | None = None
 
     @property
@@ -60,8 +66,19 @@ class Out:
         """Data for people on stdout; on stderr with --json, where stdout holds the result alone."""
         self._write(text, sys.stderr if self.json_wanted else sys.stdout)
 
+    def next(self, command: str, values: Mapping[str, object] | None = None) -> None:
+        """Have the command to go on with stand below the result that follows, or in it as ``next``.
+
+        ``values`` are the settings that it needs, by key, where it would not find them by itself.
+        """
+        if self._next_line is not None:
+            self._next = self._next_line(command, values or {})
+
     def result(self, data: dict[str, object], text: str) -> None:
         """The command's one result: ``data`` as JSON with --json, else ``text``."""
+        if self._next is not None:
+            data = {**data, "next": self._next}
+            text = f"{text}\nnext: {self._next}"
         if self.json_wanted:
             self._write(json.dumps(_plain(data), ensure_ascii=False), sys.stdout)
         else:

@@ -46,7 +46,7 @@ def find_draft(path: Path) -> Path:
     if checkpoints:
         return max(checkpoints, key=lambda p: int(p.name.rpartition("_")[2]))
     what = "no trained draft here" if path.exists() else "no such folder"
-    fix = "give --draft-model-path: a training run, or a folder with config.json and model.safetensors"
+    fix = "run eagle3 train first, or give a training run or a folder with config.json and model.safetensors"
     raise ModelError(what, where=str(path), fix=fix)
 
 

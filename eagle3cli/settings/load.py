@@ -32,12 +32,28 @@ INPUTS = (
 
 
 @dataclass(frozen=True)
+class FolderFile:
+    """What a recipe does not say and ``eagle3.toml`` does, by key with its line: what was taken, and what was not."""
+
+    taken: Mapping[str, str]
+    left: Mapping[str, str]
+    """Paths: a recipe reads and writes where it says itself."""
+
+
+@dataclass(frozen=True)
 class Loaded:
     """Settings, and where each value came from (``eagle3.toml:3``, ``--set``, a flag or ``default``)."""
 
     settings: Settings
     origins: Mapping[str, str]
     files: tuple[Path, ...]
+    beside_recipe: FolderFile | None = None
+    """What came of ``eagle3.toml`` where a recipe was named."""
+
+    @property
+    def typed(self) -> list[str]:
+        """The keys of what was given on the command line."""
+        return [key for key, origin in self.origins.items() if ":" not in origin and origin != DEFAULT]
 
     def origin(self, key: str) -> str:
         """Where the value of ``table.name`` came from."""
@@ -72,25 +88,57 @@ class _Layers:
         self.values[key] = value
         self.origins[key] = origin
 
+    def leave_out(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            del self.values[key]
+            del self.origins[key]
+
 
 def load(
-    config: Sequence[Path] = (), assignments: Sequence[str] = (), flags: Mapping[str, tuple[str, Any]] | None = None
+    config: Sequence[Path] = (),
+    assignments: Sequence[str] = (),
+    flags: Mapping[str, tuple[str, Any]] | None = None,
+    *,
+    recipe: Path | None = None,
 ) -> Loaded:
     """Build the settings of one command.
 
     ``config`` are settings files, later ones win; ``assignments`` are ``table.key=value``; ``flags`` maps
-    ``table.key`` to (flag as typed, value). The file ``eagle3.toml`` of the current folder is read first if it exists.
-    Raises UsageError that names each wrong value's place.
+    ``table.key`` to (flag as typed, value). The file ``eagle3.toml`` of the current folder is read first if it exists;
+    before a ``recipe`` its paths are left out. Raises UsageError that names each wrong value's place.
     """
-    files = (*([FOLDER_FILE] if FOLDER_FILE.is_file() else []), *config)
+    folder_file = [FOLDER_FILE] if FOLDER_FILE.is_file() else []
+    if folder_file and recipe is not None and FOLDER_FILE.samefile(recipe):
+        folder_file = []
     layers = _Layers()
-    for path in files:
+    for path in folder_file:
+        _add_file(layers, path)
+    below = dict(layers.origins)
+    if recipe is not None:
+        layers.leave_out([key for key, value in layers.values.items() if _is_path(fields()[key], value)])
+    files = [*folder_file, *([recipe] if recipe is not None else []), *config]
+    for path in files[len(folder_file) :]:
         _add_file(layers, path)
     for assignment in assignments:
         _add_assignment(layers, assignment)
     for key, (flag, value) in (flags or {}).items():
         layers.put(key, value, flag)
-    return Loaded(_validate(layers), layers.origins, tuple(files))
+    beside_recipe = None
+    if recipe is not None and folder_file:
+        taken = {key: where for key, where in below.items() if layers.origins.get(key) == where}
+        beside_recipe = FolderFile(taken, {key: below[key] for key in below if key not in layers.origins})
+    return Loaded(_validate(layers), layers.origins, tuple(files), beside_recipe)
+
+
+def _is_path(field: SettingsField, value: Any) -> bool:
+    """Whether a value is a path: by its field, or a text that is one here (a target's folder, a source's file)."""
+    texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+    return field.type is Path or any(map(_is_path_text, texts))
+
+
+def _is_path_text(text: str) -> bool:
+    parts = {text, text.rpartition(":")[0], text.removeprefix("@"), text.partition("@")[2].rpartition(":")[0]}
+    return text.startswith(("/", "./", "../", "~")) or any(part and Path(part).exists() for part in parts)
 
 
 def _add_file(layers: _Layers, path: Path) -> None:

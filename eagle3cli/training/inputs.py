@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,12 +83,11 @@ def online(
 
 def offline(settings: Settings, report: Reporter) -> Inputs:
     """Inputs of a run that reads hidden states from disk: stores, the target's folder and a draft config."""
-    paths = settings.data.train_hidden_states_path or (settings.hidden_states.output_path / "train",)
+    paths = train_states(settings)
     store = open_stores(paths)
     path = paths[0]
     _not_empty(len(store), str(path))
-    eval_path = settings.data.eval_hidden_states_path or path.parent / "eval"
-    evaluates = settings.data.eval_hidden_states_path is not None or (eval_path / "manifest.json").exists()
+    eval_path = held_out_states(settings)
     raw = read_target_config(settings.target)
     config = draft_config_of(settings, raw)
     check_aux_layers(store.meta, config.aux_layers, path, "use --aux-layers of the store, or capture again")
@@ -102,7 +102,7 @@ def offline(settings: Settings, report: Reporter) -> Inputs:
             where=str(path),
             fix=f"give the target it came from ({store.meta.target})",
         )
-    held_out = Store(eval_path) if evaluates else None
+    held_out = Store(eval_path) if eval_path is not None else None
     now = fingerprint(settings.target.model_path, revision=settings.target.revision)
     for each in filter(None, (*store.stores, held_out)):
         if each.meta.target_hash != now:
@@ -114,6 +114,17 @@ def offline(settings: Settings, report: Reporter) -> Inputs:
     head = make_head(raw, weights["head"], weights.get("head_bias"))
     facts = summarize_stores(store, paths, held_out, settings.data.cache_dir / "processed_dataset")
     return Inputs(StoreSource(store, device=device), evaluation, store.vocab, config, head, weights, store.key, facts)
+
+
+def train_states(settings: Settings) -> tuple[Path, ...]:
+    """The stores that offline training reads."""
+    return settings.data.train_hidden_states_path or (settings.hidden_states.output_path / "train",)
+
+
+def held_out_states(settings: Settings) -> Path | None:
+    """The store that offline training evaluates on: the one that is named, or one beside the training store."""
+    beside = train_states(settings)[0].parent / "eval"
+    return settings.data.eval_hidden_states_path or (beside if (beside / "manifest.json").exists() else None)
 
 
 def draft_config_of(settings: Settings, raw: dict[str, Any]) -> DraftConfig:

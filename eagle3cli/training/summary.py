@@ -26,7 +26,6 @@ def summary(trainer: Trainer, done_before: int, evaluation: Evaluation | None) -
     draft = folder / "best"
     text = (
         f"trained {state.step} steps ({state.step - done_before} now) in {state.seconds:.0f} s; {best}; "
-        f"draft in {draft}\nreport: {folder / 'report.html'}\n"
-        f"next: eagle3 eval --draft-model-path {draft}, then eagle3 export --draft-model-path {draft}"
+        f"draft in {draft}\nreport: {folder / 'report.html'}"
     )
     return data, text

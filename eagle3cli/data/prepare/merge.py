@@ -16,9 +16,10 @@ from eagle3cli.data.conversations.conversation import to_conversation
 from eagle3cli.data.conversations.filters import Unwanted, unwanted_kinds, unwanted_reply
 from eagle3cli.data.ledger import ERRORS, Ledger
 from eagle3cli.data.prepare.duplicates import mark_duplicates
+from eagle3cli.data.prepare.latest import TRAIN
 from eagle3cli.data.prepare.row_table import APART, HELD_OUT, KEPT, LEFT_OUT, RowTable, work_folder
 from eagle3cli.data.prepare.split import hold_out, sample
-from eagle3cli.data.prepare.write import EQUAL_PROMPT, EVAL, TRAIN, written_rows
+from eagle3cli.data.prepare.write import EQUAL_PROMPT, EVAL, written_rows
 from eagle3cli.data.sources.lines import SourceRow, parse_line, read_raw_lines
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime import manifest

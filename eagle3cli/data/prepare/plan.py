@@ -6,7 +6,8 @@ from pathlib import Path
 
 from eagle3cli.data.prepare import merge as merging
 from eagle3cli.data.prepare import prepare as preparing
-from eagle3cli.data.prepare.write import EVAL, TRAIN
+from eagle3cli.data.prepare.latest import MANIFEST, TRAIN
+from eagle3cli.data.prepare.write import EVAL
 from eagle3cli.data.sources.dataset_specs import DatasetSpec
 from eagle3cli.data.sources.files import lines_in
 from eagle3cli.runtime import manifest
@@ -22,7 +23,7 @@ def plan_prepare(settings: Settings) -> Plan:
     files = [path for spec in specs for path in spec.files]
     written = any(spec.endless for spec in specs)  # by the target: what it says is not known before
     chosen = preparing.options_that_count(options, specs, None)
-    place = folder / preparing.MANIFEST
+    place = folder / MANIFEST
     outputs = preparing.outputs_of(options)
     before = None if options.overwrite or written else manifest.finished(place, chosen, files)
     if before is not None:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from eagle3cli.data.ledger import ERRORS, Ledger
+from eagle3cli.data.prepare.latest import MANIFEST, RESULTS, TRAIN, mark_as_latest
 from eagle3cli.data.prepare.reader import Reader
 from eagle3cli.data.prepare.row_table import APART, HELD_OUT, KEPT, LEFT_OUT, work_folder
 from eagle3cli.data.prepare.split import hold_out, sample
-from eagle3cli.data.prepare.write import EQUAL_PROMPT, EVAL, TRAIN, written_rows
+from eagle3cli.data.prepare.write import EQUAL_PROMPT, EVAL, written_rows
 from eagle3cli.data.sources.dataset_specs import DatasetSpec, read_rows, resolve
 from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.data.sources.mixture import interleave, quotas, streamed_rows
@@ -25,7 +26,6 @@ from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop, catch_stop
 from eagle3cli.settings.data import PrepareSettings
 
-MANIFEST = "prepare.json"
 EVAL_SHARE = 0.05
 EVAL_MOST = 1000
 NOT_SAMPLED = "not sampled"
@@ -75,6 +75,8 @@ def prepare(options: PrepareSettings, report: Reporter, author: Author | None = 
     )
     if author is not None and not already:
         author.finish(folder)
+    if already:
+        mark_as_latest(folder)
     return Prepared(folder, summary, already, own_data)
 
 
@@ -82,7 +84,7 @@ def settle(options: PrepareSettings) -> tuple[list[DatasetSpec], Path]:
     """The sources and the folder that these options mean."""
     split = options.split if "split" in options.model_fields_set else None
     specs = resolve(options.source, data_path=options.data_path, split=split, subset=options.subset)
-    folder = options.output_path or Path("cache/dataset") / "+".join(spec.name for spec in specs)[:80]
+    folder = options.output_path or RESULTS / "+".join(spec.name for spec in specs)[:80]
     if folder.suffix in (".jsonl", ".json"):
         fix = f"pass {folder.with_suffix('')}"
         raise UsageError("names a file, but the result is a folder", where=f"--output-path {folder}", fix=fix)

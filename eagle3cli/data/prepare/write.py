@@ -9,7 +9,6 @@ from typing import Any
 from eagle3cli.data.ledger import Ledger
 from eagle3cli.data.prepare.row_table import DUPLICATE, HELD_OUT, KEPT, NEAR_DUPLICATE, RowTable
 
-TRAIN = "train.jsonl"
 EVAL = "eval.jsonl"
 RENAMED_REPAIR = "id made unique"
 EQUAL_PROMPT = "an equal prompt is held out"

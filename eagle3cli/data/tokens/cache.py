@@ -108,7 +108,7 @@ def data_paths(settings: Settings) -> dict[str, Path]:
     """The input file of each split; raises where there is no training file."""
     data = settings.data
     if data.train_path is None:
-        fix = "pass --train-data-path FILE.jsonl, or set train_path in the [data] table of eagle3.toml"
+        fix = "run eagle3 merge first; or give replies that the target wrote: --train-data-path FILE.jsonl"
         raise UsageError("no training data given", where="data.train_path", fix=fix)
     paths = {"train": data.train_path} | ({"eval": data.eval_path} if data.eval_path is not None else {})
     for split, path in paths.items():

@@ -72,7 +72,7 @@ def open_provider(settings: Settings, configs: Sequence[Config], report: Reporte
 
 def _draft_folder(settings: Settings) -> Path:
     if settings.draft.path is None:
-        fix = "give a draft folder, or only baselines (--config-list 1,0,0,0)"
+        fix = "run eagle3 export first, give a draft folder, or only baselines (--config-list 1,0,0,0)"
         raise UsageError("no draft", where="--speculative-draft-model-path", fix=fix)
     return find_draft(Path(settings.draft.path))
 

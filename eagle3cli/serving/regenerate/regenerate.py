@@ -68,7 +68,7 @@ def regenerate(settings: Settings, report: Reporter, rules: Rules | None = None)
     start = time.monotonic()
     folder = ShardFolder(config.output_dir)
     with folder.locked(), catch_stop(report) as stop:
-        folder.open(made_with, overwrite=config.overwrite)
+        folder.open(made_with, overwrite=config.overwrite, target_path=settings.target.model_path)
         shards = shards_in(config, first, end)
         if config.retry_errors and not sum([folder.reopen(shard) for shard in shards]):
             report.info("no failed rows to retry")
@@ -98,7 +98,9 @@ def shards_in(config: RegenerateSettings, first: int, end: int) -> list[ReplySha
 def input_path_of(config: RegenerateSettings) -> Path:
     """The conversations; raises UsageError where none are named."""
     if config.input_path is None:
-        raise UsageError("no input", where="--input-path", fix="give the conversations (jsonl) that prepare wrote")
+        raise UsageError(
+            "no input", where="--input-path", fix="run eagle3 prepare first, or give conversations (jsonl)"
+        )
     if config.input_path.is_dir():
         return config.input_path / "train.jsonl"
     return config.input_path

@@ -67,12 +67,18 @@ class ShardFolder:
         self.folder = folder
         self.manifest: dict[str, Any] = {"made_with": {}, "shards": {}}
 
-    def open(self, made_with: dict[str, Any], *, overwrite: bool) -> None:
-        """Start, or go on with what an earlier run left; raises UsageError if that one had other settings."""
+    def open(self, made_with: dict[str, Any], *, overwrite: bool, target_path: str = "") -> None:
+        """Start, or go on with what an earlier run left; raises UsageError if that one had other settings.
+
+        ``target_path`` is where the target lies here, for the stages after this one; it may change.
+        """
         if overwrite:
             self._discard()
-        if not self.read_manifest(made_with):
+        new = not self.read_manifest(made_with)
+        if new:
             self.manifest = {"made_with": made_with, "shards": {}}
+        if new or self.manifest.get("target_path", "") != target_path:
+            self.manifest["target_path"] = target_path
             write_json(self.folder / MANIFEST, self.manifest)
 
     def read_manifest(self, made_with: dict[str, Any]) -> bool:

@@ -31,7 +31,7 @@ def measure(settings: Settings, report: Reporter) -> Evaluation:
     """Walk the held-out rows: of a store where one is named, else of the cached evaluation (or training) file."""
     set_threads(settings.target.threads)
     if settings.draft.path is None:
-        raise UsageError("no draft", where="--draft-model-path", fix="give a folder, e.g. runs/train/best")
+        raise UsageError("no draft", where="--draft-model-path", fix="run eagle3 train first, or give a folder")
     raw = read_target_config(settings.target) if settings.target.model_path else None
     draft = load_for_inference(find_draft(Path(settings.draft.path)), raw, settings.draft.aux_layers)
     source, embedding = _source(settings, draft.config, report)
@@ -55,7 +55,9 @@ def held_out(settings: Settings) -> Settings:
     """The settings with training data, which a cache is made of; raises UsageError where no data are named."""
     data = settings.data
     if data.eval_path is None and data.train_path is None:
-        raise UsageError("nothing to evaluate on", where="--eval-data-path", fix="give a jsonl file with replies")
+        raise UsageError(
+            "nothing to evaluate on", where="--eval-data-path", fix="run eagle3 merge first, or give a jsonl file"
+        )
     if data.train_path is not None:
         return settings
     return settings.updated("data", train_path=data.eval_path)

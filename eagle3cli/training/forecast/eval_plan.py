@@ -17,7 +17,7 @@ from eagle3cli.training.eval.measure import EVAL_BATCH, held_out
 def plan_eval(settings: Settings) -> Plan:
     """Raises as the command would for a missing draft and missing data."""
     if settings.draft.path is None:
-        raise UsageError("no draft", where="--draft-model-path", fix="give a folder, e.g. runs/train/best")
+        raise UsageError("no draft", where="--draft-model-path", fix="run eagle3 train first, or give a folder")
     folder = find_draft(Path(settings.draft.path))
     store = settings.data.eval_hidden_states_path
     lengths: list[int] | None = None
