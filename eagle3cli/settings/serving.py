@@ -87,6 +87,8 @@ class BenchSettings(Table):
         None, "Folder with files of the tasks (gsm8k.jsonl ...), taken before packages and the hub."
     )
     temperature: tuple[float, ...] = option((0.0,), "Temperatures; 0 is greedy.")
+    top_p: float = option(1.0, "Nucleus sampling, at temperatures above 0.", gt=0.0, le=1.0)
+    top_k: int = option(0, "Sample among the k likeliest tokens, at temperatures above 0; 0: all.", ge=0)
     max_tokens: int = option(128, "New tokens per answer.", ge=1)
     multi_turn: bool = option(False, "Ask every turn, not only the first.", "--enable-multi-turn-conversation")
     system_prompt: str | None = option(None, "System prompt (text, or @FILE).")

@@ -130,7 +130,9 @@ class BenchRun:
     def _measure_repeats(self, case: Case, task: Task, engine: Engine) -> tuple[list[ResultRow], list[Measurement]]:
         """Every repeat of a configuration: the rows of its replies, and what was measured."""
         settings = self.settings.bench
-        options = MeasureOptions(case.config, settings.max_tokens, case.temperature, settings.seed)
+        options = MeasureOptions(
+            case.config, settings.max_tokens, case.temperature, settings.top_p, settings.top_k, settings.seed
+        )
         warm_up = replace(options, max_tokens=min(WARM_UP_TOKENS, settings.max_tokens))
         prompt = engine.tokenizer.encode(OpenConversation(0, [{"role": "user", "content": WARM_UP_PROMPT}, None]))
         greedy_draft = not case.config.is_baseline and not case.temperature
@@ -140,7 +142,7 @@ class BenchRun:
         passes = []
         with self.report.task(f"bench {case}", total=total, unit="answers") as progress:
             for repeat in range(settings.repeats):
-                engine.warm_up(prompt, warm_up, settings.warm_up)
+                engine.warm_up(prompt, warm_up, settings.warm_up, self._check)
                 conversations = open_conversations(task.questions, self.system, multi_turn=settings.multi_turn)
                 repeated = replace(options, repeat=repeat)
                 measurement = engine.measure(conversations, repeated, progress.advance, self._check)

@@ -38,11 +38,11 @@ class LocalEngine:
         """A half-precision type has eight bits of a number's twenty-four."""
         return 1e-3 if self.target.dtype == torch.float32 else 0.25
 
-    def warm_up(self, prompt: Sequence[int], options: MeasureOptions, times: int) -> None:
+    def warm_up(self, prompt: Sequence[int], options: MeasureOptions, times: int, check: Hook) -> None:
         """First calls allocate and choose kernels."""
         batch = options.config.batch
         for _ in range(times):
-            self._decode([list(prompt)] * batch, options, [0] * batch)
+            self._decode([list(prompt)] * batch, options, [0] * batch, check)
 
     def measure(
         self, conversations: Sequence[OpenConversation], options: MeasureOptions, advance: Hook, check: Hook
@@ -53,11 +53,10 @@ class LocalEngine:
             prompts = {conversation.index: self.tokenizer.encode(conversation) for conversation in running}
             running.sort(key=lambda conversation: len(prompts[conversation.index]))
             for start in range(0, len(running), options.config.batch):
-                check()
                 batch = running[start : start + options.config.batch]
                 began = time.perf_counter()
                 seeds = [options.sampling(conversation).seed for conversation in batch]
-                replies = self._decode([prompts[conversation.index] for conversation in batch], options, seeds)
+                replies = self._decode([prompts[conversation.index] for conversation in batch], options, seeds, check)
                 measurement.seconds += time.perf_counter() - began
                 for conversation, decoded in zip(batch, replies, strict=True):
                     prompt = tuple(prompts[conversation.index])
@@ -68,7 +67,9 @@ class LocalEngine:
                     advance()
         return measurement
 
-    def _decode(self, prompts: list[list[int]], options: MeasureOptions, seeds: list[int]) -> list[Decoded]:
+    def _decode(
+        self, prompts: list[list[int]], options: MeasureOptions, seeds: list[int], check: Hook
+    ) -> list[Decoded]:
         room = self.context - max(map(len, prompts))
         return decode(
             self.target,
@@ -79,7 +80,10 @@ class LocalEngine:
             eos_ids=self.tokenizer.eos_ids,
             batch_size=options.config.batch,
             temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
             seeds=seeds,
+            check=check,
         )
 
     def _answer(self, prompt: Sequence[int], decoded: Decoded) -> Answer:

@@ -46,12 +46,13 @@ class ServerEngine:
     def __post_init__(self) -> None:
         self.context = (self.info.context or 1 << 30) - SPARE
 
-    def warm_up(self, prompt: Sequence[int], options: MeasureOptions, times: int) -> None:
+    def warm_up(self, prompt: Sequence[int], options: MeasureOptions, times: int, check: Hook) -> None:
         """As many requests at once as will be measured, of a prompt that will not."""
         request = self._request(tuple(prompt), options.max_tokens, Sampling())
 
         async def ask(client: Client) -> None:
             for _ in range(times):
+                check()
                 await asyncio.gather(*[client.ask(request, stream=True) for _ in range(options.config.batch)])
             if self.info.kind == "sglang":
                 with suppress(RequestFailed):  # every measurement begins without cached prompts

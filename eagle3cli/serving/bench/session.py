@@ -39,13 +39,15 @@ class MeasureOptions:
     config: Config
     max_tokens: int
     temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
     seed: int = 0
     repeat: int = 0
 
     def sampling(self, conversation: OpenConversation) -> Sampling:
         """How the next reply of a conversation is drawn: each has a random stream of its own."""
         name = f"{self.seed}:{self.repeat}:{conversation.index}:{conversation.replies}"
-        return Sampling(self.temperature, seed=stream_seed(name))
+        return Sampling(self.temperature, self.top_p, self.top_k, stream_seed(name))
 
 
 @dataclass
@@ -71,13 +73,13 @@ class Engine(Protocol):
     def tie_limit(self) -> float:
         """Log-probabilities that are closer than this may change places between two exact ways of computing them."""
 
-    def warm_up(self, prompt: Sequence[int], options: MeasureOptions, times: int) -> None:
-        """Replies that nobody times."""
+    def warm_up(self, prompt: Sequence[int], options: MeasureOptions, times: int, check: Hook) -> None:
+        """Replies that nobody times; ``check`` may raise between two steps."""
 
     def measure(
         self, conversations: Sequence[OpenConversation], options: MeasureOptions, advance: Hook, check: Hook
     ) -> Measurement:
-        """Ask every turn with ``options.config.batch`` under way at once; ``check`` may raise between two."""
+        """Ask every turn with ``options.config.batch`` under way at once; ``check`` may raise between two steps."""
 
     def logit_margin(self, prompt: Sequence[int], one: int, other: int) -> float | None:
         """How much the target prefers one of two tokens after ``prompt``, in log-probability; None: unknown."""

@@ -31,8 +31,9 @@ from eagle3cli.backends.target.positions import PositionCache, cached, grouped, 
 from eagle3cli.errors import ModelError
 from eagle3cli.models.draft import DecoderLayer, Draft
 from eagle3cli.serving.decode.batches import serves_positions
-from eagle3cli.serving.decode.generate import COMPACT_BELOW, Sequence, draw
+from eagle3cli.serving.decode.generate import COMPACT_BELOW, Sequence, draw, probabilities
 from eagle3cli.serving.decode.speculate import rejection_sample, uniform
+from eagle3cli.serving.sampling import Sampling
 
 
 @dataclass
@@ -60,13 +61,17 @@ def decode(
     eos_ids: frozenset[int],
     batch_size: int,
     temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
     seeds: abc.Sequence[int] = (),
+    check: abc.Callable[[], None] | None = None,
 ) -> list[Decoded]:
     """Continuations of token prompts, with ``k`` draft steps per verification (0: none).
 
-    Greedy at temperature 0, else drawn, each with its own of ``seeds``. The prompts are decoded in batches of similar
-    length; results keep the order given. Raises ModelError for a target whose past is not addressed by position (linear
-    attention).
+    Greedy at temperature 0, else drawn among the target's ``top_k`` (0: all) and ``top_p``, each with its own of
+    ``seeds``. The prompts are decoded in batches of similar length; results keep the order given. ``check`` is called
+    before every step and may raise to end it all. Raises ModelError for a target whose past is not addressed by
+    position (linear attention).
     """
     assert not temperature or len(seeds) == len(prompts), "sampling needs a seed for every prompt"
     assert k == 0 or draft is not None, "k > 0 needs a draft"
@@ -84,17 +89,24 @@ def decode(
     by_length = sorted(sequences, key=lambda sequence: len(sequence.prompt_ids))
     with grouped(target.model), target.recording() as taps:
         for start in range(0, len(by_length), batch_size):
-            batch = _Batch(target, taps, draft if k else None, by_length[start : start + batch_size], k, temperature)
-            _decode_batch(batch, eos_ids)
+            part = by_length[start : start + batch_size]
+            batch = _Batch(target, taps, draft if k else None, part, k, Sampling(temperature, top_p, top_k))
+            _decode_batch(batch, eos_ids, check or _go_on)
     return sequences
 
 
-def _decode_batch(batch: _Batch, eos_ids: frozenset[int]) -> None:
+def _go_on() -> None:
+    """The check of a caller that has none."""
+
+
+def _decode_batch(batch: _Batch, eos_ids: frozenset[int], check: abc.Callable[[], None]) -> None:
     """Decode until every sequence of the batch has finished."""
+    check()
     for sequence, token in zip(batch.sequences, batch.prefill(), strict=True):
         sequence.extend([token], eos_ids)
         sequence.frames.append((time.perf_counter() - batch.started, 1))
     while unfinished := [row for row, sequence in enumerate(batch.sequences) if not sequence.finish]:
+        check()
         # Finished sequences cost a row of every pass; dropping them copies both caches, so not one at a time.
         if len(unfinished) <= COMPACT_BELOW * len(batch.sequences):
             batch.keep(unfinished)
@@ -122,7 +134,7 @@ class _Batch:
     draft: Draft | None
     sequences: list[Decoded]
     k: int
-    temperature: float
+    sampling: Sampling
 
     def __post_init__(self) -> None:
         self.started = time.perf_counter()
@@ -200,8 +212,8 @@ class _Batch:
         for step in range(self.k):
             normed_BH, carried_BH = self.draft.head_and_carry(hidden_BH)
             logits_BW = self.draft.lm_head(normed_BH)
-            if self.temperature:
-                probs.append((logits_BW.float() / self.temperature).softmax(-1))
+            if self.sampling.temperature:
+                probs.append(probabilities(logits_BW, self.sampling))
                 chosen_B = draw(probs[-1], self._uniform(1)[:, 0])
             else:
                 chosen_B = logits_BW.argmax(-1)
@@ -216,11 +228,11 @@ class _Batch:
     def _verify(self, last_BQH: Tensor, draft_tokens_BT: Tensor, draft_probs_BTW: Tensor) -> tuple[Tensor, Tensor]:
         """Accepted draft tokens of every sequence ``[B]``, and the target's tokens ``[B, Q]``; Q is T + 1."""
         logits_BQV = self.target.head(last_BQH)
-        if not self.temperature:
+        if not self.sampling.temperature:
             tokens_BQ = logits_BQV.argmax(-1)
             # The product is 1 up to the first difference: only a token whose whole prefix is right can be accepted.
             return (tokens_BQ[:, :-1] == draft_tokens_BT).long().cumprod(1).sum(1), tokens_BQ
-        probs_BQV = (logits_BQV.float() / self.temperature).softmax(-1)
+        probs_BQV = probabilities(logits_BQV, self.sampling)
         uniform_BQ = self._uniform(last_BQH.shape[1])
         draft_ids_W = self.draft.draft_ids if self.draft is not None else draft_tokens_BT.new_zeros(1)
         return rejection_sample(probs_BQV, draft_tokens_BT, draft_probs_BTW, draft_ids_W, uniform_BQ)

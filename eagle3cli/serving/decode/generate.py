@@ -217,6 +217,20 @@ def sample(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> Tensor:
     return chosen_B if ids_BV is None else ids_BV.gather(1, chosen_B[:, None])[:, 0]
 
 
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """What a token is drawn from at the temperature, ``[..., V]``: cut to ``top_k``, then to ``top_p`` of what is left,
+    and normalised again."""
+    probs: Tensor = (logits.float() / sampling.temperature).softmax(-1)
+    if not sampling.top_k and sampling.top_p >= 1:
+        return probs
+    vocab_size = probs.shape[-1]
+    kept, ids = probs.topk(min(sampling.top_k or vocab_size, vocab_size), dim=-1)
+    kept = kept / kept.sum(-1, keepdim=True)
+    before = kept.cumsum(-1) - kept
+    kept = kept.masked_fill(before >= sampling.top_p, 0)
+    return torch.zeros_like(probs).scatter(-1, ids, kept / kept.sum(-1, keepdim=True))
+
+
 def draw(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """One index per row, ``[B]``: the one in whose share of the row's sum the number in [0, 1) falls.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from eagle3cli.backends.target.hf import read_target_config
-from eagle3cli.errors import ModelError, UsageError
+from eagle3cli.errors import ModelError, Stopped, UsageError
 from eagle3cli.models.checkpoint import save_draft
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
@@ -18,6 +19,7 @@ from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.bench import local as module
 from eagle3cli.serving.bench.accuracy import last_number
 from eagle3cli.serving.bench.bench import BenchResult, bench
+from eagle3cli.serving.decode.decode import _Batch
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.tables import Settings
 
@@ -113,6 +115,23 @@ def test_finished_configurations_are_not_measured_again(
     assert done.output.read_text().startswith(before)
     assert run(tiny, draft, questions, "2,1,1,2", "2,2,1,3").measured == 0
     assert run(tiny, draft, questions, "2,1,1,2", "2,2,1,3", "2,3,1,4").measured == 1
+
+
+def test_a_stop_signal_acts_between_two_steps(
+    tiny: Path, draft: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, steps = _Batch.step, []
+
+    def interrupted(batch: _Batch) -> Any:
+        steps.append(len(batch.sequences))
+        if len(steps) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return real(batch)
+
+    monkeypatch.setattr(_Batch, "step", interrupted)
+    with pytest.raises(Stopped):
+        run(tiny, draft, questions, "4,0,0,0", max_tokens=100, warm_up=0)
+    assert len(steps) == 3
 
 
 def test_baselines_that_are_missing_come_first(tiny: Path, draft: Path, questions: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from eagle3cli.serving.decode.decode import decode
-from eagle3cli.serving.decode.generate import draw
+from eagle3cli.serving.decode.generate import draw, probabilities, sample
 from eagle3cli.serving.decode.speculate import rejection_sample, uniform
+from eagle3cli.serving.sampling import Sampling
 from tests.serving.decode.test_decode import opened
 
 
@@ -63,8 +64,10 @@ def test_every_token_is_the_targets(agreement: str) -> None:
     assert 0 < int((accepted == 2).sum()) < rows
 
 
-@pytest.mark.parametrize("draft_name", ["draft", "draft_random"])
-def test_whole_answers_are_drawn_as_without_a_draft(shared: Path, draft_name: str) -> None:
+@pytest.mark.parametrize(
+    ("draft_name", "top_p", "top_k"), [("draft", 1.0, 0), ("draft_random", 1.0, 0), ("draft", 0.995, 20)]
+)
+def test_whole_answers_are_drawn_as_without_a_draft(shared: Path, draft_name: str, top_p: float, top_k: int) -> None:
     """The joint distribution of two tokens with a draft, against plain sampling: two samples of one distribution."""
     folder = shared / "engines" / "tiny_eagle3"
     if not folder.is_dir():
@@ -84,6 +87,8 @@ def test_whole_answers_are_drawn_as_without_a_draft(shared: Path, draft_name: st
             eos_ids=frozenset(),
             batch_size=250,
             temperature=1.6,
+            top_p=top_p,
+            top_k=top_k,
             seeds=seeds,
         )
         return Counter(tuple(answer.token_ids[1:]) for answer in answers)
@@ -95,6 +100,20 @@ def test_whole_answers_are_drawn_as_without_a_draft(shared: Path, draft_name: st
     statistic = sum((a - b) ** 2 / (a + b) for a, b in pairs if a + b)
     assert len(pairs) > 3
     assert statistic / len(pairs) < 2.2
+
+
+def test_cuts_are_those_of_plain_sampling() -> None:
+    """The same token as :func:`sample` gives for the same number, whatever is cut, and nothing outside of it."""
+    torch.manual_seed(0)
+    logits_BV = 3 * torch.randn(400, 40)
+    numbers_B = torch.rand(400, dtype=torch.float64)
+    for sampling in (Sampling(0.8, 0.7), Sampling(1.0, 1.0, 3), Sampling(1.3, 0.6, 5), Sampling(1.0, 1e-6)):
+        probs_BV = probabilities(logits_BV, sampling)
+        assert torch.allclose(probs_BV.sum(-1), torch.ones(400))
+        order_BV = logits_BV.argsort(-1, descending=True)  # sample() draws along this order
+        drawn_B = order_BV.gather(1, draw(probs_BV.gather(1, order_BV), numbers_B)[:, None])[:, 0]
+        assert torch.equal(drawn_B, sample(logits_BV, numbers_B, sampling))
+        assert int((probs_BV > 0).sum(-1).max()) <= (sampling.top_k or 40)
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(shared: Path) -> None:
