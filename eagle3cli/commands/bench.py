@@ -17,16 +17,21 @@ if TYPE_CHECKING:
 
 
 def run(settings: Settings, out: Out) -> int | None:
-    """Measure what is missing, show all, write the table and the page beside the results."""
+    """Measure what is missing, show all, write the table and the page beside the results.
+
+    A draft never changes greedy answers but at near ties: where one does, the run has failed.
+    """
     from eagle3cli.cli.local_target import with_local_target
-    from eagle3cli.console.benchmark import COLUMNS, table_row, warnings_of
+    from eagle3cli.console.benchmark import COLUMNS, PART_COLUMNS, part_rows, table_row, warnings_of
     from eagle3cli.serving.bench.bench import bench
     from eagle3cli.serving.bench.search import search
 
     settings = with_local_target(settings, out) if settings.target.model_path else settings
     result, searches = search(settings, out) if settings.bench.search else (bench(settings, out), [])
     out.table("Speculative decoding", COLUMNS, [table_row(row) for row in result.table])
-    pages = write_pages(result.table, result.output, result.engine, Path(settings.target.model_path).name)
+    if parts := part_rows(result.table):
+        out.table("By category and by length of the prompt", PART_COLUMNS, parts)
+    pages = write_pages(result.table, result.output, result.engine, Path(result.target).name)
     earlier = len(result.table) - result.measured
     skipped = f" ({earlier} measured earlier)" if earlier else ""
     lines = [f"{len(result.table)} configurations{skipped} in {result.output}; {', '.join(map(str, pages))}"]
@@ -40,7 +45,7 @@ def run(settings: Settings, out: Out) -> int | None:
     data = {"output": result.output, "markdown": pages[0], "html": pages[1], "configurations": result.table}
     best_of = {"search": [best.as_dict() for best in searches]} if settings.bench.search else {}
     out.result({**data, "failed": result.failed, **best_of}, "\n".join(lines))
-    if not result.table:
+    if not result.table or any(row.get("differences_beyond_ties") for row in result.table):
         return FAILED
     return SOME_ROWS_FAILED if result.failed else None
 

@@ -13,8 +13,17 @@ COLUMNS = (
     *("task", "config", "temperature", "acceptance length", "per position", "tokens/s", "speed-up"),
     *("first token ms", "per token ms", "identical", "accuracy"),
 )
+PART_COLUMNS = ("task", "config", "temperature", "part", "answers", "acceptance length", "tokens/s of an answer")
+MARK = " *"
+"""Behind a configuration whose answers are not samples of the target."""
 CONFIG_TEXT = (
     "A configuration is batch,steps,topk,draft tokens; zeros are the baseline: the same batch without the draft."
+)
+
+
+PART_TEXT = (
+    "Acceptance length: tokens per pass of the target. Tokens per second are those of one answer, as its reader sees "
+    "them; an engine that tells its counters over all answers alone has no acceptance of parts."
 )
 
 
@@ -28,7 +37,7 @@ def table_row(row: Row) -> tuple[object, ...]:
     compared = row.get("compared")
     return (
         row["task"],
-        row["config"],
+        row["config"] + (MARK if row.get("notes") else ""),
         f"{row['temperature']:g}",
         row.get("acceptance_length"),
         " ".join(f"{share:.2f}" for share in positions) if positions else None,
@@ -39,6 +48,21 @@ def table_row(row: Row) -> tuple[object, ...]:
         f"{row['identical']}/{compared}" if compared else None,
         _accuracy(row),
     )
+
+
+def part_rows(rows: Sequence[Row]) -> list[tuple[object, ...]]:
+    """A line for each category and each length of prompts of a configuration, where it has several."""
+    lines: list[tuple[object, ...]] = []
+    for row in rows:
+        categories = row.get("by_category") or {}
+        contexts = row.get("by_context") or []
+        parts = dict(categories) if len(categories) > 1 else {}
+        if len(contexts) > 1:
+            parts |= {f"{part['prompt_tokens'][0]} to {part['prompt_tokens'][1]} tokens": part for part in contexts}
+        for name, part in parts.items():
+            numbers = (part["requests"], part.get("acceptance_length"), part["request_tokens_per_s"])
+            lines.append((row["task"], row["config"], f"{row['temperature']:g}", name, *numbers))
+    return lines
 
 
 def _middle(times: Row | None) -> str | None:
@@ -55,7 +79,8 @@ def _accuracy(row: Row) -> str | None:
 def page(rows: Sequence[Row], engine: str, target: str) -> Page:
     """The report of a benchmark."""
     drafts = [row for row in rows if row["steps"]]
-    best = max((row for row in drafts if row.get("speedup")), key=lambda row: float(row["speedup"]), default=None)
+    sound = [row for row in drafts if row.get("speedup") and not row.get("notes")]
+    best = max(sound, key=lambda row: float(row["speedup"]), default=None)
     summary = f"{len(rows)} configurations on the {engine} engine."
     if best is not None:
         summary += (
@@ -68,6 +93,10 @@ def page(rows: Sequence[Row], engine: str, target: str) -> Page:
     for temperature in dict.fromkeys(row["temperature"] for row in rows):
         part = [row for row in rows if row["temperature"] == temperature]
         sections.append(_charts(part, f", temperature {temperature:g}"))
+    if parts := part_rows(rows):
+        sections.append(Section("By category and by length of the prompt", (PART_TEXT,), PART_COLUMNS, parts))
+    if notes := notes_of(rows):
+        sections.append(Section(f"What is marked{MARK}", notes))
     return Page(f"Speculative decoding of {target}", summary, [*sections, _same(drafts), _latency(rows)])
 
 
@@ -124,5 +153,14 @@ def warnings_of(rows: Sequence[Row]) -> list[str]:
         differing = row.get("compared", 0) - row.get("identical", 0)
         if differing:
             ties = f"{row['differences_at_ties']} of them at near ties"
-            warnings.append(f"{row['task']} {row['config']}: {differing} answers differ from the baseline, {ties}")
-    return [*warnings, *dict.fromkeys(note for row in rows for note in row.get("notes", ()))]
+            beyond = row.get("differences_beyond_ties")
+            not_own = f"; {beyond} are not the target's own answers" if beyond else ""
+            warnings.append(
+                f"{row['task']} {row['config']}: {differing} answers differ from the baseline, {ties}{not_own}"
+            )
+    return [*warnings, *notes_of(rows)]
+
+
+def notes_of(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Why some answers are not samples of the target."""
+    return tuple(dict.fromkeys(note for row in rows for note in row.get("notes", ())))

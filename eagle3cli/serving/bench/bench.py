@@ -14,14 +14,16 @@ from pathlib import Path
 from eagle3cli.data.conversations.system_prompt import system_prompt_text
 from eagle3cli.errors import DataError, Eagle3Error, Stopped, UsageError
 from eagle3cli.models.export import find_draft
+from eagle3cli.runtime.machine import machine
 from eagle3cli.runtime.provenance import digest_file
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop, catch_stop
 from eagle3cli.serving.bench.configs import Config, parse_config, with_baselines
 from eagle3cli.serving.bench.engines import EngineProvider, open_provider
+from eagle3cli.serving.bench.judge import compare, identity, judge, unjudged
 from eagle3cli.serving.bench.results import Case, ResultRow, Results
 from eagle3cli.serving.bench.session import Engine, Measurement, MeasureOptions, open_conversations
-from eagle3cli.serving.bench.summary import compare, configuration_row, grade, request_rows
+from eagle3cli.serving.bench.summary import configuration_row, grade, request_rows
 from eagle3cli.serving.bench.tasks import Task, load_task
 from eagle3cli.serving.conversation import OpenConversation
 from eagle3cli.settings.tables import Settings
@@ -36,6 +38,8 @@ class BenchResult:
 
     output: Path
     engine: str
+    target: str
+    """The model that was measured, as the engine names it."""
     table: list[ResultRow]
     measured: int
     failed: dict[str, str] = field(default_factory=dict)
@@ -48,6 +52,7 @@ def bench(settings: Settings, report: Reporter) -> BenchResult:
     with open_run(settings, configs, report) as run:
         cases = run.cases(configs)
         run.measure(cases)
+        run.judge(cases)
         return run.result(cases)
 
 
@@ -61,7 +66,7 @@ def open_run(settings: Settings, configs: Sequence[Config], report: Reporter) ->
         raise UsageError("a temperature is at least 0", where="--temperature", fix="0 is greedy")
     provider = open_provider(settings, configs, report)
     tasks, failed = load_tasks(settings, report)
-    identity = result_settings(settings, provider.name)
+    identity = result_settings(settings, provider.name, provider.target)
     results = Results.open(settings.bench.output, identity, overwrite=settings.bench.overwrite)
     with catch_stop(report) as stop:
         yield BenchRun(settings, provider, tasks, results, report, stop, failed)
@@ -86,6 +91,11 @@ class BenchRun:
         """The system message that takes the place of the questions' own."""
         return system_prompt_text(self.settings.bench.system_prompt)
 
+    @cached_property
+    def machine(self) -> ResultRow:
+        """What this process runs on."""
+        return machine()
+
     def cases(self, configs: Sequence[Config]) -> list[Case]:
         """Every task at every temperature with every configuration, baselines before what is compared with them."""
         configs = [config for config in configs if self.provider.has_baseline or not config.is_baseline]
@@ -96,7 +106,9 @@ class BenchRun:
         """What is known of these cases now."""
         rows = {case: row for case in cases if (row := self.results.configuration(case)) is not None}
         new = len(self._new & rows.keys())
-        return BenchResult(self.results.path, self.provider.name, list(rows.values()), new, self.failed)
+        return BenchResult(
+            self.results.path, self.provider.name, self.provider.target, list(rows.values()), new, self.failed
+        )
 
     def measure(self, cases: Sequence[Case]) -> None:
         """Measure what is not in the results yet; every speculation has its server once, the baselines' comes first."""
@@ -114,14 +126,42 @@ class BenchRun:
                     raise  # the drafts would fail in the same way, or have nothing to be compared with
                 self._fail(group, error)
 
+    def judge(self, cases: Sequence[Case]) -> None:
+        """Ask an engine without the draft how near a tie the differences were that are not judged yet."""
+        left = {case: rows for case in cases if unjudged(rows := self.results.requests(case))}
+        if not left:
+            return
+        count = sum(len(unjudged(rows)) for rows in left.values())
+        self.report.info(
+            f"{count} answers differ from plain decoding; the target without the draft is asked about them"
+        )
+        try:
+            with self.provider.judge() as engine:
+                for case, rows in left.items():
+                    self._check()
+                    task = self._fitted(case.task, engine)
+                    judge(rows, self.results.requests(case.baseline), task, self.system, engine)
+                    summary = self.results.configuration(case)
+                    assert summary is not None, "rows are written with their configuration"
+                    summary |= identity(rows, engine.tie_limit)
+                    self.results.write()
+        except (UsageError, Stopped):
+            raise
+        except Eagle3Error as error:
+            self.report.warn(f"the differences could not be judged, and count as such: {error}")
+
+    def _fitted(self, name: str, engine: Engine) -> Task:
+        if name not in self._fitting:
+            self._fitting[name] = self._fit(self.tasks[name], engine)
+        return self._fitting[name]
+
     def _measure_case(self, case: Case, engine: Engine) -> None:
         self._check()
-        if case.task not in self._fitting:
-            self._fitting[case.task] = self._fit(self.tasks[case.task], engine)
-        rows, passes = self._measure_repeats(case, self._fitting[case.task], engine)
+        rows, passes = self._measure_repeats(case, self._fitted(case.task, engine), engine)
         baseline = None if case.config.is_baseline else self.results.configuration(case.baseline)
         notes = engine.notes if case.temperature and not case.config.is_baseline else ()
-        summary = configuration_row(case, passes, rows, baseline, engine.tie_limit, notes)
+        environment = {**engine.facts, "machine": self.machine}
+        summary = configuration_row(case, passes, rows, baseline, engine.tie_limit, notes, environment)
         if not summary.get("counters_fit", True):
             self.report.warn(f"{case}: the server's counters of acceptance do not fit the tokens that it gave")
         self.results.add([*rows, summary])
@@ -148,8 +188,7 @@ class BenchRun:
                 measurement = engine.measure(conversations, repeated, progress.advance, self._check)
                 new = request_rows(case, repeat, measurement, task.questions, engine.tokenizer.decode)
                 grade(new, task.questions, run_code=settings.run_code)
-                prompts = {(one.index, one.turn + 1): one.prompt for one in measurement.responses}
-                compare(new, baseline, prompts, engine.logit_margin)
+                compare(new, baseline)
                 passes.append(measurement)
                 rows += new
         return rows, passes
@@ -206,8 +245,9 @@ def load_tasks(settings: Settings, report: Reporter) -> tuple[dict[str, Task], d
     return tasks, failed
 
 
-def result_settings(settings: Settings, engine: str) -> ResultRow:
-    """What decides the numbers: results of other settings do not go into the same file."""
+def result_settings(settings: Settings, engine: str, model: str | None) -> ResultRow:
+    """What decides the numbers: results of other settings do not go into the same file. ``model`` is the
+    target as the engine names it, None where it was not asked yet."""
     target = settings.target
     config = settings.bench
     server = settings.server
@@ -217,7 +257,7 @@ def result_settings(settings: Settings, engine: str) -> ResultRow:
     else:
         of_engine = {"server_args": server.args, "tp_size": server.tp_size, "addresses": list(server.address_port)}
     return {
-        "target": target.model_path,
+        **({} if model is None else {"target": model}),
         "draft": [digest_file(path) for path in sorted(folder.glob("*.safetensors"))] if folder else [],
         "engine": engine,
         "dtype": target.dtype,
@@ -229,5 +269,7 @@ def result_settings(settings: Settings, engine: str) -> ResultRow:
         "system_prompt": system_prompt_text(config.system_prompt),
         "repeats": config.repeats,
         "seed": config.seed,
+        "top_p": config.top_p,
+        "top_k": config.top_k,
         "run_code": config.run_code,
     }

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from eagle3cli.errors import UsageError
+from eagle3cli.models.checkpoint import read_config
+from eagle3cli.models.converters import is_speculators
 from eagle3cli.models.export import find_draft
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.serving.bench.configs import Config, DraftShape, require_chains
@@ -18,8 +20,18 @@ from eagle3cli.serving.bench.remote import ServerEngine, connect
 from eagle3cli.serving.bench.session import Engine
 from eagle3cli.serving.chat_tokenizer import ChatTokenizer, load_chat_tokenizer
 from eagle3cli.serving.client.client import Info
+from eagle3cli.serving.client.same_model import PROBE, model_path, same_answers, same_files
 from eagle3cli.serving.engine import resolve_engine
-from eagle3cli.serving.launch.commands import CPU_REQUESTS, Product, Speculation, launches, product_of
+from eagle3cli.serving.launch.commands import (
+    CPU_REQUESTS,
+    Product,
+    Speculation,
+    launches,
+    one_type,
+    product_of,
+    visible_gpus,
+    vllm_knows,
+)
 from eagle3cli.serving.launch.server import started
 from eagle3cli.settings.tables import Settings
 
@@ -28,6 +40,9 @@ if TYPE_CHECKING:
 
 SERVERS = "servers"
 """What results call servers that are given."""
+SAMPLE = "The 12 foxes: def f(x): return x + 1.5  # naïve, 漢字"
+"""A text on which two tokenizers that are not the same part."""
+COUNTERS_FLAG = "--per-request-spec-decode-metrics"
 ROOM: dict[Product, str] = {"vllm": "--max-num-seqs", "sglang": "--max-running-requests"}
 """The argument for the requests that a server decodes together."""
 
@@ -40,11 +55,18 @@ class EngineProvider(Protocol):
         """What the results call it."""
 
     @property
+    def target(self) -> str:
+        """The model that it serves, as it names it."""
+
+    @property
     def has_baseline(self) -> bool:
         """Whether it decodes without a draft, too."""
 
     def engine(self, shape: DraftShape, batch: int) -> AbstractContextManager[Engine]:
         """An engine within the block, for at most ``batch`` replies at once."""
+
+    def judge(self) -> AbstractContextManager[Engine]:
+        """An engine without the draft within the block: it says how near a tie a difference is."""
 
 
 def open_provider(settings: Settings, configs: Sequence[Config], report: Reporter) -> EngineProvider:
@@ -52,7 +74,7 @@ def open_provider(settings: Settings, configs: Sequence[Config], report: Reporte
     kind = resolve_engine(settings.bench.engine, settings.server)
     drafts = [config for config in configs if not config.is_baseline]
     if kind == "running":
-        running = RunningProvider(settings)
+        running = RunningProvider(settings, report)
         for shape in dict.fromkeys(config.shape for config in drafts):
             running.find(shape)
         if not running.has_baseline:
@@ -64,9 +86,14 @@ def open_provider(settings: Settings, configs: Sequence[Config], report: Reporte
     if kind == "local":
         require_chains(drafts, "the local engine", ", and --engine sglang with --server-python PYTHON serves trees")
         return LocalProvider(settings, draft, report)
+    if settings.draft.path:  # its type is the servers', with and without it
+        draft = _draft_folder(settings)
     provider = StartedProvider(settings, draft, report)
     if provider.name == "vllm":
         require_chains(drafts, "vLLM")
+    elif draft is not None and is_speculators(read_config(draft)):
+        fix = f"eagle3 import --draft-model-path {draft} --output-path FOLDER, and measure that"
+        raise UsageError("a draft in the format of speculators, which SGLang does not read", where=str(draft), fix=fix)
     return provider
 
 
@@ -91,6 +118,15 @@ class LocalProvider:
         """The same engine every time: one draft serves every chain."""
         return nullcontext(self._engine)
 
+    def judge(self) -> AbstractContextManager[Engine]:
+        """The same engine: it asks the target alone."""
+        return nullcontext(self._engine)
+
+    @property
+    def target(self) -> str:
+        """As the settings name it."""
+        return self.settings.target.model_path
+
     @cached_property
     def _engine(self) -> LocalEngine:
         from eagle3cli.serving.bench.local import load_local_engine
@@ -112,27 +148,45 @@ class StartedProvider:
         """What is started."""
         return product_of(self.settings.bench.engine)
 
+    @property
+    def target(self) -> str:
+        """As the settings name it."""
+        return self.settings.target.model_path
+
     @contextmanager
     def engine(self, shape: DraftShape, batch: int) -> Iterator[Engine]:
         """Start a server, and stop it at the end."""
         settings = self.settings
-        server = settings.server.model_copy(update={"args": self._arguments(batch), "replicas": 1})
+        target = one_type(settings.target, self.draft)
+        arguments = self._arguments(batch, speculates=bool(shape[0]))
+        server = settings.server.model_copy(update={"args": arguments, "replicas": 1})
         with started(
             server,
-            settings.target,
+            target,
             self.report,
             logs=settings.bench.output.parent / "logs",
             product=self.name,
             speculation=Speculation(str(self.draft), *shape) if shape[0] and self.draft is not None else None,
         ) as servers:
             seconds = float(settings.server.request_timeout)
-            yield connect(servers.addresses[0], lambda _: load_chat_tokenizer(settings), seconds)
+            on_cpu = not (target.device != "cpu" and visible_gpus())
+            yield connect(
+                servers.addresses[0], lambda _: load_chat_tokenizer(settings), seconds, target.dtype, on_cpu=on_cpu
+            )
 
-    def _arguments(self, batch: int) -> str:
-        """What the user adds, behind what makes room for the batch and takes cached prompts out of the times."""
-        room = f"{ROOM[self.name]} {max(batch, CPU_REQUESTS)}"
-        no_cache = " --no-enable-prefix-caching" if self.name == "vllm" else ""
-        return f"{room}{no_cache} {self.settings.server.args}".strip()
+    def judge(self) -> AbstractContextManager[Engine]:
+        """The baseline's server once more."""
+        return self.engine((0, 0, 0), 1)
+
+    def _arguments(self, batch: int, *, speculates: bool) -> str:
+        """What the user adds, behind what makes room for the batch, takes cached prompts out of the times, and has vLLM
+        tell the counters of every reply where its version can."""
+        words = [ROOM[self.name], str(max(batch, CPU_REQUESTS))]
+        if self.name == "vllm":
+            words.append("--no-enable-prefix-caching")
+            if speculates and vllm_knows(self.settings.server.python, COUNTERS_FLAG):
+                words += [COUNTERS_FLAG, "summary"]
+        return f"{shlex.join(words)} {self.settings.server.args}".strip()
 
 
 def serve_command(settings: Settings, config: Config) -> str:
@@ -143,7 +197,8 @@ def serve_command(settings: Settings, config: Config) -> str:
         args = f"{ROOM[product]} {config.batch} {args}"
     server = settings.server.model_copy(update={"args": args, "python": settings.server.python or "python3"})
     draft = Speculation(str(_draft_folder(settings)), *config.shape) if config.steps else None
-    launch = launches(product, server, settings.target, [settings.server.port or 30000], draft)[0]
+    target = one_type(settings.target, _draft_folder(settings) if settings.draft.path else None)
+    launch = launches(product, server, target, [settings.server.port or 30000], draft)[0]
     return shlex.join([*(f"{name}={value}" for name, value in launch.environment.items()), *launch.argv])
 
 
@@ -152,11 +207,16 @@ class RunningProvider:
     """Servers that run already: each serves the configurations of its own speculation."""
 
     settings: Settings
+    report: Reporter
     name: str = SERVERS
 
     def engine(self, shape: DraftShape, batch: int) -> AbstractContextManager[Engine]:
         """The server with this speculation."""
         return nullcontext(self.find(shape))
+
+    def judge(self) -> AbstractContextManager[Engine]:
+        """The server without a draft."""
+        return nullcontext(self.find((0, 0, 0)))
 
     def find(self, shape: DraftShape) -> ServerEngine:
         """The server with this speculation. Raises UsageError where none has it, Eagle3Error where one is down."""
@@ -168,20 +228,62 @@ class RunningProvider:
         raise UsageError(f"no server speculates with steps,topk,tokens {_text(shape)} (there are: {shapes})", fix=fix)
 
     @property
+    def target(self) -> str:
+        """The model that the servers say they hold."""
+        return model_path(self._servers[0].info)
+
+    @property
     def has_baseline(self) -> bool:
         """Whether one of the servers has no draft."""
         return any(server.info.speculative is None for server in self._servers)
 
     @cached_property
     def _servers(self) -> list[ServerEngine]:
-        """All servers, asked once who they are."""
-        settings = self.settings
-        seconds = float(settings.server.request_timeout)
+        """All servers, asked once who they are. Raises UsageError where they hold different models."""
+        seconds = float(self.settings.server.request_timeout)
+        servers = [connect(address, self._tokenizer_of, seconds) for address in self.settings.server.address_port]
+        for server in servers:
+            self._require_tokenizer(server)
+            if server.info.kind == "openai" and self.settings.bench.top_k:
+                fix = "leave it out, or measure SGLang or vLLM"
+                raise UsageError(f"{server.address} may not know top_k", where="--top-k", fix=fix)
+        for server in servers[1:]:
+            self._require_same_model(servers[0], server)
+        return servers
 
-        def tokenizer_of(info: Info) -> ChatTokenizer:
-            return load_chat_tokenizer(settings, settings.target.model_path or info.path or info.model)
+    def _tokenizer_of(self, info: Info) -> ChatTokenizer:
+        """That of the server's own model where its folder is here; else that of the settings' model."""
+        own = model_path(info)
+        asked = self.settings.target.model_path
+        if asked and not Path(own).is_dir():
+            return load_chat_tokenizer(self.settings, asked)
+        if asked and not same_files(own, asked):
+            self.report.warn(f"the server holds {own}; --model-path {asked} is not used")
+        return load_chat_tokenizer(self.settings, own)
 
-        return [connect(address, tokenizer_of, seconds) for address in settings.server.address_port]
+    def _require_tokenizer(self, server: ServerEngine) -> None:
+        """Ids of another vocabulary would be answered with nonsense, and may end a server."""
+        theirs = server.tokens_of(SAMPLE)
+        ours = server.tokenizer.tokenizer.encode(SAMPLE, add_special_tokens=False)
+        if theirs is not None and theirs != ours:
+            what = f"{server.address} holds {model_path(server.info)}, whose tokens are not those of --model-path"
+            raise UsageError(what, where="--model-path", fix="leave it out, or give the model that the servers hold")
+
+    def _require_same_model(self, one: ServerEngine, other: ServerEngine) -> None:
+        names = [model_path(server.info) for server in (one, other)]
+        same = same_files(*names)
+        if same is None:
+            likely = [server.likely_tokens(PROBE) for server in (one, other)]
+            same = None if None in likely else same_answers(*(tokens or {} for tokens in likely))
+        if same is None:
+            self.report.warn(f"whether {names[0]} and {names[1]} are the same model cannot be told")
+        elif not same:
+            what = f"the servers hold different models: {one.address} {names[0]}, {other.address} {names[1]}"
+            raise UsageError(what, where="--server-address-port", fix="start all of them with the same model")
+        types = {server.info.dtype for server in (one, other)} - {"", "auto"}
+        if len(types) > 1:
+            what = f"{one.address} computes in {one.info.dtype}, {other.address} in {other.info.dtype}"
+            self.report.warn(f"{what}: answers and speed differ for that alone; start them with one --dtype")
 
 
 def _text(shape: DraftShape) -> str:

@@ -6,9 +6,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from eagle3cli import __version__
 from eagle3cli.backends.target.hf import HfTarget, load_target, read_target_config
 from eagle3cli.models.draft import Draft
 from eagle3cli.models.inference import load_for_inference
@@ -37,6 +39,16 @@ class LocalEngine:
     def tie_limit(self) -> float:
         """A half-precision type has eight bits of a number's twenty-four."""
         return 1e-3 if self.target.dtype == torch.float32 else 0.25
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """This program's own decoder."""
+        dtype = str(self.target.dtype).removeprefix("torch.")
+        threads = {"threads": torch.get_num_threads()} if self.target.device.type == "cpu" else {}
+        return {
+            **{"engine": "local", "engine_version": __version__, "dtype": dtype, "device": self.target.device.type},
+            **threads,
+        }
 
     def warm_up(self, prompt: Sequence[int], options: MeasureOptions, times: int, check: Hook) -> None:
         """First calls allocate and choose kernels."""

@@ -35,14 +35,19 @@ def logprobs_request(prompt: Sequence[int], info: Info) -> tuple[str, dict[str, 
     return "/v1/completions", body
 
 
-def read_logit_margin(path: str, body: Any, one: int, other: int) -> float | None:
-    """The gap of the two tokens' log-probabilities; infinite for one that is not likely, None where it is not told."""
+def read_logprobs(path: str, body: Any) -> dict[int, float] | None:
+    """The likeliest tokens with their log-probabilities; None where they are not told."""
     try:
         if path == "/generate":
-            logprobs = {int(entry[1]): float(entry[0]) for entry in body["meta_info"]["output_top_logprobs"][0]}
-        else:
-            by_name = body["choices"][0]["logprobs"]["top_logprobs"][0]
-            logprobs = {int(name.partition("token_id:")[2]): float(value) for name, value in by_name.items()}
+            return {int(entry[1]): float(entry[0]) for entry in body["meta_info"]["output_top_logprobs"][0]}
+        by_name = body["choices"][0]["logprobs"]["top_logprobs"][0]
+        return {int(name.partition("token_id:")[2]): float(value) for name, value in by_name.items()}
     except (KeyError, IndexError, TypeError, ValueError):
+        return None
+
+
+def logit_margin_of(logprobs: dict[int, float] | None, one: int, other: int) -> float | None:
+    """The gap of the two tokens' log-probabilities; infinite for one that is not likely, None where it is not told."""
+    if logprobs is None:
         return None
     return abs(logprobs[one] - logprobs[other]) if one in logprobs and other in logprobs else float("inf")

@@ -22,8 +22,12 @@ def plan_bench(settings: Settings) -> Plan:
     engine = resolve_engine(config.engine, settings.server)
     quiet = Silent()
     tasks, failed = load_tasks(settings, quiet)
-    name = SERVERS if engine == "running" else open_provider(settings, configs, quiet).name  # those would be asked
-    results = Results.open(config.output, result_settings(settings, name), overwrite=config.overwrite)
+    if engine == "running":  # they would be asked
+        name, model = SERVERS, None
+    else:
+        provider = open_provider(settings, configs, quiet)
+        name, model = provider.name, provider.target
+    results = Results.open(config.output, result_settings(settings, name, model), overwrite=config.overwrite)
     temperatures = dict.fromkeys(config.temperature)
     cases = [Case(task, each, t) for task in tasks for t in temperatures for each in configs]
     missing = [case for case in cases if results.configuration(case) is None]

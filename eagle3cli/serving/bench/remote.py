@@ -11,12 +11,12 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from eagle3cli.errors import Eagle3Error
-from eagle3cli.serving.bench.logit_margin import logprobs_request, read_logit_margin
+from eagle3cli.serving.bench.logit_margin import logit_margin_of, logprobs_request, read_logprobs
 from eagle3cli.serving.bench.session import Hook, Measurement, MeasureOptions
 from eagle3cli.serving.chat_tokenizer import ChatTokenizer
 from eagle3cli.serving.client.client import Client, Info
 from eagle3cli.serving.client.errors import RequestFailed
-from eagle3cli.serving.client.protocol import Acceptance, Request
+from eagle3cli.serving.client.protocol import Acceptance, Request, ServerKind
 from eagle3cli.serving.conversation import OpenConversation, Response
 from eagle3cli.serving.sampling import Sampling
 
@@ -24,10 +24,13 @@ T = TypeVar("T")
 CHECK_SECONDS = 0.5
 SPARE = 64
 """Tokens of the context that servers may keep for drafts."""
-ARGMAX = (
-    "SGLang on a CPU verifies drafts greedily at any temperature: with a draft these answers are not samples of the "
-    "target; use --engine local for exact speculative sampling"
-)
+NOT_SAMPLES: dict[ServerKind, str] = {
+    "sglang": "SGLang on a CPU verifies drafts greedily at any temperature: with a draft these answers are not samples "
+    "of the target; use --engine local for exact speculative sampling",
+    "vllm": "vLLM on a CPU writes nonsense with a draft at a temperature: neither these answers nor their acceptance "
+    "are the target's; use --engine local for exact speculative sampling",
+}
+"""Why answers at a temperature with a draft are not samples of the target, on a CPU."""
 
 
 @dataclass
@@ -41,10 +44,19 @@ class ServerEngine:
     """Longest time for one request."""
     notes: tuple[str, ...] = ()
     tie_limit: float = 0.25
+    on_cpu: bool = False
     context: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.context = (self.info.context or 1 << 30) - SPARE
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the server says of itself, and what it was started with."""
+        return {
+            **{"engine": self.info.kind, "engine_version": self.info.version, "dtype": self.info.dtype},
+            "device": "cpu" if self.on_cpu else "",
+        }
 
     def warm_up(self, prompt: Sequence[int], options: MeasureOptions, times: int, check: Hook) -> None:
         """As many requests at once as will be measured, of a prompt that will not."""
@@ -113,15 +125,24 @@ class ServerEngine:
             raise failures.exceptions[0] from None
         measurement.seconds = perf_counter() - began
         after = await self._counters(client)
-        measurement.acceptance = after - before if before and after else None
+        if not any(response.answer.acceptance for response in measurement.responses):
+            measurement.acceptance = after - before if before and after else None
         return measurement
 
     def logit_margin(self, prompt: Sequence[int], one: int, other: int) -> float | None:
         """The server is asked for the probabilities of the token after ``prompt``."""
+        return logit_margin_of(self.likely_tokens(prompt), one, other)
+
+    def likely_tokens(self, prompt: Sequence[int]) -> dict[int, float] | None:
+        """The likeliest tokens after ``prompt`` with their log-probabilities; None where the server does not say."""
         path, body = logprobs_request(prompt, self.info)
         with suppress(Eagle3Error):
-            return read_logit_margin(path, self._run(lambda client: client.call(path, body)), one, other)
+            return read_logprobs(path, self._run(lambda client: client.call(path, body)))
         return None
+
+    def tokens_of(self, text: str) -> list[int] | None:
+        """The server's own tokens of a text; None where it does not say."""
+        return self._run(lambda client: client.tokenize(text))
 
     def _request(self, prompt: tuple[int, ...], max_tokens: int, sampling: Sampling) -> Request:
         limit = max(1, min(max_tokens, self.context - len(prompt)))
@@ -129,7 +150,7 @@ class ServerEngine:
         return Request(limit, input_ids=prompt, sampling=sampling, stop_token_ids=ends)
 
     async def _counters(self, client: Client) -> Acceptance | None:
-        """vLLM's counters; SGLang tells with every reply."""
+        """vLLM's counters; SGLang tells with every reply, and so does a vLLM that was started to."""
         return await client.acceptance() if self.info.kind == "vllm" else None
 
     def _run(self, act: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
@@ -144,24 +165,37 @@ class ServerEngine:
             raise Eagle3Error(f"the server failed: {failure}", where=self.address) from failure
 
 
-def connect(address: str, tokenizer_of: Callable[[Info], ChatTokenizer], seconds: float) -> ServerEngine:
-    """A server that runs, and what a reader of its numbers has to know. Raises Eagle3Error where none answers."""
+def connect(
+    address: str,
+    tokenizer_of: Callable[[Info], ChatTokenizer],
+    seconds: float,
+    dtype: str = "",
+    *,
+    on_cpu: bool | None = None,
+) -> ServerEngine:
+    """A server that runs, and what a reader of its numbers has to know.
 
-    async def identify() -> tuple[Info, bool]:
+    ``dtype`` and ``on_cpu`` are what it was started with, where that is known; else it is asked. Raises Eagle3Error
+    where none answers.
+    """
+
+    async def identify() -> Info:
         async with Client(address) as client:
             info = await client.identify()
-            on_cpu = info.kind == "sglang" and (await client.get("/get_server_info")).get("device") == "cpu"
             if info.kind == "vllm" and (counters := await client.acceptance()) is not None:
                 if not counters.positions:  # it tells them once something was decoded
                     await client.ask(Request(4, input_ids=(1, 2, 3)))
                     counters = await client.acceptance() or counters
                 steps = len(counters.positions)
                 info = replace(info, speculative=(steps, 1, steps + 1) if steps else None)
-            return info, on_cpu
+            return info
 
     try:
-        info, on_cpu = asyncio.run(identify())
+        info = asyncio.run(identify())
     except RequestFailed as failure:
         fix = "start the server first, or leave the address out and this command starts one"
         raise Eagle3Error(f"does not answer: {failure}", where=address, fix=fix) from failure
-    return ServerEngine(address, info, tokenizer_of(info), seconds, (ARGMAX,) if on_cpu and info.speculative else ())
+    info = replace(info, dtype=dtype or info.dtype)
+    on_cpu = info.on_cpu if on_cpu is None else on_cpu
+    notes = (NOT_SAMPLES[info.kind],) if on_cpu and info.speculative and info.kind in NOT_SAMPLES else ()
+    return ServerEngine(address, info, tokenizer_of(info), seconds, notes, on_cpu=on_cpu)

@@ -17,6 +17,12 @@ ResultRow = dict[str, Any]
 """One JSON line of the result file."""
 
 
+SCHEMA = 2
+"""The version of the file's shape: ``examples/bench.md`` tells it. 1 had no environment and no parts."""
+ABSENT_BEFORE: ResultRow = {"top_p": 1.0, "top_k": 0}
+"""Settings that older files do not name, with the values that they were measured with."""
+
+
 @dataclass(frozen=True)
 class Case:
     """What is measured at once: a task with a configuration at a temperature."""
@@ -59,13 +65,20 @@ class Results:
             rows = [row for row in rows if row["kind"]]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UsageError("not a result file of eagle3 bench", where=str(path), fix=fix) from error
+        before = {**ABSENT_BEFORE, **before}
+        if not before.get("target"):  # of servers it was not told once
+            before["target"] = settings.get("target")
         refuse_changes(changes(before, settings, keys=settings), str(path), fix)
         return cls(path, settings, rows)
 
     def add(self, rows: Sequence[ResultRow]) -> None:
         """Take in a measured configuration and write the file."""
         self.rows += rows
-        lines = [{"kind": "settings", "settings": self.settings}, *self.rows]
+        self.write()
+
+    def write(self) -> None:
+        """Write the file, after rows were changed in their place."""
+        lines = [{"kind": "settings", "schema": SCHEMA, "settings": self.settings}, *self.rows]
         write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
     def configuration(self, case: Case) -> ResultRow | None:

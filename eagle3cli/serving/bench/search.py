@@ -61,8 +61,9 @@ def search(settings: Settings, report: Reporter) -> tuple[BenchResult, list[Sear
         searches = [Search(run, batch) for batch in batches]
         for one in searches:
             one.find_best()
-        measured = [config for one in searches for config in one.speeds]
-        return run.result(run.cases(measured)), [one.best() for one in searches if one.speeds]
+        cases = run.cases([config for one in searches for config in one.speeds])
+        run.judge(cases)
+        return run.result(cases), [one.best() for one in searches if one.speeds]
 
 
 @dataclass

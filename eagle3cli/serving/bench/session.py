@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from eagle3cli.data.conversations.messages import Message
 from eagle3cli.data.conversations.system_prompt import with_system
@@ -67,7 +67,11 @@ class Engine(Protocol):
     context: int
     """Longest prompt and reply together, in tokens."""
     notes: tuple[str, ...]
-    """What a reader of its numbers has to know."""
+    """Why its answers at a temperature are not samples of the target; empty where they are."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What it is, for the results: ``engine``, ``engine_version``, ``dtype``, ``device``; empty where unknown."""
 
     @property
     def tie_limit(self) -> float:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from statistics import mean, stdev
 
 from eagle3cli.serving.bench.accuracy import is_right
-from eagle3cli.serving.bench.logit_margin import first_difference
+from eagle3cli.serving.bench.judge import identity
 from eagle3cli.serving.bench.questions import Question
 from eagle3cli.serving.bench.results import Case, ResultRow
 from eagle3cli.serving.bench.session import Measurement
 from eagle3cli.serving.client.protocol import Acceptance, Answer
 
+SHORTEST_CONTEXT = 256
+"""Tokens of the shortest prompts, which are told as one."""
 COUNTER_SLACK = 0.02
 """Share of the tokens by which counters may be off before they are called wrong."""
 
@@ -37,6 +38,7 @@ def request_rows(
                 "repeat": repeat,
                 "question": response.index,
                 "id": questions[response.index].id,
+                "category": questions[response.index].category,
                 "turn": response.turn + 1,
                 "prompt_tokens": len(response.prompt),
                 "tokens": answer.tokens,
@@ -73,40 +75,6 @@ def grade(rows: Sequence[ResultRow], questions: Sequence[Question], *, run_code:
                 row["correct"] = right
 
 
-def compare(
-    rows: Sequence[ResultRow],
-    baseline: Sequence[ResultRow],
-    prompts: Mapping[tuple[int, int], Sequence[int]],
-    logit_margin: Callable[[Sequence[int], int, int], float | None],
-) -> None:
-    """Write into every row whether its reply is the baseline's, token by token, and where not how near a tie.
-
-    A later turn that follows another reply is another question and is not compared. ``prompts`` are by question and
-    turn.
-    """
-    by_turn = {(row["question"], row["turn"]): row for row in baseline if row["repeat"] == 0}
-    parted: set[tuple[int, int]] = set()
-    for row in rows:
-        turn = (row["question"], row["turn"])
-        expected = by_turn.get(turn)
-        if expected is None or (row["repeat"], row["question"]) in parted:
-            continue
-        ids = row["token_ids"]
-        expected_ids = expected["token_ids"]
-        if ids is None or expected_ids is None:
-            row["identical"] = row["answer"] == expected["answer"]
-        else:
-            at = first_difference(ids, expected_ids)
-            row["identical"] = at is None
-            if at is not None:
-                row["first_difference"] = at
-                both_go_on = at < min(len(ids), len(expected_ids))
-                margin = logit_margin([*prompts[turn], *ids[:at]], ids[at], expected_ids[at]) if both_go_on else None
-                row["margin"] = None if margin is None or math.isinf(margin) else round(margin, 5)
-        if not row["identical"]:
-            parted.add((row["repeat"], row["question"]))
-
-
 def configuration_row(
     case: Case,
     passes: Sequence[Measurement],
@@ -114,8 +82,12 @@ def configuration_row(
     baseline: ResultRow | None,
     tie_limit: float,
     notes: Sequence[str],
+    environment: ResultRow,
 ) -> ResultRow:
-    """The numbers of a configuration over all its repeats, and beside its baseline's (None for a baseline)."""
+    """The numbers of a configuration over all its repeats, and beside its baseline's (None for a baseline).
+
+    ``notes`` say why its answers are not samples of the target; ``environment`` is what it was measured on.
+    """
     config = case.config
     row: ResultRow = {
         "kind": "configuration",
@@ -128,10 +100,13 @@ def configuration_row(
         "requests": len(rows),
         **_speed(passes, baseline),
         **_accuracy(rows, baseline),
+        "by_category": by_category(rows),
+        "by_context": by_context(rows),
+        "environment": environment,
     }
     if not config.is_baseline:
-        row |= _acceptance(passes, rows, config.steps) | _identity(rows, tie_limit)
-    return row | ({"notes": list(notes)} if notes else {})
+        row |= _acceptance(passes, rows, config.steps) | identity(rows, tie_limit)
+    return row | ({"samples_of_target": False, "notes": list(notes)} if notes else {})
 
 
 def _speed(passes: Sequence[Measurement], baseline: ResultRow | None) -> ResultRow:
@@ -172,18 +147,45 @@ def _acceptance(passes: Sequence[Measurement], rows: Sequence[ResultRow], steps:
     }
 
 
-def _identity(rows: Sequence[ResultRow], tie_limit: float) -> ResultRow:
-    compared = [row for row in rows if "identical" in row]
-    if not compared:
-        return {}
-    differing = [row for row in compared if not row["identical"]]
-    identical = len(compared) - len(differing)
-    return {
-        "compared": len(compared),
-        "identical": identical,
-        "identical_share": round(identical / len(compared), 4),
-        "differences_at_ties": sum((row.get("margin") is not None and row["margin"] < tie_limit) for row in differing),
-        "tie_limit": tie_limit,
+def by_category(rows: Sequence[ResultRow]) -> dict[str, ResultRow]:
+    """The numbers of each category that the questions have, in the order of their names."""
+    categories = sorted({row["category"] for row in rows if row["category"]})
+    return {name: _part([row for row in rows if row["category"] == name]) for name in categories}
+
+
+def by_context(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """The numbers by the prompts' length: up to 256 tokens, up to 512, and so on; ``prompt_tokens`` are the bounds."""
+    buckets: dict[int, list[ResultRow]] = {}
+    for row in rows:
+        limit = SHORTEST_CONTEXT
+        while limit < row["prompt_tokens"]:
+            limit *= 2
+        buckets.setdefault(limit, []).append(row)
+    return [
+        {"prompt_tokens": [0 if limit == SHORTEST_CONTEXT else limit // 2 + 1, limit], **_part(buckets[limit])}
+        for limit in sorted(buckets)
+    ]
+
+
+def _part(rows: Sequence[ResultRow]) -> ResultRow:
+    """The numbers of some of the replies; those of acceptance only where every reply has its counters."""
+    tokens = sum(row["tokens"] for row in rows)
+    part = {
+        "requests": len(rows),
+        "tokens": tokens,
+        # As one reader sees it: other requests are under way in the same seconds.
+        "request_tokens_per_s": round(tokens / max(1e-9, sum(row["seconds"] for row in rows)), 2),
+    }
+    if not all("passes" in row for row in rows):
+        return part
+    total = Acceptance(0, 0, 0)
+    for row in rows:
+        total += Acceptance(row["passes"], row["accepted"], row["proposed"], tuple(row["accepted_at"]))
+    return part | {
+        "passes": total.passes,
+        "acceptance_length": round(total.length, 4),
+        "tokens_per_pass": round((tokens - len(rows)) / max(1, total.passes), 4),
+        "accepted_per_position": [round(rate, 4) for rate in total.rates] or None,
     }
 
 

@@ -21,7 +21,7 @@ import httpx
 
 from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.serving.client.errors import Lost, Refused, RequestFailed, Unreachable
-from eagle3cli.serving.client.metrics import acceptance_in_metrics, read_metrics
+from eagle3cli.serving.client.metrics import acceptance_in_metrics, is_vllm_on_cpu, read_metrics
 from eagle3cli.serving.client.protocol import (
     Acceptance,
     Answer,
@@ -55,6 +55,10 @@ class Info:
     architecture: str = ""
     speculative: tuple[int, int, int] | None = None
     """Steps, top-k and draft tokens of its speculation, where it speculates."""
+    dtype: str = ""
+    """The weights' type as it was started with; empty where it does not tell."""
+    on_cpu: bool = False
+    """Whether it says that it computes on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -127,23 +131,45 @@ class Client:
         context = first.get("max_model_len")
         server = await self._page("/get_server_info") if kind == "sglang" else {}
         model = await self._page("/get_model_info") if kind == "sglang" else {}
+        version = server.get("version") or (await self._page("/version")).get("version") if kind != "openai" else ""
         self.info = Info(
             kind,
             str(first["id"]),
-            str(first.get("root") or ""),
+            # SGLang repeats the served name as the root.
+            str(model.get("model_path") or first.get("root") or ""),
             context if isinstance(context, int) else None,
-            str(server.get("version") or ""),
+            str(version or ""),
             str((model.get("architectures") or [""])[0]),
             _speculation(server),
+            str(server.get("dtype") or ""),
+            server.get("device") == "cpu" or (kind == "vllm" and is_vllm_on_cpu(await self._metrics_or_nothing())),
         )
         return self.info
 
-    async def _page(self, path: str) -> Any:
-        """The JSON at a path of SGLang's, empty where this version has no such page."""
+    async def _metrics_or_nothing(self) -> str:
         try:
-            return await self.get(path)
+            return await self.metrics()
+        except RequestFailed:
+            return ""
+
+    async def tokenize(self, text: str) -> list[int] | None:
+        """The server's own tokens of a text, without special ones around it; None where it does not tell."""
+        assert self.info is not None, "identify it first"
+        if "/tokenize" not in ((await self._page("/openapi.json")).get("paths") or ()):
+            return None
+        body = {"model": self.info.model, "prompt": text, "add_special_tokens": False}
+        try:
+            return [int(token) for token in (await self.call("/tokenize", body))["tokens"]]
+        except (RequestFailed, KeyError, TypeError, ValueError):
+            return None
+
+    async def _page(self, path: str) -> Any:
+        """The object at a path of SGLang's or vLLM's, empty where this version has no such page."""
+        try:
+            page = await self.get(path)
         except Refused:
             return {}
+        return page if isinstance(page, Mapping) else {}
 
     async def is_healthy(self, seconds: float = INFO_SECONDS) -> bool:
         """Whether the server works. SGLang generates a token for the answer, so it may take a second or more."""

@@ -37,3 +37,10 @@ def acceptance_in_metrics(text: str) -> Acceptance | None:
     while (key := f"{_SPECULATION}num_accepted_tokens_per_pos_total{{{len(positions)}}}") in by_position:
         positions.append(int(by_position[key]))
     return Acceptance(passes, accepted, proposed, tuple(positions))
+
+
+def is_vllm_on_cpu(text: str) -> bool:
+    """Whether a vLLM's page shows what its CPU platform alone sets: a fixed size of the cache in large blocks."""
+    line = re.search(r"^vllm:cache_config_info\{([^}\n]*)\}", text, re.MULTILINE)
+    labels = dict(re.findall(r'(\w+)="([^"]*)"', line[1])) if line else {}
+    return labels.get("kv_cache_memory_bytes", "None") != "None" and labels.get("block_size") == "128"

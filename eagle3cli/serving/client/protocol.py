@@ -223,7 +223,7 @@ def _read_choice(body: Mapping[str, Any]) -> Answer:
         message.get("reasoning_content") or message.get("reasoning") or None,
         tuple(tool_calls(message, "reply")),
         None if ids is None else tuple(ids),
-        acceptance_of(choice.get("meta_info") or {}),
+        acceptance_of(choice.get("meta_info") or {}) or acceptance_in_answer(body),
     )
 
 
@@ -251,8 +251,22 @@ def acceptance_of(meta: Mapping[str, Any]) -> Acceptance | None:
         return None
     names = ("spec_verify_ct", "spec_num_correct_drafts", "spec_num_proposed_drafts")
     passes, accepted, proposed = (int(meta.get(name) or 0) for name in names)
-    histogram = meta.get("spec_correct_drafts_histogram") or ()  # passes by the number of drafts that they accepted
-    return Acceptance(passes, accepted, proposed, tuple(sum(histogram[k:]) for k in range(1, len(histogram))))
+    return Acceptance(passes, accepted, proposed, _by_position(meta.get("spec_correct_drafts_histogram") or ()))
+
+
+def acceptance_in_answer(body: Mapping[str, Any]) -> Acceptance | None:
+    """The counters in an answer of vLLM started with ``--per-request-spec-decode-metrics``; None without them."""
+    counters = (body.get("metrics") or {}).get("speculative_decoding")
+    if not counters:
+        return None
+    names = ("num_spec_steps", "num_accepted_draft_tokens", "num_draft_tokens")
+    passes, accepted, proposed = (int(counters[name]) for name in names)
+    return Acceptance(passes, accepted, proposed, _by_position(counters["acceptance_histogram"]))
+
+
+def _by_position(histogram: Sequence[int]) -> tuple[int, ...]:
+    """Passes that accepted the draft of each depth, from those that accepted exactly so many drafts."""
+    return tuple(sum(histogram[k:]) for k in range(1, len(histogram)))
 
 
 def read_failure(status: int, body: bytes, retry_after: str | None = None) -> RequestFailed:

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eagle3cli.serving.client.errors import Lost
-from eagle3cli.serving.client.protocol import Acceptance, Answer, acceptance_of, checked, error_message, finish_of
+from eagle3cli.serving.client.protocol import (
+    Acceptance,
+    Answer,
+    acceptance_in_answer,
+    acceptance_of,
+    checked,
+    error_message,
+    finish_of,
+)
 
 
 @dataclass
@@ -96,6 +104,7 @@ class StreamedAnswer:
 
     def _add_delta(self, frame: Mapping[str, Any]) -> None:
         usage = frame.get("usage")
+        self.acceptance = acceptance_in_answer(frame) or self.acceptance
         for choice in frame["choices"][:1]:
             delta = choice.get("delta") or {"content": choice.get("text")}
             self.text += delta.get("content") or ""

@@ -86,6 +86,37 @@ def product_of(engine: str) -> Product:
     return "vllm" if engine == "vllm" else "sglang"
 
 
+def one_type(target: TargetSettings, draft: Path | None) -> TargetSettings:
+    """The target with the type that servers with and without this draft are to run it in.
+
+    It is what was asked for, else the draft's: left alone, servers run a float32 target in float16, which a draft in
+    bfloat16 cannot follow.
+    """
+    if target.dtype != "auto" or draft is None:
+        return target
+    path = draft / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config |= config.get("transformer_layer_config") or {}  # in the format of speculators
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "auto").removeprefix("torch.")
+    return target.model_copy(update={"dtype": dtype})
+
+
+def vllm_knows(python: str, flag: str) -> bool:
+    """Whether the vLLM of this Python has a flag; looks into its source, since importing it takes many seconds."""
+    code = (
+        "import importlib.util, pathlib; spec = importlib.util.find_spec('vllm'); "
+        "print(spec is not None and sys.argv[1] in pathlib.Path(spec.submodule_search_locations[0], "
+        "'engine', 'arg_utils.py').read_text())"
+    )
+    try:
+        done = subprocess.run(
+            [*python_argv(python), "-c", f"import sys; {code}", flag], capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.stdout.strip() == "True"
+
+
 def visible_gpus() -> list[str]:
     """Names of the GPUs that a server may be given, as CUDA_VISIBLE_DEVICES takes them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -171,13 +202,8 @@ def _vllm(
 
 
 def _shared_flags(target: TargetSettings, speculation: Speculation | None) -> dict[str, Any]:
-    """What both servers call alike. The type is what was asked for, else the draft's: left alone, servers run a float32
-    target in float16, which a draft in bfloat16 cannot follow."""
-    dtype: str = target.dtype
-    if dtype == "auto" and speculation is not None:
-        path = Path(speculation.draft) / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        dtype = str(config.get("dtype") or config.get("torch_dtype") or "auto").removeprefix("torch.")
+    """What both servers call alike."""
+    dtype = one_type(target, Path(speculation.draft) if speculation else None).dtype
     return {
         "--revision": target.revision or None,
         "--dtype": None if dtype == "auto" else dtype,

@@ -22,6 +22,8 @@ class BenchFaults(Faults):
     """What the server says of the two tokens' log-probabilities there."""
     lies: int = 0
     """Added to the counter of accepted drafts, for every answer."""
+    on_cpu: bool = False
+    """vLLM's page of numbers shows the CPU's cache."""
     dies: bool = False
     """Streams break off."""
 
@@ -97,15 +99,17 @@ class BenchServer(FakeServer):
         writer.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
 
     def _metrics(self) -> str:
+        info = 'vllm:cache_config_info{block_size="128",kv_cache_memory_bytes="1073741824"} 1.0\n'
+        cache = info if self.faults.on_cpu else ""
         if not self.faults.speculation:
-            return ""
+            return cache
         steps, right = self.faults.speculation[0], self.faults.gives - 1
         names = {"drafts": self.passes, "draft_tokens": steps * self.passes, "accepted_tokens": right * self.passes}
         lines = [f'vllm:spec_decode_num_{name}_total{{engine="0"}} {value}.0' for name, value in names.items()]
         for at in range(steps):
             value = self.passes if at < right else 0
             lines.append(f'vllm:spec_decode_num_accepted_tokens_per_pos_total{{engine="0",position="{at}"}} {value}.0')
-        return "\n".join(lines) + "\n"
+        return "\n".join(lines) + "\n" + cache
 
     def _counters(self, passes: int) -> dict[str, Any]:
         if not self.faults.speculation:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from eagle3cli.console.benchmark import part_rows, table_row
 from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.bench.bench import BenchResult, bench
@@ -69,13 +72,15 @@ def test_every_number_comes_from_what_the_servers_tell(tiny: Path, questions: Pa
 
 def test_differences_are_told_with_how_near_a_tie_they_were(tiny: Path, questions: Path) -> None:
     for gap, ties in ((0.01, True), (3.0, False)):
-        odd = BenchFaults(speculation=(3, 1, 4), flips=2, gap=gap)
-        with running(PLAIN, odd) as servers:
+        odd = BenchFaults(speculation=(3, 1, 4), flips=2, gap=3.01 - gap)
+        with running(BenchFaults(gap=gap), odd) as servers:  # the server without the draft judges
             out = questions.parent / f"{gap}.jsonl"
             row = run(servers, tiny, questions, "2,3,1,4", output=out, multi_turn=True).table[1]
         differing = row["compared"] - row["identical"]
         assert 0 < differing < row["compared"] < row["requests"] == 16  # turns behind a difference are not compared
         assert row["differences_at_ties"] == (differing if ties else 0)
+        assert row["differences_beyond_ties"] == (0 if ties else differing)
+        assert row["differences_unjudged"] == 0
         rows = [json.loads(line) for line in out.read_text().splitlines()]
         assert {row["first_difference"] for row in rows if row.get("identical") is False} == {2}
 
@@ -134,3 +139,101 @@ def test_vllm_counts_over_all_answers(tiny: Path, questions: Path) -> None:
         row = run(servers, tiny, questions, "4,3,1,4", repeats=2).table[1]
     assert (row["passes"], row["acceptance_length"], row["accepted_per_position"]) == (64, 3.0, [1.0, 1.0, 0.0])
     assert (row["identical"], row["compared"], row["counters_fit"]) == (16, 16, True)
+
+
+def test_servers_of_different_models_are_refused(tiny: Path, questions: Path, tmp_path: Path) -> None:
+    for name in ("copy", "other"):
+        shutil.copytree(tiny, tmp_path / name)
+    weights = load_file(tiny / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+
+    def servers(*models: Path) -> list[BenchFaults]:
+        shapes = (None, (3, 1, 4))
+        return [BenchFaults(owner="vllm", model=str(m), speculation=s) for m, s in zip(models, shapes, strict=True)]
+
+    with running(*servers(tiny, tmp_path / "other")) as both:
+        with pytest.raises(UsageError, match="the servers hold different models"):
+            run(both, tiny, questions, "2,3,1,4")
+        assert not any(server.passes for server in both[:1])
+    with running(*servers(tiny, tmp_path / "copy")) as both:
+        assert run(both, tiny, questions, "2,3,1,4").table[1]["identical"] == 8
+
+
+def test_the_servers_own_model_is_used(tiny: Path, questions: Path, tmp_path: Path) -> None:
+    """Its tokenizer, and its name in the results; one of a draft of speculators holds the draft's target."""
+    other = tmp_path / "other"
+    other.mkdir()
+    draft = tmp_path / "draft"
+    draft.mkdir()
+    named = {"speculators_config": {"verifier": {"name_or_path": str(tiny)}}}
+    (draft / "config.json").write_text(json.dumps(named))
+    report = Silent()
+    plain = BenchFaults(owner="vllm", model=str(tiny))
+    chain = BenchFaults(owner="vllm", model=str(draft), speculation=(3, 1, 4))
+    with running(plain, chain) as servers:
+        done = run(servers, other, questions, "2,3,1,4", report=report)
+    assert done.target == str(tiny)
+    assert done.table[1]["identical"] == 8
+    assert f"--model-path {other} is not used" in report.warnings[0]
+    settings = json.loads(done.output.read_text().splitlines()[0])
+    assert (settings["schema"], settings["settings"]["target"]) == (2, str(tiny))
+
+
+def test_sampling_reaches_the_servers(tiny: Path, questions: Path) -> None:
+    options: dict[str, Any] = {"temperature": (0.7,), "top_p": 0.8, "top_k": 20}
+    with running(PLAIN) as servers:
+        run(servers, tiny, questions, "2,0,0,0", **options)
+        asked = [body["sampling_params"] for body in servers[0].bodies if len(body["input_ids"]) > 3]
+    assert (0.7, 0.8, 20) in {(each["temperature"], each["top_p"], each["top_k"]) for each in asked}
+    with running(PLAIN) as servers, pytest.raises(UsageError, match=r"top_p was 0\.8, is 0\.9"):
+        run(servers, tiny, questions, "2,0,0,0", **(options | {"top_p": 0.9}))
+    with running(BenchFaults(owner="somebody")) as servers, pytest.raises(UsageError, match="may not know top_k"):
+        run(servers, tiny, questions, "2,0,0,0", top_k=5)
+
+
+def test_samples_of_vllm_on_a_cpu_are_marked(tiny: Path, questions: Path) -> None:
+    plain = BenchFaults(owner="vllm", on_cpu=True)
+    chain = BenchFaults(owner="vllm", on_cpu=True, speculation=(3, 1, 4))
+    with running(plain, chain) as servers:
+        table = run(servers, tiny, questions, "2,3,1,4", temperature=(0.0, 0.7)).table
+    assert [row.get("samples_of_target", True) for row in table] == [True, True, True, False]
+    assert "writes nonsense" in table[3]["notes"][0]
+    assert table_row(table[3])[1] == "2,3,1,4 *"
+
+
+def test_acceptance_is_told_by_category_and_by_length(tiny: Path, questions: Path) -> None:
+    rows = [
+        {"question_id": str(i), "category": ("coding", "qa")[i % 2], "turns": [f"Say {'so ' * (300 * (i % 3))}{i}"]}
+        for i in range(6)
+    ]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with running(PLAIN, CHAIN) as servers:
+        plain, chain = run(servers, tiny, questions, "2,3,1,4").table
+    assert list(chain["by_category"]) == list(plain["by_category"]) == ["coding", "qa"]
+    assert [part["requests"] for part in chain["by_category"].values()] == [3, 3]
+    for parts in (chain["by_category"].values(), chain["by_context"]):
+        assert sum(part["passes"] for part in parts) == chain["passes"]
+        assert sum(part["tokens"] for part in parts) == chain["tokens"]
+        assert {part["acceptance_length"] for part in parts} == {chain["acceptance_length"]}
+    assert len(chain["by_context"]) > 1
+    assert all(low <= high for low, high in (part["prompt_tokens"] for part in chain["by_context"]))
+    assert "passes" not in plain["by_category"]["qa"]
+
+
+def test_older_files_are_gone_on_with(tiny: Path, questions: Path) -> None:
+    """A file of before: no top_p, no target of running servers, no parts, differences judged by the draft's server."""
+    with running(PLAIN, CHAIN) as servers:
+        done = run(servers, tiny, questions, "2,3,1,4")
+        first, *rows = [json.loads(line) for line in done.output.read_text().splitlines()]
+        for key in ("top_p", "top_k"):
+            del first["settings"][key]
+        del first["schema"]
+        first["settings"]["target"] = ""
+        for row in rows:
+            for key in ("category", "by_category", "by_context", "environment", "differences_beyond_ties"):
+                row.pop(key, None)
+        done.output.write_text("".join(json.dumps(row) + "\n" for row in (first, *rows)))
+        again = run(servers, tiny, questions, "2,3,1,4")
+    assert (again.measured, len(again.table)) == (0, 2)
+    assert part_rows(again.table) == []
