@@ -9,12 +9,15 @@ set -euo pipefail
 SETTINGS=${SETTINGS:-examples/llama-3.1-8b.toml}
 GPUS=${GPUS-auto}
 
-eagle3 prepare --config "$SETTINGS"
-eagle3 regenerate --config "$SETTINGS"
-eagle3 merge --config "$SETTINGS"
-eagle3 hidden-states --config "$SETTINGS" ${GPUS:+--gpus "$GPUS"}
-eagle3 hidden-states verify --config "$SETTINGS"
-eagle3 train --mode offline --config "$SETTINGS" ${GPUS:+--gpus "$GPUS"}
-eagle3 eval --config "$SETTINGS" --draft-model-path runs/train/best
-eagle3 export --config "$SETTINGS" --draft-model-path runs/train/best
-eagle3 bench --config "$SETTINGS" --speculative-draft-model-path runs/draft
+# Exit code 3: done, though some rows could not be used; the command has said which and why.
+step() { eagle3 "$@" || { code=$?; [ $code -eq 3 ] || exit $code; }; }
+
+step prepare --config "$SETTINGS"
+step regenerate --config "$SETTINGS"
+step merge --config "$SETTINGS"
+step hidden-states --config "$SETTINGS" ${GPUS:+--gpus "$GPUS"}
+step hidden-states verify --config "$SETTINGS"
+step train --mode offline --config "$SETTINGS" ${GPUS:+--gpus "$GPUS"}
+step eval --config "$SETTINGS"
+step export --config "$SETTINGS"
+step bench --config "$SETTINGS"

@@ -8,11 +8,14 @@ set -euo pipefail
 SETTINGS=${SETTINGS:-examples/llama-3.1-8b.toml}
 GPUS=${GPUS-auto}
 
-eagle3 prepare --config "$SETTINGS"
-eagle3 regenerate --config "$SETTINGS"
-eagle3 merge --config "$SETTINGS"
-eagle3 cache --config "$SETTINGS"
-eagle3 view-train-data 1 2 --config "$SETTINGS"
-eagle3 train --config "$SETTINGS" ${GPUS:+--gpus "$GPUS"}
-eagle3 export --config "$SETTINGS" --draft-model-path runs/train/best
-eagle3 bench --config "$SETTINGS" --speculative-draft-model-path runs/draft
+# Exit code 3: done, though some rows could not be used; the command has said which and why.
+step() { eagle3 "$@" || { code=$?; [ $code -eq 3 ] || exit $code; }; }
+
+step prepare --config "$SETTINGS"
+step regenerate --config "$SETTINGS"
+step merge --config "$SETTINGS"
+step cache --config "$SETTINGS"
+step view-train-data 1 2 --config "$SETTINGS"
+step train --config "$SETTINGS" ${GPUS:+--gpus "$GPUS"}
+step export --config "$SETTINGS"
+step bench --config "$SETTINGS"

@@ -30,7 +30,7 @@ def run(settings: Settings, out: Out) -> int | None:
         out.print(page(show(settings, rows=settings.cache.view_train_data), Style(out.colour)))
     next_stage(original, out)
     out.result({"folder": cached.folder, **summary}, summary_text(summary, cached.folder))
-    return SOME_ROWS_FAILED if any(rejected(summary)) else None
+    return SOME_ROWS_FAILED if summary["built"] and any(rejected(summary)) else None
 
 
 def next_stage(settings: Settings, out: Out) -> None:

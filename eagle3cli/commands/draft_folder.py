@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eagle3cli.console.out import Out
+from eagle3cli.errors import UsageError
 from eagle3cli.settings.tables import Settings
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
     from eagle3cli.models.checkpoint import has_embedding
     from eagle3cli.models.export import export_draft, find_draft, serve_lines
     from eagle3cli.models.speculators import serve_line
-    from eagle3cli.runtime.files import refuse_existing, write_folder, write_text
+    from eagle3cli.runtime.files import is_filled_so, refuse_existing, write_folder, write_text
 
     options = settings.export
     folder = options.output_path
@@ -47,7 +48,8 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
     embedding = None
     if target and has_embedding(source):
         embedding, _ = read_embedding_and_head(target, revision=settings.target.revision)
-    if not options.overwrite:
+    stands = (folder / "config.json").is_file() and not options.overwrite
+    if not options.overwrite and not stands:
         refuse_existing(folder, overwrite=False)
     verifier = _verifier(target, config or {}, settings.run.k, out) if layout == "speculators" and target else None
     exported: list[Exported] = []
@@ -71,7 +73,13 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
         write_text(temporary / "README.md", card)
         exported.append(draft)
 
-    write_folder(folder, fill)
+    if not stands:
+        write_folder(folder, fill)
+    elif is_filled_so(folder, fill, apart=("README.md",)):
+        out.info(f"{folder} holds this draft already; nothing was written")
+    else:
+        what = "already exists, made from another draft or with other options"
+        raise UsageError(what, where=str(folder), fix="choose another --output-path, or pass --overwrite")
     for note in exported[0].notes:
         out.info(note)
     if not target:

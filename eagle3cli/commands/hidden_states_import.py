@@ -24,11 +24,12 @@ def import_(settings: Settings, out: Out) -> int | None:
     text = f"{done.rows} rows, {done.tokens} tokens, {done.encoding}, {size_text(done.bytes)} in {folder}"
     if done.rejected:
         text += f"; {done.rejected} files could not be used, each with its reason in {folder / 'errors.jsonl'}"
+        text += " (told when they were imported; nothing is new)" if done.nothing_new else ""
     if split == "train":
         states = {"train.mode": "offline", "data.train_hidden_states_path": (folder,)}
         out.next("train", {**states, "target.model_path": settings.target.model_path})
     out.result({**vars(done), "folder": folder}, text)
-    return SOME_ROWS_FAILED if done.rejected else None
+    return SOME_ROWS_FAILED if done.rejected and not done.nothing_new else None
 
 
 IMPORT = Command(

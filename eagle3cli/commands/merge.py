@@ -23,7 +23,7 @@ def run(settings: Settings, out: Out) -> int | None:
         f"{state}: {counts['train_rows']:,} training and {counts['eval_rows']:,} held-out rows",
         f"read {counts['read']:,} of {counts['shards']} shards: {dispositions(counts)}",
     ]
-    lines += remarks(counts)
+    lines += remarks(counts, told_earlier=done.already)
     if counts["failed_rows"]:
         lines.append(
             f"{counts['failed_rows']:,} rows in error files were left aside (eagle3 regenerate --retry-errors)"
@@ -39,7 +39,7 @@ def run(settings: Settings, out: Out) -> int | None:
     }
     out.next("cache", {**settings_of_shards(settings.merge.input_dir), **files})
     out.result({"folder": done.folder, "already_done": done.already, **counts}, "\n".join(lines))
-    return SOME_ROWS_FAILED if counts["rejected"] else None
+    return SOME_ROWS_FAILED if counts["rejected"] and not done.already else None
 
 
 COMMAND = Command(

@@ -29,15 +29,14 @@ def run(settings: Settings, out: Out) -> int | None:
         f"read {counts['read']:,}: {dispositions(counts)}",
     ]
     lines += [f"  {count:,} rows of {name}" for name, count in counts.get("sources", {}).items()]
-    lines += remarks(counts)
+    lines += remarks(counts, told_earlier=done.already)
     if has_entries(counts):
         lines.append(f"each with its place and reason: {done.folder / ERRORS}")
     train = done.folder / "train.jsonl"
     lines.append(f"result: {train}")
     out.next("regenerate", {"regenerate.input_path": train})
     out.result({"folder": done.folder, "already_done": done.already, **counts}, "\n".join(lines))
-    # A preset's dirt is known and counted; in the user's own data a rejected row is something to look at.
-    return SOME_ROWS_FAILED if done.own_data and counts["rejected"] else None
+    return SOME_ROWS_FAILED if counts["rejected"] and not done.already else None
 
 
 def _author(settings: Settings, out: Out) -> Author | None:

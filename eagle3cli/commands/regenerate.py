@@ -5,7 +5,7 @@ from __future__ import annotations
 from eagle3cli.cli.command import LOCAL_TARGET_FIELDS, Command
 from eagle3cli.cli.dry_run import planner
 from eagle3cli.console.out import Out
-from eagle3cli.errors import SOME_ROWS_FAILED
+from eagle3cli.errors import FAILED, SOME_ROWS_FAILED
 from eagle3cli.settings.tables import Settings
 
 
@@ -27,11 +27,17 @@ def run(settings: Settings, out: Out) -> int | None:
     ]
     if done.errors:
         lines.append(f"each failed row with its reason: {done.folder}/error_*.jsonl")
+    if done.errors and done.nothing_new:
+        lines.append(
+            f"the {done.errors:,} failed rows were told earlier; nothing is new (--retry-errors tries them again)"
+        )
     lines.append(f"result: {done.folder}")
     if done.errors < done.rows:
         out.next("merge", {"merge.input_dir": done.folder})
     out.result(vars(done), "\n".join(lines))
-    return SOME_ROWS_FAILED if done.errors else None
+    if done.errors == done.rows:
+        return FAILED
+    return SOME_ROWS_FAILED if done.errors and not done.nothing_new else None
 
 
 CHAT = ("data.chat_template", "data.chat_template_kwargs")

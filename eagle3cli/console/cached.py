@@ -12,7 +12,7 @@ def summary_text(summary: dict[str, Any], folder: Path) -> str:
     """The summary of ``eagle3 cache`` as text."""
     lines = ["cached" if summary["built"] else "already cached, nothing to do"]
     for name in _splits(summary):
-        lines += _split_lines(name, summary[name])
+        lines += _split_lines(name, summary[name], told_earlier=not summary["built"])
     lines += _vocab_lines(summary["vocab"])
     if any(has_entries(summary[name]) for name in _splits(summary)):
         lines.append(f"rows that need a look: {folder / 'errors.jsonl'}")
@@ -32,14 +32,14 @@ def _splits(summary: dict[str, Any]) -> list[str]:
     return [name for name in ("train", "eval") if name in summary]
 
 
-def _split_lines(name: str, counts: dict[str, Any]) -> list[str]:
+def _split_lines(name: str, counts: dict[str, Any], *, told_earlier: bool) -> list[str]:
     """What a person should know of one split."""
     share = counts["loss_tokens"] / max(1, counts["tokens"])
     lines = [
         f"{name}: {counts['rows']:,} rows, {counts['tokens']:,} tokens, {counts['loss_tokens']:,} trained, {share:.0%}",
         f"  truncated {counts['truncated']:,}, without a reply {counts['no_span']:,}, rejected {counts['rejected']:,}",
     ]
-    return lines + remarks(counts)
+    return lines + remarks(counts, told_earlier=told_earlier)
 
 
 def _vocab_lines(vocab: dict[str, Any]) -> list[str]:

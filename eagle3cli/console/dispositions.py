@@ -18,11 +18,17 @@ def dispositions(counts: Mapping[str, Any]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {counts[name]:,}" for name in DISPOSITIONS)
 
 
-def remarks(counts: Mapping[str, Any]) -> list[str]:
-    """A line for each reason, warning and repair, with how many rows it concerns."""
+def remarks(counts: Mapping[str, Any], *, told_earlier: bool = False) -> list[str]:
+    """A line for each reason, warning and repair, with how many rows it concerns.
+
+    ``told_earlier``: the result is of an earlier run, which has ended with exit code 3 for its rejected rows.
+    """
     lines = [f"  {count:,} x {reason}" for reason, count in counts["reasons"].items()]
     lines += [f"  {count:,} kept, with a warning: {warning}" for warning, count in counts.get("warnings", {}).items()]
-    return lines + [f"  {count:,} repaired: {repair}" for repair, count in counts["repaired"].items()]
+    lines += [f"  {count:,} repaired: {repair}" for repair, count in counts["repaired"].items()]
+    if told_earlier and counts["rejected"]:
+        lines.append(f"  the {counts['rejected']:,} rejected rows were told when this was made; nothing is new")
+    return lines
 
 
 def has_entries(counts: Mapping[str, Any]) -> bool:

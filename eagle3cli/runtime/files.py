@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -128,6 +129,22 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         _sync_folder(folder.parent)
     except OSError as error:
         raise disk_error(error, folder) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_filled_so(folder: Path, fill: Callable[[Path], None], *, apart: Sequence[str] = ()) -> bool:
+    """Whether ``fill`` would write just the files that stand in ``folder``, those named ``apart`` left out."""
+    temporary = _temporary(folder)
+    remove(temporary)
+    temporary.mkdir()
+    try:
+        fill(temporary)
+        pairs = [
+            {path.name: path for path in place.iterdir() if path.name not in apart} for place in (temporary, folder)
+        ]
+        new, old = pairs
+        return new.keys() == old.keys() and all(filecmp.cmp(new[name], old[name], shallow=False) for name in new)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -63,6 +63,7 @@ def follow(run_cli: RunCli, words: list[str], more: Callable[[str], list[str]] =
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("mode", "steps"), [("online", STEPS), ("offline", OFFLINE)])
 def test_every_next_line_runs_as_printed_and_follows_the_mode(
     prompts: Path, tiny: Path, run_cli: RunCli, mode: str, steps: list[str]
@@ -73,6 +74,7 @@ def test_every_next_line_runs_as_printed_and_follows_the_mode(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_next_lines_say_what_was_typed_elsewhere(prompts: Path, tiny: Path, run_cli: RunCli) -> None:
     """No eagle3.toml: the target, a settings file and every place are typed once and carried on from there."""
     (prompts / "small one.toml").write_text(SMALL.format(mode="offline"))
@@ -95,6 +97,7 @@ def test_next_lines_say_what_was_typed_elsewhere(prompts: Path, tiny: Path, run_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_no_path_is_typed_in_an_empty_folder(prompts: Path, tiny: Path, run_cli: RunCli) -> None:
     """With the file that ``config init`` writes from its five answers, and sizes for a test."""
     assert init_on_a_terminal(prompts, f"{tiny}\nin.jsonl\n\n\n\n")[0] == 0

@@ -83,6 +83,19 @@ def test_nothing_is_overwritten_unasked(run_cli: RunCli, run_folder: Path, tmp_p
     assert run_cli("export", "--overwrite").code == 0
 
 
+def test_the_same_export_again_is_done_already(run_cli: RunCli, run_folder: Path, tmp_path: Path) -> None:
+    assert run_cli("export").code == 0
+    weights = tmp_path / "runs" / "draft" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    again = run_cli("export")
+    assert (again.code, "holds this draft already" in again.err) == (0, True), again.err
+    assert "next: eagle3 bench" in again.out
+    other = run_cli("export", "--export-dtype", "float32")
+    assert (other.code, "made from another draft or with other options" in other.err) == (2, True)
+    assert weights.stat().st_mtime_ns == before
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir() if path.name.startswith(".")) == []
+
+
 def test_a_failed_export_leaves_the_old_folder(run_cli: RunCli, run_folder: Path, tmp_path: Path) -> None:
     assert run_cli("export").code == 0
     weights = run_folder / "best" / "model.safetensors"

@@ -48,6 +48,8 @@ class ImportResult:
     rejected: int
     encoding: Quantization
     bytes: int
+    nothing_new: bool
+    """An earlier run had written all of it."""
 
 
 def draft_vocab(listed: FeatureFiles, config: DraftConfig, reply_weight: int, prompt_weight: int) -> VocabMapping:
@@ -151,6 +153,7 @@ def import_files(
     index = index or Index(counts, fit_codec(meta.encoding, sample), vocab)
     facts = describe_sample(index.codec, sample)
     with StoreWriter(folder, meta, layout, index, report, sample=facts) as writer:
+        nothing_new = not writer.pending
         _write_errors(folder / ERRORS, listed.errors)
         with report.task("importing", len(listed.rows), unit="files") as task:
             for shard in writer.pending:
@@ -161,7 +164,7 @@ def import_files(
                         task.advance()
         writer.finish()
     total = sum(file.stat().st_size for file in folder.iterdir())
-    return ImportResult(len(listed.rows), counts.tokens, len(listed.errors), meta.encoding, total)
+    return ImportResult(len(listed.rows), counts.tokens, len(listed.errors), meta.encoding, total, nothing_new)
 
 
 @torch.no_grad()

@@ -50,11 +50,14 @@ class Conversation:
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def to_conversation(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = None) -> Conversation:
+def to_conversation(
+    raw: Mapping[str, Any], mapping: Mapping[str, str] | None = None, *, empty_replies: bool = False
+) -> Conversation:
     """The conversation in a row of any known layout; raises DataError with the reason where there is none.
 
     Layouts: ``conversations`` or ``messages`` (role/content or from/value), ``turns``, a prompt column with or without
-    a reply column, and whatever ``mapping`` ({role: column}) names; ``tools`` beside them.
+    a reply column, and whatever ``mapping`` ({role: column}) names; ``tools`` beside them. A reply may be empty where
+    the target wrote it (there is a ``finish``), and with ``empty_replies``.
     """
     rows = raw_messages(raw, mapping)
     finish = raw.get("finish") or ()
@@ -62,7 +65,9 @@ def to_conversation(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = 
         raise DataError("finish is not a list of strings")
     if not rows:
         raise DataError("no messages")
-    messages = [to_message(item, number, generated=bool(finish)) for number, item in enumerate(rows, 1)]
+    messages = [
+        to_message(item, number, generated=bool(finish) or empty_replies) for number, item in enumerate(rows, 1)
+    ]
     replies = sum(message["role"] == "assistant" for message in messages)
     if finish and len(finish) != replies:
         raise DataError(f"finish has {len(finish)} entries for {replies} assistant messages")

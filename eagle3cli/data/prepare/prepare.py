@@ -50,8 +50,6 @@ class Prepared:
     folder: Path
     summary: dict[str, Any]
     already: bool
-    own_data: bool
-    """Some rows are the user's, not a preset's whose dirt is known."""
 
 
 def prepare(options: PrepareSettings, report: Reporter, author: Author | None = None) -> Prepared:
@@ -64,7 +62,6 @@ def prepare(options: PrepareSettings, report: Reporter, author: Author | None = 
         report.info(remark)
     inputs = [path for spec in specs for path in spec.files]
     chosen = options_that_count(options, specs, author)
-    own_data = any(spec.preset is None for spec in specs)
     summary, already = manifest.make_once(
         folder / MANIFEST,
         chosen,
@@ -77,7 +74,7 @@ def prepare(options: PrepareSettings, report: Reporter, author: Author | None = 
         author.finish(folder)
     if already:
         mark_as_latest(folder)
-    return Prepared(folder, summary, already, own_data)
+    return Prepared(folder, summary, already)
 
 
 def settle(options: PrepareSettings) -> tuple[list[DatasetSpec], Path]:

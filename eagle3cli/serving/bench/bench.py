@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from eagle3cli.data.conversations.system_prompt import system_prompt_text
-from eagle3cli.errors import DataError, Eagle3Error, Stopped, UsageError
+from eagle3cli.errors import DataError, Eagle3Error, ModelError, Stopped, UsageError
 from eagle3cli.models.export import find_draft
 from eagle3cli.runtime.machine import machine
 from eagle3cli.runtime.provenance import digest_file
@@ -21,6 +21,7 @@ from eagle3cli.runtime.stop import Stop, catch_stop
 from eagle3cli.serving.bench.configs import Config, parse_config, with_baselines
 from eagle3cli.serving.bench.engines import EngineProvider, open_provider
 from eagle3cli.serving.bench.judge import compare, identity, judge, unjudged
+from eagle3cli.serving.bench.questions import Question
 from eagle3cli.serving.bench.results import Case, ResultRow, Results
 from eagle3cli.serving.bench.session import Engine, Measurement, MeasureOptions, open_conversations
 from eagle3cli.serving.bench.summary import configuration_row, grade, request_rows
@@ -196,17 +197,37 @@ class BenchRun:
     def _fit(self, task: Task, engine: Engine) -> Task:
         """The task without the questions that leave no room for a reply; raises UsageError where none is left."""
         limit = self.settings.bench.max_tokens
-        conversations = open_conversations(task.questions, self.system, multi_turn=False)
-        sizes = [len(engine.tokenizer.encode(conversation)) for conversation in conversations]
-        fitting = tuple(q for q, size in zip(task.questions, sizes, strict=True) if size + limit <= engine.context)
+        sized = self._sizes(task, engine)
+        fitting = tuple(question for question, size in sized if size + limit <= engine.context)
         if not fitting:
-            what = f"{min(sizes)} prompt tokens and {limit} new ones do not fit into {engine.context}"
+            smallest = min(size for _, size in sized)
+            what = f"{smallest} prompt tokens and {limit} new ones do not fit into {engine.context}"
             raise UsageError(what, where=f"task {task.name}", fix="lower --max-tokens, or ask shorter questions")
-        if len(fitting) < len(sizes):
+        if len(fitting) < len(sized):
             why = f"with {limit} new tokens they do not fit into {engine.context}"
-            left_out = len(sizes) - len(fitting)
-            self.report.warn(f"task {task.name}: {left_out} of {len(sizes)} questions are left out: {why}")
+            left_out = len(sized) - len(fitting)
+            self.report.warn(f"task {task.name}: {left_out} of {len(sized)} questions are left out: {why}")
         return replace(task, questions=fitting)
+
+    def _sizes(self, task: Task, engine: Engine) -> list[tuple[Question, int]]:
+        """The questions with their tokens, without those that the chat template refuses, as it does in rows of data.
+
+        Raises what it says of the first where it refuses all.
+        """
+        sized: list[tuple[Question, int]] = []
+        refused: list[DataError | ModelError] = []
+        conversations = open_conversations(task.questions, self.system, multi_turn=False)
+        for question, conversation in zip(task.questions, conversations, strict=True):
+            try:
+                sized.append((question, len(engine.tokenizer.encode(conversation))))
+            except (DataError, ModelError) as error:
+                refused.append(error)
+        if not sized:
+            raise refused[0]
+        if refused:
+            left_out = f"{len(refused)} of {len(task.questions)} questions are left out"
+            self.report.warn(f"task {task.name}: {left_out}: {refused[0].what}")
+        return sized
 
     def _fail(self, cases: Sequence[Case], error: Eagle3Error) -> None:
         missing = [case for case in cases if self.results.configuration(case) is None]

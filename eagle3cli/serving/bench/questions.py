@@ -38,7 +38,9 @@ def question_of(row: DatasetRow, number: int, benchmark: str = "") -> Question:
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn for turn in turns):
             raise DataError("turns is not a list of texts")
         return Question(row_id, tuple(turns), category, None, check)
-    messages = to_conversation({key: value for key, value in row.items() if key != "finish"}).messages
+    # Only what was asked counts, whatever became of the replies.
+    asked = {key: value for key, value in row.items() if key != "finish"}
+    messages = to_conversation(asked, empty_replies=True).messages
     turns = tuple(str(message["content"]) for message in messages if message["role"] == "user")
     system = next((str(message["content"]) for message in messages if message["role"] == "system"), None)
     return Question(row_id, turns, category, system, check)

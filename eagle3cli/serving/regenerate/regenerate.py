@@ -49,6 +49,8 @@ class Regenerated:
     tokens: int = 0
     shards: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    nothing_new: bool = False
+    """Every row had its outcome before this run."""
     rows_now: int = 0
     tokens_now: int = 0
     seconds: float = 0.0
@@ -84,6 +86,7 @@ def regenerate(settings: Settings, report: Reporter, rules: Rules | None = None)
                     generator.generate(chain(head, conversations), rows.add, partial(rows.progress.advance, 0), stop)
             stop.check(f"{outputs.done} of {end - first} rows are in {folder.folder}")
         result = _count(folder, shards)
+    result.nothing_new = not rows.added
     result.rows_now = rows.good
     result.tokens_now = rows.tokens
     result.seconds = time.monotonic() - start
@@ -160,6 +163,7 @@ class _Rows:
         self.recorded = recorded
         self.outputs = outputs
         self.progress: ProgressBar = SilentProgressBar()
+        self.added = 0
         self.good = 0
         self.tokens = 0
 
@@ -183,6 +187,7 @@ class _Rows:
     def add(self, outcome: RowOutcome) -> None:
         """Keep an outcome."""
         self.outputs.add(outcome)
+        self.added += 1
         self.good += outcome.by != "error"
         self.tokens += outcome.tokens
         self.progress.advance()

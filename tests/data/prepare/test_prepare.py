@@ -61,7 +61,6 @@ def test_the_shared_dirty_rows(shared: Path, tmp_path: Path) -> None:
     done = go(shared / "data" / "bad_rows.jsonl", tmp_path)
     assert done.summary["read"] == 18
     assert done.summary["rejected"] == 6
-    assert done.own_data
 
 
 def test_the_shared_sharegpt_array(shared: Path, tmp_path: Path) -> None:
@@ -169,7 +168,6 @@ def test_a_preset_reads_the_installed_package(tmp_path: Path, monkeypatch: pytes
         )
     monkeypatch.setattr(presets, "files", lambda _: tmp_path)
     every = go("sharegpt", tmp_path / "1")
-    assert not every.own_data
     assert every.summary["written"] == 4
     assert "breaks off" in rows_of(every.folder / "errors.jsonl")[-1]["reason"]
     quick = go("quickstart", tmp_path / "2")
