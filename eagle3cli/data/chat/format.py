@@ -5,18 +5,37 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any
 
-from eagle3cli.data.chat.template import Chat
+from eagle3cli.data.chat.template import Chat, Tools
+from eagle3cli.data.chat.turn_ends import Seams, common_suffix, learn_turn_ends
 from eagle3cli.errors import ModelError
 
-EMPTY_BLOCK = re.compile(r"\s*(?:<(\w+)>\s*</\1>|</\w+>|\[THINK\]\s*\[/THINK\])\s*")
+_WORD = r"(?:think|thought|reason|reflect|analysis|scratchpad)\w*"
+"""Words of tags around reasoning. A header may be a tag, too (``<assistant>``), and so may be an end (``</s>``)."""
+EMPTY_BLOCK = re.compile(rf"\s*(?:<(\w+)>\s*</\1>|</{_WORD}>|\[THINK\]\s*\[/THINK\])\s*", re.IGNORECASE)
 """A block of reasoning with nothing in it, or the end of one that the header opened: the template's own, which a
 server writes for the target when it is not to reason."""
-OPEN_BLOCK = re.compile(r"(<(\w+)>|\[THINK\])(\s*)\Z")
+OPEN_BLOCK = re.compile(
+    rf"(<((?:[\w.-]+:)?{_WORD}(?::[\w.-]+)?)>|\[THINK\]|<\|START_THINKING\|>)(\s*)\Z", re.IGNORECASE
+)
 """The start of a block of reasoning at the end of a prompt: the target writes on from there."""
 
 _PLACEHOLDER = "\ue000{}\ue001"
+PROBE_TOOL: Mapping[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "description": "Look for something.",
+        "parameters": {
+            "type": "object",
+            "properties": {"what": {"type": "string", "description": "What to look for."}},
+            "required": ["what"],
+        },
+    },
+}
+"""For templates that take conversations with tools only."""
 _ALWAYS_END = ("<|call|>", "<|eom_id|>", "<|eom|>")
 """Tokens that end a turn with a tool call, and nothing else, in every format that has them."""
 
@@ -40,7 +59,9 @@ class Format:
     """Those of ``ends`` at which the target stops. At another (harmony's ``<|end|>``) it may go on by itself."""
     unwritten: str = ""
     """What the target writes at the end of a reply, where the template leaves that to the next turn (GLM's
-    ``<|user|>``) and so ends a conversation without it."""
+    ``<|user|>``) or to nobody (then it is eos), and so ends a conversation without it."""
+    ends_calls: bool = False
+    """``unwritten`` stands behind a tool call, too; else another token may follow there."""
 
     def end_at(self, text: str, position: int) -> int:
         """Where the end token behind ``position`` (white space apart) ends; ``position`` itself if there is none."""
@@ -50,71 +71,137 @@ class Format:
         end = next((end for end in self.ends if text.startswith(end, after)), None)
         return after + len(end) if end else position
 
+    def reply_end(self, text: str, position: int, limit: int) -> int:
+        """Where the end of a reply whose content ends at ``position`` ends: at its end token or, behind more of the
+        template's text, at the first token at which the target stops. ``position`` where none stands before ``limit``,
+        the next content."""
+        after = self.end_at(text, position)
+        if after > position:
+            return after
+        places = [(at, -len(stop)) for stop in self.stops if (at := text.find(stop, position, limit)) >= 0]
+        return min(places)[0] - min(places)[1] if places else position
+
+    def written_from(self, lead: str, server: str) -> int:
+        """Where the target begins to write in ``lead``, what the template has before a reply, which begins as
+        ``server``, what a server has there: behind it, behind a header that only the template writes, and behind an
+        empty block of reasoning."""
+        rest = lead[len(server) :]
+        headers = [at + len(header) for header in self.headers if (at := rest.rfind(header)) >= 0]
+        after = len(server) + max(headers, default=0)
+        return len(lead) if EMPTY_BLOCK.fullmatch(lead, after) else after
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """Headers of replies that are more than white space, a server's first."""
+        return tuple(header for header in dict.fromkeys((self.header, self.past_header)) if header.strip())
+
     def first_end(self, text: str, position: int) -> int | None:
         """Where the first end token from ``position`` on begins."""
         return min((at for end in self.ends if (at := text.find(end, position)) >= 0), default=None)
 
 
-def learn_format(chat: Chat, stops: Sequence[str]) -> Format:
-    """The template's format; ``stops`` are the texts of the tokens at which the target stops.
+def closing_tag(block: re.Match[str]) -> str:
+    """What ends the block of reasoning that `OPEN_BLOCK` found."""
+    return f"</{block[2]}>" if block[2] else {"[THINK]": "[/THINK]"}.get(block[1], "<|END_THINKING|>")
 
-    Raises ModelError where the template refuses a plain turn.
+
+def learn_format(chat: Chat, stops: Sequence[str], eos: str = "") -> Format:
+    """The template's format; ``stops`` are the texts of the tokens that stop the target by its configuration.
+
+    ``eos`` is the token that ends a reply where the template writes no end. A template that takes conversations with
+    tools only is asked with one. Raises ModelError where it refuses a plain turn.
     """
-    special = sorted((t.content for t in chat.tokenizer.added_tokens_decoder.values() if t.special), key=len)[::-1]
+    try:
+        return _learn(chat, stops, eos, ())
+    except ModelError as error:
+        try:
+            return _learn(chat, stops, eos, (PROBE_TOOL,))
+        except ModelError:
+            raise error from None
+
+
+def learn_turn_end(chat: Chat, stops: Sequence[str]) -> str:
+    """The token with which the template ends a conversation's last reply; "" where it writes none."""
+    try:
+        added = [stop for stop in learn_format(chat, stops).stops if stop not in stops]
+    except ModelError:
+        return ""
+    return added[0] if added else ""
+
+
+def _learn(chat: Chat, stops: Sequence[str], eos: str, tools: Tools) -> Format:
+    special = [token.content for token in chat.tokenizer.added_tokens_decoder.values() if token.special]
     placeholders = [_PLACEHOLDER.format(i) for i in range(4)]
     turns: list[Mapping[str, Any]] = [
         {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(placeholders)
     ]
-    unanswered = chat.render(turns[:1])
-    prompt = chat.render(turns[:1], add_generation_prompt=True)
-    before = prompt.rpartition(placeholders[0])[2]
-    first, again, last, tail = _between(chat, turns, placeholders)
-    past_closing = _closing(special, stops, again)
-    closing = past_closing if tail.lstrip().startswith(past_closing) else _leading(special, tail)
-    ends = {*stops, closing, past_closing, *(token for token in _ALWAYS_END if token in special)} - {""}
+    unanswered = chat.render(turns[:1], tools=tools)
+    prompt = chat.render(turns[:1], add_generation_prompt=True, tools=tools)
+    lead, _, before = prompt.rpartition(placeholders[0])
+    first, again, last, tail = _between(chat, turns, placeholders, tools)
+    always_open = unanswered == prompt and _always_open(before, again, tail)
+    seams = Seams(lead=lead, opening=before, again=again, tail=tail, always_open=always_open)
+    turn_ends = learn_turn_ends(seams, special, stops, eos)
+    ends = {*turn_ends.stops, turn_ends.last, turn_ends.past, *(token for token in _ALWAYS_END if token in special)}
+    ends -= {""}
     header = prompt[len(unanswered) :] if prompt.startswith(unanswered) else ""
-    header = header if header.strip() else _without_leading(ends, before)
+    if not header.strip():
+        headless = (
+            unanswered == prompt and not always_open and first.startswith(before) and first[len(before) :].strip()
+        )
+        header = "" if headless else before
+    header = _without_leading(ends, header)
     closed = before[: len(before) - len(header)] if before.endswith(header) else ""
     past_header = first.removeprefix(closed)
     block = last.removeprefix(closed + header)
     return Format(
         header=header,
-        past_header=header if header and past_header.startswith(header) else past_header,
+        past_header=_past_header(header, past_header),
         block=block if block != last and EMPTY_BLOCK.fullmatch(block) else "",
-        closing=closing,
+        closing=turn_ends.last,
         user_header=_without_leading(ends, again),
         ends=tuple(sorted(ends, key=lambda end: (-len(end), end))),
-        stops=tuple(stop for stop in stops if stop),
-        unwritten=past_closing if not closing and past_closing in stops else "",
+        stops=turn_ends.stops,
+        unwritten=turn_ends.unwritten,
+        ends_calls=turn_ends.ends_calls,
     )
 
 
-def _between(chat: Chat, turns: Sequence[Mapping[str, Any]], placeholders: Sequence[str]) -> list[str]:
+def _between(chat: Chat, turns: Sequence[Mapping[str, Any]], placeholders: Sequence[str], tools: Tools) -> list[str]:
     """What stands between and behind the texts of two questions and replies; a template that takes no more than one
     turn tells less."""
     try:
-        text = chat.render(turns)
+        text = chat.render(turns, tools=tools)
     except ModelError:
         turns = turns[:2]
-        text = chat.render(turns)
+        text = chat.render(turns, tools=tools)
     pieces = re.split("|".join(placeholders), text)[1:]
     if len(pieces) != len(turns):
         raise ModelError("the chat template does not write a plain conversation", where="data.chat_template")
     return pieces if len(turns) > 2 else [pieces[0], "", *pieces]
 
 
-def _closing(special: Sequence[str], stops: Sequence[str], text: str) -> str:
-    """What ends the past reply before ``text``: a special token, and with it the one at which the target stops where
-    that follows at once (Cohere's ``<|END_RESPONSE|><|END_OF_TURN_TOKEN|>``)."""
-    end = _leading(special, text)
-    after = text.lstrip()[len(end) :]
-    return end + next((stop for stop in stops if end and stop and after.startswith(stop)), "")
+def _always_open(before: str, again: str, tail: str) -> bool:
+    """Whether the reply's header that stands behind a question stands behind the last reply, too."""
+    return bool(common_suffix(before, tail).strip()) and bool(again) and not again.startswith(tail.rstrip())
 
 
-def _leading(tokens: Sequence[str], text: str) -> str:
-    """The special token with which ``text`` begins, white space apart."""
-    start = text.lstrip()
-    return next((token for token in tokens if start.startswith(token)), "")
+def _past_header(header: str, past: str) -> str:
+    """The header of a past reply, without what the target wrote behind it (Cohere's ``<|START_RESPONSE|>``)."""
+    if not header or past.startswith(header):
+        return header or past
+    shared = whole_tags(commonprefix([header, past]))
+    written = past[len(shared) :]
+    return past if not shared.strip() or not written.strip() or EMPTY_BLOCK.fullmatch(written) else shared
+
+
+def whole_tags(prefix: str) -> str:
+    """The text without a tag at its end that is not closed."""
+    for opening, closing in (("<", ">"), ("[", "]")):
+        at = prefix.rfind(opening)
+        if at > prefix.rfind(closing):
+            prefix = prefix[:at]
+    return prefix
 
 
 def _without_leading(ends: set[str], text: str) -> str:

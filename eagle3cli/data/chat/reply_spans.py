@@ -17,11 +17,13 @@ Text inside a content that looks like a header or an end token never makes or en
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from os.path import commonprefix
 from typing import Any
 
-from eagle3cli.data.chat.format import EMPTY_BLOCK, OPEN_BLOCK, Format
+from eagle3cli.data.chat.format import EMPTY_BLOCK, OPEN_BLOCK, Format, closing_tag, whole_tags
 from eagle3cli.data.chat.placeholders import (
     CONTENT,
     DELIMITERS,
@@ -72,25 +74,32 @@ def find_replies(
         text, spans = _served_rendering(probe)
     except ModelError as error:
         raise DataError(error.what) from error
-    if len(messages) - 1 not in cut:
+    if len(messages) - 1 not in cut and not chat.has_generation_blocks(tools):
         text = _with_unwritten_end(probe, text, spans)
     indices = sorted(spans.replies)[-1:] if last_only else sorted(spans.replies)
     replies = []
     for index in indices:
         start, end = spans.replies[index]
-        replies.append((start, end if index in cut else form.end_at(text, end)))
+        replies.append((start, end if index in cut else _reply_end(form, text, spans, index)))
     return Rendered(text, tuple(replies), tuple(_turns(probe, text, spans)))
 
 
+def _reply_end(form: Format, text: str, spans: MessageSpans, index: int) -> int:
+    """Where reply ``index`` ends, its end token included."""
+    end = spans.replies[index][1]
+    starts = [start for start, _ in (*spans.replies.values(), *spans.others.values()) if start >= end]
+    return form.reply_end(text, end, min(starts, default=len(text)))
+
+
 def _with_unwritten_end(probe: Probe, text: str, spans: MessageSpans) -> str:
-    """The text with the end of its last reply, where the template leaves that to a next turn."""
+    """The text with the end of its last reply, where the template writes none there."""
     last = len(probe.messages) - 1
-    unwritten = probe.form.unwritten
-    calls = probe.messages[last].get("tool_calls")  # behind a call another token may follow
-    if not unwritten or calls or last not in spans.replies:
+    form = probe.form
+    if last not in spans.replies or (probe.messages[last].get("tool_calls") and not form.ends_calls):
         return text
     end = spans.replies[last][1]
-    return text if text[end:].strip() else text[:end] + unwritten
+    is_ended = not form.unwritten or _reply_end(form, text, spans, last) > end
+    return text if is_ended else text[:end] + form.unwritten
 
 
 def _served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
@@ -106,12 +115,12 @@ def _served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
     prompt = before.render()
     spans = spans or find_by_surroundings(probe, whole)
     start, end = spans.replies[last]
-    closing = whole[end : probe.form.end_at(whole, end)]
+    closing = whole[end : _reply_end(probe.form, whole, spans, last)]
     continues = whole.startswith(prompt)
-    start = max(start, len(prompt)) if continues else start
+    start = _start_behind(prompt, whole, start, probe.form) if continues else start
     reply = None
     if not continues or start == len(prompt):  # else the template wrote an empty block of reasoning itself
-        reply = _generated_reply(prompt, probe.messages[last], whole[start:end], continues)
+        reply = _generated_reply(prompt, probe.messages[last], whole[start:end], continues, probe.form)
     if reply is None:
         spans.replies[last] = (start, end)
         return whole, spans
@@ -120,11 +129,20 @@ def _served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
     return prompt + reply + closing, spans
 
 
+def _start_behind(prompt: str, whole: str, start: int, form: Format) -> int:
+    """Where the target begins to write in ``whole``, which goes on from the prompt."""
+    if not form.header or start <= len(prompt):
+        return max(start, len(prompt))
+    return form.written_from(whole[:start], prompt)
+
+
 def _find_spans(probe: Probe, text: str) -> MessageSpans:
     return _find_by_placeholders(probe, text) or find_by_surroundings(probe, text)
 
 
-def _generated_reply(prompt: str, message: Mapping[str, Any], rendered: str, continues: bool) -> str | None:
+def _generated_reply(
+    prompt: str, message: Mapping[str, Any], rendered: str, continues: bool, form: Format
+) -> str | None:
     """The last reply as the target wrote it behind ``prompt``, where the whole rendering does not show it so.
 
     ``rendered`` is the reply in the whole rendering, which begins with the prompt where ``continues``. A server's
@@ -137,10 +155,14 @@ def _generated_reply(prompt: str, message: Mapping[str, Any], rendered: str, con
         thought, closing, _ = content.partition("</think>")
         lost = closing and thought.rpartition("<think>")[2].strip() and closing not in rendered
         skipped = prompt.rstrip().endswith("</think>") or message.get("tool_calls")
-        return content if lost and not skipped else None if continues else rendered
+        if lost and not skipped:
+            return content
+        return None if continues or _reasons_against(rendered, form) else rendered
     opening = block[1]
     space = block[3]
-    closing = f"</{block[2]}>" if block[2] else "[/THINK]"
+    closing = closing_tag(block)
+    if not continues and closing in rendered and rendered.lstrip().startswith(opening):
+        return _without_shared_space(rendered.lstrip()[len(opening) :], space)
     if reasoning.strip() and closing not in rendered:
         return f"{reasoning.strip(NEWLINE)}\n{closing}\n\n{rendered.lstrip(NEWLINE)}"
     if content.lstrip().startswith(opening) and rendered.strip().startswith(content.strip()):
@@ -153,6 +175,19 @@ def _generated_reply(prompt: str, message: Mapping[str, Any], rendered: str, con
     if content.lstrip().startswith(opening):
         return content.lstrip()[len(opening) :].removeprefix(space)
     return content if closing in content else None
+
+
+def _reasons_against(rendered: str, form: Format) -> bool:
+    """Whether a reply begins with the block of reasoning that a server's header holds empty."""
+    if not form.header.startswith(form.past_header):
+        return False
+    opening = re.match(r"<[^<>]+>|\[[^][]+\]", form.header[len(form.past_header) :].lstrip())
+    return opening is not None and rendered.lstrip().startswith(opening[0])
+
+
+def _without_shared_space(text: str, space: str) -> str:
+    """The text without the white space at its start that stands in ``space`` already."""
+    return text[len(commonprefix([text, space])) :]
 
 
 def _find_by_generation_blocks(probe: Probe, whole: str) -> MessageSpans:
@@ -182,16 +217,24 @@ def _bare_reply(form: Format, text: str, span: Span) -> Span:
     return (start, end - len(closing)) if closing else (start, max(start, span[1]))
 
 
-def _placeholder_rendering(probe: Probe, placeholders: Placeholders) -> tuple[str, Pieces]:
-    """The probe with a placeholder for every content, which all conversations of the same roles share: whole and split.
+@dataclass(frozen=True)
+class _Skeleton:
+    """A rendering with a placeholder for every content, which all conversations of the same roles share."""
 
-    Raises ModelError where the template refuses it.
-    """
+    text: str
+    pieces: Pieces
+    """The text, split at its placeholders."""
+    leads: dict[int, str | None] = field(default_factory=dict)
+    """By reply: what a server writes between the content before it and the reply; None where that cannot be told."""
+
+
+def _skeleton(probe: Probe, placeholders: Placeholders) -> _Skeleton:
+    """The probe's skeleton; raises ModelError where the template refuses it."""
     messages = probe.messages
     plain = all(message.keys() <= _PLAIN_KEYS for message in messages)
     roles = tuple((message["role"], bool(message.get("reasoning_content"))) for message in messages)
     key = (probe.add_generation_prompt, placeholders, roles, json.dumps(probe.tools) if probe.tools else "")
-    cache: dict[Any, tuple[str, Pieces]] = probe.chat.placeholder_renderings
+    cache: dict[Any, _Skeleton] = probe.chat.placeholder_renderings
     if plain and key in cache:
         return cache[key]
     substituted = []
@@ -201,12 +244,24 @@ def _placeholder_rendering(probe: Probe, placeholders: Placeholders) -> tuple[st
             changed["reasoning_content"] = placeholders.name(index, REASONING)
         substituted.append(changed)
     text = probe.render(substituted)
-    rendering = (text, placeholders.split(text, CONTENT + REASONING))
+    skeleton = _Skeleton(text, placeholders.split(text, CONTENT + REASONING))
     if plain:
         if len(cache) >= _MOST_RENDERINGS:
             cache.clear()
-        cache[key] = rendering
-    return rendering
+        cache[key] = skeleton
+    return skeleton
+
+
+def _server_lead(probe: Probe, placeholders: Placeholders, skeleton: _Skeleton, index: int) -> str | None:
+    """What a server writes between the last content before reply ``index`` and the reply."""
+    if index not in skeleton.leads:
+        try:
+            pieces = _skeleton(probe.before(index), placeholders).pieces
+        except ModelError:
+            pieces = Pieces((), ())
+        before = [name for name in skeleton.pieces.names if name[0] < index]
+        skeleton.leads[index] = pieces.texts[-1] if pieces.names[-1:] == tuple(before[-1:]) and pieces.texts else None
+    return skeleton.leads[index]
 
 
 def _continues(probe: Probe) -> bool:
@@ -215,15 +270,15 @@ def _continues(probe: Probe) -> bool:
     placeholders = Placeholders(*DELIMITERS[0])
     last = len(probe.messages) - 1
     try:
-        whole, pieces = _placeholder_rendering(probe, placeholders)
-        prompt, _ = _placeholder_rendering(probe.before(last), placeholders)
+        skeleton = _skeleton(probe, placeholders)
+        prompt = _skeleton(probe.before(last), placeholders).text
     except ModelError:
         return False
-    if not whole.startswith(prompt):
+    if not skeleton.text.startswith(prompt):
         return False
     block = OPEN_BLOCK.search(prompt)
     message = probe.messages[last]
-    dropped = message.get("reasoning_content") and (last, REASONING) not in pieces.names
+    dropped = message.get("reasoning_content") and (last, REASONING) not in skeleton.pieces.names
     return block is None or not (dropped or message["content"].lstrip().startswith(block[1]))
 
 
@@ -234,9 +289,10 @@ def _find_by_placeholders(probe: Probe, text: str) -> MessageSpans | None:
     if placeholders is None or any(message.get("tool_calls") for message in messages):
         return None
     try:
-        _, pieces = _placeholder_rendering(probe, placeholders)
+        skeleton = _skeleton(probe, placeholders)
     except ModelError:
         return None
+    pieces = skeleton.pieces
     missing = set(range(len(messages))) - {index for index, kind in pieces.names if kind == CONTENT}
     if len(set(pieces.names)) != len(pieces.names) or any(messages[i]["role"] == "assistant" for i in missing):
         return None
@@ -250,7 +306,8 @@ def _find_by_placeholders(probe: Probe, text: str) -> MessageSpans | None:
         elif index in spans.replies:
             spans.replies[index] = (spans.replies[index][0], end)
         else:
-            header = _header_end(lead, probe.form, kind == REASONING)
+            server = _server_lead(probe, placeholders, skeleton, index)
+            header = _header_end(lead, server, probe.form, kind == REASONING)
             if header is None:
                 return None
             spans.replies[index] = (start - len(lead) + header, end)
@@ -263,14 +320,19 @@ def _renderings(message: Mapping[str, Any], kind: str) -> Sequence[str]:
     return renderings_of(message["content"], quoted=message["role"] == "tool")
 
 
-def _header_end(lead: str, form: Format, reasons: bool) -> int | None:
-    """Where the header of a reply ends in the text before its content (or, ``reasons``, before its reasoning)."""
-    for header in (form.header, form.past_header):
-        at = lead.rfind(header)
-        if at >= 0 and header:
-            after = at + len(header)
-            return len(lead) if not reasons and EMPTY_BLOCK.fullmatch(lead, after) else after
-    return None
+def _header_end(lead: str, server: str | None, form: Format, reasons: bool) -> int | None:
+    """Where the header of a reply ends in the text before its content (or, ``reasons``, before its reasoning).
+
+    ``server`` is what a server writes there: what goes on from it is the target's.
+    """
+    if form.header and server is not None and lead.startswith(server):
+        return form.written_from(lead, server)
+    after = next((at + len(header) for header in form.headers if (at := lead.rfind(header)) >= 0), 0)
+    if not after and form.header:
+        after = len(whole_tags(commonprefix([lead, server or ""])))
+    if not lead[:after].strip():
+        return None
+    return len(lead) if not reasons and EMPTY_BLOCK.fullmatch(lead, after) else after
 
 
 def _turns(probe: Probe, text: str, spans: MessageSpans) -> list[tuple[int, str]]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from os.path import commonprefix
 from typing import Any
 
-from eagle3cli.data.chat.format import EMPTY_BLOCK, Format
+from eagle3cli.data.chat.format import EMPTY_BLOCK, Format, whole_tags
 from eagle3cli.data.chat.placeholders import (
     BEGIN,
     CALL,
@@ -209,11 +210,25 @@ class _Surroundings:
         at = bare.find(last)
         end = self.probe.form.first_end(bare, at) if at >= 0 else None
         if end is None and index < len(self.probe.messages) - 1:
-            raise DataError(f"{where}: the chat template writes no end of turn after the tool call")
+            end = self._end_of_unended(index, bare, at)
+            if end is None:
+                raise DataError(f"{where}: the chat template writes no end of turn after the tool call")
         trail = bare[len(bare.rstrip()) :] if end is None else bare[end:]
         for placeholder, name in names.items():
             trail = trail.replace(placeholder, name)
         return trail
+
+    def _end_of_unended(self, index: int, bare: str, position: int) -> int | None:
+        """Where a call without an end token ends in ``bare``: where the conversation ends that ends with it."""
+        alone = replace(self.probe, messages=self.probe.messages[: index + 1])
+        try:
+            pieces, _ = self.substitution.split(
+                alone.render(self.substitution.apply(alone.messages, bare_replies=True))
+            )
+        except ModelError:
+            return None
+        ended = pieces.texts[-1].rstrip()
+        return len(ended) if len(ended) > position >= 0 and bare.startswith(ended) else None
 
     def _after_header(self, index: int, number: int, piece: str, lead: str | None) -> int | None:
         """Where the reply begins in ``piece``, which ends with it; ``lead`` is what comes before a bare one."""
@@ -225,7 +240,7 @@ class _Surroundings:
             block = lead[len(header) :] if lead is not None and lead.startswith(header) else form.block
             return len(header) + _template_block_length(piece[len(header) :], block, self.probe.messages[index])
         if lead is not None and piece.startswith(lead):
-            return len(lead)
+            return len(lead) if header is None or not form.header else _header_within(lead, header, form)
         if header is not None and form.header and header.endswith(form.header):
             past = header[: -len(form.header)] + form.past_header
             return len(past) if piece.startswith(past) else None
@@ -257,6 +272,16 @@ def _match_surroundings(probe: Probe, text: str, substitution: _Substitution) ->
     ]
     spans = align(text, pieces.texts, renderings)
     return _Surroundings(probe, text, substitution, names, spans, bare.texts) if spans is not None else None
+
+
+def _header_within(lead: str, header: str, form: Format) -> int:
+    """Where the target begins to write in ``lead``, what the template has before a reply, where a server has ``header``
+    and the two part: a marker that the server does not write is the target's; white space is not, nor is
+    one that it writes, too."""
+    shared = whole_tags(commonprefix([lead, header]))
+    after = form.written_from(lead, shared) if shared.strip() else len(lead)
+    written = lead[after:].strip()
+    return after if written and written not in header else len(lead)
 
 
 def _template_block_length(reply: str, block: str, message: Mapping[str, Any]) -> int:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from eagle3cli.data.chat.format import learn_turn_end
 from eagle3cli.data.chat.template import Chat
 from eagle3cli.errors import ModelError
 
@@ -78,15 +79,22 @@ def _config_of(model_path: str, name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def stop_texts(tokenizer: Any, ids: frozenset[int]) -> tuple[list[str], str]:
+    """The texts of the tokens at which the target stops (``ids`` and the tokenizer's eos), and the one that stands for
+    all where nothing tells which of them."""
+    texts = [tokenizer.convert_ids_to_tokens(number) or "" for number in sorted(ids)]
+    eos = tokenizer.eos_token or next(iter(texts), "")
+    return list(dict.fromkeys([*texts, eos])), eos
+
+
 def turn_end_ids(tokenizer: Any, chat_template: str = "auto") -> frozenset[int]:
-    """The special token that the chat template writes right after a reply, if it writes one."""
-    placeholder = "\ue000\ue001"
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": placeholder}]
+    """The special token with which the chat template ends a reply, if it ends it with one that is not eos."""
     try:
-        text = Chat(tokenizer, chat_template).render(messages)
+        token = learn_turn_end(Chat(tokenizer, chat_template), [tokenizer.eos_token or ""])
     except ModelError:
         return frozenset()
-    return leading_special_token(tokenizer, text.rpartition(placeholder)[2])
+    number = tokenizer.convert_tokens_to_ids(token) if token else None
+    return frozenset([number] if isinstance(number, int) else [])
 
 
 def leading_special_token(tokenizer: Any, text: str) -> frozenset[int]:

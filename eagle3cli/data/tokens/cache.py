@@ -40,7 +40,7 @@ from eagle3cli.settings.tables import Settings
 if TYPE_CHECKING:
     from eagle3cli.data.tokens.vocab import VocabMapping
 
-FORMAT = 5
+FORMAT = 6
 """Raised when the same inputs would give other rows."""
 DIGESTS = "inputs.json"
 TOKENIZER_PARTS = (

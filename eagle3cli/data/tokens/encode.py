@@ -14,7 +14,7 @@ from eagle3cli.data.chat.offsets import tokenize
 from eagle3cli.data.chat.preformatted import ReplyDelimiters, find_replies_in_text
 from eagle3cli.data.chat.reply_spans import Rendered, find_replies
 from eagle3cli.data.chat.template import Chat
-from eagle3cli.data.chat.tokenizer import turn_end_ids
+from eagle3cli.data.chat.tokenizer import stop_texts
 from eagle3cli.data.conversations.conversation import Conversation
 from eagle3cli.data.conversations.system_prompt import with_system
 from eagle3cli.data.tokens.rows import Ids, Mask, TokenRow
@@ -49,9 +49,8 @@ class Encoder:
             self._chat = None
             self.format = self.text_marks.as_format()
             return
-        ends = self.end_ids | turn_end_ids(self.tokenizer, self.chat_template)
         self._chat = Chat(self.tokenizer, self.chat_template, self.chat_options)
-        self.format = learn_format(self._chat, [self.tokenizer.convert_ids_to_tokens(i) or "" for i in sorted(ends)])
+        self.format = learn_format(self._chat, *stop_texts(self.tokenizer, self.end_ids))
 
     def encode(self, conversations: Sequence[Conversation]) -> list[TokenRow | DataError]:
         """Token rows in order; a row that cannot be encoded exactly is the DataError that says why."""
