@@ -40,6 +40,8 @@ class PretendGpu:
     """Copies between host and device that nobody waited for, likewise."""
     kernels: Counter[str] = field(default_factory=Counter)
     """Operations on the device by name, views included."""
+    launched: int = 0
+    """Operations so far, whatever was forgotten."""
     under_way: list[HostCopy] = field(default_factory=list)
     in_sdpa: bool = False
     """Inside scaled_dot_product_attention, which picks a CPU's kernel here."""
@@ -49,9 +51,10 @@ class PretendGpu:
         for counts in (self.syncs, self.copies, self.kernels):
             counts.clear()
 
-    def wait(self, why: str, copies: list[HostCopy] | None = None) -> None:
-        """The host waits for the device: all copies (or these) arrive."""
-        self.syncs[f"{place()} {why}"] += 1
+    def wait(self, why: str | None, copies: list[HostCopy] | None = None) -> None:
+        """The host waits for the device: all copies (or these) arrive; not counted without a ``why``."""
+        if why is not None:
+            self.syncs[f"{place()} {why}"] += 1
         arrived = list(self.under_way) if copies is None else copies
         for copy in arrived:
             copy.to.copy_(copy.values)
@@ -149,6 +152,7 @@ def run_kernel(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if why := why_it_waits(func, name, args, kwargs):
         ACTIVE.wait(why)
     ACTIVE.kernels[name] += 1
+    ACTIVE.launched += 1
     # Operations in place return what they were given.
     wrappers = {id(x.elem): x for x in tensors if isinstance(x, GpuTensor)}
     out = func(*tree_map(numbers, args), **tree_map(numbers, kwargs))

@@ -10,7 +10,8 @@ enough and results are those of a CPU. What a GPU does otherwise is raised or co
 
 * a kernel that gets tensors of two devices, a kernel that only a CPU has, ``numpy()``: an error, as on a GPU
 * whatever makes the host wait for the device (a value that is read, a shape that depends on data, a copy to or from
-  memory that is not pinned): ``gpu.syncs``, by source line; copies that nobody waits for: ``gpu.copies``
+  memory that is not pinned, an event with no work behind it): ``gpu.syncs``, by source line; copies that nobody waits
+  for: ``gpu.copies``
 * a copy to the host that nobody has waited for holds wrong numbers until somebody does
 
 What it cannot show: speed, memory, CUDA's own rounding, several streams at once, kernels that are compiled.
@@ -107,16 +108,19 @@ class Event:
 
     def __init__(self, **_: Any) -> None:
         self.copies: list[HostCopy] = []
+        self.launched = 0
         self.at = 0.0
 
     def record(self, _stream: Any = None) -> None:
         """Remember what has been begun so far."""
         self.copies = list(gpu_tensor.ACTIVE.under_way)
+        self.launched = gpu_tensor.ACTIVE.launched
         self.at = time.perf_counter()
 
     def synchronize(self) -> None:
-        """Wait for it."""
-        gpu_tensor.ACTIVE.wait("event", self.copies)
+        """Wait for it: the device runs dry meanwhile, unless it was given work since."""
+        gpu = gpu_tensor.ACTIVE
+        gpu.wait("event" if gpu.launched == self.launched else None, self.copies)
 
     def query(self) -> bool:
         """Whether the device has got there: it always has."""

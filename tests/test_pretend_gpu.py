@@ -90,6 +90,15 @@ def test_a_copy_that_nobody_waited_for_is_not_there(gpu: PretendGpu) -> None:
     assert late.tolist() != [0, 1, 2, 3]
     int(x[0])  # whoever waits for the device waits for its copies
     assert late.tolist() == [0, 1, 2, 3]
+    event = torch.cuda.Event()
+    event.record()
+    waits(gpu)
+    event.synchronize()
+    assert waits(gpu) == 1
+    event.record()
+    x + 1
+    event.synchronize()  # the device has more to do meanwhile
+    assert waits(gpu) == 0
     buffer = torch.empty(4, dtype=torch.long, pin_memory=True)
     waits(gpu)
     buffer.copy_(x, non_blocking=True)

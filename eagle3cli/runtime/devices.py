@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +22,30 @@ M_MMAP_MAX = -4
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A copy that the host does not wait for: torch keeps the pinned memory until it is done."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+@dataclass(frozen=True)
+class HostCopy:
+    """A copy of a device's numbers in the host's memory that may still be on its way."""
+
+    values: Tensor
+    arrived: torch.cuda.Event | None
+
+    def read(self) -> Tensor:
+        """The numbers; waits for what the device had been given before the copy, not for what came after it."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.values
+
+
+def to_host(tensor: Tensor) -> HostCopy:
+    """Begin a copy to the host's memory that nobody waits for until it is read."""
+    if tensor.device.type != "cuda":
+        return HostCopy(tensor, None)
+    values = tensor.to("cpu", non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return HostCopy(values, arrived)
 
 
 def set_threads(threads: int | None) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eagle3cli.runtime.devices import HostCopy, to_host
 from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.training.ttt.loss import LossSums
 from eagle3cli.training.ttt.unroll import PositionPlan
@@ -41,6 +42,8 @@ class Metrics:
     """Positions whose accuracy counts, by step of the unroll."""
     with_loss_T: list[int] = field(default_factory=list)
     """Positions that carried loss, by step of the unroll."""
+    uncounted: list[HostCopy] = field(default_factory=list)
+    """Such numbers ``[T]`` of micro batches, on their way from the device."""
     earlier: list[float] = field(default_factory=list)
     """Totals over all ranks of what an earlier session had counted."""
     tokens: int = 0
@@ -54,9 +57,12 @@ class Metrics:
         """Add a micro batch of this rank."""
         self.losses.append(loss)
         self.sums.append(sums)
-        self.with_loss += plan.with_loss
         self.counted_T = _added(self.counted_T, [step.counted for step in plan.steps])
-        self.with_loss_T = _added(self.with_loss_T, [len(step.loss_L) for step in plan.steps])
+        if plan.taught_N is None:
+            self.with_loss_T = _added(self.with_loss_T, [len(step.loss_L) for step in plan.steps])
+        else:
+            assert sums.with_loss_T is not None
+            self.uncounted.append(to_host(sums.with_loss_T))
 
     def add_step(self, step: Metrics) -> None:
         """Add a training step."""
@@ -71,12 +77,15 @@ class Metrics:
     def all_reduce_counts(self, ranks: Ranks, ttt_length: int) -> None:
         """Make the counts those of all ranks; losses and their sums stay this rank's."""
         none = [0] * ttt_length
-        counts = [self.with_loss, self.tokens, *(self.counted_T or none), *(self.with_loss_T or none)]
-        with_loss, tokens, *by_step = map(int, ranks.all_reduce_sum(counts))
-        self.with_loss = with_loss
+        for counts in self.uncounted:
+            self.with_loss_T = _added(self.with_loss_T, [int(count) for count in counts.read().tolist()])
+        self.uncounted = []
+        mine = [self.tokens, *(self.counted_T or none), *(self.with_loss_T or none)]
+        tokens, *by_step = map(int, ranks.all_reduce_sum(mine))
         self.tokens = tokens
         self.counted_T = by_step[:ttt_length]
         self.with_loss_T = by_step[ttt_length:]
+        self.with_loss = self.with_loss_T[0]
 
     def totals(
         self, ranks: Ranks, ttt_length: int, more: Sequence[float] = ()

@@ -168,11 +168,11 @@ class Trainer:
             return
         with self.timers.part("forward"):
             loss, sums = self.model(batch, plan, weights)
+        step.add_micro_batch(loss.detach(), sums, plan)
         with self.timers.part("backward"):
             loss.backward()
             if loss.device.type == "cuda":  # a CPU's runs stay what they were, to the bit
                 self.optimizer.accumulate()
-        step.add_micro_batch(loss.detach(), sums, plan)
 
     def _divisor(self, step: Metrics) -> float:
         """What the step's sums are divided by."""

@@ -13,7 +13,7 @@ from eagle3cli.training.trainer import Trainer
 from eagle3cli.training.ttt import unroll
 from tests.gpu_tensor import PretendGpu
 from tests.pretend_gpu import pretend_gpu
-from tests.training.test_trainer import make_trainer
+from tests.training.test_trainer import RandomSource, make_trainer
 
 BUDGET = 2
 """Host syncs of a training step: for the gradient norm, and with the loss mix for the acceptance rates."""
@@ -48,21 +48,23 @@ def two_steps(trainer: Trainer) -> Numbers:
     return losses, norms, {name: weight.detach().cpu() for name, weight in trainer.draft.named_parameters()}
 
 
+@pytest.mark.parametrize("live", [False, True], ids=["store", "live"])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_step_gives_the_cpus_numbers(tmp_path: Path, gpu_kernel: None, way: str) -> None:
+def test_a_step_gives_the_cpus_numbers(tmp_path: Path, gpu_kernel: None, way: str, live: bool) -> None:
+    source = RandomSource(device="cuda", live=live)
     options = {"learning_rate": 1e-3, **WAYS[way]}
     on_cpu = two_steps(make_trainer(tmp_path, **options))
     with pretend_gpu():
-        on_gpu = two_steps(make_trainer(tmp_path, device="cuda", **options))
+        on_gpu = two_steps(make_trainer(tmp_path, source, device="cuda", **options))
     assert on_gpu[0] == pytest.approx(on_cpu[0], rel=1e-5)
     assert on_gpu[1] == pytest.approx(on_cpu[1], rel=1e-4)
     for name, weight in on_cpu[2].items():
         torch.testing.assert_close(on_gpu[2][name], weight, rtol=1e-4, atol=1e-5)
 
 
-def syncs_of_a_step(folder: Path, gpu: PretendGpu, **options: Any) -> Counter[str]:
+def syncs_of_a_step(folder: Path, gpu: PretendGpu, *, live: bool = False, **options: Any) -> Counter[str]:
     """Where the host waits in a training step from its batch to its weights, and how often."""
-    trainer = make_trainer(folder, device="cuda", **options)
+    trainer = make_trainer(folder, RandomSource(device="cuda", live=live), device="cuda", **options)
     batches = {tuple(rows): trainer.batches.source.batch(rows) for rows in trainer.batches.micro_batches(0)}
     trainer.batches.source.batch = lambda rows: batches[tuple(rows)]  # type: ignore[method-assign]
     gpu.reset()
@@ -74,9 +76,12 @@ def check_budget(syncs: Counter[str]) -> None:
     assert syncs.total() <= BUDGET, syncs
 
 
+@pytest.mark.parametrize("live", [False, True], ids=["store", "live"])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_step_waits_for_the_device_a_few_times_however_it_is_cut(tmp_path: Path, gpu: PretendGpu, way: str) -> None:
-    check_budget(syncs_of_a_step(tmp_path, gpu, **WAYS[way]))
+def test_a_step_waits_for_the_device_a_few_times_however_it_is_cut(
+    tmp_path: Path, gpu: PretendGpu, way: str, live: bool
+) -> None:
+    check_budget(syncs_of_a_step(tmp_path, gpu, live=live, **WAYS[way]))
 
 
 def test_a_value_that_a_step_reads_on_the_way_is_noticed(

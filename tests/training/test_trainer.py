@@ -44,6 +44,8 @@ class RandomSource:
     poisoned: set[int] = field(default_factory=set)
     lengths: Sequence[int] = tuple(LENGTHS)
     device: str = "cpu"
+    live: bool = False
+    """The answers are on the device alone, as a live target gives them."""
 
     def batch(self, rows: Sequence[int]) -> TargetBatch:
         parts: dict[str, list[torch.Tensor]] = {"token_ids_N": [], "loss_mask_N": [], "aux_NC": [], "last_NH": []}
@@ -62,9 +64,8 @@ class RandomSource:
         joined["top_N"] = (joined["last_NH"] @ HEAD.T).argmax(-1)
         mask_N = joined.pop("loss_mask_N")  # stays with the host
         moved = {name: tensor.to(self.device) for name, tensor in joined.items()}
-        return TargetBatch(
-            loss_mask_N=mask_N, cu_seqlens=tuple(bounds), rows=tuple(rows), top_host_N=joined["top_N"], **moved
-        )
+        top_N = None if self.live else joined["top_N"]
+        return TargetBatch(loss_mask_N=mask_N, cu_seqlens=tuple(bounds), rows=tuple(rows), top_host_N=top_N, **moved)
 
 
 HEAD = torch.randn(VOCAB, HIDDEN, generator=torch.Generator().manual_seed(99))

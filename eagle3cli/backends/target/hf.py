@@ -21,7 +21,7 @@ from eagle3cli.backends.target.hf_load import embedding_and_head, load_model, pl
 from eagle3cli.backends.target.logits import Head
 from eagle3cli.backends.target.packed import packed_inputs, packed_kernels
 from eagle3cli.backends.target.padding import PASS_TOKENS, similar_lengths
-from eagle3cli.backends.target.positions import cached, keeps_positions, with_attention
+from eagle3cli.backends.target.positions import NoCache, cached, keeps_positions, with_attention
 from eagle3cli.backends.target.structure import decoder_of
 from eagle3cli.backends.target.target import States, Tokens
 from eagle3cli.errors import ModelError, UsageError
@@ -127,7 +127,7 @@ class HfTarget:
         ids_BS = to_device(pad_sequence([s[shared:] for s in ids], batch_first=True), self.device)
         with self.recording() as outputs:
             if not shared:
-                aux_BSC, last_BSH = self._forward(outputs, ids_BS, use_cache=False)
+                aux_BSC, last_BSH = self._forward(outputs, ids_BS, use_cache=False, **self._unwatched())
             else:
                 # A system prompt that all rows begin with is run once.
                 cache = DynamicCache(config=self.model.config)
@@ -146,6 +146,11 @@ class HfTarget:
         with self.recording() as outputs, with_attention(self.model, implementation):
             aux_1NC, last_1NH = self._forward(outputs, inputs.pop("input_ids"), **inputs)
         return list(zip(aux_1NC[0].split(lengths), last_1NH[0].split(lengths), strict=True))
+
+    def _unwatched(self) -> dict[str, Any]:
+        """What keeps transformers from reading values back in a pass without a cache; a CPU has them anyway."""
+        quick = self.device.type == "cuda" and keeps_positions(self.model)
+        return cached(self.decoder, NoCache()) if quick else {}
 
     def _shared(self, sequences: Sequence[Tokens]) -> int:
         """Tokens of a common beginning that is worth its own pass, else 0."""

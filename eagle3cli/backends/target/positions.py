@@ -146,6 +146,33 @@ class PositionCache(Cache):
         return self.extent, 0
 
 
+class NoCache(Cache):
+    """A cache that keeps nothing. With one transformers does not look for packed rows in the positions of a batch,
+    which the host of a GPU would have to wait for."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The states themselves."""
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """None are kept."""
+        return 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Every pass begins at the beginning."""
+        return 0
+
+    def get_mask_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Keys of a pass: as many as its queries, or as the positions that older transformers give for them."""
+        queries = args[0]
+        return (queries if isinstance(queries, int) else len(queries)), 0
+
+
 def position_mask(positions_BQ: Tensor, extent: int, dtype: torch.dtype) -> Tensor:
     """Additive ``[B, 1, Q, extent]`` mask: a query at position q sees the slots ``<= q``."""
     slots = torch.arange(extent, device=positions_BQ.device)

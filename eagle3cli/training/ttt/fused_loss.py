@@ -13,7 +13,7 @@ P counts the positions with loss of all steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -67,19 +67,23 @@ class _FusedLoss(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         training = any(ctx.needs_input_grad)
         counts = [len(states_LH) for states_LH in normed]
-        sums_4P = torch.zeros(4, sum(counts), dtype=torch.float32, device=head.device)
+        # One column more: for the rows that do not count.
+        sums_5P = torch.zeros(5, sum(counts) + 1, dtype=torch.float32, device=head.device)
         d_head = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         d_normed = [torch.empty_like(states_LH) for states_LH in normed] if training else []
         weights_4T = _weights(weights, counts, head.device)
-        for part in _chunks(
-            plan, weights_4T[:3], positions_at_once(chunk, len(head), len(teacher.whole_head or ()), len(normed))
-        ):
-            _score_chunk(part, normed, head, teacher, sums_4P, d_normed, d_head)
-        sums_4T = torch.stack([part_4L.sum(1) for part_4L in sums_4P.split(counts, 1)], 1)
+        at_once = positions_at_once(chunk, len(head), len(teacher.whole_head or ()), len(normed))
+        for part in _chunks(plan, weights_4T[:3], at_once):
+            if plan.taught_N is not None:
+                part = _taught(part, plan.taught_N, sums_5P)
+            _score_chunk(part, normed, head, teacher, sums_5P[:4], d_normed, d_head)
+        sums_5T = torch.stack([part_5L.sum(1) for part_5L in sums_5P.split([*counts, 1], 1)[:-1]], 1)
+        if plan.taught_N is None:
+            sums_5T[4] = weights_4T[3, :-1]
         ctx.save_for_backward(*d_normed, *([d_head] if d_head is not None else []))
         ctx.head_dtype = head.dtype
-        ctx.mark_non_differentiable(*sums_4T)
-        return (_total(sums_4T, weights_4T, weights), *sums_4T)
+        ctx.mark_non_differentiable(*sums_5T)
+        return (_total(sums_5T, weights_4T, weights), *sums_5T)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -91,6 +95,19 @@ class _FusedLoss(torch.autograd.Function):
             # Scaled and rounded in one pass, with no second fp32 matrix.
             d_head = torch.mul(wide, scale, out=torch.empty_like(wide, dtype=ctx.head_dtype))
         return (d_head, None, None, None, None, *(d * scale for d in d_normed))
+
+
+def _taught(chunk: Chunk, taught_N: Tensor, sums_5P: Tensor) -> Chunk:
+    """The chunk with rows whose teacher does not count moved to where they weigh nothing and nobody adds them up.
+
+    Counts the others in the last row of the sums. The host does not know which they are, and need not.
+    """
+    rows = chunk.rows
+    taught_L = taught_N[chunk.position_U][rows.at_L]
+    step_L = torch.where(taught_L, rows.step_L, rows.weights_3T.shape[1] - 1)
+    slot_L = torch.where(taught_L, rows.slot_L, sums_5P.shape[1] - 1)
+    sums_5P[4].index_fill_(0, slot_L, 1.0)
+    return replace(chunk, rows=replace(rows, step_L=step_L, slot_L=slot_L))
 
 
 def _score_chunk(
@@ -147,9 +164,12 @@ def positions_at_once(chunk: int, draft_vocab: int, whole_vocab: int, steps: int
 
 
 def _weights(weights: LossWeights, counts: Sequence[int], device: torch.device) -> Tensor:
-    """Weights of the three terms at every step, and under them how many positions carry loss there; ``[4, T]``."""
+    """Weights of the three terms at every step, and under them how many positions carry loss there; ``[4, T + 1]``.
+
+    At the last step, which is none, nothing weighs anything.
+    """
     rows = (weights.cross_entropy_T, weights.total_variation_T, weights.log_rate_T, [float(c) for c in counts])
-    return to_device(torch.tensor(rows, dtype=torch.float32), device)
+    return to_device(torch.tensor([[*row, 0.0] for row in rows], dtype=torch.float32), device)
 
 
 def _chunks(plan: PositionPlan, weights_3T: Tensor, at_once: int) -> Iterator[Chunk]:
@@ -184,18 +204,18 @@ def _chunks(plan: PositionPlan, weights_3T: Tensor, at_once: int) -> Iterator[Ch
         yield Chunk(together[begin:end], ScoredRows(at_L, step_L, slot_L, weights_3T), parts)
 
 
-def _total(sums_4T: Tensor, weights_4T: Tensor, weights: LossWeights) -> Tensor:
+def _total(sums_5T: Tensor, weights_4T: Tensor, weights: LossWeights) -> Tensor:
     """The weighted sum of all terms; one whose weights are all zero is left out, infinite or not."""
-    loss_T, _, rate_T, log_rate_T = sums_4T
+    loss_T, _, rate_T, log_rate_T, with_loss_T = sums_5T
     terms = (
         (weights.cross_entropy_T, loss_T),
-        (weights.total_variation_T, weights_4T[3] - rate_T),
+        (weights.total_variation_T, with_loss_T - rate_T),
         (weights.log_rate_T, -log_rate_T),
     )
-    total = torch.zeros((), device=sums_4T.device)
+    total = torch.zeros((), device=sums_5T.device)
     for row, (weight_T, sum_T) in enumerate(terms):
         if any(weight_T):
-            total = total + (sum_T * weights_4T[row]).sum()
+            total = total + (sum_T * weights_4T[row, :-1]).sum()
     return total
 
 

@@ -93,6 +93,8 @@ class LossSums:
     """Sum of the acceptance rates; zeros where the teacher has no whole head."""
     log_rate_T: Tensor
     """Sum of their logarithms."""
+    with_loss_T: Tensor | None = None
+    """How many they are, where the plan cannot say: see ``PositionPlan.taught_N``."""
 
 
 def mean_rates(sums: Sequence[LossSums], with_loss_T: Sequence[int], ranks: Ranks = SINGLE_PROCESS) -> list[float]:

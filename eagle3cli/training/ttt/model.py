@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -49,18 +49,23 @@ class TTTModel(nn.Module):
         """Which target tokens the draft vocabulary has, in the host's memory."""
 
     def plan(self, batch: TargetBatch, settings: TrainSettings, step: int) -> PositionPlan:
-        """The positions of a batch in a 0-based training step, planned on the host while the device is at work."""
+        """The positions of a batch in a 0-based training step, planned on the host while the device is at work.
+
+        The answers of a live target on a GPU are not waited for: the device leaves out those that the draft vocabulary
+        does not have.
+        """
         anchors_N = draw_anchors(batch.rows, batch.cu_seqlens, settings.anchor_fraction, seed=settings.seed, step=step)
-        top_N = batch.top_N.cpu() if batch.top_host_N is None else batch.top_host_N
+        top_N = batch.top_host_N
+        expressible_N = torch.ones_like(batch.loss_mask_N) if top_N is None else self.expressible_V[top_N]
         plan = plan_positions(
             batch.loss_mask_N,
             batch.cu_seqlens,
-            self.expressible_V[top_N],
+            expressible_N,
             settings.ttt_length,
             settings.alignment,
             anchors_N,
-        )
-        return plan.to(batch.token_ids_N.device)
+        ).to(batch.token_ids_N.device)
+        return plan if top_N is not None else replace(plan, taught_N=self.draft.t2d[batch.top_N])
 
     def forward(self, batch: TargetBatch, plan: PositionPlan, weights: LossWeights) -> tuple[Tensor, LossSums]:
         """The weighted sum of the losses over all positions with loss, and the sums behind it."""

@@ -64,6 +64,9 @@ class PositionPlan:
     """Positions after this one are read by nobody."""
     host: PositionPlan | None = None
     """The same in the host's memory; None where this one is there."""
+    taught_N: Tensor | None = None
+    """Which teachers' answers the draft vocabulary has, where only a device knows. Then ``loss_L`` goes by the mask
+    alone, and the loss leaves the others out; None: they are left out of the plan."""
 
     @property
     def with_loss(self) -> int:

@@ -13,6 +13,7 @@ import transformers
 from eagle3cli.backends.target import hf_load
 from eagle3cli.backends.target.head import read_head, read_target_tensors
 from eagle3cli.backends.target.hf import NEEDS_TRANSFORMERS_5, load_target, read_target_config
+from eagle3cli.backends.target.positions import NoCache, cached, keeps_positions
 from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
@@ -39,6 +40,10 @@ def test_states_and_logits_are_the_models_own(tmp_path: Path, name: str) -> None
         ((alone, _),) = target.capture([row])
         with torch.no_grad():
             out = target.model(input_ids=torch.tensor([row]), output_hidden_states=True)
+            if keeps_positions(target.model):  # how a GPU runs it
+                keeps_none = cached(target.decoder, NoCache())
+                states = target.decoder(input_ids=torch.tensor([row]), use_cache=False, **keeps_none)
+                torch.testing.assert_close(states.last_hidden_state[0], last, rtol=1e-4, atol=1e-4)
         want = torch.cat([out.hidden_states[layer + 1][0] for layer in target.aux_layers], -1)
         torch.testing.assert_close(aux, want, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(alone, want, rtol=1e-4, atol=1e-4)

@@ -153,8 +153,8 @@ def test_on_a_gpu_rows_are_packed_where_there_is_a_kernel(
     target.decoder.register_forward_hook(lambda *_: passes.append(1))
     gpu.reset()
     states = target.capture(rows)
-    # The twin of the kernel reads where its rows begin; transformers asks of other passes whether rows are packed.
-    assert gpu.syncs.total() == (len(target.layers) if kernel else 2), gpu.syncs
+    # The twin of the kernel reads where its rows begin.
+    assert gpu.syncs.total() == (len(target.layers) if kernel else 0), gpu.syncs
     assert len(passes) == (1 if kernel else 2)
     for row, (aux_SC, last_SH) in zip(rows, states, strict=True):
         ((alone_SC, alone_SH),) = target.capture_padded([row])
