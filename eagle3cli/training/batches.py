@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import torch
 
-from eagle3cli.backends.batches.batch import BatchSource
+from eagle3cli.backends.batches.batch import BatchSource, RowsByRank, TargetBatch
+from eagle3cli.backends.batches.online import own_batch
 from eagle3cli.backends.target.padding import similar_lengths
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 
@@ -59,10 +61,16 @@ class Batches:
     max_tokens: int | None = None
     """Tokens that go through the draft at once, where rows are not counted."""
 
-    def micro_batches(self, step: int) -> list[list[int]]:
-        """Rows of each of this rank's micro batches: as many as every other rank has, so the last may be empty."""
+    def micro_batches(self, step: int) -> list[RowsByRank]:
+        """The micro batches of a step."""
         rows = self.sampler.batch(step)
-        return rank_micro_batches(rows, self.source.lengths, self.ranks, self.micro_batch_size, self.max_tokens)
+        return micro_batches_by_rank(
+            rows, self.source.lengths, self.ranks.world_size, self.micro_batch_size, self.max_tokens
+        )
+
+    def states(self, rows_by_rank: RowsByRank) -> TargetBatch | None:
+        """This rank's part of a micro batch; None where it has none. All ranks must ask for theirs."""
+        return own_batch(self.source, rows_by_rank, self.ranks.rank)
 
 
 def upcoming(
@@ -72,25 +80,26 @@ def upcoming(
     lengths: Sequence[int],
     ranks: Ranks,
     max_tokens: int | None = None,
-) -> Iterator[list[int]]:
+) -> Iterator[Sequence[int]]:
     """Rows of every micro batch of a rank from a 0-based step on, as the trainer will ask for them."""
     while True:
-        yield from filter(None, rank_micro_batches(sampler.batch(step), lengths, ranks, micro_batch_size, max_tokens))
+        rows = sampler.batch(step)
+        cut = micro_batches_by_rank(rows, lengths, ranks.world_size, micro_batch_size, max_tokens)
+        yield from (rows_by_rank[ranks.rank] for rows_by_rank in cut if rows_by_rank[ranks.rank])
         step += 1
 
 
-def rank_micro_batches(
+def micro_batches_by_rank(
     rows: Sequence[int],
     lengths: Sequence[int],
-    ranks: Ranks,
+    world_size: int,
     micro_batch_size: int | None,
     max_tokens: int | None = None,
-) -> list[list[int]]:
-    """This rank's micro batches of a batch, as many as every other rank has; the last ones may be empty."""
-    parts = partition(rows, lengths, ranks.world_size)
+) -> list[RowsByRank]:
+    """The micro batches of a batch; all ranks have equally many, so that some ranks' rows of the last may be none."""
+    parts = partition(rows, lengths, world_size)
     by_rank = [micro_batches(part, micro_batch_size, lengths, max_tokens) for part in parts]
-    mine = by_rank[ranks.rank]
-    return [*mine, *[[] for _ in range(max(map(len, by_rank)) - len(mine))]]
+    return [list(rows_by_rank) for rows_by_rank in zip_longest(*by_rank, fillvalue=[])]
 
 
 def partition(rows: Sequence[int], lengths: Sequence[int], world_size: int) -> list[list[int]]:

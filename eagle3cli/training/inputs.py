@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eagle3cli.backends.batches.batch import BatchSource
-from eagle3cli.backends.batches.online import OnlineSource
+from eagle3cli.backends.batches.online import online_source
 from eagle3cli.backends.batches.store import StoreSource
 from eagle3cli.backends.target.auto import open_target
 from eagle3cli.backends.target.head import fingerprint, read_target_tensors
@@ -68,9 +68,9 @@ def online(
     )
     embedding_VH = target.embedding_VH
     weights = _last_layer(settings.target, raw, embedding_VH.device, embedding_VH.dtype) | {"embedding": embedding_VH}
-    evaluation = OnlineSource(target, cached.eval) if cached.eval is not None and len(cached.eval) else None
+    evaluation = online_source(target, cached.eval) if cached.eval is not None and len(cached.eval) else None
     return Inputs(
-        OnlineSource(target, cached.train),
+        online_source(target, cached.train),
         evaluation,
         cached.vocab,
         config,

@@ -55,13 +55,8 @@ def own_share(batches: Batches, step: int) -> list[TargetBatch]:
 
     All ranks must ask for theirs: they may share the target.
     """
-    share = []
-    for rows in batches.micro_batches(step):
-        if rows:
-            share.append(_on_cpu(batches.source.batch(rows)))
-        else:
-            batches.source.take_part()
-    return share
+    states = map(batches.states, batches.micro_batches(step))
+    return [_on_cpu(batch) for batch in states if batch is not None]
 
 
 def save_share(path: Path, share: Sequence[TargetBatch]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eagle3cli.backends.batches.batch import BatchSource
+from eagle3cli.backends.batches.batch import BatchSource, RowsByRank
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.runtime.report import Reporter
@@ -134,8 +134,8 @@ class Trainer:
         weights = loss_weights(settings, state.rates)
         step = Metrics()
         with self.parallel.no_sync(self.timers):
-            for rows in self.batches.micro_batches(state.step):
-                self.accumulate(rows, weights, step)
+            for rows_by_rank in self.batches.micro_batches(state.step):
+                self.accumulate(rows_by_rank, weights, step)
         with self.timers.part("waiting"):
             step.all_reduce_counts(self.ranks, settings.ttt_length)
         step.divisor = self._divisor(step)
@@ -151,17 +151,12 @@ class Trainer:
             skip_step(self.output_dir, state, self.batches, float(self.grad_norm), settings, self.report)
         state.step += 1
 
-    def accumulate(self, rows: list[int], weights: LossWeights, step: Metrics) -> None:
-        """Add one micro batch's gradients to the weights, and its numbers to the step's.
-
-        One without rows only takes part in what the other ranks need of this one.
-        """
-        source = self.batches.source
+    def accumulate(self, rows_by_rank: RowsByRank, weights: LossWeights, step: Metrics) -> None:
+        """Add this rank's part of a micro batch: its gradients to the weights, and its numbers to the step's."""
         with self.timers.part("target" if self.settings.mode == "online" else "reading"):
-            if not rows:
-                source.take_part()
-                return
-            batch = source.batch(rows)
+            batch = self.batches.states(rows_by_rank)
+        if batch is None:
+            return
         plan = self.model.plan(batch, self.settings, self.state.step)
         step.tokens += len(batch.token_ids_N)
         if plan.empty:

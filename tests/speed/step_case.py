@@ -143,9 +143,6 @@ class MadeStates:
         """On the device, as a store's rows come there: nobody waits."""
         return x_N if self.device.type == "cpu" else x_N.pin_memory().to(self.device, non_blocking=True)
 
-    def take_part(self) -> None:
-        """There are no other processes."""
-
 
 def make_trainer(case: Case, draft: Draft, make: MakeTensor, timers: Timers | None = None) -> Trainer:
     """The trainer of a case around a draft that is on its device, in its type."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle3cli.runtime.distributed import Ranks
-from eagle3cli.training.batches import Sampler, balance, micro_batches, partition, rank_micro_batches
+from eagle3cli.training.batches import Sampler, balance, micro_batches, micro_batches_by_rank, partition
 
 LENGTHS = st.lists(st.integers(1, 5000), min_size=1, max_size=40)
 
@@ -51,14 +50,11 @@ def test_micro_batches_by_tokens(lengths: list[int], world_size: int, max_tokens
     rows = list(range(len(lengths)))
     random.shuffle(rows)  # type: ignore[attr-defined]
 
-    def cut() -> list[list[list[int]]]:
-        ranks = [Ranks(rank, world_size) for rank in range(world_size)]
-        return [rank_micro_batches(rows, lengths, rank, None, max_tokens) for rank in ranks]
-
-    by_rank = cut()
-    assert by_rank == cut()
-    assert len({len(parts) for parts in by_rank}) == 1
-    assert any(parts[-1] for parts in by_rank), "one rank needs them all"
+    cut = micro_batches_by_rank(rows, lengths, world_size, None, max_tokens)
+    assert cut == micro_batches_by_rank(rows, lengths, world_size, None, max_tokens)
+    assert all(len(rows_by_rank) == world_size for rows_by_rank in cut)
+    assert any(cut[-1]), "one rank needs them all"
+    by_rank = [list(parts) for parts in zip(*cut, strict=True)]
     for parts, share in zip(by_rank, partition(rows, lengths, world_size), strict=True):
         assert sorted(row for part in parts for row in part) == sorted(share)
         assert all(len(part) < 2 or sum(lengths[row] for row in part) <= max_tokens for part in parts)

@@ -65,7 +65,7 @@ def test_a_step_gives_the_cpus_numbers(tmp_path: Path, gpu_kernel: None, way: st
 def syncs_of_a_step(folder: Path, gpu: PretendGpu, *, live: bool = False, **options: Any) -> Counter[str]:
     """Where the host waits in a training step from its batch to its weights, and how often."""
     trainer = make_trainer(folder, RandomSource(device="cuda", live=live), device="cuda", **options)
-    batches = {tuple(rows): trainer.batches.source.batch(rows) for rows in trainer.batches.micro_batches(0)}
+    batches = {tuple(rows): trainer.batches.source.batch(rows) for (rows,) in trainer.batches.micro_batches(0)}
     trainer.batches.source.batch = lambda rows: batches[tuple(rows)]  # type: ignore[method-assign]
     gpu.reset()
     trainer.train_step()

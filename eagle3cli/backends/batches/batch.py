@@ -8,6 +8,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+RowsByRank = Sequence[Sequence[int]]
+"""Rows that go through the draft at once: of every rank its own."""
+
 
 @dataclass(frozen=True)
 class TargetBatch:
@@ -42,7 +45,4 @@ class BatchSource(Protocol):
         """Tokens of every row."""
 
     def batch(self, rows: Sequence[int]) -> TargetBatch:
-        """The states of these rows, packed in the order given."""
-
-    def take_part(self) -> None:
-        """Do what other processes need of this one for a batch of theirs, while it has none itself."""
+        """The states of these rows, packed in the order given. Processes that share a target ask for the same rows."""

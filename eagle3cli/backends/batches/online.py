@@ -7,9 +7,9 @@ from itertools import accumulate
 
 import torch
 
-from eagle3cli.backends.batches.batch import TargetBatch
+from eagle3cli.backends.batches.batch import BatchSource, RowsByRank, TargetBatch
 from eagle3cli.backends.target.group import SharedTarget
-from eagle3cli.backends.target.target import LiveTarget
+from eagle3cli.backends.target.target import LiveTarget, States, Tokens
 from eagle3cli.data.hidden_states.rows import teacher_positions
 from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.runtime.devices import to_device
@@ -27,16 +27,16 @@ class OnlineSource:
         """Tokens of every row."""
         return self.rows.lengths
 
-    def take_part(self) -> None:
-        """Run this process's part of a shared target on the others' rows."""
-        if isinstance(self.target, SharedTarget):
-            self.target.capture([])
-
     def batch(self, rows: Sequence[int]) -> TargetBatch:
         """Run the target over these rows and keep what the draft's loss reads."""
-        picked = [self.rows[r] for r in rows]
+        return self._batch(rows, self.target.capture(self._tokens(rows)))
+
+    def _tokens(self, rows: Sequence[int]) -> list[Tokens]:
+        return [self.rows[row].token_ids for row in rows]
+
+    def _batch(self, rows: Sequence[int], states: States) -> TargetBatch:
+        picked = [self.rows[row] for row in rows]
         masks = [torch.tensor(row.loss_mask, dtype=torch.bool) for row in picked]
-        states = self.target.capture([row.token_ids for row in picked])
         cu_seqlens = tuple(accumulate((len(mask) for mask in masks), initial=0))
         where = torch.cat([begin + teacher_positions(mask) for begin, mask in zip(cu_seqlens, masks, strict=False)])
         where = to_device(where, self.target.device)
@@ -54,3 +54,30 @@ class OnlineSource:
             rows=tuple(rows),
             top_host_N=top_N if top_N.device.type == "cpu" else None,
         )
+
+
+class SharedSource(OnlineSource):
+    """The same with a target in shards on several processes: they all must ask for the same batches."""
+
+    def __init__(self, target: SharedTarget, rows: TokenRows) -> None:
+        super().__init__(target, rows)
+        self.shared = target
+
+    def own_batch(self, rows_by_rank: RowsByRank, rank: int) -> TargetBatch | None:
+        """This process's part of a batch; where it has none, the target's part that the others need."""
+        states = self.shared.capture_parts([self._tokens(rows) for rows in rows_by_rank[self.shared.neighbours]])
+        rows = rows_by_rank[rank]
+        return self._batch(rows, states) if rows else None
+
+
+def online_source(target: LiveTarget, rows: TokenRows) -> OnlineSource:
+    """The source of batches for a target, shared or not."""
+    return SharedSource(target, rows) if isinstance(target, SharedTarget) else OnlineSource(target, rows)
+
+
+def own_batch(source: BatchSource, rows_by_rank: RowsByRank, rank: int) -> TargetBatch | None:
+    """A process's part of a batch; None where it has none. All must ask for theirs: they may share the target."""
+    if isinstance(source, SharedSource):
+        return source.own_batch(rows_by_rank, rank)
+    rows = rows_by_rank[rank]
+    return source.batch(rows) if rows else None

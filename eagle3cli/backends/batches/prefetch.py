@@ -55,9 +55,6 @@ class Prefetched:
         """Tokens of every row."""
         return self.source.lengths
 
-    def take_part(self) -> None:
-        """Nothing: each process reads its own rows."""
-
     def batch(self, rows: Sequence[int]) -> TargetBatch:
         """Read these rows, or take them where they were read ahead."""
         self._fill()

@@ -79,9 +79,6 @@ class StoreSource:
         """Tokens of every row."""
         return self.stores.lengths
 
-    def take_part(self) -> None:
-        """Nothing: each process reads its own rows."""
-
     def batch(self, rows: Sequence[int]) -> TargetBatch:
         """Read these rows; positions whose states nobody reads are zero."""
         return self.decoded(self.joined(rows, [self.stores.packed(row) for row in rows]))

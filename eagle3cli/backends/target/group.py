@@ -2,8 +2,8 @@
 
 In a command, the first process works, and the others run the target's layers with it and know nothing else: so
 whatever uses a target is written for one process. The first process announces every load and every batch; the others
-do the same with the target, and drop the states. In training, every process of a group asks for its own rows, and all
-of them run the target together.
+do the same with the target, and drop the states. In training every process of a group knows which rows the others have,
+and all of them run the target together.
 """
 
 from __future__ import annotations
@@ -40,26 +40,30 @@ class TensorParallelTarget(ProcessTarget):
 
 
 class SharedTarget(ProcessTarget):
-    """A target in shards on the processes of a group; all of them must call :meth:`capture` equally often.
-
-    Every process makes all groups; those of a group have neighbouring ranks.
-    """
+    """A target in shards on the processes of a group, those of neighbouring ranks; they must all run it together."""
 
     def __init__(self, inner: LiveTarget, ranks: Ranks, size: int) -> None:
         super().__init__(inner)
         self.ranks = ranks
         self.size = size
-        self.group = _neighbours(size)
 
     def capture(self, sequences: Sequence[Tokens]) -> States:
-        """States of this process's sequences; none, where it only takes part for the others."""
-        own = [np.asarray(ids, dtype=np.int32) for ids in sequences]
-        parts: list[list[Tokens]] = [[] for _ in range(self.size)]
+        """States of sequences that all processes of the group ask for."""
         with self.ranks.waiting():
-            dist.all_gather_object(parts, own, group=self.group)
-        states = self.inner.capture([ids for part in parts for ids in part]) if any(parts) else []
-        start = sum(len(part) for part in parts[: self.ranks.rank % self.size])
-        return states[start : start + len(own)]
+            return self.inner.capture(sequences)
+
+    def capture_parts(self, parts: Sequence[Sequence[Tokens]]) -> States:
+        """States of this process's sequences, where every process of the group gives those of them all."""
+        states = self.capture([ids for part in parts for ids in part]) if any(parts) else []
+        own = self.ranks.rank % self.size
+        start = sum(len(part) for part in parts[:own])
+        return states[start : start + len(parts[own])]
+
+    @property
+    def neighbours(self) -> slice:
+        """The ranks of the group."""
+        first = self.ranks.rank - self.ranks.rank % self.size
+        return slice(first, first + self.size)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from eagle3cli.backends.batches.batch import BatchSource, TargetBatch
+from eagle3cli.backends.batches.online import own_batch
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 from eagle3cli.runtime.report import Reporter
@@ -109,18 +110,15 @@ def evaluate(
 
     ``attend`` is the attention of the unroll, which training hands on.
     """
-    mine = rows[ranks.rank :: ranks.world_size]
-    most = len(range(0, len(rows), ranks.world_size))  # of the first rank; the others take part in as many batches
+    by_rank = [rows[rank :: ranks.world_size] for rank in range(ranks.world_size)]
     tally = _Tally(draft_steps)
-    with report.task("eval", total=len(mine)) as bar:
-        for at in range(0, most, batch_size):
-            part = mine[at : at + batch_size]
-            if not part:
-                source.take_part()
+    with report.task("eval", total=len(by_rank[ranks.rank])) as bar:
+        for at in range(0, len(by_rank[0]), batch_size):  # the first rank has the most rows
+            batch = own_batch(source, [part[at : at + batch_size] for part in by_rank], ranks.rank)
+            if batch is None:
                 continue
-            batch = source.batch(part)
             tally.add(batch, *agreements(draft, batch, embedding_VH, draft_steps, attend))
-            bar.advance(len(part), acceptance=f"{tally.simulated[-1].acceptance_length:.3f}")
+            bar.advance(len(batch.rows), acceptance=f"{tally.simulated[-1].acceptance_length:.3f}")
     return tally.evaluation(ranks, len(rows))
 
 
