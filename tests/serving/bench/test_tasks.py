@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.bench import tasks
+from eagle3cli.serving.bench.benchmarks import SPEED_CATEGORIES, SPEED_ENTROPIES
 from eagle3cli.serving.bench.tasks import benchmark_name, load_task, read_questions
 
 
@@ -90,6 +93,8 @@ ROWS = {
     "summarisation": ({"article": "q", "highlights": "h", "id": "x"}, "Summarize: q", None),
     "humaneval": ({"task_id": "HumanEval/0", "prompt": "q", "entry_point": "f", "test": "t"}, "Complete the code", ""),
     "mtbench": ({"prompt": ["q", "r"], "category": "c", "prompt_id": 1}, "q", None),
+    "speed-bench": ({"question_id": "x", "category": "rag", "turns": ["q"], "multiturn": False}, "q", None),
+    "speed-bench-throughput-8k": ({"question_id": "x", "category": "mixed", "turns": ["q"]}, "q", None),
 }  # fmt: skip
 
 
@@ -162,3 +167,85 @@ def test_a_bad_row_is_named_by_its_place(tmp_path: Path) -> None:
 def test_files_of_a_folder_go_before_packages_and_hub(shared: Path) -> None:
     names = [load_task(f"{name}:3", Silent(), shared / "data").name for name in ("mtbench", "gsm8k", "humaneval")]
     assert names == ["mtbench:3", "gsm8k:3", "humaneval:3"]
+
+
+def speed_bench(path: Path, per_category: int, *, withheld: int = 0, layout: str = "turns") -> Path:
+    """A file of SPEED-Bench's columns, as the hub has it (``turns``) or as NVIDIA's prepare.py writes it."""
+    rows = []
+    for category in SPEED_CATEGORIES:
+        for number in range(per_category):
+            turns = [f"{category} {number}?", "And then?"] if number % 2 else [f"{category} {number}?"]
+            if number < withheld:
+                turns = ["FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE USING SPECDEC_BENCH\n\n{question}"]
+            asked = turns if layout == "turns" else [{"role": "user", "content": turn} for turn in turns]
+            source = {"source": "x/y", "src_id": str(number), "difficulty": "easy", "multiturn": len(turns) > 1}
+            row = {"question_id": f"{category}-{number}", "category": category, "sub_category": "s", layout: asked}
+            rows.append(row | source)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        return path
+    return write(path, *rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("qualitative.jsonl", "messages"),
+        ("test.parquet", "turns"),
+        ("qualitative/test-00000-of-00001.parquet", "turns"),
+    ],
+)
+def test_speed_bench_as_others_write_it(tmp_path: Path, name: str, layout: str) -> None:
+    """NVIDIA's two scripts and a copy of the hub's folder."""
+    folder = tmp_path / "speed"
+    speed_bench(folder / name, 4, layout=layout)
+    task = load_task(f"speed-bench@{folder}:22", Silent())
+    assert task.name == "speed-bench:22"
+    assert [question.category for question in task.questions] == [*SPEED_CATEGORIES] * 2
+    assert task.questions[11].turns == ("coding 1?", "And then?")
+    assert task.questions[0].id == "coding-0"
+    if "qualitative" in name:
+        assert load_task("speed_bench:5", Silent(), folder).name == "speed-bench:5"
+
+
+def test_a_category_alone(tmp_path: Path) -> None:
+    speed_bench(tmp_path / "qualitative.jsonl", 3)
+    for word in ("speed-bench/rag:2", "speed_bench_rag:2", "speed-bench-qualitative/RAG:2"):
+        task = load_task(word, Silent(), tmp_path)
+        assert task.name == "speed-bench/rag:2"
+        assert [question.id for question in task.questions] == ["rag-0", "rag-1"]
+    with pytest.raises(DataError, match="no question of category cooking") as caught:
+        load_task("speed-bench/cooking", Silent(), tmp_path)
+    assert "there are: coding, humanities" in str(caught.value)
+    rows = [{"question_id": str(i), "category": SPEED_ENTROPIES[i % 3], "turns": [f"{i}?"]} for i in range(9)]
+    write(tmp_path / "throughput_8k.jsonl", *rows)
+    assert load_task("speed_bench_throughput_8k_low_entropy", Silent(), tmp_path).name == (
+        "speed-bench-throughput-8k/low_entropy:3"
+    )
+
+
+def test_withheld_texts_are_left_out_and_told(tmp_path: Path) -> None:
+    path = speed_bench(tmp_path / "qualitative.jsonl", 3, withheld=2)
+    report = Silent()
+    assert len(load_task(f"speed-bench@{path}", report).questions) == 11
+    assert "22 of 33 questions are left out" in report.warnings[0]
+    assert "prepare.py" in report.warnings[0]
+    path = speed_bench(tmp_path / "none.jsonl", 2, withheld=2)
+    with pytest.raises(DataError, match="22 of 22 questions are left out"):
+        load_task(f"speed-bench@{path}", Silent())
+
+
+def test_few_questions_of_a_hub_set_stand_for_all_categories(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its categories stand one behind the other there."""
+    rows = [json.loads(line) for line in speed_bench(tmp_path / "x.jsonl", 80).read_text().splitlines()]
+    asked: list[tuple[Any, ...]] = []
+
+    def hub(*arguments: Any) -> Iterator[SourceRow]:
+        asked.append(arguments)
+        return (SourceRow(number, row) for number, row in enumerate(rows, 1))
+
+    monkeypatch.setattr("eagle3cli.data.sources.hub.read_hub", hub)
+    questions = load_task("speed-bench:11", Silent()).questions
+    assert [question.category for question in questions] == [*SPEED_CATEGORIES]
+    assert asked == [("nvidia/SPEED-Bench", "test", "qualitative")]
