@@ -52,6 +52,8 @@ class Command:
     recipe: bool = False
     actions: tuple[Command, ...] = ()
     plan: Callable[[Settings], Plan] | None = None
+    loads_torch: bool = False
+    """Whether it imports torch, which takes seconds."""
     lenient: bool = False
     """Whether it also runs, with the defaults, where eagle3.toml is wrong."""
 

@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from eagle3cli import __version__
 from eagle3cli.cli.command_spec import CommandSpec
@@ -21,6 +22,14 @@ SERVING = "Serving"
 PIPELINE = "Whole chain & settings"
 STEPS = (DATA, TRAINING, SERVING, PIPELINE)
 DEBUG_HINT = "run again with --debug to see where it happened"
+PATH_FIXES = {
+    errno.EACCES: "allow it for you (chmod, chown), or name another path",
+    errno.EPERM: "allow it for you (chmod, chown), or name another path",
+    errno.ENOTDIR: "a part of this path is a file; name another path",
+    errno.EEXIST: "something of another kind stands there; name another path",
+    errno.EISDIR: "this is a folder; name a file",
+}
+"""What helps where the system refuses a path, by its error number."""
 SUMMARY = "Train EAGLE-3 draft models, from a data set's name to a measured speed-up."
 
 
@@ -111,13 +120,18 @@ def _show(error: Eagle3Error, argv: Sequence[str]) -> int:
 def _unexpected(error: Exception) -> Eagle3Error:
     """An error nobody foresaw, in one line; a full disk is called that."""
     if isinstance(error, OSError):
+        from eagle3cli.runtime.files import NO_SPACE, disk_error
+
         where = str(error.filename) if error.filename is not None else None
         reason = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_SPACE:
             fix = "make space (or choose another folder) and run the same command again; finished work is kept"
             return Eagle3Error(f"the disk is full: {reason}", where=where, fix=fix)
+        if where is not None and error.errno == errno.EROFS:
+            return disk_error(error, Path(where))
         if where is not None:
-            return Eagle3Error(reason[:1].lower() + reason[1:], where=where, fix=DEBUG_HINT)
+            fix = PATH_FIXES.get(error.errno or 0, DEBUG_HINT)
+            return Eagle3Error(reason[:1].lower() + reason[1:], where=where, fix=fix)
     text = str(error).strip().split("\n")[0]
     return Eagle3Error(f"{type(error).__name__}: {text}" if text else type(error).__name__, fix=DEBUG_HINT)
 

@@ -21,6 +21,9 @@ def run(settings: Settings, out: Out) -> int | None:
 
     A draft never changes greedy answers but at near ties: where one does, the run has failed.
     """
+    from eagle3cli.cli.preflight.preflight import preflight
+
+    preflight(COMMAND, settings, out)
     from eagle3cli.cli.local_target import with_local_target
     from eagle3cli.console.benchmark import COLUMNS, PART_COLUMNS, part_rows, table_row, warnings_of
     from eagle3cli.serving.bench.bench import bench
@@ -80,5 +83,6 @@ COMMAND = Command(
         *("server.mem_fraction_static", "server.port", "server.request_timeout", "server.dist_timeout"),
     ),
     run=run,
+    loads_torch=True,
     plan=planner("eagle3cli.serving.bench.plan:plan_bench"),
 )

@@ -15,6 +15,9 @@ from eagle3cli.settings.tables import Settings
 
 def run(settings: Settings, out: Out) -> int | None:
     """Build the cache (or find it) and say what is in it."""
+    from eagle3cli.cli.preflight.preflight import preflight
+
+    preflight(COMMAND, settings, out)
     from eagle3cli.cli.local_target import with_local_target
     from eagle3cli.console.cached import rejected, summary_text
     from eagle3cli.console.tokens import Style, page

@@ -34,7 +34,9 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
     from eagle3cli.backends.target.head import read_config, read_embedding_and_head
     from eagle3cli.models.card import model_card, origin_of, public_name
     from eagle3cli.models.checkpoint import has_embedding
-    from eagle3cli.models.export import export_draft, find_draft, serve_lines
+    from eagle3cli.models.checkpoint import read_config as read_draft
+    from eagle3cli.models.export import export_draft, serve_lines
+    from eagle3cli.models.folders import check_made_for, find_draft
     from eagle3cli.models.speculators import serve_line
     from eagle3cli.runtime.files import is_filled_so, refuse_existing, write_folder, write_text
 
@@ -45,6 +47,8 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
     name = settings.target.model_path or origin.target or _verifier_folder(source)
     target = local_folder(name, settings.data.cache_dir / "models", out) if name else None
     config = read_config(target, revision=settings.target.revision) if target else None
+    if config is not None:
+        check_made_for(source, read_draft(source), config)
     embedding = None
     if target and has_embedding(source):
         embedding, _ = read_embedding_and_head(target, revision=settings.target.revision)

@@ -10,6 +10,9 @@ from eagle3cli.settings.tables import Settings
 
 def run(settings: Settings, out: Out) -> int | None:
     """Simulate acceptance on the held-out replies and show it by depth and turn."""
+    from eagle3cli.cli.preflight.preflight import preflight
+
+    preflight(COMMAND, settings, out)
     from eagle3cli.backends.target.auto import load_backend
     from eagle3cli.backends.target.group import single_tp_group
     from eagle3cli.cli.local_target import with_local_target
@@ -69,5 +72,6 @@ COMMAND = Command(
     examples=("eagle3 eval --target-model-path MODEL --draft-model-path runs/train/best --eval-data-path eval.jsonl",),
     fields=("eval.*", "draft.path", "target.*", "data.*"),
     run=run,
+    loads_torch=True,
     plan=planner("eagle3cli.training.forecast.eval_plan:plan_eval"),
 )

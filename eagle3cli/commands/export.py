@@ -9,6 +9,9 @@ from eagle3cli.settings.tables import Settings
 
 def run(settings: Settings, out: Out) -> None:
     """Write, check and reload the draft; print the lines that serve it; upload it where asked."""
+    from eagle3cli.cli.preflight.preflight import preflight
+
+    preflight(COMMAND, settings, out)
     import torch
 
     from eagle3cli.commands.draft_folder import write_draft
@@ -41,4 +44,5 @@ COMMAND = Command(
     examples=("eagle3 export --draft-model-path runs/train --output-path runs/draft",),
     fields=("draft.path", "draft.aux_layers", "target.model_path", "target.revision", "export.*"),
     run=run,
+    loads_torch=True,
 )

@@ -13,6 +13,9 @@ from eagle3cli.settings.tables import Settings
 
 def run(settings: Settings, out: Out) -> None:
     """Capture the cached rows of the chosen splits, or what an earlier run left to do; of several ranks, on all."""
+    from eagle3cli.cli.preflight.preflight import preflight
+
+    preflight(COMMAND, settings, out)
     from eagle3cli.backends.capture.splits import capture_splits
     from eagle3cli.backends.target.auto import load_backend
     from eagle3cli.backends.target.group import tp_group
@@ -77,5 +80,6 @@ COMMAND = Command(
     ),
     actions=ACTIONS,
     run=run,
+    loads_torch=True,
     plan=planner("eagle3cli.backends.capture.plan:plan_capture"),
 )

@@ -10,6 +10,9 @@ from eagle3cli.settings.tables import Settings
 
 def run(settings: Settings, out: Out) -> None:
     """Read the folder, write it under our names with what its config leaves out, and say what to do next."""
+    from eagle3cli.cli.preflight.preflight import preflight
+
+    preflight(COMMAND, settings, out)
     from eagle3cli.commands.draft_folder import write_draft
 
     if not settings.draft.path:
@@ -35,4 +38,5 @@ COMMAND = Command(
         *("export.output_path", "export.overwrite"),
     ),
     run=run,
+    loads_torch=True,
 )

@@ -11,6 +11,9 @@ from eagle3cli.settings.tables import Settings
 
 def run(settings: Settings, out: Out) -> int | None:
     """Merge the shards and say where every row went."""
+    from eagle3cli.cli.preflight.preflight import preflight
+
+    preflight(COMMAND, settings, out)
     from eagle3cli.cli.chain import settings_of_shards
     from eagle3cli.console.dispositions import dispositions, has_entries, remarks
     from eagle3cli.data.ledger import ERRORS

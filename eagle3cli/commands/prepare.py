@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, out: Out) -> int | None:
     """Prepare the sources and say where every row went."""
+    from eagle3cli.cli.preflight.preflight import preflight
+
+    preflight(COMMAND, settings, out)
     from eagle3cli.console.dispositions import dispositions, has_entries, remarks
     from eagle3cli.data.ledger import ERRORS
     from eagle3cli.data.prepare.prepare import prepare

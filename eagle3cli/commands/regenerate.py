@@ -11,6 +11,9 @@ from eagle3cli.settings.tables import Settings
 
 def run(settings: Settings, out: Out) -> int | None:
     """Write the shards and say where every row went."""
+    from eagle3cli.cli.preflight.preflight import preflight
+
+    preflight(COMMAND, settings, out)
     from eagle3cli.cli.local_target import with_target_folder
     from eagle3cli.serving.engine import resolve_engine
     from eagle3cli.serving.regenerate.regenerate import regenerate

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 def run(settings: Settings, out: Out) -> int | None:
     """Write the page, and show its tables."""
+    from eagle3cli.cli.preflight.preflight import preflight
+
+    preflight(COMMAND, settings, out)
     from eagle3cli.pipeline.pages import compared_run, run_page
     from eagle3cli.runs.compare import comparison_page, distinct_names
     from eagle3cli.runs.find import find_run, newest_run

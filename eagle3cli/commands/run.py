@@ -14,6 +14,9 @@ TARGET = ("model_path", "threads")
 
 def run(settings: Settings, out: Out) -> int | None:
     """Run what is not done yet, then show and write the report."""
+    from eagle3cli.cli.preflight.preflight import preflight
+
+    preflight(COMMAND, settings, out)
     from eagle3cli.pipeline.engine import Pipeline
     from eagle3cli.pipeline.overview import overview
     from eagle3cli.pipeline.report import write_report

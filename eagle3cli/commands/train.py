@@ -12,6 +12,9 @@ DRAFT = ("config", "vocab_size", "aux_layers", "init", "fc_norm", "norm_output",
 
 def run(settings: Settings, out: Out) -> int | None:
     """Build the run, train it, say what came of it; on every rank."""
+    from eagle3cli.cli.preflight.preflight import preflight
+
+    preflight(COMMAND, settings, out)
     from eagle3cli.training.trackers.tracker import check_trackers
 
     check_trackers(settings.train.report_to)  # before torch is imported
@@ -90,5 +93,6 @@ COMMAND = Command(
     ),
     fields=("train.*", "launch.*", "target.*", *(f"draft.{name}" for name in DRAFT), "data.*"),
     run=run,
+    loads_torch=True,
     plan=planner("eagle3cli.training.forecast.plan:plan_training", original=True),
 )

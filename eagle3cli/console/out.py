@@ -96,6 +96,11 @@ class Out:
         """A remark on stderr."""
         self._write(text, sys.stderr)
 
+    def loading(self, text: str) -> None:
+        """A remark at once, before seconds in which nothing can be shown; only on a terminal."""
+        if is_terminal(sys.stderr):
+            self._write(_paint(text, "2"), sys.stderr)
+
     def warn(self, text: str) -> None:
         """A warning on stderr."""
         self._write(f"{_paint('warning:', '33')} {text}", sys.stderr)

@@ -36,20 +36,6 @@ class Exported:
     """Share of random rows whose best token stayed the same."""
 
 
-def find_draft(path: Path) -> Path:
-    """The draft folder that ``path`` means: itself, or a run's ``best/``, or a run's newest checkpoint."""
-    if (path / "config.json").is_file():
-        return path
-    if (path / "best" / "config.json").is_file():
-        return path / "best"
-    checkpoints = [p for p in path.glob("checkpoints/epoch_*_step_*") if p.name.rpartition("_")[2].isdigit()]
-    if checkpoints:
-        return max(checkpoints, key=lambda p: int(p.name.rpartition("_")[2]))
-    what = "no trained draft here" if path.exists() else "no such folder"
-    fix = "run eagle3 train first, or give a training run or a folder with config.json and model.safetensors"
-    raise ModelError(what, where=str(path), fix=fix)
-
-
 def export_draft(
     source: Path,
     folder: Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import json
 import os
@@ -49,10 +50,20 @@ def writing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         temporary.unlink(missing_ok=True)
 
 
-def disk_error(error: OSError, path: Path) -> Eagle3Error:
-    """The error people see when ``path`` cannot be written."""
-    reason = error.strerror or str(error)
-    fix = "make space (or choose another folder) and run the same command again; finished work is kept"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+READ_ONLY = "the disk is read-only"
+
+
+def disk_error(error: OSError, path: Path, flag: str | None = None) -> Eagle3Error:
+    """The error people see when ``path``, which ``flag`` names, cannot be written."""
+    reason = READ_ONLY if error.errno == errno.EROFS else error.strerror or str(error)
+    elsewhere = f"choose another place with {flag}" if flag else "choose another folder"
+    if error.errno in NO_SPACE:
+        fix = f"make space (or {elsewhere}) and run the same command again; finished work is kept"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        fix = f"{elsewhere}, or make this one writable for you"
+    else:
+        fix = f"{elsewhere}, and run the same command again; finished work is kept"
     return Eagle3Error(f"cannot write: {reason}", where=str(path), fix=fix)
 
 

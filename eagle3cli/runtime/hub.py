@@ -13,7 +13,7 @@ from eagle3cli.runtime.report import Reporter
 
 ENDPOINT = "https://huggingface.co"
 SECONDS = 5.0
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 
 
@@ -22,7 +22,7 @@ def go_offline_unless_reached(name: str) -> str | None:
 
     Behind a proxy nobody but the library itself can tell, so nothing is asked.
     """
-    is_id = _HUB_ID.fullmatch(name) is not None and not Path(name).expanduser().exists()
+    is_id = HUB_ID.fullmatch(name) is not None and not Path(name).expanduser().exists()
     if not is_id or os.environ.get("HF_HUB_OFFLINE") or any(map(os.environ.get, _PROXIES)):
         return None
     endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or ENDPOINT)

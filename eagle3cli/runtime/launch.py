@@ -16,8 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.errors import STOPPED, Eagle3Error, Stopped, UsageError
+from eagle3cli.errors import STOPPED, Eagle3Error, Stopped
 from eagle3cli.runtime.cpus import available_cpus
+from eagle3cli.runtime.gpus import check_processes
 from eagle3cli.runtime.parent import end_with_parent
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.slurm import as_torchrun
@@ -36,7 +37,7 @@ SAVE_TIMEOUT = 120.0
 def processes(gpus: str | None) -> int:
     """Processes that ``--gpus`` asks for: a number, or ``auto`` for one a GPU; 1 where this command joins others.
 
-    Raises UsageError for more than there are GPUs, where there are any.
+    Raises UsageError for more than there are GPUs, or without any more than this machine can carry.
     """
     os.environ.update(as_torchrun(os.environ))
     if gpus is None or "WORLD_SIZE" in os.environ:
@@ -44,11 +45,8 @@ def processes(gpus: str | None) -> int:
     import torch
 
     count = torch.cuda.device_count()
-    if gpus == "auto":
-        return max(1, count)
-    if count and int(gpus) > count:
-        raise UsageError(f"{gpus} GPUs asked for, {count} there", where="--gpus", fix="use --gpus auto")
-    return int(gpus)
+    check_processes(gpus, count)
+    return max(1, count) if gpus == "auto" else int(gpus)
 
 
 def launch(words: Sequence[str], count: int, payload: dict[str, Any], threads: int | None, report: Reporter) -> Any:

@@ -143,7 +143,12 @@ def _is_path_text(text: str) -> bool:
 
 def _add_file(layers: _Layers, path: Path) -> None:
     skipped: tuple[str, ...] = ()  # what stands in a table that does not exist is not reported one by one
-    for entry in read_toml(path):
+    try:
+        entries = read_toml(path)
+    except UsageError as error:  # told together with what is wrong in the files beside it
+        layers.errors.append(error)
+        return
+    for entry in entries:
         where = f"{path}:{entry.line}"
         table, *rest = entry.key
         key = ".".join(entry.key)
@@ -161,7 +166,20 @@ def _add_file(layers: _Layers, path: Path) -> None:
             skipped = entry.key if entry.value is None else ()
             layers.errors.append(unknown_key(key, where))
         elif rest:
+            if key in layers.values:  # a later file must not hide what is wrong in an earlier one
+                layers.errors += _value_errors(key, layers.values[key], layers.origins[key])
             layers.put(key, entry.value, where)
+
+
+def _value_errors(key: str, value: Any, origin: str) -> list[UsageError]:
+    """What is wrong with one value, whatever stands beside it."""
+    table, _, name = key.partition(".")
+    try:
+        Settings.model_validate({table: {name: value}})
+    except ValidationError as error:
+        details = [detail for detail in error.errors() if detail["loc"][:2] == (table, name)]
+        return validation_errors(error, {key: value}, {key: origin})[: len(details)]
+    return []
 
 
 def _add_assignment(layers: _Layers, assignment: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 
 from eagle3cli.backends.batches.prefetch import read_ahead
@@ -13,6 +11,7 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.devices import compute_type, set_threads
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 from eagle3cli.runtime.report import Reporter
+from eagle3cli.runtime.units import parse_duration
 from eagle3cli.settings.tables import Settings
 from eagle3cli.settings.training import TrainSettings
 from eagle3cli.training.batches import Batches, Sampler, balance, upcoming
@@ -178,13 +177,3 @@ def initialise_from_target(draft: Draft, inputs: Inputs, report: Reporter) -> No
             last_layer_mlp={k: weights[k] for k in ("gate_proj", "up_proj", "norm") if k in weights},
         )
         bar.advance(1)
-
-
-def parse_duration(text: str | None) -> float | None:
-    """Seconds of ``90``, ``90s``, ``40m`` or ``1.5h``; None for None."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
-    if not match or float(match[1]) <= 0:
-        raise UsageError(f"not a duration: {text}", where="--time-budget", fix="write 90s, 40m or 1.5h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]

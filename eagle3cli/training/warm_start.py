@@ -11,7 +11,7 @@ from eagle3cli.errors import UsageError
 from eagle3cli.models.checkpoint import load_draft
 from eagle3cli.models.config import DraftConfig, default_aux_layers, text_part
 from eagle3cli.models.draft import Draft
-from eagle3cli.models.export import find_draft
+from eagle3cli.models.folders import check_made_for, find_draft
 from eagle3cli.settings.tables import Settings
 
 NEW_DRAFT = {"config": "auto", "vocab_size": None, "fc_norm": None, "norm_output": None}
@@ -19,21 +19,17 @@ NEW_DRAFT = {"config": "auto", "vocab_size": None, "fc_norm": None, "norm_output
 
 
 def warm_start_config(settings: Settings, target: Mapping[str, Any]) -> DraftConfig:
-    """The config of the draft in ``draft.path``; raises UsageError where it is not one for this target."""
+    """The config of the draft in ``draft.path``; raises ModelError where it is one of another target,
+    UsageError where settings of a new draft are given, too."""
     refused = [key for key, default in NEW_DRAFT.items() if getattr(settings.draft, key) != default]
     if refused:
         message = f"the draft has its own {', '.join(refused)}"
         raise UsageError(message, where="--draft-model-path", fix="leave these settings out, or train a new draft")
     text = text_part(target)
     aux_layers = settings.draft.aux_layers or default_aux_layers(int(text["num_hidden_layers"]))
-    config, _ = load_draft(_folder(settings), aux_layers=aux_layers)
-    if (config.vocab_size, config.target_hidden_size) != (text["vocab_size"], text["hidden_size"]):
-        raise UsageError(
-            f"made for a target with vocab_size {config.vocab_size} and hidden_size {config.target_hidden_size}; this "
-            f"one has {text['vocab_size']} and {text['hidden_size']}",
-            where=str(settings.draft.path),
-            fix="give the target it was made for",
-        )
+    folder = _folder(settings)
+    config, _ = load_draft(folder, aux_layers=aux_layers)
+    check_made_for(folder, config.to_sglang(), target)
     return config
 
 

@@ -126,7 +126,22 @@ def template_text(name: str, tokenizer: Any) -> str | None:
             return Path(name).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read the template file: {error}", where="data.chat_template") from error
+    raise _unknown(name)
+
+
+def check_template_name(name: str) -> None:
+    """Raise UsageError for what is neither a named template nor a file that is there."""
+    if name == "auto" or name in NAMED:
+        return
+    if not name.endswith(SUFFIXES):
+        raise _unknown(name)
+    if not Path(name).expanduser().is_file():
+        fix = f"check the path, or name one of: auto, {', '.join(NAMED)}"
+        raise UsageError(f"cannot read the template file: no such file {name}", where="data.chat_template", fix=fix)
+
+
+def _unknown(name: str) -> UsageError:
     matches = get_close_matches(name, ["auto", *NAMED], n=1)
     fix = f"did you mean {matches[0]!r}? " if matches else ""
     fix += f"known: auto, {', '.join(NAMED)}, or a .jinja file"
-    raise UsageError(f"unknown chat template {name!r}", where="data.chat_template", fix=fix)
+    return UsageError(f"unknown chat template {name!r}", where="data.chat_template", fix=fix)

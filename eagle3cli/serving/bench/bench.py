@@ -13,7 +13,7 @@ from pathlib import Path
 
 from eagle3cli.data.conversations.system_prompt import system_prompt_text
 from eagle3cli.errors import DataError, Eagle3Error, ModelError, Stopped, UsageError
-from eagle3cli.models.export import find_draft
+from eagle3cli.models.folders import find_draft
 from eagle3cli.runtime.machine import machine
 from eagle3cli.runtime.provenance import digest_file
 from eagle3cli.runtime.report import Reporter

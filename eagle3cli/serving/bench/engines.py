@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from eagle3cli.errors import UsageError
 from eagle3cli.models.checkpoint import read_config
 from eagle3cli.models.converters import is_speculators
-from eagle3cli.models.export import find_draft
+from eagle3cli.models.folders import find_draft
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.serving.bench.configs import Config, DraftShape, require_chains
 from eagle3cli.serving.bench.remote import ServerEngine, connect

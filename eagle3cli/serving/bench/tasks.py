@@ -85,6 +85,11 @@ def load_task(text: str, report: Reporter, folder: Path | None = None) -> Task:
     return Task(f"{title}:{len(questions)}", tuple(questions))
 
 
+def check_task(text: str) -> None:
+    """Raise UsageError for a word that means no task; nothing is read."""
+    _parse(text)
+
+
 def _files(word: TaskWord, folder: Path | None) -> list[Path]:
     """The files that a word names, or that ``folder`` has of its benchmark; none where it is to be had elsewhere."""
     if word.path is not None and word.path.is_file():

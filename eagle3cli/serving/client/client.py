@@ -19,9 +19,10 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from eagle3cli.errors import Eagle3Error, UsageError
+from eagle3cli.errors import UsageError
 from eagle3cli.serving.client.errors import Lost, Refused, RequestFailed, Unreachable
 from eagle3cli.serving.client.metrics import acceptance_in_metrics, is_vllm_on_cpu, read_metrics
+from eagle3cli.serving.client.models_page import KEY, PAGE, first_model, no_model_server, why_no_model_server
 from eagle3cli.serving.client.protocol import (
     Acceptance,
     Answer,
@@ -38,8 +39,6 @@ CONNECT_SECONDS = 10.0
 WRITE_SECONDS = 60.0
 INFO_SECONDS = 10.0
 """For the small questions about the server itself."""
-KEY = "EAGLE3_API_KEY"
-"""The environment variable with the servers' key, where they want one."""
 
 
 @dataclass(frozen=True)
@@ -120,12 +119,7 @@ class Client:
     async def identify(self) -> Info:
         """What the server is; asked once. Raises Unreachable or Lost while it does not answer, Refused without access,
         Eagle3Error where it is no server of language models."""
-        listed = await self.get("/v1/models")
-        models = listed.get("data") if isinstance(listed, Mapping) else None
-        if not isinstance(models, list) or not models or not isinstance(models[0], Mapping) or "id" not in models[0]:
-            fix = "give the address of an SGLang, vLLM or other OpenAI-compatible server"
-            raise Eagle3Error("does not list its models at /v1/models", where=self.address, fix=fix)
-        first = models[0]
+        first = await self._first_model()
         owner = str(first.get("owned_by"))
         kind: ServerKind = "sglang" if owner == "sglang" else "vllm" if owner == "vllm" else "openai"
         context = first.get("max_model_len")
@@ -145,6 +139,21 @@ class Client:
             server.get("device") == "cpu" or (kind == "vllm" and is_vllm_on_cpu(await self._metrics_or_nothing())),
         )
         return self.info
+
+    async def _first_model(self) -> Mapping[str, Any]:
+        """What ``/v1/models`` says of its first model; raises Eagle3Error where a server of another kind answers."""
+        try:
+            status, headers, raw = await self._send("GET", PAGE, None, INFO_SECONDS)
+        except Lost as lost:
+            if lost.kind != "malformed":
+                raise
+            raise no_model_server(self.address, lost.detail) from lost
+        why = why_no_model_server(status, raw)
+        if why:
+            raise no_model_server(self.address, why)
+        if status != 200:
+            raise read_failure(status, raw, headers.get("retry-after"))
+        return first_model(_json(raw)) or {}
 
     async def _metrics_or_nothing(self) -> str:
         try:
@@ -313,4 +322,6 @@ def _lost(error: httpx.HTTPError, seconds: float) -> Lost:
         return Unreachable("no connection", str(error))
     if isinstance(error, httpx.TimeoutException):
         return Lost("time-out", f"no answer within {seconds:.0f} s")
+    if isinstance(error, httpx.RemoteProtocolError) and "illegal" in str(error):  # no status line
+        return Lost("malformed", f"not HTTP: {error}")
     return Lost("reset", f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)

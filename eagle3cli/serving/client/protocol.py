@@ -286,7 +286,8 @@ def error_message(body: bytes) -> str:
     try:
         value = json.loads(text)
     except ValueError:
-        return text[:300]
+        title = re.search(r"<title>(.*?)</title>", text, re.IGNORECASE | re.DOTALL) if text.startswith("<") else None
+        return " ".join(title[1].split()) if title else text[:300]
     while isinstance(value, Mapping):
         value = next((value[key] for key in ("message", "error", "detail") if value.get(key)), "")
     return value if isinstance(value, str) else json.dumps(value)[:300]

@@ -16,7 +16,7 @@ from eagle3cli.data.hidden_states.store import Store, check_aux_layers
 from eagle3cli.data.tokens.cache import open_or_build
 from eagle3cli.errors import UsageError
 from eagle3cli.models.config import DraftConfig
-from eagle3cli.models.export import find_draft
+from eagle3cli.models.folders import find_draft
 from eagle3cli.models.inference import load_for_inference
 from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter

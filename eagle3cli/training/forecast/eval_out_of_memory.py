@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eagle3cli.backends.capture.memory import target_shape
 from eagle3cli.backends.target.hf import read_target_config
-from eagle3cli.models.export import find_draft
+from eagle3cli.models.folders import find_draft
 from eagle3cli.models.inference import load_for_inference
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.forecast.inputs import CUDA_CONTEXT, USUAL_SHARE, device_of

@@ -8,7 +8,7 @@ from eagle3cli.data.hidden_states.store import Store
 from eagle3cli.data.tokens.cache import find_cache
 from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.errors import UsageError
-from eagle3cli.models.export import find_draft
+from eagle3cli.models.folders import find_draft
 from eagle3cli.runtime.plan import Plan
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.eval.measure import EVAL_BATCH, held_out

@@ -13,11 +13,10 @@ from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.files import free_bytes
 from eagle3cli.runtime.launch import processes
 from eagle3cli.runtime.plan import Plan
-from eagle3cli.runtime.units import size_text
+from eagle3cli.runtime.units import parse_duration, size_text
 from eagle3cli.settings.argv import to_argv
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.batches import Sampler
-from eagle3cli.training.build import parse_duration
 from eagle3cli.training.checkpoint.load import list_checkpoints
 from eagle3cli.training.forecast.inputs import RowLengths, inspect_inputs
 from eagle3cli.training.forecast.memory import MASTER, draft_weights, forecast
