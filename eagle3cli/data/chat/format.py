@@ -95,6 +95,12 @@ class Format:
         """Headers of replies that are more than white space, a server's first."""
         return tuple(header for header in dict.fromkeys((self.header, self.past_header)) if header.strip())
 
+    @property
+    def reasoning_edge(self) -> tuple[str, str]:
+        """What ends a server's header and what ends a past one, where they part: ``<think>`` and ``</think>``."""
+        shared = whole_tags(commonprefix([self.header, self.past_header]))
+        return self.header[len(shared) :], self.past_header[len(shared) :]
+
     def first_end(self, text: str, position: int) -> int | None:
         """Where the first end token from ``position`` on begins."""
         return min((at for end in self.ends if (at := text.find(end, position)) >= 0), default=None)

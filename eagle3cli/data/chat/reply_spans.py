@@ -114,6 +114,11 @@ def _served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
     before = probe.before(last)
     prompt = before.render()
     spans = spans or find_by_surroundings(probe, whole)
+    if last not in spans.replies:  # it says nothing, and the template leaves it out
+        content = probe.messages[last]["content"]
+        spans = _find_spans(before, prompt)
+        spans.replies[last] = (len(prompt), len(prompt) + len(content))
+        return prompt + content + probe.form.closing, spans
     start, end = spans.replies[last]
     closing = whole[end : _reply_end(probe.form, whole, spans, last)]
     continues = whole.startswith(prompt)

@@ -169,19 +169,53 @@ class _Surroundings:
         """All replies; raises DataError where one cannot be told."""
         replies = [i for i, message in enumerate(self.probe.messages) if message["role"] == "assistant"]
         pieces = {index: self._piece_of(index) for index in replies}
-        spans = {}
+        spans: dict[int, Span] = {}
         for index in replies:
-            if list(pieces.values()).count(pieces[index]) > 1:
-                raise DataError(f"message {index + 1}: two replies in a row, which the chat template may rewrite")
-            spans[index] = self._reply(index, pieces[index])
+            run = [i for i in replies if pieces[i] == pieces[index]]
+            try:
+                if index != run[-1]:
+                    spans[index] = self._followed(index)
+                else:
+                    before = spans.get(run[-2]) if len(run) > 1 else None
+                    spans[index] = self._reply(index, pieces[index], before)
+            except DataError:
+                if not is_empty(self.probe.messages[index]):
+                    raise  # else the template leaves out what says nothing
         return MessageSpans(spans, dict(zip(self.names, self.spans, strict=True)))
+
+    def _followed(self, index: int) -> Span:
+        """A reply that another follows at once: where it stands in the conversation that ends with it."""
+        alone = replace(self.probe, messages=self.probe.messages[: index + 1], add_generation_prompt=False)
+        try:
+            text = alone.render()
+        except ModelError as error:
+            raise DataError(error.what) from error
+        spans = find_by_surroundings(alone, text).replies
+        if index not in spans or not self.text.startswith(text[: self.probe.form.end_at(text, spans[index][1])]):
+            raise DataError(f"message {index + 1}: two replies in a row, which the chat template may rewrite")
+        return spans[index]
+
+    def _behind(self, index: int, before: Span) -> int | None:
+        """Where a reply that follows another at once begins."""
+        form = self.probe.form
+        ended = form.end_at(self.text, before[1])
+        start = ended + len(self.text[ended:]) - len(self.text[ended:].lstrip())
+        header = next((header for header in form.headers if self.text.startswith(header, start)), None)
+        if header is not None:
+            return start + len(header)
+        try:
+            prompt = self.probe.before(index).render()
+        except ModelError:
+            return None
+        return len(prompt) if self.text.startswith(prompt) and len(prompt) >= before[1] else None
 
     def _piece_of(self, index: int) -> int:
         """Which piece holds reply ``index``: the one behind the last content before it."""
         before = {i for i in self.names if i < index}
         return max((at + 1 for at, i in enumerate(self.names) if i == max(before)), default=0) if before else 0
 
-    def _reply(self, index: int, number: int) -> Span:
+    def _reply(self, index: int, number: int, before: Span | None = None) -> Span:
+        """The span of reply ``index`` in piece ``number``; ``before`` is the reply right before it, if there is one."""
         start = self.spans[number - 1][1] if number else 0
         end = self.spans[number][0] if number < len(self.spans) else len(self.text)
         piece = self.text[start:end]
@@ -196,8 +230,12 @@ class _Surroundings:
         if not piece.endswith(trail):
             raise DataError(f"{where}: the chat template rewrites what comes after the reply, so its end is unknown")
         last = len(piece) - len(trail)
-        first = self._after_header(index, number, piece[:last], lead if placeholder else None)
-        if first is None:
+        if before is None:
+            first = self._after_header(index, number, piece[:last], lead if placeholder else None)
+        else:
+            behind = self._behind(index, before)
+            first = behind - start if behind is not None else None
+        if first is None or first > last:
             raise DataError(f"{where}: the chat template writes another header than a server would")
         _check_content(piece[first:last], message, where)
         return start + first, start + last
@@ -219,8 +257,9 @@ class _Surroundings:
         return trail
 
     def _end_of_unended(self, index: int, bare: str, position: int) -> int | None:
-        """Where a call without an end token ends in ``bare``: where the conversation ends that ends with it."""
-        alone = replace(self.probe, messages=self.probe.messages[: index + 1])
+        """Where a call without an end token ends in ``bare``: where the conversation ends that ends with it, but for an
+        end token that only stands there."""
+        alone = replace(self.probe, messages=self.probe.messages[: index + 1], add_generation_prompt=False)
         try:
             pieces, _ = self.substitution.split(
                 alone.render(self.substitution.apply(alone.messages, bare_replies=True))
@@ -228,7 +267,9 @@ class _Surroundings:
         except ModelError:
             return None
         ended = pieces.texts[-1].rstrip()
-        return len(ended) if len(ended) > position >= 0 and bare.startswith(ended) else None
+        shared = ended if bare.startswith(ended) else whole_tags(commonprefix([bare, ended])).rstrip()
+        is_whole = ended[len(shared) :].strip() in ("", *self.probe.form.ends)
+        return len(shared) if is_whole and len(shared) > position >= 0 else None
 
     def _after_header(self, index: int, number: int, piece: str, lead: str | None) -> int | None:
         """Where the reply begins in ``piece``, which ends with it; ``lead`` is what comes before a bare one."""
@@ -241,10 +282,28 @@ class _Surroundings:
             return len(header) + _template_block_length(piece[len(header) :], block, self.probe.messages[index])
         if lead is not None and piece.startswith(lead):
             return len(lead) if header is None or not form.header else _header_within(lead, header, form)
-        if header is not None and form.header and header.endswith(form.header):
-            past = header[: -len(form.header)] + form.past_header
-            return len(past) if piece.startswith(past) else None
-        return None
+        if header is None or not form.header:
+            return None
+        opened, past = form.reasoning_edge
+        if opened and header.endswith(opened) and piece.startswith(header[: -len(opened)] + past):
+            return len(header) - len(opened) + len(past)
+        after = _spaced_prefix(piece, header)
+        if after is None and self.probe.messages[index].get("tool_calls"):
+            lead = self._lead_with_content(index, number)
+            after = _header_within(lead, header, form) if lead is not None and piece.startswith(lead) else None
+        return after
+
+    def _lead_with_content(self, index: int, number: int) -> str | None:
+        """What stands before a call without text, told by the same call with one; None where the template drops it."""
+        messages = self.substitution.apply(self.probe.messages, bare_replies=True)
+        placeholder = self.substitution.placeholders.name(index, REPLY)
+        messages[index] = {**messages[index], "content": placeholder}
+        try:
+            pieces, _ = self.substitution.split(self.probe.render(messages))
+        except ModelError:
+            return None
+        lead, found, _ = pieces.texts[number].partition(placeholder) if number < len(pieces.texts) else ("", "", "")
+        return lead if found else None
 
     def _server_header(self, index: int, number: int) -> str | None:
         """What a server writes between the last content before the reply and the reply."""
@@ -274,6 +333,11 @@ def _match_surroundings(probe: Probe, text: str, substitution: _Substitution) ->
     return _Surroundings(probe, text, substitution, names, spans, bare.texts) if spans is not None else None
 
 
+def is_empty(message: Mapping[str, Any]) -> bool:
+    """Whether a reply says nothing."""
+    return not any(message.get(key) for key in ("tool_calls", "reasoning_content")) and not message["content"].strip()
+
+
 def _header_within(lead: str, header: str, form: Format) -> int:
     """Where the target begins to write in ``lead``, what the template has before a reply, where a server has ``header``
     and the two part: a marker that the server does not write is the target's; white space is not, nor is
@@ -282,6 +346,21 @@ def _header_within(lead: str, header: str, form: Format) -> int:
     after = form.written_from(lead, shared) if shared.strip() else len(lead)
     written = lead[after:].strip()
     return after if written and written not in header else len(lead)
+
+
+def _spaced_prefix(text: str, prefix: str) -> int | None:
+    """The length of ``prefix`` at the start of ``text``, where the two differ in white space only."""
+    at = 0
+    for character in prefix.rstrip():
+        while not character.isspace() and at < len(text) and text[at].isspace():
+            at += 1
+        if character.isspace():
+            continue
+        if at == len(text) or text[at] != character:
+            return None
+        at += 1
+    space = prefix[len(prefix.rstrip()) :]
+    return at + len(commonprefix([text[at:], space]))
 
 
 def _template_block_length(reply: str, block: str, message: Mapping[str, Any]) -> int:
@@ -299,8 +378,13 @@ def _check_content(reply: str, message: Mapping[str, Any], where: str) -> None:
     """Raise DataError where the template wrote something else than the message says."""
     if message.get("tool_calls"):
         return
-    content = message["content"].strip()
-    rendered = reply.strip()
-    visible = content.rpartition("</think>")[2].strip() if "</think>" in content else content
+    content = _without_space(message["content"])
+    rendered = _without_space(reply)
+    visible = content.rpartition("</think>")[2] if "</think>" in content else content
     if not rendered.endswith((content, visible)):
         raise DataError(f"{where}: the chat template {'rewrites the reply' if rendered else 'leaves the reply out'}")
+
+
+def _without_space(text: str) -> str:
+    """The text without white space, which templates collapse."""
+    return "".join(text.split())

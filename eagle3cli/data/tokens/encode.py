@@ -23,6 +23,9 @@ from eagle3cli.errors import DataError
 NO_SPAN = "No assistant response spans found in the conversation text."
 """The warning that users know, for a row that trains nothing."""
 
+_LEAD_TOKENS = 8
+"""Tokens before a seam that show whether the text behind it goes on from them."""
+
 
 @dataclass
 class Encoder:
@@ -121,7 +124,7 @@ class Encoder:
         )
 
     def _apart(self, item: Rendered, whole: Any) -> list[_Piece]:
-        cuts = [0, *(start for start, _ in item.replies), len(item.text)]
+        cuts = sorted({0, *(start for start, _ in item.replies), *(item.replies[-1][1:]), len(item.text)})
         texts = [item.text[a:b] for a, b in pairwise(cuts)]
         pieces = []
         at = 0
@@ -129,9 +132,19 @@ class Encoder:
             pieces.append(_Piece(encoding, text, at))
             at += len(text)
         ids = [i for piece in pieces for i in piece.encoding.ids]
-        if self.tokenizer.decode(ids) != self.tokenizer.decode(whole.ids):
+        if self.tokenizer.decode(ids) != self.tokenizer.decode(whole.ids) and not self._joins(pieces):
             raise DataError("a token lies across the start of a reply (header and reply merge): no exact mask")
         return pieces
+
+    def _joins(self, pieces: list[_Piece]) -> bool:
+        """Whether the pieces' tokens one after the other say what each piece's say alone. A tokenizer that begins every
+        text with a space adds what nobody wrote; what a token of the header swallows, no reply lacks."""
+        decode = self.tokenizer.decode
+        for before, piece in pairwise(pieces):
+            lead = list(before.encoding.ids)[-_LEAD_TOKENS:]
+            if decode([*lead, *piece.encoding.ids]) != decode(lead) + decode(piece.encoding.ids):
+                return False
+        return True
 
     def _ranges(self, pieces: list[_Piece], item: Rendered) -> list[tuple[int, int]]:
         ranges = []
@@ -139,28 +152,33 @@ class Encoder:
             before = 0
             for piece in pieces:
                 if piece.at <= start < piece.at + max(1, len(piece.text)):
-                    first, last = self._range(piece, start - piece.at, min(end - piece.at, len(piece.text)))
+                    is_last = end == item.replies[-1][1]
+                    limit = self.max_length - before
+                    end_here = min(end - piece.at, len(piece.text))
+                    first, last = self._range(piece, start - piece.at, end_here, limit, is_last)
                     ranges.append((before + first, before + last))
                     break
                 before += len(piece.encoding.ids)
         return ranges
 
-    def _range(self, piece: _Piece, start: int, end: int) -> tuple[int, int]:
-        """Tokens ``[first, last)`` of these characters; raises DataError where a token lies across an edge."""
+    def _range(self, piece: _Piece, start: int, end: int, limit: int, is_last: bool) -> tuple[int, int]:
+        """Tokens ``[first, last)`` of these characters; raises DataError where a token before ``limit`` lies across an
+        edge. One across the end of a reply that others follow is a server's, whose prompt shows both in one."""
         encoding = piece.encoding
         text = piece.text
         first = piece.token_at(start)
         last = piece.token_at(end)
-        if start == end:
+        if start == end or first >= limit:
             return first, first
         if first < len(encoding.ids) and encoding.token_to_chars(first)[0] < start:
             raise DataError("a token lies across the start of a reply (header and reply merge): no exact mask")
-        if last < len(encoding.ids) and encoding.token_to_chars(last)[0] < end:
+        if last < min(limit, len(encoding.ids)) and encoding.token_to_chars(last)[0] < end:
             # An end token may swallow the white space behind it; any other token across the edge is inexact.
             behind = text[end : encoding.token_to_chars(last)[1]]
-            if encoding.ids[last] not in self._special or behind.strip():
+            if encoding.ids[last] in self._special and not behind.strip():
+                last += 1
+            elif is_last:
                 raise DataError("a token lies across the end of a reply: no exact mask")
-            last += 1
         return first, last
 
 
