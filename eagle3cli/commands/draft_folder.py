@@ -14,6 +14,7 @@ from eagle3cli.settings.tables import Settings
 if TYPE_CHECKING:
     from eagle3cli.models.contract import Layout
     from eagle3cli.models.export import Exported
+    from eagle3cli.models.serve import Served
     from eagle3cli.models.speculators import Verifier
 
 
@@ -24,8 +25,8 @@ class WrittenDraft:
     source: Path
     target: str | None
     draft: Exported
-    serve: dict[str, str]
-    """The line that serves it, by server."""
+    served: Served
+    """Who serves it, and how."""
 
 
 def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | None) -> WrittenDraft:
@@ -35,9 +36,9 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
     from eagle3cli.models.card import model_card, origin_of, public_name
     from eagle3cli.models.checkpoint import has_embedding
     from eagle3cli.models.checkpoint import read_config as read_draft
-    from eagle3cli.models.export import export_draft, serve_lines
+    from eagle3cli.models.export import export_draft
     from eagle3cli.models.folders import check_made_for, find_draft
-    from eagle3cli.models.speculators import serve_line
+    from eagle3cli.models.serve import serve
     from eagle3cli.runtime.files import is_filled_so, refuse_existing, write_folder, write_text
 
     options = settings.export
@@ -56,7 +57,20 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
     if not options.overwrite and not stands:
         refuse_existing(folder, overwrite=False)
     verifier = _verifier(target, config or {}, settings.run.k, out) if layout == "speculators" and target else None
+    target_hash = _hash(target, settings.target.revision) if target else None
     exported: list[Exported] = []
+
+    def served_by(draft: Exported, model: str, place: Path | str) -> Served:
+        return serve(
+            model,
+            place,
+            draft.config,
+            steps=settings.run.k,
+            layout=draft.layout,
+            target_config=config,
+            revision=settings.target.revision,
+            backend=origin.backend,
+        )
 
     def fill(temporary: Path) -> None:
         draft = export_draft(
@@ -70,10 +84,15 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
             verifier=verifier,
         )
         repository = options.push or folder.name
-        serve = serve_lines(public_name(name or "TARGET"), repository, draft.config, steps=settings.run.k)
-        serve = {"vllm": serve_line(repository)} if verifier else serve
-        title = repository.rpartition("/")[2]
-        card = model_card(title, draft.config, origin, serve, licence=options.license, target=name)
+        card = model_card(
+            repository.rpartition("/")[2],
+            draft.config,
+            origin,
+            served_by(draft, public_name(name or "TARGET"), repository),
+            licence=options.license,
+            target=name,
+            target_hash=target_hash,
+        )
         write_text(temporary / "README.md", card)
         exported.append(draft)
 
@@ -88,9 +107,7 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
         out.info(note)
     if not target:
         out.warn("the target is not known: context length and vocabulary were not checked; give --target-model-path")
-    lines = serve_lines(target or "TARGET", folder, exported[0].config, steps=settings.run.k)
-    lines = {"vllm": serve_line(folder)} if verifier else lines
-    return WrittenDraft(source, target, exported[0], lines)
+    return WrittenDraft(source, target, exported[0], served_by(exported[0], target or "TARGET", folder))
 
 
 def _verifier(target: str, config: Mapping[str, Any], steps: int, out: Out) -> Verifier:
@@ -111,3 +128,16 @@ def _verifier_folder(source: Path) -> str | None:
 
     name = verifier_of(read_config(source))
     return name if name and Path(name).is_dir() else None
+
+
+def _hash(target: str, revision: str | None) -> str | None:
+    """A local target's fingerprint; None for one of the hub, which has a name, and for a folder without weights."""
+    from eagle3cli.backends.target.head import fingerprint
+    from eagle3cli.errors import ModelError
+
+    if not Path(target).expanduser().is_dir():
+        return None
+    try:
+        return fingerprint(target, revision=revision)
+    except ModelError:
+        return None

@@ -22,11 +22,12 @@ def run(settings: Settings, out: Out) -> None:
         check_repository(options.push)
     written = write_draft(settings, out, dtype=getattr(torch, options.dtype), layout=options.layout)
     draft = written.draft
-    lines = written.serve
+    lines = written.served.lines
+    serving = ["serve it:", *(f"  {line}" for line in lines.values())] if lines else ["no server that is known runs it"]
     text = (
         f"{written.source} -> {options.output_path} ({options.layout}, {options.dtype})\n"
         f"names, shapes, types and config checked; reloads to the same logits; {options.dtype} kept the best token on "
-        f"{draft.same_proposals:.1%} of random states\nserve it:" + "".join(f"\n  {line}" for line in lines.values())
+        f"{draft.same_proposals:.1%} of random states\n" + "\n".join([*serving, *written.served.notes(draft.config)])
     )
     url = push(options.output_path, options.push, private=options.private) if options.push else None
     if url:
@@ -34,8 +35,9 @@ def run(settings: Settings, out: Out) -> None:
     out.next("bench", {"draft.path": str(options.output_path), "target.model_path": written.target})
     data = {"source": written.source, "draft": options.output_path, "layout": options.layout, "dtype": options.dtype}
     shares = {"same_proposals": draft.same_proposals, "largest_change": draft.largest_change}
-    served = {"served_by": list(lines), "serve": next(iter(lines.values())), "serve_lines": lines, "url": url}
-    out.result({**data, "aux_layers": draft.config.aux_layers, **shares, **served}, text)
+    served = {"served_by": list(lines), "serve": next(iter(lines.values()), None), "serve_lines": lines, "url": url}
+    why = {"refused_by": written.served.refused, "needs": written.served.needs}
+    out.result({**data, "aux_layers": draft.config.aux_layers, **shares, **served, **why}, text)
 
 
 COMMAND = Command(

@@ -26,7 +26,7 @@ def run(settings: Settings, out: Out) -> None:
     )
     out.next("eval", {"draft.path": str(folder), "target.model_path": written.target})
     data = {"source": written.source, "draft": folder, "layout": draft.layout, "aux_layers": draft.config.aux_layers}
-    out.result({**data, "served_by": list(written.serve)}, text)
+    out.result({**data, "served_by": list(written.served.lines)}, text)
 
 
 COMMAND = Command(

@@ -17,6 +17,8 @@ from typing import Any
 
 from eagle3cli.errors import ModelError
 from eagle3cli.models.config import FLAGS, DraftConfig
+from eagle3cli.models.engines import CHECKED, ENGINES
+from eagle3cli.models.serve import Served
 
 MARKUP = re.compile(r"[\\`*\[\]|]")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -35,6 +37,8 @@ class Origin:
     """What the run around a draft says of it; empty for a folder without a run."""
 
     target: str | None = None
+    backend: str | None = None
+    """What ran the target."""
     data: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
@@ -55,7 +59,10 @@ def origin_of(draft_folder: Path) -> Origin:
     files = [Path(name).name for name in named if isinstance(name, str) and name]
     listed = {key: tables[table][key] for table, keys in SHOWN.items() for key in keys if key in tables[table]}
     target = tables["target"].get("model_path")
-    return Origin(str(target) if target else None, files, listed, _best(run / "metrics.jsonl"))
+    backend = tables["target"].get("backend")
+    return Origin(
+        str(target) if target else None, str(backend) if backend else None, files, listed, _best(run / "metrics.jsonl")
+    )
 
 
 def _tables(path: Path) -> dict[str, dict[str, Any]]:
@@ -96,16 +103,26 @@ def _yaml(word: str) -> str:
 
 
 def model_card(
-    name: str, config: DraftConfig, origin: Origin, serve: Mapping[str, str], *, licence: str | None, target: str | None
+    name: str,
+    config: DraftConfig,
+    origin: Origin,
+    served: Served,
+    *,
+    licence: str | None,
+    target: str | None,
+    target_hash: str | None = None,
 ) -> str:
-    """The card as Markdown with the hub's header; ``serve`` holds the line of every server that runs the draft."""
+    """The card as Markdown with the hub's header; ``served`` says who runs the draft, ``target_hash`` which target."""
     target = public_name(target or origin.target or "") or "its target"
     base = [f"base_model: {target}"] if HUB_ID.fullmatch(target) else []
     header = ["---", f"license: {_yaml(licence or 'other')}", *base, "pipeline_tag: text-generation"]
-    header += ["tags:", *(f"- {tag}" for tag in ("eagle3", "speculative-decoding", *serve)), "---"]
+    header += ["tags:", *(f"- {tag}" for tag in ("eagle3", "speculative-decoding", *served.lines)), "---"]
     options = [flag for flag in FLAGS if getattr(config, flag)]
+    hashed = {"target's hash": f"{target_hash} (of its config and samples of its weights)"} if target_hash else {}
     facts = {
         "target": target,
+        **hashed,
+        "type": config.dtype,
         "target layers read": ", ".join(map(str, config.aux_layers)),
         "decoder layers": config.num_hidden_layers,
         "hidden / MLP width": f"{config.hidden_size} / {config.intermediate_size}",
@@ -119,13 +136,20 @@ def model_card(
         "\n".join(header),
         f"# {plain(name)}\n\nAn EAGLE-3 draft for {plain(target)}: it proposes tokens, the target checks them, and the "
         "text stays the target's own.",
-        "## Serve\n\n" + "\n".join(f"    {line}" for line in serve.values()),
+        f"## Serve\n\n{_serve(config, served)}",
         "## How it was made\n\n| what | value |\n|---|---|\n"
         + "\n".join(f"| {k} | {plain(v)} |" for k, v in facts.items()),
         "## Acceptance\n\n" + _acceptance(origin.evaluation),
         f"## Licence\n\n{_licence(licence, plain(target), bool(origin.data))}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _serve(config: DraftConfig, served: Served) -> str:
+    lines = "\n".join(f"    {line}" for line in served.lines.values()) or "No server that is known runs it."
+    checked = " and ".join(f"{ENGINES[engine]} {CHECKED[engine]}" for engine in ENGINES)
+    notes = [*served.notes(config), f"target and draft run in one type, {config.dtype}", f"written for {checked}"]
+    return f"{lines}\n\n" + "\n".join(f"- {plain(note)}" for note in notes)
 
 
 def _acceptance(evaluation: Mapping[str, Any] | None) -> str:

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from eagle3cli.errors import ModelError
-from eagle3cli.models.config import DraftConfig
+from eagle3cli.models.config import AUX_LAYERS, COUNTED_FOR, DraftConfig
 from eagle3cli.models.contract import (
     EMBEDDING,
     NEW_KEYS,
@@ -38,6 +38,7 @@ from eagle3cli.models.contract import (
     vocab_problems,
 )
 from eagle3cli.models.converters import convert_config, convert_tensors
+from eagle3cli.models.engines import sglang_layers, target_class
 from eagle3cli.models.files import DAMAGED, INDEX, WEIGHTS, open_safetensors, read_json_object, read_weight_index
 from eagle3cli.models.speculators import Verifier, renamed, speculators_problems, to_speculators
 
@@ -56,20 +57,22 @@ def save_draft(
     dtype: torch.dtype = torch.bfloat16,
     layout: Layout | None = None,
     verifier: Verifier | None = None,
+    target: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a draft into ``folder``, then read it back and compare it with ``state``, config and every bit.
 
     ``state`` has the names of :func:`expected_shapes`; floating-point tensors are cast to ``dtype``. ``layout`` None is
-    the first one whose servers can run this draft; ``verifier`` is the target that the speculators layout names. To
-    have the folder whole or not at all, call this from ``runtime.files.write_folder``. Raises ModelError with every
-    difference.
+    the first one whose servers can run this draft; ``verifier`` is the target that the speculators layout names.
+    ``target`` is the target's config, whose class says how SGLang counts the auxiliary layers. To have the folder whole
+    or not at all, call this from ``runtime.files.write_folder``. Raises ModelError with every difference.
     """
-    layout = layout or serving_layout(config)
-    raw, tensors = _folder_content(replace(config, dtype=dtype_name(dtype)), _cast(state, dtype), layout, verifier)
+    layout = layout or serving_layout(config, target)
+    written = replace(config, dtype=dtype_name(dtype))
+    raw, tensors = _folder_content(written, _cast(state, dtype), layout, verifier, target_class(target))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
     (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
-    check_folder(folder, layout=layout)
+    check_folder(folder, target=target, layout=layout)
     read = read_tensors(folder)
     different = [name for name, value in tensors.items() if not torch.equal(value, read[name])]
     if different:
@@ -77,7 +80,11 @@ def save_draft(
 
 
 def _folder_content(
-    config: DraftConfig, tensors: dict[str, Tensor], layout: Layout, verifier: Verifier | None
+    config: DraftConfig,
+    tensors: dict[str, Tensor],
+    layout: Layout,
+    verifier: Verifier | None,
+    target_name: str | None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config and the tensors of a folder in this layout."""
     if has_full_vocab(config):
@@ -89,6 +96,10 @@ def _folder_content(
         return to_speculators(config, verifier), renamed(tensors)
     copies = {alias: tensors[name].clone() for name, alias in renamed_copies(config).items()}
     raw = config.to_sglang()
+    numbers = sglang_layers(config.aux_layers, target_name)
+    if numbers != list(config.aux_layers):
+        raw["eagle_config"][AUX_LAYERS] = numbers
+        raw[COUNTED_FOR] = [target_name]
     if layout == "legacy":
         raw = {key: value for key, value in raw.items() if key not in NEW_KEYS}
     return raw, tensors | copies
@@ -182,7 +193,7 @@ def check_folder(
     difference.
     """
     raw = read_config(folder)
-    problems = speculators_problems(raw) if layout == "speculators" else config_problems(raw, layout)
+    problems = speculators_problems(raw) if layout == "speculators" else config_problems(raw, layout, target)
     if layout == "speculators":
         raw = _converted(raw, folder)
     if target is not None:
@@ -196,7 +207,7 @@ def check_folder(
         _raise([*problems, str(error)], folder)
         raise
     config = replace(config, own_embedding=EMBEDDING in tensors)
-    problems += [f"the {layout} layout cannot hold this draft: {reason}" for reason in refusals(config, layout)]
+    problems += [f"the {layout} layout cannot hold this draft: {reason}" for reason in refusals(config, layout, target)]
     dtype = getattr(torch, str(raw.get("torch_dtype")), None)
     problems += tensor_problems(folder_shapes(config, layout), tensors, dtype=dtype)
     if "d2t" in tensors and "t2d" in tensors:

@@ -35,6 +35,9 @@ TARGET_SIZES = {"vocab_size": "vocab_size", "target_hidden_size": "hidden_size",
 AUX_LAYERS = "eagle_aux_hidden_state_layer_ids"
 """Within ``eagle_config`` the layers whose outputs are read; outside of it, for vLLM, those whose inputs they are."""
 
+COUNTED_FOR = "target_architectures"
+"""Written where SGLang's class of the target takes other numbers for its layers than the usual ones: that class."""
+
 
 @dataclass(frozen=True)
 class DraftConfig:
@@ -241,22 +244,26 @@ def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
 def default_aux_layers(layers: int) -> tuple[int, ...]:
     """Layers whose outputs the draft reads: low, middle, high (EAGLE-3's choice ``1, L//2-1, L-4``).
 
-    A target too shallow for three distinct ones gets the nearest ascending layers that it has.
+    A target too shallow for three distinct ones gets the nearest ascending layers that it has. The last layer is never
+    among them, because SGLang reads a layer's output at the next layer; one of three layers leaves two.
     """
     usual = (1, layers // 2 - 1, layers - 4)
     if sorted(set(usual)) == list(usual):
         return usual
     if layers < 3:
         raise ModelError(f"the target has {layers} layers; EAGLE-3 reads three", where="config.json")
-    return (0, (layers - 1) // 2, layers - 1)
+    return tuple(sorted({0, (layers - 1) // 2, layers - 2}))
 
 
 def named_aux_layers(raw: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """Layers whose outputs feed a draft, as its config names them for SGLang or for vLLM; None where it does not."""
+    """Layers whose outputs feed a draft, as its config names them for SGLang or for vLLM; None where it does not.
+
+    A folder for a class that SGLang counts in a way of its own (``models/engines.py``) says so, and vLLM's list counts.
+    """
     inner = (raw.get("eagle_config") or {}).get(AUX_LAYERS)
-    if inner:
-        return tuple(inner)
     outer = raw.get(AUX_LAYERS)
+    if inner and not (outer and raw.get(COUNTED_FOR)):
+        return tuple(inner)
     return tuple(layer - 1 for layer in outer) if outer else None
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from eagle3cli.models.config import ARCHITECTURE, AUX_LAYERS, EAGLE31_FLAGS, DraftConfig, named_aux_layers, text_part
+from eagle3cli.models.engines import SGLANG_FIRST_IS_1, sglang_layers, target_class, unread_layers
 from eagle3cli.models.speculators import renamed
 
 Layout = Literal["sglang", "vllm", "legacy", "speculators"]
@@ -84,14 +85,18 @@ def _layer_shapes(name: str, config: DraftConfig, width: int) -> dict[str, Shape
     }
 
 
-def refusals(config: DraftConfig, layout: Layout) -> list[str]:
-    """Why servers of this layout cannot run this draft as it was trained; empty where they can."""
+def refusals(config: DraftConfig, layout: Layout, target: Mapping[str, Any] | None = None) -> list[str]:
+    """Why servers of this layout cannot run this draft as it was trained; empty where they can.
+
+    ``target`` is the target's config. That an engine knows nothing of its class is no reason here: such a server does
+    not start, whatever the draft (``models/engines.py``).
+    """
     if layout == "vllm":
         return []
     if layout == "speculators":
         both = config.fc_norm and config.norm_before_fc
         return ["speculators has fc_norm or norm_before_fc, never both (use --layout vllm)"] if both else []
-    reasons = []
+    reasons = unread_layers(config, target)
     if config.own_embedding:
         reasons.append(
             "it has its own embedding, and SGLang puts the target's in its place (use --layout vllm, or train with "
@@ -115,12 +120,14 @@ def refusals(config: DraftConfig, layout: Layout) -> list[str]:
     return reasons + (["norm_before_fc is unknown to older servers"] if config.norm_before_fc else [])
 
 
-def serving_layout(config: DraftConfig) -> Layout:
+def serving_layout(config: DraftConfig, target: Mapping[str, Any] | None = None) -> Layout:
     """The layout for a draft as it is: SGLang's where SGLang runs it."""
-    return next(layout for layout in LAYOUTS if not refusals(config, layout))
+    return next(layout for layout in LAYOUTS if not refusals(config, layout, target))
 
 
-def config_problems(raw: Mapping[str, Any], layout: Layout = "sglang") -> list[str]:
+def config_problems(
+    raw: Mapping[str, Any], layout: Layout = "sglang", target: Mapping[str, Any] | None = None
+) -> list[str]:
     """Every way in which a draft's ``config.json`` differs from what SGLang needs."""
     fixed = {
         "architectures": [ARCHITECTURE],
@@ -146,10 +153,10 @@ def config_problems(raw: Mapping[str, Any], layout: Layout = "sglang") -> list[s
     ]
     if raw.get("torch_dtype") not in ("float32", "bfloat16", "float16"):
         problems.append(f"config: torch_dtype is {raw.get('torch_dtype')!r}, must be float32, bfloat16 or float16")
-    return problems + _aux_problems(raw, layout) + _rope_problems(raw, layout)
+    return problems + _aux_problems(raw, layout, target_class(target)) + _rope_problems(raw, layout)
 
 
-def _aux_problems(raw: Mapping[str, Any], layout: Layout) -> list[str]:
+def _aux_problems(raw: Mapping[str, Any], layout: Layout, target_name: str | None) -> list[str]:
     eagle = raw.get("eagle_config")
     if not isinstance(eagle, dict):
         return ["config: eagle_config is missing; a server would guess the auxiliary layers"]
@@ -158,6 +165,10 @@ def _aux_problems(raw: Mapping[str, Any], layout: Layout) -> list[str]:
     outer = raw.get(AUX_LAYERS)
     if not isinstance(ids, list) or not ids or any(type(i) is not int or i < 0 for i in ids):
         problems.append(f"config: eagle_config.{AUX_LAYERS} is {ids!r}, must be a list of layers")
+    elif target_name in SGLANG_FIRST_IS_1:
+        needed = sglang_layers(_aux_layers(raw) or ids, target_name)
+        if ids != needed:
+            problems.append(f"config: eagle_config.{AUX_LAYERS} is {ids}, must be {needed} for {target_name} in SGLang")
     elif outer != [i + 1 for i in ids] and (outer is not None or layout == "vllm"):
         problems.append(
             f"config: {AUX_LAYERS} is {outer!r}, must be {[i + 1 for i in ids]}: vLLM counts the layer after"
@@ -199,11 +210,19 @@ def target_problems(raw: Mapping[str, Any], target: Mapping[str, Any]) -> list[s
         for key, target_key in pairs.items()
         if target_key in text and raw.get(key) != text[target_key]
     ]
-    ids = named_aux_layers(raw) or ()
     layers = text.get("num_hidden_layers")
+    ids = _aux_layers(raw)
     if layers and any(type(i) is int and i >= layers for i in ids):
         problems.append(f"config: auxiliary layers {list(ids)} but the target has only {layers} layers")
     return problems
+
+
+def _aux_layers(raw: Mapping[str, Any]) -> list[Any]:
+    """The auxiliary layers that a config names; none where it names no numbers, which ``config_problems`` says."""
+    try:
+        return list(named_aux_layers(raw) or ())
+    except (TypeError, AttributeError):
+        return []
 
 
 def vocab_problems(d2t: Tensor, t2d: Tensor) -> list[str]:

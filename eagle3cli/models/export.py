@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +13,9 @@ from torch import Tensor
 from eagle3cli.errors import ModelError
 from eagle3cli.models.checkpoint import check_folder, load_draft, read_config, save_draft
 from eagle3cli.models.config import DraftConfig, default_aux_layers, named_aux_layers, text_part
-from eagle3cli.models.contract import EMBEDDING, LAYOUTS, Layout, refusals, serving_layout
+from eagle3cli.models.contract import EMBEDDING, LAYOUTS, Layout, dtype_name, refusals, serving_layout
 from eagle3cli.models.draft import Draft
+from eagle3cli.models.engines import has_shifted_layers, is_taken_for_projected, target_class
 from eagle3cli.models.speculators import Verifier
 
 ROWS = 256
@@ -73,22 +72,60 @@ def export_draft(
             del state[EMBEDDING]
         else:
             notes.append("the draft brings its own embedding")
-    layout = layout or serving_layout(config)
-    _refuse(config, layout, source, compared=target_embedding is not None)
+    if layout is None:
+        layout = serving_layout(config, target)
+    else:
+        config, state = _with_layers_enough(config, state, layout, depth=text.get("num_hidden_layers"), notes=notes)
+    _refuse(config, layout, source, target, compared=target_embedding is not None)
+    if has_shifted_layers(config.aux_layers, target_class(target)):
+        notes.append(f"SGLang's {target_class(target)} counts the layers whose inputs are read; written so for SGLang")
     dtype = dtype or state["fc.weight"].dtype
+    config = replace(config, dtype=dtype_name(dtype))
     try:
-        save_draft(folder, state, config, dtype=dtype, layout=layout, verifier=verifier)
+        save_draft(folder, state, config, dtype=dtype, layout=layout, verifier=verifier, target=target)
         check_folder(folder, target=target, layout=layout)
     except ModelError as error:
         raise ModelError(error.what, where=str(source), fix=error.fix) from error
     return _compare(folder, config, layout, state, dtype, notes)
 
 
-def _refuse(config: DraftConfig, layout: Layout, source: Path, *, compared: bool) -> None:
-    reasons = refusals(config, layout)
+def _with_layers_enough(
+    config: DraftConfig, state: dict[str, Tensor], layout: Layout, *, depth: int | None, notes: list[str]
+) -> tuple[DraftConfig, dict[str, Tensor]]:
+    """The same draft with as many auxiliary layers as the layout's servers need; those added have zeros in ``fc``.
+
+    A norm over all states together would change with them, so that such a draft stays as it is.
+    """
+    wanted = len(config.aux_layers)
+    if layout != "vllm" and is_taken_for_projected(config):
+        wanted += 1
+    if layout == "legacy":
+        wanted = max(wanted, 3)
+    free = [n for n in range((depth or config.aux_layers[-1] + wanted + 1) - 1) if n not in config.aux_layers]
+    added = sorted(free, key=lambda layer: (abs(layer - config.aux_layers[0]), layer))[
+        : wanted - len(config.aux_layers)
+    ]
+    if not added or config.norm_before_fc:
+        return config, state
+    layers = tuple(sorted((*config.aux_layers, *added)))
+    blocks = dict(zip(config.aux_layers, state["fc.weight"].chunk(len(config.aux_layers), 1), strict=True))
+    empty = torch.zeros_like(next(iter(blocks.values())))
+    state = {**state, "fc.weight": torch.cat([blocks.get(layer, empty) for layer in layers], 1)}
+    if config.fc_norm:
+        norms = {layer: state.pop(f"fc_norm.{i}.weight") for i, layer in enumerate(config.aux_layers)}
+        one = torch.ones_like(next(iter(norms.values())))
+        state |= {f"fc_norm.{i}.weight": norms.get(layer, one) for i, layer in enumerate(layers)}
+    notes.append(f"auxiliary layers {added} were added with zeros in fc: its servers read no fewer, the logits stay")
+    return replace(config, aux_layers=layers), state
+
+
+def _refuse(
+    config: DraftConfig, layout: Layout, source: Path, target: Mapping[str, Any] | None, *, compared: bool
+) -> None:
+    reasons = refusals(config, layout, target)
     if not reasons:
         return
-    other = [name for name in LAYOUTS if not refusals(config, name)]
+    other = [name for name in LAYOUTS if not refusals(config, name, target)]
     fix = f"use --layout {other[0]}"
     if config.own_embedding and not compared:
         fix += ", or give --target-model-path: an embedding that equals the target's is left out"
@@ -128,16 +165,3 @@ def _logits(config: DraftConfig, state: Mapping[str, Tensor]) -> Tensor:
     logits_SW, _ = draft(torch.arange(ROWS), draft.first_hidden(aux_SC), embedding_SH)
     result: Tensor = logits_SW
     return result
-
-
-def serve_lines(target: str, folder: Path | str, config: DraftConfig, *, steps: int) -> dict[str, str]:
-    """The commands that serve the target with this draft, by server; only servers that can run it."""
-    lines: dict[Layout, str] = {
-        "sglang": f"python -m sglang.launch_server --model-path {target} --speculative-algorithm EAGLE3 "
-        f"--speculative-draft-model-path {folder} --speculative-num-steps {steps} --speculative-eagle-topk 1 "
-        f"--speculative-num-draft-tokens {steps + 1} --host 127.0.0.1 --port 30000",
-        "vllm": f"vllm serve {target} --speculative-config "
-        + shlex.quote(json.dumps({"method": "eagle3", "model": str(folder), "num_speculative_tokens": steps}))
-        + " --host 127.0.0.1 --port 30000",
-    }
-    return {server: line for server, line in lines.items() if not refusals(config, server)}

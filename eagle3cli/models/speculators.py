@@ -6,10 +6,8 @@ whose input it is. Reading theirs stands in ``models/converters.py``.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from eagle3cli.models.config import AUX_LAYERS, FLAGS, DraftConfig
@@ -96,11 +94,6 @@ def verifier_of(raw: Mapping[str, Any]) -> str | None:
         case {"verifier": {"name_or_path": str(name)}} if name:
             return name
     return None
-
-
-def serve_line(folder: Path | str) -> str:
-    """The command that serves the target with this draft: its config names both."""
-    return shlex.join(["vllm", "serve", str(folder), "--host", "127.0.0.1", "--port", "30000"])
 
 
 def steps_of(raw: Mapping[str, Any]) -> int | None:

@@ -1,0 +1,198 @@
+"""What SGLang and vLLM hand a draft, by the class of its target: who serves it, how layers are counted, since when.
+
+Read from the sources of the versions in CHECKED; the engine tests hold the sets against the engines' own classes, and
+run a draft on every class in RUN. Nothing else in the package knows what an engine can do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from eagle3cli.models.config import DraftConfig, text_part
+from eagle3cli.models.packaged import packaged_configs, packaged_target_class
+
+Engine = Literal["sglang", "vllm"]
+ENGINES: dict[Engine, str] = {"sglang": "SGLang", "vllm": "vLLM"}
+"""Their names, as people write them."""
+CHECKED: dict[Engine, str] = {"sglang": "0.5.23", "vllm": "0.32.0"}
+"""The versions whose sources were read and that the engine tests run."""
+OLDEST: dict[Engine, str] = {"sglang": "0.5.11", "vllm": "0.21.0"}
+"""The oldest versions whose loaders were read; they run a plain draft: one layer, three auxiliary ones, no options."""
+NEWER: dict[Engine, dict[str, str]] = {
+    "sglang": {
+        **dict.fromkeys(("fc_norm", "norm_output", "aux_layers", "num_hidden_layers"), "0.5.12"),
+        "shifted": "0.5.13",
+        "norm_before_fc": "0.5.17",
+    },
+    "vllm": dict.fromkeys(("fc_norm", "norm_output", "aux_layers"), "0.22.0"),
+}
+"""The version that first reads what a plain draft has not; older ones pass over options without a word."""
+
+SGLANG = frozenset(
+    {
+        *("ApertusForCausalLM", "BailingMoEForCausalLM", "BailingMoeForCausalLM", "BailingMoeV2ForCausalLM"),
+        *("ExaoneMoEForCausalLM", "ExaoneMoeForCausalLM", "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+        *("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration", "Gemma4UnifiedForConditionalGeneration"),
+        *("Glm4MoeForCausalLM", "Glm5NextForConditionalGeneration", "GptOssForCausalLM", "IQuestCoderForCausalLM"),
+        *("InternLM3ForCausalLM", "InternS1ProForConditionalGeneration", "Llama4ForCausalLM"),
+        *("Llama4ForConditionalGeneration", "LlamaForCausalLM", "LongcatFlashForCausalLM", "MellumForCausalLM"),
+        *("MiniMaxM2ForCausalLM", "MiniMaxM3SparseForCausalLM", "MiniMaxM3SparseForConditionalGeneration"),
+        *("Ministral3ForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen2MoeForCausalLM"),
+        *("Qwen2_5_VLForConditionalGeneration", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "Qwen3NextForCausalLM"),
+        *("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration", "SarvamMoEForCausalLM"),
+        *("TeleFLMForCausalLM", "Cosmos3ForConditionalGeneration"),
+    }
+)
+"""Classes that SGLang takes auxiliary states of; the number of a layer is that of the one whose output is read."""
+SGLANG_FIRST_IS_1 = frozenset(
+    {
+        *("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "Glm4MoeLiteForCausalLM"),
+        *("GlmMoeDsaForCausalLM", "MistralLarge3ForCausalLM", "KimiK25ForConditionalGeneration"),
+    }
+)
+"""Those whose numbers mean that only where the first of them is 1; else they are the layers whose inputs are read."""
+SGLANG_LAST = frozenset({"GptOssForCausalLM", "Gemma4ForCausalLM"})
+"""Those that deliver the output of the last layer as well; the others have no layer behind it to read it at."""
+SGLANG_NO_RESIDUAL = frozenset({"Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"})
+"""Those of which it hands on a layer's last sum alone, without the residual stream that transformers has in it."""
+VLLM = frozenset(
+    {
+        *("AfmoeForCausalLM", "ApertusForCausalLM", "ArceeForCausalLM", "Cohere2MoeForCausalLM", "CwmForCausalLM"),
+        *("DeepseekForCausalLM", "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Emu3ForConditionalGeneration"),
+        *("Ernie4_5ForCausalLM", "Gemma4ForCausalLM", "Gemma4ForConditionalGeneration", "GPTBigCodeForCausalLM"),
+        *("Gemma4UnifiedForConditionalGeneration", "GptOssForCausalLM", "GraniteForCausalLM"),
+        *("HunYuanDenseV1ForCausalLM", "HunYuanMoEV1ForCausalLM", "HunYuanVLForConditionalGeneration"),
+        *("IQuestCoderForCausalLM", "InternLM3ForCausalLM", "InternS1ProForConditionalGeneration"),
+        *("InternS2MobiusForConditionalGeneration", "InternS2PreviewForConditionalGeneration"),
+        *("K2HorizonForCausalLM", "KimiK25ForConditionalGeneration", "LagunaForCausalLM", "Llama4ForCausalLM"),
+        *("Llama4ForConditionalGeneration", "LlamaForCausalLM", "LlavaForConditionalGeneration", "MellumForCausalLM"),
+        *("MiMoForCausalLM", "MiMoV2FlashForCausalLM", "MiniCPM3ForCausalLM", "MiniCPMForCausalLM"),
+        *("MiniMaxM2ForCausalLM", "Ministral3ForCausalLM", "Mistral3ForConditionalGeneration", "MistralForCausalLM"),
+        *("MistralLarge3ForCausalLM", "NemotronHForCausalLM", "Phi3ForCausalLM", "PixtralForConditionalGeneration"),
+        *("Plamo3ForCausalLM", "Qwen2ForCausalLM", "Qwen2_5_VLForConditionalGeneration", "Qwen3ForCausalLM"),
+        *("Qwen3MoeForCausalLM", "Qwen3NextForCausalLM", "Qwen3VLForConditionalGeneration"),
+        *("Qwen3VLMoeForConditionalGeneration", "Qwen3OmniMoeForConditionalGeneration", "SarvamMLAForCausalLM"),
+        *("Step1ForCausalLM", "TeleChat2ForCausalLM", "TeleFLMForCausalLM"),
+    }
+)
+"""Classes that vLLM takes auxiliary states of; it counts the layer whose input is read, the one behind the last too."""
+RUN: dict[Engine, frozenset[str]] = {
+    "sglang": frozenset(
+        {
+            *("DeepseekV2ForCausalLM", "GptOssForCausalLM", "Glm4MoeForCausalLM", "LlamaForCausalLM"),
+            *("MistralForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+        }
+    ),
+    "vllm": frozenset(
+        {
+            *("DeepseekV2ForCausalLM", "GptOssForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"),
+            *("Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+        }
+    ),
+}
+"""Classes on which a draft was accepted by the engine as often as by our own decoder; ``make test-engine-families``."""
+
+
+def target_class(target: Mapping[str, Any] | None) -> str | None:
+    """The class that an engine loads a target's config with; None where it names none."""
+    names = (target or {}).get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else None
+
+
+def sglang_layers(layers: Sequence[int], name: str | None) -> list[int]:
+    """The auxiliary layers (those whose outputs are read) in the numbers that SGLang's class ``name`` takes.
+
+    A class that adds one only where the first is 1 gets 1 first where it is among them (the order means nothing), else
+    the next layer's numbers, with none of them 1 at the first place.
+    """
+    if name not in SGLANG_FIRST_IS_1 or layers[0] == 1:
+        return list(layers)
+    if 1 in layers:
+        return [1, *(layer for layer in layers if layer != 1)]
+    behind = [layer + 1 for layer in layers]
+    return behind if behind[0] != 1 else [*behind[1:2], 1, *behind[2:]]
+
+
+def has_shifted_layers(layers: Sequence[int], name: str | None) -> bool:
+    """Whether SGLang's numbers of these layers are not those of the outputs: read so since 0.5.13 alone."""
+    return sorted(sglang_layers(layers, name)) != list(layers)
+
+
+def unsupported(engine: Engine, name: str | None, *, backend: str | None = None) -> str | None:
+    """Why an engine hands no draft what it was trained on by a target of this class; None where it does.
+
+    ``backend`` is what captured the states that the draft was trained on. A class that is not known (None) is taken
+    for one that is served.
+    """
+    if name is None:
+        return None
+    known = SGLANG | SGLANG_FIRST_IS_1 if engine == "sglang" else VLLM
+    if name not in known:
+        return f"{ENGINES[engine]} {CHECKED[engine]} has no auxiliary states of {name}"
+    if engine == "sglang" and name in SGLANG_NO_RESIDUAL and backend != "sglang":
+        return (
+            f"SGLang {CHECKED['sglang']} hands on a layer's last sum of {name} without the residual stream; a draft "
+            "trained on these states (--target-model-backend sglang) is served"
+        )
+    return None
+
+
+def unread_layers(config: DraftConfig, target: Mapping[str, Any] | None) -> list[str]:
+    """Auxiliary layers that SGLang does not deliver as the draft reads them; empty where it does."""
+    layers = config.aux_layers
+    reasons = []
+    if is_taken_for_projected(config):
+        reasons.append("its one auxiliary state is as wide as its own, and SGLang skips fc where the widths are equal")
+    depth = text_part(target or {}).get("num_hidden_layers")
+    name = target_class(target)
+    if isinstance(depth, int) and layers[-1] == depth - 1 and name not in SGLANG_LAST:
+        reasons.append(
+            f"it reads layer {layers[-1]}, the target's last, which SGLang's {name or 'classes'} never "
+            f"{'deliver' if name is None else 'delivers'} (train with --aux-layers below {depth - 1})"
+        )
+    return reasons
+
+
+def is_taken_for_projected(config: DraftConfig) -> bool:
+    """Whether SGLang takes the auxiliary states for a state of the draft, and leaves fc out."""
+    return config.aux_width == config.hidden_size
+
+
+def minimum_versions(config: DraftConfig, name: str | None = None) -> dict[Engine, str]:
+    """The oldest version of each engine that reads all of this draft; older ones misread it, mostly in silence."""
+    has = {
+        **{flag: getattr(config, flag) for flag in ("fc_norm", "norm_output", "norm_before_fc")},
+        "aux_layers": len(config.aux_layers) != 3,
+        "num_hidden_layers": config.num_hidden_layers > 1,
+        "shifted": has_shifted_layers(config.aux_layers, name),
+    }
+    least: dict[Engine, str] = {}
+    for engine, versions in NEWER.items():
+        needed = [OLDEST[engine], *(version for key, version in versions.items() if has[key])]
+        least[engine] = max(needed, key=lambda version: [int(part) for part in version.split(".")])
+    return least
+
+
+def support(engine: Engine, name: str) -> tuple[str, str]:
+    """``served``, ``refused`` or ``not tried`` for a draft of ``auto`` on a target of this class, and why."""
+    reason = unsupported(engine, name)
+    if reason:
+        return "refused", reason
+    if name in RUN[engine]:
+        return "served", f"as often as by our own decoder, on a tiny {name}"
+    return "not tried", f"{ENGINES[engine]} {CHECKED[engine]} has auxiliary states of {name}; {NOT_RUN[name]}"
+
+
+NOT_RUN = {
+    "DeepseekV3ForCausalLM": "its kernels are not for a CPU",
+    "Llama4ForConditionalGeneration": "its kernels are not for a CPU",
+    "Gemma3ForConditionalGeneration": "its image processor is not in a tiny target",
+}
+"""Why the engine tests run no draft of a class of the packaged configs."""
+
+
+def support_table() -> list[tuple[str, str, dict[Engine, tuple[str, str]]]]:
+    """Every packaged draft config, the class of its target, and what each engine makes of it and why."""
+    named = [(name, packaged_target_class(name)) for name in packaged_configs()]
+    return [(name, kind, {engine: support(engine, kind) for engine in ENGINES}) for name, kind in named if kind]

@@ -1,0 +1,110 @@
+"""The commands that serve a draft: a line for every engine that runs it as it was trained, and why another does not."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eagle3cli.models.config import DraftConfig, text_part
+from eagle3cli.models.contract import Layout, refusals
+from eagle3cli.models.engines import ENGINES, Engine, minimum_versions, target_class, unsupported
+
+UNQUANTISED = "unquant"
+"""SGLang gives a draft the target's ``--quantization``, unless it is told this."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """Who serves a draft: ``lines`` by engine, ``refused`` the reasons by engine, ``needs`` the oldest versions."""
+
+    lines: dict[Engine, str]
+    refused: dict[Engine, str]
+    needs: dict[Engine, str]
+
+    def notes(self, config: DraftConfig) -> list[str]:
+        """What a person has to know besides the lines."""
+        notes = [f"not by {ENGINES[engine]}: {reason}" for engine, reason in self.refused.items()]
+        if self.lines:
+            least = " or ".join(f"{ENGINES[engine]} {self.needs[engine]}" for engine in self.lines)
+            options = [flag for flag in ("fc_norm", "norm_output", "norm_before_fc") if getattr(config, flag)]
+            older = f"; older ones pass over {' and '.join(options)} without a word" if options else ""
+            notes.insert(0, f"needs {least} or newer{older}")
+        return notes
+
+
+def serve(
+    target: str,
+    folder: Path | str,
+    config: DraftConfig,
+    *,
+    steps: int,
+    layout: Layout,
+    target_config: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    backend: str | None = None,
+) -> Served:
+    """Who serves ``target`` with the draft in ``folder``, ``steps`` tokens a pass, and how.
+
+    ``config.dtype`` is the folder's type: left alone, servers run a float32 target in float16, which a draft in
+    bfloat16 cannot follow. ``target_config`` is the target's, None where it is not known; ``backend`` captured the
+    states that the draft was trained on. A folder of the ``vllm`` layout is for vLLM alone.
+    """
+    name = target_class(target_config)
+    lines: dict[Engine, str] = {}
+    refused: dict[Engine, str] = {}
+    for engine in ENGINES:
+        if layout in ("vllm", "speculators") and engine == "sglang":
+            continue
+        reasons = refusals(config, engine, target_config)
+        missing = unsupported(engine, name, backend=backend)
+        if missing or reasons:
+            refused[engine] = "; ".join(filter(None, (missing, *reasons)))
+        elif engine == "sglang":
+            lines[engine] = _sglang_line(target, str(folder), config, steps, revision)
+        else:
+            # A draft in the format of speculators names its target and its steps itself.
+            words = [str(folder)] if layout == "speculators" else _vllm_words(target, str(folder), steps, revision)
+            lines[engine] = _line(["vllm", "serve", *words, *_vllm_options(config, target_config)])
+    return Served(lines, refused, minimum_versions(config, name))
+
+
+def _sglang_line(target: str, folder: str, config: DraftConfig, steps: int, revision: str | None) -> str:
+    words = ["python", "-m", "sglang.launch_server", "--model-path", target]
+    words += ["--revision", revision] if revision else []
+    words += ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", folder]
+    words += ["--speculative-num-steps", str(steps), "--speculative-eagle-topk", "1"]
+    words += ["--speculative-num-draft-tokens", str(steps + 1)]
+    words += ["--speculative-draft-model-quantization", UNQUANTISED, "--dtype", config.dtype]
+    return _line(words)
+
+
+def _vllm_words(target: str, folder: str, steps: int, revision: str | None) -> list[str]:
+    draft = {"method": "eagle3", "model": folder, "num_speculative_tokens": steps}
+    return [target, *(("--revision", revision) if revision else ()), "--speculative-config", json.dumps(draft)]
+
+
+def _vllm_options(config: DraftConfig, target_config: Mapping[str, Any] | None) -> list[str]:
+    context = _short_context(target_config)
+    return ["--dtype", config.dtype, *(("--max-model-len", str(context)) if context else ())]
+
+
+def _line(words: list[str]) -> str:
+    return shlex.join([*words, "--host", "127.0.0.1", "--port", "30000"])
+
+
+def _short_context(target_config: Mapping[str, Any] | None) -> int | None:
+    """The context in which vLLM computes LongRoPE as transformers does for short texts; None for another RoPE.
+
+    Where the server's context is longer, vLLM takes the table of long texts for every text, and other states with it.
+    """
+    text = text_part(target_config or {})
+    scaling = text.get("rope_parameters") or text.get("rope_scaling")
+    if not isinstance(scaling, dict):
+        return None
+    kind = scaling.get("rope_type") or scaling.get("type")
+    short = scaling.get("original_max_position_embeddings") or text.get("original_max_position_embeddings")
+    return int(short) if kind in ("longrope", "su") and short else None
