@@ -77,6 +77,8 @@ VLLM = frozenset(
     }
 )
 """Classes that vLLM takes auxiliary states of; it counts the layer whose input is read, the one behind the last too."""
+VLLM_BY_TRANSFORMERS = frozenset({"Gemma3ForCausalLM", "Glm4ForCausalLM", "Glm4MoeForCausalLM", "MixtralForCausalLM"})
+"""Classes of which vLLM's own have none, and transformers' have inside vLLM: ``--model-impl transformers``."""
 RUN: dict[Engine, frozenset[str]] = {
     "sglang": frozenset(
         {
@@ -86,7 +88,8 @@ RUN: dict[Engine, frozenset[str]] = {
     ),
     "vllm": frozenset(
         {
-            *("DeepseekV2ForCausalLM", "GptOssForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"),
+            *("DeepseekV2ForCausalLM", "Gemma3ForCausalLM", "Glm4ForCausalLM", "Glm4MoeForCausalLM"),
+            *("GptOssForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"),
             *("Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
         }
     ),
@@ -127,7 +130,7 @@ def unsupported(engine: Engine, name: str | None, *, backend: str | None = None)
     """
     if name is None:
         return None
-    known = SGLANG | SGLANG_FIRST_IS_1 if engine == "sglang" else VLLM
+    known = SGLANG | SGLANG_FIRST_IS_1 if engine == "sglang" else VLLM | VLLM_BY_TRANSFORMERS
     if name not in known:
         return f"{ENGINES[engine]} {CHECKED[engine]} has no auxiliary states of {name}"
     if engine == "sglang" and name in SGLANG_NO_RESIDUAL and backend != "sglang":
@@ -159,6 +162,23 @@ def is_taken_for_projected(config: DraftConfig) -> bool:
     return config.aux_width == config.hidden_size
 
 
+def enough_layers(config: DraftConfig, least: int, depth: int | None) -> tuple[int, ...]:
+    """The draft's auxiliary layers, with others beside them where SGLang needs more.
+
+    It needs ``least`` of them, and states that are together wider than the draft, or ``fc`` is left out. Those that are
+    added are near the draft's own and never the last of ``depth``. A norm over all states together would change with
+    them, so that such a draft keeps its own alone.
+    """
+    layers = config.aux_layers
+    wanted = max(least, len(layers) + is_taken_for_projected(config))
+    if config.norm_before_fc:
+        return layers
+    highest = layers[-1] + wanted if depth is None else depth - 2
+    free = [layer for layer in range(highest + 1) if layer not in layers]
+    near = sorted(free, key=lambda layer: (abs(layer - layers[0]), layer))
+    return tuple(sorted((*layers, *near[: wanted - len(layers)])))
+
+
 def minimum_versions(config: DraftConfig, name: str | None = None) -> dict[Engine, str]:
     """The oldest version of each engine that reads all of this draft; older ones misread it, mostly in silence."""
     has = {
@@ -179,17 +199,20 @@ def support(engine: Engine, name: str) -> tuple[str, str]:
     reason = unsupported(engine, name)
     if reason:
         return "refused", reason
+    how = "`--model-impl transformers`" if engine == "vllm" and name in VLLM_BY_TRANSFORMERS else ""
     if name in RUN[engine]:
-        return "served", f"as often as by our own decoder, on a tiny {name}"
-    return "not tried", f"{ENGINES[engine]} {CHECKED[engine]} has auxiliary states of {name}; {NOT_RUN[name]}"
+        return "served", "; ".join(filter(None, (how, SERVED_WITH.get((engine, name)))))
+    return "not tried", NOT_RUN[name]
 
 
+SERVED_WITH: dict[tuple[Engine, str], str] = {("vllm", "DeepseekV2ForCausalLM"): "on a CPU with VLLM_MLA_DISABLE=1"}
+"""What a class needs besides the line that ``export`` prints."""
 NOT_RUN = {
     "DeepseekV3ForCausalLM": "its kernels are not for a CPU",
     "Llama4ForConditionalGeneration": "its kernels are not for a CPU",
     "Gemma3ForConditionalGeneration": "its image processor is not in a tiny target",
 }
-"""Why the engine tests run no draft of a class of the packaged configs."""
+"""Why the engine tests run no draft on a class that an engine has auxiliary states of."""
 
 
 def support_table() -> list[tuple[str, str, dict[Engine, tuple[str, str]]]]:

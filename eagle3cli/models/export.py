@@ -15,7 +15,7 @@ from eagle3cli.models.checkpoint import check_folder, load_draft, read_config, s
 from eagle3cli.models.config import DraftConfig, default_aux_layers, named_aux_layers, text_part
 from eagle3cli.models.contract import EMBEDDING, LAYOUTS, Layout, dtype_name, refusals, serving_layout
 from eagle3cli.models.draft import Draft
-from eagle3cli.models.engines import has_shifted_layers, is_taken_for_projected, target_class
+from eagle3cli.models.engines import enough_layers, has_shifted_layers, target_class
 from eagle3cli.models.speculators import Verifier
 
 ROWS = 256
@@ -74,8 +74,12 @@ def export_draft(
             notes.append("the draft brings its own embedding")
     if layout is None:
         layout = serving_layout(config, target)
-    else:
-        config, state = _with_layers_enough(config, state, layout, depth=text.get("num_hidden_layers"), notes=notes)
+    elif layout in ("sglang", "legacy"):
+        layers = enough_layers(config, 3 if layout == "legacy" else 1, text.get("num_hidden_layers"))
+        if layers != config.aux_layers:
+            added = sorted(set(layers) - set(config.aux_layers))
+            notes.append(f"auxiliary layers {added} were added with zeros in fc, which SGLang skips otherwise")
+            config, state = _with_layers(config, state, layers)
     _refuse(config, layout, source, target, compared=target_embedding is not None)
     if has_shifted_layers(config.aux_layers, target_class(target)):
         notes.append(f"SGLang's {target_class(target)} counts the layers whose inputs are read; written so for SGLang")
@@ -89,25 +93,10 @@ def export_draft(
     return _compare(folder, config, layout, state, dtype, notes)
 
 
-def _with_layers_enough(
-    config: DraftConfig, state: dict[str, Tensor], layout: Layout, *, depth: int | None, notes: list[str]
+def _with_layers(
+    config: DraftConfig, state: dict[str, Tensor], layers: tuple[int, ...]
 ) -> tuple[DraftConfig, dict[str, Tensor]]:
-    """The same draft with as many auxiliary layers as the layout's servers need; those added have zeros in ``fc``.
-
-    A norm over all states together would change with them, so that such a draft stays as it is.
-    """
-    wanted = len(config.aux_layers)
-    if layout != "vllm" and is_taken_for_projected(config):
-        wanted += 1
-    if layout == "legacy":
-        wanted = max(wanted, 3)
-    free = [n for n in range((depth or config.aux_layers[-1] + wanted + 1) - 1) if n not in config.aux_layers]
-    added = sorted(free, key=lambda layer: (abs(layer - config.aux_layers[0]), layer))[
-        : wanted - len(config.aux_layers)
-    ]
-    if not added or config.norm_before_fc:
-        return config, state
-    layers = tuple(sorted((*config.aux_layers, *added)))
+    """The same draft with more auxiliary layers: zeros in ``fc`` for those that it has not read before."""
     blocks = dict(zip(config.aux_layers, state["fc.weight"].chunk(len(config.aux_layers), 1), strict=True))
     empty = torch.zeros_like(next(iter(blocks.values())))
     state = {**state, "fc.weight": torch.cat([blocks.get(layer, empty) for layer in layers], 1)}
@@ -115,7 +104,6 @@ def _with_layers_enough(
         norms = {layer: state.pop(f"fc_norm.{i}.weight") for i, layer in enumerate(config.aux_layers)}
         one = torch.ones_like(next(iter(norms.values())))
         state |= {f"fc_norm.{i}.weight": norms.get(layer, one) for i, layer in enumerate(layers)}
-    notes.append(f"auxiliary layers {added} were added with zeros in fc: its servers read no fewer, the logits stay")
     return replace(config, aux_layers=layers), state
 
 

@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from eagle3cli.models.config import DraftConfig, text_part
 from eagle3cli.models.contract import Layout, refusals
-from eagle3cli.models.engines import ENGINES, Engine, minimum_versions, target_class, unsupported
+from eagle3cli.models.engines import (
+    ENGINES,
+    VLLM_BY_TRANSFORMERS,
+    Engine,
+    enough_layers,
+    minimum_versions,
+    target_class,
+    unsupported,
+)
+from eagle3cli.runtime.report import Reporter
 
 UNQUANTISED = "unquant"
 """SGLang gives a draft the target's ``--quantization``, unless it is told this."""
@@ -72,6 +81,34 @@ def serve(
     return Served(lines, refused, minimum_versions(config, name))
 
 
+def unserved(config: DraftConfig, target_config: Mapping[str, Any], *, backend: str | None = None) -> dict[Engine, str]:
+    """Why engines will not serve a draft that is still to be trained, by engine; those left out will.
+
+    What ``export`` converts is no reason. ``backend`` is what captures the target's states.
+    """
+    depth = text_part(target_config).get("num_hidden_layers")
+    as_exported = replace(config, aux_layers=enough_layers(config, 1, depth))
+    reasons: dict[Engine, str] = {}
+    for engine in ENGINES:
+        missing = unsupported(engine, target_class(target_config), backend=backend)
+        found = [*filter(None, (missing,)), *refusals(as_exported, engine, target_config)]
+        if found:
+            reasons[engine] = "; ".join(found)
+    return reasons
+
+
+def report_unserved(
+    config: DraftConfig, target_config: Mapping[str, Any], report: Reporter, *, backend: str | None = None
+) -> None:
+    """Say before the work which engines will not serve its draft: a warning where none of those that are known will."""
+    reasons = unserved(config, target_config, backend=backend)
+    if len(reasons) == len(ENGINES):
+        report.warn(f"no server that is known will run this draft: {'; '.join(reasons.values())}")
+        return
+    for engine, reason in reasons.items():
+        report.info(f"{ENGINES[engine]} will not serve this draft: {reason}")
+
+
 def _sglang_line(target: str, folder: str, config: DraftConfig, steps: int, revision: str | None) -> str:
     words = ["python", "-m", "sglang.launch_server", "--model-path", target]
     words += ["--revision", revision] if revision else []
@@ -89,7 +126,9 @@ def _vllm_words(target: str, folder: str, steps: int, revision: str | None) -> l
 
 def _vllm_options(config: DraftConfig, target_config: Mapping[str, Any] | None) -> list[str]:
     context = _short_context(target_config)
-    return ["--dtype", config.dtype, *(("--max-model-len", str(context)) if context else ())]
+    words = ["--dtype", config.dtype]
+    words += ["--max-model-len", str(context)] if context else []
+    return words + (["--model-impl", "transformers"] if target_class(target_config) in VLLM_BY_TRANSFORMERS else [])
 
 
 def _line(words: list[str]) -> str:

@@ -6,8 +6,10 @@ import torch
 
 from eagle3cli.backends.batches.prefetch import read_ahead
 from eagle3cli.backends.target.group import check_groups
+from eagle3cli.backends.target.hf import read_target_config
 from eagle3cli.errors import UsageError
 from eagle3cli.models.draft import Draft
+from eagle3cli.models.serve import report_unserved
 from eagle3cli.runtime.devices import compute_type, set_threads
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 from eagle3cli.runtime.report import Reporter
@@ -58,6 +60,7 @@ def build(
     torch.manual_seed(train.seed)
     schedule_budget = parse_duration(train.time_budget)
     inputs = online(settings, report, ranks, target_share) if is_online else offline(settings, report)
+    report_unserved(inputs.config, read_target_config(settings.target), report, backend=settings.target.backend)
     device = inputs.weights["embedding"].device
     dtype = compute_type(train.dtype, device)
     draft = make_draft(settings, inputs)

@@ -228,7 +228,7 @@ def test_a_wide_draft_is_refused_where_it_cannot_be_served(run_cli: RunCli, run_
 def test_the_format_of_speculators_and_back(run_cli: RunCli, run_folder: Path, tiny: Path, tmp_path: Path) -> None:
     ran = run_cli("export", "--layout", "speculators", "--export-dtype", "float32", "--json")
     assert ran.code == 0, ran.err
-    assert ran.json["serve_lines"] == {"vllm": "vllm serve runs/draft --host 127.0.0.1 --port 30000"}
+    assert ran.json["serve_lines"] == {"vllm": "vllm serve runs/draft --dtype float32 --host 127.0.0.1 --port 30000"}
     folder = tmp_path / "runs" / "draft"
     raw = json.loads((folder / "config.json").read_text())
     assert raw["speculators_config"]["verifier"] == {

@@ -57,17 +57,26 @@ OWN: dict[str, dict[str, Any]] = {
         **{"head_dim": 16, "v_head_dim": 32, "kv_lora_rank": 64, "n_group": 1, "topk_group": 1},
         "rope_parameters": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707},  # SGLang's CPU path knows no other
     },
+    "deepseek-v3": {
+        **{"hidden_size": 128, "intermediate_size": 192, "qk_nope_head_dim": 48, "qk_rope_head_dim": 16},
+        **{"head_dim": 16, "v_head_dim": 32, "kv_lora_rank": 64, "n_group": 2, "topk_group": 1},
+        "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+    },
     # Phi-4 and today's Mistral have no window; the engines do not treat one as transformers does (see LEFT_OUT).
     **{family: {**WIDE, "sliding_window": None} for family in ("phi3", "mistral", "mixtral")},
+    "glm4": {**WIDE, "partial_rotary_factor": 0.5},
     "gemma3": {**WIDE, "sliding_window": 512},
     "phi4-mini": {**WIDE, "rope_parameters": {**LONGROPE, "short_factor": [1.0] * 12, "long_factor": [2.0] * 12}},
 }
 
 
-def make_target(folder: Path, family: str) -> dict[str, Any]:
-    """Write a random target of a family's real class, wide enough for an engine; returns its config.json."""
+def make_target(folder: Path, family: str, **changed: Any) -> dict[str, Any]:
+    """Write a random target of a family's real class, wide enough for an engine; returns its config.json.
+
+    ``changed`` are keys of its config.
+    """
     class_name, own = FAMILIES[family]
-    config = getattr(transformers, class_name)(**{**COMMON, **own, **OWN.get(family, WIDE)})
+    config = getattr(transformers, class_name)(**{**COMMON, **own, **OWN.get(family, WIDE), **changed})
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for parameter in model.parameters():
@@ -82,6 +91,9 @@ def make_target(folder: Path, family: str) -> dict[str, Any]:
         raw |= {key: rope.pop(key) for key in ("rope_theta", "partial_rotary_factor")}
         raw["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
         raw["rope_scaling"] = {"type": "longrope", **{k: rope[k] for k in ("short_factor", "long_factor")}}
+        (folder / "config.json").write_text(json.dumps(raw, indent=1))
+    if family == "deepseek-v3":  # what the hub's config says besides, and transformers takes for granted
+        raw |= {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
         (folder / "config.json").write_text(json.dumps(raw, indent=1))
     return raw
 

@@ -1,7 +1,7 @@
 """The real SGLang and vLLM load exported drafts of every family, and accept what our own decoder accepts.
 
-What an engine cannot run on a CPU stands in LEFT_OUT with its reason. ``make test-engines`` runs the first case
-of these tests, ``make test-engine-families`` the others.
+Each runs the line that export prints and writes on the card; where there is none, REFUSED has the reason.
+``make test-engines`` runs the first case of these tests, ``make test-engine-families`` the others.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import pytest
 
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.client.client import Client
-from eagle3cli.serving.client.protocol import Acceptance, Answer, Request
+from eagle3cli.serving.client.protocol import Answer, Request
 from eagle3cli.serving.launch.commands import Product, Speculation
 from eagle3cli.serving.launch.server import started
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.serving import ServerSettings
 from tests.conftest import ROOT, RunCli
+from tests.engines.lines import assert_as_our_own, run_line
 from tests.serving.engine_case import REPLY, STEPS, Expected, make_draft, make_target
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -46,30 +47,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         family: (family, NORMS)
         for family in ("qwen2", "qwen3", "qwen3-moe", "phi3", "phi4-mini", "gpt-oss", "deepseek-v2", "mistral")
     },
-    **{family: (family, NORMS) for family in ("gemma3", "mixtral", "glm4-moe")},
+    **{family: (family, NORMS) for family in ("gemma3", "mixtral", "glm4", "glm4-moe")},
 }
 VLLM_ALONE = ("own-embedding", "norm-before-residual")
 """SGLang would run them otherwise than they were trained, so export refuses them: test_wide_drafts.py."""
-NO_STATES = "vLLM 0.32 has no auxiliary states of this family: Model does not support EAGLE3 interface"
-LEFT_OUT: dict[tuple[Product, str], str] = {
-    **{("sglang", case): "export refuses it for SGLang" for case in VLLM_ALONE},
-    **{("vllm", case): NO_STATES for case in ("gemma3", "mixtral", "glm4-moe")},
-    ("sglang", "mixtral"): "SGLang 0.5.23 has no auxiliary states of this family",
+REFUSED: dict[tuple[Product, str], str] = {
+    **{("sglang", case): "SGLang 0.5.23 has no auxiliary states of" for case in ("mixtral", "glm4")},
+    ("sglang", "gemma3"): "without the residual stream",
 }
-"""What does not run, and why.
+"""What export prints no line for, and why.
 
 A uniform sliding window (Mistral 7B v0.1, Phi-3-mini) is no case of its own: SGLang leaves it out, and vLLM gives it to
 the draft as well, so that acceptance falls once a text outgrows it.
 """
-NEAR_TIES: dict[tuple[Product, str], int] = {("sglang", "gemma3"): 3}
-"""Passes by which an engine may differ: Gemma's normed states of a random target lie close together."""
 ENVIRONMENT: dict[tuple[Product, str], dict[str, str]] = {
     # On a CPU vLLM has no cache for latent and usual attention side by side.
     ("vllm", "deepseek-v2"): {"VLLM_MLA_DISABLE": "1"},
-}
-ARGUMENTS: dict[tuple[Product, str], str] = {
-    # With a longer context vLLM takes LongRoPE's other table for every text.
-    ("vllm", "phi4-mini"): "--max-model-len 128",
 }
 
 
@@ -102,29 +95,28 @@ def ask_all(
 def test_an_engine_accepts_what_we_accept(
     product: Product, case: str, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(MORE_KERNELS))
-    if reason := LEFT_OUT.get((product, case)):
-        pytest.skip(reason)
+    monkeypatch.chdir(tmp_path)
     family, wanted = CASES[case]
+    layout = "vllm" if case in VLLM_ALONE else "sglang"
+    if layout == "vllm" and product == "sglang":
+        pytest.skip("export refuses it for SGLang")
     raw = make_target(tmp_path / "target", family)
     expected = make_draft(tmp_path / "trained", tmp_path / "target", raw, **wanted)
+    (tmp_path / "steps.toml").write_text(f"[run]\nk = {STEPS}\n")
     words = ("--draft-model-path", "trained", "--target-model-path", "target", "--output-path", "draft")
-    layout = "vllm" if case in VLLM_ALONE else "sglang"
-    exported = run_cli("export", *words, "--layout", layout, "--export-dtype", "float32")
+    options = ("--layout", layout, "--export-dtype", "float32", "--config", "steps.toml", "--json")
+    exported = run_cli("export", *words, *options)
     assert exported.code == 0, exported.err
-    for name, value in ENVIRONMENT.get((product, case), {}).items():
-        monkeypatch.setenv(name, value)
-    args = ARGUMENTS.get((product, case), "")
-    answers, counted = ask_all(product, tmp_path / "target", tmp_path / "draft", expected, tmp_path / "logs", args)
-    assert [list(answer.token_ids) for answer in answers] == expected.replies
-    told = [a.acceptance for a in answers if a.acceptance]
-    total = counted if product == "vllm" else sum(told[1:], told[0])
-    assert isinstance(total, Acceptance)
-    assert abs(total.passes - sum(expected.steps)) <= (slack := NEAR_TIES.get((product, case), 0))
-    # The engines count what they accepted behind the last token that was asked for, too.
-    assert -slack <= total.accepted - sum(expected.accepted_at) <= STEPS * len(answers)
-    if product == "sglang" and not slack:
-        assert [one.passes for one in told] == expected.steps
+    if reason := REFUSED.get((product, case)):
+        assert reason in exported.json["refused_by"][product]
+        assert product not in exported.json["serve_lines"]
+        return
+    line = exported.json["serve_lines"][product]
+    assert f"    {line}\n" in (tmp_path / "draft" / "README.md").read_text()  # the card's is the same
+    answers, counted = run_line(product, line, expected, tmp_path / "logs", **ENVIRONMENT.get((product, case), {}))
+    assert_as_our_own(answers, counted, expected, STEPS)
+    if product == "sglang":
+        assert [one.acceptance.passes for one in answers if one.acceptance] == expected.steps
 
 
 @FAMILIES

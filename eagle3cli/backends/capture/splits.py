@@ -14,6 +14,7 @@ from eagle3cli.data.hidden_states.writer import discard_store
 from eagle3cli.data.tokens.cache import open_or_build
 from eagle3cli.errors import UsageError
 from eagle3cli.models.config import read_draft_config
+from eagle3cli.models.serve import report_unserved
 from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
@@ -34,6 +35,7 @@ def capture_splits(settings: Settings, report: Reporter, stop: Stop, ranks: Rank
         target = target.model_copy(update={"mem_fraction_static": requested.mem_frac})
     raw = read_target_config(target)
     config = read_draft_config(draft.config, raw, draft_vocab_size=draft.vocab_size, aux_layers=draft.aux_layers)
+    report_unserved(config, raw, report, backend=target.backend)
     with ranks.main_process_first():
         cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
     splits = {name: rows for name, rows in (("train", cached.train), ("eval", cached.eval)) if rows is not None}

@@ -173,6 +173,8 @@ def _sglang(
             "--speculative-num-steps": speculation.steps,
             "--speculative-eagle-topk": speculation.topk,
             "--speculative-num-draft-tokens": speculation.tokens,
+            # A --quantization among the user's arguments is the target's; SGLang would give it to the draft as well.
+            "--speculative-draft-model-quantization": "unquant",
         }
         if on_cpu and speculation.topk > 1:
             # A tree near the context's end leaks some slots of the cache there, and the check would stop the server.
