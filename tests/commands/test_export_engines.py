@@ -23,7 +23,14 @@ from tests.conftest import Ran, RunCli
 def write_target(folder: Path, name: str, **more: Any) -> dict[str, Any]:
     """The config of a target of this class; export reads nothing else of it."""
     sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 8, "vocab_size": 320}
-    raw = {"architectures": [name], "intermediate_size": 96, "max_position_embeddings": 512, **sizes, **more}
+    raw = {
+        "model_type": "llama",
+        "architectures": [name],
+        "intermediate_size": 96,
+        "max_position_embeddings": 512,
+        **sizes,
+        **more,
+    }
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(raw))
     return raw
