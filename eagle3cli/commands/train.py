@@ -32,9 +32,10 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.runtime.stop import catch_stop
     from eagle3cli.settings.toml import to_toml
     from eagle3cli.training.build import build
-    from eagle3cli.training.checkpoint.load import make_place
+    from eagle3cli.training.checkpoint.load import check_place, make_place
     from eagle3cli.training.forecast.out_of_memory import training_explained
     from eagle3cli.training.forecast.target_share import target_share
+    from eagle3cli.training.history import history_writer
     from eagle3cli.training.summary import summary
     from eagle3cli.training.trackers.session import tracked
 
@@ -45,14 +46,17 @@ def run(settings: Settings, out: Out) -> int | None:
     with ExitStack() as stack:
         ranks = stack.enter_context(init_distributed(60 * settings.launch.dist_timeout))
         with ranks.main_process_first():
-            if ranks.is_main:
-                make_place(settings.train)
+            check_place(settings.train)
             settings = with_local_target(settings, out if ranks.is_main else Silent())
-        report: Reporter = stack.enter_context(logged(out, folder / "log.txt")) if ranks.is_main else Silent()
+        log = stack.enter_context(logged(out, folder / "log.txt", held=True))
+        report: Reporter = log if ranks.is_main else Silent()
         stop = stack.enter_context(catch_stop(report if ranks.world_size == 1 else None, patient=ranks.world_size > 1))
         with training_explained(settings, ranks.world_size, lambda: "before the first step"):
             trainer = build(settings, report, ranks, partial(target_share, settings, ranks))
-        if ranks.is_main:
+        if ranks.is_main:  # from here on there is a run: whatever refuses one has been asked
+            make_place(settings.train)
+            log.begin()
+            trainer.listeners = [history_writer(folder, trainer.state.step, report)]
             write_text(folder / "settings.toml", to_toml(settings))
             stack.enter_context(record_session(trainer, settings, report))
             stack.enter_context(tracked(trainer, settings))

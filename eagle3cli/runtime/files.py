@@ -177,13 +177,18 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UsageError("already exists", where=str(path), fix="choose another place, or pass --overwrite")
+    check_removable(path)
+    remove(path)
+
+
+def check_removable(path: Path) -> None:
+    """Raise UsageError for a link and for a folder that people live in; changes nothing."""
     if path.is_symlink():
         what = f"a link to {path.readlink()}; nothing is deleted behind a link"
         raise UsageError(what, where=str(path), fix="name the place that it points to, or remove the link")
-    if any(path.resolve() in (place, *place.parents) for place in _inhabited()):
+    if path.exists() and any(path.resolve() in (place, *place.parents) for place in _inhabited()):
         what = "holds the current folder or your home, and is not deleted"
         raise UsageError(what, where=str(path), fix="choose a folder of its own")
-    remove(path)
 
 
 def _inhabited() -> list[Path]:

@@ -30,11 +30,27 @@ class LoggedProgressBar:
 class Logged:
     """A reporter that passes everything on and also writes it down; a full disk ends no run for its log's sake."""
 
-    def __init__(self, inner: Reporter, file: IO[str], path: Path) -> None:
+    def __init__(self, inner: Reporter, path: Path) -> None:
         self.inner = inner
-        self.file = file
         self.path = path
+        self.file: IO[str] | None = None
         self.complete = True
+        self._held: list[str] = []
+
+    def begin(self) -> None:
+        """Write down what was told so far, and from now on everything as it is told."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = self.path.open("a", encoding="utf-8")
+        held = self._held
+        self._held = []
+        for line in held:
+            self._append(line)
+
+    def close(self) -> None:
+        """Write nothing more."""
+        if self.file is not None:
+            with suppress(OSError):  # what could not be written has been told
+                self.file.close()
 
     def info(self, text: str) -> None:
         """Pass on and write down."""
@@ -66,8 +82,14 @@ class Logged:
 
     def _write(self, text: str) -> None:
         now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        self._append(f"{now} {text}\n")
+
+    def _append(self, line: str) -> None:
+        if self.file is None:
+            self._held.append(line)
+            return
         try:
-            self.file.write(f"{now} {text}\n")
+            self.file.write(line)
             self.file.flush()
         except OSError as error:
             if self.complete:
@@ -76,12 +98,15 @@ class Logged:
 
 
 @contextmanager
-def logged(report: Reporter, path: Path) -> Iterator[Logged]:
-    """Append what ``report`` is told within the block to the text file ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a", encoding="utf-8")
+def logged(report: Reporter, path: Path, *, held: bool = False) -> Iterator[Logged]:
+    """Append what ``report`` is told within the block to the text file ``path``.
+
+    ``held``: nothing is written before :meth:`Logged.begin`, and nothing at all without it.
+    """
+    log = Logged(report, path)
+    if not held:
+        log.begin()
     try:
-        yield Logged(report, file, path)
+        yield log
     finally:
-        with suppress(OSError):  # what could not be written has been told
-            file.close()
+        log.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,11 @@ def digest_json(value: Any, *, sort_keys: bool = True) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=sort_keys).encode()).hexdigest()[:16]
 
 
+def json_value(value: Any) -> Any:
+    """A value as it will be when it is read back from a JSON file."""
+    return json.loads(json.dumps(value))
+
+
 def changes(
     before: Mapping[str, Any],
     now: Mapping[str, Any],
@@ -71,6 +77,31 @@ def changes(
         for key in compared
         if before.get(key) != now.get(key)
     ]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A value that is not what it was."""
+
+    key: str
+    was: Any
+    now: Any
+
+
+def compared(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """What differs among the keys that both have, in their order."""
+    return [Change(key, before[key], now[key]) for key in before if key in now and before[key] != now[key]]
+
+
+def changes_table(changed: Sequence[Change]) -> str:
+    """Key, was and is of each change as a small table of text, which begins a new line."""
+    rows = [("key", "was", "is"), *((c.key, _shown(c.was), _shown(c.now)) for c in changed)]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    return "".join(f"\n  {key:<{widths[0]}}  {was:<{widths[1]}}  {now}" for key, was, now in rows)
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else str(value)
 
 
 def refuse_changes(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 
 from eagle3cli.backends.batches.prefetch import read_ahead
 from eagle3cli.backends.target.group import check_groups
 from eagle3cli.backends.target.hf import read_target_config
+from eagle3cli.data.tokens.vocab import VocabMapping
 from eagle3cli.errors import UsageError
 from eagle3cli.models.draft import Draft
 from eagle3cli.models.serve import report_unserved
@@ -17,11 +21,10 @@ from eagle3cli.runtime.units import parse_duration
 from eagle3cli.settings.tables import Settings
 from eagle3cli.settings.training import TrainSettings
 from eagle3cli.training.batches import Batches, Sampler, balance, upcoming
-from eagle3cli.training.checkpoint.load import latest_valid_checkpoint, resume
+from eagle3cli.training.checkpoint.load import latest_valid_checkpoint, resume, saved_state, saved_vocab
 from eagle3cli.training.checkpoint.save import Saver
 from eagle3cli.training.checkpoint.state import TrainState
-from eagle3cli.training.fingerprint import changed_settings, run_fingerprint
-from eagle3cli.training.history import history_writer
+from eagle3cli.training.fingerprint import go_on, run_fingerprint, run_identity
 from eagle3cli.training.initialise import gather_sample, initialise
 from eagle3cli.training.inputs import Inputs, TargetShare, offline, online
 from eagle3cli.training.metrics import Metrics
@@ -59,13 +62,15 @@ def build(
     set_threads(settings.target.threads)
     torch.manual_seed(train.seed)
     schedule_budget = parse_duration(train.time_budget)
+    checkpoint = None if train.overwrite else latest_valid_checkpoint(train.output_dir, report, ranks)
     inputs = online(settings, report, ranks, target_share) if is_online else offline(settings, report)
     report_unserved(inputs.config, read_target_config(settings.target), report, backend=settings.target.backend)
     device = inputs.weights["embedding"].device
     dtype = compute_type(train.dtype, device)
+    if checkpoint is not None:
+        inputs = with_saved_vocab(inputs, checkpoint)
+    state = state_of_run(settings, inputs, checkpoint, report)
     draft = make_draft(settings, inputs)
-    fingerprint = run_fingerprint(settings, inputs)
-    checkpoint = latest_valid_checkpoint(train.output_dir, report, ranks)
     if settings.draft.init == "target" and checkpoint is None:
         initialise_from_target(draft, inputs, report)
     if train.head_lr_scale == 0:
@@ -74,10 +79,8 @@ def build(
     model = make_model(train, draft, inputs, dtype, report)
     parallel = parallelize(model, ranks, train, dtype)
     optimizer = make_optimizer(train, draft)
-    state = TrainState(fingerprint=fingerprint)
     if checkpoint is not None:
-        changed = changed_settings(train.output_dir, settings)
-        state = resume(checkpoint, draft, optimizer, fingerprint, report, changed=changed)
+        resume(checkpoint, draft, optimizer, report)
     batches = make_batches(train, inputs, state.step, ranks)
     if ranks.world_size > 1:
         _report_ranks(parallel, batches, report)
@@ -93,11 +96,39 @@ def build(
         saver=Saver(train.output_dir, train.keep_checkpoints, ranks, report, saved_step=state.step),
         state=state,
         report=report,
-        listeners=[history_writer(train.output_dir, state.step, report)] if ranks.is_main else [],
         metrics=Metrics.restored(state.metrics),
         timers=Timers(device),
         data_summary=inputs.facts,
     )
+
+
+def with_saved_vocab(inputs: Inputs, checkpoint: Path) -> Inputs:
+    """The inputs with the vocabulary that the run's draft has, whatever more data would choose.
+
+    A store's own decides the size; where rows are live the settings do, which is judged with the rest of them.
+    """
+    vocab = VocabMapping(*saved_vocab(checkpoint))
+    if vocab.size == inputs.config.draft_vocab_size or inputs.facts["kind"] != "cache":
+        return replace(inputs, vocab=vocab, config=replace(inputs.config, draft_vocab_size=vocab.size))
+    return inputs
+
+
+def state_of_run(settings: Settings, inputs: Inputs, checkpoint: Path | None, report: Reporter) -> TrainState:
+    """Where the run stands, with what it is made of now. Raises UsageError where that is another run."""
+    cache = Path(inputs.facts["folder"]) if settings.train.mode == "online" else None
+    identity = run_identity(settings, inputs.config, cache)
+    state = TrainState()
+    if checkpoint is not None:
+        state = saved_state(checkpoint)
+        continuation = go_on(settings.train.output_dir, state, settings, identity)
+        for note in continuation.notes:
+            report.info(note)
+        if not continuation.same_held_out:
+            state.best = 0.0
+            state.evals_without_improvement = 0
+    state.fingerprint = run_fingerprint(settings.train, identity)
+    state.identity = identity
+    return state
 
 
 def make_draft(settings: Settings, inputs: Inputs) -> Draft:

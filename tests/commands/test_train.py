@@ -191,7 +191,9 @@ def test_other_settings_do_not_mix_with_an_earlier_run(place: Path, run_cli: Run
     trained(run_cli("train", "--output-dir", "run", "--json"))
     ran = run_cli("train", "--output-dir", "run", "--learning-rate", "5e-4")
     assert ran.code == 2
-    assert "other data, draft or training settings; train.learning_rate was 0.001, is 0.0005" in ran.err
+    assert "the run in this folder was started with other data, draft or training settings" in ran.err
+    table = [line.split() for line in ran.err.splitlines() if line.startswith("  ")]
+    assert table == [["key", "was", "is"], ["train.learning_rate", "0.001", "0.0005"]]
     assert run_cli("train", "--output-dir", "run", "--no-resume").code == 2
     assert run_cli("train", "--output-dir", "run", "--learning-rate", "5e-4", "--overwrite").code == 0
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from eagle3cli.errors import UsageError
-from eagle3cli.models.checkpoint import save_draft
+from eagle3cli.models.checkpoint import load_draft, save_draft
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.distributed import Ranks
-from eagle3cli.runtime.files import read_json, refuse_existing, write_folder
+from eagle3cli.runtime.files import check_removable, read_json, refuse_existing, write_folder
 from eagle3cli.runtime.manifest import remove_leftovers
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.training import TrainSettings
@@ -38,15 +37,24 @@ RUN_FILES = ("settings.toml", "log.txt", "metrics.jsonl", "checkpoints", "best")
 READ_AT_ONCE = 16 * 2**20
 
 
-def make_place(settings: TrainSettings) -> None:
-    """The run's folder, emptied with ``overwrite``; raises UsageError where ``resume`` is off and there is a run."""
+def check_place(settings: TrainSettings) -> None:
+    """Raises UsageError where the run's folder may not be taken: with ``overwrite`` one of something else, else one of
+    a run where ``resume`` is off. Changes nothing.
+    """
     folder = settings.output_dir
     if settings.overwrite:
         if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in RUN_FILES):
             raise UsageError("holds something else than a run", where=str(folder), fix="choose another --output-dir")
-        refuse_existing(folder, overwrite=True)
-    if not settings.resume and list_checkpoints(folder):
+        check_removable(folder)
+    elif not settings.resume and list_checkpoints(folder):
         refuse_existing(folder, overwrite=False)
+
+
+def make_place(settings: TrainSettings) -> None:
+    """The run's folder, emptied with ``overwrite``; once nothing can refuse the run any more."""
+    folder = settings.output_dir
+    if settings.overwrite:
+        refuse_existing(folder, overwrite=True)
     folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -109,25 +117,22 @@ def _damage(folder: Path) -> str | None:
     return f"damaged or missing: {', '.join(different[:3])}" if different else None
 
 
-def resume(
-    folder: Path, draft: Draft, optimizer: Optimizer, fingerprint: str, report: Reporter, *, changed: Sequence[str] = ()
-) -> TrainState:
-    """Load a sound checkpoint into draft and optimizer, wherever their shards lie.
+def saved_state(checkpoint: Path) -> TrainState:
+    """The counters of a checkpoint."""
+    return read_state(checkpoint / RESUME / PROGRESS)
 
-    Raises UsageError where the run was started with other settings.
-    """
-    state = read_state(folder / RESUME / PROGRESS)
-    if state.fingerprint != fingerprint:
-        raise UsageError(
-            "the run in this folder was started with other data, draft or training settings"
-            + "".join(f"; {c}" for c in changed),
-            where=str(folder.parent.parent),
-            fix="give another --output-dir, or --overwrite to start over",
-        )
+
+def saved_vocab(checkpoint: Path) -> tuple[Tensor, Tensor]:
+    """The draft vocabulary of a checkpoint, ``d2t`` and ``t2d``: a run keeps it, whatever more data would choose."""
+    _, state = load_draft(checkpoint)
+    return state["d2t"], state["t2d"]
+
+
+def resume(folder: Path, draft: Draft, optimizer: Optimizer, report: Reporter) -> None:
+    """Load a sound checkpoint into draft and optimizer, wherever their shards lie."""
     load(resumable(draft, optimizer), storage_reader=HuggingFaceStorageReader(str(folder / RESUME)))
     optimizer.sync_weights()
     report.info(f"going on from {folder.name}")
-    return state
 
 
 def resumable(draft: Draft, optimizer: Optimizer) -> dict[str, Any]:

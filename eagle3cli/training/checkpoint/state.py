@@ -32,7 +32,9 @@ class TrainState:
     metrics: dict[str, Any] = field(default_factory=dict)
     """What was counted since the last log line (:meth:`Metrics.saved`)."""
     fingerprint: str = ""
-    """What the run was started with; a checkpoint of another run is refused."""
+    """What the run was started with, hashed as earlier versions do; a checkpoint of another run is refused."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    """The same in the clear; empty in checkpoints of earlier versions."""
 
     def to_file(self) -> dict[str, Any]:
         """The content of ``progress.json``."""
@@ -44,7 +46,7 @@ def read_state(path: Path) -> TrainState:
     kinds = {name: type(value) for name, value in TrainState().to_file().items()}
     names = {key: name for name, key in FILE_KEYS.items()}
     try:
-        raw = read_json(path)
+        raw = {"identity": {}, **read_json(path)}
         state = TrainState(**{names.get(key, key): value for key, value in raw.items()})
         if any(not isinstance(raw[key], (kind, int) if kind is float else kind) for key, kind in kinds.items()):
             raise TypeError("a counter of another kind")

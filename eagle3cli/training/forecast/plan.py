@@ -5,10 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from eagle3cli.backends.target.hf import read_target_config
 from eagle3cli.data.hidden_states.store import open_stores
+from eagle3cli.data.tokens.cache import find_cache
+from eagle3cli.models.checkpoint import read_config
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.files import free_bytes
 from eagle3cli.runtime.launch import processes
@@ -17,7 +20,8 @@ from eagle3cli.runtime.units import parse_duration, size_text
 from eagle3cli.settings.argv import to_argv
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.batches import Sampler
-from eagle3cli.training.checkpoint.load import list_checkpoints
+from eagle3cli.training.checkpoint.load import check_place, list_checkpoints, saved_state
+from eagle3cli.training.fingerprint import go_on, run_identity
 from eagle3cli.training.forecast.inputs import RowLengths, inspect_inputs
 from eagle3cli.training.forecast.memory import MASTER, draft_weights, forecast
 from eagle3cli.training.forecast.phases import Forecast, part_lines
@@ -40,11 +44,13 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
     Raises as the run would for settings, data and models that cannot be used.
     """
     parse_duration(settings.train.time_budget)
-    draft = planned_draft(settings)
+    check_place(settings.train)
+    checkpoints = [] if settings.train.overwrite else list_checkpoints(settings.train.output_dir)
+    draft = planned_draft(settings, checkpoints[-1] if checkpoints else None)
+    how = _continuation(settings, draft, checkpoints[-1]) if checkpoints else ()
     inputs = inspect_inputs(settings, draft)
     data = inputs.data
     world_size = processes(settings.launch.gpus)
-    checkpoints = [] if settings.train.overwrite else list_checkpoints(settings.train.output_dir)
     resumes = bool(checkpoints)
     memory = forecast(training_workload(settings, inputs, world_size, resumes=resumes))
     room = inputs.available
@@ -62,7 +68,7 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
     return Plan(
         "train",
         reads=(_rows(data),),
-        done=tuple(f"{checkpoints[-1].name} is there: the run goes on from it" for _ in checkpoints[-1:]),
+        done=how,
         does=(
             _steps(settings, steps, order.steps_per_epoch),
             *speed.lines(steps),
@@ -91,12 +97,22 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
     )
 
 
-def planned_draft(settings: Settings) -> DraftConfig:
-    """The config of the draft that would be trained."""
+def _continuation(settings: Settings, draft: DraftConfig, checkpoint: Path) -> tuple[str, ...]:
+    """What is there of the run, and how it goes on. Raises UsageError as the run would where it cannot."""
+    state = saved_state(checkpoint)
+    cache = find_cache(settings) if settings.train.mode == "online" else None
+    identity = run_identity(settings, draft, cache)
+    continuation = go_on(settings.train.output_dir, state, settings, identity)
+    return (f"{checkpoint.name} is there: the run goes on from it", *continuation.notes)
+
+
+def planned_draft(settings: Settings, checkpoint: Path | None = None) -> DraftConfig:
+    """The config of the draft that would be trained, or goes on from ``checkpoint``."""
     config = draft_config_of(settings, read_target_config(settings.target))
     paths = settings.data.train_hidden_states_path or (settings.hidden_states.output_path / "train",)
     if settings.train.mode == "offline" and settings.draft.init != "draft" and (paths[0] / "manifest.json").is_file():
-        config = replace(config, draft_vocab_size=open_stores(paths[:1]).vocab.size)
+        size = open_stores(paths[:1]).vocab.size if checkpoint is None else read_config(checkpoint)["draft_vocab_size"]
+        config = replace(config, draft_vocab_size=size)
     return config
 
 
