@@ -52,6 +52,8 @@ class Command:
     recipe: bool = False
     actions: tuple[Command, ...] = ()
     plan: Callable[[Settings], Plan] | None = None
+    rarely: tuple[str, ...] = ()
+    """Flags that are essential elsewhere, and here only ``--help-all`` shows."""
     loads_torch: bool = False
     """Whether it imports torch, which takes seconds."""
     lenient: bool = False

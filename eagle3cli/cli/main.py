@@ -30,6 +30,14 @@ PATH_FIXES = {
     errno.EISDIR: "this is a folder; name a file",
 }
 """What helps where the system refuses a path, by its error number."""
+FLAGS = {
+    "--version": "Show the version.",
+    "--install-completion": "Install completion for the current shell, or for bash, zsh or fish after it.",
+    "--show-completion": "Print what --install-completion writes.",
+    "-h, --help": "Show this message; after a command, what is set in its common case.",
+    "--help-all": "After a command: every option, in groups.",
+}
+"""The program's own flags."""
 SUMMARY = "Train EAGLE-3 draft models, from a data set's name to a measured speed-up."
 
 
@@ -55,22 +63,16 @@ TABLE: tuple[CommandSpec, ...] = (
 )
 
 
-def overview() -> str:
+def overview(*, colour: bool = False) -> str:
     """The help of the program itself: the commands by step, in the order of the work."""
-    lines = ["Usage: eagle3 COMMAND [OPTIONS]", "", f"  {SUMMARY}", ""]
+    bold, cyan, end = ("\x1b[1m", "\x1b[36m", "\x1b[0m") if colour else ("", "", "")
+    lines = [f"{bold}Usage:{end} eagle3 COMMAND [OPTIONS]", "", f"  {SUMMARY}", ""]
     for step in STEPS:
-        lines += [f"{step}:", *(f"  {spec.name:<17}{spec.summary}" for spec in TABLE if spec.step == step), ""]
-    lines += [
-        "Options:",
-        "  --version             Show the version.",
-        "  --install-completion  Install completion for the current shell, or for bash, zsh or fish after it.",
-        "  --show-completion     Print what --install-completion writes.",
-        "  --help                Show this message; after a command, that command's help.",
-        "",
-        "Example:",
-        "  eagle3 run quickstart",
-    ]
-    return "\n".join(lines)
+        specs = [spec for spec in TABLE if spec.step == step]
+        lines += [f"{bold}{step}:{end}", *(f"  {cyan}{spec.name:<17}{end}{spec.summary}" for spec in specs), ""]
+    lines.append(f"{bold}Options:{end}")
+    lines += [f"  {cyan}{name:<22}{end}{text}" for name, text in FLAGS.items()]
+    return "\n".join([*lines, "", f"{bold}Example:{end}", "  eagle3 run quickstart"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,8 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    if argv in ([], ["--help"]):  # by hand: grouped by step, and fast
-        print(overview(), flush=True)
+    if argv in ([], ["--help"], ["-h"], ["--help-all"]):  # by hand: grouped by step, and fast
+        from eagle3cli.console.out import Out
+
+        print(overview(colour=Out().colour), flush=True)
         return DONE
     if argv[0] == "--version":
         print(f"eagle3 {__version__}", flush=True)

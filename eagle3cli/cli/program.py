@@ -13,6 +13,8 @@ from eagle3cli.cli import options
 from eagle3cli.cli.argv import normalize, repeat_flags, resolve
 from eagle3cli.cli.command import Command, fields_of
 from eagle3cli.cli.command_spec import CommandSpec
+from eagle3cli.cli.help import ALL, help_of, help_of_app, wanted_help
+from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
 from eagle3cli.settings.fields import fields
 from eagle3cli.settings.renamed import GONE, RENAMED
@@ -20,6 +22,9 @@ from eagle3cli.settings.renamed import GONE, RENAMED
 
 def run(argv: Sequence[str], commands: Sequence[CommandSpec], summary: str) -> int:
     """Run one command line; returns its exit code. Raises UsageError for what Typer refuses."""
+    if page := _help(argv, commands):
+        Out().print(page)
+        return 0
     try:
         app, args = build(argv, commands, summary)
         code = app(args=args, prog_name="eagle3", standalone_mode=False)
@@ -28,6 +33,28 @@ def run(argv: Sequence[str], commands: Sequence[CommandSpec], summary: str) -> i
     except typer.Abort as error:
         raise KeyboardInterrupt from error
     return code if isinstance(code, int) else 0
+
+
+def _help(argv: Sequence[str], commands: Sequence[CommandSpec]) -> str | None:
+    """The help of the command, or of its action, that the command line names; None where it asks for none."""
+    flag = wanted_help(argv)
+    if flag is None and len(argv) > 1:
+        return None
+    named = next((word for word in argv if not word.startswith("-")), None)
+    args = normalize(argv) if named == "plan" else list(argv)
+    spec = next((spec for spec in commands if spec.name == named), None)
+    if spec is None:
+        return None
+    module = importlib.import_module(spec.module)
+    if flag is None and not hasattr(module, "app"):  # that alone asks for one of its actions
+        return None
+    if hasattr(module, "app"):
+        page = help_of_app(module, f"eagle3 {spec.name}", spec.summary, args)
+    else:
+        chosen = resolve(args, module.COMMAND)
+        usage = f"eagle3 {spec.name}" if chosen is module.COMMAND else f"eagle3 {spec.name} {chosen.name}"
+        page = help_of(chosen, usage, everything=flag == ALL)
+    return page.text(colour=Out().colour)
 
 
 def _not_imported() -> None:
@@ -46,7 +73,7 @@ def build(argv: Sequence[str], commands: Sequence[CommandSpec], summary: str) ->
             continue
         module = importlib.import_module(spec.module)
         if hasattr(module, "app"):
-            args = [*repeat_flags(args, None), *(["--help"] if args == [spec.name] else [])]
+            args = repeat_flags(args, None)
             app.add_typer(module.app, name=spec.name, help=spec.summary)
         else:
             args = repeat_flags(args, resolve(args, module.COMMAND))

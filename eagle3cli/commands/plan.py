@@ -39,6 +39,7 @@ COMMAND = Command(
         "eagle3 plan quickstart",
     ),
     fields=train.COMMAND.fields,
+    rarely=(*train.COMMAND.rarely, "--eval-data-path", "--mode", "--output-dir", "--num-epochs", "--learning-rate"),
     run=action(train.COMMAND).run,
     actions=tuple(action(module.COMMAND) for module in PLANNED),
 )

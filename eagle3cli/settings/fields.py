@@ -87,6 +87,11 @@ class SettingsField:
         return typing.get_args(self._present)[0] if self.many else self._present
 
     @property
+    def is_path(self) -> bool:
+        """Whether its values are paths."""
+        return self.type is Path
+
+    @property
     def choices(self) -> tuple[str, ...]:
         """The allowed words of a Literal, else nothing."""
         return tuple(map(str, typing.get_args(self.type))) if typing.get_origin(self.type) is Literal else ()

@@ -6,9 +6,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from eagle3cli.settings.fields import SettingsField, fields_of_table, tables
+from eagle3cli.settings.fields import SettingsField, tables
+from eagle3cli.settings.groups import groups_of_table
 from eagle3cli.settings.tables import Settings
 
+GROUPS = "x-groups"
+"""The keys of a table by the group they stand in; they follow in this order."""
 FILE = "eagle3.schema.json"
 TYPES = {int: "integer", float: "number", bool: "boolean"}
 BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
@@ -26,8 +29,11 @@ def json_schema() -> dict[str, Any]:
 
 
 def _table(table: str, summary: str) -> dict[str, Any]:
-    keys = {field.name: _field(field) for field in fields_of_table(table)}
-    return {"type": "object", "description": summary, "additionalProperties": False, "properties": keys}
+    groups = groups_of_table(table)
+    keys = {field.name: _field(field) for members in groups.values() for field in members}
+    named = {title: [field.name for field in members] for title, members in groups.items()}
+    told = {"type": "object", "description": summary, GROUPS: named}
+    return {**told, "additionalProperties": False, "properties": keys}
 
 
 def _field(field: SettingsField) -> dict[str, Any]:

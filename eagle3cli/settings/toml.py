@@ -13,6 +13,7 @@ from typing import Any
 
 from eagle3cli.errors import UsageError
 from eagle3cli.settings.fields import SettingsField, fields_of_table, tables
+from eagle3cli.settings.groups import groups_of_table
 from eagle3cli.settings.tables import Settings
 
 
@@ -148,8 +149,10 @@ def commented_toml(values: Mapping[str, Any] | None = None, head: str = "") -> s
     ]
     for table, summary in tables().items():
         parts += [f"# {summary}", f"[{table}]"]
-        for field in fields_of_table(table):
-            parts += [f"# {field.help} ({field.allowed})", _example_line(field, values or {}), ""]
+        for title, members in groups_of_table(table).items():
+            parts += [f"# --- {title} ---", ""]
+            for field in members:
+                parts += [f"# {field.help} ({field.allowed})", _example_line(field, values or {}), ""]
     return "\n".join(parts).rstrip("\n") + "\n"
 
 

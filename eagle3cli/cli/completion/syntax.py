@@ -15,7 +15,8 @@ from eagle3cli.settings.fields import SettingsField
 if TYPE_CHECKING:
     import typer
 
-HELP = "Show this command's help."
+HELP = "Show what is set in this command's common case."
+HELP_ALL = "Show every option of this command."
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def _flag(field: SettingsField) -> Flag:
 def _common_flags() -> Iterator[Flag]:
     for name, text in COMMON_FLAGS.items():
         yield Flag((name,), text, name[2:] if name in ("--config", "--set") else "", many=name == "--set")
-    yield Flag(("--help",), HELP)
+    yield Flag(("--help", "-h"), HELP)
+    yield Flag(("--help-all",), HELP_ALL)
 
 
 def _app_syntax(app: typer.Typer, argv: list[str]) -> tuple[Syntax, list[str]]:
