@@ -38,7 +38,7 @@ from eagle3cli.models.contract import (
     vocab_problems,
 )
 from eagle3cli.models.converters import convert_config, convert_tensors
-from eagle3cli.models.engines import sglang_layers, target_class
+from eagle3cli.models.engines import layers_as_sglang_reads, sglang_layers, target_class
 from eagle3cli.models.files import DAMAGED, INDEX, WEIGHTS, open_safetensors, read_json_object, read_weight_index
 from eagle3cli.models.speculators import Verifier, renamed, speculators_problems, to_speculators
 
@@ -105,11 +105,14 @@ def _folder_content(
     return raw, tensors | copies
 
 
-def load_draft(folder: Path, *, aux_layers: tuple[int, ...] | None = None) -> tuple[DraftConfig, dict[str, Tensor]]:
+def load_draft(
+    folder: Path, *, aux_layers: tuple[int, ...] | None = None, target: Mapping[str, Any] | None = None
+) -> tuple[DraftConfig, dict[str, Tensor]]:
     """Read a draft folder: ours, SGLang's, vLLM's, SpecForge's, EAGLE's or speculators'.
 
     Returns the config and a state dict with exactly the names of :func:`expected_shapes`. ``aux_layers`` stands in
-    where the config does not name them. Raises ModelError with every missing, unknown or misshapen tensor.
+    where the config does not name them; by the class of ``target`` (the target's config) SGLang counts them in a way of
+    its own. Raises ModelError with every missing, unknown or misshapen tensor.
     """
     raw = read_config(folder)
     tensors = read_tensors(folder)
@@ -117,6 +120,7 @@ def load_draft(folder: Path, *, aux_layers: tuple[int, ...] | None = None) -> tu
     try:
         state = convert_tensors(raw, tensors)
         config = DraftConfig.from_dict(converted, aux_layers=aux_layers)
+        config = replace(config, aux_layers=layers_as_sglang_reads(raw, target) or config.aux_layers)
     except ModelError as error:
         raise ModelError(error.what, where=str(folder / CONFIG), fix=error.fix) from error
     config = replace(config, own_embedding=EMBEDDING in state)

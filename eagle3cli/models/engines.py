@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from eagle3cli.models.config import DraftConfig, text_part
+from eagle3cli.models.config import AUX_LAYERS, DraftConfig, text_part
 from eagle3cli.models.packaged import packaged_configs, packaged_target_class
 
 Engine = Literal["sglang", "vllm"]
@@ -79,20 +79,22 @@ VLLM = frozenset(
 """Classes that vLLM takes auxiliary states of; it counts the layer whose input is read, the one behind the last too."""
 VLLM_BY_TRANSFORMERS = frozenset({"Gemma3ForCausalLM", "Glm4ForCausalLM", "Glm4MoeForCausalLM", "MixtralForCausalLM"})
 """Classes of which vLLM's own have none, and transformers' have inside vLLM: ``--model-impl transformers``."""
+RUN_BY_BOTH = frozenset(
+    {
+        *("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "GptOssForCausalLM", "Glm4MoeForCausalLM"),
+        *(
+            "LlamaForCausalLM",
+            "MistralForCausalLM",
+            "Phi3ForCausalLM",
+            "Qwen2ForCausalLM",
+            "Qwen3ForCausalLM",
+            "Qwen3MoeForCausalLM",
+        ),
+    }
+)
 RUN: dict[Engine, frozenset[str]] = {
-    "sglang": frozenset(
-        {
-            *("DeepseekV2ForCausalLM", "GptOssForCausalLM", "Glm4MoeForCausalLM", "LlamaForCausalLM"),
-            *("MistralForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
-        }
-    ),
-    "vllm": frozenset(
-        {
-            *("DeepseekV2ForCausalLM", "Gemma3ForCausalLM", "Glm4ForCausalLM", "Glm4MoeForCausalLM"),
-            *("GptOssForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"),
-            *("Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
-        }
-    ),
+    "sglang": RUN_BY_BOTH,
+    "vllm": RUN_BY_BOTH | VLLM_BY_TRANSFORMERS,
 }
 """Classes on which a draft was accepted by the engine as often as by our own decoder; ``make test-engine-families``."""
 
@@ -115,6 +117,17 @@ def sglang_layers(layers: Sequence[int], name: str | None) -> list[int]:
         return [1, *(layer for layer in layers if layer != 1)]
     behind = [layer + 1 for layer in layers]
     return behind if behind[0] != 1 else [*behind[1:2], 1, *behind[2:]]
+
+
+def layers_as_sglang_reads(raw: Mapping[str, Any], target: Mapping[str, Any] | None) -> tuple[int, ...] | None:
+    """The layers whose outputs another program's draft reads, where SGLang alone is told them and counts them its way.
+
+    ``raw`` is the draft's config. None where its numbers mean the outputs: by far the most drafts.
+    """
+    numbers = (raw.get("eagle_config") or {}).get(AUX_LAYERS)
+    if not numbers or raw.get(AUX_LAYERS) or target_class(target) not in SGLANG_FIRST_IS_1 or numbers[0] == 1:
+        return None
+    return tuple(sorted(number - 1 for number in numbers))
 
 
 def has_shifted_layers(layers: Sequence[int], name: str | None) -> bool:
@@ -205,10 +218,11 @@ def support(engine: Engine, name: str) -> tuple[str, str]:
     return "not tried", NOT_RUN[name]
 
 
-SERVED_WITH: dict[tuple[Engine, str], str] = {("vllm", "DeepseekV2ForCausalLM"): "on a CPU with VLLM_MLA_DISABLE=1"}
+SERVED_WITH: dict[tuple[Engine, str], str] = {
+    ("vllm", f"DeepseekV{n}ForCausalLM"): "on a CPU with VLLM_MLA_DISABLE=1" for n in (2, 3)
+}
 """What a class needs besides the line that ``export`` prints."""
 NOT_RUN = {
-    "DeepseekV3ForCausalLM": "its kernels are not for a CPU",
     "Llama4ForConditionalGeneration": "its kernels are not for a CPU",
     "Gemma3ForConditionalGeneration": "its image processor is not in a tiny target",
 }

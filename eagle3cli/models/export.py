@@ -15,7 +15,7 @@ from eagle3cli.models.checkpoint import check_folder, load_draft, read_config, s
 from eagle3cli.models.config import DraftConfig, default_aux_layers, named_aux_layers, text_part
 from eagle3cli.models.contract import EMBEDDING, LAYOUTS, Layout, dtype_name, refusals, serving_layout
 from eagle3cli.models.draft import Draft
-from eagle3cli.models.engines import enough_layers, has_shifted_layers, target_class
+from eagle3cli.models.engines import enough_layers, has_shifted_layers, layers_as_sglang_reads, target_class
 from eagle3cli.models.speculators import Verifier
 
 ROWS = 256
@@ -56,10 +56,13 @@ def export_draft(
     """
     text = text_part(target) if target else {}
     fallback = default_aux_layers(text["num_hidden_layers"]) if "num_hidden_layers" in text else None
-    config, state = load_draft(source, aux_layers=aux_layers or fallback)
+    config, state = load_draft(source, aux_layers=aux_layers or fallback, target=target)
     notes = []
     if named_aux_layers(read_config(source)) is None:
         notes.append(f"the source does not name its auxiliary layers; {list(config.aux_layers)} written")
+    if layers_as_sglang_reads(read_config(source), target):
+        counted = f"SGLang's {target_class(target)} counts the layers whose inputs are read"
+        notes.append(f"{counted}: the source's are the outputs of {list(config.aux_layers)}")
     context = text.get("max_position_embeddings")
     if context and context != config.max_position_embeddings:
         notes.append(f"max_position_embeddings {config.max_position_embeddings} became the target's {context}")

@@ -24,7 +24,7 @@ def load_for_inference(
     """
     if aux_layers is None and target is not None:
         aux_layers = default_aux_layers(int(text_part(target)["num_hidden_layers"]))
-    config, state = load_draft(folder, aux_layers=aux_layers)
+    config, state = load_draft(folder, aux_layers=aux_layers, target=target)
     if target is not None:
         check_made_for(folder, config.to_sglang(), target)
     draft = Draft(config)

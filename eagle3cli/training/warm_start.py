@@ -28,7 +28,7 @@ def warm_start_config(settings: Settings, target: Mapping[str, Any]) -> DraftCon
     text = text_part(target)
     aux_layers = settings.draft.aux_layers or default_aux_layers(int(text["num_hidden_layers"]))
     folder = _folder(settings)
-    config, _ = load_draft(folder, aux_layers=aux_layers)
+    config, _ = load_draft(folder, aux_layers=aux_layers, target=target)
     check_made_for(folder, config.to_sglang(), target)
     return config
 

@@ -194,3 +194,22 @@ def test_training_says_early_who_will_not_serve_the_draft(run_cli: RunCli, tiny:
     ran = run_cli(*words, *more)
     assert ran.code == 0, ran.err
     assert "no server that is known will run this draft: SGLang 0.5.23 has no auxiliary states of SomeFor" in ran.err
+
+
+def test_a_draft_of_another_program_is_read_as_sglang_reads_it(run_cli: RunCli, tmp_path: Path) -> None:
+    """Its list is for SGLang alone, whose DeepSeek classes take the layers whose inputs are read (Kimi's 2, 30, 58)."""
+    raw = write_target(tmp_path / "target", "DeepseekV3ForCausalLM")
+    write_draft(tmp_path / "trained", raw, aux_layers=(2, 4, 6))
+    written = json.loads((tmp_path / "trained" / "config.json").read_text())
+    del written["eagle_aux_hidden_state_layer_ids"]
+    (tmp_path / "trained" / "config.json").write_text(json.dumps(written))
+    words = ("--draft-model-path", "trained", "--target-model-path", "target", "--output-path", "out", "--overwrite")
+    ran = run_cli("import", *words, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["aux_layers"] == [1, 3, 5]
+    assert "counts the layers whose inputs are read: the source's are the outputs of [1, 3, 5]" in ran.err
+    written["eagle_config"]["eagle_aux_hidden_state_layer_ids"] = [1, 3, 5]
+    (tmp_path / "trained" / "config.json").write_text(json.dumps(written))
+    assert run_cli("import", *words, "--json").json["aux_layers"] == [1, 3, 5]
+    write_target(tmp_path / "target", "LlamaForCausalLM")
+    assert run_cli("import", *words, "--json").json["aux_layers"] == [1, 3, 5]

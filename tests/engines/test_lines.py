@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from eagle3cli.backends.target.hf import HfTarget
 from eagle3cli.models.engines import Engine
 from tests.conftest import Ran, RunCli
 from tests.engines.lines import assert_as_our_own, run_line
@@ -78,6 +80,26 @@ def test_a_line_of_the_default_type_starts(
     ran, expected = exported("legacy", run_cli, tmp_path, dtype="bfloat16")
     _, counted = run_line(engine, ran.json["serve_lines"][engine], expected, tmp_path / "logs")
     assert counted.passes < sum(len(reply) - 1 for reply in expected.replies)  # some proposals were accepted
+
+
+@FAMILIES
+def test_a_gemma_draft_on_sglangs_own_sums(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGLang hands on a layer's last sum alone of Gemma 3: what was trained on it is served."""
+
+    def last_sums(target: HfTarget) -> HfTarget:
+        return replace(target, layers=[layer.post_feedforward_layernorm for layer in target.layers])
+
+    monkeypatch.chdir(tmp_path)
+    raw = make_target(tmp_path / "target", "gemma3")
+    expected = make_draft(tmp_path / "trained", tmp_path / "target", raw, adapt=last_sums, updates=5)
+    (tmp_path / "steps.toml").write_text(f"[run]\nk = {STEPS}\n")
+    words = ("--draft-model-path", "trained", "--target-model-path", "target", "--output-path", "draft", "--overwrite")
+    options = ("--export-dtype", "float32", "--config", "steps.toml", "--json")
+    assert "sglang" not in run_cli("export", *words, *options).json["serve_lines"]
+    (tmp_path / "trained" / "settings.toml").write_text('[target]\nbackend = "sglang"\n')  # what its run says
+    line = run_cli("export", *words, *options).json["serve_lines"]["sglang"]
+    answers, counted = run_line("sglang", line, expected, tmp_path / "logs")
+    assert_as_our_own(answers, counted, expected, STEPS)
 
 
 @FAMILIES

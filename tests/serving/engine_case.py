@@ -7,6 +7,7 @@ its acceptance changes when a norm, a layer or a position is wrong.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.decode.decode import decode
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.training.ttt.unroll import plan_positions, unroll
-from tests.families import COMMON, FAMILIES, LONGROPE, YARN
+from tests.families import COMMON, FAMILIES, LONGROPE, WRAPPERS, YARN
 from tests.tiny import tiny_tokenizer
 
 STEPS, REPLY = 3, 32
@@ -65,7 +66,9 @@ OWN: dict[str, dict[str, Any]] = {
     # Phi-4 and today's Mistral have no window; the engines do not treat one as transformers does (see LEFT_OUT).
     **{family: {**WIDE, "sliding_window": None} for family in ("phi3", "mistral", "mixtral")},
     "glm4": {**WIDE, "partial_rotary_factor": 0.5},
-    "gemma3": {**WIDE, "sliding_window": 512},
+    **{family: {**WIDE, "sliding_window": 512} for family in ("gemma3", "gemma3-vision")},
+    # vLLM wants whole blocks in a chunk; SGLang norms queries and keys (Scout's) in bfloat16 alone.
+    "llama4-vision": {**WIDE, "attention_chunk_size": 128, "use_qk_norm": False},
     "phi4-mini": {**WIDE, "rope_parameters": {**LONGROPE, "short_factor": [1.0] * 12, "long_factor": [2.0] * 12}},
 }
 
@@ -73,12 +76,18 @@ OWN: dict[str, dict[str, Any]] = {
 def make_target(folder: Path, family: str, **changed: Any) -> dict[str, Any]:
     """Write a random target of a family's real class, wide enough for an engine; returns its config.json.
 
-    ``changed`` are keys of its config.
+    ``changed`` are keys of its config, of its text model's where it is multi-modal.
     """
-    class_name, own = FAMILIES[family]
-    config = getattr(transformers, class_name)(**{**COMMON, **own, **OWN.get(family, WIDE), **changed})
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if family in WRAPPERS:
+        class_name, model_name, own, outer = WRAPPERS[family]
+        text = {**COMMON, **own, **OWN.get(family, WIDE), **changed}
+        config = getattr(transformers, class_name)(text_config=text, **outer)
+        model = getattr(transformers, model_name)(config).float()
+    else:
+        class_name, own = FAMILIES[family]
+        config = getattr(transformers, class_name)(**{**COMMON, **own, **OWN.get(family, WIDE), **changed})
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for parameter in model.parameters():
         if parameter.ndim == 1:  # norms, biases and sinks would show nothing as ones and zeros
             parameter.data.add_(torch.randn_like(parameter) * 0.2)
@@ -112,17 +121,26 @@ def replies_of(target: HfTarget, draft: Draft | None, asked: list[list[int]]) ->
     return Expected(asked, [each.token_ids for each in found], [each.steps for each in found], at)
 
 
-def make_draft(folder: Path, target_folder: Path, raw: dict[str, Any], *, updates: int = 14, **wanted: Any) -> Expected:
+def make_draft(
+    folder: Path,
+    target_folder: Path,
+    raw: dict[str, Any],
+    *,
+    updates: int = 14,
+    adapt: Callable[[HfTarget], HfTarget] = lambda target: target,
+    **wanted: Any,
+) -> Expected:
     """Train a small draft for the target of ``raw`` (its config) on its own replies, write it, and decode with it.
 
-    ``wanted`` are keys of the draft's JSON, laid over ``auto``.
+    ``adapt`` changes what the target hands on; ``wanted`` are keys of the draft's JSON, laid over ``auto``.
     """
     torch.manual_seed(0)
     overlay = folder.with_suffix(".json")
     overlay.parent.mkdir(parents=True, exist_ok=True)
     overlay.write_text(json.dumps(wanted))
     config = read_draft_config(str(overlay), raw, draft_vocab_size=None, aux_layers=None)
-    target = load_target(TargetSettings(model_path=str(target_folder), device="cpu"), Silent(), config.aux_layers)
+    settings = TargetSettings(model_path=str(target_folder), device="cpu")
+    target = adapt(load_target(settings, Silent(), config.aux_layers))
     asked = prompts(config.vocab_size, SEEN)
     plain = replies_of(target, None, asked)
     ids = torch.tensor(sorted({token for reply in plain.replies for token in reply} | set(range(0, 320, 2))))

@@ -45,7 +45,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "norm-before-residual": ("llama", {"norm_before_residual": True, "norm_output": False}),
     **{
         family: (family, NORMS)
-        for family in ("qwen2", "qwen3", "qwen3-moe", "phi3", "phi4-mini", "gpt-oss", "deepseek-v2", "mistral")
+        for family in (
+            "qwen2",
+            "qwen3",
+            "qwen3-moe",
+            "phi3",
+            "phi4-mini",
+            "gpt-oss",
+            "deepseek-v2",
+            "deepseek-v3",
+            "mistral",
+        )
     },
     **{family: (family, NORMS) for family in ("gemma3", "mixtral", "glm4", "glm4-moe")},
 }
@@ -62,7 +72,7 @@ the draft as well, so that acceptance falls once a text outgrows it.
 """
 ENVIRONMENT: dict[tuple[Product, str], dict[str, str]] = {
     # On a CPU vLLM has no cache for latent and usual attention side by side.
-    ("vllm", "deepseek-v2"): {"VLLM_MLA_DISABLE": "1"},
+    **{("vllm", family): {"VLLM_MLA_DISABLE": "1"} for family in ("deepseek-v2", "deepseek-v3")},
 }
 
 

@@ -31,6 +31,10 @@ FIXES = {
     "No module named": "install it (pip install 'eagle3[gpu]'), or name a Python that has it: --server-python",
     "ddress already in use": "choose another --port, or leave it out",
     "unrecognized arguments": "check --server-args",
+    "Model does not support EAGLE3 interface": "vLLM's class of this target has no states for a draft; transformers' "
+    "may have: --server-args '--model-impl transformers'",
+    "does not implement set_eagle3_layers_to_capture": "SGLang's class of this target has no states for a draft: use "
+    "--engine vllm or local",
 }
 
 

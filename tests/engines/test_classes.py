@@ -1,0 +1,104 @@
+"""What the package says of the engines' classes is what the engines' own code does, in the versions that were read."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import Any
+
+import pytest
+
+from eagle3cli.models.engines import (
+    CHECKED,
+    SGLANG,
+    SGLANG_FIRST_IS_1,
+    VLLM,
+    VLLM_BY_TRANSFORMERS,
+    Engine,
+    sglang_layers,
+)
+from tests.engines.lines import CPU_ENVIRONMENT, engine_python
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.families, pytest.mark.timeout(600)]
+DRAFTS = ("NextN", "MTP", "Eagle", "Eagle3", "EmbeddingGemmaModel", "AssistantForCausalLM", "MindSporeForCausalLM")
+"""Classes of drafts and embeddings that inherit the method, by the ends of their names; and one for another backend."""
+SGLANG_SAYS = """
+import json, logging
+from unittest.mock import MagicMock
+logging.disable(logging.CRITICAL)
+import sglang
+from sglang.srt.models.registry import ModelRegistry
+said = {}
+for name, cls in ModelRegistry.models.items():
+    said[name] = None
+    setter = getattr(cls, "set_eagle3_layers_to_capture", None)
+    if setter is None:
+        continue
+    said[name] = []
+    for numbers in ([1, 4, 5], [2, 4, 5], [4, 1, 6], [1, 0, 4]):
+        model = MagicMock()
+        model.config.num_hidden_layers = model.config.text_config.num_hidden_layers = 12
+        model.model.layers = model.language_model.layers = [MagicMock() for _ in range(12)]
+        try:
+            setter(model, numbers)
+        except Exception:  # a setter that reads more than a stand-in has
+            said[name].append(None)
+            continue
+        inner = model.model
+        read = inner.layers_to_capture
+        if not isinstance(read, list) and inner.set_eagle3_layers_to_capture.called:
+            read = inner.set_eagle3_layers_to_capture.call_args.args[0]
+        said[name].append(sorted(read) if isinstance(read, list) else None)
+print("SAID" + json.dumps({"version": sglang.__version__, "classes": said}))
+"""
+VLLM_SAYS = """
+import json, sys
+import vllm
+from vllm.model_executor.models.registry import ModelRegistry, _VLLM_MODELS
+from vllm.model_executor.models.interfaces import supports_eagle3
+said = {}
+for name in json.loads(sys.argv[1]):
+    try:
+        said[name] = bool(supports_eagle3(ModelRegistry.models[name].load_model_cls()))
+    except Exception as error:
+        said[name] = repr(error)
+print("SAID" + json.dumps({"version": vllm.__version__, "classes": said}))
+"""
+
+
+def said_by(engine: Engine, code: str, *words: str) -> Any:
+    """What a program inside the engine's Python prints."""
+    environment = {**os.environ, **CPU_ENVIRONMENT[engine]}
+    command = [engine_python(engine), "-c", code, *words]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "SAID" in ran.stdout, ran.stderr[-2000:]
+    return json.loads(ran.stdout.partition("SAID")[2])
+
+
+def test_sglangs_classes() -> None:
+    said = said_by("sglang", SGLANG_SAYS)
+    assert said["version"] == CHECKED["sglang"]
+    classes = {name: read for name, read in said["classes"].items() if not name.endswith(DRAFTS)}
+    assert {name for name, read in classes.items() if read is not None} <= SGLANG | SGLANG_FIRST_IS_1
+    followed = 0
+    for name, read in classes.items():
+        if name not in SGLANG | SGLANG_FIRST_IS_1:
+            continue
+        assert read is not None, f"{name} has no auxiliary states"
+        for numbers, found in zip(([1, 4, 5], [2, 4, 5], [4, 1, 6], [1, 0, 4]), read, strict=True):
+            if found is None:
+                continue
+            followed += 1
+            kept = name in SGLANG_FIRST_IS_1 and numbers[0] != 1
+            assert found == sorted(numbers if kept else [number + 1 for number in numbers]), (name, numbers)
+    assert followed > 100
+    assert sglang_layers((0, 3, 5), "DeepseekV2ForCausalLM") == [4, 1, 6]
+
+
+def test_vllms_classes() -> None:
+    names = sorted(VLLM | VLLM_BY_TRANSFORMERS)
+    said = said_by("vllm", VLLM_SAYS, json.dumps(names))
+    assert said["version"].startswith(CHECKED["vllm"])
+    wrong = {name: found for name, found in said["classes"].items() if found is not (name in VLLM)}
+    assert wrong == {}
