@@ -43,6 +43,10 @@ class PretendGpu:
     launched: int = 0
     """Operations so far, whatever was forgotten."""
     under_way: list[HostCopy] = field(default_factory=list)
+    stream: int = 0
+    """The stream that operations go onto; 0 is the device's own."""
+    seen: dict[tuple[int, int], int] = field(default_factory=dict)
+    """How much of the work of a second stream a first one waits for: operations by (first, second)."""
     in_sdpa: bool = False
     """Inside scaled_dot_product_attention, which picks a CPU's kernel here."""
 
@@ -94,6 +98,9 @@ class GpuTensor(torch.Tensor):
     """A tensor that says it lies on the GPU; ``elem`` holds its numbers."""
 
     elem: Tensor
+    made_on: int
+    """The stream that makes its numbers."""
+    made_at: int
 
     @staticmethod
     def __new__(cls, elem: Tensor) -> GpuTensor:
@@ -103,6 +110,8 @@ class GpuTensor(torch.Tensor):
             cls, elem.size(), **layout, dtype=elem.dtype, device="cpu"
         )
         made.elem = elem
+        made.made_on = ACTIVE.stream
+        made.made_at = ACTIVE.launched
         return made
 
     @property
@@ -156,7 +165,14 @@ def run_kernel(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     # Operations in place return what they were given.
     wrappers = {id(x.elem): x for x in tensors if isinstance(x, GpuTensor)}
     out = func(*tree_map(numbers, args), **tree_map(numbers, kwargs))
-    return tree_map_only(Tensor, lambda x: wrappers[id(x)] if id(x) in wrappers else GpuTensor(x), out)
+    return tree_map_only(Tensor, lambda x: written(wrappers[id(x)]) if id(x) in wrappers else GpuTensor(x), out)
+
+
+def written(x: GpuTensor) -> GpuTensor:
+    """What an operation in place has given: its numbers come from here on."""
+    x.made_on = ACTIVE.stream
+    x.made_at = ACTIVE.launched
+    return x
 
 
 def numbers(x: Any) -> Any:
@@ -165,9 +181,16 @@ def numbers(x: Any) -> Any:
 
 
 def check_devices(func: Any, name: str, args: tuple[Any, ...], tensors: list[Tensor]) -> None:
-    """Raise where CUDA would: CPU tensors may be scalars that are read, or indices (which are copied)."""
-    written = [x for x, argument in zip(args, func._schema.arguments, strict=False) if argument.is_write]
-    on_host = [x for x in tensors if not isinstance(x, GpuTensor) and (x.dim() or any(x is y for y in written))]
+    """Raise where CUDA would: CPU tensors may be scalars that are read, or indices (which are copied).
+
+    And where CUDA would read what another stream has not made yet.
+    """
+    for x in tensors:
+        own = not isinstance(x, GpuTensor) or x.made_on == ACTIVE.stream
+        if not own and ACTIVE.seen.get((ACTIVE.stream, x.made_on), -1) < x.made_at:
+            raise RuntimeError(f"{name} reads at {place()} what another stream is still at: wait for its event")
+    targets = [x for x, argument in zip(args, func._schema.arguments, strict=False) if argument.is_write]
+    on_host = [x for x in tensors if not isinstance(x, GpuTensor) and (x.dim() or any(x is y for y in targets))]
     if not on_host:
         return
     if name in INDEXING and all(any(x is index for index in args[1]) for x in on_host):

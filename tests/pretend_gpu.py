@@ -14,7 +14,9 @@ enough and results are those of a CPU. What a GPU does otherwise is raised or co
   for: ``gpu.copies``
 * a copy to the host that nobody has waited for holds wrong numbers until somebody does
 
-What it cannot show: speed, memory, CUDA's own rounding, several streams at once, kernels that are compiled.
+* what one stream makes and another reads without having waited for it: an error
+
+What it cannot show: speed, memory, CUDA's own rounding, kernels that are compiled.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from typing import Any
 from unittest.mock import patch
 
@@ -109,10 +112,12 @@ class Event:
     def __init__(self, **_: Any) -> None:
         self.copies: list[HostCopy] = []
         self.launched = 0
+        self.stream = 0
         self.at = 0.0
 
-    def record(self, _stream: Any = None) -> None:
+    def record(self, stream: Stream | None = None) -> None:
         """Remember what has been begun so far."""
+        self.stream = gpu_tensor.ACTIVE.stream if stream is None else stream.number
         self.copies = list(gpu_tensor.ACTIVE.under_way)
         self.launched = gpu_tensor.ACTIVE.launched
         self.at = time.perf_counter()
@@ -129,6 +134,37 @@ class Event:
     def elapsed_time(self, other: Event) -> float:
         """Milliseconds."""
         return (other.at - self.at) * 1000
+
+
+class Stream:
+    """A queue of work of the device. All are worked off at once, but none may read what it has not waited for."""
+
+    def __init__(self, device: Any = None, number: int | None = None) -> None:
+        self.device = device_of(device if device is not None else "cuda")
+        self.number = next(STREAMS) if number is None else number
+
+    def wait_event(self, event: Event) -> None:
+        """What is given to this stream from here on may read what was given to the event's before it."""
+        gpu_tensor.ACTIVE.seen[self.number, event.stream] = event.launched
+
+    def wait_stream(self, other: Stream) -> None:
+        """The same for all that the other has been given."""
+        gpu_tensor.ACTIVE.seen[self.number, other.number] = gpu_tensor.ACTIVE.launched
+
+
+STREAMS = count(1)
+
+
+@contextmanager
+def on_stream(stream: Stream) -> Iterator[None]:
+    """``torch.cuda.stream``."""
+    gpu = gpu_tensor.ACTIVE
+    before = gpu.stream
+    gpu.stream = stream.number
+    try:
+        yield
+    finally:
+        gpu.stream = before
 
 
 @contextmanager
@@ -155,6 +191,7 @@ def pretend_gpu() -> Iterator[PretendGpu]:
         stack.enter_context(patch.object(checkpoint, "get_device_states", lambda *_: ([], [])))
         stack.enter_context(patch.object(checkpoint, "set_device_states", lambda *_, **__: None))
         stack.enter_context(patch.object(torch.Tensor, "pin_memory", pin))
+        stack.enter_context(patch.object(torch.Tensor, "record_stream", lambda *_: None))
         # Its tensors have no address on a device that a kernel of Triton's could read.
         for module in (of_layers, of_training):
             stack.enter_context(patch.object(module, "triton_runs", lambda: False))
@@ -182,4 +219,7 @@ CUDA_API: dict[str, Any] = {
     "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
     "set_rng_state": lambda *_: None,
     "Event": Event,
+    "Stream": Stream,
+    "stream": on_stream,
+    "current_stream": lambda *_: Stream(number=gpu_tensor.ACTIVE.stream),
 }

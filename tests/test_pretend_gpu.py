@@ -107,6 +107,25 @@ def test_a_copy_that_nobody_waited_for_is_not_there(gpu: PretendGpu) -> None:
     assert waits(gpu) == 1
 
 
+def test_a_stream_reads_of_another_what_it_has_waited_for(gpu: PretendGpu) -> None:
+    beside = torch.cuda.Stream()
+    x = torch.arange(4, device="cuda")
+    done = torch.cuda.Event()
+    with torch.cuda.stream(beside):
+        with pytest.raises(RuntimeError, match="another stream"):
+            x + 1
+        beside.wait_stream(torch.cuda.current_stream())
+        y = torch.ones(4, device="cuda") * 2
+        done.record(beside)
+        late = y + 1
+    with pytest.raises(RuntimeError, match="another stream"):
+        y + x
+    torch.cuda.current_stream().wait_event(done)
+    assert (y + x).tolist() == [2, 3, 4, 5]
+    with pytest.raises(RuntimeError, match="another stream"):
+        late + x
+
+
 def test_gradients_and_recomputed_passes_stay_on_the_device(gpu: PretendGpu) -> None:
     layer = torch.nn.Linear(3, 2).to("cuda")
     made: list[Tensor] = []

@@ -258,7 +258,10 @@ class Draft(nn.Module):
 
     def first_hidden(self, aux_RC: Tensor) -> Tensor:
         """``h^0 = fc(a)``, ``[R, H]``."""
-        hidden: Tensor = self.fc(self.fc_input(aux_RC) / self.aux_scale_C.to(aux_RC.dtype))
+        scale_C = self.aux_scale_C.to(aux_RC.dtype)
+        if aux_RC.is_cuda:  # the weight is smaller than a batch of states, of which autograd would keep a copy
+            return F.linear(self.fc_input(aux_RC), self.fc.weight / scale_C)
+        hidden: Tensor = self.fc(self.fc_input(aux_RC) / scale_C)
         return hidden
 
     def head_and_carry(self, hidden_RH: Tensor) -> tuple[Tensor, Tensor]:

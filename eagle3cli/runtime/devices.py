@@ -6,6 +6,8 @@ import ctypes
 import gc
 import os
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +48,29 @@ def to_host(tensor: Tensor) -> HostCopy:
     arrived = torch.cuda.Event()
     arrived.record()
     return HostCopy(values, arrived)
+
+
+class SideStream:
+    """Work that a GPU does beside what it is at: what is made there is waited for by the device alone."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)
+        self.stream.wait_stream(torch.cuda.current_stream(device))  # what stands on the device now may be read
+
+    @contextmanager
+    def running(self) -> Iterator[torch.cuda.Event]:
+        """What the block begins goes onto the stream; the event says when it is done."""
+        done = torch.cuda.Event()
+        with torch.cuda.stream(self.stream):
+            yield done
+            done.record(self.stream)
+
+    def join(self, done: torch.cuda.Event, tensors: Iterable[Tensor]) -> None:
+        """From here on the current stream may read these, once they are done; their memory is kept until it has."""
+        current = torch.cuda.current_stream(self.stream.device)
+        current.wait_event(done)
+        for tensor in tensors:
+            tensor.record_stream(current)
 
 
 def set_threads(threads: int | None) -> int:

@@ -36,6 +36,11 @@ class TargetBatch:
     top_host_N: Tensor | None = None
     """``top_N`` in the host's memory, where it is there without waiting for the device."""
 
+    @property
+    def on_device(self) -> tuple[Tensor, ...]:
+        """What does not stay in the host's memory."""
+        return self.token_ids_N, self.aux_NC, self.last_NH, self.top_N
+
 
 class BatchSource(Protocol):
     """Rows of a data set, with the target's states made live or read from disk."""

@@ -1,4 +1,4 @@
-"""Reads the next batches of a store while the draft trains on the present one.
+"""Reads the next batches of a store while the draft trains on the present one, and brings the next to a GPU.
 
 The order of training is a shuffle over all rows; the disk is read in its own order: the rows of many batches to come
 are read together, sorted by their place. So a spinning disk's head goes one way, a network file system has several
@@ -12,9 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import torch
+
 from eagle3cli.backends.batches.batch import BatchSource, TargetBatch
 from eagle3cli.backends.batches.store import HostBatch, StoreSource
 from eagle3cli.data.hidden_states.rows import PackedRow
+from eagle3cli.runtime.devices import SideStream
 
 WINDOW_BYTES = 512_000_000
 """Encoded states that wait in memory, about; at least one batch does."""
@@ -37,6 +40,15 @@ class _Ahead:
     host: Future[HostBatch]
 
 
+@dataclass(frozen=True)
+class _OnDevice:
+    """A batch that a GPU copies and decodes beside its work."""
+
+    rows: tuple[int, ...]
+    batch: TargetBatch
+    done: torch.cuda.Event
+
+
 class Prefetched:
     """A BatchSource over stores that knows which batches will be asked for; any other batch is read when asked for."""
 
@@ -49,6 +61,8 @@ class Prefetched:
         self._queue: deque[_Ahead] = deque()
         self._readers = ThreadPoolExecutor(THREADS, thread_name_prefix="read")
         self._joiner = ThreadPoolExecutor(1, thread_name_prefix="join")
+        self._beside = SideStream(source.device) if source.device.type == "cuda" else None
+        self._following: _OnDevice | None = None
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -59,13 +73,32 @@ class Prefetched:
         """Read these rows, or take them where they were read ahead."""
         self._fill()
         key = tuple(rows)
-        if all(ahead.rows != key for ahead in self._queue):
+        following = self._following
+        if following is not None and following.rows == key:
+            assert self._beside is not None
+            self._beside.join(following.done, following.batch.on_device)
+            batch = following.batch
+        elif any(ahead.rows == key for ahead in self._queue):
+            while (ahead := self._queue.popleft()).rows != key:
+                pass
+            batch = self.source.decoded(ahead.host.result())
+        else:
             return self.source.batch(rows)
-        while (ahead := self._queue.popleft()).rows != key:
-            pass
-        host = ahead.host.result()
         self._fill()
-        return self.source.decoded(host)
+        self._begin_following()
+        return batch
+
+    def _begin_following(self) -> None:
+        """Let a GPU copy and decode the next batch while it works on this one, if the disk has got that far."""
+        self._following = None
+        if self._beside is None or not self._queue:
+            return
+        host = self._queue[0].host
+        if not host.done() or host.exception() is not None:  # an error is told when the batch's turn comes
+            return
+        ahead = self._queue.popleft()
+        with self._beside.running() as done:
+            self._following = _OnDevice(ahead.rows, self.source.decoded(ahead.host.result()), done)
 
     def _fill(self) -> None:
         """Begin to read the next batches once half of the window is used up."""

@@ -111,8 +111,12 @@ class Codec:
         return decode(self, *(plane.to(self.scale_C.device) for plane in planes))
 
     def to(self, device: torch.device) -> Codec:
-        """The same, for states on ``device``."""
-        return replace(self, scale_C=self.scale_C.to(device))
+        """The same, for states on ``device``, with all tables there that decoding reads: whatever stream decodes."""
+        scale_C = self.scale_C.to(device)
+        if self.name in ("int8", "int4"):
+            _hadamard(scale_C.device)
+            _pairs(scale_C.device)
+        return replace(self, scale_C=scale_C)
 
 
 def calibrate(name: Quantization, layers: int, hidden: int, sample_RC: Tensor) -> Codec:

@@ -332,8 +332,11 @@ def _activations(work: Workload) -> Parts:
         unrolled = sum(depth_bytes(work, depth) for depth in depths)
     inner_layer = draft.query_width + _mlp_widths(work) + 8 * hidden
     inner = (draft.num_hidden_layers - 1) * inner_layer * e
-    zero = (norm_bytes(work) + 3 * e) * hidden + (draft.aux_width + 2 * draft.head_dim) * e + inner
+    kept = draft.aux_width if work.cpu or draft.fc_norm else 0  # of the auxiliary states a copy, scaled or normed
+    zero = (norm_bytes(work) + 3 * e) * hidden + (kept + 2 * draft.head_dim) * e + inner
     side_by_side = 2 * hidden * draft.qkv_width * e  # the weights of q, k and v
+    if not work.cpu:
+        side_by_side += hidden * draft.aux_width * e  # and that of fc, scaled
     return {
         "activations": unrolled + work.tokens * zero + side_by_side,
         "depth-0 keys and values": work.tokens * 2 * draft.key_width * e * draft.num_hidden_layers,
@@ -341,10 +344,13 @@ def _activations(work: Workload) -> Parts:
 
 
 def _states(work: Workload) -> Parts:
-    """The packed batch: auxiliary and last states, and the first in the draft's type where that is another."""
+    """The packed batch: auxiliary and last states, and the first in the draft's type where that is another; and on a
+    GPU the batch behind it, where it comes from disk."""
     aux = work.draft.aux_width
     copy = aux * work.compute_bytes if work.compute_bytes != work.state_bytes else 0
-    return {"batch of states": work.tokens * ((aux + work.target.hidden) * work.state_bytes + copy)}
+    batch = work.tokens * (aux + work.target.hidden) * work.state_bytes
+    following = batch if work.prefetched and not work.cpu and not work.online else 0
+    return {"batch of states": batch + work.tokens * copy, "following batch of states": following}
 
 
 def _gradients(work: Workload) -> Parts:

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from eagle3cli.models.draft import Draft, rotate
 from eagle3cli.runtime.devices import to_device
 from eagle3cli.training.ttt.attention import DraftKV, KeyValue, QueryPositions, attend
+from eagle3cli.training.ttt.gather import gather
 
 Alignment = Literal["serving", "specforge"]
 Attend = Callable[[Tensor, Tensor, Tensor, DraftKV, QueryPositions], Tensor]
@@ -188,8 +189,8 @@ class _Shared:
     plan: PositionPlan
     offset_N: Tensor
     """Position of every packed token inside its sequence."""
-    weight_OX: Tensor
-    """Rows of q, k and v of the first layer, side by side; X = 2H: its embedding half, then its hidden half."""
+    hidden_weight_OH: Tensor
+    """Of q, k and v of the first layer, side by side, what they multiply the hidden state by."""
     token_NO: Tensor
     """What q, k and v of the first layer owe to the token at each packed position."""
     kv: list[KeyValue]
@@ -221,8 +222,10 @@ def unroll(
             normed.append(hidden_RH.new_zeros(0, draft.config.hidden_size))
             continue
         # Positions that no loss needs any more are dropped here, with their keys: what follows costs R, not N.
-        hidden_RH = hidden_RH[positions.parent_R]
-        draft_kv = [[(k[positions.parent_R], v[positions.parent_R]) for k, v in pairs] for pairs in draft_kv]
+        hidden_RH = gather(hidden_RH, positions.parent_R)
+        draft_kv = [
+            [(gather(k, positions.parent_R), gather(v, positions.parent_R)) for k, v in pairs] for pairs in draft_kv
+        ]
         run = partial(_one_step, shared, ttt_step, positions)
         if recompute and torch.is_grad_enabled():
             head_RH, hidden_RH, newest = checkpoint(run, hidden_RH, draft_kv, use_reentrant=False)
@@ -230,7 +233,7 @@ def unroll(
             head_RH, hidden_RH, newest = run(hidden_RH, draft_kv)
         # New lists, not appended ones: the backward pass of this step keeps the old ones.
         draft_kv = [[*old, *new] for old, new in zip(draft_kv, newest, strict=True)]
-        normed.append(head_RH[positions.loss_L])
+        normed.append(gather(head_RH, positions.loss_L))
     return normed
 
 
@@ -248,9 +251,9 @@ def _step_zero(
 
     # The first layer's q, k and v are W [RMS(embed(x)) ; RMS(h)] = W_left RMS(embed(x)) + W_right RMS(h). A token is
     # read by up to T steps (of T positions): its half is computed once, not T times.
-    weight_OX = _joint_weight(draft, 0)
-    token_NO = F.linear(embedded_NH, weight_OX[:, : draft.config.hidden_size])
-    shared = _Shared(draft, attend, plan, offset_N, weight_OX, token_NO, [])
+    token_weight_OH, hidden_weight_OH = _joint_weight(draft, 0).split(draft.config.hidden_size, 1)
+    token_NO = F.linear(embedded_NH, token_weight_OH)
+    shared = _Shared(draft, attend, plan, offset_N, hidden_weight_OH, token_NO, [])
 
     seen = slice(0, plan.last_position + 1)
     token_SO = token_NO[1 : plan.last_position + 2]
@@ -258,22 +261,21 @@ def _step_zero(
     rope = draft.rope(offset_N[seen], hidden_SH.dtype)
     every = torch.arange(plan.last_position + 1)
     queries = QueryPositions(position_N[seen], plan.cu_seqlens, every, plan.begin_N[seen])
-    query_width = first.self_attn.q_proj.out_features
+    widths = _widths(draft)
     for index, layer in enumerate(draft.stack[:-1]):
 
         def attention(normed_SH: Tensor, index: int = index) -> Tensor:
-            joint_SO = _project(shared, index, normed_SH, token_SO, slice(None))
-            shared.kv.append(_key_value(draft, joint_SO[:, query_width:], rope))
-            query_SAD = rotate(_heads(draft, joint_SO[:, :query_width]), *rope)
-            return attend(query_SAD, *shared.kv[index], [], queries)
+            query_SO, key_SO, value_SO = _project(shared, index, normed_SH, token_SO, slice(None)).split(widths, 1)
+            shared.kv.append(_key_value(draft, key_SO, value_SO, rope))
+            return attend(rotate(_heads(draft, query_SO), *rope), *shared.kv[index], [], queries)
 
         hidden_SH = layer(hidden_SH, attention)
 
     # Of the last layer all positions give keys and values, but only those with a loss ahead ask: see _one_step.
     last = len(draft.stack) - 1
     normed_SH = draft.stack[last].hidden_norm(hidden_SH)
-    joint_SO = _project(shared, last, normed_SH, token_SO, slice(query_width, None))
-    shared.kv.append(_key_value(draft, joint_SO, rope))
+    key_SO, value_SO = _project(shared, last, normed_SH, token_SO, slice(widths[0], None)).chunk(2, 1)
+    shared.kv.append(_key_value(draft, key_SO, value_SO, rope))
     return hidden_SH, shared
 
 
@@ -287,20 +289,21 @@ def _one_step(
     """
     draft = shared.draft
     position_R = positions.position_R
-    token_RO = shared.token_NO[position_R + 1 + ttt_step]
+    token_RO = gather(shared.token_NO, position_R + 1 + ttt_step)
     rope = draft.rope(shared.offset_N[position_R] + ttt_step, token_RO.dtype)
     queries = shared.plan.queries(ttt_step)
-    query_width = draft.midlayer.self_attn.q_proj.out_features
-    channels = slice(0, None if ttt_step else query_width)
+    widths = _widths(draft)
+    channels = slice(0, None if ttt_step else widths[0])
     newest = [list[KeyValue]() for _ in draft.stack]
     first = len(draft.stack) - 1 if ttt_step == 0 else 0
     for index, layer in enumerate(draft.stack[first:], start=first):
 
         def attention(normed_RH: Tensor, index: int = index) -> Tensor:
-            joint_RO = _project(shared, index, normed_RH, token_RO, channels)
+            query_RO = _project(shared, index, normed_RH, token_RO, channels)
             if ttt_step:
-                newest[index].append(_key_value(draft, joint_RO[:, query_width:], rope))
-            query_RAD = rotate(_heads(draft, joint_RO[:, :query_width]), *rope)
+                query_RO, key_RO, value_RO = query_RO.split(widths, 1)
+                newest[index].append(_key_value(draft, key_RO, value_RO, rope))
+            query_RAD = rotate(_heads(draft, query_RO), *rope)
             return shared.attend(query_RAD, *shared.kv[index], draft_kv[index] + newest[index], queries)
 
         hidden_RH = layer(hidden_RH, attention)
@@ -312,8 +315,13 @@ def _project(shared: _Shared, index: int, normed_RH: Tensor, token_RO: Tensor, c
     """q, k and v of a layer side by side, or those of their ``channels`` that are asked for, by one product."""
     if index:
         return F.linear(normed_RH, _joint_weight(shared.draft, index)[channels])
-    hidden_half = shared.weight_OX[channels][:, shared.draft.config.hidden_size :]
-    return token_RO[:, channels] + F.linear(normed_RH, hidden_half)
+    return token_RO[:, channels] + F.linear(normed_RH, shared.hidden_weight_OH[channels])
+
+
+def _widths(draft: Draft) -> list[int]:
+    """Channels of q, k and v where they lie side by side."""
+    attention = draft.midlayer.self_attn
+    return [part.out_features for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
 
 
 def _joint_weight(draft: Draft, index: int) -> Tensor:
@@ -326,8 +334,7 @@ def _heads(draft: Draft, x_RO: Tensor) -> Tensor:
     return split
 
 
-def _key_value(draft: Draft, joint_RO: Tensor, rope: tuple[Tensor, Tensor]) -> KeyValue:
-    """Rotated keys and values ``[R, K, D]`` from the joint projection of both."""
-    key_RO, value_RO = joint_RO.chunk(2, dim=1)
+def _key_value(draft: Draft, key_RO: Tensor, value_RO: Tensor, rope: tuple[Tensor, Tensor]) -> KeyValue:
+    """Rotated keys and values ``[R, K, D]`` from their parts of the joint projection."""
     # Values are a copy: as a view they would keep the whole projection alive until the backward pass.
     return rotate(_heads(draft, key_RO), *rope), _heads(draft, value_RO.contiguous())

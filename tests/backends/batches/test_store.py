@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from eagle3cli.data.hidden_states.rows import PackedRow
 from eagle3cli.data.hidden_states.shard import shard_name
 from eagle3cli.data.hidden_states.store import Store, Stores, open_stores
 from eagle3cli.errors import DataError, UsageError
+from eagle3cli.runtime.devices import SideStream
 from eagle3cli.training.batches import Sampler
 from tests.data.hidden_states.test_store import fill, make_rows, states_of
+from tests.gpu_tensor import PretendGpu
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +147,36 @@ def test_a_damaged_row_is_an_error_when_its_turn_comes(folder: Path, tmp_path: P
     with pytest.raises(DataError, match="checksum"):
         ahead.batch([4, 5])
     ahead.batch([2])
+
+
+def test_a_gpu_brings_the_next_batch_while_it_works_on_this_one(
+    folder: Path, gpu: PretendGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = torch.device("cuda")
+    source = StoreSource(Store(folder / "int8"), device=device)
+    streams: list[int] = []
+    decoded = source.decoded
+    monkeypatch.setattr(source, "decoded", lambda host: (streams.append(gpu.stream), decoded(host))[1])
+    order = [[0, 1], [4, 2], [3], [5]]
+    ahead = Prefetched(source, iter(order))
+    for rows in order:
+        wait([on_the_way.host for on_the_way in ahead._queue])
+        gpu.reset()
+        batch = ahead.batch(rows)
+        (batch.aux_NC + batch.last_NH.sum()).sum()  # work of the device's own stream
+        assert not gpu.syncs
+        expected = decoded(source.joined(rows, [source.stores.packed(row) for row in rows]))
+        for name in ("token_ids_N", "aux_NC", "last_NH", "top_N"):
+            assert torch.equal(getattr(batch, name).cpu(), getattr(expected, name).cpu())
+    assert streams[0] == 0
+    assert all(streams[1:]), "beside the device's own work"
+    monkeypatch.setattr(SideStream, "join", lambda *_: None)
+    ahead = Prefetched(source, iter(order))
+    ahead.batch(order[0])
+    wait([on_the_way.host for on_the_way in ahead._queue])
+    ahead.batch(order[1])
+    with pytest.raises(RuntimeError, match="another stream"):
+        ahead.batch(order[2]).aux_NC.sum()
 
 
 def test_only_stores_are_read_ahead(folder: Path) -> None:
