@@ -55,14 +55,19 @@ def encode_rendered(tokenizer: Any, text: str) -> list[int]:
 
 
 def eos_ids(tokenizer: Any, model_path: str) -> frozenset[int]:
-    """Tokens at which the target stops: those of generation_config.json, config.json and the tokenizer."""
+    """Tokens at which the target stops: those of its configuration and the one with which its template ends a reply."""
+    return configured_eos_ids(tokenizer, model_path) | turn_end_ids(tokenizer)
+
+
+def configured_eos_ids(tokenizer: Any, model_path: str) -> frozenset[int]:
+    """Tokens at which the target stops by generation_config.json, config.json and the tokenizer."""
     ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         value = _config_of(model_path, name).get("eos_token_id")
         ids.update([value] if isinstance(value, int) else [i for i in value or () if isinstance(i, int)])
     if tokenizer.eos_token_id is not None:
         ids.add(int(tokenizer.eos_token_id))
-    return frozenset(ids | turn_end_ids(tokenizer))
+    return frozenset(ids)
 
 
 def _config_of(model_path: str, name: str) -> dict[str, Any]:

@@ -1,0 +1,250 @@
+"""What a row must be, told a second time: by a server's prompts, not by places in one rendering.
+
+The rule of the stable prefix: before a reply a server shows ``messages[:i]`` with a generation prompt. What the
+conversation's rendering has behind that prompt, up to the token at which the target stops, is what the target wrote.
+Where a template rewrites history (drops reasoning, opens a block of it only in the prompt), the pieces are told apart
+by letting a message say two other things: what stays the same before and behind them is not the message's.
+
+Nothing of the encoder's is used here but the template: two ways that agree are seldom wrong alike.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from os.path import commonprefix
+
+from eagle3cli.data.chat.stand_ins import (
+    CLOSING,
+    EMPTY,
+    OPENING,
+    STAND_INS,
+    Stops,
+    Talk,
+    Unknown,
+    reasoning_of,
+    without_opening,
+)
+from eagle3cli.data.chat.template import Chat, Messages, Tools
+from eagle3cli.errors import DataError, ModelError
+
+_OPENED = re.compile(rf"\A\s*{OPENING.pattern[:-2]}")
+
+
+@dataclass(frozen=True)
+class Written:
+    """One reply in the row's text: from ``start`` to one of ``ends`` (where two are as good, both)."""
+
+    index: int
+    start: int
+    ends: tuple[int, ...]
+    earliest: int
+    """From here on tokens may be trained: before ``start`` stands what a server or the target may have written."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The row's text, as far as a server or the target wrote it, and the replies in it."""
+
+    text: str
+    replies: tuple[Written, ...]
+    prompt: int
+    """Length of what a server shows before the last reply; all of the text where the conversation ends otherwise."""
+    rest: str = ""
+    """What the row may have behind ``text``, which the target did not write."""
+    optional: str = ""
+    """A stop behind ``text`` that is as good as none: the template ends a call with nothing."""
+    loose: bool = False
+    """The template does not show the last reply as it was written: white space around its parts is anyone's guess."""
+
+
+def truth_of(
+    chat: Chat, messages: Messages, stops: Stops, *, tools: Tools = (), cut: frozenset[int] = frozenset()
+) -> Truth:
+    """What the row of this conversation must be. ``cut`` holds indices of replies that broke off at a length limit.
+
+    Raises Unknown with the reason where two readings are possible, and where the template refuses the conversation.
+    """
+    try:
+        talk = Talk(chat, list(chat.adapt_tool_calls(messages, tools)), tools, stops)
+        return _truth(talk, cut)
+    except (ModelError, DataError) as error:
+        raise Unknown(error.what) from error
+
+
+def _truth(talk: Talk, cut: frozenset[int]) -> Truth:
+    replies = [i for i, message in enumerate(talk.messages) if message["role"] == "assistant"]
+    last = len(talk.messages) - 1
+    for index in replies:
+        begins = (talk.messages[index]["content"] or "").lstrip().startswith("</think>")
+        if begins and "</think>" in talk.chat.template(talk.tools):
+            raise Unknown(f"message {index + 1}: begins with the end of reasoning")
+    if last not in replies:
+        return Truth(talk.text, tuple(_past(talk, i, cut) for i in replies), len(talk.text))
+    context = talk.upto(last, opened=True)
+    ending = _Ending(talk.end_of(last), "") if last in cut else _ending(talk, last)
+    _check_shown(talk, last)
+    text = talk.text[: ending.at] + ending.stop
+    rest = talk.text[len(text) :] if talk.text.startswith(text) else ""
+    message = talk.messages[last]
+    reasoning = "" if _asks_for_no_reasoning(context.text) else reasoning_of(message)
+    opened = without_opening(context.text) != context.text
+    lost = _lost(reasoning, message["content"] or "", text[len(context.text) :], opened)
+    if not talk.text.startswith(context.text) or lost:
+        return _rewritten(talk, context, reasoning, Truth(text, (), 0, rest), cut)
+    start, earliest = talk.start_of(last)
+    past = [_past(context, i, cut) for i in replies[:-1]]
+    ends = tuple(sorted({len(text), len(text + ending.optional)}))
+    return Truth(text, (*past, Written(last, start, ends, earliest)), len(context.text), rest, ending.optional)
+
+
+def _rewritten(talk: Talk, context: Talk, reasoning: str, truth: Truth, cut: frozenset[int]) -> Truth:
+    """The truth where the conversation's rendering is not the server's prompt and what the target wrote behind it."""
+    prompt = context.text
+    last = len(talk.messages) - 1
+    replies = [i for i, message in enumerate(context.messages) if message["role"] == "assistant"]
+    opened = without_opening(prompt) != prompt
+    opening = _only_in_prompts(context)
+    if opening and not opened and not _is_complete(opening, talk.stops):
+        raise Unknown("the prompt ends with something that history does not have")
+    start, earliest = _shown_from(talk, last)
+    if opened and not reasoning:  # the target would have reasoned: the row is as the template shows it
+        past = [_past(talk, i, cut) for i in replies]
+        written = Written(last, start, (len(truth.text),), earliest)
+        return replace(truth, replies=(*past, written), prompt=earliest)
+    content = talk.messages[last]["content"] or ""
+    shown = truth.text[start:]
+    if _lost(reasoning, content, shown, opened):
+        block = f"{reasoning}</think>" if opened else content[: content.index("</think>") + len("</think>")]
+        shown = block + _without_empty(shown)
+    elif opened:
+        shown = _OPENED.sub("", shown)
+    past = [_past(context, i, cut) for i in replies]
+    written = Written(last, len(prompt), (len(prompt + shown),), len(prompt))
+    return replace(truth, text=prompt + shown, replies=(*past, written), prompt=len(prompt), loose=True)
+
+
+def _asks_for_no_reasoning(prompt: str) -> bool:
+    """Whether a server's prompt ends with the end of a block of reasoning."""
+    end = prompt.rstrip()
+    return any(end.endswith(match[0]) for match in CLOSING.finditer(end[-30:]))
+
+
+def _only_in_prompts(context: Talk) -> str:
+    """What a server's prompt ends with and history does not show."""
+    own, *others = context.headers()
+    return own[min(map(len, others)) :] if own and others else ""
+
+
+def _shown_from(talk: Talk, last: int) -> tuple[int, int]:
+    try:
+        return talk.start_of(last)
+    except Unknown:
+        message = talk.messages[last]
+        if message.get("tool_calls") or reasoning_of(message):
+            raise
+        return talk.slot(last).start, talk.slot(last).start
+
+
+def _is_complete(opening: str, stops: Stops) -> bool:
+    """Whether what only the prompt has is white space or a whole block."""
+    text = opening.strip()
+    return not text or EMPTY.fullmatch(text) is not None or any(text.endswith(token) for token in stops.special)
+
+
+def _lost(reasoning: str, content: str, shown: str, opened: bool) -> bool:
+    """Whether a template shows a reply without the reasoning that the target wrote: behind a prompt that opens a block
+    of it, or in the content."""
+    written = opened or "</think>" in content
+    return bool(written and reasoning and "".join(reasoning.split()) not in "".join(shown.split()))
+
+
+def _past(talk: Talk, index: int, cut: frozenset[int]) -> Written:
+    """A reply that stands in the history."""
+    _check_shown(talk, index)
+    start, earliest = talk.start_of(index)
+    closing = talk.closing(index)
+    alone = talk.upto(index + 1, opened=False)
+    own = alone.closing(index)
+    end = talk.end_of(index)
+    markup = _markup(own, talk.stops) if talk.messages[index].get("tool_calls") else ""
+    if not closing.startswith(markup):
+        raise Unknown(f"message {index + 1}: the template writes calls of the past in another way")
+    end += len(markup)
+    closing = closing[len(markup) :]
+    own = own[len(markup) :]
+    if index in cut:
+        return Written(index, start, (end,), earliest)
+    stop = talk.stops.first(closing)
+    if stop and (not closing[: stop[0]].strip() or own.startswith(closing[: stop[1]])):
+        return Written(index, start, (end + stop[1],), earliest)
+    closers = talk.stops.closers(own)
+    if closers and closing.startswith(own[:closers]):
+        return Written(index, start, (end + closers,), earliest)
+    first = talk.stops.closers(closing, most=1) if closers else 0
+    return Written(index, start, tuple({end, end + first}), earliest)
+
+
+def _markup(own: str, stops: Stops) -> str:
+    """What the target writes behind the last argument of its calls, before the token at which it stops."""
+    if stop := stops.first(own):
+        return own[: stop[0]].rstrip()
+    special = [own.rfind(token) for token in stops.special if own.rstrip().endswith(token)]
+    return own[: min(special)].rstrip() if special else own.rstrip()
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """The end of the last reply: where its text ends, the stop behind it, and one that may follow instead."""
+
+    at: int
+    stop: str
+    optional: str = ""
+
+
+def _ending(talk: Talk, last: int) -> _Ending:
+    """What the template writes up to the target's stop, else what the target would write."""
+    calls = bool(talk.messages[last].get("tool_calls"))
+    tail = talk.closing(last)
+    markup = _markup(tail, talk.stops) if calls else ""
+    end = talk.end_of(last) + len(markup)
+    tail = tail[len(markup) :]
+    following = _followed(talk, last, calls)[len(markup) :]
+    if stop := talk.stops.first(tail):
+        each = talk.stops.closers(commonprefix([tail[: stop[1]], following]))
+        if each and not tail[each : stop[0]].strip():  # these tokens close each reply, the stop a conversation
+            return _Ending(end, tail[:each])
+        return _Ending(end, tail[: stop[1]])
+    if closers := talk.stops.closers(tail):
+        return _Ending(end, tail[:closers])
+    if tail.strip():
+        raise Unknown("the template ends a conversation with a text that is no token")
+    following = following.lstrip()
+    stop = talk.stops.first(following)
+    written = following[: stop[1]] if stop and stop[0] == 0 else talk.stops.eos
+    return _Ending(end, "", written) if calls else _Ending(end, written)
+
+
+def _followed(talk: Talk, last: int, calls: bool) -> str:
+    """What history has behind this reply, where a question or a tool's answer follows; "" where that is refused."""
+    follow = {"role": "tool", "name": "a", "tool_call_id": "a"} if calls else {"role": "user"}
+    try:
+        return talk.closed([{**follow, "content": STAND_INS[0]}]).closing(last)
+    except (Unknown, ModelError):
+        return ""
+
+
+def _check_shown(talk: Talk, index: int) -> None:
+    """Raise Unknown where the template shows another text than the reply's."""
+    message = talk.messages[index]
+    if message.get("tool_calls"):
+        return
+    content = "".join((message["content"] or "").split())
+    shown = "".join(talk.text[: talk.end_of(index)].split())
+    visible = CLOSING.split(content)[-1]
+    if not shown.endswith((content, visible)):
+        raise Unknown(f"message {index + 1}: the template rewrites the reply")
+
+
+def _without_empty(text: str) -> str:
+    return text[match.end() :] if (match := EMPTY.match(text)) else text
