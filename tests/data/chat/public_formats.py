@@ -271,8 +271,9 @@ def template_of(form: PublicFormat) -> str:
     """The format as a chat template."""
     header, before, end, gap = form.parts
     text = "m.content | trim" if form.strips else "m.content"
-    shown = "true" if form.thinking == "keep" else "loop.index0 > seen.last" if form.thinking else "false"
+    shown = "true" if form.thinking == "keep" else "loop.index0 > seen.last"
     block = f"{{% if m.reasoning_content and {shown} %}}{_filled(BLOCK, 'm.reasoning_content')}{{% endif %}}"
+    block = block if form.thinking else ""
     call = _filled(form.call, "{'name': c.function.name, 'arguments': c.function.arguments} | tojson")
     calls = f"{{% for c in m.tool_calls or [] %}}{call}{{% endfor %}}" if form.call else ""
     last = "{% set seen = namespace(last=-1) %}"
@@ -351,14 +352,15 @@ def _json(call: Message) -> str:
 
 @cache
 def public_encoder(name: str) -> Encoder:
-    """The encoder of the format, with a tokenizer that knows its tokens."""
+    """The format's encoder, with a tokenizer that knows its tokens."""
     form = PUBLIC[name]
     tokenizer = tiny_tokenizer()
     known = SPECIAL.findall("".join((form.user, form.reply, form.system or "", form.bos, form.call, form.tool)))
     tokenizer.add_special_tokens({"additional_special_tokens": sorted({*known, form.eos, *form.stops})})
     tokenizer.eos_token = form.eos
     tokenizer.chat_template = template_of(form)
-    return Encoder(tokenizer, frozenset(tokenizer.convert_tokens_to_ids([form.eos, *form.stops])), max_length=1 << 20)
+    ends = frozenset(tokenizer.convert_tokens_to_ids([form.eos, *form.stops]))
+    return Encoder(tokenizer, ends, max_length=1 << 20)
 
 
 @st.composite
@@ -377,7 +379,7 @@ def public_conversations(draw: st.DrawFn, form: PublicFormat) -> tuple[list[Mess
                 _call(draw, form, number),
                 {"role": "tool", "content": draw(texts), "tool_call_id": "call00000"},
             ]
-        count = 1 if has_tools else draw(st.sampled_from([1, 1, 1, 2]))
+        count = 1 if has_tools and form.thinking in ("drop", "open") else draw(st.sampled_from([1, 1, 1, 2]))
         messages += [_reply(draw, form, texts) for _ in range(count)]
     if has_tools and draw(st.booleans()):
         messages += [{"role": "user", "content": draw(SAID)}, _call(draw, form, 0)]
@@ -397,5 +399,4 @@ def _call(draw: st.DrawFn, form: PublicFormat, number: int) -> Message:
 
 
 def _thinks(draw: st.DrawFn, form: PublicFormat) -> bool:
-    """Where the prompt begins with reasoning, there always is some."""
     return form.thinking == "open" or draw(st.booleans())
