@@ -13,7 +13,10 @@ COLUMNS = (
     *("task", "config", "temperature", "acceptance length", "per position", "tokens/s", "speed-up"),
     *("first token ms", "per token ms", "identical", "accuracy"),
 )
-PART_COLUMNS = ("task", "config", "temperature", "part", "answers", "acceptance length", "tokens/s of an answer")
+PART_COLUMNS = (
+    *("task", "config", "temperature", "part", "answers"),
+    *("acceptance length", "tokens/s of an answer", "without the draft"),
+)
 MARK = " *"
 """Behind a configuration whose answers are not samples of the target."""
 CONFIG_TEXT = (
@@ -51,18 +54,25 @@ def table_row(row: Row) -> tuple[object, ...]:
 
 
 def part_rows(rows: Sequence[Row]) -> list[tuple[object, ...]]:
-    """A line for each category and each length of prompts of a configuration, where it has several."""
+    """A line for each category and each length of prompts of a draft's configuration, where it has several."""
+    baselines = {(row["task"], row["batch"], row["temperature"]): _parts(row) for row in rows if not row["steps"]}
     lines: list[tuple[object, ...]] = []
     for row in rows:
-        categories = row.get("by_category") or {}
-        contexts = row.get("by_context") or []
-        parts = dict(categories) if len(categories) > 1 else {}
-        if len(contexts) > 1:
-            parts |= {f"{part['prompt_tokens'][0]} to {part['prompt_tokens'][1]} tokens": part for part in contexts}
-        for name, part in parts.items():
+        plain = baselines.get((row["task"], row["batch"], row["temperature"]), {})
+        for name, part in _parts(row).items() if row["steps"] else ():
             numbers = (part["requests"], part.get("acceptance_length"), part["request_tokens_per_s"])
-            lines.append((row["task"], row["config"], f"{row['temperature']:g}", name, *numbers))
+            without = plain[name]["request_tokens_per_s"] if name in plain else None
+            lines.append((row["task"], row["config"], f"{row['temperature']:g}", name, *numbers, without))
     return lines
+
+
+def _parts(row: Row) -> dict[str, Row]:
+    categories: Mapping[str, Row] = row.get("by_category") or {}
+    contexts: Sequence[Row] = row.get("by_context") or []
+    parts = dict(categories) if len(categories) > 1 else {}
+    if len(contexts) > 1:
+        parts |= {f"{part['prompt_tokens'][0]} to {part['prompt_tokens'][1]} tokens": part for part in contexts}
+    return parts
 
 
 def _middle(times: Row | None) -> str | None:

@@ -19,7 +19,7 @@ from eagle3cli.runtime.provenance import digest_file
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop, catch_stop
 from eagle3cli.serving.bench.configs import Config, parse_config, with_baselines
-from eagle3cli.serving.bench.engines import EngineProvider, open_provider
+from eagle3cli.serving.bench.engines import EngineProvider, StartedProvider, open_provider
 from eagle3cli.serving.bench.judge import compare, identity, judge, unjudged
 from eagle3cli.serving.bench.questions import Question
 from eagle3cli.serving.bench.results import Case, ResultRow, Results
@@ -160,6 +160,8 @@ class BenchRun:
         self._check()
         rows, passes = self._measure_repeats(case, self._fitted(case.task, engine), engine)
         baseline = None if case.config.is_baseline else self.results.configuration(case.baseline)
+        if baseline is not None:
+            self._require_one_type(baseline, engine)
         notes = engine.notes if case.temperature and not case.config.is_baseline else ()
         environment = {**engine.facts, "machine": self.machine}
         summary = configuration_row(case, passes, rows, baseline, engine.tie_limit, notes, environment)
@@ -167,6 +169,15 @@ class BenchRun:
             self.report.warn(f"{case}: the server's counters of acceptance do not fit the tokens that it gave")
         self.results.add([*rows, summary])
         self._new.add(case)
+
+    def _require_one_type(self, baseline: ResultRow, engine: Engine) -> None:
+        """Warn where servers that are started here ran the baseline in another type: older versions did."""
+        before = (baseline.get("environment") or {}).get("dtype", "a type that is not told")
+        now = engine.facts["dtype"]
+        if isinstance(self.provider, StartedProvider) and before != now:
+            self.report.warn(
+                f"the baseline was measured earlier in {before}, this is {now}: measure anew (--overwrite)"
+            )
 
     def _measure_repeats(self, case: Case, task: Task, engine: Engine) -> tuple[list[ResultRow], list[Measurement]]:
         """Every repeat of a configuration: the rows of its replies, and what was measured."""

@@ -116,6 +116,17 @@ def test_a_stopped_run_judges_what_is_left(
     assert done.json["configurations"][1]["differences_unjudged"] == 0
 
 
+def test_a_baseline_of_an_older_version_is_told(run_cli: RunCli, words: tuple[object, ...], tmp_path: Path) -> None:
+    """It ran in a type of its own, and the results did not say which."""
+    stub(tmp_path, 0.01)
+    assert run_cli(*words, "--output", "r.jsonl").code == 0
+    rows = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    kept = [row for row in rows if row.get("config", "2,0,0,0") == "2,0,0,0"]
+    kept[-1].pop("environment")
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    assert "in a type that is not told, this is bfloat16" in run_cli(*words, "--output", "r.jsonl").err
+
+
 def test_sglang_does_not_read_speculators(tiny: Path, tmp_path: Path) -> None:
     verifier = Verifier(str(tiny), ("LlamaForCausalLM",), 3)
     draft = write_draft(tmp_path / "draft", tiny, layout="speculators", verifier=verifier)
