@@ -55,15 +55,20 @@ def table_row(row: Row) -> tuple[object, ...]:
 
 def part_rows(rows: Sequence[Row]) -> list[tuple[object, ...]]:
     """A line for each category and each length of prompts of a draft's configuration, where it has several."""
-    baselines = {(row["task"], row["batch"], row["temperature"]): _parts(row) for row in rows if not row["steps"]}
+    baselines = {_measured_alike(row): _parts(row) for row in rows if not row["steps"]}
     lines: list[tuple[object, ...]] = []
     for row in rows:
-        plain = baselines.get((row["task"], row["batch"], row["temperature"]), {})
+        plain = baselines.get(_measured_alike(row), {})
         for name, part in _parts(row).items() if row["steps"] else ():
             numbers = (part["requests"], part.get("acceptance_length"), part["request_tokens_per_s"])
             without = plain[name]["request_tokens_per_s"] if name in plain else None
             lines.append((row["task"], row["config"], f"{row['temperature']:g}", name, *numbers, without))
     return lines
+
+
+def _measured_alike(row: Row) -> tuple[object, ...]:
+    """Task, batch and temperature: a draft's configuration has them in common with its baseline."""
+    return row["task"], row["config"].partition(",")[0], row["temperature"]
 
 
 def _parts(row: Row) -> dict[str, Row]:
