@@ -184,7 +184,6 @@ PUBLIC: dict[str, PublicFormat] = {
     ),
     "llama2": _said("<s>[INST] {} [/INST]", "¦ {} </s>§", strips=True),
     "llama3": _llama3(),
-    "llama3-unstripped": _llama3(strips=False),
     "llama4": _said(
         "<|header_start|>user<|header_end|>\n\n{}<|eot|>",
         "<|header_start|>assistant<|header_end|>\n\n¦{}<|eot|>§",
@@ -199,7 +198,6 @@ PUBLIC: dict[str, PublicFormat] = {
     ),
     "mistral-v1": _said("[INST] {} [/INST]", "¦ {}</s>§", bos="<s>"),
     "mistral-v7": _said("[INST] {}[/INST]", "¦ {}</s>§", bos="<s>", system="[SYSTEM_PROMPT] {}[/SYSTEM_PROMPT]"),
-    "mpt": _chatml(bos="", tool="", call=""),
     "olmo": _said("<|user|>\n{}\n", "<|assistant|>\n¦{}<|endoftext|>§\n", eos="<|endoftext|>", bos="<|endoftext|>"),
     "oasst": _said(
         "<|prompter|>{}<|endoftext|>",
