@@ -47,6 +47,7 @@ TABLE: tuple[CommandSpec, ...] = (
     CommandSpec("merge", "Join regenerated shards into a training and an evaluation file.", DATA),
     CommandSpec("cache", "Tokenise, mask and choose the draft vocabulary.", DATA),
     CommandSpec("view", "Show which tokens of a row are trained on.", DATA),
+    CommandSpec("check-template", "Judge a chat template: the stop tokens, and the masks of probing rows.", DATA),
     CommandSpec("view-train-data", "Show which tokens of the training rows are trained on.", DATA),
     CommandSpec("hidden-states", "Write the target's hidden states to disk for offline training.", TRAINING),
     CommandSpec("train", "Train the draft, online or from hidden states on disk.", TRAINING),

@@ -76,7 +76,15 @@ COMMAND = Command(
     fields=(
         *("target.model_path", "target.revision", "target.trust_remote_code"),
         *("draft.config", "draft.vocab_size"),
-        *("data.train_path", "data.eval_path", "data.cache_dir", "data.num_proc", *TOKENIZE_FIELDS, "cache.*"),
+        *(
+            "data.train_path",
+            "data.eval_path",
+            "data.cache_dir",
+            "data.num_proc",
+            "data.check_masks",
+            *TOKENIZE_FIELDS,
+            "cache.*",
+        ),
     ),
     run=run,
     plan=planner("eagle3cli.data.tokens.plan:plan_cache"),

@@ -76,7 +76,7 @@ COMMAND = Command(
         "launch.gpus",
         *("target.*", "draft.config", "draft.vocab_size", "draft.aux_layers"),
         *(f"hidden_states.{name}" for name in CAPTURE_FIELDS),
-        *("data.train_path", "data.eval_path", "data.cache_dir", "data.num_proc", *TOKENIZE_FIELDS),
+        *("data.train_path", "data.eval_path", "data.cache_dir", "data.num_proc", "data.check_masks", *TOKENIZE_FIELDS),
     ),
     actions=ACTIONS,
     run=run,

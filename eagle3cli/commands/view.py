@@ -10,9 +10,9 @@ from eagle3cli.settings.tables import Settings
 def run(settings: Settings, out: Out) -> int | None:
     """Show rows in the terminal, and as an HTML page where one was asked for."""
     if settings.view.check_template is not None:
-        from eagle3cli.commands.check_template import check
+        from eagle3cli.commands.check_template import run as check
 
-        return check(settings, settings.view.check_template, out)
+        return check(settings, out)
     from eagle3cli.cli.local_target import with_local_target
     from eagle3cli.console.report import refuse_foreign
     from eagle3cli.console.tokens import PAGE_START, Style, as_data, html, page

@@ -35,6 +35,7 @@ class DataSettings(Table):
     )
     num_proc: int = option(0, "Processes for tokenising; 0: one per core.", "--build-dataset-num-proc", ge=0)
     last_turn_only: bool = option(False, "Train only the last assistant turn of a row.", "--train-only-last-turn")
+    check_masks: bool = option(True, "Judge the masks of a sample of rows before they are used; a wrong one stops.")
 
     @model_validator(mode="after")
     def _markers_are_for_text(self) -> DataSettings:

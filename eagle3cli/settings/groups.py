@@ -25,7 +25,8 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
     "data": {
         ESSENTIAL: "train_path eval_path",
-        "Data": "train_hidden_states_path eval_hidden_states_path cache_dir max_length last_turn_only num_proc",
+        "Data": "train_hidden_states_path eval_hidden_states_path cache_dir max_length last_turn_only num_proc "
+        "check_masks",
         "Chat template": "chat_template chat_template_kwargs system_prompt is_preformatted assistant_header "
         "end_of_turn_token user_header",
     },

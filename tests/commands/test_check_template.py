@@ -1,4 +1,4 @@
-"""eagle3 view --check-template as typed, with a tokenizer's folder as the target."""
+"""eagle3 check-template, and view --check-template, as typed, with a tokenizer's folder as the target."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import pytest
 
 from tests.conftest import RunCli
 from tests.data.chat.templates import tokenizer_for
+
+PLAIN = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
 
 
 @pytest.fixture
@@ -48,6 +53,25 @@ def test_a_jinja_file(run_cli: RunCli, target: Path) -> None:
     (target / "copy.jinja").write_text(tokenizer_for("qwen3").chat_template, encoding="utf-8")
     ran = run_cli("view", "--check-template", target / "copy.jinja", "--target-model-path", target)
     assert ran.code == 0, ran.err
+
+
+def test_the_command_of_its_own_name_judges_masks(run_cli: RunCli, target: Path) -> None:
+    ran = run_cli("check-template", "qwen3", "--target-model-path", target)
+    assert ran.code == 0, ran.err
+    assert "qwen3: 12 of 12 conversations" in ran.out
+    assert "stops: <|im_end|>; the template ends a reply with '<|im_end|>'" in ran.out
+    assert "masks: 16 of 16 probing rows are right" in ran.out
+
+
+def test_a_template_without_tools_is_judged_by_the_rest(run_cli: RunCli, target: Path) -> None:
+    (target / "short.jinja").write_text(PLAIN, encoding="utf-8")
+    ran = run_cli("check-template", target / "short.jinja", "--target-model-path", target, "--json")
+    assert ran.code == 1  # it is not the tokenizer's own
+    verdicts = {mask["probe"]: mask["verdict"] for mask in ran.json["masks"]}
+    assert verdicts["turns"] == "right"
+    assert verdicts["tool call"] == "refused"
+    assert ran.json["end_of_reply"] == ""
+    assert "«" in next(mask["shown"] for mask in ran.json["masks"] if mask["probe"] == "turns")
 
 
 @pytest.mark.parametrize(("name", "code", "said"), [("qwen9", 2, "did you mean"), ("llama3", 1, "does not know")])

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 FORMAT = 6
 """Raised when the same inputs would give other rows."""
 DIGESTS = "inputs.json"
+JUDGED = "judged"
+"""Key of the summary for what the judge of the masks said."""
 TOKENIZER_PARTS = (
     *("*token*.json", "*.model", "chat_template*", "vocab.*", "merges.txt", "*config.json", "*.tiktoken"),
     *("additional_chat_templates/*", "*.py"),
@@ -87,9 +89,13 @@ def open_or_build(settings: Settings, draft_vocab_size: int, vocab_size: int, re
         report.warn(f"the cache is damaged ({wrong}) and is built anew: {folder}")
         built = True
     remove_leftovers(folder.parent)
+    judged = judge_masks(settings, None if built else folder)
     if built:
         write_folder(folder, lambda temporary: build(temporary, key, paths, config, settings.data.num_proc, report))
     summary: dict[str, Any] = read_json(folder / SUMMARY)
+    if judged is not None:
+        summary[JUDGED] = judged
+        write_json(folder / SUMMARY, summary)
     for split in paths if built else ():
         if summary[split]["rejected"]:
             counted = f"{summary[split]['rejected']} of {summary[split]['read']} rows of {split}"
@@ -102,6 +108,20 @@ def open_or_build(settings: Settings, draft_vocab_size: int, vocab_size: int, re
         folder=folder,
         summary={**summary, "key": key, "built": built, "vocab": vocab_summary},
     )
+
+
+def judge_masks(settings: Settings, folder: Path | None) -> dict[str, int] | None:
+    """What the judge says of a sample of the rows, counts by verdict; None where it was not asked, or said so of the
+    finished cache in ``folder`` before.
+
+    Raises DataError with the row, mask visible, where one is not what the target would have written.
+    """
+    asked = settings.data.check_masks and not settings.data.is_preformatted
+    if not asked or (folder is not None and JUDGED in read_json(folder / SUMMARY)):
+        return None
+    from eagle3cli.data.tokens.mask_check import check_masks
+
+    return check_masks(encoder_config(settings), data_paths(settings))
 
 
 def data_paths(settings: Settings) -> dict[str, Path]:

@@ -54,7 +54,11 @@ class Judge:
         texts = [tokenizer.convert_ids_to_tokens(number) or "" for number in sorted(stop_ids)]
         special = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
         eos = tokenizer.eos_token or next(iter(texts), "")
-        self.stops = Stops(tuple(dict.fromkeys([*texts, eos])), special, eos)
+        self.configured = tuple(dict.fromkeys([*texts, eos]))
+        """Texts of the tokens at which the target stops by its configuration."""
+        self.written = encoder.format.closing
+        """What the template writes behind a conversation's last reply, up to the target's stop; "" for nothing."""
+        self.stops = Stops(self.configured, special, eos)
 
     def judge(self, conversation: Conversation) -> Judgement:
         """Encode the conversation, ask the oracle, and compare."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
+
 from eagle3cli.data.sources.files import lines_in
 from eagle3cli.data.tokens.build import SUMMARY
-from eagle3cli.data.tokens.cache import data_paths, find_cache
+from eagle3cli.data.tokens.cache import JUDGED, data_paths, find_cache, judge_masks
+from eagle3cli.errors import ModelError
 from eagle3cli.runtime.files import read_json
 from eagle3cli.runtime.plan import Plan
 from eagle3cli.runtime.units import size_text
@@ -18,6 +22,7 @@ def plan_cache(settings: Settings) -> Plan:
     """What ``eagle3 cache`` would do. Raises as it would for missing data and a tokenizer that cannot be loaded."""
     paths = data_paths(settings)
     folder = find_cache(settings)
+    judged = planned_judgement(settings, folder)
     if folder is not None:
         summary = read_json(folder / SUMMARY)
         counts = {split: {k: summary[split][k] for k in ("rows", "tokens", "loss_tokens")} for split in paths}
@@ -27,7 +32,7 @@ def plan_cache(settings: Settings) -> Plan:
             done=tuple(done),
             does=("choose the draft vocabulary from the counts that are there",),
             writes=(f"{settings.data.cache_dir / 'vocab_mapping'}",),
-            numbers={"already_done": True, "folder": str(folder), **counts},
+            numbers={"already_done": True, "folder": str(folder), **judged, **counts},
         )
     lines = {split: lines_in(path) or 0 for split, path in paths.items()}
     tokens = sum(lines.values()) * settings.data.max_length
@@ -39,5 +44,22 @@ def plan_cache(settings: Settings) -> Plan:
             "count them and choose the draft vocabulary",
         ),
         writes=(f"{settings.data.cache_dir / 'processed_dataset'}: at most {size_text(TOKEN_BYTES * tokens)}",),
-        numbers={"already_done": False, "rows": lines, "tokens_at_most": tokens, "disk_bytes": TOKEN_BYTES * tokens},
+        numbers={
+            "already_done": False,
+            "rows": lines,
+            "tokens_at_most": tokens,
+            "disk_bytes": TOKEN_BYTES * tokens,
+            **judged,
+        },
     )
+
+
+def planned_judgement(settings: Settings, folder: Path | None) -> dict[str, dict[str, int]]:
+    """What the judge says of the masks of a sample of rows; nothing where the tokenizer is not here.
+
+    ``folder`` is a finished cache. Raises DataError where a mask is wrong.
+    """
+    with suppress(ModelError):
+        judged = judge_masks(settings, folder)
+        return {} if judged is None else {JUDGED: judged}
+    return {}

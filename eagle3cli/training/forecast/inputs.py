@@ -16,6 +16,7 @@ from eagle3cli.data.hidden_states.rows import LAST
 from eagle3cli.data.hidden_states.store import open_stores
 from eagle3cli.data.sources.lines import read_raw_lines
 from eagle3cli.data.tokens.cache import data_paths, find_cache
+from eagle3cli.data.tokens.plan import planned_judgement
 from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.errors import DataError
 from eagle3cli.models.config import DraftConfig
@@ -98,8 +99,12 @@ def device_of(name: str) -> str:
 
 
 def online_rows(settings: Settings) -> RowLengths:
-    """The cached rows, or as many of the longest allowed as the file has lines."""
+    """The cached rows, or as many of the longest allowed as the file has lines.
+
+    Raises DataError where the mask of a sampled row is wrong, as the run would.
+    """
     folder = find_cache(settings)
+    planned_judgement(settings, folder)
     if folder is None:
         path = data_paths(settings)["train"]
         count = sum(1 for _ in read_raw_lines(path))
