@@ -84,13 +84,21 @@ def test_a_row_is_shown_with_its_mask() -> None:
     assert len(text) < 1000
 
 
-@pytest.mark.parametrize("name", ["chatml", "qwen3", "qwq", "glm4", "kimi-k3", "vicuna"])
+@pytest.mark.parametrize("name", ["chatml", "qwen3", "glm4", "kimi-k3", "vicuna"])
 def test_the_probes_of_sound_templates(name: str) -> None:
     judged = dict(judge_probes(Judge(public_encoder(name), public_encoder(name).end_ids)))
     assert judged["turns"].verdict == "right"
     assert {judgement.verdict for judgement in judged.values()} <= {"right", "refused"}
     if PUBLIC[name].call:
         assert judged["chain of tool calls"].verdict == "right"
+
+
+@pytest.mark.xfail(
+    strict=True, reason="<think> in the text of an earlier reply is trained, though a prompt ends with it"
+)
+def test_reasoning_in_the_text_of_a_reply_whose_prompt_begins_it() -> None:
+    judged = dict(judge_probes(Judge(public_encoder("qwq"), public_encoder("qwq").end_ids)))
+    assert judged["reasoning in the content"].verdict == "right"
 
 
 @pytest.fixture
