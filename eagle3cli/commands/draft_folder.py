@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,17 +61,9 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
     target_hash = _hash(target, settings.target.revision) if target else None
     exported: list[Exported] = []
 
-    def served_by(draft: Exported, model: str, place: Path | str) -> Served:
-        return serve(
-            model,
-            place,
-            draft.config,
-            steps=settings.run.k,
-            layout=draft.layout,
-            target_config=config,
-            revision=settings.target.revision,
-            backend=origin.backend,
-        )
+    k = settings.run.k
+    revision = settings.target.revision
+    served_by = partial(serve, steps=k, target_config=config, revision=revision, backend=origin.backend)
 
     def fill(temporary: Path) -> None:
         draft = export_draft(
@@ -88,7 +81,7 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
             repository.rpartition("/")[2],
             draft.config,
             origin,
-            served_by(draft, public_name(name or "TARGET"), repository),
+            served_by(public_name(name or "TARGET"), repository, draft.config, layout=draft.layout),
             licence=options.license,
             target=name,
             target_hash=target_hash,
@@ -107,7 +100,9 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
         out.info(note)
     if not target:
         out.warn("the target is not known: context length and vocabulary were not checked; give --target-model-path")
-    return WrittenDraft(source, target, exported[0], served_by(exported[0], target or "TARGET", folder))
+    draft = exported[0]
+    served = served_by(target or "TARGET", folder, draft.config, layout=draft.layout)
+    return WrittenDraft(source, target, draft, served)
 
 
 def _verifier(target: str, config: Mapping[str, Any], steps: int, out: Out) -> Verifier:

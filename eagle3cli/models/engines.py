@@ -77,7 +77,12 @@ VLLM = frozenset(
     }
 )
 """Classes that vLLM takes auxiliary states of; it counts the layer whose input is read, the one behind the last too."""
-VLLM_BY_TRANSFORMERS = frozenset({"Gemma3ForCausalLM", "Glm4ForCausalLM", "Glm4MoeForCausalLM", "MixtralForCausalLM"})
+VLLM_BY_TRANSFORMERS = frozenset(
+    {
+        *("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration", "Glm4ForCausalLM", "Glm4MoeForCausalLM"),
+        *("MixtralForCausalLM",),
+    }
+)
 """Classes of which vLLM's own have none, and transformers' have inside vLLM: ``--model-impl transformers``."""
 RUN_BY_BOTH = frozenset(
     {
@@ -94,7 +99,7 @@ RUN_BY_BOTH = frozenset(
 )
 RUN: dict[Engine, frozenset[str]] = {
     "sglang": RUN_BY_BOTH,
-    "vllm": RUN_BY_BOTH | VLLM_BY_TRANSFORMERS,
+    "vllm": RUN_BY_BOTH | (VLLM_BY_TRANSFORMERS - {"Gemma3ForConditionalGeneration"}),
 }
 """Classes on which a draft was accepted by the engine as often as by our own decoder; ``make test-engine-families``."""
 

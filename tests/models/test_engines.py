@@ -137,7 +137,11 @@ def family_of(config: str) -> str:
     """The case of the engine tests that stands for a packaged config."""
     if config == "phi-4-mini":
         return "phi4-mini"
-    names = {"DeepseekV3ForCausalLM": "deepseek-v3", "Phi3ForCausalLM": "phi3", "Glm4MoeForCausalLM": "glm4-moe"}
+    names = {
+        **{"DeepseekV3ForCausalLM": "deepseek-v3", "Phi3ForCausalLM": "phi3", "Glm4MoeForCausalLM": "glm4-moe"},
+        "Gemma3ForConditionalGeneration": "gemma3-vision",
+        "Llama4ForConditionalGeneration": "llama4-vision",
+    }
     kind = packaged_target_class(config)
     assert kind is not None
     plain = kind.removesuffix("ForCausalLM").lower()
@@ -152,7 +156,7 @@ def test_every_packaged_config_stands_in_the_table() -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_line_that_says_served_is_run_by_the_engine_tests(engine: Engine) -> None:
-    cases = {name for name in CASES if name not in VLLM_ALONE} | {"gemma3"}
+    cases = {name for name in CASES if name not in VLLM_ALONE}
     for name, kind, by_engine in support_table():
         status, reason = by_engine[engine]
         case = family_of(name)

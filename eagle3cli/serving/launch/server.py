@@ -18,6 +18,7 @@ from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import catch_stop
 from eagle3cli.serving.launch import guard
 from eagle3cli.serving.launch.commands import Launch, Product, Speculation, launches, replicas_of
+from eagle3cli.serving.launch.versions import refuse_older
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.serving import ServerSettings
 
@@ -158,6 +159,8 @@ def started(
     """
     if not target.model_path:
         raise UsageError("no target model", where="--model-path", fix="give a folder or a hub id")
+    if speculation is not None:
+        refuse_older(product, server.python, speculation.draft)
     ports = free_ports(replicas_of(server, target), server.port)
     planned = launches(product, server, target, ports, speculation)
     servers = Servers([ServerProcess(launch, logs / f"server_{launch.port}.log") for launch in planned], report)
