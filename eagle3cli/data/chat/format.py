@@ -71,13 +71,9 @@ class Format:
         end = next((end for end in self.ends if text.startswith(end, after)), None)
         return after + len(end) if end else position
 
-    def reply_end(self, text: str, position: int, limit: int) -> int:
-        """Where the end of a reply whose content ends at ``position`` ends: at its end token or, behind more of the
-        template's text, at the first token at which the target stops. ``position`` where none stands before ``limit``,
-        the next content."""
-        after = self.end_at(text, position)
-        if after > position:
-            return after
+    def stop_before(self, text: str, position: int, limit: int) -> int:
+        """Where the first token from ``position`` on at which the target stops ends: a reply's end behind more of the
+        template's text. ``position`` where none stands before ``limit``, the next content."""
         places = [(at, -len(stop)) for stop in self.stops if (at := text.find(stop, position, limit)) >= 0]
         return min(places)[0] - min(places)[1] if places else position
 

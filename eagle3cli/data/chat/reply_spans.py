@@ -87,8 +87,11 @@ def find_replies(
 def _reply_end(form: Format, text: str, spans: MessageSpans, index: int) -> int:
     """Where reply ``index`` ends, its end token included."""
     end = spans.replies[index][1]
+    after = form.end_at(text, end)
+    if after > end:
+        return after
     starts = [start for start, _ in (*spans.replies.values(), *spans.others.values()) if start >= end]
-    return form.reply_end(text, end, min(starts, default=len(text)))
+    return form.stop_before(text, end, min(starts, default=len(text)))
 
 
 def _with_unwritten_end(probe: Probe, text: str, spans: MessageSpans) -> str:

@@ -35,6 +35,8 @@ class Chat:
     placeholder_renderings: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
     """Renderings of placeholders alone, kept by `eagle3cli.data.chat.reply_spans`."""
     _jinja: str | None = field(init=False)
+    _blocks: dict[bool, bool] = field(default_factory=dict, init=False, repr=False)
+    """Whether the template for conversations with tools, and the one without, has generation blocks."""
     _form: int = field(default=0, init=False)
     """Which form of tool calls the template took last."""
 
@@ -63,7 +65,9 @@ class Chat:
 
     def has_generation_blocks(self, tools: Tools = ()) -> bool:
         """Whether the template says itself, by ``{% generation %}``, what the target wrote."""
-        return _GENERATION.search(self.template(tools)) is not None
+        if bool(tools) not in self._blocks:
+            self._blocks[bool(tools)] = _GENERATION.search(self.template(tools)) is not None
+        return self._blocks[bool(tools)]
 
     def template(self, tools: Tools = ()) -> str:
         """The template's Jinja text; some tokenizers have another one for conversations with tools."""
