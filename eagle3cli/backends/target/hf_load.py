@@ -8,6 +8,7 @@ import importlib.util
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
@@ -156,15 +157,26 @@ def _tensor_parallel(size: int) -> dict[str, Any]:
         raise UsageError(
             f"a target over {size} ranks needs {size} processes; there are {ranks}", where="--tp-size", fix=fix
         )
+    if importlib.util.find_spec("accelerate") is None:
+        raise UsageError("needs accelerate with transformers", where="--tp-size", fix="pip install accelerate")
+    config = _distributed_config(tp_size=size, dp_replicate_size=ranks // size)
+    if config is None and ranks > size:
+        what = (
+            f"transformers {transformers.__version__} cannot give each of {ranks // size} groups of processes a target"
+        )
+        raise UsageError(what, where="--tp-size", fix="pip install 'transformers>=5.24'")
+    config = config or _distributed_config(tp_size=size)
+    return {"tp_plan": "auto"} if config is None else {"distributed_config": config}
+
+
+def _distributed_config(**options: Any) -> Any | None:
+    """How transformers spreads a model; None where this version does not know the options."""
     try:
         from transformers.distributed.configuration_utils import DistributedConfig
 
-        return {"distributed_config": DistributedConfig(tp_size=size, dp_replicate_size=ranks // size)}
-    except (ImportError, TypeError):  # before transformers 5.18: over all ranks, or not at all
-        if ranks > size:
-            what = f"{ranks // size} groups of processes with a target each need transformers 5.18"
-            raise UsageError(what, where="--tp-size", fix="pip install 'transformers>=5.18'") from None
-        return {"tp_plan": "auto"}
+        return DistributedConfig(**options)
+    except (ImportError, TypeError):
+        return None
 
 
 def _device_map(target: TargetSettings) -> dict[str, Any]:

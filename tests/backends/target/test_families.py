@@ -67,7 +67,7 @@ def test_groups_of_processes_need_a_newer_transformers(monkeypatch: pytest.Monke
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
     monkeypatch.setitem(sys.modules, "transformers.distributed.configuration_utils", None)
     assert hf_load._tensor_parallel(4) == {"tp_plan": "auto"}
-    with pytest.raises(UsageError, match=r"2 groups of processes .* need transformers 5\.18"):
+    with pytest.raises(UsageError, match="cannot give each of 2 groups of processes a target"):
         hf_load._tensor_parallel(2)
 
 
