@@ -52,7 +52,6 @@ class OnlineSource:
             last_NH=last_NH,
             top_N=top_N,
             rows=tuple(rows),
-            top_host_N=top_N if top_N.device.type == "cpu" else None,
         )
 
 

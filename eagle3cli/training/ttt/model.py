@@ -55,7 +55,7 @@ class TTTModel(nn.Module):
         does not have.
         """
         anchors_N = draw_anchors(batch.rows, batch.cu_seqlens, settings.anchor_fraction, seed=settings.seed, step=step)
-        top_N = batch.top_host_N
+        top_N = batch.top_N if batch.top_N.device.type == "cpu" else batch.top_host_N
         expressible_N = torch.ones_like(batch.loss_mask_N) if top_N is None else self.expressible_V[top_N]
         plan = plan_positions(
             batch.loss_mask_N,
