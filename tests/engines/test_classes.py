@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.engines import (
     CHECKED,
     SGLANG,
@@ -18,7 +21,8 @@ from eagle3cli.models.engines import (
     Engine,
     sglang_layers,
 )
-from tests.engines.lines import CPU_ENVIRONMENT, engine_python
+from eagle3cli.models.serve import serve
+from tests.engines.lines import CPU_ENVIRONMENT, CPU_FLAGS, engine_python
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.families, pytest.mark.timeout(600)]
 DRAFTS = ("NextN", "MTP", "Eagle", "Eagle3", "EmbeddingGemmaModel", "AssistantForCausalLM", "MindSporeForCausalLM")
@@ -102,3 +106,30 @@ def test_vllms_classes() -> None:
     assert said["version"].startswith(CHECKED["vllm"])
     wrong = {name: found for name, found in said["classes"].items() if found is not (name in VLLM)}
     assert wrong == {}
+
+
+SGLANG_QUANTISES = """
+import json, sys
+from sglang.srt.arg_groups.overrides import resolving_view
+from sglang.srt.server_args import prepare_server_args
+arguments = prepare_server_args(json.loads(sys.argv[1]))
+arguments.resolve_once()
+resolved = resolving_view(arguments)
+print("SAID" + json.dumps([resolved.quantization, resolved.speculative_draft_model_quantization]))
+"""
+
+
+def test_the_targets_quantisation_does_not_reach_the_draft(shared: Path) -> None:
+    """SGLang's own arguments, made from the printed line and what a user adds to it."""
+    folder = shared / "engines" / "tiny_eagle3"
+    if not folder.is_dir():
+        pytest.skip(f"no trained tiny draft at {folder}")
+    raw = json.loads((folder / "target" / "config.json").read_text())
+    draft = json.loads((folder / "draft" / "config.json").read_text())
+    config = DraftConfig.from_dict(draft, aux_layers=(0, 1, 2))
+    served = serve(str(folder / "target"), folder / "draft", config, steps=3, layout="sglang", target_config=raw)
+    words = [*shlex.split(served.lines["sglang"])[3:], *CPU_FLAGS["sglang"], "--quantization", "fp8"]
+    assert said_by("sglang", SGLANG_QUANTISES, json.dumps(words)) == ["fp8", None]
+    at = words.index("--speculative-draft-model-quantization")
+    without = words[:at] + words[at + 2 :]
+    assert said_by("sglang", SGLANG_QUANTISES, json.dumps(without)) == ["fp8", "fp8"]
