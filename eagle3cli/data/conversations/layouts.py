@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from eagle3cli.data.conversations.messages import ROLE_NAMES, kind_of
@@ -21,6 +23,9 @@ ALTERNATING = ("data", "dialog", "dialogue")
 """Lists of strings that the user and the assistant said in turn."""
 PROMPTS = ("prompt", "question", "instruction", "problem", "user", "query", "input")
 REPLIES = ("output", "response", "answer", "completion", "solution", "assistant")
+CHOSEN = "chosen"
+"""Of two replies the better one: a text, a message, or messages, perhaps with the prompt; the other is ``rejected``."""
+_SPOKEN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 IDS = ("id", "prompt_id", "conversation_id", "uuid")
 
 
@@ -58,7 +63,7 @@ def raw_messages(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = Non
             return _pairs(values.get("system"), values.get("user"), values.get("assistant"))
     for key in LISTS:
         if raw.get(key) is not None:
-            return _list(raw[key], key)
+            return _with_chosen(_list(raw[key], key), raw)
     if raw.get(TURNS) is not None:
         return _turns(_list(raw[TURNS], TURNS), raw.get("reference"))
     for key in ALTERNATING:
@@ -119,6 +124,38 @@ def _list(value: Any, name: str) -> list[Any]:
     return list(value)
 
 
+def _with_chosen(messages: list[Any], raw: Mapping[str, Any]) -> list[Any]:
+    """The messages with the chosen reply behind them, where they end with a question and the row has one."""
+    last = messages[-1] if messages else None
+    role = last.get("role", last.get("from")) if isinstance(last, Mapping) else None
+    chosen = raw.get(CHOSEN)
+    if chosen in (None, "", []) or not isinstance(role, str) or ROLE_NAMES.get(role.strip().lower()) != "user":
+        return messages
+    return _whole_conversation(chosen) or _pairs(None, messages, [chosen] if isinstance(chosen, Mapping) else chosen)
+
+
+def _whole_conversation(chosen: Any) -> list[Any]:
+    """The chosen reply's messages, where they begin with the question; else none."""
+    if isinstance(chosen, str):
+        spoken = _spoken(chosen)
+        return spoken if spoken and spoken[0]["role"] == "user" and len(spoken) > 1 else []
+    if not isinstance(chosen, list) or not chosen or not isinstance(chosen[0], Mapping):
+        return []
+    role = chosen[0].get("role", chosen[0].get("from"))
+    begins = isinstance(role, str) and ROLE_NAMES.get(role.strip().lower()) in ("user", "system")
+    return list(chosen) if begins else []
+
+
+def _spoken(text: Any) -> list[Any]:
+    """The messages of a text with ``Human:`` and ``Assistant:`` before each; none where it has no speakers."""
+    if not isinstance(text, str) or not (first := _SPOKEN.search(text)) or text[: first.start()].strip():
+        return []
+    parts = _SPOKEN.split(text)[1:]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    said = [_message(roles[name], text.strip()) for name, text in zip(parts[::2], parts[1::2], strict=True)]
+    return said[:-1] if not said[-1]["content"] and said[-1]["role"] == "assistant" else said
+
+
 def _turns(turns: list[Any], replies: Any) -> list[Any]:
     """User turns, each followed by its reply where there is one for every turn; lists of messages stay as they are."""
     if not all(isinstance(turn, str) for turn in turns):
@@ -130,6 +167,8 @@ def _turns(turns: list[Any], replies: Any) -> list[Any]:
 
 def _from_columns(raw: Mapping[str, Any]) -> list[Any]:
     """A prompt column, and perhaps a reply column, earlier turns and a system prompt."""
+    if raw.get(CHOSEN) is not None and (whole := _whole_conversation(raw[CHOSEN])):
+        return whole
     key = next((key for key in PROMPTS if raw.get(key) is not None), None)
     if key is None:
         raise DataError(f"no conversation in the row{_column_names(raw)}; {_advice(raw)}")
@@ -137,7 +176,9 @@ def _from_columns(raw: Mapping[str, Any]) -> list[Any]:
     more = raw.get("input")
     if key == "instruction" and isinstance(more, str) and more.strip() and isinstance(prompt, str):
         prompt = f"{prompt}\n\n{more}"
-    reply = next((raw[name] for name in REPLIES if raw.get(name) is not None), None)
+    reply = next((raw[name] for name in (CHOSEN, *REPLIES) if raw.get(name) is not None), None)
+    reply = [reply] if isinstance(reply, Mapping) else reply
+    prompt = (_spoken(prompt) or prompt) if raw.get(CHOSEN) is not None else prompt
     history = raw["history"] if isinstance(raw.get("history"), list) else []
     pairs = [pair for pair in history if isinstance(pair, list) and len(pair) == 2]
     system = _pairs(raw.get("system") or "", None, None)
@@ -146,8 +187,14 @@ def _from_columns(raw: Mapping[str, Any]) -> list[Any]:
 
 def _advice(raw: Mapping[str, Any]) -> str:
     """How a row without a conversation can be read: one that wraps the rows themselves is taken for the file."""
-    lists = (key for key, value in raw.items() if isinstance(value, list) and value and isinstance(value[0], dict))
-    key = next(lists, None)
+    objects = {
+        key: value[0] for key, value in raw.items() if isinstance(value, list) and value and isinstance(value[0], dict)
+    }
+    messages = (key for key, first in objects.items() if {"role", "from"} & first.keys())
+    named = (key for key in raw if str(key).lower() in LISTS)
+    if (key := next(chain(messages, named), None)) is not None:
+        return f"if its messages stand in {key!r}: --map messages={key}"
+    key = next(iter(objects), None)
     if key is not None and key.isidentifier():
         alone = f"jq -c '.{key}[]' FILE > rows.jsonl"
         return f"if the rows stand in its list {key!r}, make a file of that list alone: {alone}"

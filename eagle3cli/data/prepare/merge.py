@@ -20,7 +20,7 @@ from eagle3cli.data.prepare.latest import TRAIN
 from eagle3cli.data.prepare.row_table import APART, HELD_OUT, KEPT, LEFT_OUT, RowTable, work_folder
 from eagle3cli.data.prepare.split import hold_out, sample
 from eagle3cli.data.prepare.write import EQUAL_PROMPT, EVAL, written_rows
-from eagle3cli.data.sources.lines import SourceRow, parse_line, read_raw_lines
+from eagle3cli.data.sources.lines import SourceRow, parse_line, read_raw_lines, with_json_numbers
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime import manifest
 from eagle3cli.runtime.files import writing
@@ -116,7 +116,7 @@ def _scan(shards: Sequence[Path], options: MergeSettings, ledger: Ledger, rows: 
                 if ledger.read % 256 == 0:
                     stop.check("nothing was written")
                     task.advance(256)
-                _take(shard, parse_line(number, raw, str(path)), kinds, ledger, rows)
+                _take(shard, with_json_numbers(parse_line(number, raw, str(path)), raw), kinds, ledger, rows)
         task.advance(ledger.read % 256)
 
 
@@ -179,7 +179,7 @@ def _lines(shards: Sequence[Path], rows: RowTable, ledger: Ledger) -> Iterator[b
             if place is None or place[:2] != (shard, number):
                 continue
             if place[2]:
-                line = parse_line(number, raw, str(path))
+                line = with_json_numbers(parse_line(number, raw, str(path)), raw)
                 ledger.repair(line.repairs, line.place, line.id)
                 raw = json.dumps(line.value, ensure_ascii=False).encode()
             yield raw.rstrip(b"\r\n") + b"\n"

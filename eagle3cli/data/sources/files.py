@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ def files_of(path: Path) -> list[Path]:
         raise DataError("no such file or folder", where=str(path), fix="check the path")
     files = sorted(
         file
-        for file in path.rglob("*")
+        for file in _below(path)
         if file.is_file()
         and file.name.endswith(SUFFIXES)
         and file.name not in SIDE_FILES
@@ -40,6 +41,19 @@ def files_of(path: Path) -> list[Path]:
     if not files:
         raise DataError(f"no data files in the folder ({', '.join(SUFFIXES)})", where=str(path))
     return files
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All files below a folder, those of folders that links lead to among them; each folder once, so that links which
+    lead in a circle end."""
+    seen: set[Path] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if Path(parent).resolve() in seen:
+            folders.clear()
+            continue
+        seen.add(Path(parent).resolve())
+        folders.sort()
+        yield from (Path(parent) / name for name in names)
 
 
 def format_of(path: Path) -> Literal["lines", "array", "parquet"]:

@@ -20,6 +20,7 @@ from eagle3cli.data.sources.lines import (
     TOO_DEEP,
     SourceRow,
     complaint,
+    damage_of,
     open_bytes,
     row_of,
 )
@@ -68,6 +69,7 @@ class _Text:
 
 def read_array(path: Path) -> Iterator[SourceRow]:
     """Rows of the file; where it breaks off, or goes on after its end, that is the last SourceRow."""
+    damage = damage_of(path)
     with open_bytes(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as stream:
         text = _Text(stream)
         name = str(path)
@@ -94,6 +96,10 @@ def read_array(path: Path) -> Iterator[SourceRow]:
                 else:
                     yield SourceRow(line, None, problem, path=name)
                 text.move(end)
+            elif damage:
+                what = f"the compressed file is damaged ({damage}); from here on nothing is read"
+                yield SourceRow(line, None, what, path=name)
+                return
             elif first_key and _resume(text, first_key):
                 yield SourceRow(line, None, f"{problem}; reading goes on at line {text.line}", path=name)
             else:

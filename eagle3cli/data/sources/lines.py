@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import re
 import zlib
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ BOM = b"\xef\xbb\xbf"
 _BUFFER = 1 << 20
 _STEP = 1 << 13
 """Bytes unpacked at once: what comes before a damaged place is wanted."""
+_NO_NUMBER = re.compile(rb"NaN|Infinity|[eE]\+?\d{3}|\d{309}")
+MENDED = "NaN, infinity or a number too large made null"
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -71,11 +74,13 @@ class _Unpacked(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer; where the stream is damaged is its end."""
+        """Fill the buffer; where the stream is damaged is its end, whatever could be unpacked behind that place."""
+        if self.problem:
+            return 0
         try:
             data = self.stream.read1(min(len(buffer), _STEP))
         except (EOFError, OSError, zlib.error) as error:
-            self.problem = str(error)
+            self.problem = str(error) or "damaged"
             return 0
         buffer[: len(data)] = data
         return len(data)
@@ -111,13 +116,34 @@ def open_bytes(path: Path) -> IO[bytes]:
     return raw
 
 
+def damage_of(path: Path) -> str:
+    """Why what a gzip file holds cannot be trusted; empty for a sound one, one that only breaks off, and other files.
+
+    The checksum stands behind the data, so the file is unpacked once for it.
+    """
+    with path.open("rb") as raw:
+        if raw.read(2) != b"\x1f\x8b":
+            return ""
+        raw.seek(0)
+        try:
+            with gzip.GzipFile(fileobj=raw) as stream:
+                while stream.read(_BUFFER):
+                    pass
+        except EOFError:
+            return ""
+        except (OSError, zlib.error) as error:
+            return str(error)
+    return ""
+
+
 def read_raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Physical lines with their numbers from 1, split at LF only; blank lines are left out.
 
     A line that is longer than :data:`LONGEST` comes cut, one byte too long. Raises DataError where a compressed file
-    breaks off.
+    breaks off, and at the first unreadable row of a damaged one: what follows is not what was packed.
     """
     number = 0
+    damage = damage_of(path) if path.is_file() else ""
     with open_bytes(path) as f:
         while raw := f.readline(LONGEST + 1):
             number += 1
@@ -127,6 +153,9 @@ def read_raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             if not rest.endswith(b"\n") and break_of(f):
                 number -= 1
                 break
+            if damage and raw.strip() and parse_line(number, raw).value is None:
+                what = f"the compressed file is damaged ({damage}); from here on nothing is read"
+                raise DataError(what, where=f"{path}:{number}")
             if raw.strip():
                 yield number, raw
         if problem := break_of(f):
@@ -212,6 +241,24 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 STRICT = json.JSONDecoder(object_pairs_hook=_object)
 LENIENT = json.JSONDecoder(object_pairs_hook=_object, strict=False)
+
+
+def with_json_numbers(row: SourceRow, raw: bytes) -> SourceRow:
+    """The row with null for every NaN, infinity and number too large to hold, which Python reads and JSON has not."""
+    if row.value is None or not _NO_NUMBER.search(raw):
+        return row
+    value = _with_json_numbers(row.value)
+    return replace(row, value=value, repairs=(*row.repairs, MENDED)) if value != row.value else row
+
+
+def _with_json_numbers(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_with_json_numbers(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _with_json_numbers(item) for key, item in value.items()}
+    return value
 
 
 def _without_lone_surrogates(value: Any) -> Any:

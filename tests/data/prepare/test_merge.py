@@ -164,6 +164,21 @@ def test_every_choice_is_equally_likely(tmp_path: Path) -> None:
     assert drawn.max() < 250
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_numbers_that_json_has_not_are_made_null(tmp_path: Path, number: str) -> None:
+    shard(tmp_path / "in", 0, [talk(i) for i in range(3)])
+    path = tmp_path / "in" / "shard_0-3.jsonl"
+    raw = path.read_text(encoding="utf-8").replace('"id": "row1"', f'"id": "row1", "scores": [{{"s": {number}}}]')
+    path.write_text(raw, encoding="utf-8")
+    go(tmp_path, eval_size=0)
+    rows = {row["id"]: row for row in rows_of(tmp_path / "out" / "train.jsonl")}
+    assert rows["row1"]["scores"] == [{"s": None}]
+    assert not {"NaN", "Infinity", "1e999"} & set((tmp_path / "out" / "train.jsonl").read_text().split('"s": '))
+    (error,) = rows_of(tmp_path / "out" / "errors.jsonl")
+    assert (error["kind"], error["place"]) == ("repaired", f"{path}:2")
+    assert "too large made null" in error["reason"]
+
+
 def test_filters_and_repairs(tmp_path: Path) -> None:
     refusing = talk(2)
     refusing["conversations"][1]["content"] = "I'm sorry, but I can't help with that."

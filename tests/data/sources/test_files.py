@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -151,6 +153,51 @@ def test_a_folder_is_read_in_name_order(tmp_path: Path) -> None:
     (tmp_path / "errors.jsonl").write_text("{}\n")
     (tmp_path / "notes.txt").write_text("x")
     assert values(list(read_path(tmp_path))) == ROWS
+
+
+def test_links_to_folders_are_read_once(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "1.jsonl").write_bytes(lines_of(ROWS))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "data")
+    assert values(list(read_path(tmp_path / "data"))) == ROWS
+
+
+@pytest.mark.parametrize("array", [False, True])
+def test_what_follows_damage_in_a_gzip_file_is_not_accepted(tmp_path: Path, array: bool) -> None:
+    """A byte that is another one is noticed by the checksum only, which stands at the end."""
+    rows = [{"id": f"r{i}", "x": hashlib.sha256(str(i).encode()).hexdigest()} for i in range(3000)]
+    raw = json.dumps(rows, indent=0).encode() if array else lines_of(rows)
+    packed = bytearray(gzip.compress(raw))
+    packed[len(packed) // 2] ^= 0xFF
+    path = tmp_path / "rows.json"
+    path.write_bytes(bytes(packed))
+    *good, last = read_path(path)
+    assert 100 < len(good) < 2000
+    assert values(good) == rows[: len(good)]
+    assert "from here on nothing is read" in str(last.problem)
+
+
+def test_what_follows_a_damaged_member_of_a_gzip_file_is_not_accepted(tmp_path: Path) -> None:
+    packed = bytearray(gzip.compress(lines_of(ROWS)))
+    packed[-8] ^= 0xFF
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(bytes(packed) + gzip.compress(lines_of(ROWS)))
+    *good, last = read_path(path)
+    assert len(good) <= len(ROWS)
+    assert "CRC" in str(last.problem)
+
+
+def test_a_zstd_file_that_breaks_off_gives_what_it_holds(tmp_path: Path) -> None:
+    rows = [{"id": f"r{i}", "x": hashlib.sha256(str(i).encode()).hexdigest()} for i in range(6000)]
+    packed = bytes(pa.compress(lines_of(rows), "zstd", asbytes=True))
+    path = tmp_path / "rows.jsonl.zst"
+    path.write_bytes(packed[:-10])
+    *good, last = read_path(path)
+    assert len(good) > 4000
+    assert values(good) == rows[: len(good)]
+    assert "breaks off" in str(last.problem)
 
 
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
