@@ -53,7 +53,7 @@ def two_steps(trainer: Trainer) -> Numbers:
 def test_a_step_gives_the_cpus_numbers(tmp_path: Path, gpu_kernel: None, way: str, live: bool) -> None:
     source = RandomSource(device="cuda", live=live)
     options = {"learning_rate": 1e-3, **WAYS[way]}
-    on_cpu = two_steps(make_trainer(tmp_path, **options))
+    on_cpu = two_steps(make_trainer(tmp_path, RandomSource(live=live), **options))
     with pretend_gpu():
         on_gpu = two_steps(make_trainer(tmp_path, source, device="cuda", **options))
     assert on_gpu[0] == pytest.approx(on_cpu[0], rel=1e-5)
