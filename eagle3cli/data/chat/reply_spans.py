@@ -74,8 +74,8 @@ def find_replies(
         text, spans = _served_rendering(probe)
     except ModelError as error:
         raise DataError(error.what) from error
-    if len(messages) - 1 not in cut and not chat.has_generation_blocks(tools):
-        text = _with_unwritten_end(probe, text, spans)
+    if not chat.has_generation_blocks(tools):
+        text = _with_unwritten_end(probe, text, spans, len(messages) - 1 in cut)
     indices = sorted(spans.replies)[-1:] if last_only else sorted(spans.replies)
     replies = []
     for index in indices:
@@ -94,15 +94,16 @@ def _reply_end(form: Format, text: str, spans: MessageSpans, index: int) -> int:
     return form.stop_before(text, end, min(starts, default=len(text)))
 
 
-def _with_unwritten_end(probe: Probe, text: str, spans: MessageSpans) -> str:
-    """The text with the end of its last reply, where the template writes none there."""
+def _with_unwritten_end(probe: Probe, text: str, spans: MessageSpans, is_cut: bool) -> str:
+    """The text with the end of its last reply, where the template writes none there; a reply that ``is_cut`` has none,
+    and nothing follows it."""
     last = len(probe.messages) - 1
     form = probe.form
     if last not in spans.replies or (probe.messages[last].get("tool_calls") and not form.ends_calls):
         return text
     end = spans.replies[last][1]
     is_ended = not form.unwritten or _reply_end(form, text, spans, last) > end
-    return text if is_ended else text[:end] + form.unwritten
+    return text if is_ended else text[:end] + ("" if is_cut else form.unwritten)
 
 
 def _served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
@@ -318,7 +319,9 @@ def _find_by_placeholders(probe: Probe, text: str) -> MessageSpans | None:
             header = _header_end(lead, server, probe.form, kind == REASONING)
             if header is None:
                 return None
-            spans.replies[index] = (start - len(lead) + header, end)
+            begun = server[len(lead) :] if server and header == len(lead) and server.startswith(lead) else ""
+            written = len(begun) if text.startswith(begun, start, end) else 0  # by the prompt, which begins the content
+            spans.replies[index] = (start - len(lead) + header + written, end)
     return spans
 
 

@@ -93,9 +93,6 @@ def test_the_probes_of_sound_templates(name: str) -> None:
         assert judged["chain of tool calls"].verdict == "right"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="<think> in the text of an earlier reply is trained, though a prompt ends with it"
-)
 def test_reasoning_in_the_text_of_a_reply_whose_prompt_begins_it() -> None:
     judged = dict(judge_probes(Judge(public_encoder("qwq"), public_encoder("qwq").end_ids)))
     assert judged["reasoning in the content"].verdict == "right"
