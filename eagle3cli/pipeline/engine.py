@@ -7,10 +7,11 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eagle3cli.errors import UsageError
+from eagle3cli.errors import Eagle3Error, Stopped, UsageError
 from eagle3cli.pipeline.stages import Stage, StageOut, stage_settings, stages
 from eagle3cli.runs.find import STAGES
 from eagle3cli.runs.state import this_process
@@ -91,7 +92,23 @@ class Pipeline:
             self.dependencies[stage.name] = Dependencies(values, fingerprint)
 
     def run(self, out: Out, stop: Stop) -> None:
-        """Bring the selected stages to their end; a line per stage says how long it took."""
+        """Bring the selected stages to their end; a line per stage says how long it took.
+
+        A run that is refused before it has made anything leaves no folder.
+        """
+        missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
+        try:
+            self._run_stages(out, stop)
+        except Stopped:
+            raise
+        except Eagle3Error:
+            if self.folder in missing and [path.name for path in self.folder.glob("*")] == [STAGES]:
+                self.ledger.path.unlink()
+                for folder in missing:
+                    folder.rmdir()
+            raise
+
+    def _run_stages(self, out: Out, stop: Stop) -> None:
         settings = self.settings
         stage_out = StageOut(json_wanted=out.json_wanted)
         target = settings.target.model_path
@@ -100,7 +117,9 @@ class Pipeline:
             stop.check(f"finished stages are in {self.folder}")
             if stage == self.selected[0] and settings.run.from_stage is not None:
                 self._clear_from(stage)
-            if stage in self.selected and self._is_outdated(stage, redo=redo):
+            if stage in self.selected and self._goes_on(stage, redo=redo):
+                self._set_aside(stage, out)
+            elif stage in self.selected and self._is_outdated(stage, redo=redo):
                 _remove(stage, settings)
                 del self.ledger.stages[stage.name]
                 redo = True
@@ -122,7 +141,8 @@ class Pipeline:
         first = self.settings.run.from_stage
         redo = first is not None and self.ledger.redone != first
         for stage in self.selected:
-            redo = redo or self._is_outdated(stage, redo=redo)
+            if not self._goes_on(stage, redo=redo):
+                redo = redo or self._is_outdated(stage, redo=redo)
             yield stage, not redo and self.is_done(stage)
 
     def unfinished(self) -> list[str]:
@@ -171,6 +191,34 @@ class Pipeline:
         flag = "--only" if self.settings.run.only_stage else "--from"
         fix = f"make what is missing first: the same command with --to {last} in place of {flag} {first.name}"
         return UsageError(f"stage {first.name} needs stage {stage.name}, which {how}", where=flag, fix=fix)
+
+    def _goes_on(self, stage: Stage, *, redo: bool) -> bool:
+        """Whether a stage with other settings than now goes on from what it has, or is remade without being asked.
+
+        Not where the stages before are redone, with it.
+        """
+        entry = self.ledger.stages.get(stage.name)
+        current = self.dependencies[stage.name]
+        if entry is None or entry["key"] == current.fingerprint or redo or self.settings.run.overwrite:
+            return False
+        before = entry["settings"]
+        keys = before.keys() | current.values.keys()
+        changed = {key for key in keys if before.get(key) != current.values.get(key)}
+        return stage.remade or (bool(changed) and changed <= set(stage.free))
+
+    def _set_aside(self, stage: Stage, out: Out) -> None:
+        """Before a stage goes on: what was measured with other settings, or of another draft, is kept under its own
+        name, and the seconds are counted anew of what is remade.
+        """
+        if not stage.remade:
+            return
+        self.ledger.stages[stage.name] = {**self.ledger.stages[stage.name], "state": "begun", "seconds": 0.0}
+        output = stage.output(self.settings)
+        if stage.name == "bench" and output.exists():
+            _check_removable(stage, self.settings)
+            number = next(n for n in count(1) if not output.with_name(f"{output.name}.{n}").exists())
+            output.rename(output.with_name(f"{output.name}.{number}"))
+            out.info(f"bench: what was measured before is in {output.with_name(f'{output.name}.{number}')}")
 
     def _is_outdated(self, stage: Stage, *, redo: bool) -> bool:
         """Whether there is a result with other settings that may go. Raises UsageError where it may not."""

@@ -32,7 +32,7 @@ def plan_run(settings: Settings) -> Plan:
             continue
         plan = _plan_of(stage, stage_settings(stage, settings, target), problems)
         details = plan.as_dict() if isinstance(plan, Plan) else {}
-        numbers[stage.name] = {"done": False, "known": isinstance(plan, Plan), **details}
+        numbers[stage.name] = {**details, "done": False, "known": isinstance(plan, Plan)}
         begun = " (begun)" if stage.name in entries else ""
         does.append(f"{stage.name}{begun}: {_summary(plan)}")
     return Plan(
@@ -75,4 +75,4 @@ def _plan_of(stage: Stage, settings: Settings, problems: dict[str, None]) -> Pla
 def _summary(plan: Plan | str) -> str:
     if isinstance(plan, str):
         return plan
-    return "; ".join([*plan.does[:2], *(f"writes {line}" for line in plan.writes)])
+    return "; ".join([*plan.done, *plan.does[:2], *(f"writes {line}" for line in plan.writes)])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
+from eagle3cli.settings.training import FREE_FIELDS
 
 if TYPE_CHECKING:
     from eagle3cli.settings.tables import Settings
@@ -41,6 +42,10 @@ class Stage:
     """Input files from outside the run's folder; a changed one counts as a changed setting."""
     feeds: bool = True
     """Whether a later stage reads what this one makes."""
+    free: tuple[str, ...] = ()
+    """Settings that may change: the stage goes on from what it has made."""
+    remade: bool = False
+    """Whether it is made again, in a moment and from what is kept, when its settings or an earlier stage change."""
 
     def dependencies(self, settings: Settings) -> dict[str, Any]:
         """The values of ``fields`` that are not the default, flat; what only steers a session is left out."""
@@ -163,7 +168,14 @@ STAGES = (
         lambda s: s.hidden_states.output_path,
         run_command("hidden-states"),
     ),
-    Stage("train", "the draft", ("train",), lambda s: s.train.output_dir, run_command("train")),
+    Stage(
+        "train",
+        "the draft",
+        ("train",),
+        lambda s: s.train.output_dir,
+        run_command("train"),
+        free=tuple(f"train.{name}" for name in FREE_FIELDS if name != "mode"),
+    ),
     Stage(
         "eval",
         "the acceptance length on held-out replies",
@@ -171,6 +183,7 @@ STAGES = (
         lambda s: s.run.output_dir,
         evaluate,
         feeds=False,
+        remade=True,
     ),
     Stage(
         "export",
@@ -178,8 +191,16 @@ STAGES = (
         ("export",),
         lambda s: s.export.output_path,
         run_command("export"),
+        remade=True,
     ),
-    Stage("bench", "acceptance and speed, with and without the draft", BENCH, lambda s: s.bench.output.parent, measure),
+    Stage(
+        "bench",
+        "acceptance and speed, with and without the draft",
+        BENCH,
+        lambda s: s.bench.output.parent,
+        measure,
+        remade=True,
+    ),
 )
 
 

@@ -120,6 +120,19 @@ class TrainSettings(Table):
     overwrite: bool = option(False, "Start over and replace an earlier run.")
 
 
+SESSION_FIELDS = (
+    *("output_dir", "save_interval", "eval_interval", "log_interval", "keep_checkpoints", "early_stop"),
+    *("max_skipped_steps", "resume", "overwrite", "micro_batch_size", "max_tokens_per_gpu", "activation_checkpointing"),
+    *("loss_chunk", "sharding", "report_to", "tracker_project", "tracker_name"),
+)
+"""Settings of ``train`` that no number of a step depends on."""
+FREE_FIELDS = (
+    *SESSION_FIELDS,
+    *("mode", "total_steps", "num_epochs", "time_budget", "eval_rows", "attention_backend"),
+)
+"""Settings of ``train`` that may change between the sessions of one run."""
+
+
 class LaunchSettings(Table):
     """Several processes for one command."""
 

@@ -23,7 +23,7 @@ from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.provenance import Change, changes_table, compared, digest_json, json_value
 from eagle3cli.settings.tables import Settings
 from eagle3cli.settings.toml import to_toml
-from eagle3cli.settings.training import TrainSettings
+from eagle3cli.settings.training import FREE_FIELDS, SESSION_FIELDS, TrainSettings
 from eagle3cli.training.checkpoint.state import TrainState
 from eagle3cli.training.inputs import held_out_states, train_states
 from eagle3cli.training.warm_start import warm_start_digest
@@ -31,31 +31,6 @@ from eagle3cli.training.warm_start import warm_start_digest
 Identity = dict[str, Any]
 """``train``: settings; ``start``, ``draft``, ``target``; ``data``: key, rows, caches; ``held_out``: a digest."""
 
-SESSION_FIELDS = (
-    "output_dir",
-    "save_interval",
-    "eval_interval",
-    "log_interval",
-    "keep_checkpoints",
-    "early_stop",
-    "max_skipped_steps",
-    "resume",
-    "overwrite",
-    "micro_batch_size",
-    "max_tokens_per_gpu",
-    "activation_checkpointing",
-    "loss_chunk",
-    "sharding",
-    "report_to",
-    "tracker_project",
-    "tracker_name",
-)
-"""Settings that no number of a step depends on; what the hash of earlier versions leaves out."""
-FREE_FIELDS = (
-    *SESSION_FIELDS,
-    *("mode", "total_steps", "num_epochs", "time_budget", "eval_rows", "attention_backend"),
-)
-"""Settings of ``train`` that may change between the sessions of one run."""
 SAME_DATA = 0.5
 """Share of the rows before that are among those now, from which on these are more of the same data."""
 DATA_SETTINGS = ("train_path", "train_hidden_states_path", "max_length", "chat_template", "system_prompt")

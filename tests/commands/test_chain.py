@@ -13,6 +13,8 @@ from tests.commands.test_config import init_on_a_terminal
 from tests.conftest import Ran, RunCli
 
 SMALL = """
+[target]
+threads = 1
 [draft]
 vocab_size = 128
 [data]
@@ -68,7 +70,9 @@ def follow(run_cli: RunCli, words: list[str], more: Callable[[str], list[str]] =
 def test_every_next_line_runs_as_printed_and_follows_the_mode(
     prompts: Path, tiny: Path, run_cli: RunCli, mode: str, steps: list[str]
 ) -> None:
-    (prompts / "eagle3.toml").write_text(f'[target]\nmodel_path = "{tiny}"\n{SMALL.format(mode=mode)}')
+    (prompts / "eagle3.toml").write_text(
+        SMALL.format(mode=mode).replace("[target]", f'[target]\nmodel_path = "{tiny}"')
+    )
     assert follow(run_cli, ["prepare", "in.jsonl"]) == steps
     assert (prompts / "runs" / "bench" / "results.jsonl").is_file()
 

@@ -23,6 +23,7 @@ new_tokens = 4
 speed_prompts = 2
 [target]
 model_path = "{tiny}"
+threads = 1
 [draft]
 vocab_size = 128
 [data]

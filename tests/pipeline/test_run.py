@@ -29,6 +29,7 @@ speed_prompts = 1
 batch_size = 4
 [target]
 model_path = "{tiny}"
+threads = 1
 [draft]
 vocab_size = 128
 [prepare]
@@ -107,6 +108,37 @@ def test_changed_settings_need_overwrite_and_redo_what_follows(run_cli: RunCli, 
     assert run_cli("run", recipe, *changed).err.count("done earlier") == len(STAGES)
 
 
+@pytest.mark.slow
+def test_more_steps_and_other_measurements_go_on_and_delete_nothing(
+    run_cli: RunCli, recipe: Path, tmp_path: Path
+) -> None:
+    assert run_cli("run", recipe).code == 0
+    folder = tmp_path / "runs" / "tiny"
+    measured = (folder / "bench" / "results.jsonl").read_bytes()
+    states_before = digest(folder / "train" / "checkpoints" / "epoch_1_step_8" / "model.safetensors")
+    more = ("--set", "train.total_steps=12", "--set", "train.eval_interval=6", "--set", "bench.max_tokens=4")
+    planned = run_cli("run", recipe, *more, "--dry-run", "--json")
+    assert planned.json["stages_left"] == ["train", "eval", "export", "bench"]
+    done = run_cli("run", recipe, *more, "--json")
+    assert done.code == 0, done.err
+    assert done.json["steps"] == 12
+    assert "going on from epoch_1_step_8" in done.err
+    assert done.err.count("done earlier") == STAGES.index("train")
+    assert (folder / "bench.1" / "results.jsonl").read_bytes() == measured
+    assert digest(folder / "train" / "checkpoints" / "epoch_1_step_8" / "model.safetensors") == states_before
+    deeper = run_cli("run", recipe, *more, "--set", "eval.depths=4")
+    assert deeper.code == 0, deeper.err
+    assert deeper.err.count("done earlier") == STAGES.index("train") + 1
+    assert (folder / "bench.2").is_dir()
+    assert run_cli("run", recipe, *more, "--set", "eval.depths=4").err.count("done earlier") == len(STAGES)
+
+
+@pytest.mark.parametrize("words", [("--set", "prepare.source=absent.jsonl"), ("--target-model-path", "./nowhere")])
+def test_a_refused_run_leaves_no_folder(run_cli: RunCli, recipe: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    assert run_cli("run", recipe, *words).code in (1, 2)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_offline_training_captures_the_states_first(run_cli: RunCli, recipe: Path, tiny: Path, tmp_path: Path) -> None:
     recipe.write_text(RECIPE.format(tiny=tiny, mode="offline"))
     assert run_cli("run", recipe).code == 0
@@ -159,7 +191,7 @@ def test_a_folder_of_something_else_is_left_alone(run_cli: RunCli, recipe: Path,
 def test_a_mistyped_target_is_told_first_and_may_be_corrected(run_cli: RunCli, recipe: Path, tmp_path: Path) -> None:
     wrong = run_cli("run", recipe, "--target-model-path", "./nowhere")
     assert (wrong.code, "no such folder" in wrong.err) == (1, True), wrong.err
-    assert list(states(tmp_path)) == ["target"]
+    assert not (tmp_path / "runs").exists()
     right = run_cli("run", recipe, "--sample-size", "12")
     assert right.code == 0, right.err
 

@@ -67,6 +67,7 @@ def regenerate(settings: Settings, report: Reporter, rules: Rules | None = None)
     total, digest = survey(path)
     first, end = range_of(config.sample_range, total)
     made_with = made_with_of(settings, digest)
+    recorded = load_recorded(config.recorded, made_with, report)  # before anything claims the folder
     start = time.monotonic()
     folder = ShardFolder(config.output_dir)
     with folder.locked(), catch_stop(report) as stop:
@@ -74,7 +75,6 @@ def regenerate(settings: Settings, report: Reporter, rules: Rules | None = None)
         shards = shards_in(config, first, end)
         if config.retry_errors and not sum([folder.reopen(shard) for shard in shards]):
             report.info("no failed rows to retry")
-        recorded = load_recorded(config.recorded, made_with, report)
         outputs = Outputs(folder, shards)
         with outputs.opened(), ExitStack() as stack:
             rows = _Rows(settings, made_with["system_prompt"], recorded, outputs)
