@@ -77,14 +77,16 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
             verifier=verifier,
         )
         repository = options.push or folder.name
+        served = served_by(public_name(name or "TARGET"), repository, draft.config, layout=draft.layout)
         card = model_card(
             repository.rpartition("/")[2],
             draft.config,
             origin,
-            served_by(public_name(name or "TARGET"), repository, draft.config, layout=draft.layout),
+            {str(engine): line for engine, line in served.lines.items()},
             licence=options.license,
             target=name,
             target_hash=target_hash,
+            notes=[*served.notes(draft.config), f"target and draft run in one type, {draft.config.dtype}"],
         )
         write_text(temporary / "README.md", card)
         exported.append(draft)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 from eagle3cli.errors import ModelError
 from eagle3cli.models.config import FLAGS, DraftConfig
 from eagle3cli.models.engines import CHECKED, ENGINES
-from eagle3cli.models.serve import Served
 
 MARKUP = re.compile(r"[\\`*\[\]|]")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -37,12 +36,12 @@ class Origin:
     """What the run around a draft says of it; empty for a folder without a run."""
 
     target: str | None = None
-    backend: str | None = None
-    """What ran the target."""
     data: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
     """The evaluation with the best acceptance length."""
+    backend: str | None = None
+    """What ran the target."""
 
 
 def origin_of(draft_folder: Path) -> Origin:
@@ -60,9 +59,8 @@ def origin_of(draft_folder: Path) -> Origin:
     listed = {key: tables[table][key] for table, keys in SHOWN.items() for key in keys if key in tables[table]}
     target = tables["target"].get("model_path")
     backend = tables["target"].get("backend")
-    return Origin(
-        str(target) if target else None, str(backend) if backend else None, files, listed, _best(run / "metrics.jsonl")
-    )
+    best = _best(run / "metrics.jsonl")
+    return Origin(str(target) if target else None, files, listed, best, str(backend) if backend else None)
 
 
 def _tables(path: Path) -> dict[str, dict[str, Any]]:
@@ -106,23 +104,26 @@ def model_card(
     name: str,
     config: DraftConfig,
     origin: Origin,
-    served: Served,
+    serve: Mapping[str, str],
     *,
     licence: str | None,
     target: str | None,
     target_hash: str | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
-    """The card as Markdown with the hub's header; ``served`` says who runs the draft, ``target_hash`` which target."""
+    """The card as Markdown with the hub's header; ``serve`` holds the line of every server that runs the draft.
+
+    ``target_hash`` says which target it is, ``notes`` what to know of the servers (``models/serve.py``).
+    """
     target = public_name(target or origin.target or "") or "its target"
     base = [f"base_model: {target}"] if HUB_ID.fullmatch(target) else []
     header = ["---", f"license: {_yaml(licence or 'other')}", *base, "pipeline_tag: text-generation"]
-    header += ["tags:", *(f"- {tag}" for tag in ("eagle3", "speculative-decoding", *served.lines)), "---"]
+    header += ["tags:", *(f"- {tag}" for tag in ("eagle3", "speculative-decoding", *serve)), "---"]
     options = [flag for flag in FLAGS if getattr(config, flag)]
     hashed = {"target's hash": f"{target_hash} (of its config and samples of its weights)"} if target_hash else {}
     facts = {
         "target": target,
         **hashed,
-        "type": config.dtype,
         "target layers read": ", ".join(map(str, config.aux_layers)),
         "decoder layers": config.num_hidden_layers,
         "hidden / MLP width": f"{config.hidden_size} / {config.intermediate_size}",
@@ -136,7 +137,7 @@ def model_card(
         "\n".join(header),
         f"# {plain(name)}\n\nAn EAGLE-3 draft for {plain(target)}: it proposes tokens, the target checks them, and the "
         "text stays the target's own.",
-        f"## Serve\n\n{_serve(config, served)}",
+        f"## Serve\n\n{_serve(serve, notes)}",
         "## How it was made\n\n| what | value |\n|---|---|\n"
         + "\n".join(f"| {k} | {plain(v)} |" for k, v in facts.items()),
         "## Acceptance\n\n" + _acceptance(origin.evaluation),
@@ -145,11 +146,11 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _serve(config: DraftConfig, served: Served) -> str:
-    lines = "\n".join(f"    {line}" for line in served.lines.values()) or "No server that is known runs it."
+def _serve(serve: Mapping[str, str], notes: Sequence[str]) -> str:
+    lines = "\n".join(f"    {line}" for line in serve.values()) or "No server that is known runs it."
     checked = " and ".join(f"{ENGINES[engine]} {CHECKED[engine]}" for engine in ENGINES)
-    notes = [*served.notes(config), f"target and draft run in one type, {config.dtype}", f"written for {checked}"]
-    return f"{lines}\n\n" + "\n".join(f"- {plain(note)}" for note in notes)
+    said = [*notes, f"written for {checked}"]
+    return f"{lines}\n\n" + "\n".join(f"- {plain(note)}" for note in said)
 
 
 def _acceptance(evaluation: Mapping[str, Any] | None) -> str:

@@ -166,7 +166,7 @@ def test_lines_and_card_say_type_versions_and_target(run_cli: RunCli, tiny: Path
     assert ran.json["needs"] == {"sglang": "0.5.12", "vllm": "0.22.0"}
     card = (tmp_path / "out" / "README.md").read_text()
     assert "needs SGLang 0.5.12 or vLLM 0.22.0 or newer; older ones pass over norm_output without a word" in card
-    assert "| type | bfloat16 |" in card
+    assert "target and draft run in one type, bfloat16" in card
     assert fingerprint(str(tiny)) in card
     assert "--model-path target --speculative-algorithm" in card
     assert load_file(tmp_path / "out" / "model.safetensors")["fc.weight"].dtype == torch.bfloat16
