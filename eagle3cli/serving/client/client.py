@@ -164,12 +164,12 @@ class Client:
     async def tokenize(self, text: str) -> list[int] | None:
         """The server's own tokens of a text, without special ones around it; None where it does not tell."""
         assert self.info is not None, "identify it first"
-        if "/tokenize" not in ((await self._page("/openapi.json")).get("paths") or ()):
-            return None
         body = {"model": self.info.model, "prompt": text, "add_special_tokens": False}
         try:
+            if not {"/tokenize", "/v1/tokenize"} & (await self._page("/openapi.json")).get("paths", {}).keys():
+                return None
             return [int(token) for token in (await self.call("/tokenize", body))["tokens"]]
-        except (RequestFailed, KeyError, TypeError, ValueError):
+        except (RequestFailed, KeyError, TypeError, ValueError, AttributeError):
             return None
 
     async def _page(self, path: str) -> Any:

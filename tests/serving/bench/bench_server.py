@@ -24,6 +24,8 @@ class BenchFaults(Faults):
     """Added to the counter of accepted drafts, for every answer."""
     on_cpu: bool = False
     """vLLM's page of numbers shows the CPU's cache."""
+    tokens: tuple[int, ...] | None = None
+    """Its own tokens of any text, where it has the page."""
     dies: bool = False
     """Streams break off."""
 
@@ -52,6 +54,9 @@ class BenchServer(FakeServer):
             return
         if path == "/v1/completions" and body.get("stream"):
             await self._completion(body, writer)
+            return
+        if path == "/tokenize":
+            _send(writer, 200, {"tokens": self.faults.tokens})
             return
         if path == "/flush_cache":
             self.flushed += 1
@@ -138,6 +143,10 @@ class BenchServer(FakeServer):
             speculation = dict(zip(names, self.faults.speculation or (None,) * 3, strict=True))
             algorithm = "EAGLE3" if self.faults.speculation else None
             return {"version": "0.5.23", "speculative_algorithm": algorithm, "device": "cpu", **speculation}
+        if path == "/get_model_info":
+            return {"model_path": self.faults.model, "architectures": ["LlamaForCausalLM"]}
+        if path == "/openapi.json" and self.faults.tokens is not None:
+            return {"paths": {"/v1/tokenize": {}}}
         return super()._page(path)
 
 

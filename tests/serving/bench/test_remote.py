@@ -12,9 +12,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from eagle3cli.console.benchmark import part_rows, table_row
+from eagle3cli.data.chat.tokenizer import load_tokenizer
 from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.bench.bench import BenchResult, bench
+from eagle3cli.serving.bench.engines import SAMPLE
 from eagle3cli.settings.tables import Settings
 from tests.serving.bench.bench_server import BenchFaults, BenchServer
 from tests.serving.client.fake_server import FakeServer
@@ -158,6 +160,27 @@ def test_servers_of_different_models_are_refused(tiny: Path, questions: Path, tm
         assert not any(server.passes for server in both[:1])
     with running(*servers(tiny, tmp_path / "copy")) as both:
         assert run(both, tiny, questions, "2,3,1,4").table[1]["identical"] == 8
+
+
+def test_models_that_are_elsewhere_are_told_by_what_they_answer(tiny: Path, questions: Path) -> None:
+    one = BenchFaults(model="me/model", gap=0.01)
+    alike = BenchFaults(model="/models/model", gap=0.2, speculation=(3, 1, 4))
+    other = BenchFaults(model="me/other", gap=3.0, speculation=(3, 1, 4))
+    with running(one, alike) as servers:
+        assert run(servers, tiny, questions, "2,3,1,4").target == "me/model"
+    with running(one, other) as servers, pytest.raises(UsageError, match="different models: .* me/model, .* me/other"):
+        run(servers, tiny, questions, "2,3,1,4", overwrite=True)
+
+
+def test_ids_of_another_vocabulary_are_not_sent(tiny: Path, questions: Path) -> None:
+    """The model is elsewhere, so --model-path's tokenizer has to do: it is compared with the server's own."""
+    ours = tuple(load_tokenizer(str(tiny)).encode(SAMPLE, add_special_tokens=False))
+    with running(BenchFaults(tokens=ours)) as servers:
+        assert run(servers, tiny, questions, "2,0,0,0").measured == 1
+    with running(BenchFaults(tokens=(*ours[:-1], 9999))) as servers:
+        with pytest.raises(UsageError, match="whose tokens are not those of --model-path"):
+            run(servers, tiny, questions, "2,0,0,0", overwrite=True)
+        assert not servers[0].bodies
 
 
 def test_the_servers_own_model_is_used(tiny: Path, questions: Path, tmp_path: Path) -> None:
