@@ -129,7 +129,7 @@ def test_regenerate_reads_what_prepare_made_or_found_last(prompts: Path, run_cli
         assert taken() == f"cache/dataset/{source}/train.jsonl"
 
 
-def test_what_is_missing_is_named_with_the_stage_that_makes_it(run_cli: RunCli, tiny: Path) -> None:
+def test_what_is_missing_is_named_with_the_stage_that_makes_it(prompts: Path, run_cli: RunCli, tiny: Path) -> None:
     for words, stage in (
         (["regenerate", "--model-path", tiny, "--engine", "local"], "eagle3 prepare"),
         (["merge"], "eagle3 regenerate"),

@@ -45,7 +45,7 @@ def check_draft(settings: Settings, target: Mapping[str, Any] | None, report: Re
 def _fix(folder: Path | None) -> str:
     if folder is not None and (folder / "config.json").is_file():
         return f"give its folder: {FLAG} {folder}"
-    return f"give {FLAG}: a training run, or a folder with config.json and model.safetensors"
+    return f"run eagle3 train and eagle3 export first, or give {FLAG}: a training run or a draft's folder"
 
 
 def _warn_of_another_name(folder: Path, settings: Settings, report: Reporter) -> None:

@@ -111,7 +111,7 @@ def _check_inputs(name: str, settings: Settings) -> None:
     if name == "regenerate" and settings.regenerate.input_path is not None:
         check_input(settings.regenerate.input_path, "--input-path")
     if name == "merge":
-        check_folder(settings.merge.input_dir, "--input-dir")
+        check_folder(settings.merge.input_dir, "--input-dir, or run eagle3 regenerate first")
     if name == "bench" and settings.bench.benchmark_dir is not None:
         check_folder(settings.bench.benchmark_dir, "--benchmark-dir")
 
@@ -147,6 +147,6 @@ def _check_draft(
         check_warm_start(settings)
         reads = True
     if name in ("eval", "import") and settings.draft.path is None:
-        raise UsageError("no draft", where="--draft-model-path", fix="give a folder, e.g. runs/train/best")
+        raise UsageError("no draft", where="--draft-model-path", fix="run eagle3 train first, or give a folder")
     if reads:
         check_draft(settings, target, report)

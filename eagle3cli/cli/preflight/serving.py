@@ -70,6 +70,6 @@ def check_bench(settings: Settings, engine: str) -> bool:
     if engine == "running" or not drafts:
         return False
     if settings.draft.path is None and not settings.bench.search:
-        fix = "give a draft folder, or only baselines (--config-list 1,0,0,0)"
+        fix = "run eagle3 export first, give a draft folder, or only baselines (--config-list 1,0,0,0)"
         raise UsageError("no draft", where="--speculative-draft-model-path", fix=fix)
     return settings.draft.path is not None
