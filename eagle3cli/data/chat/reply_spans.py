@@ -17,7 +17,6 @@ Text inside a content that looks like a header or an end token never makes or en
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os.path import commonprefix
@@ -74,8 +73,7 @@ def find_replies(
         text, spans = _served_rendering(probe)
     except ModelError as error:
         raise DataError(error.what) from error
-    if not chat.has_generation_blocks(tools):
-        text = _with_unwritten_end(probe, text, spans, len(messages) - 1 in cut)
+    text = _with_unwritten_end(probe, text, spans, len(messages) - 1 in cut)
     indices = sorted(spans.replies)[-1:] if last_only else sorted(spans.replies)
     replies = []
     for index in indices:
@@ -129,7 +127,7 @@ def _served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
     start = _start_behind(prompt, whole, start, probe.form) if continues else start
     reply = None
     if not continues or start == len(prompt):  # else the template wrote an empty block of reasoning itself
-        reply = _generated_reply(prompt, probe.messages[last], whole[start:end], continues, probe.form)
+        reply = _generated_reply(prompt, probe.messages[last], whole[start:end], continues)
     if reply is None:
         spans.replies[last] = (start, end)
         return whole, spans
@@ -149,9 +147,7 @@ def _find_spans(probe: Probe, text: str) -> MessageSpans:
     return _find_by_placeholders(probe, text) or find_by_surroundings(probe, text)
 
 
-def _generated_reply(
-    prompt: str, message: Mapping[str, Any], rendered: str, continues: bool, form: Format
-) -> str | None:
+def _generated_reply(prompt: str, message: Mapping[str, Any], rendered: str, continues: bool) -> str | None:
     """The last reply as the target wrote it behind ``prompt``, where the whole rendering does not show it so.
 
     ``rendered`` is the reply in the whole rendering, which begins with the prompt where ``continues``. A server's
@@ -166,7 +162,7 @@ def _generated_reply(
         skipped = prompt.rstrip().endswith("</think>") or message.get("tool_calls")
         if lost and not skipped:
             return content
-        return None if continues or _reasons_against(rendered, form) else rendered
+        return None if continues else rendered
     opening = block[1]
     space = block[3]
     closing = closing_tag(block)
@@ -184,14 +180,6 @@ def _generated_reply(
     if content.lstrip().startswith(opening):
         return content.lstrip()[len(opening) :].removeprefix(space)
     return content if closing in content else None
-
-
-def _reasons_against(rendered: str, form: Format) -> bool:
-    """Whether a reply begins with the block of reasoning that a server's header holds empty."""
-    if not form.header.startswith(form.past_header):
-        return False
-    opening = re.match(r"<[^<>]+>|\[[^][]+\]", form.header[len(form.past_header) :].lstrip())
-    return opening is not None and rendered.lstrip().startswith(opening[0])
 
 
 def _without_shared_space(text: str, space: str) -> str:

@@ -92,18 +92,6 @@ def test_a_block_that_the_prompt_opens_is_not_opened_twice(opening: str) -> None
     assert text[len(prompt) :].rstrip() in ("«r1\n</think>\n\na1<|im_end|>»", "«\nr1\n</think>\n\na1<|im_end|>»")
 
 
-def test_reasoning_where_the_prompt_has_closed_the_block() -> None:
-    """Such a reply was not written behind that prompt: the row shows the turn as the template does."""
-    template = by_role(
-        "<|im_start|>bot\n<think>\n\n</think>\n\n",
-        user="<|im_start|>user\nCONTENT<|im_end|>\n",
-        assistant="<|im_start|>bot\n" + THINKS,
-    )
-    coder = encoder(template)
-    assert shown(coder, THOUGHT).endswith("<|im_start|>bot\n«<think>\nr1\n</think>\n\na1<|im_end|>»\n")
-    assert shown(coder, ONE).endswith("<|im_start|>bot\n<think>\n\n</think>\n\n«a1<|im_end|>»")
-
-
 def test_a_template_that_asks_for_no_reply_behind_a_reply() -> None:
     """Two replies in a row: the header of the second is the template's."""
     template = by_role(
