@@ -11,8 +11,10 @@ Nothing of the encoder's is used here but the template: two ways that agree are 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os.path import commonprefix
+from typing import Any
 
 from eagle3cli.data.chat.stand_ins import (
     CLOSING,
@@ -89,7 +91,7 @@ def _truth(talk: Talk, cut: frozenset[int]) -> Truth:
     message = talk.messages[last]
     reasoning = "" if _asks_for_no_reasoning(context.text) else reasoning_of(message)
     opened = without_opening(context.text) != context.text
-    lost = _lost(reasoning, message["content"] or "", text[len(context.text) :], opened)
+    lost = _lost(reasoning, _inline(message), text[len(context.text) :], opened)
     if not talk.text.startswith(context.text) or lost:
         return _rewritten(talk, context, reasoning, Truth(text, (), 0, rest), cut)
     start, earliest = talk.start_of(last)
@@ -112,7 +114,7 @@ def _rewritten(talk: Talk, context: Talk, reasoning: str, truth: Truth, cut: fro
         past = [_past(talk, i, cut) for i in replies]
         written = Written(last, start, (len(truth.text),), earliest)
         return replace(truth, replies=(*past, written), prompt=earliest)
-    content = talk.messages[last]["content"] or ""
+    content = _inline(talk.messages[last])
     shown = truth.text[start:]
     if _lost(reasoning, content, shown, opened):
         block = f"{reasoning}</think>" if opened else content[: content.index("</think>") + len("</think>")]
@@ -150,6 +152,11 @@ def _is_complete(opening: str, stops: Stops) -> bool:
     """Whether what only the prompt has is white space or a whole block."""
     text = opening.strip()
     return not text or EMPTY.fullmatch(text) is not None or any(text.endswith(token) for token in stops.special)
+
+
+def _inline(message: Mapping[str, Any]) -> str:
+    """A content that may hold reasoning: a message with a field for it has none there."""
+    return "" if str(message.get("reasoning_content") or "").strip() else str(message["content"] or "")
 
 
 def _lost(reasoning: str, content: str, shown: str, opened: bool) -> bool:
