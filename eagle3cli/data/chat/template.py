@@ -16,6 +16,8 @@ Tools = Sequence[Mapping[str, Any]]
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _NAME = "\ue000{}\ue001"
+PARTS = "content_parts"
+"""Where `eagle3cli.data.conversations.messages` keeps the texts of a content of several parts."""
 _COMPLAINTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What a template may raise by itself where a conversation is not what it expects."""
 UNWRITTEN = "the chat template does not write the tool calls"
@@ -37,6 +39,8 @@ class Chat:
     _jinja: str | None = field(init=False)
     _blocks: dict[bool, bool] = field(default_factory=dict, init=False, repr=False)
     """Whether the template for conversations with tools, and the one without, has generation blocks."""
+    _joints: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    """By role: what the template writes between the parts of a content."""
     _form: int = field(default=0, init=False)
     """Which form of tool calls the template took last."""
 
@@ -91,8 +95,11 @@ class Chat:
         """The messages in the form in which the template writes their tool calls.
 
         Templates differ in whether they read arguments as an object or as JSON text, and an empty content as text or
-        as nothing. Raises DataError where no form makes the template write every call.
+        as nothing. A content of several parts becomes the text that the template makes of them.
+
+        Raises DataError where no form makes the template write every call.
         """
+        messages = self._with_joined_parts(messages)
         if not any(message.get("tool_calls") for message in messages):
             return messages
         problems = []
@@ -109,6 +116,36 @@ class Chat:
                 self._form = form
                 return adapted
         raise DataError(problems[0] if len(problems) == len(forms) else UNWRITTEN)
+
+    def _with_joined_parts(self, messages: Messages) -> Messages:
+        """The messages, each content of several parts as one text: joined as the template joins a list of parts, and
+        line by line, as servers do, where it takes none."""
+        if not any(PARTS in message for message in messages):
+            return messages
+        joined = []
+        for message in messages:
+            plain = {key: value for key, value in message.items() if key != PARTS}
+            if PARTS in message:
+                plain["content"] = self._joint(message["role"]).join(message[PARTS])
+            joined.append(plain)
+        return joined
+
+    def _joint(self, role: str) -> str:
+        """What the template writes between two parts of a content."""
+        if role not in self._joints:
+            texts = [_NAME.format(number) for number in range(2)]
+            parts = [{"type": "text", "text": text} for text in texts]
+            others = {"user": "a", "assistant": "b", "system": "c"}
+            talk = [{"role": other, "content": others[other]} for other in ("system", "user", "assistant")]
+            talk = [message for message in talk if message["role"] in (role, "user", "assistant")]
+            asked = [{**message, "content": parts} if message["role"] == role else message for message in talk]
+            try:
+                between = self.render(asked).partition(texts[0])[2].partition(texts[1])
+            except ModelError:
+                between = ("", "", "")
+            is_list = between[1] and not between[0].strip()
+            self._joints[role] = between[0] if is_list else "\n"
+        return self._joints[role]
 
 
 def template_options(pairs: Sequence[str]) -> dict[str, Any]:

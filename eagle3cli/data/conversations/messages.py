@@ -20,6 +20,8 @@ ROLE_NAMES = {name: role for role, names in _NAMES_OF_ROLES.items() for name in 
 CALLING = ("function_call", "tool_call")
 """Role names of turns whose content is a call, as JSON text."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
+PARTS = "content_parts"
+"""Where a message keeps the texts of a content of several parts; its content has them line by line."""
 LONGEST_SHOWN = 40
 
 
@@ -40,7 +42,7 @@ def to_message(item: Any, number: int, *, generated: bool) -> Message:
         calls = [_call(content, where)]
         content = ""
     content = "" if content is None and calls else _text(content, where)
-    extra: Message = {}
+    extra: Message = _parts(item, content)
     if key := next((key for key in REASONING if item.get(key)), None):
         if not isinstance(item[key], str):
             raise DataError(f"{where}: {key} is {kind_of(item[key])}, not a string")
@@ -48,10 +50,22 @@ def to_message(item: Any, number: int, *, generated: bool) -> Message:
     if calls:
         extra["tool_calls"] = calls
     extra |= {key: item[key] for key in ("tool_call_id", "name") if isinstance(item.get(key), str) and item[key]}
-    may_be_empty = role in ("system", "tool") or (role == "assistant" and (generated or bool(extra)))
+    says = any(key != PARTS for key in extra)
+    may_be_empty = role in ("system", "tool") or (role == "assistant" and (generated or says))
     if not may_be_empty and not content.strip():
         raise DataError(f"{where} is empty")
     return {"role": role, "content": content, **extra}
+
+
+def _parts(item: Mapping[str, Any], content: str) -> Message:
+    """The parts of a content that is more than one, as {PARTS: texts}: templates put them together in ways of their
+    own."""
+    raw = item.get(PARTS, item.get("content", item.get("value")))
+    if not isinstance(raw, list) or len(raw) < 2:
+        return {}
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in raw]
+    known = [text for text in texts if isinstance(text, str)]
+    return {PARTS: known} if len(known) == len(raw) and "\n".join(known) == content else {}
 
 
 def _name(item: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal
 
-from eagle3cli.data.conversations.messages import Message, tool_calls
+from eagle3cli.data.conversations.messages import PARTS, Message, tool_calls
 from eagle3cli.errors import DataError
 from eagle3cli.serving.client.errors import Busy, Lost, Refused, RequestFailed, TooLong
 from eagle3cli.serving.sampling import Sampling
@@ -178,7 +178,11 @@ def _generate_body(request: Request, stream: bool) -> dict[str, Any]:
 
 
 def _openai_message(message: Message, number: int) -> Message:
-    """A message as the OpenAI interface wants it: arguments of tool calls are text, and every call has an id."""
+    """A message as the OpenAI interface wants it: arguments of tool calls are text, and every call has an id; a content
+    of several parts is a list of them."""
+    if PARTS in message:
+        parts = [{"type": "text", "text": text} for text in message[PARTS]]
+        message = {key: value for key, value in message.items() if key != PARTS} | {"content": parts}
     if not message.get("tool_calls"):
         return message
     calls = []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken
 
-from eagle3cli.data.conversations.conversation import Conversation
+from eagle3cli.data.conversations.conversation import Conversation, to_conversation
 from eagle3cli.data.tokens.encode import Encoder
 from eagle3cli.errors import DataError
 from tests.data.chat.formats import Message
@@ -186,3 +186,30 @@ def test_an_edge_behind_the_cut_does_not_matter() -> None:
     row = encoded(Encoder(tokenizer, frozenset(), max_length=8), messages)
     assert row.truncated
     assert not np.any(row.loss_mask)
+
+
+PARTED = (
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}{{ part.text }}"
+    "{% if not loop.last %}JOINT{% endif %}{% endfor %}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("joint", ["", " ", "{{ '\\n\\n' }}"])
+def test_a_content_of_several_parts_is_what_the_template_makes_of_it(joint: str) -> None:
+    content = PARTED.replace("JOINT", joint)
+    template = by_role(PROMPT, user=USER, assistant=REPLY).replace("{{ m.content }}", content)
+    coder = encoder(template)
+    raw = [{"role": m["role"], "content": [{"type": "text", "text": m["content"]}, {"text": "x"}]} for m in ONE]
+    conversation = to_conversation({"id": "row", "conversations": raw})
+    assert conversation == to_conversation(conversation.to_row())
+    served = coder.tokenizer.apply_chat_template(raw, tokenize=False)
+    text = shown(coder, list(conversation.messages))
+    assert text.replace("«", "").replace("»", "") == served
+    assert "«a1" in text
+
+
+def test_several_parts_for_a_template_that_takes_text_only() -> None:
+    template = by_role(PROMPT, user=USER, assistant=REPLY).replace("m.content }}", "m.content.strip() }}")
+    raw = [{"role": "user", "content": ["q1", "q2"]}, ONE[1]]
+    messages = list(to_conversation({"conversations": raw}).messages)
+    assert "user\nq1\nq2<|im_end|>" in shown(encoder(template), messages)
