@@ -24,6 +24,7 @@ from eagle3cli.data.chat.stand_ins import (
     Stops,
     Talk,
     Unknown,
+    common_suffix,
     reasoning_of,
     without_opening,
 )
@@ -188,6 +189,10 @@ def _past(talk: Talk, index: int, cut: frozenset[int]) -> Written:
     closers = talk.stops.closers(own)
     if closers and closing.startswith(own[:closers]):
         return Written(index, start, (end + closers,), earliest)
+    if not closers and index + 1 < len(talk.messages) and talk.messages[index + 1]["role"] == "user":
+        written = _stop_of_history(talk, closing.lstrip())
+        space = len(closing) - len(closing.lstrip()) if written else 0
+        return Written(index, start, (end + space + len(written),), earliest)
     first = talk.stops.closers(closing, most=1) if closers else 0
     return Written(index, start, tuple({end, end + first}), earliest)
 
@@ -226,10 +231,24 @@ def _ending(talk: Talk, last: int) -> _Ending:
         return _Ending(end, tail[:closers])
     if tail.strip():
         raise Unknown("the template ends a conversation with a text that is no token")
-    following = following.lstrip()
-    stop = talk.stops.first(following)
-    written = following[: stop[1]] if stop and stop[0] == 0 else talk.stops.eos
+    written = _stop_of_history(talk, following.lstrip()) or talk.stops.eos
     return _Ending(end, "", written) if calls else _Ending(end, written)
+
+
+def _stop_of_history(talk: Talk, following: str) -> str:
+    """What ends a reply that another turn follows, by ``following``, the text behind it; "" where nothing does.
+
+    Raises Unknown where that may be an end or the beginning of the next turn.
+    """
+    stop = talk.stops.first(following)
+    if stop and stop[0] == 0:
+        return following[: stop[1]]
+    asked = Talk(talk.chat, [{"role": "user", "content": STAND_INS[0]}], (), talk.stops)
+    header = common_suffix([following, asked.slot(0).lead])
+    closers = talk.stops.closers(following[: len(following) - len(header)])
+    if header == following and talk.stops.closers(following, most=1) != talk.stops.closers(following):
+        raise Unknown("the template may end replies only where others follow")
+    return following[:closers]
 
 
 def _followed(talk: Talk, last: int, calls: bool) -> str:

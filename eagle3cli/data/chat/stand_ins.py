@@ -117,10 +117,10 @@ class Talk:
         except ModelError:
             return None
         lead = commonprefix([one, two])
-        tail = _common_suffix([one, two])
+        tail = common_suffix([one, two])
         if one != lead + STAND_INS[0] + tail:
             return None
-        shared = _common_suffix([self.text, tail])
+        shared = common_suffix([self.text, tail])
         lost = len(tail) - len(shared)
         if lost and (not message.get("tool_calls") or lost > 3):
             return None
@@ -261,5 +261,6 @@ def without_opening(text: str) -> str:
     return text[: match.start()] if (match := OPENING.search(text)) else text
 
 
-def _common_suffix(texts: Sequence[str]) -> str:
+def common_suffix(texts: Sequence[str]) -> str:
+    """The longest text with which all of them end."""
     return commonprefix([text[::-1] for text in texts])[::-1]
