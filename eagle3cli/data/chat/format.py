@@ -60,8 +60,9 @@ class Format:
     unwritten: str = ""
     """What the target writes at the end of a reply, where the template leaves that to the next turn (GLM's
     ``<|user|>``) or to nobody (then it is eos), and so ends a conversation without it."""
-    ends_calls: bool = False
-    """``unwritten`` stands behind a tool call, too; else another token may follow there."""
+    unended: bool = False
+    """The template ends no earlier reply, so that ``unwritten`` stands behind a tool call, too; where it ends some,
+    another token may follow a call."""
 
     def end_at(self, text: str, position: int) -> int:
         """Where the end token behind ``position`` (white space apart) ends; ``position`` itself if there is none."""
@@ -165,7 +166,7 @@ def _learn(chat: Chat, stops: Sequence[str], eos: str, tools: Tools) -> Format:
         ends=tuple(sorted(ends, key=lambda end: (-len(end), end))),
         stops=turn_ends.stops,
         unwritten=turn_ends.unwritten,
-        ends_calls=turn_ends.ends_calls,
+        unended=turn_ends.unended,
     )
 
 

@@ -97,7 +97,7 @@ def _with_unwritten_end(probe: Probe, text: str, spans: MessageSpans, is_cut: bo
     and nothing follows it."""
     last = len(probe.messages) - 1
     form = probe.form
-    if last not in spans.replies or (probe.messages[last].get("tool_calls") and not form.ends_calls):
+    if last not in spans.replies or (probe.messages[last].get("tool_calls") and not form.unended):
         return text
     end = spans.replies[last][1]
     is_ended = not form.unwritten or _reply_end(form, text, spans, last) > end

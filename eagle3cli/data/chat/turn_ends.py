@@ -42,8 +42,9 @@ class TurnEnds:
     """Tokens at which the target stops: the configured ones, and what ends a last reply."""
     unwritten: str
     """What the target writes behind a last reply that the template ends with nothing."""
-    ends_calls: bool
-    """It writes that behind a tool call, too; else another token may follow there."""
+    unended: bool
+    """The template ends no earlier reply, so that ``unwritten`` stands behind a tool call, too; where it ends some,
+    another token may follow a call."""
 
 
 def learn_turn_ends(seams: Seams, special: Sequence[str], configured: Sequence[str], eos: str = "") -> TurnEnds:
@@ -58,7 +59,7 @@ def learn_turn_ends(seams: Seams, special: Sequence[str], configured: Sequence[s
     own = _last_token(last or past, tokens)
     stops = tuple(dict.fromkeys((*stops, own))) if own else stops
     unwritten = "" if last else past if past and past.endswith(stops) else eos
-    return TurnEnds(past, last, stops, unwritten, ends_calls=not past)
+    return TurnEnds(past, last, stops, unwritten, unended=not past)
 
 
 def _past(seams: Seams, tokens: Sequence[str], stops: Sequence[str]) -> str:

@@ -83,7 +83,7 @@ class Encoder:
             return DataError("nested too deeply")
 
     def _preformatted(self, text: str) -> Rendered:
-        until_user = self.text_marks is not None
+        until_user = self.text_marks is not None or self.format.unended  # the template ends no reply
         return find_replies_in_text(text, self.format, until_user=until_user, last_only=self.last_turn_only)
 
     def _encode(self, names: list[str], rendered: list[Rendered | DataError]) -> list[TokenRow | DataError]:

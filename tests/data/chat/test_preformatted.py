@@ -12,6 +12,7 @@ from eagle3cli.data.conversations.conversation import Conversation
 from eagle3cli.data.tokens.encode import Encoder
 from eagle3cli.data.tokens.rows import TokenRow
 from tests.data.chat.formats import FORMATS, Message
+from tests.data.chat.grammars import by_role, encoder
 from tests.data.chat.templates import conversations, encoder_for
 from tests.data.tokens.test_encode import trained_texts
 from tests.tiny import tiny_tokenizer
@@ -27,6 +28,12 @@ def trained(encoder: Encoder, text: str) -> list[str]:
 def test_the_end_may_be_missing() -> None:
     text = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\none<|im_end|>\n<|im_start|>assistant\ntwo"
     assert trained(encoder_for("chatml"), text) == ["one<|im_end|>", "two"]
+
+
+def test_a_template_that_ends_no_reply() -> None:
+    """A reply ends where the next question's header begins."""
+    coder = encoder(by_role("Bot:", user="User:CONTENT\n", assistant="Bot:CONTENT\n"), "</s>", eos="</s>")
+    assert trained(coder, "User:q\nBot:one\nUser:q\nBot:two</s>") == ["one", "two</s>"]
 
 
 @pytest.mark.parametrize("name", sorted(set(FORMATS) - {"glm", "deepseek-v2", "mistral"}))
