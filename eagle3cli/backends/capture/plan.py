@@ -11,6 +11,7 @@ from eagle3cli.data.hidden_states.rows import TOKENS, count_rows, empty_codec
 from eagle3cli.data.hidden_states.shard import shard_name
 from eagle3cli.data.hidden_states.writer import plan_layout
 from eagle3cli.data.tokens.cache import data_paths, find_cache
+from eagle3cli.data.tokens.plan import planned_judgement
 from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.models.config import DraftConfig, read_draft_config
 from eagle3cli.runtime.files import free_bytes
@@ -29,6 +30,7 @@ def plan_capture(settings: Settings) -> Plan:
         aux_layers=draft.aux_layers,
     )
     cache = find_cache(settings)
+    judged = planned_judgement(settings, cache)
     paths = data_paths(settings)
     split = settings.hidden_states.split
     splits = [name for name in paths if split in ("both", name)]
@@ -40,7 +42,7 @@ def plan_capture(settings: Settings) -> Plan:
             reads=(f"{where}, which is not tokenised yet: sizes are known after eagle3 cache",),
             does=(f"tokenise, then capture at most {size_text(each)} a token (bf16)",),
             writes=tuple(str(settings.hidden_states.output_path / name) for name in splits),
-            numbers={"rows_known": False, "bytes_per_token_at_most": each},
+            numbers={"rows_known": False, "bytes_per_token_at_most": each, **judged},
         )
     plans = {name: _split(settings, config, name, cache / name) for name in splits}
     parts = list(plans.values())
