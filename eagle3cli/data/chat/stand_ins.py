@@ -192,6 +192,9 @@ class Talk:
                 headers[0] = ""
                 headers.append(lead)
                 continue
+            if "".join(own.split()) == "".join(lead.split()):
+                headers.append(lead)
+                continue  # history has other white space than a prompt
             shared = commonprefix([own, lead])
             if shared not in (own, lead):
                 mark = max(shared.rfind("<"), shared.rfind("["))
