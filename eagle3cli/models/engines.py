@@ -77,12 +77,7 @@ VLLM = frozenset(
     }
 )
 """Classes that vLLM takes auxiliary states of; it counts the layer whose input is read, the one behind the last too."""
-VLLM_BY_TRANSFORMERS = frozenset(
-    {
-        *("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration", "Glm4ForCausalLM", "Glm4MoeForCausalLM"),
-        *("MixtralForCausalLM",),
-    }
-)
+VLLM_BY_TRANSFORMERS = frozenset({"Gemma3ForCausalLM", "Glm4ForCausalLM", "Glm4MoeForCausalLM", "MixtralForCausalLM"})
 """Classes of which vLLM's own have none, and transformers' have inside vLLM: ``--model-impl transformers``."""
 RUN_BY_BOTH = frozenset(
     {
@@ -99,7 +94,7 @@ RUN_BY_BOTH = frozenset(
 )
 RUN: dict[Engine, frozenset[str]] = {
     "sglang": RUN_BY_BOTH,
-    "vllm": RUN_BY_BOTH | (VLLM_BY_TRANSFORMERS - {"Gemma3ForConditionalGeneration"}),
+    "vllm": RUN_BY_BOTH | VLLM_BY_TRANSFORMERS,
 }
 """Classes on which a draft was accepted by the engine as often as by our own decoder; ``make test-engine-families``."""
 
@@ -220,7 +215,7 @@ def support(engine: Engine, name: str) -> tuple[str, str]:
     how = "`--model-impl transformers`" if engine == "vllm" and name in VLLM_BY_TRANSFORMERS else ""
     if name in RUN[engine]:
         return "served", "; ".join(filter(None, (how, SERVED_WITH.get((engine, name)))))
-    return "not tried", NOT_RUN[name]
+    return "not tried", NOT_RUN.get(name, "no tiny target of it was run")
 
 
 SERVED_WITH: dict[tuple[Engine, str], str] = {
@@ -229,7 +224,6 @@ SERVED_WITH: dict[tuple[Engine, str], str] = {
 """What a class needs besides the line that ``export`` prints."""
 NOT_RUN = {
     "Llama4ForConditionalGeneration": "its kernels are not for a CPU",
-    "Gemma3ForConditionalGeneration": "its image processor is not in a tiny target",
 }
 """Why the engine tests run no draft on a class that an engine has auxiliary states of."""
 
