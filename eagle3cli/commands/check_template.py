@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def run(settings: Settings, out: Out) -> int | None:
     """Compare the named template, or all that fit, with the tokenizer's own; judge its masks.
 
-    Returns exit code 1 where none renders every probing conversation as the tokenizer's own does, or a mask is wrong.
+    Returns exit code 1 where named templates fit and none renders every probing conversation as the tokenizer's own
+    does, and where a mask is wrong.
     """
     from eagle3cli.cli.local_target import with_local_target
     from eagle3cli.data.chat.template_check import check_template, fitting_templates
@@ -56,7 +57,7 @@ def run(settings: Settings, out: Out) -> int | None:
         },
         "\n".join(lines),
     )
-    return FAILED if wrong or not equal else None
+    return FAILED if wrong or (checked and not equal) else None
 
 
 def _as_data(comparison: Comparison) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,20 @@ PLAIN = (
     "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
+
+
+def tokenizer_of_no_family() -> Any:
+    """A tokenizer that knows its end token and no other."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<stop>")
+    tokenizer.chat_template = PLAIN
+    return tokenizer
 
 
 @pytest.fixture
@@ -61,6 +76,15 @@ def test_the_command_of_its_own_name_judges_masks(run_cli: RunCli, target: Path)
     assert "qwen3: 12 of 12 conversations" in ran.out
     assert "stops: <|im_end|>; the template ends a reply with '<|im_end|>'" in ran.out
     assert "masks: 16 of 16 probing rows are right" in ran.out
+
+
+def test_a_tokenizer_that_no_named_template_fits_is_judged_by_its_own(run_cli: RunCli, tmp_path: Path) -> None:
+    tokenizer = tokenizer_of_no_family()
+    tokenizer.save_pretrained(tmp_path / "own")
+    ran = run_cli("check-template", "--target-model-path", tmp_path / "own", "--json")
+    assert ran.code == 0, ran.err
+    assert (ran.json["equal"], ran.json["templates"]) == ([], {})
+    assert next(mask["verdict"] for mask in ran.json["masks"] if mask["probe"] == "turns") == "right"
 
 
 def test_a_template_without_tools_is_judged_by_the_rest(run_cli: RunCli, target: Path) -> None:
