@@ -105,8 +105,8 @@ class Encoder:
             pieces = [_Piece(encoding, item.text, 0)]
             ranges = self._ranges(pieces, item)
         except DataError:
-            # Header and reply merged into one token, which the target, given the header, could not have written:
-            # tokenise both sides apart, as a server does.
+            # Prompt and last reply merged into one token, which the target, given the prompt, could not have written:
+            # tokenise both apart, as a server does.
             pieces = self._apart(item, encoding)
             ranges = self._ranges(pieces, item)
         ids: Ids = np.concatenate([np.array(piece.encoding.ids, dtype=np.int32) for piece in pieces])
@@ -124,7 +124,7 @@ class Encoder:
         )
 
     def _apart(self, item: Rendered, whole: Any) -> list[_Piece]:
-        cuts = sorted({0, *(start for start, _ in item.replies), *(item.replies[-1][1:]), len(item.text)})
+        cuts = sorted({0, *item.replies[-1], len(item.text)})
         texts = [item.text[a:b] for a, b in pairwise(cuts)]
         pieces = []
         at = 0
@@ -152,34 +152,41 @@ class Encoder:
             before = 0
             for piece in pieces:
                 if piece.at <= start < piece.at + max(1, len(piece.text)):
-                    is_last = end == item.replies[-1][1]
                     limit = self.max_length - before
-                    end_here = min(end - piece.at, len(piece.text))
-                    first, last = self._range(piece, start - piece.at, end_here, limit, is_last)
+                    span = (start - piece.at, min(end - piece.at, len(piece.text)))
+                    first, last = self._range(piece, span, limit, _is_last(item, end))
                     ranges.append((before + first, before + last))
                     break
                 before += len(piece.encoding.ids)
         return ranges
 
-    def _range(self, piece: _Piece, start: int, end: int, limit: int, is_last: bool) -> tuple[int, int]:
-        """Tokens ``[first, last)`` of these characters; raises DataError where a token before ``limit`` lies across an
-        edge. One across the end of a reply that others follow is a server's, whose prompt shows both in one."""
+    def _range(self, piece: _Piece, span: tuple[int, int], limit: int, is_last: bool) -> tuple[int, int]:
+        """Tokens ``[first, last)`` of these characters. A token across an edge of a reply that others follow is a
+        server's, whose prompt shows both sides in one; raises DataError for one of the last reply before ``limit``."""
+        start, end = span
         encoding = piece.encoding
-        text = piece.text
         first = piece.token_at(start)
         last = piece.token_at(end)
         if start == end or first >= limit:
             return first, first
         if first < len(encoding.ids) and encoding.token_to_chars(first)[0] < start:
-            raise DataError("a token lies across the start of a reply (header and reply merge): no exact mask")
+            if is_last:
+                raise DataError("a token lies across the start of a reply (header and reply merge): no exact mask")
+            first += 1
         if last < min(limit, len(encoding.ids)) and encoding.token_to_chars(last)[0] < end:
             # An end token may swallow the white space behind it; any other token across the edge is inexact.
-            behind = text[end : encoding.token_to_chars(last)[1]]
+            behind = piece.text[end : encoding.token_to_chars(last)[1]]
             if encoding.ids[last] in self._special and not behind.strip():
                 last += 1
             elif is_last:
                 raise DataError("a token lies across the end of a reply: no exact mask")
-        return first, last
+        return first, max(first, last)
+
+
+def _is_last(item: Rendered, end: int) -> bool:
+    """Whether the row ends with the reply that ends there."""
+    closes = item.turns[-1:] and item.turns[-1][1] == "assistant"
+    return end == item.replies[-1][1] and (bool(closes) or not item.text[end:].strip())
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """What a row of tokens must be: the conversation as the formats say, checked against the prompt of a server.
 
-For the last reply that is the server's own way, token by token: its prompt, tokenised, and behind it the tokens of the
+That is the server's own way, token by token: the prompt of the last reply, tokenised, and behind it the tokens of the
 reply and of its end. Earlier replies stand in that prompt as `tests.data.chat.formats` writes them.
 """
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import accumulate
 from typing import Any
 
 from tests.data.chat.formats import FORMATS, Message, Part, Place, arguments_of, loses_reasoning, written_behind_think
@@ -44,14 +44,28 @@ def expected_row(
     else:  # the prompt opens a block of reasoning, and the message has none
         assert FORMATS[name].header.endswith("<think>\n")
         assert whole.startswith(text)
-    parts.append((whole[len(text) :] if whole.startswith(text) else "", False))
-    ids: list[int] = []
-    mask: list[int] = []
-    for trained, run in groupby(parts, key=lambda part: part[1]):
-        new = tokens("".join(text for text, _ in run))
+    rest = whole[len(text) :] if whole.startswith(text) else ""
+    written = last_run(parts)
+    ids, mask = context_tokens(tokenizer, parts[: len(parts) - len(written)])
+    for text, trained in (("".join(text for text, _ in written), True), (rest, False)):
+        new = tokens(text)
         ids += new
         mask += [int(trained)] * len(new)
     return ids, mask
+
+
+def context_tokens(tokenizer: Any, parts: list[Part]) -> tuple[list[int], list[int]]:
+    """Everything before the last reply, tokenised as a whole as a server does; a token is trained that lies within
+    what the target wrote."""
+    text = "".join(text for text, _ in parts)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    places = list(accumulate((len(text) for text, _ in parts), initial=0))
+    runs = [(places[i], places[i + 1]) for i, (_, trained) in enumerate(parts) if trained]
+    joined: list[tuple[int, int]] = []
+    for start, end in runs:
+        joined = [*joined[:-1], (joined[-1][0], end)] if joined and joined[-1][1] == start else [*joined, (start, end)]
+    inside = [any(a <= start and end <= b for a, b in joined) for start, end in encoding["offset_mapping"]]
+    return list(encoding["input_ids"]), [int(trained) for trained in inside]
 
 
 def last_run(parts: list[Part]) -> list[Part]:

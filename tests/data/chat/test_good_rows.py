@@ -135,9 +135,10 @@ def test_a_reply_that_begins_with_white_space_behind_a_token_that_swallows_it() 
     said = [{"role": "user", "content": "q1"}, {"role": "assistant", "content": "\n\nHello"}]
     row = encoded(coder, [*said, *said])
     trained = row.token_ids[row.loss_mask.astype(bool)].tolist()
-    assert coder.tokenizer.decode(trained) == "\n\nHello<|end|>" * 2
-    prompt = coder.tokenizer("<|user|>\nq1<|end|>\n<|bot|>\n", add_special_tokens=False)["input_ids"]
-    assert row.token_ids[: len(prompt)].tolist() == prompt
+    assert coder.tokenizer.decode(trained) == "Hello<|end|>\n\nHello<|end|>"
+    prompt = coder.tokenizer.apply_chat_template([*said, said[0]], add_generation_prompt=True, tokenize=False)
+    served = coder.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert row.token_ids[: len(served)].tolist() == served
 
 
 def _joining(tokens: tuple[tuple[str, str], ...]) -> Any:
