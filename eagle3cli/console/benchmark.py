@@ -112,7 +112,20 @@ def page(rows: Sequence[Row], engine: str, target: str) -> Page:
         sections.append(Section("By category and by length of the prompt", (PART_TEXT,), PART_COLUMNS, parts))
     if notes := notes_of(rows):
         sections.append(Section(f"What is marked{MARK}", notes))
-    return Page(f"Speculative decoding of {target}", summary, [*sections, _same(drafts), _latency(rows)])
+    tiles = [] if best is None else _tiles(best, engine)
+    return Page(f"Speculative decoding of {target}", summary, [*sections, _same(drafts), _latency(rows)], tiles)
+
+
+def _tiles(best: Row, engine: str) -> list[tuple[str, str]]:
+    """The numbers that people look for first, of the fastest configuration."""
+    machine = (best.get("environment") or {}).get("machine") or {}
+    device = next(iter(machine.get("gpus") or ()), machine.get("cpu"))
+    where = ", ".join(filter(None, [f"{engine} engine", device]))
+    tiles = [(f"speed-up, k = {best['steps']}; {where}", f"{best['speedup']:.2f}x")]
+    if best.get("acceptance_length"):
+        tiles.append((f"acceptance length, {best['task']}", f"{best['acceptance_length']:.3f}"))
+    tiles.append((f"tokens/s, {best['config']}", f"{best['tokens_per_s']:,.1f}"))
+    return tiles
 
 
 def _charts(rows: Sequence[Row], of: str) -> Section:

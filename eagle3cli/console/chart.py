@@ -26,13 +26,27 @@ GAP = 26
 MOST_POINTS = 500
 """Points of a line that are drawn; of longer ones the extremes of every stretch."""
 COLOURS = 8
-PALETTE = ("page", "card", "ink", "dim", "rule", *(f"c{number}" for number in range(1, COLOURS + 1)))
+HELD_OUT = "held-out rows"
+TRAINED_ON = "training rows"
+FIXED = {HELD_OUT: "var(--held)", TRAINED_ON: "var(--trained)"}
+"""Colours of their own: these two are set against each other."""
+PALETTE = (
+    "page",
+    "card",
+    "ink",
+    "dim",
+    "rule",
+    "plain",
+    "held",
+    "trained",
+    *(f"c{number}" for number in range(1, COLOURS + 1)),
+)
 LIGHT = dict(zip(PALETTE, (
-    "#ffffff", "#f6f8fa", "#1f2328", "#57606a", "#d0d7de",
+    "#ffffff", "#f6f8fa", "#1f2328", "#57606a", "#d0d7de", "#44546a", "#0550ae", "#9a6700",
     "#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#0e7c86", "#7d4e00", "#57606a",
 ), strict=True))  # fmt: skip
 DARK = dict(zip(PALETTE, (
-    "#0d1117", "#161b22", "#e6edf3", "#9da7b3", "#30363d",
+    "#0d1117", "#161b22", "#e6edf3", "#9da7b3", "#30363d", "#b1bac4", "#79c0ff", "#e3b341",
     "#58a6ff", "#f0883e", "#3fb950", "#bc8cff", "#ff7bc5", "#39c5cf", "#d4a72c", "#9da7b3",
 ), strict=True))  # fmt: skip
 
@@ -56,6 +70,11 @@ class Lines:
     series: Mapping[str, Points] = field(default_factory=dict)
     from_zero: bool = False
     """The y axis begins at 0."""
+    marks: Sequence[float] = ()
+    """Places of x at which something begins, told by ``marked``: a faint upright line each."""
+    marked: str = ""
+    note: str = ""
+    """What a reader has to know before comparing its lines; stands beside the chart."""
 
     @property
     def drawn(self) -> dict[str, list[tuple[float, float]]]:
@@ -73,6 +92,9 @@ class Bars:
     mark: float | None = None
     unit: str = ""
     """``%`` shows shares as per cent; else it stands behind the number."""
+    by_series: bool = False
+    """The bars are those things that are lines elsewhere on the page, in this order, and have their colours."""
+    note: str = ""
 
     @property
     def drawn(self) -> Mapping[str, float]:
@@ -116,7 +138,8 @@ def standalone(chart: Chart) -> str:
 
 def _lines(chart: Lines) -> str:
     drawn = chart.drawn
-    legend, legend_height = _legend(list(drawn)) if len(drawn) > 1 else ("", 0)
+    shown = [(list(chart.series).index(name), name) for name in drawn]
+    legend, legend_height = _legend(shown, len(chart.series)) if len(drawn) > 1 else ("", 0)
     top = TOP + legend_height + LINE + 10
     xs, ys = zip(*(point for points in drawn.values() for point in points), strict=True)
     x_low, x_high = _apart(min(xs), max(xs))
@@ -128,6 +151,13 @@ def _lines(chart: Lines) -> str:
         return LEFT + across * (WIDTH - LEFT - RIGHT), top + (1 - up) * PLOT
 
     parts = [legend, text(4, top - 13, chart.y, "start")]
+    inner = sparse([mark for mark in chart.marks if x_low < mark < x_high])
+    for mark in inner:
+        at = place(mark, y_ticks[0])[0]
+        parts.append(f'<path d="M{at:.1f} {top}v{PLOT}" stroke="var(--dim)" stroke-dasharray="2 4" opacity=".6"/>')
+    if inner and chart.marked:
+        words = f"⋮ {chart.marked}" if len(inner) == len(chart.marks) else f"⋮ some of {chart.marked}"
+        parts.append(text(WIDTH - RIGHT, top - 13, words, "end"))
     for y in y_ticks:
         height = place(x_low, y)[1]
         parts.append(f'<path d="M{LEFT} {height:.1f}H{WIDTH - RIGHT}" stroke="var(--rule)"/>')
@@ -136,13 +166,14 @@ def _lines(chart: Lines) -> str:
     inside = [x for x in ticks(x_low, x_high) if x_low <= x <= x_high and (x == int(x) or not whole)]
     parts += [text(place(x, y_ticks[0])[0], top + PLOT + 17, number_text(x), "middle") for x in inside]
     parts.append(text((WIDTH + LEFT - RIGHT) / 2, top + PLOT + 34, chart.x, "middle"))
-    for number, (name, points) in enumerate(drawn.items()):
+    for name, points in drawn.items():
+        colour, dash = _stroke(list(chart.series).index(name), name, len(chart.series))
         placed = [place(*point) for point in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
         x, y = placed[-1]
-        stroke = f'fill="none" stroke="{_colour(number)}" stroke-width="2" stroke-linejoin="round"{_dash(number)}'
+        stroke = f'fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round"{dash}'
         parts.append(f'<polyline data-name="{escape(name)}" points="{path}" {stroke}/>')
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{_colour(number)}"/>')
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>')
     scale = f"{x_low:.10g} {x_high:.10g} {LEFT} {WIDTH - RIGHT}"
     heights = f"{y_ticks[0]:.10g} {y_ticks[-1]:.10g} {top + PLOT} {top}"
     return _whole(chart, top + PLOT + BOTTOM, parts, f' data-x="{scale}" data-y="{heights}"')
@@ -156,7 +187,8 @@ def _bars(chart: Bars) -> str:
         top = number * (BAR + GAP)
         parts.append(text(8, top + 16, name, "start"))
         length = max(1.0, value * scale)
-        colour = _colour(number)
+        place = list(chart.values).index(name)
+        colour = _stroke(place, name, len(chart.values) if chart.by_series else 1)[0]
         parts.append(f'<rect x="8" y="{top + 22}" width="{length:.1f}" height="{BAR}" rx="2" fill="{colour}"/>')
         parts.append(text(8 + length + 6, top + 34, chart.value_text(value), "start", "ink"))
     height = len(chart.drawn) * (BAR + GAP) + 6
@@ -172,17 +204,18 @@ def _whole(chart: Chart, height: float, parts: Sequence[str], more: str = "") ->
     return f"<svg {size}{more}>{name}{''.join(parts)}</svg>"
 
 
-def _legend(names: Sequence[str]) -> tuple[str, int]:
-    """The series by colour, in as many lines as they need, and their height."""
+def _legend(names: Sequence[tuple[int, str]], lines: int) -> tuple[str, int]:
+    """The series, each with its place among all ``lines``, by colour, in as many rows as they need, and the height."""
     parts: list[str] = []
     x = 8.0
     y = TOP + 6
-    for number, name in enumerate(names):
+    for number, name in names:
         width = 22 + LETTER * len(name) + 10
         if x > 8 and x + width > WIDTH:
             x = 8.0
             y += LINE
-        parts.append(f'<path d="M{x:g} {y - 4}h14" stroke="{_colour(number)}" stroke-width="3"{_dash(number)}/>')
+        colour, dash = _stroke(number, name, lines)
+        parts.append(f'<path d="M{x:g} {y - 4}h14" stroke="{colour}" stroke-width="3"{dash}/>')
         parts.append(text(x + 19, y, name, "start"))
         x += width
     return "".join(parts), y - TOP + 4
@@ -193,13 +226,25 @@ def text(x: float, y: float, words: str, anchor: str, colour: str = "dim") -> st
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="var(--{colour})">{escape(words)}</text>'
 
 
-def _colour(number: int) -> str:
-    return f"var(--c{number % COLOURS + 1})"
+def _stroke(number: int, name: str, lines: int) -> tuple[str, str]:
+    """Colour and dashes of a line or bar: a colour means the same on a whole page.
+
+    A depth has the colour of its number, whether it is called ``depth 3`` or ``k = 3``; what stands alone has that of
+    the text; others have theirs by their place. Lines beyond the colours are told from the first ones by dashes.
+    """
+    depth = re.fullmatch(r"(?:depth|k =) (\d+)", name)
+    if depth:
+        number = int(depth[1]) - 1
+    elif name in FIXED:
+        return FIXED[name], ""
+    elif lines == 1:
+        return "var(--plain)", ""
+    return f"var(--c{number % COLOURS + 1})", ' stroke-dasharray="6 3"' if number >= COLOURS else ""
 
 
-def _dash(number: int) -> str:
-    """Lines beyond the colours are told from the first ones by dashes."""
-    return ' stroke-dasharray="6 3"' if number >= COLOURS else ""
+def sparse(marks: Sequence[float], most: int = 20) -> list[float]:
+    """At most ``most`` of the places, evenly chosen: more would be a grey area."""
+    return list(marks[:: -(-len(marks) // most)]) if marks else []
 
 
 def number_text(value: float) -> str:

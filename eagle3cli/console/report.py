@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -41,6 +42,7 @@ p {{ margin: .4rem 0; max-width: 56rem }} .note {{ color: var(--dim) }}
 .charts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: .9rem }}
 figure {{ margin: 0; padding: .6rem .6rem .3rem; min-width: 0 }} figcaption {{ font-weight: 600; font-size: .95rem }}
 svg {{ display: block; width: 100%; height: auto; touch-action: pan-y }}
+.warn {{ margin: .2rem 0; padding: .1rem .5rem; border-left: 3px solid var(--trained); font-size: .85rem }}
 .read {{ min-height: 1.4em; margin: 0; color: var(--dim); font-size: .82rem; font-variant-numeric: tabular-nums }}
 .scroll {{ overflow-x: auto; margin: .8rem 0 }}
 table {{ border-collapse: collapse; font-size: .92rem; overflow-wrap: normal }}
@@ -142,7 +144,7 @@ def markdown(page: Page) -> str:
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Cells]) -> str:
     """A table; numbers stand to the right."""
-    cells = [[cell_text(value).replace("|", "\\|").replace("\n", " ") for value in row] for row in rows]
+    cells = [[value.replace("|", "\\|").replace("\n", " ") for value in row] for row in texts_of(rows)]
     rule = ["---:" if _numeric([row[i] for row in rows]) else "---" for i in range(len(columns))]
     return "\n".join("| " + " | ".join(row) + " |" for row in [list(columns), rule, *cells])
 
@@ -170,10 +172,18 @@ def html(page: Page) -> str:
 
 def _charts(charts: Sequence[Chart], table: str) -> str:
     """The charts side by side, and the table as one of them."""
-    drawn = [(chart.title, svg(chart)) for chart in charts]
-    figures = [f"<figure><figcaption>{escape(title)}</figcaption>{image}</figure>" for title, image in drawn if image]
+    drawn = [(chart, svg(chart)) for chart in charts]
+    figures = [
+        f"<figure><figcaption>{escape(chart.title)}</figcaption>{_note(chart.note)}{image}</figure>"
+        for chart, image in drawn
+        if image
+    ]
     figures += [f"<figure>{table}</figure>"] if table else []
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
+def _note(text: str) -> str:
+    return f'<p class="warn">{escape(text)}</p>' if text else ""
 
 
 def _table(section: Section) -> str:
@@ -182,9 +192,9 @@ def _table(section: Section) -> str:
     right = [' class="n"' if _numeric([row[i] for row in section.rows]) else "" for i in range(len(section.columns))]
     head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(right, section.columns, strict=True))
     lines = []
-    for row in section.rows:
+    for row in texts_of(section.rows):
         cells = zip(right, row, strict=True)
-        lines.append("".join(f"<td{kind}>{escape(cell_text(value))}</td>" for kind, value in cells))
+        lines.append("".join(f"<td{kind}>{escape(value)}</td>" for kind, value in cells))
     table = f"<table><tr>{head}</tr>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
     box = f'<div class="scroll" tabindex="0">{table}</div>'
     if section.folded:
@@ -192,14 +202,27 @@ def _table(section: Section) -> str:
     return box
 
 
-def cell_text(value: object) -> str:
-    """A value as people read it."""
+def texts_of(rows: Sequence[Cells]) -> list[list[str]]:
+    """The cells as people read them; numbers of a column that are fractions have the same number of decimals."""
+    columns = list(zip(*rows, strict=True))
+    places = [_decimals(column) if _numeric(column) else None for column in columns]
+    return [[cell_text(value, place) for value, place in zip(row, places, strict=True)] for row in rows]
+
+
+def _decimals(column: Cells) -> int | None:
+    """Decimals of a column of numbers, by its largest one; None where all are whole numbers."""
+    fractions = [abs(value) for value in column if isinstance(value, float) and math.isfinite(value)]
+    return (3 if max(fractions) < 10 else 1) if fractions else None
+
+
+def cell_text(value: object, decimals: int | None = None) -> str:
+    """A value as people read it, a fraction with ``decimals``, or as many as it needs."""
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
+        return f"{value:,.{3 if abs(value) < 10 else 1}f}" if decimals is None else f"{value:,.{decimals}f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

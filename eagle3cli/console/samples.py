@@ -20,7 +20,11 @@ STYLE = """
   padding: .8rem; background: var(--card); border: 1px solid var(--rule); border-radius: 8px }
 .sample b { color: var(--dim) } .t { color: #116329; background: #2da44e24 } .u { color: #a40e26 }
 .m { text-decoration: underline wavy } .edges { color: var(--dim); font-size: .82rem }
-@media (prefers-color-scheme: dark) { .t { color: #5fd784 } .u { color: #ff8a80 } }
+.given { color: var(--dim) } .accepted { color: #0a5c36; background: #2da44e2e }
+.own { color: #0550ae; background: #0969da22 }
+.rejected { color: #a40e26; text-decoration: line-through }
+@media (prefers-color-scheme: dark) {
+  .t, .accepted { color: #5fd784 } .u, .rejected { color: #ff8a80 } .own { color: #79c0ff } }
 """
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from eagle3cli.runs.folder import read_run
 from eagle3cli.runs.page import training_sections
 from eagle3cli.runs.settings_used import settings_section
 from eagle3cli.runtime.files import read_json, write_json, write_text
+from eagle3cli.runtime.machine import cpu_name, machine
 from eagle3cli.settings.tables import Settings
 from eagle3cli.settings.toml import to_toml
 
@@ -70,7 +74,30 @@ def report_numbers(settings: Settings, stages: Mapping[str, Mapping[str, Any]]) 
         "replies": {name: stages["regenerate"]["result"][name] for name in ("recorded", "generated", "errors")},
         "rows": {name: stages["merge"]["result"][name] for name in ("train_rows", "eval_rows")},
         "steps": stages["train"]["result"]["steps"],
+        "speedup": speedup_of(speeds)[1],
+        "speedup_k": speedup_of(speeds)[0],
+        "engine": "local",
+        "machine": machine(),
+        "device": device_of(settings),
+        "made": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
+        "command": shlex.join(["eagle3", *sys.argv[1:]]),
     }
+
+
+def speedup_of(speeds: Mapping[str, Any]) -> tuple[int | None, float | None]:
+    """The fastest k with the draft, and its speed over that without; None where either was not measured."""
+    drafted = {int(k): float(speed) for k, speed in speeds.items() if int(k)}
+    plain = float(speeds.get("0") or 0.0)
+    if not drafted or not plain:
+        return None, None
+    k = max(drafted, key=lambda k: drafted[k])
+    return k, drafted[k] / plain
+
+
+def device_of(settings: Settings) -> str:
+    """What the numbers were measured on, in few words: a GPU's name, or the processor's."""
+    run = read_run(settings.train.output_dir)
+    return str(run.metadata.get("device_name") or cpu_name() or "this machine")
 
 
 def report_page(report: Mapping[str, Any], settings: Settings) -> Page:
@@ -88,16 +115,52 @@ def report_page(report: Mapping[str, Any], settings: Settings) -> Page:
         _speed(report),
         Section("Benchmark tasks", (), COLUMNS, [table_row(row) for row in report["tasks"]]),
         *_training(settings.train.output_dir),
-        Section("Where the time went", (), ("stage", "seconds"), [(k, v) for k, v in report["stages"].items()]),
+        Section("Where the time went", (), ("stage", "seconds"), list(report["stages"].items())),
+        _provenance(report),
         settings_section(tomllib.loads(to_toml(settings))),
     )
     tiles = [
+        *_speedup_tile(report),
         (f"acceptance length, k = {report['k']}", f"{report['acceptance_length']:.3f}"),
         ("answers equal to plain decoding", f"{report['identical']} of {report['prompts']}"),
-        ("best tokens/s", f"{max(report['tokens_per_s'].values()):,.1f}"),
+        (f"best tokens/s, {_k_text(report['best_k'])}", f"{max(report['tokens_per_s'].values()):,.1f}"),
         ("whole run", duration(report["seconds"])),
     ]
     return Page(f"EAGLE-3 draft for {report['target']}", summary, sections, tiles)
+
+
+def _speedup_tile(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The card that people look for first: how much faster, with which k, by which engine, on what."""
+    k, speedup = speedup_of(report["tokens_per_s"])
+    if k is None or speedup is None:
+        return []
+    where = ", ".join(filter(None, [f"{report.get('engine', 'local')} engine", report.get("device")]))
+    return [(f"speed-up, k = {k}; {where}", f"{speedup:.2f}x")]
+
+
+def _k_text(k: int) -> str:
+    return f"k = {k}" if k else "without the draft"
+
+
+def _provenance(report: Mapping[str, Any]) -> Section:
+    """When, by which command and on what; reports of before say nothing of it."""
+    machine = report.get("machine") or {}
+    versions = ", ".join(
+        f"{name} {machine[name]}" for name in ("eagle3", "torch", "transformers", "python") if machine.get(name)
+    )
+    processor = (
+        f"{machine['cpu']}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB"
+        if machine.get("cpu")
+        else None
+    )
+    lines = [
+        ("made", report.get("made")),
+        ("command", report.get("command")),
+        ("processor", processor),
+        ("GPUs", ", ".join(machine.get("gpus") or ())),
+        ("versions", versions),
+    ]
+    return Section("Where and when", (), ("what", "value"), [line for line in lines if line[1]], on_terminal=False)
 
 
 def _differences(report: Mapping[str, Any]) -> str:
@@ -123,7 +186,7 @@ def _result(report: Mapping[str, Any]) -> Section:
         ("optimiser steps", report["steps"]),
         ("draft", report["draft"]),
     ]
-    return Section("Result", (), ("", "value"), lines)
+    return Section("Result", (), ("what", "value"), lines)
 
 
 def _simulated(report: Mapping[str, Any]) -> dict[int, float]:
@@ -143,15 +206,18 @@ def _speed(report: Mapping[str, Any]) -> Section:
     speeds = {int(k): float(value) for k, value in report["tokens_per_s"].items()}
     rows = [(k, speed, f"{speed / speeds[0]:.2f}x") for k, speed in speeds.items()]
     best = f"Best tokens/s: k = {report['best_k']}." if report["best_k"] else SLOWER
-    chart = Bars("Tokens per second by k", {f"k = {k}" if k else "without the draft": v for k, v in speeds.items()})
+    chart = Bars(
+        "Tokens/s by k, one answer at a time", {f"k = {k}" if k else "without the draft": v for k, v in speeds.items()}
+    )
     columns = ("k (0: without the draft)", "tokens/s", "speed-up")
     return Section("Speed, one answer at a time", (best,), columns, rows, (chart,))
 
 
 def _training(folder: Path) -> list[Section]:
-    """The training run's own report, but for its settings, which are the pipeline's."""
+    """The training run's own report, but for its settings and its machine, which are told of the whole run."""
+    own = ("Settings", "Where and when")
     sections = training_sections(read_run(folder))
-    return [replace(section, on_terminal=False) for section in sections if section.title != "Settings"]
+    return [replace(section, on_terminal=False) for section in sections if section.title not in own]
 
 
 def training_folder(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from eagle3cli.runs.state import state_of
 
 OF_THE_LOSS = {f"train.{name}" for name in ("loss", "loss_decay", "ttt_length", "alignment", "kl_scale", "kl_decay")}
 """Settings that change what the loss is."""
+OF_THE_ROWS = {"target.model_path", "data.eval_path", "data.eval_hidden_states_path", "train.eval_rows"}
+"""Settings that change what acceptance is measured on."""
 
 
 @dataclass(frozen=True)
@@ -101,19 +104,40 @@ def _cells(run: Run, k: int) -> tuple[object, ...]:
     )
 
 
+def _other_losses(trained: Sequence[tuple[str, Run]]) -> str:
+    """Why the losses of these runs cannot be compared; empty where they can."""
+    differ = OF_THE_LOSS & _differing(trained)
+    return f"Not of the same kind ({', '.join(sorted(differ))} differ): compare acceptance, not loss." if differ else ""
+
+
+def _other_rows(trained: Sequence[tuple[str, Run]]) -> str:
+    """Why the acceptance lengths cannot be compared: other held-out rows or another target; empty where they can."""
+    differ = OF_THE_ROWS & _differing(trained)
+    rows = {event.get("rows") for _, run in trained for event in run.measured[-1:]}
+    if len(rows) > 1:
+        differ |= {f"rows {' and '.join(map(str, sorted(map(str, rows))))}"}
+    return f"Not measured on the same ({', '.join(sorted(differ))} differ): do not compare." if differ else ""
+
+
+def _differing(trained: Sequence[tuple[str, Run]]) -> set[str]:
+    return {key for key, _ in differing_settings([run.settings for _, run in trained])} if len(trained) > 1 else set()
+
+
 def _charts(trained: Sequence[tuple[str, Run]], k: int, best: Mapping[str, float]) -> Section:
     def each(extract: Callable[[Run], list[tuple[float, float]]]) -> dict[str, list[tuple[float, float]]]:
         return {name: extract(run) for name, run in trained}
 
-    over_steps = each(lambda run: acceptance_points(run.measured, k, "step"))
-    over_time = each(lambda run: acceptance_points(run.measured, k, "seconds", 60))
+    over_steps = each(lambda run: acceptance_points(run.measured_curve, k, "step"))
+    over_time = each(lambda run: acceptance_points(run.measured_curve, k, "seconds", 60))
+    rows = _other_rows(trained)
+    bars = {name: best.get(name, math.nan) for name, _ in trained}  # a place, and so a colour, for each
     title = f"Acceptance length, k = {k}, over"
     charts: list[Chart] = [
-        Lines(f"{title} steps", "step", "tokens per pass", over_steps),
-        Lines(f"{title} time", "minutes", "tokens per pass", over_time),
-        Lines("Loss", "step", "loss", each(lambda run: points(run.steps, "loss"))),
+        Lines(f"{title} steps", "step", "tokens per pass", over_steps, note=rows),
+        Lines(f"{title} time", "minutes", "tokens per pass", over_time, note=rows),
+        Lines("Loss", "step", "nats", each(lambda run: points(run.curve, "loss")), note=_other_losses(trained)),
         Lines("Throughput", "step", "tokens/s", each(lambda run: points(run.steps, "tokens_per_s")), from_zero=True),
-        Bars(f"Best acceptance length, k = {k}", best, 1.0),
+        Bars(f"Best acceptance length, k = {k}", bars, 1.0, by_series=True, note=rows),
     ]
     return Section("Curves", charts=charts)
 

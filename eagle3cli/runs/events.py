@@ -12,9 +12,21 @@ NUMBERS = (
     *("step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "tokens_per_s", "processor_seconds"),
     *("peak_memory", "steps_left_out", "seconds", "rows", "evaluation_seconds"),
 )
-LISTS = ("depth_losses", "accuracy", "acceptance_length", "accepted_per_position")
+LISTS = (
+    "depth_losses",
+    "accuracy",
+    "training_accuracy",
+    "training_acceptance_length",
+    "acceptance_length",
+    "accepted_per_position",
+)
 MAPS = ("time", "by_reply_position")
 LARGEST = 2.0**63
+
+
+def start_event(events: Iterable[Event]) -> Event | None:
+    """The draft before its first step, with fields of evaluations and of step lines; None where no line tells."""
+    return next((_valid_fields(event) for event in events if event["event"] == "start"), None)
 
 
 def valid_events(events: Iterable[Event]) -> tuple[list[Event], list[Event]]:
@@ -22,6 +34,8 @@ def valid_events(events: Iterable[Event]) -> tuple[list[Event], list[Event]]:
     steps: list[Event] = []
     evals: list[Event] = []
     for event in map(_valid_fields, events):
+        if event["event"] == "start":
+            continue
         if event["event"] == "eval":
             evals.append(event)
         elif "loss" in event and "step" in event:

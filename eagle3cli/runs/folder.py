@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.runs.events import Event, valid_events
+from eagle3cli.runs.events import Event, start_event, valid_events
 from eagle3cli.training.history import HISTORY, read_history
 
 METADATA = "run.json"
@@ -25,10 +25,12 @@ LOG = "log.txt"
 REPORT = "report.html"
 
 METADATA_TYPES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("total_steps", "processes", "draft_weights"), int),
+    **dict.fromkeys(("total_steps", "steps_per_epoch", "processes", "draft_weights"), int),
     "budget_seconds": (int, float),
     "data": dict,
     **dict.fromkeys(("samples", "sessions"), list),
+    **dict.fromkeys(("decoded", "machine"), dict),
+    "command": str,
     **dict.fromkeys(("eagle3", "python", "torch", "transformers", "device", "device_name"), str),
 }
 """What ``run.json`` holds; anything else in it is not looked at."""
@@ -47,6 +49,8 @@ class Run:
     evals: list[Event] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     """Lines of ``log.txt``."""
+    start: Event | None = None
+    """The draft before its first step, where the run was evaluated then."""
 
     @property
     def name(self) -> str:
@@ -83,6 +87,28 @@ class Run:
         """The evaluation with the best acceptance length of the deepest k, the first of equals."""
         return max(self.measured, key=lambda event: event["acceptance_length"][-1], default=None)
 
+    @property
+    def curve(self) -> list[Event]:
+        """Step lines for a curve over steps, from the untrained draft on."""
+        return [*([self.start] if self.start and "loss" in self.start else []), *self.steps]
+
+    @property
+    def measured_curve(self) -> list[Event]:
+        """Evaluations for a curve over steps, from the untrained draft on."""
+        return [*([self.start] if self.start and self.start.get("acceptance_length") else []), *self.measured]
+
+    @property
+    def epoch_starts(self) -> list[int]:
+        """The steps after which each epoch but the first begins; of older runs the first that was logged in it."""
+        length = self.metadata.get("steps_per_epoch") or 0
+        if length > 0:
+            return list(range(length, self.last_step, length))
+        epochs: dict[int, int] = {}
+        for event in self.steps:
+            if isinstance(event.get("epoch"), int):
+                epochs.setdefault(event["epoch"], event["step"])
+        return [step for epoch, step in sorted(epochs.items()) if epoch > min(epochs)]
+
     def total(self, name: str) -> float | None:
         """The sum of a number over all step lines; None where no line has it."""
         values = [float(event[name]) for event in self.steps if isinstance(event.get(name), int | float)]
@@ -96,7 +122,8 @@ def is_run(folder: Path) -> bool:
 
 def read_run(folder: Path) -> Run:
     """Everything that the folder's files hold; what is missing or damaged stays empty."""
-    steps, evals = valid_events(read_history(folder))
+    history = read_history(folder)
+    steps, evals = valid_events(history)
     return Run(
         folder,
         metadata=read_metadata(folder),
@@ -104,6 +131,7 @@ def read_run(folder: Path) -> Run:
         steps=steps,
         evals=evals,
         warnings=[line for line in log_lines(folder) if " warning: " in line],
+        start=start_event(history),
     )
 
 

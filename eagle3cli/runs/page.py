@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from eagle3cli.console.chart import Bars, Chart, Lines
+from eagle3cli.console.chart import HELD_OUT, TRAINED_ON, Bars, Chart, Lines, Points
 from eagle3cli.console.dispositions import remarks
 from eagle3cli.console.progress import duration
 from eagle3cli.console.report import Page, Section
 from eagle3cli.console.samples import html_samples
+from eagle3cli.runs.decoded import html_decoded
 from eagle3cli.runs.events import Event
 from eagle3cli.runs.folder import Run
 from eagle3cli.runs.settings_used import settings_section
@@ -41,11 +42,13 @@ def training_sections(run: Run) -> list[Section]:
     """All sections, those without content included."""
     return [
         _acceptance(run),
+        _decoded(run),
         _loss(run),
         _speed(run),
         _samples(run),
         _data(run),
-        Section("Cost", (), ("", "value"), cost(run), on_terminal=False),
+        Section("Cost", (), ("what", "value"), cost(run), on_terminal=False),
+        Section("Where and when", (), ("what", "value"), provenance(run), on_terminal=False),
         Section("Warnings", run.warnings[-MOST_WARNINGS:], on_terminal=False),
         settings_section(run.settings),
     ]
@@ -120,11 +123,13 @@ def _acceptance(run: Run) -> Section:
     by_depth = {f"depth {i}": share for i, share in enumerate(last.get("accepted_per_position") or [], 1)}
     deepest = max(len(event["acceptance_length"]) for event in run.measured)
     some_k = [k for k in sorted({1, 2, 3, deepest}) if k <= deepest]
-    over_steps = {f"k = {k}": acceptance_points(run.measured, k, "step") for k in some_k}
-    over_time = {f"k = {k}": acceptance_points(run.measured, k, "seconds", 60) for k in some_k}
+    over_steps = {f"k = {k}": acceptance_points(run.measured_curve, k, "step") for k in some_k}
+    over_time = {f"k = {k}": acceptance_points(run.measured_curve, k, "seconds", 60) for k in some_k}
+    against = train_and_held_out(run, deepest)
     charts: list[Chart] = [
-        Lines("Acceptance length over steps", "step", "tokens per pass", over_steps),
+        _over_steps(run, "Acceptance length over steps", "tokens per pass", over_steps),
         Lines("Acceptance length over time", "minutes", "tokens per pass", over_time),
+        _over_steps(run, f"Training against held-out rows, k = {deepest}", "tokens per pass", against),
         Bars("Accepted share by draft depth, last evaluation", by_depth, unit="%"),
         Bars("Acceptance length by position in the reply", by_position, 1.0),
     ]
@@ -151,14 +156,33 @@ def _by_depth(events: Sequence[Event], name: str) -> dict[str, list[tuple[float,
     return {f"depth {d}": [(e["step"], float(e[name][d - 1])) for e in some] for d, some in enumerate(deep, 1)}
 
 
+def _over_steps(run: Run, title: str, y: str, series: Mapping[str, Points], *, from_zero: bool = False) -> Lines:
+    """A chart over the steps, with the beginning of each epoch marked."""
+    return Lines(title, "step", y, series, from_zero, marks=run.epoch_starts, marked="an epoch begins")
+
+
+def train_and_held_out(run: Run, k: int) -> dict[str, list[tuple[float, float]]]:
+    """The acceptance length with k draft steps of held-out rows and of rows that are trained on.
+
+    Both are measured in the same way: a gap that grows is learning by heart.
+    """
+    trained_on = [{**e, "acceptance_length": e.get("training_acceptance_length", ())} for e in run.measured_curve]
+    series = {TRAINED_ON: acceptance_points(trained_on, k, "step")}
+    return {HELD_OUT: acceptance_points(run.measured_curve, k, "step"), **series} if series[TRAINED_ON] else {}
+
+
 def _loss(run: Run) -> Section:
     norms = {"norm": points(run.steps, "grad_norm")}
+    rates = {"rate": points(run.steps, "learning_rate")}
+    accuracy = [*([{**run.start, "accuracy": run.start.get("training_accuracy")}] if run.start else []), *run.steps]
     charts = [
-        Lines("Loss, all depths weighted", "step", "loss", {"loss": points(run.steps, "loss")}),
-        Lines("Loss by depth", "step", "cross-entropy", _by_depth(run.steps, "depth_losses")),
-        Lines("Right tokens by depth, in training", "step", "share", _by_depth(run.steps, "accuracy"), from_zero=True),
-        Lines("Learning rate", "step", "rate", {"rate": points(run.steps, "learning_rate")}, from_zero=True),
-        Lines("Gradient norm before clipping", "step", "norm", norms, from_zero=True),
+        _over_steps(run, "Loss, all depths weighted", "nats", {"loss": points(run.curve, "loss")}),
+        _over_steps(run, "Loss by depth", "nats, cross-entropy", _by_depth(run.curve, "depth_losses")),
+        _over_steps(
+            run, "Right tokens by depth, in training", "share", _by_depth(accuracy, "accuracy"), from_zero=True
+        ),
+        _over_steps(run, "Learning rate", "rate", rates, from_zero=True),
+        _over_steps(run, "Gradient norm before clipping", "norm", norms, from_zero=True),
     ]
     return Section("Loss", charts=charts)
 
@@ -180,13 +204,27 @@ def _speed(run: Run) -> Section:
     spent = breakdown(run.steps).items()
     shares = {PART_NAMES.get(part, part): share for part, share in spent if part not in hidden}
     charts: list[Chart] = [
-        Lines("Throughput", "step", "tokens/s", {"tokens/s": points(run.steps, "tokens_per_s")}, from_zero=True),
+        _over_steps(run, "Throughput", "tokens/s", {"tokens/s": points(run.steps, "tokens_per_s")}, from_zero=True),
         Bars("Where the training time went", shares, unit="%"),
-        Lines("Peak memory so far", "step", "GB", {"GB": points(run.steps, "peak_memory", 1e9)}, from_zero=True),
+        _over_steps(run, "Peak memory so far", "GB", {"GB": points(run.steps, "peak_memory", 1e9)}, from_zero=True),
     ]
     of = "the GPU's, of tensors" if run.metadata.get("device") == "cuda" else "of the process, the target included"
     text = f"Memory is {of}; of the first process where there are several. Evaluations are not part of these times."
     return Section("Speed and memory", (text,) if run.steps else (), charts=charts)
+
+
+def _decoded(run: Run) -> Section:
+    title = "A held-out reply, decoded with the draft"
+    decoded = run.metadata.get("decoded")
+    if not decoded:
+        return Section(title)
+    try:
+        rendered = html_decoded(decoded)
+        length = int(decoded["tokens"]) / int(decoded["passes"])
+        text = f"{decoded['tokens']} tokens in {decoded['passes']} passes of the target: {length:.2f} each (k = 3)."
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):  # a run.json that somebody else wrote
+        return Section(title)
+    return Section(title, (text,), html=rendered)
 
 
 def _samples(run: Run) -> Section:
@@ -255,16 +293,28 @@ def cost(run: Run) -> list[tuple[str, object]]:
         lines.append(("tokens trained through", int(tokens)))
     if run.steps[-1].get("steps_left_out"):
         lines.append(("steps left out", run.steps[-1]["steps_left_out"]))
-    sessions = sessions_of(run.metadata)
-    lines += [
-        ("sessions", len(sessions) or None),
-        ("processes", processes),
-        ("device", run.metadata.get("device_name") or None),
-    ]
+    lines += [("sessions", len(sessions_of(run.metadata)) or None), ("processes", processes)]
     if run.metadata.get("draft_weights"):
         lines.append(("weights of the draft", run.metadata["draft_weights"]))
+    return [line for line in lines if line[1] is not None]
+
+
+def provenance(run: Run) -> list[tuple[str, object]]:
+    """When, by which command and on what the run was made, as lines of a table; what is not known is left out."""
+    sessions = sessions_of(run.metadata)
+    machine = run.metadata.get("machine") or {}
     versions = [
         f"{name} {run.metadata[name]}" for name in ("eagle3", "torch", "transformers", "python") if name in run.metadata
     ]
-    lines.append(("versions", ", ".join(versions) or None))
-    return [line for line in lines if line[1] is not None]
+    cores, memory = machine.get("cores"), machine.get("memory_gib")
+    gpus = Counter(map(str, machine.get("gpus") or ())) if isinstance(machine.get("gpus"), list) else Counter[str]()
+    lines: list[tuple[str, object]] = [
+        ("begun", sessions[0].get("began") if sessions else None),
+        ("ended", sessions[-1].get("ended") if sessions else None),
+        ("command", run.metadata.get("command")),
+        ("device", run.metadata.get("device_name")),
+        ("processor", f"{machine['cpu']}, {cores} cores, {memory} GiB" if machine.get("cpu") else None),
+        ("GPUs", ", ".join(f"{count} x {name}" for name, count in gpus.items())),
+        ("versions", ", ".join(versions)),
+    ]
+    return [line for line in lines if line[1]]

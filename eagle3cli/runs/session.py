@@ -6,6 +6,8 @@ Nothing in here ends a run: what cannot be written is a warning.
 from __future__ import annotations
 
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,12 +19,15 @@ from typing import Any
 from eagle3cli import __version__
 from eagle3cli.console.report import html
 from eagle3cli.console.samples import sample_of
+from eagle3cli.data.chat.tokenizer import load_tokenizer
 from eagle3cli.data.inspect.show import show
 from eagle3cli.errors import Stopped
+from eagle3cli.runs.decoded import decoded_text
 from eagle3cli.runs.folder import METADATA, REPORT, read_metadata, read_run
 from eagle3cli.runs.page import training_page
 from eagle3cli.runs.state import FAILED, FINISHED, RUNNING, STOPPED, sessions_of, this_process
 from eagle3cli.runtime.files import write_json, write_text
+from eagle3cli.runtime.machine import cpu_name, machine
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.parallel import size
@@ -57,6 +62,7 @@ def record_session(trainer: Trainer, settings: Settings, report: Reporter) -> It
         raise
     finally:
         sessions[-1] |= {**ending, "ended": _now()}
+        metadata = {**metadata, **_decoded(trainer, settings, report)}
         _write_metadata(folder, {**metadata, "sessions": sessions}, report)
         write_report(folder, report)
 
@@ -87,7 +93,7 @@ def _report_listener(folder: Path, report: Reporter) -> Callable[[str, dict[str,
 
 def _metadata(trainer: Trainer) -> dict[str, Any]:
     device = trainer.timers.device
-    name = platform.processor() or platform.machine()
+    name = cpu_name() or platform.machine()
     if device.type == "cuda":
         import torch
 
@@ -103,8 +109,31 @@ def _metadata(trainer: Trainer) -> dict[str, Any]:
         "draft_weights": size(trainer.draft),
         "total_steps": trainer.schedule.total_steps,
         "budget_seconds": trainer.schedule.budget_seconds,
+        "steps_per_epoch": trainer.batches.sampler.steps_per_epoch,
         "data": trainer.data_summary,
+        "command": command_line(),
+        "machine": machine(),
     }
+
+
+def command_line() -> str:
+    """What was typed; of a process that another one started, what that one runs it with."""
+    return shlex.join(["eagle3", *sys.argv[1:]])
+
+
+def _decoded(trainer: Trainer, settings: Settings, report: Reporter) -> dict[str, Any]:
+    """A held-out reply as it was decoded last, in words; empty where there is none, or no tokenizer for it."""
+    if trainer.decoded is None:
+        return {}
+    target = settings.target
+    try:
+        tokenizer = load_tokenizer(
+            target.model_path, revision=target.revision, trust_remote_code=target.trust_remote_code
+        )
+        return {"decoded": decoded_text(trainer.decoded, tokenizer.decode)}
+    except Exception as error:
+        report.warn(f"the report shows no decoded reply: {error}")
+        return {}
 
 
 def _samples(trainer: Trainer, settings: Settings, report: Reporter) -> list[dict[str, Any]]:

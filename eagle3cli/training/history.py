@@ -12,7 +12,8 @@ from eagle3cli.runtime.files import append, disk_error, write_text
 from eagle3cli.runtime.report import Reporter
 
 HISTORY = "metrics.jsonl"
-EVENTS = ("step", "eval")
+EVENTS = ("start", "step", "eval")
+"""``start``: the draft before its first step, by an evaluation and by the loss of the first step's rows."""
 
 
 def read_history(run: Path) -> list[dict[str, Any]]:

@@ -19,13 +19,14 @@ from torch import Tensor
 from eagle3cli.backends.batches.batch import BatchSource, RowsByRank
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.distributed import Ranks
-from eagle3cli.runtime.report import Reporter
+from eagle3cli.runtime.report import Reporter, Silent
 from eagle3cli.runtime.stop import Stop, stopped
 from eagle3cli.settings.training import TrainSettings
 from eagle3cli.training.batches import Batches
 from eagle3cli.training.checkpoint.save import Saver
 from eagle3cli.training.checkpoint.state import TrainState
 from eagle3cli.training.eval.evaluate import Evaluation, evaluate
+from eagle3cli.training.eval.simulate import DecodedReply
 from eagle3cli.training.metrics import Metrics
 from eagle3cli.training.optim.optimizer import Optimizer
 from eagle3cli.training.optim.schedule import Schedule
@@ -35,6 +36,8 @@ from eagle3cli.training.timers import Timers, shares
 from eagle3cli.training.ttt.loss import LossWeights, loss_weights, mean_rates
 from eagle3cli.training.ttt.model import TTTModel
 
+TRAINING_ROWS = 16
+"""Rows that are trained on, measured at each evaluation beside the held-out ones."""
 SERVED_STEPS = 5
 """Held-out acceptance is measured for at least this many draft steps, whatever the unroll."""
 
@@ -76,6 +79,8 @@ class Trainer:
         """Of the last step, before clipping."""
         self.learning_rate = 0.0
         """Of the last step."""
+        self.decoded: DecodedReply | None = None
+        """A held-out reply as the last evaluation decoded it."""
 
     @property
     def draft(self) -> Draft:
@@ -96,11 +101,15 @@ class Trainer:
         def due(interval: int) -> bool:
             return state.step % interval == 0
 
+        start = self.measure_start() if state.step == 0 else {}
         self._start_clock()
         with self.report.task("train", total=self.schedule.total_steps, unit="steps", done=state.step) as bar:
             signal = self._sync_clock(stop)
             while not signal and not self._finished():
                 self.train_step()
+                if start:
+                    self._tell_start(start)
+                    start = {}
                 signal = self._sync_clock(stop)
                 if due(settings.log_interval):
                     bar.advance(0, **self.log())
@@ -186,31 +195,65 @@ class Trainer:
             self._best_unwritten = not self.saver.best(self.draft, now=last)
             self._start_clock()
             return None
-        settings = self.settings
         state = self.state
-        began = time.perf_counter()
         self.activity = f"evaluation after step {state.step}"
-        self.ranks.at(self.activity)
-        steps = max(SERVED_STEPS, settings.ttt_length)
-        with self.parallel.unsharded():
-            evaluation = evaluate(
-                self.draft,
-                self.eval_source,
-                self.draft.embedding(self.model.target.embedding_VH),
-                draft_steps=steps,
-                rows=range(min(settings.eval_rows, len(self.eval_source.lengths))),
-                batch_size=self._eval_batch_size(self.eval_source.lengths),
-                report=self.report,
-                ranks=self.ranks,
-                attend=self.model.attend,
-            )
+        evaluation, numbers = self._measure(self.eval_source)
+        self.decoded = evaluation.decoded
         acceptance = evaluation.acceptance_lengths[-1]
         self._keep_best(acceptance, now=last)
-        self._tell("eval", evaluation_numbers(evaluation, state, time.perf_counter() - began))
-        text = f"acceptance length {acceptance:.3f} (k={steps}), best {state.best:.3f}"
+        self._tell("eval", numbers)
+        text = f"acceptance length {acceptance:.3f} (k={len(evaluation.simulated)}), best {state.best:.3f}"
         self.report.info(f"step {state.step}: {text}")
         self._start_clock()
         return evaluation
+
+    def _measure(self, source: BatchSource) -> tuple[Evaluation, dict[str, Any]]:
+        """The held-out rows of ``source`` as the draft is now, and what listeners are told of them.
+
+        Some rows that are trained on are measured beside them: a gap that grows is learning by heart.
+        """
+        began = time.perf_counter()
+        self.ranks.at(self.activity)
+        with self.parallel.unsharded():
+            evaluation = self._evaluate(source, self.settings.eval_rows, self.report)
+            trained_on = self._evaluate(self.batches.source, min(self.settings.eval_rows, TRAINING_ROWS), Silent())
+        numbers = evaluation_numbers(evaluation, self.state, time.perf_counter() - began)
+        return evaluation, numbers | {"training_acceptance_length": trained_on.acceptance_lengths}
+
+    def _evaluate(self, source: BatchSource, rows: int, report: Reporter) -> Evaluation:
+        """The first ``rows`` rows of ``source``."""
+        return evaluate(
+            self.draft,
+            source,
+            self.draft.embedding(self.model.target.embedding_VH),
+            draft_steps=max(SERVED_STEPS, self.settings.ttt_length),
+            rows=range(min(rows, len(source.lengths))),
+            batch_size=self._eval_batch_size(source.lengths),
+            report=report,
+            ranks=self.ranks,
+            attend=self.model.attend,
+        )
+
+    def measure_start(self) -> dict[str, Any]:
+        """What an evaluation says of the draft before its first step; empty without held-out rows.
+
+        It is where curves begin: no draft is kept for it, and its time is not the training's.
+        """
+        if self.eval_source is None:
+            return {}
+        self.activity = "evaluation before the first step"
+        return self._measure(self.eval_source)[1]
+
+    def _tell_start(self, start: dict[str, Any]) -> None:
+        """Tell the start with the loss of the first step's rows, which the untrained draft was given."""
+        metrics = self.metrics
+        if metrics.with_loss:
+            total, loss_T, correct_T, _ = metrics.totals(self.ranks, self.settings.ttt_length)
+            counted = zip(correct_T, metrics.counted_T, strict=True)
+            depth_losses = [value / metrics.divisor for value in loss_T]
+            start |= {"loss": total / metrics.divisor, "depth_losses": depth_losses}
+            start |= {"training_accuracy": [c / max(1, n) for c, n in counted]}
+        self._tell("start", start)
 
     def _eval_batch_size(self, lengths: Sequence[int]) -> int:
         """Held-out rows that run at once: a micro batch, of the longest ones where tokens are counted."""

@@ -17,7 +17,10 @@ from eagle3cli.runtime.report import Reporter
 from eagle3cli.training.eval.simulate import (
     POSITIONS,
     AcceptanceCounts,
+    DecodedReply,
     agreement_table,
+    decoded_reply,
+    proposal_table,
     reply_spans,
     simulate,
     simulate_by_position,
@@ -25,6 +28,9 @@ from eagle3cli.training.eval.simulate import (
 from eagle3cli.training.ttt.attention import attend
 from eagle3cli.training.ttt.loss import best_tokens
 from eagle3cli.training.ttt.unroll import Attend, PositionPlan, plan_positions, unroll
+
+USUAL_STEPS = 3
+"""Draft steps of the reply that people are shown."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class Evaluation:
     """Teacher-forced share of right tokens per draft step."""
     rows: int
     replies: int
+    decoded: DecodedReply | None = None
+    """The first reply that this rank was given, for people to see."""
 
     @property
     def acceptance_lengths(self) -> list[float]:
@@ -64,6 +72,14 @@ class _Tally:
         self.correct = [0] * draft_steps
         self.counted = [0] * draft_steps
         self.replies = 0
+        self.decoded: DecodedReply | None = None
+
+    def keep(self, batch: TargetBatch, agrees_TN: list[list[bool]], proposals_TN: list[list[int]]) -> None:
+        """Keep how the first reply of a batch is decoded, with the k that servers usually have."""
+        spans = reply_spans(batch.loss_mask_N.tolist(), batch.cu_seqlens)
+        if spans:
+            k = min(USUAL_STEPS, self.draft_steps)
+            self.decoded = decoded_reply(agrees_TN, proposals_TN, batch.token_ids_N.tolist(), spans[0], k)
 
     def add(self, batch: TargetBatch, agrees_TN: list[list[bool]], plan: PositionPlan) -> None:
         """Replay the replies of a batch."""
@@ -90,7 +106,7 @@ class _Tally:
         counted = by_step[self.draft_steps :]
         accuracy = tuple(c / max(1, n) for c, n in zip(correct, counted, strict=True))
         by_position = {name: counts for name, counts in self.by_position.items() if counts.steps}
-        return Evaluation(tuple(self.simulated), *self.turns, by_position, accuracy, rows, replies)
+        return Evaluation(tuple(self.simulated), *self.turns, by_position, accuracy, rows, replies, self.decoded)
 
 
 @torch.no_grad()
@@ -117,7 +133,11 @@ def evaluate(
             batch = own_batch(source, [part[at : at + batch_size] for part in by_rank], ranks.rank)
             if batch is None:
                 continue
-            tally.add(batch, *agreements(draft, batch, embedding_VH, draft_steps, attend))
+            tokens, positions, plan = proposals(draft, batch, embedding_VH, draft_steps, attend)
+            agrees_TN = agreement_table(tokens, positions, batch.token_ids_N)
+            if tally.decoded is None:
+                tally.keep(batch, agrees_TN, proposal_table(tokens, positions, len(batch.token_ids_N)))
+            tally.add(batch, agrees_TN, plan)
             bar.advance(len(batch.rows), acceptance=f"{tally.simulated[-1].acceptance_length:.3f}")
     return tally.evaluation(ranks, len(rows))
 
@@ -126,12 +146,21 @@ def agreements(
     draft: Draft, batch: TargetBatch, embedding_VH: Tensor, draft_steps: int, attend: Attend = attend
 ) -> tuple[list[list[bool]], PositionPlan]:
     """Whether the draft's token equals the text's, for every draft step and packed position."""
+    tokens, positions, plan = proposals(draft, batch, embedding_VH, draft_steps, attend)
+    return agreement_table(tokens, positions, batch.token_ids_N), plan
+
+
+def proposals(
+    draft: Draft, batch: TargetBatch, embedding_VH: Tensor, draft_steps: int, attend: Attend = attend
+) -> tuple[list[Tensor], list[Tensor], PositionPlan]:
+    """The draft's tokens by draft step, and the packed positions at which it gives them."""
     ids_N = batch.token_ids_N
     # Position p at step i answers x_{p+2+i}, and its teacher stands one position before that.
     expressible_N = draft.t2d[torch.cat((ids_N[1:], ids_N[-1:]))].cpu()
     plan = plan_positions(batch.loss_mask_N, batch.cu_seqlens, expressible_N, draft_steps, "serving").to(ids_N.device)
     if plan.empty:
-        return [[False] * len(ids_N) for _ in range(draft_steps)], plan
+        nothing = [ids_N[:0] for _ in range(draft_steps)]
+        return nothing, nothing, plan
     normed = unroll(draft, ids_N, batch.aux_NC.to(draft.fc.weight.dtype), embedding_VH, plan, attend=attend)
     tokens = best_tokens(normed, draft.lm_head.weight, draft.draft_ids)
-    return agreement_table(tokens, [step.position_R[step.loss_L] for step in plan.steps], ids_N), plan
+    return tokens, [step.position_R[step.loss_L] for step in plan.steps], plan

@@ -15,6 +15,11 @@ from torch import Tensor
 
 from eagle3cli.runtime.distributed import Ranks
 
+NONE = -1
+"""No token."""
+MOST_PASSES = 120
+PROMPT = 24
+"""Passes of a decoded reply, and tokens before it, that are kept for people."""
 POSITIONS = {"1-15": 16.0, "16-63": 64.0, "64-255": 256.0, "256-": float("inf")}
 """Known tokens of a reply, as ranges."""
 
@@ -106,10 +111,49 @@ def simulated_steps(
         known += gained
 
 
+@dataclass(frozen=True)
+class DecodedReply:
+    """A reply as decoding with a draft produces it, for people to see: token ids, and what became of each."""
+
+    prompt: tuple[int, ...]
+    """The last tokens before it."""
+    passes: tuple[tuple[tuple[int, ...], int | None, int | None], ...]
+    """By pass of the target: the accepted tokens, the proposal that was rejected, and the target's token in its place
+    (also after a pass in which all were accepted; None at the reply's end)."""
+
+
+def decoded_reply(
+    agrees_TN: list[list[bool]], proposals_TN: list[list[int]], ids_N: list[int], span: tuple[int, int], k: int
+) -> DecodedReply:
+    """The passes over one reply with k draft steps; ``proposals_TN[i][p]`` is the draft's token for ``x_{p+2+i}``, or
+    ``NONE`` where it gave none."""
+    first, end = span
+    passes: list[tuple[tuple[int, ...], int | None, int | None]] = []
+    for known, step in simulated_steps(agrees_TN, span, k):
+        if len(passes) == MOST_PASSES:
+            break
+        at = first + known
+        accepted = sum(step.accepted_at)
+        own = step.tokens > accepted
+        proposed = proposals_TN[accepted][at - 2] if own and accepted < k else NONE
+        rejected = None if proposed == NONE else proposed
+        passes.append((tuple(ids_N[at : at + accepted]), rejected, ids_N[at + accepted] if own else None))
+    return DecodedReply(tuple(ids_N[max(0, first - PROMPT) : first + 1]), tuple(passes))
+
+
 def agreement_table(tokens: list[Tensor], positions: list[Tensor], token_ids_N: Tensor) -> list[list[bool]]:
     """Where the draft's tokens (per step, for packed positions ``positions[i]``) equal the text, ``[T][N]``."""
     agrees_TN = torch.zeros(len(tokens), len(token_ids_N), dtype=torch.bool, device=token_ids_N.device)
     for step, (tokens_L, position_L) in enumerate(zip(tokens, positions, strict=True)):
         agrees_TN[step, position_L] = tokens_L == token_ids_N[position_L + 2 + step]
     table: list[list[bool]] = agrees_TN.tolist()
+    return table
+
+
+def proposal_table(tokens: list[Tensor], positions: list[Tensor], length: int) -> list[list[int]]:
+    """The draft's tokens (per step, for packed positions ``positions[i]``), ``[T][N]``; ``NONE`` elsewhere."""
+    proposals_TN = torch.full((len(tokens), length), NONE, device=tokens[0].device)
+    for step, (tokens_L, position_L) in enumerate(zip(tokens, positions, strict=True)):
+        proposals_TN[step, position_L] = tokens_L
+    table: list[list[int]] = proposals_TN.tolist()
     return table
