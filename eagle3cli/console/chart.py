@@ -26,10 +26,8 @@ GAP = 26
 MOST_POINTS = 500
 """Points of a line that are drawn; of longer ones the extremes of every stretch."""
 COLOURS = 8
-HELD_OUT = "held-out rows"
 TRAINED_ON = "training rows"
-FIXED = {HELD_OUT: "var(--held)", TRAINED_ON: "var(--trained)"}
-"""Colours of their own: these two are set against each other."""
+"""How the name of a line begins that has a colour of its own: it is set against held-out rows."""
 PALETTE = (
     "page",
     "card",
@@ -37,16 +35,15 @@ PALETTE = (
     "dim",
     "rule",
     "plain",
-    "held",
     "trained",
     *(f"c{number}" for number in range(1, COLOURS + 1)),
 )
 LIGHT = dict(zip(PALETTE, (
-    "#ffffff", "#f6f8fa", "#1f2328", "#57606a", "#d0d7de", "#44546a", "#0550ae", "#9a6700",
+    "#ffffff", "#f6f8fa", "#1f2328", "#57606a", "#d0d7de", "#44546a", "#9a6700",
     "#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#0e7c86", "#7d4e00", "#57606a",
 ), strict=True))  # fmt: skip
 DARK = dict(zip(PALETTE, (
-    "#0d1117", "#161b22", "#e6edf3", "#9da7b3", "#30363d", "#b1bac4", "#79c0ff", "#e3b341",
+    "#0d1117", "#161b22", "#e6edf3", "#9da7b3", "#30363d", "#b1bac4", "#e3b341",
     "#58a6ff", "#f0883e", "#3fb950", "#bc8cff", "#ff7bc5", "#39c5cf", "#d4a72c", "#9da7b3",
 ), strict=True))  # fmt: skip
 
@@ -158,13 +155,14 @@ def _lines(chart: Lines) -> str:
     if inner and chart.marked:
         words = f"⋮ {chart.marked}" if len(inner) == len(chart.marks) else f"⋮ some of {chart.marked}"
         parts.append(text(WIDTH - RIGHT, top - 13, words, "end"))
-    for y in y_ticks:
+    for y, y_text in zip(y_ticks, axis_texts(y_ticks), strict=True):
         height = place(x_low, y)[1]
         parts.append(f'<path d="M{LEFT} {height:.1f}H{WIDTH - RIGHT}" stroke="var(--rule)"/>')
-        parts.append(text(LEFT - 6, height + 4, number_text(y), "end"))
+        parts.append(text(LEFT - 6, height + 4, y_text, "end"))
     whole = all(x == int(x) for x in xs)  # there is no step between two
     inside = [x for x in ticks(x_low, x_high) if x_low <= x <= x_high and (x == int(x) or not whole)]
-    parts += [text(place(x, y_ticks[0])[0], top + PLOT + 17, number_text(x), "middle") for x in inside]
+    x_texts = zip(inside, axis_texts(inside), strict=True)
+    parts += [text(place(x, y_ticks[0])[0], top + PLOT + 17, words, "middle") for x, words in x_texts]
     parts.append(text((WIDTH + LEFT - RIGHT) / 2, top + PLOT + 34, chart.x, "middle"))
     for name, points in drawn.items():
         colour, dash = _stroke(list(chart.series).index(name), name, len(chart.series))
@@ -235,8 +233,8 @@ def _stroke(number: int, name: str, lines: int) -> tuple[str, str]:
     depth = re.fullmatch(r"(?:depth|k =) (\d+)", name)
     if depth:
         number = int(depth[1]) - 1
-    elif name in FIXED:
-        return FIXED[name], ""
+    elif name.startswith(TRAINED_ON):
+        return "var(--trained)", ' stroke-dasharray="6 3"'
     elif lines == 1:
         return "var(--plain)", ""
     return f"var(--c{number % COLOURS + 1})", ' stroke-dasharray="6 3"' if number >= COLOURS else ""
@@ -255,6 +253,15 @@ def number_text(value: float) -> str:
     if 0 < abs(value) < 1e-3:
         return f"{value:.2e}".replace(".00e", "e").replace("0e", "e").replace("e-0", "e-")
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
+
+
+def axis_texts(values: Sequence[float]) -> list[str]:
+    """The numbers of an axis, with the same number of decimals where they are written out."""
+    texts = list(map(number_text, values))
+    if not all(re.fullmatch(r"-?[\d,]+(\.\d+)?", words) for words in texts):
+        return texts
+    decimals = max((len(words.partition(".")[2]) for words in texts), default=0)
+    return [f"{value:,.{decimals}f}" for value in values]
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:

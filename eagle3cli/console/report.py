@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -228,4 +229,11 @@ def cell_text(value: object, decimals: int | None = None) -> str:
 
 def _numeric(values: Cells) -> bool:
     present = [value for value in values if value is not None]
-    return bool(present) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in present)
+    return bool(present) and all(map(_is_number, present))
+
+
+def _is_number(value: object) -> bool:
+    """A number, also as a text with its unit: 1.18x, 46.0%."""
+    if isinstance(value, str):
+        return re.fullmatch(r"[-+]?[\d,]+(\.\d+)?[x%]", value) is not None
+    return isinstance(value, int | float) and not isinstance(value, bool)
