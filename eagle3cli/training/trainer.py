@@ -242,7 +242,13 @@ class Trainer:
         if self.eval_source is None:
             return {}
         self.activity = "evaluation before the first step"
-        return self._measure(self.eval_source)[1]
+        try:
+            return self._measure(self.eval_source)[1]
+        except Exception as error:
+            if self.ranks.world_size > 1:  # the others would wait for this one
+                raise
+            self.report.warn(f"the untrained draft was not measured, curves begin later: {error}")
+            return {}
 
     def _tell_start(self, start: dict[str, Any]) -> None:
         """Tell the start with the loss of the first step's rows, which the untrained draft was given."""

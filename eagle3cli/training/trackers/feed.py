@@ -19,7 +19,7 @@ from typing import Any
 from eagle3cli.errors import Eagle3Error
 from eagle3cli.runtime.files import read_json, write_json
 from eagle3cli.runtime.secret import hidden
-from eagle3cli.training.trackers.metric_names import named_metrics
+from eagle3cli.training.trackers.metric_names import GROUPS, named_metrics
 from eagle3cli.training.trackers.tracker import TrackedRun, Tracker
 
 CUT_OFF = "cut-off-"
@@ -66,8 +66,8 @@ class Feed:
         self.thread.start()
 
     def put(self, event: str, numbers: Mapping[str, Any]) -> None:
-        """Hand over the numbers of an event."""
-        if self.problem is None:
+        """Hand over the numbers of an event; trackers begin with the first step."""
+        if self.problem is None and event in GROUPS:
             self.queue.put((event, dict(numbers)))
 
     def close(self, *, failed: bool, patience: float) -> None:
