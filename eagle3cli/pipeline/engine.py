@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -237,8 +238,6 @@ class Pipeline:
 
     def _run(self, stage: Stage, settings: Settings, out: StageOut) -> None:
         """Run or go on with one stage; its seconds add up over interruptions."""
-        from eagle3cli.runtime.devices import give_back_gpu_memory
-
         spent = self.ledger.stages.get(stage.name, {}).get("seconds", 0.0)
         if stage.name == "export":
             _remove(stage, settings)
@@ -258,7 +257,10 @@ class Pipeline:
         except BaseException:
             self.ledger.update(stage.name, seconds=spent + time.monotonic() - start)
             raise
-        give_back_gpu_memory()  # a server of a later stage needs it
+        if "torch" in sys.modules:  # a stage that failed before it was imported left nothing on a GPU
+            from eagle3cli.runtime.devices import give_back_gpu_memory
+
+            give_back_gpu_memory()  # a server of a later stage needs it
         result = json.loads(json.dumps(dict(out.data), default=str))
         self.ledger.update(stage.name, state="done", seconds=round(spent + time.monotonic() - start, 1), result=result)
 

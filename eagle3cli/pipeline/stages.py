@@ -90,6 +90,9 @@ def evaluate(settings: Settings, out: StageOut) -> None:
 
 def convert_target(settings: Settings, out: StageOut) -> None:
     """Make the target a folder; one that is a folder or on the hub stays where it is."""
+    from eagle3cli.cli.preflight.target import check_target
+
+    check_target(settings, weights=True, tokenizer=True)  # before what follows imports torch
     from eagle3cli.backends.target.gguf import local_folder
     from eagle3cli.backends.target.hf import read_target_config
     from eagle3cli.runtime.hub import warn_unless_reached

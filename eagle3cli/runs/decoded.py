@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eagle3cli.console.tokens import visible
-from eagle3cli.training.eval.simulate import DecodedReply
+
+if TYPE_CHECKING:
+    from eagle3cli.training.eval.simulate import DecodedReply
 
 Decode = Callable[[list[int]], str]
 ACCEPTED, REJECTED, OWN = "accepted", "rejected", "own"

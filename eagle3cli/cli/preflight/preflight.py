@@ -89,8 +89,8 @@ def _check_target(name: str, settings: Settings, engine: str | None) -> dict[str
     if not settings.target.model_path and name in NEEDS_TARGET:
         fix = "pass --target-model-path: a folder, a hub id or a .gguf file"
         raise UsageError("no target model", where="--target-model-path", fix=fix)
-    if engine == "running":
-        return None  # servers have it; the name is theirs
+    if engine == "running" or name == "run":
+        return None  # servers have it, and the name is theirs; the first stage of a run looks, and keeps what it found
     from eagle3cli.cli.preflight.target import check_target
 
     return check_target(settings, weights=name in RUNS_TARGET, tokenizer=name not in ("export", "import"))
