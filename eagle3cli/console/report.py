@@ -233,7 +233,7 @@ def _numeric(values: Cells) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    """A number, also as a text with its unit: 1.18x, 46.0%."""
+    """A number, also as a text: 6.7, 1.18x, 46.0%."""
     if isinstance(value, str):
-        return re.fullmatch(r"[-+]?[\d,]+(\.\d+)?[x%]", value) is not None
+        return re.fullmatch(r"[-+]?[\d,]*\d(\.\d+[x%]?|[x%])", value) is not None
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -107,7 +107,7 @@ def _cells(run: Run, k: int) -> tuple[object, ...]:
 def _other_losses(trained: Sequence[tuple[str, Run]]) -> str:
     """Why the losses of these runs cannot be compared; empty where they can."""
     differ = OF_THE_LOSS & _differing(trained)
-    return f"Not of the same kind ({', '.join(sorted(differ))} differ): compare acceptance, not loss." if differ else ""
+    return f"Of another kind, by {', '.join(sorted(differ))}: compare acceptance, not loss." if differ else ""
 
 
 def _other_rows(trained: Sequence[tuple[str, Run]]) -> str:
@@ -115,8 +115,8 @@ def _other_rows(trained: Sequence[tuple[str, Run]]) -> str:
     differ = OF_THE_ROWS & _differing(trained)
     rows = {event.get("rows") for _, run in trained for event in run.measured[-1:]}
     if len(rows) > 1:
-        differ |= {f"rows {' and '.join(map(str, sorted(map(str, rows))))}"}
-    return f"Not measured on the same ({', '.join(sorted(differ))} differ): do not compare." if differ else ""
+        differ |= {f"{' and '.join(sorted(map(str, rows)))} rows"}
+    return f"Measured on other things, by {', '.join(sorted(differ))}: do not compare." if differ else ""
 
 
 def _differing(trained: Sequence[tuple[str, Run]]) -> set[str]:

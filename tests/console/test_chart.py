@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle3cli.console.chart import DARK, LIGHT, WIDTH, Bars, Lines, number_text, standalone, svg, thin, ticks
+from eagle3cli.console.chart import (
+    DARK,
+    LIGHT,
+    WIDTH,
+    Bars,
+    Lines,
+    axis_texts,
+    number_text,
+    standalone,
+    svg,
+    thin,
+    ticks,
+)
 
 # training flushes subnormal numbers to zero in this process, and hypothesis refuses to draw them then
 NUMBERS = st.floats(-1e6, 1e6, allow_nan=False, allow_subnormal=False)
@@ -109,3 +121,38 @@ def test_numbers_of_an_axis_are_short() -> None:
     values = (0.0, 2.5e-4, 1e-4, 7.25e-5, 0.25, 7, 1500, 20_000, 1.5e6, 2e9)
     told = ["0", "2.5e-4", "1e-4", "7.25e-5", "0.25", "7", "1,500", "20k", "1.5M", "2G"]
     assert [number_text(value) for value in values] == told
+
+
+def strokes(chart: Lines) -> dict[str, str]:
+    lines = ElementTree.fromstring(svg(chart)).findall("polyline")
+    return {line.get("data-name", ""): line.get("stroke", "") for line in lines}
+
+
+def test_a_colour_means_one_thing() -> None:
+    points = [(0.0, 1.0), (1.0, 2.0)]
+    depths = strokes(Lines("t", "x", "y", {"depth 1": points, "depth 3": points}))
+    assert depths == {"depth 1": "var(--c1)", "depth 3": "var(--c3)"}
+    by_k = strokes(Lines("t", "x", "y", {"k = 3": points, "training rows, k = 3": points}))
+    assert by_k == {"k = 3": "var(--c3)", "training rows, k = 3": "var(--trained)"}
+    assert strokes(Lines("t", "x", "y", {"loss": points})) == {"loss": "var(--plain)"}
+    assert 'fill="var(--c3)"' in svg(Bars("t", {"depth 3": 1.0}))
+    assert svg(Bars("t", {"target": 1.0, "draft": 2.0})).count('fill="var(--plain)"') == 2
+    runs = strokes(Lines("t", "x", "y", {"a": [], "b": points, "c": points}))
+    bars = svg(Bars("t", {"a": math.nan, "b": 1.0, "c": 2.0}, by_series=True))
+    assert list(runs.values()) == re.findall(r'<rect[^>]* fill="([^"]*)"', bars) == ["var(--c2)", "var(--c3)"]
+
+
+def test_marks_stand_where_something_begins() -> None:
+    chart = Lines("t", "step", "y", {"a": [(0, 1.0), (100, 2.0)]}, marks=[0, 25, 50, 100], marked="an epoch begins")
+    drawn = svg(chart)
+    assert drawn.count("stroke-dasharray") == 2  # those at the ends are no lines of their own
+    assert "an epoch begins" in drawn
+    many = svg(Lines("t", "step", "y", {"a": [(0, 1.0), (1000, 2.0)]}, marks=range(1, 1000), marked="an epoch begins"))
+    assert many.count("stroke-dasharray") <= 20
+    assert "some of" in many
+
+
+def test_numbers_of_an_axis_have_equally_many_decimals() -> None:
+    assert axis_texts([1.0, 1.05, 1.1]) == ["1.00", "1.05", "1.10"]
+    assert axis_texts([0.0, 20.0, 1500.0]) == ["0", "20", "1,500"]
+    assert axis_texts([0.0, 5e-4, 1e-3]) == ["0", "5e-4", "0.001"]

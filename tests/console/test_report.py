@@ -7,7 +7,7 @@ import hashlib
 import re
 
 from eagle3cli.console.chart import Lines
-from eagle3cli.console.report import Page, Section, html, markdown, markdown_table
+from eagle3cli.console.report import Page, Section, html, markdown, markdown_table, texts_of
 from eagle3cli.console.samples import html_samples, sample_of
 from eagle3cli.data.inspect.show import Piece, RowView
 
@@ -59,3 +59,18 @@ def test_markdown_tables_align_numbers_and_keep_bars_apart() -> None:
     table = markdown_table(["name", "value"], [["a|b", 1.5], ["c", None]])
     assert table.splitlines() == ["| name | value |", "| --- | ---: |", "| a\\|b | 1.500 |", "| c | - |"]
     assert "# t\n\nsum\n\n## s\n\nwords" in markdown(Page("t", "sum", [Section("s", ["words"]), Section("empty")]))
+
+
+def test_numbers_of_a_column_have_equally_many_decimals() -> None:
+    assert texts_of([("a", 14.2, 3), ("b", 9.0, None), ("c", 123.456, 4)]) == [
+        ["a", "14.2", "3"],
+        ["b", "9.0", "-"],
+        ["c", "123.5", "4"],
+    ]
+    assert [row[0] for row in texts_of([(1.0,), (0.12345,)])] == ["1.000", "0.123"]
+
+
+def test_a_warning_stands_in_the_box_of_its_chart() -> None:
+    chart = Lines("Loss", "x", "y", {"a": [(0, 1), (1, 2)]}, note="compare <acceptance>")
+    text = html(Page("t", "s", [Section("c", charts=[chart])]))
+    assert '<figcaption>Loss</figcaption><p class="warn">compare &lt;acceptance&gt;</p><svg' in text

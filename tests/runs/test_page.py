@@ -17,7 +17,7 @@ from eagle3cli.runs.page import PART_NAMES, breakdown, cost, tokens_per_s, train
 from eagle3cli.runs.settings_used import differing_settings
 from eagle3cli.runs.state import State, state_of
 from eagle3cli.training.timers import PARTS
-from tests.runs.made import make_run, step_line
+from tests.runs.made import eval_line, make_run, step_line
 
 
 def test_the_page_tells_the_run(tmp_path: Path) -> None:
@@ -136,3 +136,21 @@ def test_a_run_on_another_machine_is_judged_by_its_files(tmp_path: Path) -> None
 def test_settings_that_differ_between_runs() -> None:
     a, b = {"train": {"batch_size": 4, "seed": 0}}, {"train": {"batch_size": 8}}
     assert differing_settings([a, b]) == [("train.batch_size", ["4", "8"])]  # the seed of b is the default, 0
+
+
+def test_curves_begin_with_the_untrained_draft_and_mark_epochs(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    history = folder / "metrics.jsonl"
+    start = {**eval_line(0, 0.0, 1.0), "event": "start", "loss": 9.0, "training_acceptance_length": [1.0] * 7}
+    history.write_text(json.dumps(start) + "\n" + history.read_text())
+    about = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**about, "steps_per_epoch": 150, "command": "eagle3 train --x"}))
+    run = read_run(folder)
+    assert (run.curve[0]["step"], run.measured_curve[0]["step"], len(run.measured)) == (0, 0, 4)
+    assert run.best is not None
+    assert run.best["step"] == 400  # the untrained draft is none to keep
+    assert run.epoch_starts == [150, 300]
+    text = html(training_page(run))
+    assert "an epoch begins" in text
+    assert 'data-name="training rows, k = 7"' in text
+    assert "eagle3 train --x" in text
