@@ -92,6 +92,7 @@ def test_merge_and_cache(run_cli: RunCli, tmp_path: Path, bare: Path) -> None:
     assert_told_once(run_cli, "cache", "--model-path", bare, "--train-data-path", "own.jsonl")
 
 
+@pytest.mark.slow
 def test_regenerate(run_cli: RunCli, tmp_path: Path, tiny: Path) -> None:
     words = ("regenerate", "--model-path", tiny, "--engine", "local", "--max-tokens", 4, "--input-path")
     long = talk("long", "word " * 800)
