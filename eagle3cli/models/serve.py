@@ -146,4 +146,6 @@ def _short_context(target_config: Mapping[str, Any] | None) -> int | None:
         return None
     kind = scaling.get("rope_type") or scaling.get("type")
     short = scaling.get("original_max_position_embeddings") or text.get("original_max_position_embeddings")
-    return int(short) if kind in ("longrope", "su") and short else None
+    longest = text.get("max_position_embeddings")
+    is_long = kind in ("longrope", "su") and isinstance(short, int) and isinstance(longest, int) and short < longest
+    return short if is_long else None

@@ -124,6 +124,8 @@ def test_lines_hold_what_the_target_needs() -> None:
     rope = {"type": "longrope", "short_factor": [1.0]}
     long = {**LLAMA, "rope_scaling": rope, "original_max_position_embeddings": 128}
     assert "--max-model-len 128" in serve("t", "d", config, steps=3, layout="vllm", target_config=long).lines["vllm"]
+    short = {**long, "original_max_position_embeddings": 4096}  # longer than the target's own context
+    assert "--max-model-len" not in serve("t", "d", config, steps=3, layout="vllm", target_config=short).lines["vllm"]
 
 
 def test_a_folder_for_a_class_with_other_numbers_reads_back() -> None:
