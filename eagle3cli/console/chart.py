@@ -26,6 +26,8 @@ GAP = 26
 MOST_POINTS = 500
 """Points of a line that are drawn; of longer ones the extremes of every stretch."""
 COLOURS = 8
+NEUTRAL = "var(--c8)"
+"""The grey among the colours: of what stands alone in its chart."""
 TRAINED_ON = "training rows"
 """How the name of a line begins that has a colour of its own: it is set against held-out rows."""
 PALETTE = (
@@ -34,16 +36,15 @@ PALETTE = (
     "ink",
     "dim",
     "rule",
-    "plain",
     "trained",
     *(f"c{number}" for number in range(1, COLOURS + 1)),
 )
 LIGHT = dict(zip(PALETTE, (
-    "#ffffff", "#f6f8fa", "#1f2328", "#57606a", "#d0d7de", "#44546a", "#9a6700",
+    "#ffffff", "#f6f8fa", "#1f2328", "#57606a", "#d0d7de", "#9a6700",
     "#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#0e7c86", "#7d4e00", "#57606a",
 ), strict=True))  # fmt: skip
 DARK = dict(zip(PALETTE, (
-    "#0d1117", "#161b22", "#e6edf3", "#9da7b3", "#30363d", "#b1bac4", "#e3b341",
+    "#0d1117", "#161b22", "#e6edf3", "#9da7b3", "#30363d", "#e3b341",
     "#58a6ff", "#f0883e", "#3fb950", "#bc8cff", "#ff7bc5", "#39c5cf", "#d4a72c", "#9da7b3",
 ), strict=True))  # fmt: skip
 
@@ -227,8 +228,8 @@ def text(x: float, y: float, words: str, anchor: str, colour: str = "dim") -> st
 def _stroke(number: int, name: str, lines: int) -> tuple[str, str]:
     """Colour and dashes of a line or bar: a colour means the same on a whole page.
 
-    A depth has the colour of its number, whether it is called ``depth 3`` or ``k = 3``; what stands alone has that of
-    the text; others have theirs by their place. Lines beyond the colours are told from the first ones by dashes.
+    A depth has the colour of its number, whether it is called ``depth 3`` or ``k = 3``; what stands alone is grey;
+    others have theirs by their place. Lines beyond the colours are told from the first ones by dashes.
     """
     depth = re.fullmatch(r"(?:depth|k =) (\d+)", name)
     if depth:
@@ -236,7 +237,7 @@ def _stroke(number: int, name: str, lines: int) -> tuple[str, str]:
     elif name.startswith(TRAINED_ON):
         return "var(--trained)", ' stroke-dasharray="6 3"'
     elif lines == 1:
-        return "var(--plain)", ""
+        return NEUTRAL, ""
     return f"var(--c{number % COLOURS + 1})", ' stroke-dasharray="6 3"' if number >= COLOURS else ""
 
 

@@ -58,12 +58,11 @@ def disk_error(error: OSError, path: Path, flag: str | None = None) -> Eagle3Err
     """The error people see when ``path``, which ``flag`` names, cannot be written."""
     reason = READ_ONLY if error.errno == errno.EROFS else error.strerror or str(error)
     elsewhere = f"choose another place with {flag}" if flag else "choose another folder"
-    if error.errno in NO_SPACE:
-        fix = f"make space (or {elsewhere}) and run the same command again; finished work is kept"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    fix = f"make space (or {elsewhere}) and run the same command again; finished work is kept"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         fix = f"{elsewhere}, or make this one writable for you"
-    else:
-        fix = f"{elsewhere}, and run the same command again; finished work is kept"
+    elif error.errno == errno.ENOENT:
+        fix = elsewhere
     return Eagle3Error(f"cannot write: {reason}", where=str(path), fix=fix)
 
 

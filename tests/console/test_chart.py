@@ -134,9 +134,9 @@ def test_a_colour_means_one_thing() -> None:
     assert depths == {"depth 1": "var(--c1)", "depth 3": "var(--c3)"}
     by_k = strokes(Lines("t", "x", "y", {"k = 3": points, "training rows, k = 3": points}))
     assert by_k == {"k = 3": "var(--c3)", "training rows, k = 3": "var(--trained)"}
-    assert strokes(Lines("t", "x", "y", {"loss": points})) == {"loss": "var(--plain)"}
+    assert strokes(Lines("t", "x", "y", {"loss": points})) == {"loss": "var(--c8)"}
     assert 'fill="var(--c3)"' in svg(Bars("t", {"depth 3": 1.0}))
-    assert svg(Bars("t", {"target": 1.0, "draft": 2.0})).count('fill="var(--plain)"') == 2
+    assert svg(Bars("t", {"target": 1.0, "draft": 2.0})).count('fill="var(--c8)"') == 2
     runs = strokes(Lines("t", "x", "y", {"a": [], "b": points, "c": points}))
     bars = svg(Bars("t", {"a": math.nan, "b": 1.0, "c": 2.0}, by_series=True))
     assert list(runs.values()) == re.findall(r'<rect[^>]* fill="([^"]*)"', bars) == ["var(--c2)", "var(--c3)"]
