@@ -151,10 +151,14 @@ def test_a_file_of_a_few_keys_changes_auto(tmp_path: Path) -> None:
     assert config == replace(auto, **wide, aux_layers=(1, 9, 17, 25, 32))
 
 
-def test_a_config_of_another_target_or_name_is_refused(run_cli: RunCli, tiny: Path) -> None:
+def test_a_config_of_another_target_or_name_is_refused(run_cli: RunCli, tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="made for another target: vocab_size is 151936, the target's is 128256"):
         read_draft_config("qwen3-8b", TARGETS["llama-3.1-8b"][2], draft_vocab_size=None, aux_layers=None)
-    ran = run_cli("cache", "--target-model-path", tiny, "--draft-model-config", "llama3.1-8b", "--train-data-path", "x")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"messages": []}')
+    ran = run_cli(
+        "cache", "--target-model-path", tiny, "--draft-model-config", "llama3.1-8b", "--train-data-path", rows
+    )
     assert ran.code == 1
     assert "no such draft config" in ran.err
     assert "did you mean llama-3.1-8b?" in ran.err
