@@ -7,13 +7,16 @@ from typing import Any
 from eagle3cli.backends.target.gguf import find_gguf
 from eagle3cli.errors import Eagle3Error, ModelError, UsageError
 from eagle3cli.pipeline.engine import Pipeline, StageLedger
+from eagle3cli.pipeline.forecast.table import COLUMNS, RunForecast, forecast_run
 from eagle3cli.pipeline.stages import Stage, stage_command, stage_settings, with_default_paths
 from eagle3cli.runtime.plan import Plan
 from eagle3cli.settings.tables import Settings
 
+LATER = "more is known when the stages before it are done"
+
 
 def plan_run(settings: Settings) -> Plan:
-    """Every stage in order; of those that come, the plan of its command as far as its inputs are there.
+    """Every stage in order: of those that come a forecast, and the plan of its command as far as its inputs are there.
 
     Raises as the run would for a folder of something else and for stages made with other settings.
     """
@@ -35,15 +38,41 @@ def plan_run(settings: Settings) -> Plan:
         numbers[stage.name] = {**details, "done": False, "known": isinstance(plan, Plan)}
         begun = " (begun)" if stage.name in entries else ""
         does.append(f"{stage.name}{begun}: {_summary(plan)}")
+    left = [name for name, stage in numbers.items() if not stage["done"]]
+    finished = {name: entries[name]["result"] for name in numbers if name not in left}
+    forecast = _forecast(settings.updated("target", model_path=target), left, finished, problems)
+    for name in left if forecast else ():
+        numbers[name]["forecast"] = forecast.stages[name].numbers() if forecast else None
     return Plan(
         "run",
         reads=(_model(settings),),
         done=tuple(done),
-        does=tuple(does),
+        does=tuple(line for line in does if forecast is None or not line.endswith(f": {LATER}")),
         writes=(str(pipeline.folder),),
         warnings=tuple(problems),
-        numbers={"stages": numbers, "stages_left": [name for name, stage in numbers.items() if not stage["done"]]},
+        numbers={
+            "stages": numbers,
+            "stages_left": left,
+            "forecast": forecast.numbers() if forecast else None,
+        },
+        table=(COLUMNS, *forecast.table()) if forecast else (),
+        notes=forecast.notes if forecast else (),
     )
+
+
+def _forecast(
+    settings: Settings, left: list[str], finished: dict[str, dict[str, Any]], problems: dict[str, None]
+) -> RunForecast | None:
+    """The forecast of the stages that are left; None, with the reason among the problems, where there is none."""
+    if not left:
+        return None
+    try:
+        forecast = forecast_run(settings, left, finished)
+    except Eagle3Error as error:
+        problems[str(error)] = None
+        return None
+    problems |= dict.fromkeys(forecast.warnings)
+    return forecast
 
 
 def _target(ledger: StageLedger) -> str | None:
@@ -68,7 +97,7 @@ def _plan_of(stage: Stage, settings: Settings, problems: dict[str, None]) -> Pla
     except Eagle3Error as error:
         if isinstance(error, ModelError) and stage.name != "eval":  # its draft is made by a stage before it
             problems[str(error)] = None
-        return "more is known when the stages before it are done"
+        return LATER
     return plan
 
 

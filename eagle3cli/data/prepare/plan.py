@@ -38,12 +38,13 @@ def plan_prepare(settings: Settings) -> Plan:
     does = ["bring the rows to one layout, drop duplicates" + (", split off an evaluation file" * options.split_eval)]
     if options.sample_size:
         does.append(f"keep at most {options.sample_size:,} rows, drawn with seed {options.seed}")
+    is_whole = size > 0 and options.sample_size is None and not any(spec.hub for spec in specs)
     at_most = f"at most {most:,} rows" if most is not None else "as many rows as the sources have"
     return Plan(
         "prepare",
         reads=tuple(line for spec in specs for line in _source(spec)),
         does=tuple(does),
-        writes=(f"{folder}: {', '.join(outputs)}; {at_most}" + (f", about {size_text(size)}" if size else ""),),
+        writes=(f"{folder}: {', '.join(outputs)}; {at_most}" + (f", about {size_text(size)}" if is_whole else ""),),
         numbers={"already_done": False, "folder": str(folder), "rows": rows, "rows_at_most": most, "disk_bytes": size},
     )
 
