@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AttentionMaskInterface, AutoModelForCausalLM
 
-from eagle3cli.serving.decode.batches import BatchDecoder, decoding, serves_positions
+from eagle3cli.backends.target import positions
+from eagle3cli.backends.target.positions import GROUPED_ATTENTION, PositionCache
+from eagle3cli.serving.decode.batches import PROBE_TOKENS, BatchDecoder, decoding, serves_positions
 from eagle3cli.serving.decode.generate import Decoder, Sequence
 from eagle3cli.serving.sampling import Sampling
 from tests.tiny import tiny_config
@@ -116,3 +118,47 @@ def test_rows_end_at_the_end_token_and_the_next_batch_starts() -> None:
     end = free[0][5]
     for cut, full in zip(replies(BatchDecoder(model, 2, frozenset({end}))), free, strict=True):
         assert cut == (full[: full.index(end) + 1] if end in full else full)
+
+
+def half(kind: str) -> Any:
+    """A target in bfloat16, on a processor that rounds as AMX does: by up to a tenth of the largest logit."""
+    model = model_of(kind).to(torch.bfloat16)
+    noise = torch.Generator().manual_seed(0)
+
+    def rounded(_module: Any, _inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        drawn = torch.randn(logits.shape, generator=noise).clamp(-3, 3) / 3
+        return logits + (0.05 * logits.abs().amax() * drawn).to(logits.dtype)
+
+    model.lm_head.register_forward_hook(rounded)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gemma2", "gpt_oss"])
+def test_rounding_of_16_bits_is_no_wrong_cache(kind: str) -> None:
+    assert serves_positions(half(kind))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2"])
+@pytest.mark.parametrize("fault", ["padding is seen", "one position late", "the past is lost"])
+def test_a_wrong_cache_of_16_bits_is_noticed(kind: str, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = PositionCache.update
+
+    def wrong(
+        self: PositionCache, keys: torch.Tensor, values: torch.Tensor, layer: int, *more: Any, **named: Any
+    ) -> Any:
+        keys, values = update(self, keys, values, layer, *more, **named)
+        if keys.shape[2] > PROBE_TOKENS:  # the second pass
+            if fault == "one position late":
+                keys = keys.roll(1, 2)
+            if fault == "the past is lost":
+                values = values * (torch.arange(values.shape[2]) >= values.shape[2] // 2)[:, None]
+        return keys, values
+
+    def all_seen(*, dtype: torch.dtype, **_: Any) -> torch.Tensor:
+        cache = positions._current.get()
+        return torch.zeros(len(cache.positions_BQ), 1, cache.positions_BQ.shape[1], cache.extent, dtype=dtype)
+
+    monkeypatch.setattr(PositionCache, "update", wrong)
+    if fault == "padding is seen":
+        monkeypatch.setitem(AttentionMaskInterface._global_mapping, GROUPED_ATTENTION, all_seen)
+    assert not serves_positions(half(kind))
