@@ -27,7 +27,7 @@ TOLERANCE = 1e-3
 ROUNDING = 1 / 3
 """Of what a wrong past changes, for weights of 16 bits. How far right paths differ there depends on the processor: by 1
 to 2% of the largest logit with AVX512-BF16, by 6 to 10% with AMX. On SmolLM2-135M the former is a hundredth of a wrong
-past's change; in the tests noise of AMX's size is a fifth of it at most, and faults of a cache are .43 to 2.3 times it."""
+past's change; in the tests noise of AMX's size is a fifth of it at most, faults of a cache are .43 to 2.3 times it."""
 
 
 class BatchDecoder(BaseDecoder):
