@@ -1,6 +1,6 @@
 # Two commands do all the set-up: `make quickstart` and `make test`. They need Python 3.11+, make and a package index.
 # PIP_ARGS goes to every pip install, e.g. to take the small CPU build of torch from PyTorch's own index:
-#   make quickstart PIP_ARGS="--extra-index-url URL"
+#   make quickstart PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
 NEW_ENOUGH = -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14 python; do \

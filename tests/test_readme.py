@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from eagle3cli.runtime import demo
 from tests.conftest import ROOT, RunCli
@@ -60,3 +61,32 @@ def test_links_lead_to_files(page: Path) -> None:
 def test_example_settings_are_sound(path: Path, run_cli: RunCli) -> None:
     ran = run_cli("config", "check", path)
     assert ran.code == 0, ran.err
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_all_rows_of_a_table_have_as_many_columns(page: Path) -> None:
+    table: list[int] = []
+    for number, line in enumerate([*page.read_text(encoding="utf-8").splitlines(), ""], 1):
+        if not line.startswith("|"):
+            table = []
+            continue
+        assert line.rstrip().endswith("|"), f"{page.name}:{number}: a row that does not end with |"
+        table.append(len(re.findall(r"(?<!\\)\|", line)))
+        assert table[-1] == table[0], f"{page.name}:{number}: {table[-1] - 1} columns below {table[0] - 1}"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the numbers are the forecast for an H100 that is not here")
+def test_what_the_guide_takes_is_what_the_plan_says(run_cli: RunCli) -> None:
+    plan = run_cli("plan", "llama-3.1-8b-online", "--json").json
+    text = " ".join(README.read_text(encoding="utf-8").split())
+
+    def said(numbers: dict[str, float], unit: float) -> str:
+        return f"{numbers['low'] / unit:.0f} to {numbers['high'] / unit:.0f}"
+
+    stages = {name: stage["forecast"] for name, stage in plan["stages"].items()}
+    assert f"{said(plan['forecast']['minutes'], 60)} hours" in text
+    assert f"{said(plan['forecast']['disk_bytes'], 1e9)} GB of disk" in text
+    assert f"{said(stages['train']['memory_bytes'], 1e9)} GB of the GPU's memory in training" in text
+    assert f"takes {said(stages['regenerate']['memory_bytes'], 1e9)} GB" in text
+    hours = {end: minutes / 60 for end, minutes in stages["train"]["minutes"].items()}
+    assert f"{hours['low']:.0f} hours at their shortest and {hours['high']:.0f} where" in text
