@@ -93,7 +93,14 @@ def _check_target(name: str, settings: Settings, engine: str | None) -> dict[str
         return None  # servers have it, and the name is theirs; the first stage of a run looks, and keeps what it found
     from eagle3cli.cli.preflight.target import check_target
 
-    return check_target(settings, weights=name in RUNS_TARGET, tokenizer=name not in ("export", "import"))
+    # States from disk need neither the tokenizer nor all of the weights.
+    stored = settings.train.mode == "offline" if name == "train" else settings.data.eval_hidden_states_path is not None
+    from_store = name in ("train", "eval") and stored
+    return check_target(
+        settings,
+        weights=name in RUNS_TARGET and not from_store,
+        tokenizer=name not in ("export", "import") and not from_store,
+    )
 
 
 def _check_inputs(name: str, settings: Settings) -> None:
