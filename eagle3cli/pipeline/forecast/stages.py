@@ -109,7 +109,7 @@ class Forecaster:
         return StageForecast(chain.prompts, chain.written, disk, memory, seconds)
 
     def _merge(self) -> StageForecast:
-        rows = self.chain.trained + self.chain.held
+        rows = self._all_rows()
         disk = self._texts(rows) + SMALL_FILES
         return StageForecast(rows=rows, disk=disk, seconds=disk / READ_BYTES + Range(0, 5))
 
@@ -190,7 +190,7 @@ class Forecaster:
         return parts + [Measurement(Range(0, questions), asked, each.batch) for each in configs]
 
     def _all_rows(self) -> Range:
-        return self.chain.trained + self.chain.held
+        return (self.chain.trained + self.chain.held).at_most(self.chain.answered.high)
 
     def _all_tokens(self) -> Range:
         return self._all_rows() * self.chain.row

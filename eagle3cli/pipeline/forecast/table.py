@@ -77,7 +77,8 @@ def forecast_run(settings: Settings, left: Sequence[str], finished: Mapping[str,
     stages = {name: forecaster.of(name) for name in left}
     sizes = f"sizes: {shapes if isinstance(shapes, str) else shapes.source}"
     notes = (f"machine: {machine.name}", sizes, *_row_notes(known, finished), *_time_notes(settings, machine))
-    forecast = RunForecast(stages, machine, found, notes, _warnings(stages, machine))
+    warnings = (*_too_long(settings, known), *_warnings(stages, machine))
+    forecast = RunForecast(stages, machine, found, notes, warnings)
     return replace(forecast, notes=(f"together: {range_text(forecast.time(), time_text)}", *notes))
 
 
@@ -106,6 +107,15 @@ def _time_notes(settings: Settings, machine: Machine) -> list[str]:
     if settings.regenerate.recorded:
         notes.append("regenerate: next to no time where the recorded replies match, all of it where they do not")
     return notes
+
+
+def _too_long(settings: Settings, known: Known) -> tuple[str, ...]:
+    """Where the prompts leave no room for a reply."""
+    longest = settings.data.max_length
+    if known.prompt_tokens.low < longest:
+        return ()
+    prompts = f"{known.prompt_tokens.low:,.0f} tokens and more"
+    return (f"prompts of {prompts} leave no room for replies in {longest:,} (data.max_length): nothing to train on",)
 
 
 def _warnings(stages: Mapping[str, StageForecast], machine: Machine) -> tuple[str, ...]:

@@ -128,3 +128,24 @@ def test_a_target_that_nobody_knows_leaves_out_what_depends_on_it(run_cli: RunCl
     assert told["memory_bytes"] is told["minutes"] is None
     assert told["rows"]["high"] == 99000
     assert "no packaged draft config has its name" in planned["forecast"]["ranges_from"][2]
+
+
+def test_prompts_that_leave_no_room_for_replies_are_told(run_cli: RunCli, tiny: Path, tmp_path: Path) -> None:
+    rows = [{"id": f"p{i}", "conversations": [{"role": "user", "content": f"{i}: " + "How? " * 60}]} for i in range(9)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tiny.toml").write_text(RECIPE.format(tiny=tiny, mode="online"))
+    words = ("plan", "tiny.toml", "--json")
+    assert run_cli(*words).json["warnings"] == []
+    warnings = run_cli(*words, "--set", "data.max_length=64").json["warnings"]
+    assert len(warnings) == 1
+    assert "leave no room for replies in 64" in warnings[0]
+
+
+def test_copies_and_rows_that_are_none_are_not_counted(run_cli: RunCli, tiny: Path, tmp_path: Path) -> None:
+    rows = [{"id": f"p{i}", "conversations": [{"role": "user", "content": f"{i % 7}: How?"}]} for i in range(20)]
+    lines = [*map(json.dumps, rows), '{"bad": 1}']
+    (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "tiny.toml").write_text(RECIPE.format(tiny=tiny, mode="online"))
+    stages = run_cli("plan", "tiny.toml", "--json").json["stages"]
+    assert stages["prepare"]["forecast"]["rows"] == {"low": 7, "high": 7}
+    assert stages["cache"]["forecast"]["rows"]["high"] == 7
