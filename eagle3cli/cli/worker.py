@@ -39,7 +39,7 @@ class WorkerOut(Out):
 
 def in_processes(command: Command, settings: Settings, out: Out) -> bool:
     """Run the command in the processes that the settings ask for and show its result; False where it is but one."""
-    from eagle3cli.runtime.launch import launch, processes
+    from eagle3cli.runtime.processes.launch import launch, processes
 
     count = processes(settings.launch.gpus)
     if count == 1:
@@ -54,7 +54,7 @@ def in_processes(command: Command, settings: Settings, out: Out) -> bool:
 
 def main() -> int:
     """One rank of a command."""
-    from eagle3cli.runtime.launch import begin_rank, tell_error
+    from eagle3cli.runtime.processes.launch import begin_rank, tell_error
 
     payload = begin_rank()
     from eagle3cli.runtime.distributed import LostRankError

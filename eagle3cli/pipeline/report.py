@@ -209,8 +209,8 @@ def _speed(report: Mapping[str, Any]) -> Section:
     chart = Bars(
         "Tokens/s by k, one answer at a time", {f"k = {k}" if k else "without the draft": v for k, v in speeds.items()}
     )
-    columns = ("k (0: without the draft)", "tokens/s", "speed-up")
-    return Section("Speed, one answer at a time", (best,), columns, rows, (chart,))
+    texts = (best, "k = 0 is without the draft.")
+    return Section("Speed, one answer at a time", texts, ("k", "tokens/s", "speed-up"), rows, (chart,))
 
 
 def _training(folder: Path) -> list[Section]:

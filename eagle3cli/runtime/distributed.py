@@ -13,10 +13,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from eagle3cli.errors import Eagle3Error
-from eagle3cli.runtime.launch import tell_error
-from eagle3cli.runtime.parent import end_with_parent
-from eagle3cli.runtime.slurm import as_torchrun
-from eagle3cli.runtime.watchdog import Heartbeat, Watchdog
+from eagle3cli.runtime.processes.launch import tell_error
+from eagle3cli.runtime.processes.parent import end_with_parent
+from eagle3cli.runtime.processes.slurm import as_torchrun
+from eagle3cli.runtime.processes.watchdog import Heartbeat, Watchdog
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,8 +14,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from eagle3cli.runtime import distributed, launch
+from eagle3cli.runtime import distributed
 from eagle3cli.runtime.distributed import COLLECTIVE_TIMEOUT, DEVICE_SLACK, Ranks, init_distributed
+from eagle3cli.runtime.processes import launch
 from tests.backends.target.test_group import torchrun
 
 

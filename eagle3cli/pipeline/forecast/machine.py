@@ -13,7 +13,7 @@ from eagle3cli.pipeline.forecast.models import Shapes
 from eagle3cli.pipeline.forecast.ranges import Range, as_range
 from eagle3cli.runtime.cpus import available_cpus
 from eagle3cli.runtime.devices import compute_type, memory_of
-from eagle3cli.runtime.launch import processes
+from eagle3cli.runtime.processes.launch import processes
 from eagle3cli.serving.engine import resolve_engine
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.forecast import gpu_time

@@ -3,8 +3,8 @@
 Standard input is a pipe whose other end that program holds. When it closes, for whatever reason (also ``kill -9``), the
 server's whole process group is stopped. Standard library only; run as a script, so that it is up at once.
 
-Not ``runtime/parent.py``: that ends one process with its parent, by SIGKILL and on Linux alone. This one outlives the
-program, to end the server politely and then what is left of its group.
+Not ``runtime/processes/parent.py``: that ends one process with its parent, by SIGKILL and on Linux alone. This one
+outlives the program, to end the server politely and then what is left of its group.
 """
 
 from __future__ import annotations

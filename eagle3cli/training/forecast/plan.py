@@ -14,8 +14,8 @@ from eagle3cli.data.tokens.cache import find_cache
 from eagle3cli.models.checkpoint import read_config
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.files import free_bytes
-from eagle3cli.runtime.launch import processes
 from eagle3cli.runtime.plan import Plan
+from eagle3cli.runtime.processes.launch import processes
 from eagle3cli.runtime.units import parse_duration, size_text
 from eagle3cli.settings.argv import to_argv
 from eagle3cli.settings.tables import Settings

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from eagle3cli.runtime.watchdog import Heartbeat, Watchdog
+from eagle3cli.runtime.processes.watchdog import Heartbeat, Watchdog
 
 
 class Store:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle3cli.runtime.slurm import PORTS, as_torchrun, first_host
+from eagle3cli.runtime.processes.slurm import PORTS, as_torchrun, first_host
 
 NAME = st.from_regex(r"[a-z][a-z0-9]{0,5}(-[a-z]{1,3})?", fullmatch=True)
 TASK = {

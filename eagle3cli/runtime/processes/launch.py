@@ -19,9 +19,9 @@ from typing import Any
 from eagle3cli.errors import STOPPED, Eagle3Error, Stopped
 from eagle3cli.runtime.cpus import available_cpus
 from eagle3cli.runtime.gpus import check_processes
-from eagle3cli.runtime.parent import end_with_parent
+from eagle3cli.runtime.processes.parent import end_with_parent
+from eagle3cli.runtime.processes.slurm import as_torchrun
 from eagle3cli.runtime.report import Reporter
-from eagle3cli.runtime.slurm import as_torchrun
 from eagle3cli.runtime.stop import Stop, catch_stop, stopped
 
 LOOPBACK = "127.0.0.1"
