@@ -24,7 +24,6 @@ from eagle3cli.data.chat.stand_ins import (
     Stops,
     Talk,
     Unknown,
-    common_suffix,
     reasoning_of,
     without_opening,
 )
@@ -90,10 +89,11 @@ def _truth(talk: Talk, cut: frozenset[int]) -> Truth:
     text = talk.text[: ending.at] + ending.stop
     rest = talk.text[len(text) :] if talk.text.startswith(text) else ""
     message = talk.messages[last]
-    reasoning = "" if _asks_for_no_reasoning(context.text) else reasoning_of(message)
+    reasoning = _written_reasoning(message, context.text)
     opened = without_opening(context.text) != context.text
-    lost = _lost(reasoning, _inline(message), text[len(context.text) :], opened)
-    if not talk.text.startswith(context.text) or lost:
+    shown = text[len(context.text) :]
+    amiss = _lost(reasoning, _inline(message), shown, opened) or (opened and _OPENED.match(shown) is not None)
+    if not talk.text.startswith(context.text) or amiss:
         return _rewritten(talk, context, reasoning, Truth(text, (), 0, rest), cut)
     start, earliest = talk.start_of(last)
     past = [_past(context, i, cut) for i in replies[:-1]]
@@ -107,6 +107,8 @@ def _rewritten(talk: Talk, context: Talk, reasoning: str, truth: Truth, cut: fro
     last = len(talk.messages) - 1
     replies = [i for i, message in enumerate(context.messages) if message["role"] == "assistant"]
     opened = without_opening(prompt) != prompt
+    if talk.messages[last - 1]["role"] == "assistant" and not context.headers()[0]:
+        raise Unknown(f"message {last + 1}: a server's prompt asks for no second reply in a row")
     opening = _only_in_prompts(context)
     if opening and not opened and not _is_complete(opening, talk.stops):
         raise Unknown("the prompt ends with something that history does not have")
@@ -125,6 +127,15 @@ def _rewritten(talk: Talk, context: Talk, reasoning: str, truth: Truth, cut: fro
     past = [_past(context, i, cut) for i in replies]
     written = Written(last, len(prompt), (len(prompt + shown),), len(prompt))
     return replace(truth, text=prompt + shown, replies=(*past, written), prompt=len(prompt), loose=True)
+
+
+def _written_reasoning(message: Mapping[str, Any], prompt: str) -> str:
+    """What the target thought behind this prompt. In a content only ``<think>`` tells it: behind a prompt that begins
+    reasoning in other words, these are the reply's own."""
+    block = OPENING.search(prompt)
+    if block is not None and not block[0].startswith("<think>"):
+        return str(message.get("reasoning_content") or "").strip()
+    return "" if _asks_for_no_reasoning(prompt) else reasoning_of(message)
 
 
 def _asks_for_no_reasoning(prompt: str) -> bool:
@@ -189,7 +200,9 @@ def _past(talk: Talk, index: int, cut: frozenset[int]) -> Written:
     closers = talk.stops.closers(own)
     if closers and closing.startswith(own[:closers]):
         return Written(index, start, (end + closers,), earliest)
-    if not closers and index + 1 < len(talk.messages) and talk.messages[index + 1]["role"] == "user":
+    if index + 1 == len(talk.messages):  # what asks for the next of two replies in a row ends none
+        closing = closing[: len(closing) - len(talk.stops.shared_end(closing, talk.asks()))]
+    if not closers and (index + 1 == len(talk.messages) or talk.messages[index + 1]["role"] == "user"):
         written = _stop_of_history(talk, closing.lstrip())
         space = len(closing) - len(closing.lstrip()) if written else 0
         return Written(index, start, (end + space + len(written),), earliest)
@@ -244,7 +257,7 @@ def _stop_of_history(talk: Talk, following: str) -> str:
     if stop and stop[0] == 0:
         return following[: stop[1]]
     asked = Talk(talk.chat, [{"role": "user", "content": STAND_INS[0]}], (), talk.stops)
-    header = common_suffix([following, asked.slot(0).lead])
+    header = talk.stops.shared_end(following, asked.slot(0).lead)
     closers = talk.stops.closers(following[: len(following) - len(header)])
     if header == following and talk.stops.closers(following, most=1) != talk.stops.closers(following):
         raise Unknown("the template may end replies only where others follow")

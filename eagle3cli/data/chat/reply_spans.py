@@ -78,8 +78,19 @@ def find_replies(
     replies = []
     for index in indices:
         start, end = spans.replies[index]
+        _check_header(form, text[start:end], probe.messages[index], index)
         replies.append((start, end if index in cut else _reply_end(form, text, spans, index)))
     return Rendered(text, tuple(replies), tuple(_turns(probe, text, spans)))
+
+
+def _check_header(form: Format, reply: str, message: Mapping[str, Any], index: int) -> None:
+    """Raise DataError where what would be trained begins with the header of a reply: where a prompt behind a tool's
+    result has none and history does, the target may have written it or not."""
+    header = form.header.strip()
+    content = message["content"] or ""
+    said = (content, content.rpartition("</think>")[2], message.get("reasoning_content") or "")
+    if header and reply.lstrip().startswith(header) and not any(text.lstrip().startswith(header) for text in said):
+        raise DataError(f"message {index + 1}: the chat template shows a header that a server's prompt does not")
 
 
 def _reply_end(form: Format, text: str, spans: MessageSpans, index: int) -> int:
@@ -107,15 +118,17 @@ def _with_unwritten_end(probe: Probe, text: str, spans: MessageSpans, is_cut: bo
 def _served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
     """The row's text as a server would show it, and the spans in it."""
     whole = probe.render()
-    if probe.chat.has_generation_blocks(probe.tools):
-        return whole, _find_by_generation_blocks(probe, whole)
-    spans = _find_by_placeholders(probe, whole)
+    in_blocks = probe.chat.has_generation_blocks(probe.tools)
+    spans = _find_by_generation_blocks(probe, whole) if in_blocks else _find_by_placeholders(probe, whole)
     last = len(probe.messages) - 1
     if probe.messages[last]["role"] != "assistant" or (spans and _continues(probe)):
         return whole, spans or find_by_surroundings(probe, whole)
     before = probe.before(last)
     prompt = before.render()
     spans = spans or find_by_surroundings(probe, whole)
+    if in_blocks and (last not in spans.replies or not _opens_lost_reasoning(prompt, probe.messages[last], whole)):
+        return whole, spans
+    trained = set(spans.replies)
     if last not in spans.replies:  # it says nothing, and the template leaves it out
         content = probe.messages[last]["content"]
         spans = _find_spans(before, prompt)
@@ -126,14 +139,35 @@ def _served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
     continues = whole.startswith(prompt)
     start = _start_behind(prompt, whole, start, probe.form) if continues else start
     reply = None
-    if not continues or start == len(prompt):  # else the template wrote an empty block of reasoning itself
+    if continues and _opens_lost_reasoning(prompt, probe.messages[last], whole):
+        reply = probe.messages[last]["reasoning_content"].strip(NEWLINE) + whole[len(prompt) : end]
+    elif not continues or start == len(prompt):  # else the template wrote an empty block of reasoning itself
         reply = _generated_reply(prompt, probe.messages[last], whole[start:end], continues)
     if reply is None:
         spans.replies[last] = (start, end)
         return whole, spans
+    header = probe.form.header.strip()
+    if probe.messages[last - 1]["role"] == "assistant" and not prompt.rstrip().endswith(header):
+        raise DataError(f"message {last + 1}: a server's prompt asks for no second reply in a row")
     spans = _find_spans(before, prompt)
+    spans = MessageSpans({i: span for i, span in spans.replies.items() if i in trained}, spans.others)
     spans.replies[last] = (len(prompt), len(prompt) + len(reply))
     return prompt + reply + closing, spans
+
+
+def _opens_lost_reasoning(prompt: str, message: Mapping[str, Any], whole: str) -> bool:
+    """Whether a server's prompt begins a block of reasoning, which ``whole``, the conversation's rendering, does not
+    show, or shows with nothing in it behind that prompt: the target wrote its reasoning there."""
+    block = OPEN_BLOCK.search(prompt)
+    if block is None:
+        return False
+    reasoning = str(message.get("reasoning_content") or "").strip()
+    if whole.startswith(prompt):
+        return bool(reasoning) and whole[len(prompt) :].lstrip().startswith(closing_tag(block))
+    before, closed, _ = str(message["content"] or "").partition(closing_tag(block))
+    reasoning = reasoning or (before.lstrip().removeprefix(block[1]).strip() if closed else "")
+    shown = whole[len(commonprefix([whole, prompt])) :]
+    return bool(reasoning) and "".join(reasoning.split()) not in "".join(shown.split())
 
 
 def _start_behind(prompt: str, whole: str, start: int, form: Format) -> int:

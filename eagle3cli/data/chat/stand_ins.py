@@ -44,6 +44,15 @@ class Stops:
         places = [(text.find(stop), -len(stop)) for stop in self.configured if stop and stop in text]
         return (min(places)[0], min(places)[0] - min(places)[1]) if places else None
 
+    def shared_end(self, text: str, other: str) -> str:
+        """The longest text with which both end that begins inside none of the special tokens of ``text``."""
+        at = len(text) - len(common_suffix([text, other]))
+        for token in self.special:
+            for start in range(max(0, at - len(token) + 1), at):
+                if text.startswith(token, start):
+                    return text[start + len(token) :]
+        return text[at:]
+
     def closers(self, text: str, most: int = 99) -> int:
         """Length of the special tokens (``most`` of them) with which ``text`` begins, and of white space among them."""
         reached = 0
@@ -137,6 +146,11 @@ class Talk:
         message = self.messages[index]
         content = (message["content"] or "").strip()
         visible = CLOSING.split(content)[-1].strip()
+        said = (content, visible, reasoning_of(message).strip())
+        for header in self._asked_headers():
+            inside = self.text.startswith(header, start) and start + len(header) <= self.slot(index).end
+            if inside and not any(text.startswith(header.strip()) for text in said):
+                raise Unknown(f"message {index + 1}: history has a header that a server's prompt does not")
         slot = self.slot(index)
         if message.get("tool_calls"):
             block = None if EMPTY.match(content) else EMPTY.match(self.text, start)
@@ -190,7 +204,7 @@ class Talk:
                 continue
             if not self._opens_replies(own, lead):
                 headers[0] = ""
-                headers.append(lead)
+                headers.append(lead[: self._asked_header(lead)] or lead)
                 continue
             if "".join(own.split()) == "".join(lead.split()):
                 headers.append(lead)
@@ -210,6 +224,11 @@ class Talk:
 
     def _opens_replies(self, own: str, lead: str) -> bool:
         """Whether this prompt, which ends with ``own``, has the header of a reply, if the template writes any."""
+        if self.messages[last := len(self.messages) - 1]["role"] == "assistant":
+            asked = self.asked()
+            shared = self.stops.shared_end(asked, self.text[self.slot(last).end :])
+            if asked.strip() and not shared.strip() and self._asked_header(lead):
+                return False
         if self.text != self.closed([]).text or not own.strip():
             return True
         if lead.startswith(own) and not lead[len(own) :].strip():
@@ -219,6 +238,30 @@ class Talk:
         except ModelError:
             return False
         return not asked.startswith(self.text)
+
+    def asked(self) -> str:
+        """What stands behind a plain question in a server's prompt; "" where that is refused."""
+        try:
+            return Talk(self.chat, [_message("user", STAND_INS[0])], self.tools, self.stops, True).slot(0).tail
+        except (ModelError, Unknown):
+            return ""
+
+    def asks(self) -> str:
+        """The part of it that only asks for a reply; all of it where a conversation without a request has it, too."""
+        asked = self.asked()
+        closed = Talk(self.chat, [_message("user", STAND_INS[0])], self.tools, self.stops).slot(0).tail if asked else ""
+        return asked.removeprefix(closed) or asked
+
+    def _asked_headers(self) -> list[str]:
+        """The same from each of its special tokens on."""
+        asked = self.asked()
+        return [asked[at:] for at in range(len(asked)) if asked.startswith(tuple(filter(None, self.stops.special)), at)]
+
+    def _asked_header(self, lead: str) -> int:
+        """Where a reply's header as a plain question has it ends in ``lead``; 0 where it does not stand there."""
+        asked = self.asked()
+        parts = [asked[at:] for at in range(len(asked)) if asked[at:].strip() and asked[at:] in lead]
+        return lead.rfind(parts[0]) + len(parts[0]) if parts else 0
 
     def end_of(self, index: int) -> int:
         """Where the text of reply ``index`` ends, before any token that ends the turn."""

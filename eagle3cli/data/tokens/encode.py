@@ -104,9 +104,10 @@ class Encoder:
         try:
             pieces = [_Piece(encoding, item.text, 0)]
             ranges = self._ranges(pieces, item)
+            self._check_space(encoding, item)
         except DataError:
-            # Prompt and last reply merged into one token, which the target, given the prompt, could not have written:
-            # tokenise both apart, as a server does.
+            # Prompt and last reply merged into one token, which the target, given the prompt, could not have written
+            # (or white space at the prompt's end was split for the reply): tokenise both apart, as a server does.
             pieces = self._apart(item, encoding)
             ranges = self._ranges(pieces, item)
         ids: Ids = np.concatenate([np.array(piece.encoding.ids, dtype=np.int32) for piece in pieces])
@@ -122,6 +123,21 @@ class Encoder:
             turns=tuple(turn for turn in turns if turn[0] < length),
             truncated=len(ids) > length,
         )
+
+    def _check_space(self, encoding: Any, item: Rendered) -> None:
+        """Raise DataError where a prompt that ends with several white space characters has other tokens there than the
+        row: many tokenizers leave the last of them to the word behind."""
+        if not item.replies:
+            return
+        start, end = item.replies[-1]
+        space = start - len(item.text[:start].rstrip())
+        if space < 2 or start == end or not _is_last(item, end):
+            return
+        whole = _Piece(encoding, item.text, 0)
+        first = max(0, whole.token_at(start - space) - 1)
+        alone = tokenize(self.tokenizer, [item.text[encoding.token_to_chars(first)[0] : start]])[0]
+        if list(alone.ids) != list(encoding.ids[first : whole.token_at(start)]):
+            raise DataError("a prompt's last white space has other tokens before a reply")
 
     def _apart(self, item: Rendered, whole: Any) -> list[_Piece]:
         cuts = sorted({0, *item.replies[-1], len(item.text)})
