@@ -50,6 +50,8 @@ def test_nobody_is_asked_about_folders(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_commands_say_that_nothing_is_fetched(
     command: str, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    (tmp_path / "hub" / "models--someone--model").mkdir(parents=True)  # something of it was downloaded before
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("eagle3cli.runtime.hub.go_offline_unless_reached", lambda name: f"no way to {name}")
