@@ -184,16 +184,22 @@ class _Surroundings:
         return MessageSpans(spans, dict(zip(self.names, self.spans, strict=True)))
 
     def _followed(self, index: int) -> Span:
-        """A reply that another follows at once: where it stands in the conversation that ends with it."""
-        alone = replace(self.probe, messages=self.probe.messages[: index + 1], add_generation_prompt=False)
-        try:
-            text = alone.render()
-        except ModelError as error:
-            raise DataError(error.what) from error
-        spans = find_by_surroundings(alone, text).replies
-        if index not in spans or not self.text.startswith(text[: self.probe.form.end_at(text, spans[index][1])]):
-            raise DataError(f"message {index + 1}: two replies in a row, which the chat template may rewrite")
-        return spans[index]
+        """A reply that another follows at once: where it stands in the conversation that ends with it, or, for a
+        template that drops reasoning before a question, that goes on with the next one."""
+        messages = self.probe.messages
+        asked = [message for message in messages[index:] if message["role"] == "user"][:1]
+        for more in ([], asked) if asked else ([],):
+            alone = replace(self.probe, messages=[*messages[: index + 1], *more], add_generation_prompt=False)
+            try:
+                text = alone.render()
+                spans = find_by_surroundings(alone, text).replies
+            except (ModelError, DataError):
+                continue
+            end = spans[index][1] if index in spans else 0
+            goes_on = more and self.text[end:].lstrip().startswith(self.probe.form.headers)
+            if end and self.text.startswith(text[: end if goes_on else self.probe.form.end_at(text, end)]):
+                return spans[index]
+        raise DataError(f"message {index + 1}: two replies in a row, which the chat template may rewrite")
 
     def _behind(self, index: int, before: Span) -> int | None:
         """Where a reply that follows another at once begins."""
@@ -202,7 +208,10 @@ class _Surroundings:
         start = ended + len(self.text[ended:]) - len(self.text[ended:].lstrip())
         header = next((header for header in form.headers if self.text.startswith(header, start)), None)
         if header is not None:
-            return start + len(header)
+            behind = start + len(header)
+            block = EMPTY_BLOCK.match(self.text, behind)
+            message = self.probe.messages[index]
+            return behind + (_template_block_length(self.text[behind:], block[0], message) if block else 0)
         try:
             prompt = self.probe.before(index).render()
         except ModelError:

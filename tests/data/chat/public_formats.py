@@ -377,7 +377,7 @@ def public_conversations(draw: st.DrawFn, form: PublicFormat) -> tuple[list[Mess
                 _call(draw, form, number),
                 {"role": "tool", "content": draw(texts), "tool_call_id": "call00000"},
             ]
-        count = 1 if has_tools and form.thinking in ("drop", "open") else draw(st.sampled_from([1, 1, 1, 2]))
+        count = draw(st.sampled_from([1, 1, 1, 2]))
         messages += [_reply(draw, form, texts) for _ in range(count)]
     if has_tools and draw(st.booleans()):
         messages += [{"role": "user", "content": draw(SAID)}, _call(draw, form, 0)]

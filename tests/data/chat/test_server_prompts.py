@@ -111,3 +111,19 @@ def test_a_content_that_reasons_in_another_formats_words() -> None:
     """A prompt that opens reasoning with another token asks for other words: these are the reply's own."""
     template = by_role("<|bot|><|START_THINKING|>", user=USER, assistant=REPLY)
     assert agreed(coder_of(template), INLINE).endswith("<|bot|>«<think>\nr1\n</think>\n\na1<|bot_end|>»")
+
+
+@pytest.mark.parametrize("end", ["", "<|bot_end|>"])
+def test_two_replies_in_a_row_behind_a_call_in_a_template_that_drops_past_reasoning(end: str) -> None:
+    """Each has an empty block of the template's, which is not the target's."""
+    thought = "{% if m.reasoning_content and loop.index0 > ns.last %}<think>REASONING</think>{% endif %}"
+    block = "{% if not m.reasoning_content or loop.index0 <= ns.last %}<think></think>{% endif %}"
+    calls = "{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% else %}CONTENT{% endif %}"
+    before = "{% set ns = namespace(last=-1) %}{% for m in messages if m.role == 'user' %}"
+    before += "{% set ns.last = messages.index(m) %}{% endfor %}"
+    reply = "<|bot|>\n" + thought + block + calls + end
+    template = by_role("<|bot|>\n", before=before, user=USER, tool="<|result|>CONTENT", assistant=reply)
+    second: Message = {"role": "assistant", "content": "a4", "reasoning_content": "r4"}
+    coder = encoder(template, *MARKERS, eos="<|bot_end|>", stops=() if end else ("<|turn|>",))
+    text = agreed(coder, [*CHAIN, second, *TWO[2:]], *TOOLS)
+    assert f"<think></think>«a3{end}»<|bot|>\n<think></think>«a4" in text
