@@ -25,8 +25,9 @@ from eagle3cli.data.conversations.conversation import Conversation
 from eagle3cli.data.tokens.encode import Encoder
 from eagle3cli.data.tokens.judge import compare, shown
 from eagle3cli.data.tokens.mask_check import Judge
+from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.errors import DataError, ModelError
-from tests.data.chat.grammars import ONE
+from tests.data.chat.grammars import ONE, TWO
 from tests.data.chat.public_formats import PublicFormat, public_conversations
 from tests.data.chat.test_masks import some
 from tests.tiny import tiny_tokenizer
@@ -58,12 +59,15 @@ FAILING = {"calls and results in one turn": "muse_glimmer"}
 """What the encoder refuses without need, and under which templates. The rows are the same each time."""
 
 
+NAMED = [(package, name) for package, (_, names) in PACKAGES.items() for name in names.split()]
+
+
 def _case(package: str, name: str) -> Any:
     reason = next((reason for reason, names in FAILING.items() if name in names.split()), None)
     return pytest.param(package, name, marks=pytest.mark.xfail(strict=True, reason=reason) if reason else ())
 
 
-CASES = [_case(package, name) for package, (_, names) in PACKAGES.items() for name in names.split()]
+CASES = [_case(package, name) for package, name in NAMED]
 STOPS = {
     r"^phi_?3": ("<|end|>", "<|endoftext|>"),
     r"^(cohere|command|aya)": ("<|END_OF_TURN_TOKEN|>",),
@@ -148,3 +152,23 @@ def test_a_public_template(package: str, name: str, data: st.DataObject, pytestc
 
 def test_there_are_enough_of_them() -> None:
     assert len(CASES) >= 60
+
+
+@pytest.mark.parametrize("name", [name for _, name in NAMED if name.endswith("_training")])
+def test_generation_blocks_hold_what_is_trained(name: str, pytestconfig: pytest.Config) -> None:
+    """Transformers' mask of a plain conversation holds every token that ours does, but in one case: where a template
+    writes no end, a row ends with eos, which the target writes. What its blocks hold besides are headers, empty blocks
+    of reasoning and white space behind an end, which the target does not write."""
+    assert pytestconfig.cache is not None
+    judge = judge_for("trl", name, pytestconfig.cache.mkdir("public_templates"))
+    tokenizer = judge.encoder.tokenizer
+    row = judge.encoder.encode([Conversation("row", tuple(TWO))])[0]
+    assert isinstance(row, TokenRow), row
+    told = tokenizer.apply_chat_template(TWO, return_dict=True, return_assistant_tokens_mask=True)
+    known = min(len(row), len(told["input_ids"]))
+    assert row.token_ids[:known].tolist() == told["input_ids"][:known]
+    assert row.token_ids[known:].tolist() in ([], [tokenizer.eos_token_id], *[[stop] for stop in judge.encoder.end_ids])
+    pairs = list(zip(row.loss_mask.tolist(), told["assistant_masks"], strict=False))
+    assert all(theirs for ours, theirs in pairs if ours)
+    more = [i for i, (ours, theirs) in zip(told["input_ids"], pairs, strict=False) if theirs and not ours]
+    assert not {"a1", "a2"} & set(re.findall(r"a\d", tokenizer.decode(more)))
