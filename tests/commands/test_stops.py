@@ -43,7 +43,12 @@ def test_whenever_it_is_stopped_the_same_command_goes_on(place: Path) -> None:
 
     evaluating = Session(place, *WORDS, *OFTEN)
     log = evaluating.run / "log.txt"
-    evaluating.until(lambda: log.exists() and re.search(r"\d eval: begins", log.read_text()) is not None)
+    # Behind the one that comes before any step.
+    evaluating.until(
+        lambda: (
+            log.exists() and re.search(r"step 0: acceptance.*\d eval: begins", log.read_text(), re.DOTALL) is not None
+        )
+    )
     assert "saved step" in stop(evaluating, signal.SIGUSR1)
 
     saving = Session(place, *WORDS, *OFTEN)

@@ -26,6 +26,8 @@ from eagle3cli.runtime.report import ProgressBar, Reporter
 from eagle3cli.runtime.stop import Stop, catch_stop
 
 SUMMARY = "summary.json"
+JUDGED = "judged"
+"""Key of the summary for what the judge of the masks said."""
 COUNTS = "counts.safetensors"
 ASIDE = 20
 """Each row of this number is counted apart, so that what a vocabulary covers can be judged by rows that did not choose
@@ -33,9 +35,19 @@ it where there is no evaluation file."""
 
 
 def build(
-    folder: Path, key: str, paths: Mapping[str, Path], config: EncoderConfig, num_proc: int, report: Reporter
+    folder: Path,
+    key: str,
+    paths: Mapping[str, Path],
+    config: EncoderConfig,
+    num_proc: int,
+    report: Reporter,
+    *,
+    judge: bool = False,
 ) -> None:
-    """Write rows, counts, errors and, last, the summary of all splits below ``folder``."""
+    """Write rows, counts, errors and, last, the summary of all splits below ``folder``.
+
+    With ``judge`` a sample's masks are judged first; raises what :func:`check_masks` raises.
+    """
     size = sum(path.stat().st_size for path in paths.values())
     summary: dict[str, Any] = {"model_path": config.model_path, "chat_template": config.chat_template}
     counts: dict[str, Counts] = {}
@@ -44,6 +56,8 @@ def build(
         block_tokenizer(config, processes_for(size, num_proc or len(available_cpus()))) as tokens,
     ):
         summary["always_ids"] = tokens.always_ids
+        if judge:
+            summary[JUDGED] = tokens.judged(paths)
         for split, path in paths.items():
             counter = _SplitCounter(path, Ledger(errors))
             with report.task(f"tokenising {split}", _lines(path)) as task, catch_stop(report) as stop:

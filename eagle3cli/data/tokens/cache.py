@@ -26,7 +26,7 @@ from eagle3cli.data.chat.tokenizer import eos_ids, load_tokenizer
 from eagle3cli.data.conversations.system_prompt import system_prompt_text
 from eagle3cli.data.ledger import ERRORS
 from eagle3cli.data.tokens.blocks import EncoderConfig
-from eagle3cli.data.tokens.build import COUNTS, SUMMARY, build, damage
+from eagle3cli.data.tokens.build import COUNTS, JUDGED, SUMMARY, build, damage
 from eagle3cli.data.tokens.counts import Counts, Ranking, fit_to_vocab, rank_tokens
 from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.data.tokens.vocab_file import holds, write_vocab
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 FORMAT = 6
 """Raised when the same inputs would give other rows."""
 DIGESTS = "inputs.json"
-JUDGED = "judged"
-"""Key of the summary for what the judge of the masks said."""
 TOKENIZER_PARTS = (
     *("*token*.json", "*.model", "chat_template*", "vocab.*", "merges.txt", "*config.json", "*.tiktoken"),
     *("additional_chat_templates/*", "*.py"),
@@ -89,9 +87,12 @@ def open_or_build(settings: Settings, draft_vocab_size: int, vocab_size: int, re
         report.warn(f"the cache is damaged ({wrong}) and is built anew: {folder}")
         built = True
     remove_leftovers(folder.parent)
-    judged = judge_masks(settings, None if built else folder)
     if built:
-        write_folder(folder, lambda temporary: build(temporary, key, paths, config, settings.data.num_proc, report))
+        judge = settings.data.check_masks and not config.is_preformatted
+        write_folder(
+            folder, lambda temporary: build(temporary, key, paths, config, settings.data.num_proc, report, judge=judge)
+        )
+    judged = judge_masks(settings, folder)
     summary: dict[str, Any] = read_json(folder / SUMMARY)
     if judged is not None:
         summary[JUDGED] = judged

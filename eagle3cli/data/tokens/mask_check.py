@@ -84,9 +84,9 @@ class Judge:
         return shown(self.encoder.tokenizer, row, wrong.token if wrong else len(row))
 
 
-def judge_of(config: EncoderConfig) -> Judge:
-    """The judge of a config's rows; loads the tokenizer."""
-    encoder = config.encoder()
+def judge_of(config: EncoderConfig, encoder: Encoder | None = None) -> Judge:
+    """The judge of a config's rows; loads the tokenizer unless its ``encoder`` is at hand."""
+    encoder = encoder or config.encoder()
     return Judge(encoder, configured_eos_ids(encoder.tokenizer, config.model_path))
 
 
@@ -114,14 +114,14 @@ def _probe(name: str, messages: Messages, tools: Tools = (), finish: tuple[str, 
     return name, Conversation(name, tuple(map(dict, messages)), finish, tuple(map(dict, tools)))
 
 
-def check_masks(config: EncoderConfig, paths: Mapping[str, Path]) -> dict[str, int]:
+def check_masks(config: EncoderConfig, paths: Mapping[str, Path], encoder: Encoder | None = None) -> dict[str, int]:
     """Judge a sample of each file's rows; counts by verdict. Nothing is judged of pre-formatted rows.
 
     Raises DataError with the place, the reason and the row, mask visible, where encoder and oracle disagree.
     """
     if config.is_preformatted:
         return {}
-    judge = judge_of(config)
+    judge = judge_of(config, encoder)
     counts = {"right": 0, "refused": 0, "unknown": 0}
     for path in paths.values():
         for line, conversation in _sample(path):

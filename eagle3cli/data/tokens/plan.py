@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from eagle3cli.data.sources.files import lines_in
-from eagle3cli.data.tokens.build import SUMMARY
-from eagle3cli.data.tokens.cache import JUDGED, data_paths, find_cache, judge_masks
+from eagle3cli.data.tokens.build import JUDGED, SUMMARY
+from eagle3cli.data.tokens.cache import data_paths, find_cache, judge_masks
 from eagle3cli.errors import ModelError
 from eagle3cli.runtime.files import read_json
 from eagle3cli.runtime.plan import Plan

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from eagle3cli.data.tokens.blocks import EncoderConfig, Item, PackedBlock, blocks_of, encode_items, pack
 from eagle3cli.data.tokens.encode import Encoder
+from eagle3cli.data.tokens.mask_check import check_masks
 from eagle3cli.errors import Eagle3Error
 
 BYTES_PER_PROCESS = 8 << 20
@@ -39,6 +40,8 @@ class BlockTokenizer:
     """Special tokens and those that end a turn: no draft vocabulary is without them."""
     blocks: Callable[[Path], Iterator[PackedBlock]]
     """Blocks of a file, in order."""
+    judged: Callable[[Mapping[str, Path]], dict[str, int]]
+    """:func:`check_masks` of the files, by a tokenizer that is loaded anyway."""
 
 
 def processes_for(size: int, most: int) -> int:
@@ -52,14 +55,20 @@ def block_tokenizer(config: EncoderConfig, processes: int) -> Iterator[BlockToke
     if processes == 1:
         encoder = config.encoder()
         yield BlockTokenizer(
-            always_ids(encoder), lambda path: (_packed(config, encoder, b, path) for b in blocks_of(path))
+            always_ids(encoder),
+            lambda path: (_packed(config, encoder, b, path) for b in blocks_of(path)),
+            lambda paths: check_masks(config, paths, encoder),
         )
         return
     initial = (config, os.getcwd())
     pool = ProcessPoolExecutor(processes, mp_context=_context(config), initializer=_start, initargs=initial)
     try:
         ready = [pool.submit(_always_ids) for _ in range(processes)]  # a worker starts when there is a task for it
-        yield BlockTokenizer(ready[0].result(), lambda path: _in_order(pool, 3 * processes, path))
+        yield BlockTokenizer(
+            ready[0].result(),
+            lambda path: _in_order(pool, 3 * processes, path),
+            lambda paths: pool.submit(_judged, paths).result(),
+        )
     except BrokenProcessPool as error:
         fix = "look for a memory limit, or use fewer processes: --build-dataset-num-proc 1"
         raise Eagle3Error("a tokenising process died", fix=fix) from error
@@ -151,6 +160,11 @@ def _ready() -> tuple[EncoderConfig, Encoder]:
 
 def _always_ids() -> list[int]:
     return always_ids(_ready()[1])
+
+
+def _judged(paths: Mapping[str, Path]) -> dict[str, int]:
+    config, encoder = _ready()
+    return check_masks(config, paths, encoder)
 
 
 def _work(items: list[Item], path: Path) -> PackedBlock:
