@@ -81,11 +81,11 @@ def upcoming(
     ranks: Ranks,
     max_tokens: int | None = None,
 ) -> Iterator[Sequence[int]]:
-    """Rows of every micro batch of a rank from a 0-based step on, as the trainer will ask for them."""
+    """Rows of every micro batch of a rank from a 0-based step on, as the trainer asks for them; it may have none."""
     while True:
         rows = sampler.batch(step)
         cut = micro_batches_by_rank(rows, lengths, ranks.world_size, micro_batch_size, max_tokens)
-        yield from (rows_by_rank[ranks.rank] for rows_by_rank in cut if rows_by_rank[ranks.rank])
+        yield from (rows_by_rank[ranks.rank] for rows_by_rank in cut)
         step += 1
 
 

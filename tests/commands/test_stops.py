@@ -46,7 +46,8 @@ def test_whenever_it_is_stopped_the_same_command_goes_on(place: Path) -> None:
     # Behind the one that comes before any step.
     evaluating.until(
         lambda: (
-            log.exists() and re.search(r"step 0: acceptance.*\d eval: begins", log.read_text(), re.DOTALL) is not None
+            log.exists()
+            and re.search(r"step [1-9]\d*: acceptance.*\d eval: begins", log.read_text(), re.DOTALL) is not None
         )
     )
     assert "saved step" in stop(evaluating, signal.SIGUSR1)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -107,12 +108,13 @@ class Prefetched:
             return
         taken: list[tuple[int, ...]] = []
         size = self.source.stores.size
-        while not taken or (waiting < self.window_bytes and len(self._queue) + len(taken) < WINDOW_BATCHES):
-            rows = next(self._upcoming, None)
-            if rows is None:
-                break
+        for rows in islice(self._upcoming, WINDOW_BATCHES):  # a rank may have no rows, step after step
+            if not rows:
+                continue
             taken.append(tuple(rows))
             waiting += sum(map(size, rows))
+            if waiting >= self.window_bytes or len(self._queue) + len(taken) >= WINDOW_BATCHES:
+                break
         in_disk_order = sorted({row for rows in taken for row in rows})
         reads = {row: self._readers.submit(self.source.stores.packed, row) for row in in_disk_order}
         for rows in taken:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from concurrent.futures import wait
 from dataclasses import replace
@@ -134,6 +135,12 @@ def test_the_disk_is_read_in_its_own_order_and_within_the_window(folder: Path, m
     for step in range(1, 12):
         ahead.batch(order.batch(step))
     assert sorted(read) == list(range(12)), "each row once"
+
+
+def test_a_rank_that_never_has_rows_reads_what_it_is_asked_for(folder: Path) -> None:
+    source = StoreSource(Store(folder / "bf16"))
+    ahead = Prefetched(source, itertools.repeat([]))
+    assert same(ahead.batch([2, 1]), source.batch([2, 1]))
 
 
 def test_a_damaged_row_is_an_error_when_its_turn_comes(folder: Path, tmp_path: Path) -> None:
