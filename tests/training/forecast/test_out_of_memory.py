@@ -92,7 +92,7 @@ def test_an_evaluation_names_its_forecast_and_a_change(
     from eagle3cli.training.eval import evaluate
 
     assert run_cli("train", "--total-steps", 1).code == 0
-    monkeypatch.setattr(evaluate, "agreements", failing(MemoryError(), 0)(evaluate.agreements))
+    monkeypatch.setattr(evaluate, "proposals", failing(MemoryError(), 0)(evaluate.proposals))
     done = run_cli("eval", "--draft-model-path", "runs/train/best")
     assert done.code == 1
     assert "a batch of 8 rows: memory did not suffice" in done.err
