@@ -142,14 +142,6 @@ def evaluate(
     return tally.evaluation(ranks, len(rows))
 
 
-def agreements(
-    draft: Draft, batch: TargetBatch, embedding_VH: Tensor, draft_steps: int, attend: Attend = attend
-) -> tuple[list[list[bool]], PositionPlan]:
-    """Whether the draft's token equals the text's, for every draft step and packed position."""
-    tokens, positions, plan = proposals(draft, batch, embedding_VH, draft_steps, attend)
-    return agreement_table(tokens, positions, batch.token_ids_N), plan
-
-
 def proposals(
     draft: Draft, batch: TargetBatch, embedding_VH: Tensor, draft_steps: int, attend: Attend = attend
 ) -> tuple[list[Tensor], list[Tensor], PositionPlan]:
