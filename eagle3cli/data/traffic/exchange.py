@@ -1,0 +1,254 @@
+"""One request and its reply out of an object of a log, whatever program wrote the log.
+
+Known: OpenAI's chat API, by the names that proxies give its two halves (``request`` and ``response``, ``request_body``
+and ``response_body``, ``input`` and ``output``; also with a ``body`` inside, and as JSON text), both halves side by
+side in one object (``messages`` and ``choices``), streams (a list of chunks, or server-sent events as text), and
+``messages`` alone with the reply as the last one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from eagle3cli.data.conversations.conversation import Conversation, to_conversation
+from eagle3cli.data.conversations.messages import kind_of
+from eagle3cli.data.traffic.stream import is_chunk, joined_chunks, read_events
+from eagle3cli.errors import DataError
+
+Raw = Mapping[str, Any]
+REQUESTS = ("request", "request_body", "req", "input", "body")
+RESPONSES = ("response", "response_body", "resp", "res", "output", "chunks", "stream", "completion")
+IDS = ("request_id", "id", "call_id", "trace_id", "custom_id")
+CLIENTS = (
+    *("client", "client_id", "client_ip", "ip", "remote_addr", "user", "user_id", "end_user", "safety_identifier"),
+    *("api_key", "user_api_key_hash"),
+)
+"""Who asked, by the names that logs have for it."""
+FINISHED = ("stop", "length", "tool_calls", "function_call", "eos", "end_turn", "max_tokens", "stop_sequence")
+NAMES_OF_FINISH = {"eos": "stop", "end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
+NEUTRAL: Raw = {
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "repetition_penalty": 1,
+    "min_tokens": 0,
+    "ignore_eos": False,
+    "continue_final_message": False,
+}
+STEERS = (
+    *("stop", "stop_token_ids", "logit_bias", "response_format", "structured_outputs", "chat_template"),
+    *("chat_template_kwargs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "logits_processors"),
+    *("bad_words", "regex", "ebnf", "json_schema"),
+)
+"""Options of a request by which a reply is not what the target says by itself, where they are set at all."""
+
+Origin = Literal["greedy", "sampled", "unknown", "other model", "steered", "edited"]
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A conversation that ends with the reply, and what the log says of who wrote it."""
+
+    conversation: Conversation
+    model: str
+    """The name in the log; empty where there is none."""
+    temperature: float | None
+    """None where the request does not say: servers then take their own, mostly above 0."""
+    steered_by: tuple[str, ...] = ()
+    """Options of the request by which the reply is not the target's own."""
+    edited: bool = False
+    """Whether somebody changed the reply after the server wrote it."""
+    client: str = ""
+    """Stands for who asked; it tells clients apart and names none. Empty where the log has no name."""
+
+    def origin(self, names: frozenset[str]) -> Origin:
+        """Who wrote the reply, as the log says; ``names`` are those of the target."""
+        if self.edited:
+            return "edited"
+        if self.model and short_name(self.model) not in names:
+            return "other model"
+        if self.steered_by:
+            return "steered"
+        if self.temperature is None:
+            return "unknown"
+        return "sampled" if self.temperature > 0 else "greedy"
+
+
+def short_name(model: str) -> str:
+    """A model's name without the provider or folder before it, as ``openai/my-model`` and ``/models/my-model`` are.
+
+    >>> short_name("hosted_vllm/Qwen/Qwen3-8B")
+    'qwen3-8b'
+    """
+    return model.rstrip("/").rpartition("/")[2].removesuffix(".gguf").lower()
+
+
+@dataclass(frozen=True)
+class Halves:
+    """What one object of a log holds: a request, a response, or both."""
+
+    request: Raw | None
+    response: Any
+    around: Raw
+    """The object itself, which may say who asked, and of which model."""
+
+    @property
+    def key(self) -> str:
+        """What a request has in common with the response on another line; empty where nothing is."""
+        places = (self.around, self.around.get("metadata"), self.response, self.request)
+        return _first_text(places, IDS)
+
+    def joined(self, other: Halves) -> Halves:
+        """This request with the response of another line, or the other way round."""
+        return Halves(self.request or other.request, self.response or other.response, {**other.around, **self.around})
+
+
+def halves_of(raw: Raw) -> Halves:
+    """The request and the response in an object; raises DataError where there is neither, or an error in place of a
+    reply.
+    """
+    status = next((raw[name] for name in ("status", "status_code") if isinstance(raw.get(name), int)), 0)
+    if status >= 400 or (raw.get("error") and not isinstance(raw.get("choices"), list)):
+        raise DataError("the server answered with an error")
+    if is_chunk(raw):
+        return Halves(None, [raw], raw)
+    request = next((body for name in REQUESTS if _has_messages(body := _body(raw.get(name)))), None)
+    if request is None and _has_messages(raw):
+        request = raw
+    response = next((body for name in RESPONSES if (body := _body(raw.get(name))) not in (None, "", [], {})), None)
+    if response is None and isinstance(raw.get("choices"), list):
+        response = raw
+    if request is None and response is None:
+        named = ", ".join(str(name)[:40] for name in list(raw)[:6]) or "none"
+        raise DataError(f"neither a request with messages nor a response (keys: {named})")
+    return Halves(request, response, raw)
+
+
+def exchange_of(halves: Halves) -> Exchange:
+    """The conversation of a request and its response; raises DataError with the reason where there is none."""
+    request = halves.request
+    if request is None:
+        raise DataError("a response without its request")
+    messages = list(request["messages"])
+    system = request.get("system")
+    if isinstance(system, str) and system:  # as Anthropic's API has it
+        messages = [{"role": "system", "content": system}, *messages]
+    if halves.response is None and _role(messages) != "assistant":
+        raise DataError("a request without its response")
+    if halves.response is not None and _role(messages) == "assistant":
+        raise DataError("the request begins the reply itself")
+    finish = ""
+    if halves.response is not None:
+        reply, finish = _reply(halves.response)
+        messages.append(reply)
+    if finish and finish not in FINISHED:
+        raise DataError(f"the reply was not finished: {finish[:40]}")
+    conversation = to_conversation({"messages": messages, "tools": request.get("tools")}, empty_replies=bool(finish))
+    replies = sum(message["role"] == "assistant" for message in conversation.messages)
+    if finish:
+        ends = (*("kept",) * (replies - 1), NAMES_OF_FINISH.get(finish, finish))
+        conversation = Conversation("", conversation.messages, ends, conversation.tools, conversation.repairs)
+    places = (request, halves.around, halves.around.get("model_parameters"))
+    return Exchange(
+        conversation,
+        model=_first_text((request, halves.response, halves.around), ("model", "model_name")),
+        temperature=_number(places, "temperature"),
+        steered_by=tuple(_steered_by(request, halves.around.get("model_parameters"))),
+        edited=bool(halves.around.get("edited") or halves.around.get("corrected")),
+        client=_client(halves),
+    )
+
+
+def _body(value: Any) -> Any:
+    """A half as an object or list, where it is wrapped in ``body`` or written as JSON text; else as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    if isinstance(value, Mapping) and "messages" not in value and "choices" not in value and "body" in value:
+        status = value.get("status_code", value.get("status"))
+        if isinstance(status, int) and status >= 400:
+            return {"error": status}
+        return _body(value["body"])
+    return value
+
+
+def _has_messages(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("messages"), list) and bool(value["messages"])
+
+
+def _role(messages: list[Any]) -> Any:
+    return messages[-1].get("role") if isinstance(messages[-1], Mapping) else None
+
+
+def _reply(response: Any) -> tuple[Any, str]:
+    """The reply as a message, and its finish reason; empty where the log does not say."""
+    if isinstance(response, str):
+        if response.lstrip().startswith(("data:", "event:", ": ")):
+            return joined_chunks(read_events(response))
+        return {"role": "assistant", "content": response}, ""
+    if isinstance(response, list):
+        events = [event for part in response for event in (read_events(part) if isinstance(part, str) else [part])]
+        return joined_chunks(events)
+    if not isinstance(response, Mapping):
+        raise DataError(f"the response is {kind_of(response)}")
+    choices = response.get("choices")
+    if response.get("error") and not choices:
+        raise DataError("the server answered with an error")
+    if is_chunk(response):
+        return joined_chunks([response])
+    if isinstance(choices, list):
+        choice = choices[0] if choices and isinstance(choices[0], Mapping) else {}
+        message = choice.get("message")
+        if message is None and isinstance(choice.get("text"), str):
+            message = {"role": "assistant", "content": choice["text"]}
+        if not isinstance(message, Mapping):
+            raise DataError("the response has no message")
+        return {"role": "assistant", **message}, _text(choice.get("finish_reason"))
+    if "content" in response:
+        reply = {name: response[name] for name in ("content", "tool_calls", "reasoning_content") if name in response}
+        return {"role": "assistant", **reply}, _text(response.get("stop_reason") or response.get("finish_reason"))
+    raise DataError("the response has no message")
+
+
+def _steered_by(*places: Any) -> list[str]:
+    names = []
+    for place in places:
+        if not isinstance(place, Mapping):
+            continue
+        names += [name for name, usual in NEUTRAL.items() if place.get(name) not in (None, usual)]
+        names += [name for name in STEERS if place.get(name) and place[name] != {"type": "text"}]
+        if place.get("tool_choice") not in (None, "auto", "none"):
+            names.append("tool_choice")
+    return names
+
+
+def _client(halves: Halves) -> str:
+    places = (halves.request, halves.around, halves.around.get("metadata"), (halves.request or {}).get("metadata"))
+    name = _first_text(places, CLIENTS)
+    return hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).hexdigest() if name else ""
+
+
+def _first_text(places: Any, names: tuple[str, ...]) -> str:
+    for place in places:
+        first = place[0] if isinstance(place, list) and place else place
+        for name in names if isinstance(first, Mapping) else ():
+            if isinstance(first.get(name), str | int) and not isinstance(first[name], bool) and first[name] != "":
+                return str(first[name])
+    return ""
+
+
+def _number(places: Any, name: str) -> float | None:
+    for place in places:
+        value = place.get(name) if isinstance(place, Mapping) else None
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    return None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
