@@ -19,6 +19,8 @@ from eagle3cli.cli.origins import tell_of_folder_file, tell_of_inputs
 from eagle3cli.cli.remote_code import warn_of_remote_code
 from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
+from eagle3cli.runtime.cpus import has_bfloat16
+from eagle3cli.runtime.gpus import visible_gpus
 from eagle3cli.settings.errors import DEFAULT
 from eagle3cli.settings.fields import SettingsField
 from eagle3cli.settings.load import Loaded, load
@@ -55,6 +57,7 @@ def function(command: Command) -> Callable[..., int]:
         tell_of_folder_file(loaded, out)
         tell_of_inputs(loaded, found, out)
         warn_of_remote_code(loaded, out)
+        settings = with_target_type(settings)
         if command.plan is not None and values["dry_run"]:
             return show(command.plan, settings, out)
         return command.run(settings, out) or 0
@@ -79,6 +82,15 @@ def _load(
         if not command.lenient or files or assignments or recipe:
             raise
         return Loaded(Settings(), {}, ())
+
+
+def with_target_type(settings: Settings) -> Settings:
+    """The settings with ``fastest`` as the type that it means on this machine."""
+    target = settings.target
+    if target.dtype != "fastest":
+        return settings
+    is_cpu = target.device == "cpu" or (target.device == "auto" and not visible_gpus())
+    return settings.updated("target", dtype="bfloat16" if is_cpu and has_bfloat16() else "auto")
 
 
 def _refuse_flags_before(action: str, context: typer.Context, parameters: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eagle3cli.runtime.cpus import available_cpus
+from eagle3cli.runtime.cpus import available_cpus, has_bfloat16
 
 M_TRIM_THRESHOLD = -1
 M_TOP_PAD = -2
@@ -113,9 +113,7 @@ def fastest_type(device: torch.device) -> torch.dtype:
     """
     if device.type != "cpu":
         return torch.bfloat16
-    flags = {"avx512_bf16", "amx_bf16"}
-    cpu_flags = (flag for line in _lines("/proc/cpuinfo") for flag in line.split())
-    return torch.bfloat16 if flags.intersection(cpu_flags) else torch.float32
+    return torch.bfloat16 if has_bfloat16() else torch.float32
 
 
 def compute_type(name: str, device: torch.device) -> torch.dtype:

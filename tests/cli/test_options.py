@@ -10,6 +10,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eagle3cli.cli import options
 from eagle3cli.cli.argv import repeat_flags
 from eagle3cli.cli.command import Command, fields_of
 from eagle3cli.cli.options import function
@@ -45,6 +46,24 @@ def test_several_values_after_one_flag() -> None:
     assert settings.draft.aux_layers == (1, 2, 3)
     assert settings.bench.config_list == ("1,0,0,0", "4,3,1,4")
     assert settings.cache.view_train_data == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("has_bfloat16", "gpus", "device", "dtype"),
+    [
+        (True, 0, "auto", "bfloat16"),
+        (False, 0, "auto", "auto"),
+        (True, 2, "auto", "auto"),
+        (True, 2, "cpu", "bfloat16"),
+        (True, 0, "cuda", "auto"),
+    ],
+)
+def test_the_fastest_type_of_a_target(
+    has_bfloat16: bool, gpus: int, device: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "has_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr(options, "visible_gpus", lambda: gpus)
+    assert parse(["--dtype", "fastest", "--device", device], fields=("target.*",)).target.dtype == dtype
 
 
 def test_a_flag_may_also_be_repeated_or_joined_with_equals() -> None:
