@@ -26,8 +26,8 @@ class TargetSettings(Table):
     revision: str | None = option(None, "Hub revision (branch, tag or commit) of the target.")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "fastest"] = option(
         "auto",
-        "Weights' type; auto is float32 on a CPU and the checkpoint's own on a GPU; fastest: as auto, but bfloat16 on a "
-        "CPU that has it.",
+        "Weights' type; auto is float32 on a CPU and the checkpoint's own on a GPU; fastest: as auto, but bfloat16 on "
+        "a CPU that has it.",
     )
     device: str = option("auto", "cpu, cuda, cuda:0 ...; auto takes a GPU where there is one.")
     threads: int | None = option(None, "CPU threads for torch; default: one per core.", ge=1)
