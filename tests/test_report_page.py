@@ -41,7 +41,7 @@ def test_a_trained_run_writes_just_these_keys(run_cli: RunCli, tiny: Path, tmp_p
     for name in ("train", "eval"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"id": name, "conversations": turns}) + "\n")
     data = ("--train-data-path", "train.jsonl", "--eval-data-path", "eval.jsonl", "--target-model-path", tiny)
-    few = ("--total-steps", "2", "--ttt-length", "2", "--draft-vocab-size", "200")
+    few = ("--total-steps", "2", "--ttt-length", "2", "--draft-vocab-size", "200", "--best-by", "0.7")
     ran = run_cli("train", *data, *few, "--set", "train.log_interval=1", "train.eval_interval=1")
     assert ran.code == 0, ran.err
     folder = tmp_path / "runs" / "train"

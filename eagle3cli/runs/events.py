@@ -10,7 +10,7 @@ Event = dict[str, Any]
 
 NUMBERS = (
     *("step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "tokens_per_s", "processor_seconds"),
-    *("peak_memory", "steps_left_out", "seconds", "rows", "evaluation_seconds"),
+    *("peak_memory", "steps_left_out", "seconds", "rows", "evaluation_seconds", "temperature"),
 )
 LISTS = (
     "depth_losses",
@@ -19,6 +19,7 @@ LISTS = (
     "training_acceptance_length",
     "acceptance_length",
     "accepted_per_position",
+    *("sampled_acceptance_length", "sampled_accepted_per_position", "overlap"),
 )
 MAPS = ("time", "by_reply_position")
 LARGEST = 2.0**63

@@ -84,8 +84,11 @@ class Run:
 
     @property
     def best(self) -> Event | None:
-        """The evaluation with the best acceptance length of the deepest k, the first of equals."""
-        return max(self.measured, key=lambda event: event["acceptance_length"][-1], default=None)
+        """The evaluation with the best acceptance length of the deepest k, the first of equals: at the temperature of
+        the last one, where that was measured at one."""
+        last = self.measured[-1] if self.measured else {}
+        alike = [event for event in self.measured if event.get("temperature") == last.get("temperature")]
+        return max(alike, key=lambda event: served_lengths(event)[-1], default=None)
 
     @property
     def curve(self) -> list[Event]:
@@ -113,6 +116,12 @@ class Run:
         """The sum of a number over all step lines; None where no line has it."""
         values = [float(event[name]) for event in self.steps if isinstance(event.get(name), int | float)]
         return sum(values) if values else None
+
+
+def served_lengths(event: Event) -> list[float]:
+    """Acceptance length for k = 1, 2, ... by which an evaluation is judged: at its temperature, where it has one."""
+    lengths: list[float] = event.get("sampled_acceptance_length") or event["acceptance_length"]
+    return lengths
 
 
 def is_run(folder: Path) -> bool:

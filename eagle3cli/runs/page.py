@@ -14,7 +14,7 @@ from eagle3cli.console.report import Page, Section
 from eagle3cli.console.samples import html_samples
 from eagle3cli.runs.decoded import html_decoded
 from eagle3cli.runs.events import Event
-from eagle3cli.runs.folder import Run
+from eagle3cli.runs.folder import Run, served_lengths
 from eagle3cli.runs.settings_used import settings_section
 from eagle3cli.runs.state import RUNNING, local_time, sessions_of, state_of
 
@@ -62,8 +62,8 @@ def summary(run: Run) -> str:
     message = f"{state.message[:1].upper()}{state.message[1:]}"
     parts = [f"{message}: step {run.last_step:,}{of} after {duration(run.seconds)}."]
     if run.best is not None:
-        k = len(run.best["acceptance_length"])
-        parts.append(f"Best held-out acceptance length {_deepest(run.best)} (k = {k}) at step {run.best['step']:,}.")
+        k = f"k = {len(run.best['acceptance_length'])}{_temperature(run.best)}"
+        parts.append(f"Best held-out acceptance length {_deepest(run.best)} ({k}) at step {run.best['step']:,}.")
     elif not run.steps:
         parts.append("Nothing has been logged yet.")
     else:
@@ -77,7 +77,8 @@ def tiles(run: Run) -> list[tuple[str, str]]:
     """The numbers that matter most."""
     tiles = []
     if run.best is not None:
-        tiles.append((f"best acceptance (k={len(run.best['acceptance_length'])})", _deepest(run.best)))
+        k = f"k={len(run.best['acceptance_length'])}{_temperature(run.best)}"
+        tiles.append((f"best acceptance ({k})", _deepest(run.best)))
         tiles.append(("last acceptance", _deepest(run.measured[-1])))
     if run.steps:
         tiles.append(("loss", f"{run.steps[-1]['loss']:.3f}"))
@@ -91,8 +92,13 @@ def tiles(run: Run) -> list[tuple[str, str]]:
 
 
 def _deepest(event: Event) -> str:
-    """The acceptance length of the deepest k."""
-    return f"{event['acceptance_length'][-1]:.3f}"
+    """The acceptance length of the deepest k, as the draft is judged."""
+    return f"{served_lengths(event)[-1]:.3f}"
+
+
+def _temperature(event: Event) -> str:
+    """At which temperature an evaluation is judged; nothing for greedy decoding."""
+    return f", temperature {event['temperature']:g}" if "sampled_acceptance_length" in event else ""
 
 
 def tokens_per_s(run: Run) -> float:
@@ -126,6 +132,9 @@ def _acceptance(run: Run) -> Section:
     over_steps = {f"k = {k}": acceptance_points(run.measured_curve, k, "step") for k in some_k}
     over_time = {f"k = {k}": acceptance_points(run.measured_curve, k, "seconds", 60) for k in some_k}
     over_steps |= on_training_rows(run, deepest)
+    sampled = {e["step"]: e["sampled_acceptance_length"] for e in run.measured_curve if _temperature(e)}
+    if sampled:
+        over_steps[f"k = {deepest}{_temperature(last)}"] = [(step, lengths[-1]) for step, lengths in sampled.items()]
     charts: list[Chart] = [
         _over_steps(run, "Acceptance length over steps", "tokens per pass", over_steps),
         Lines("Acceptance length over time", "minutes", "tokens per pass", over_time),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from eagle3cli.console.screen import TrainingView
 from eagle3cli.runs.events import Event, valid_events
-from eagle3cli.runs.folder import Run, log_lines, read_metadata
+from eagle3cli.runs.folder import Run, log_lines, read_metadata, served_lengths
 from eagle3cli.runs.page import breakdown, peak_memory
 from eagle3cli.runs.state import State
 from eagle3cli.training.history import HISTORY, parse_events
@@ -64,7 +64,7 @@ def training_view(run: Run, state: State) -> TrainingView:
     recent = run.steps[-RECENT:]
     last: Event = run.steps[-1] if run.steps else {}
     best = run.best or {}
-    lengths = run.measured[-1]["acceptance_length"] if run.measured else []
+    lengths = served_lengths(run.measured[-1]) if run.measured else []
     return TrainingView(
         name=str(run.folder),
         state=state.message,
@@ -77,9 +77,9 @@ def training_view(run: Run, state: State) -> TrainingView:
         accuracy=last.get("accuracy") or (),
         k=len(lengths),
         acceptance=lengths[-1] if lengths else None,
-        best=best["acceptance_length"][-1] if best else None,
+        best=served_lengths(best)[-1] if best else None,
         best_step=best.get("step"),
-        acceptances=[event["acceptance_length"][-1] for event in run.measured],
+        acceptances=[served_lengths(event)[-1] for event in run.measured],
         tokens_per_s=last.get("tokens_per_s"),
         speeds=_numbers(run.steps, "tokens_per_s"),
         memory=peak_memory(run),

@@ -1,19 +1,8 @@
-"""How the next token is chosen."""
+"""Random numbers of replies: each has a stream of its own, which has a name."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Temperature 0 is greedy, ``top_k`` 0 keeps all tokens."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
 
 
 def stream_seed(name: str) -> int:

@@ -76,7 +76,8 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "Loss": "ttt_length loss kl_scale kl_decay loss_decay anchor_fraction alignment",
         "Memory and speed": "micro_batch_size max_tokens_per_gpu attention_backend activation_checkpointing loss_chunk "
         "dtype sharding",
-        "Saving and evaluating": "save_interval eval_interval log_interval keep_checkpoints eval_rows",
+        "Saving and evaluating": "save_interval eval_interval log_interval keep_checkpoints eval_rows best_by top_p "
+        "top_k",
         "Trackers": "report_to tracker_project tracker_name",
         AGAIN: "resume overwrite",
     },
@@ -85,7 +86,8 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "Memory and speed": "dist_timeout",
     },
     "eval": {
-        ESSENTIAL: "depths rows",
+        ESSENTIAL: "depths rows temperature",
+        "Sampling": "top_p top_k",
     },
     "export": {
         ESSENTIAL: "output_path layout dtype",

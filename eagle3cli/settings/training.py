@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from eagle3cli.settings.table import ComputeType, Table, option
 
@@ -103,6 +103,13 @@ class TrainSettings(Table):
     log_interval: int = option(10, "Steps between log lines.", ge=1)
     keep_checkpoints: int = option(3, "Newest checkpoints kept (best/ is kept besides).", ge=1)
     eval_rows: int = option(64, "Held-out rows per evaluation.", ge=1)
+    best_by: float = option(
+        0.0, "Temperature that the draft will serve at: best/ is the one with the highest acceptance there.", ge=0
+    )
+    top_p: float = option(1.0, "Nucleus sampling that it will serve with, where best_by is above 0.", gt=0, le=1)
+    top_k: int = option(
+        0, "Sampling among the k likeliest tokens that it will serve with, where best_by is above 0; 0: all.", ge=0
+    )
     early_stop: int | None = option(
         None, "Stop after this many evaluations in a row without a better acceptance length.", ge=1
     )
@@ -123,7 +130,7 @@ class TrainSettings(Table):
 SESSION_FIELDS = (
     *("output_dir", "save_interval", "eval_interval", "log_interval", "keep_checkpoints", "early_stop"),
     *("max_skipped_steps", "resume", "overwrite", "micro_batch_size", "max_tokens_per_gpu", "activation_checkpointing"),
-    *("loss_chunk", "sharding", "report_to", "tracker_project", "tracker_name"),
+    *("loss_chunk", "sharding", "report_to", "tracker_project", "tracker_name", "best_by", "top_p", "top_k"),
 )
 """Settings of ``train`` that no number of a step depends on."""
 FREE_FIELDS = (
@@ -157,6 +164,11 @@ class EvalSettings(Table):
 
     depths: int = option(7, "Draft depths (k) that are measured.", ge=1, le=16)
     rows: int | None = option(None, "Only the first N held-out rows.", ge=1)
+    temperature: tuple[Annotated[float, Field(ge=0)], ...] = option(
+        (0.0,), "Temperatures; those above 0 beside greedy acceptance, for held-out replies that were drawn at them."
+    )
+    top_p: float = option(1.0, "Nucleus sampling, at temperatures above 0.", gt=0.0, le=1.0)
+    top_k: int = option(0, "Sampling among the k likeliest tokens, at temperatures above 0; 0: all.", ge=0)
 
 
 StageName = Literal[

@@ -98,6 +98,7 @@ def build(
         report=report,
         metrics=Metrics.restored(state.metrics),
         timers=Timers(device),
+        whole_head=inputs.head if train.best_by else None,
         data_summary=inputs.facts,
     )
 
@@ -123,7 +124,7 @@ def state_of_run(settings: Settings, inputs: Inputs, checkpoint: Path | None, re
         continuation = go_on(settings.train.output_dir, state, settings, identity)
         for note in continuation.notes:
             report.info(note)
-        if not continuation.same_held_out:
+        if not continuation.same_measure:
             state.best = 0.0
             state.evals_without_improvement = 0
     state.fingerprint = run_fingerprint(settings.train, identity)

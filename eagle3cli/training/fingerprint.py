@@ -45,6 +45,8 @@ def run_identity(settings: Settings, config: DraftConfig, cache: Path | None) ->
         "target": fingerprint(settings.target.model_path, revision=settings.target.revision),
         **(_of_stores(settings) if settings.train.mode == "offline" else _of_cache(settings, cache)),
     }
+    if settings.train.best_by:
+        identity["best_by"] = [settings.train.best_by, settings.train.top_p, settings.train.top_k]
     plain: Identity = json_value(identity)
     return plain
 
@@ -86,10 +88,10 @@ def _held_out(settings: Settings, lengths: Sequence[int]) -> str:
 
 @dataclass
 class Continuation:
-    """How a run goes on: what people are told, and whether it is still measured on the same rows."""
+    """How a run goes on: what people are told, and whether the best draft is still told by the same measure."""
 
     notes: list[str] = field(default_factory=list)
-    same_held_out: bool = True
+    same_measure: bool = True
 
 
 def go_on(run: Path, state: TrainState, settings: Settings, now: Identity) -> Continuation:
@@ -126,8 +128,11 @@ def go_on(run: Path, state: TrainState, settings: Settings, now: Identity) -> Co
             refused += [Change("data", rows, f"{data['rows']:,} rows{same}"), *_changed_in(run, settings, "data")]
     _refuse(refused, run)
     if before["held_out"] != now["held_out"] and now["held_out"] is not None:
-        continuation.same_held_out = False
+        continuation.same_measure = False
         continuation.notes.append("held-out rows: others than before, so the best draft is looked for anew")
+    if before.get("best_by") != now.get("best_by"):
+        continuation.same_measure = False
+        continuation.notes.append("train.best_by: another than before, so the best draft is looked for anew")
     return continuation
 
 

@@ -11,6 +11,7 @@ def summary(trainer: Trainer, done_before: int, evaluation: Evaluation | None) -
     state = trainer.state
     folder = trainer.output_dir
     acceptance = [round(length, 4) for length in evaluation.acceptance_lengths] if evaluation else []
+    at = f", temperature {trainer.settings.best_by:g}" if trainer.settings.best_by else ""
     data: dict[str, object] = {
         "output_dir": str(folder),
         "best": str(folder / "best"),
@@ -22,7 +23,9 @@ def summary(trainer: Trainer, done_before: int, evaluation: Evaluation | None) -
         "acceptance_length": acceptance,
         "best_acceptance_length": round(state.best, 4),
     }
-    best = f"held-out acceptance length {state.best:.3f} (k={len(acceptance)})" if acceptance else "no held-out rows"
+    best = (
+        f"held-out acceptance length {state.best:.3f} (k={len(acceptance)}{at})" if acceptance else "no held-out rows"
+    )
     draft = folder / "best"
     text = (
         f"trained {state.step} steps ({state.step - done_before} now) in {state.seconds:.0f} s; {best}; "

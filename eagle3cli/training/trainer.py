@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from eagle3cli.backends.batches.batch import BatchSource, RowsByRank
+from eagle3cli.backends.target.logits import Head
 from eagle3cli.models.draft import Draft
+from eagle3cli.models.sampling import Sampling
 from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.runtime.report import Reporter, Silent
 from eagle3cli.runtime.stop import Stop, stopped
@@ -26,6 +28,7 @@ from eagle3cli.training.batches import Batches
 from eagle3cli.training.checkpoint.save import Saver
 from eagle3cli.training.checkpoint.state import TrainState
 from eagle3cli.training.eval.evaluate import Evaluation, evaluate
+from eagle3cli.training.eval.sampled import drawn_elsewhere
 from eagle3cli.training.eval.simulate import DecodedReply
 from eagle3cli.training.metrics import Metrics
 from eagle3cli.training.optim.optimizer import Optimizer
@@ -67,6 +70,8 @@ class Trainer:
     metrics: Metrics = field(default_factory=Metrics)
     """Since the last log line."""
     timers: Timers = field(default_factory=Timers)
+    whole_head: Head | None = None
+    """The target's, where ``best/`` goes by acceptance at a temperature."""
     data_summary: dict[str, Any] = field(default_factory=dict)
     """Counts of the data, for the report."""
 
@@ -74,6 +79,7 @@ class Trainer:
         self.activity = "the first step"
         """What is under way, for people."""
         self._best_unwritten = False
+        self._warned = False
         self._logged_seconds = self.state.seconds
         self.grad_norm = torch.zeros(())
         """Of the last step, before clipping."""
@@ -199,11 +205,15 @@ class Trainer:
         self.activity = f"evaluation after step {state.step}"
         evaluation, numbers = self._measure(self.eval_source)
         self.decoded = evaluation.decoded
-        acceptance = evaluation.acceptance_lengths[-1]
+        acceptance = evaluation.served_lengths[-1]
         self._keep_best(acceptance, now=last)
         self._tell("eval", numbers)
-        text = f"acceptance length {acceptance:.3f} (k={len(evaluation.simulated)}), best {state.best:.3f}"
+        at = f", temperature {self.settings.best_by:g}" if evaluation.sampled else ""
+        text = f"acceptance length {acceptance:.3f} (k={len(evaluation.simulated)}{at}), best {state.best:.3f}"
         self.report.info(f"step {state.step}: {text}")
+        if (warning := drawn_elsewhere(evaluation.sampled)) and not self._warned:
+            self._warned = True
+            self.report.warn(warning)
         self._start_clock()
         return evaluation
 
@@ -215,12 +225,14 @@ class Trainer:
         began = time.perf_counter()
         self.ranks.at(self.activity)
         with self.parallel.unsharded():
-            evaluation = self._evaluate(source, self.settings.eval_rows, self.report)
+            evaluation = self._evaluate(source, self.settings.eval_rows, self.report, served_sampling(self.settings))
             trained_on = self._evaluate(self.batches.source, min(self.settings.eval_rows, TRAINING_ROWS), Silent())
         numbers = evaluation_numbers(evaluation, self.state, time.perf_counter() - began)
         return evaluation, numbers | {"training_acceptance_length": trained_on.acceptance_lengths}
 
-    def _evaluate(self, source: BatchSource, rows: int, report: Reporter) -> Evaluation:
+    def _evaluate(
+        self, source: BatchSource, rows: int, report: Reporter, samplings: Sequence[Sampling] = ()
+    ) -> Evaluation:
         """The first ``rows`` rows of ``source``."""
         return evaluate(
             self.draft,
@@ -232,6 +244,8 @@ class Trainer:
             report=report,
             ranks=self.ranks,
             attend=self.model.attend,
+            samplings=samplings,
+            head=self.whole_head,
         )
 
     def measure_start(self) -> dict[str, Any]:
@@ -348,6 +362,14 @@ class Trainer:
 def evaluation_numbers(evaluation: Evaluation, state: TrainState, seconds: float) -> dict[str, Any]:
     """What listeners are told of an evaluation."""
     by_position = {name: counts.acceptance_length for name, counts in evaluation.by_position.items()}
+    sampled: dict[str, Any] = {}
+    for served in evaluation.sampled:
+        sampled = {
+            "temperature": served.sampling.temperature,
+            "sampled_acceptance_length": served.acceptance_lengths,
+            "sampled_accepted_per_position": served.by_k[-1].per_position,
+            "overlap": served.overlap,
+        }
     return {
         "step": state.step,
         "seconds": state.seconds,
@@ -357,4 +379,10 @@ def evaluation_numbers(evaluation: Evaluation, state: TrainState, seconds: float
         "accuracy": list(evaluation.accuracy),
         "rows": evaluation.rows,
         "evaluation_seconds": seconds,
+        **sampled,
     }
+
+
+def served_sampling(settings: TrainSettings) -> tuple[Sampling, ...]:
+    """How replies are drawn where the draft will serve; nothing for greedy ones."""
+    return (Sampling(settings.best_by, settings.top_p, settings.top_k),) if settings.best_by else ()

@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from eagle3cli.errors import Eagle3Error
+from eagle3cli.models.sampling import Sampling
 from eagle3cli.serving.bench.logit_margin import logit_margin_of, logprobs_request, read_logprobs
 from eagle3cli.serving.bench.session import Hook, Measurement, MeasureOptions
 from eagle3cli.serving.chat_tokenizer import ChatTokenizer
@@ -18,7 +19,6 @@ from eagle3cli.serving.client.client import Client, Info
 from eagle3cli.serving.client.errors import RequestFailed
 from eagle3cli.serving.client.protocol import Acceptance, Request, ServerKind
 from eagle3cli.serving.conversation import OpenConversation, Response
-from eagle3cli.serving.sampling import Sampling
 
 T = TypeVar("T")
 CHECK_SECONDS = 0.5

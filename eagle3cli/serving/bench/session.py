@@ -8,12 +8,13 @@ from typing import Any, Protocol
 
 from eagle3cli.data.conversations.messages import Message
 from eagle3cli.data.conversations.system_prompt import with_system
+from eagle3cli.models.sampling import Sampling
 from eagle3cli.serving.bench.configs import Config
 from eagle3cli.serving.bench.questions import Question
 from eagle3cli.serving.chat_tokenizer import ChatTokenizer
 from eagle3cli.serving.client.protocol import Acceptance
 from eagle3cli.serving.conversation import OpenConversation, Response
-from eagle3cli.serving.sampling import Sampling, stream_seed
+from eagle3cli.serving.sampling import stream_seed
 
 Hook = Callable[[], None]
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from eagle3cli.data.conversations.messages import PARTS, Message, tool_calls
 from eagle3cli.errors import DataError
+from eagle3cli.models.sampling import Sampling
 from eagle3cli.serving.client.errors import Busy, Lost, Refused, RequestFailed, TooLong
-from eagle3cli.serving.sampling import Sampling
 
 ServerKind = Literal["sglang", "vllm", "openai"]
 """Whose extensions of the OpenAI interface a server has; ``openai``: none are asked for."""

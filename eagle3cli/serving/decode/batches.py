@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from eagle3cli.backends.target.positions import PositionCache, cached, counts_positions, grouped, keeps_positions
+from eagle3cli.models.sampling import Sampling
 from eagle3cli.serving.decode.generate import BaseDecoder, Decoder, Sequence
-from eagle3cli.serving.sampling import Sampling
 
 PROBE_TOKENS = 16
 TOLERANCE = 1e-3

@@ -30,10 +30,10 @@ from eagle3cli.backends.target.hf import HfTarget
 from eagle3cli.backends.target.positions import PositionCache, cached, grouped, grouped_attention, position_mask
 from eagle3cli.errors import ModelError
 from eagle3cli.models.draft import DecoderLayer, Draft
+from eagle3cli.models.sampling import Sampling, probabilities
 from eagle3cli.serving.decode.batches import serves_positions
-from eagle3cli.serving.decode.generate import COMPACT_BELOW, Sequence, draw, probabilities
+from eagle3cli.serving.decode.generate import COMPACT_BELOW, Sequence, draw
 from eagle3cli.serving.decode.speculate import rejection_sample, uniform
-from eagle3cli.serving.sampling import Sampling
 
 
 @dataclass

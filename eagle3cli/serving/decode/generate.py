@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from eagle3cli.backends.target.positions import PositionCache, cached
-from eagle3cli.serving.sampling import Sampling
+from eagle3cli.models.sampling import Sampling
 
 SLOT_STEP = 128
 """The cache grows by at least this many positions, and by a half."""
@@ -215,20 +215,6 @@ def sample(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> Tensor:
         probs_BV = probs_BV.masked_fill(before_BV >= sampling.top_p, 0)
     chosen_B = draw(probs_BV, uniform_B)
     return chosen_B if ids_BV is None else ids_BV.gather(1, chosen_B[:, None])[:, 0]
-
-
-def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """What a token is drawn from at the temperature, ``[..., V]``: cut to ``top_k``, then to ``top_p`` of what is left,
-    and normalised again."""
-    probs: Tensor = (logits.float() / sampling.temperature).softmax(-1)
-    if not sampling.top_k and sampling.top_p >= 1:
-        return probs
-    vocab_size = probs.shape[-1]
-    kept, ids = probs.topk(min(sampling.top_k or vocab_size, vocab_size), dim=-1)
-    kept = kept / kept.sum(-1, keepdim=True)
-    before = kept.cumsum(-1) - kept
-    kept = kept.masked_fill(before >= sampling.top_p, 0)
-    return torch.zeros_like(probs).scatter(-1, ids, kept / kept.sum(-1, keepdim=True))
 
 
 def draw(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:

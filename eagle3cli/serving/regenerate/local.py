@@ -8,6 +8,7 @@ from itertools import islice
 
 from eagle3cli.backends.target.hf import load_target
 from eagle3cli.errors import DataError, ModelError
+from eagle3cli.models.sampling import Sampling
 from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
@@ -17,7 +18,6 @@ from eagle3cli.serving.decode.batches import BatchDecoder, decoding
 from eagle3cli.serving.decode.generate import Decoder, Sequence
 from eagle3cli.serving.engine import context_length
 from eagle3cli.serving.regenerate.shards import AddOutcome, RowOutcome, ShowNotes, failed
-from eagle3cli.serving.sampling import Sampling
 from eagle3cli.settings.tables import Settings
 
 SORTED_TOGETHER = 8192

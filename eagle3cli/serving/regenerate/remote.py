@@ -9,6 +9,7 @@ from pathlib import Path
 
 from eagle3cli.data.chat.template import template_options
 from eagle3cli.errors import DataError, ModelError
+from eagle3cli.models.sampling import Sampling
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
 from eagle3cli.serving.chat_tokenizer import ChatTokenizer
@@ -20,7 +21,7 @@ from eagle3cli.serving.client.protocol import Answer, Request
 from eagle3cli.serving.conversation import OpenConversation
 from eagle3cli.serving.reasoning import ParsedReply, from_harmony, without_reasoning
 from eagle3cli.serving.regenerate.shards import AddOutcome, RowOutcome, ShowNotes, failed
-from eagle3cli.serving.sampling import Sampling, stream_seed
+from eagle3cli.serving.sampling import stream_seed
 from eagle3cli.settings.tables import Settings
 
 GRACE_SECONDS = 15.0

@@ -19,12 +19,12 @@ from eagle3cli.data.prepare.prepare import Author
 from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.data.sources.mixture import SELF_ROWS
 from eagle3cli.errors import ModelError
+from eagle3cli.models.sampling import Sampling
 from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import catch_stop
 from eagle3cli.serving.decode.batches import decoding
 from eagle3cli.serving.engine import context_length
-from eagle3cli.serving.sampling import Sampling
 from eagle3cli.settings.tables import Settings
 
 PART = "self.part.jsonl"

@@ -160,10 +160,10 @@ class _FusedHead(torch.autograd.Function):
         d_head = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         d_normed = [torch.empty_like(states_LH) for states_LH in normed] if training else []
         width = len(teacher.whole_head or head)
-        for position_U in _teacher_positions(plan).split(max(1, chunk // width)):
+        for position_U in all_teachers(plan).split(max(1, chunk // width)):
             teacher_UW, whole_UW = _teacher_probabilities(teacher, position_U, head.dtype)
             for step, (positions, states_LH) in enumerate(zip(plan.steps, normed, strict=True)):
-                part = _in_chunk(positions.teacher_L, position_U)
+                part = positions_in(positions.teacher_L, position_U)
                 if part.start == part.stop:
                     continue
                 teacher_L = positions.teacher_L[part]
@@ -277,13 +277,13 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _teacher_positions(plan: PositionPlan) -> Tensor:
+def all_teachers(plan: PositionPlan) -> Tensor:
     """All packed positions that teach some position at some step, ascending."""
     position_U: Tensor = torch.cat([step.teacher_L for step in plan.steps]).unique()
     return position_U
 
 
-def _in_chunk(teacher_L: Tensor, position_U: Tensor) -> slice:
+def positions_in(teacher_L: Tensor, position_U: Tensor) -> slice:
     """The positions whose teacher lies in the chunk; teachers ascend within a step, so they are a slice."""
     low = int(torch.searchsorted(teacher_L, position_U[0]))
     high = int(torch.searchsorted(teacher_L, position_U[-1], right=True))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eagle3cli.models.sampling import Sampling
 from eagle3cli.serving.client.errors import Busy, Lost, Refused, RequestFailed, TooLong
 from eagle3cli.serving.client.metrics import acceptance_in_metrics
 from eagle3cli.serving.client.protocol import (
@@ -21,7 +22,6 @@ from eagle3cli.serving.client.protocol import (
     read_answer,
     read_failure,
 )
-from eagle3cli.serving.sampling import Sampling
 
 HELLO = ({"role": "user", "content": "Hello."},)
 

@@ -10,9 +10,9 @@ from transformers import AttentionMaskInterface, AutoModelForCausalLM
 
 from eagle3cli.backends.target import positions
 from eagle3cli.backends.target.positions import GROUPED_ATTENTION, PositionCache
+from eagle3cli.models.sampling import Sampling
 from eagle3cli.serving.decode.batches import PROBE_TOKENS, BatchDecoder, decoding, serves_positions
 from eagle3cli.serving.decode.generate import Decoder, Sequence
-from eagle3cli.serving.sampling import Sampling
 from tests.tiny import tiny_config
 
 LENGTHS = (3, 40, 1, 17, 9, 25)

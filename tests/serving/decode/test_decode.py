@@ -16,7 +16,7 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.decode.decode import decode
 from eagle3cli.settings.models import TargetSettings
-from eagle3cli.training.eval.evaluate import proposals
+from eagle3cli.training.eval.evaluate import draft_states, proposals
 from eagle3cli.training.eval.simulate import AcceptanceCounts, agreement_table, reply_spans, simulate
 from tests.independent_eagle3 import measure
 from tests.tiny import tiny_target
@@ -98,7 +98,8 @@ def test_three_measurements_agree(counting: Path, draft_name: str, k: int) -> No
         rows=tuple(range(len(rows))),
     )
     with torch.no_grad():
-        proposed, positions, _ = proposals(draft, batch, target.embedding_VH, k)
+        normed, plan = draft_states(draft, batch, target.embedding_VH, k)
+        proposed, positions = proposals(draft, normed, plan)
         agrees = agreement_table(proposed, positions, batch.token_ids_N)
     for span in reply_spans(mask.tolist(), batch.cu_seqlens):
         simulated.add(simulate(agrees, span, k))

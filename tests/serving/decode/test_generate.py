@@ -7,9 +7,9 @@ import torch
 
 from eagle3cli.backends.target.hf import HfTarget, load_target
 from eagle3cli.backends.target.positions import grouped
+from eagle3cli.models.sampling import Sampling
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.decode.generate import Decoder, Sequence, sample
-from eagle3cli.serving.sampling import Sampling
 from eagle3cli.settings.models import TargetSettings
 from tests.tiny import tiny_target
 

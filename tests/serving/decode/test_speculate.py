@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from eagle3cli.models.sampling import Sampling, probabilities
 from eagle3cli.serving.decode.decode import decode
-from eagle3cli.serving.decode.generate import draw, probabilities, sample
+from eagle3cli.serving.decode.generate import draw, sample
 from eagle3cli.serving.decode.speculate import rejection_sample, uniform
-from eagle3cli.serving.sampling import Sampling
 from tests.serving.decode.test_decode import opened
 
 

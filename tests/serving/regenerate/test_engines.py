@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from eagle3cli.models.sampling import Sampling
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.client.client import Client
 from eagle3cli.serving.client.errors import TooLong
@@ -24,7 +25,6 @@ from eagle3cli.serving.client.protocol import Request
 from eagle3cli.serving.launch.commands import Product, Speculation
 from eagle3cli.serving.launch.server import Servers, started
 from eagle3cli.serving.regenerate.regenerate import Regenerated, regenerate
-from eagle3cli.serving.sampling import Sampling
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.serving import ServerSettings
 from eagle3cli.settings.tables import Settings
