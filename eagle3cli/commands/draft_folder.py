@@ -15,6 +15,7 @@ from eagle3cli.settings.tables import Settings
 if TYPE_CHECKING:
     from eagle3cli.models.contract import Layout
     from eagle3cli.models.export import Exported
+    from eagle3cli.models.gguf_file import Field
     from eagle3cli.models.serve import Served
     from eagle3cli.models.speculators import Verifier
 
@@ -32,13 +33,15 @@ class WrittenDraft:
 
 def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | None) -> WrittenDraft:
     """Write the draft's files and its model card to ``export.output_path``; ``dtype`` and ``layout`` None: its own."""
-    from eagle3cli.backends.target.gguf import local_folder
+    from eagle3cli.backends.target.gguf import find_gguf, local_folder
     from eagle3cli.backends.target.head import read_config, read_embedding_and_head
     from eagle3cli.models.card import model_card, origin_of, public_name
     from eagle3cli.models.checkpoint import has_embedding
     from eagle3cli.models.checkpoint import read_config as read_draft
     from eagle3cli.models.export import export_draft
     from eagle3cli.models.folders import check_made_for, find_draft
+    from eagle3cli.models.gguf_draft import file_name
+    from eagle3cli.models.gguf_file import OUTTYPES
     from eagle3cli.models.serve import serve
     from eagle3cli.runtime.files import is_filled_so, refuse_existing, write_folder, write_text
 
@@ -54,9 +57,12 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
     embedding = None
     if target and has_embedding(source):
         embedding, _ = read_embedding_and_head(target, revision=settings.target.revision)
-    stands = (folder / "config.json").is_file() and not options.overwrite
+    mark = "draft-*.gguf" if layout == "gguf" else "config.json"
+    stands = any(folder.glob(mark)) and not options.overwrite
     if not options.overwrite and not stands:
         refuse_existing(folder, overwrite=False)
+    outtype = (options.outtype or OUTTYPES[dtype]) if layout == "gguf" else None
+    vocabulary = _vocabulary(settings, name, config) if outtype else []
     verifier = _verifier(target, config or {}, settings.run.k, out) if layout == "speculators" and target else None
     target_hash = _hash(target, settings.target.revision) if target else None
     exported: list[Exported] = []
@@ -64,6 +70,10 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
     k = settings.run.k
     revision = settings.target.revision
     served_by = partial(serve, steps=k, target_config=config, revision=revision, backend=origin.backend)
+
+    def draft_at(place: Path | str) -> str:
+        """What a server is given of the draft in the folder ``place``."""
+        return f"{place}/{file_name(outtype)}" if outtype else str(place)
 
     def fill(temporary: Path) -> None:
         draft = export_draft(
@@ -75,9 +85,11 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
             target_embedding=embedding,
             aux_layers=settings.draft.aux_layers,
             verifier=verifier,
+            outtype=outtype,
+            vocabulary=vocabulary,
         )
         repository = options.push or folder.name
-        served = served_by(public_name(name or "TARGET"), repository, draft.config, layout=draft.layout)
+        served = served_by(public_name(name or "TARGET"), draft_at(repository), draft.config, layout=draft.layout)
         card = model_card(
             repository.rpartition("/")[2],
             draft.config,
@@ -86,7 +98,7 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
             licence=options.license,
             target=name,
             target_hash=target_hash,
-            notes=[*served.notes(draft.config), f"target and draft run in one type, {draft.config.dtype}"],
+            notes=[*served.notes(draft.config), *_about_types(draft, outtype)],
         )
         write_text(temporary / "README.md", card)
         exported.append(draft)
@@ -103,8 +115,32 @@ def write_draft(settings: Settings, out: Out, *, dtype: Any, layout: Layout | No
     if not target:
         out.warn("the target is not known: context length and vocabulary were not checked; give --target-model-path")
     draft = exported[0]
-    served = served_by(target or "TARGET", folder, draft.config, layout=draft.layout)
+    given = str(find_gguf(name) or name) if layout == "gguf" and name else target
+    served = served_by(given or "TARGET", draft_at(folder), draft.config, layout=draft.layout)
     return WrittenDraft(source, target, draft, served)
+
+
+def _vocabulary(settings: Settings, name: str | None, config: Mapping[str, Any] | None) -> list[Field]:
+    """The target's tokenizer for a GGUF file. Raises UsageError where the target is not known."""
+    from eagle3cli.backends.target.gguf_vocabulary import read_vocabulary
+    from eagle3cli.models.config import text_part
+    from eagle3cli.models.gguf_file import require_gguf
+
+    require_gguf("--layout gguf")
+    if name is None or config is None:
+        what = "a GGUF draft carries its target's tokenizer, and the target is not known"
+        raise UsageError(
+            what, where="--layout gguf", fix="give --target-model-path: a folder, a hub id or a .gguf file"
+        )
+    target = settings.target
+    size = int(text_part(config)["vocab_size"])
+    return read_vocabulary(name, size, revision=target.revision, trust_remote_code=target.trust_remote_code)
+
+
+def _about_types(draft: Exported, outtype: str | None) -> list[str]:
+    if outtype is None:
+        return [f"target and draft run in one type, {draft.config.dtype}"]
+    return [f"its weights are {outtype}; the target may have any type, and each proposes what it was trained on best"]
 
 
 def _verifier(target: str, config: Mapping[str, Any], steps: int, out: Out) -> Verifier:

@@ -22,18 +22,19 @@ def run(settings: Settings, out: Out) -> None:
         check_repository(options.push)
     written = write_draft(settings, out, dtype=getattr(torch, options.dtype), layout=options.layout)
     draft = written.draft
+    dtype = options.outtype or options.dtype
     lines = written.served.lines
     serving = ["serve it:", *(f"  {line}" for line in lines.values())] if lines else ["no server that is known runs it"]
     text = (
-        f"{written.source} -> {options.output_path} ({options.layout}, {options.dtype})\n"
-        f"names, shapes, types and config checked; reloads to the same logits; {options.dtype} kept the best token on "
+        f"{written.source} -> {options.output_path} ({options.layout}, {dtype})\n"
+        f"names, shapes, types and config checked; reloads to the same logits; {dtype} kept the best token on "
         f"{draft.same_proposals:.1%} of random states\n" + "\n".join([*serving, *written.served.notes(draft.config)])
     )
     url = push(options.output_path, options.push, private=options.private) if options.push else None
     if url:
         text += f"\nuploaded to {url}"
     out.next("bench", {"draft.path": str(options.output_path), "target.model_path": written.target})
-    data = {"source": written.source, "draft": options.output_path, "layout": options.layout, "dtype": options.dtype}
+    data = {"source": written.source, "draft": options.output_path, "layout": options.layout, "dtype": dtype}
     shares = {"same_proposals": draft.same_proposals, "largest_change": draft.largest_change}
     served = {"served_by": list(lines), "serve": next(iter(lines.values()), None), "serve_lines": lines, "url": url}
     why = {"refused_by": written.served.refused, "needs": written.served.needs}
@@ -42,8 +43,11 @@ def run(settings: Settings, out: Out) -> None:
 
 COMMAND = Command(
     name="export",
-    summary="Write a trained draft as a folder that SGLang and vLLM load, checked tensor by tensor.",
-    examples=("eagle3 export --draft-model-path runs/train --output-path runs/draft",),
+    summary="Write a trained draft for SGLang and vLLM, or as a GGUF file for llama.cpp, checked tensor by tensor.",
+    examples=(
+        "eagle3 export --draft-model-path runs/train --output-path runs/draft",
+        "eagle3 export --layout gguf --outtype q8_0 --draft-model-path runs/train --output-path runs/draft-gguf",
+    ),
     fields=("draft.path", "draft.aux_layers", "target.model_path", "target.revision", "export.*"),
     run=run,
     loads_torch=True,

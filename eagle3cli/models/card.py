@@ -148,7 +148,8 @@ def model_card(
 
 def _serve(serve: Mapping[str, str], notes: Sequence[str]) -> str:
     lines = "\n".join(f"    {line}" for line in serve.values()) or "No server that is known runs it."
-    checked = " and ".join(f"{ENGINES[engine]} {CHECKED[engine]}" for engine in ENGINES)
+    written_for = [engine for engine in ENGINES if engine in serve] or [*ENGINES]
+    checked = " and ".join(f"{ENGINES[engine]} {CHECKED[engine]}" for engine in written_for)
     said = [*notes, f"written for {checked}"]
     return f"{lines}\n\n" + "\n".join(f"- {plain(note)}" for note in said)
 

@@ -12,11 +12,23 @@ import torch
 from torch import Tensor
 
 from eagle3cli.models.config import ARCHITECTURE, AUX_LAYERS, EAGLE31_FLAGS, DraftConfig, named_aux_layers, text_part
-from eagle3cli.models.engines import SGLANG_FIRST_IS_1, sglang_layers, target_class, unread_layers
+from eagle3cli.models.engines import (
+    SGLANG_FIRST_IS_1,
+    Engine,
+    sglang_layers,
+    target_class,
+    unread_last_layer,
+    unread_layers,
+)
+from eagle3cli.models.rope import KEPT
 from eagle3cli.models.speculators import renamed
 
-Layout = Literal["sglang", "vllm", "legacy", "speculators"]
-LAYOUTS: tuple[Layout, ...] = ("sglang", "vllm", "legacy", "speculators")
+Layout = Literal["sglang", "vllm", "legacy", "speculators", "gguf"]
+LAYOUTS: tuple[Layout, ...] = ("sglang", "vllm", "legacy", "speculators", "gguf")
+LAYOUT_OF: dict[Engine, Layout] = {"sglang": "sglang", "vllm": "vllm", "llama.cpp": "gguf"}
+"""The layout of each engine's own options."""
+LEAST_LAYERS: dict[Layout, int] = {"legacy": 3, "gguf": 3}
+"""Auxiliary layers that a layout's servers want at least; ``export`` adds some with zeros in ``fc``. Else one."""
 EMBEDDING = "embed_tokens.weight"
 NEW_KEYS = ("rope_parameters", "dtype")
 """Keys of transformers 5 that a ``legacy`` folder leaves out; it says the same in the older keys."""
@@ -96,6 +108,8 @@ def refusals(config: DraftConfig, layout: Layout, target: Mapping[str, Any] | No
     if layout == "speculators":
         both = config.fc_norm and config.norm_before_fc
         return ["speculators has fc_norm or norm_before_fc, never both (use --layout vllm)"] if both else []
+    if layout == "gguf":
+        return _unread_by_llamacpp(config, target)
     reasons = unread_layers(config, target)
     if config.own_embedding:
         reasons.append(
@@ -118,6 +132,28 @@ def refusals(config: DraftConfig, layout: Layout, target: Mapping[str, Any] | No
         if getattr(config, flag)
     ]
     return reasons + (["norm_before_fc is unknown to older servers"] if config.norm_before_fc else [])
+
+
+def _unread_by_llamacpp(config: DraftConfig, target: Mapping[str, Any] | None) -> list[str]:
+    """What llama.cpp's loader does not know, or passes over without a word."""
+    reasons = unread_last_layer("llama.cpp", config, target)
+    if config.norm_output:
+        reasons.append(
+            "norm_output: llama.cpp hands the state before the norm to the next depth (train with --serve-with "
+            "llama.cpp, or --no-norm-output)"
+        )
+    if config.fc_norm:
+        reasons.append("fc_norm: llama.cpp has no norms of single auxiliary layers (train with --no-fc-norm)")
+    if config.num_hidden_layers > 1:
+        reasons.append(f"{config.num_hidden_layers} layers; llama.cpp reads exactly one")
+    if len(config.aux_layers) != 3:
+        reasons.append(f"{len(config.aux_layers)} auxiliary layers; llama.cpp reads exactly three")
+    if config.hidden_size != config.target_hidden_size and not config.own_embedding:
+        reasons.append(f"it is {config.hidden_size} wide, and its target's embedding is {config.target_hidden_size}")
+    kind = (config.rope_scaling or {}).get("rope_type")
+    if kind is not None and kind not in KEPT:
+        reasons.append(f"its RoPE ({kind}) changes with the length of a text, which a GGUF file cannot hold")
+    return reasons
 
 
 def serving_layout(config: DraftConfig, target: Mapping[str, Any] | None = None) -> Layout:

@@ -329,6 +329,12 @@ def rotate(x_RAD: Tensor, cos_RD: Tensor, sin_RD: Tensor) -> Tensor:
     return x_RAD * cos_RD[:, None] + turned * sin_RD[:, None]
 
 
+def rope_frequencies(config: DraftConfig) -> tuple[Tensor, float]:
+    """The inverse frequencies ``[D / 2]`` of a draft's RoPE, and the factor of its cosines and sines."""
+    rotary = LlamaRotaryEmbedding(_rope_config(config))
+    return rotary.inv_freq.float(), float(rotary.attention_scaling)
+
+
 def _rope_config(config: DraftConfig) -> LlamaConfig:
     raw = {
         k: v

@@ -1,4 +1,4 @@
-"""What SGLang and vLLM hand a draft, by the class of its target: who serves it, how layers are counted, since when.
+"""What servers hand a draft, by the class of its target: who serves it, how layers are counted, since when.
 
 Read from the sources of the versions in CHECKED; the engine tests hold the sets against the engines' own classes, and
 run a draft on every class in RUN. Nothing else in the package knows what an engine can do.
@@ -6,18 +6,19 @@ run a draft on every class in RUN. Nothing else in the package knows what an eng
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from eagle3cli.models.config import AUX_LAYERS, DraftConfig, text_part
 from eagle3cli.models.packaged import packaged_configs, packaged_target_class
 
-Engine = Literal["sglang", "vllm"]
-ENGINES: dict[Engine, str] = {"sglang": "SGLang", "vllm": "vLLM"}
+Engine = Literal["sglang", "vllm", "llama.cpp"]
+ENGINES: dict[Engine, str] = {"sglang": "SGLang", "vllm": "vLLM", "llama.cpp": "llama.cpp"}
 """Their names, as people write them."""
-CHECKED: dict[Engine, str] = {"sglang": "0.5.23", "vllm": "0.32.0"}
+CHECKED: dict[Engine, str] = {"sglang": "0.5.23", "vllm": "0.32.0", "llama.cpp": "0.5.0-dev"}
 """The versions whose sources were read and that the engine tests run."""
-OLDEST: dict[Engine, str] = {"sglang": "0.5.11", "vllm": "0.21.0"}
+OLDEST: dict[Engine, str] = {"sglang": "0.5.11", "vllm": "0.21.0", "llama.cpp": "0.5.0-dev"}
 """The oldest versions whose loaders were read; they run a plain draft: one layer, three auxiliary ones, no options."""
 NEWER: dict[Engine, dict[str, str]] = {
     "sglang": {
@@ -26,6 +27,7 @@ NEWER: dict[Engine, dict[str, str]] = {
         "norm_before_fc": "0.5.17",
     },
     "vllm": dict.fromkeys(("fc_norm", "norm_output", "aux_layers"), "0.22.0"),
+    "llama.cpp": {},
 }
 """The version that first reads what a plain draft has not; older ones pass over options without a word."""
 
@@ -79,6 +81,19 @@ VLLM = frozenset(
 """Classes that vLLM takes auxiliary states of; it counts the layer whose input is read, the one behind the last too."""
 VLLM_BY_TRANSFORMERS = frozenset({"Gemma3ForCausalLM", "Glm4ForCausalLM", "Glm4MoeForCausalLM", "MixtralForCausalLM"})
 """Classes of which vLLM's own have none, and transformers' have inside vLLM: ``--model-impl transformers``."""
+LLAMACPP_LAST = frozenset({"GptOssForCausalLM", "Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"})
+"""Those of which llama.cpp delivers the output of the last layer as well."""
+LLAMACPP = LLAMACPP_LAST | frozenset(
+    {
+        *("BailingMoeV3ForCausalLM", "Gemma4UnifiedForConditionalGeneration", "HunYuanVLForConditionalGeneration"),
+        *("IQuestCoderForCausalLM", "InternLM3ForCausalLM", "Lfm2ForCausalLM", "LlamaForCausalLM"),
+        *("MiMoV2FlashForCausalLM", "MiniMaxM2ForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"),
+        *("NanbeigeForCausalLM", "NemotronHForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+        *("Qwen3NextForCausalLM", "Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"),
+        *("Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"),
+    }
+)
+"""Classes of whose architectures llama.cpp keeps what a layer reads (``t_layer_inp``); with others it aborts."""
 RUN_BY_BOTH = frozenset(
     {
         *("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "GptOssForCausalLM", "Glm4MoeForCausalLM"),
@@ -95,8 +110,18 @@ RUN_BY_BOTH = frozenset(
 RUN: dict[Engine, frozenset[str]] = {
     "sglang": RUN_BY_BOTH,
     "vllm": RUN_BY_BOTH | VLLM_BY_TRANSFORMERS,
+    "llama.cpp": frozenset({"LlamaForCausalLM", "Qwen3ForCausalLM"}),
 }
-"""Classes on which a draft was accepted by the engine as often as by our own decoder; ``make test-engine-families``."""
+"""Classes on which a draft was accepted by the engine as often as by our own decoder; ``make test-engine-families`` and
+``test-llamacpp``."""
+
+
+KNOWN: dict[Engine, frozenset[str]] = {
+    "sglang": SGLANG | SGLANG_FIRST_IS_1,
+    "vllm": VLLM | VLLM_BY_TRANSFORMERS,
+    "llama.cpp": LLAMACPP,
+}
+"""Classes that each engine has auxiliary states of."""
 
 
 def target_class(target: Mapping[str, Any] | None) -> str | None:
@@ -143,8 +168,7 @@ def unsupported(engine: Engine, name: str | None, *, backend: str | None = None)
     """
     if name is None:
         return None
-    known = SGLANG | SGLANG_FIRST_IS_1 if engine == "sglang" else VLLM | VLLM_BY_TRANSFORMERS
-    if name not in known:
+    if name not in KNOWN[engine]:
         return f"{ENGINES[engine]} {CHECKED[engine]} has no auxiliary states of {name}"
     if engine == "sglang" and name in SGLANG_NO_RESIDUAL and backend != "sglang":
         return (
@@ -156,18 +180,24 @@ def unsupported(engine: Engine, name: str | None, *, backend: str | None = None)
 
 def unread_layers(config: DraftConfig, target: Mapping[str, Any] | None) -> list[str]:
     """Auxiliary layers that SGLang does not deliver as the draft reads them; empty where it does."""
-    layers = config.aux_layers
     reasons = []
     if is_taken_for_projected(config):
         reasons.append("its one auxiliary state is as wide as its own, and SGLang skips fc where the widths are equal")
+    return reasons + unread_last_layer("sglang", config, target)
+
+
+def unread_last_layer(engine: Engine, config: DraftConfig, target: Mapping[str, Any] | None) -> list[str]:
+    """Why an engine does not deliver the target's last layer to a draft that reads it; empty where it does."""
+    last = config.aux_layers[-1]
     depth = text_part(target or {}).get("num_hidden_layers")
     name = target_class(target)
-    if isinstance(depth, int) and layers[-1] == depth - 1 and name not in SGLANG_LAST:
-        reasons.append(
-            f"it reads layer {layers[-1]}, the target's last, which SGLang's {name or 'classes'} never "
-            f"{'deliver' if name is None else 'delivers'} (train with --aux-layers below {depth - 1})"
-        )
-    return reasons
+    delivered = SGLANG_LAST if engine == "sglang" else LLAMACPP_LAST
+    if not isinstance(depth, int) or last != depth - 1 or name in delivered:
+        return []
+    return [
+        f"it reads layer {last}, the target's last, which {ENGINES[engine]}'s {name or 'classes'} never "
+        f"{'deliver' if name is None else 'delivers'} (train with --aux-layers below {depth - 1})"
+    ]
 
 
 def is_taken_for_projected(config: DraftConfig) -> bool:
@@ -203,7 +233,7 @@ def minimum_versions(config: DraftConfig, name: str | None = None) -> dict[Engin
     least: dict[Engine, str] = {}
     for engine, versions in NEWER.items():
         needed = [OLDEST[engine], *(version for key, version in versions.items() if has[key])]
-        least[engine] = max(needed, key=lambda version: [int(part) for part in version.split(".")])
+        least[engine] = max(needed, key=lambda version: [int(part) for part in re.findall(r"\d+", version)])
     return least
 
 
@@ -213,6 +243,8 @@ def support(engine: Engine, name: str) -> tuple[str, str]:
     if reason:
         return "refused", reason
     how = "`--model-impl transformers`" if engine == "vllm" and name in VLLM_BY_TRANSFORMERS else ""
+    if engine == "llama.cpp":
+        how = "trained with `--serve-with llama.cpp`"
     if name in RUN[engine]:
         return "served", "; ".join(filter(None, (how, SERVED_WITH.get((engine, name)))))
     return "not tried", NOT_RUN.get((engine, name), "no tiny target of it was run")

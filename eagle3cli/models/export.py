@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,19 @@ from torch import Tensor
 from eagle3cli.errors import ModelError
 from eagle3cli.models.checkpoint import check_folder, load_draft, read_config, save_draft
 from eagle3cli.models.config import DraftConfig, default_aux_layers, named_aux_layers, text_part
-from eagle3cli.models.contract import EMBEDDING, LAYOUTS, Layout, dtype_name, refusals, serving_layout
+from eagle3cli.models.contract import (
+    EMBEDDING,
+    LAYOUTS,
+    LEAST_LAYERS,
+    Layout,
+    dtype_name,
+    refusals,
+    serving_layout,
+)
 from eagle3cli.models.draft import Draft
 from eagle3cli.models.engines import enough_layers, has_shifted_layers, layers_as_sglang_reads, target_class
+from eagle3cli.models.gguf_draft import file_name, read_draft, write_draft
+from eagle3cli.models.gguf_file import OUTTYPES, Field, Outtype
 from eagle3cli.models.speculators import Verifier
 
 ROWS = 256
@@ -45,14 +55,17 @@ def export_draft(
     target_embedding: Tensor | None = None,
     aux_layers: tuple[int, ...] | None = None,
     verifier: Verifier | None = None,
+    outtype: Outtype | None = None,
+    vocabulary: Sequence[Field] = (),
 ) -> Exported:
     """Write the draft in ``source`` to ``folder``, check it and compare its logits with the source's.
 
     ``target`` is the target's config: it supplies the context length and, where the source does not name them, the
     auxiliary layers. An embedding that the source carries is left out where it equals ``target_embedding``. ``dtype``
     None is the source's own, ``layout`` None the first one whose servers can run the draft, ``verifier`` what the
-    speculators layout says of the target. Raises ModelError on any difference, and for a draft that the layout cannot
-    hold. For a folder that is whole or absent, call this from ``runtime.files.write_folder``.
+    speculators layout says of the target. The gguf layout is one file of ``outtype`` (None: of ``dtype``) with
+    ``vocabulary``, the target's tokenizer, inside. Raises ModelError on any difference, and for a draft that the layout
+    cannot hold. For a folder that is whole or absent, call this from ``runtime.files.write_folder``.
     """
     text = text_part(target) if target else {}
     fallback = default_aux_layers(text["num_hidden_layers"]) if "num_hidden_layers" in text else None
@@ -77,23 +90,42 @@ def export_draft(
             notes.append("the draft brings its own embedding")
     if layout is None:
         layout = serving_layout(config, target)
-    elif layout in ("sglang", "legacy"):
-        layers = enough_layers(config, 3 if layout == "legacy" else 1, text.get("num_hidden_layers"))
+    elif layout in ("sglang", "legacy", "gguf"):
+        layers = enough_layers(config, LEAST_LAYERS.get(layout, 1), text.get("num_hidden_layers"))
         if layers != config.aux_layers:
             added = sorted(set(layers) - set(config.aux_layers))
-            notes.append(f"auxiliary layers {added} were added with zeros in fc, which SGLang skips otherwise")
+            why = "llama.cpp reads three" if layout == "gguf" else "which SGLang skips otherwise"
+            notes.append(f"auxiliary layers {added} were added with zeros in fc, {why}")
             config, state = _with_layers(config, state, layers)
     _refuse(config, layout, source, target, compared=target_embedding is not None)
     if has_shifted_layers(config.aux_layers, target_class(target)):
         notes.append(f"SGLang's {target_class(target)} counts the layers whose inputs are read; written so for SGLang")
     dtype = dtype or state["fc.weight"].dtype
     config = replace(config, dtype=dtype_name(dtype))
+    if layout == "gguf":
+        return _export_gguf(folder, config, state, outtype or OUTTYPES[dtype], vocabulary, notes)
     try:
         save_draft(folder, state, config, dtype=dtype, layout=layout, verifier=verifier, target=target)
         check_folder(folder, target=target, layout=layout)
     except ModelError as error:
         raise ModelError(error.what, where=str(source), fix=error.fix) from error
     return _compare(folder, config, layout, state, dtype, notes)
+
+
+def _export_gguf(
+    folder: Path,
+    config: DraftConfig,
+    state: dict[str, Tensor],
+    outtype: Outtype,
+    vocabulary: Sequence[Field],
+    notes: list[str],
+) -> Exported:
+    """The draft as one file in ``folder``, read back and compared with the checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / file_name(outtype)
+    write_draft(path, state, config, outtype=outtype, vocabulary=vocabulary)
+    _, reloaded = read_draft(path)
+    return _change(config, "gguf", notes, exact=_logits(config, state), rounded=_logits(config, reloaded))
 
 
 def _with_layers(
@@ -141,6 +173,11 @@ def _compare(
     reloaded_config, reloaded = load_draft(folder)
     if not torch.equal(rounded, _logits(reloaded_config, reloaded)):
         raise ModelError("the folder's logits differ from the checkpoint's after loading it again", where=str(folder))
+    return _change(config, layout, notes, exact=exact, rounded=rounded)
+
+
+def _change(config: DraftConfig, layout: Layout, notes: list[str], *, exact: Tensor, rounded: Tensor) -> Exported:
+    """What the type of the export did to the logits ``[S, W]``."""
     change = float((rounded - exact).abs().max() / exact.std().clamp(min=1e-12))
     return Exported(config, layout, notes, change, float((rounded.argmax(-1) == exact.argmax(-1)).float().mean()))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle3cli.models.config import DraftConfig, text_part
-from eagle3cli.models.contract import Layout, refusals
+from eagle3cli.models.contract import LAYOUT_OF, LEAST_LAYERS, Layout, refusals
 from eagle3cli.models.engines import (
     ENGINES,
     VLLM_BY_TRANSFORMERS,
@@ -60,25 +60,36 @@ def serve(
 
     ``config.dtype`` is the folder's type: left alone, servers run a float32 target in float16, which a draft in
     bfloat16 cannot follow. ``target_config`` is the target's, None where it is not known; ``backend`` captured the
-    states that the draft was trained on. A folder of the ``vllm`` layout is for vLLM alone.
+    states that the draft was trained on. A folder of the ``vllm`` layout is for vLLM alone; for llama.cpp ``folder`` is
+    the draft's file.
     """
     name = target_class(target_config)
     lines: dict[Engine, str] = {}
     refused: dict[Engine, str] = {}
-    for engine in ENGINES:
-        if layout in ("vllm", "speculators") and engine == "sglang":
-            continue
-        reasons = refusals(config, engine, target_config)
+    for engine in engines_of(layout):
+        reasons = refusals(config, LAYOUT_OF[engine], target_config)
         missing = unsupported(engine, name, backend=backend)
         if missing or reasons:
             refused[engine] = "; ".join(filter(None, (missing, *reasons)))
         elif engine == "sglang":
             lines[engine] = _sglang_line(target, str(folder), config, steps, revision)
+        elif engine == "llama.cpp":
+            lines[engine] = _llamacpp_line(target, str(folder), steps)
         else:
             # A draft in the format of speculators names its target and its steps itself.
             words = [str(folder)] if layout == "speculators" else _vllm_words(target, str(folder), steps, revision)
             lines[engine] = _line(["vllm", "serve", *words, *_vllm_options(config, target_config)])
     return Served(lines, refused, minimum_versions(config, name))
+
+
+def engines_of(layout: Layout) -> tuple[Engine, ...]:
+    """The engines that may read a draft of this layout."""
+    by_layout: dict[Layout, tuple[Engine, ...]] = {
+        "vllm": ("vllm",),
+        "speculators": ("vllm",),
+        "gguf": ("llama.cpp",),
+    }
+    return by_layout.get(layout, ("sglang", "vllm"))
 
 
 def unserved(config: DraftConfig, target_config: Mapping[str, Any], *, backend: str | None = None) -> dict[Engine, str]:
@@ -87,11 +98,12 @@ def unserved(config: DraftConfig, target_config: Mapping[str, Any], *, backend: 
     What ``export`` converts is no reason. ``backend`` is what captures the target's states.
     """
     depth = text_part(target_config).get("num_hidden_layers")
-    as_exported = replace(config, aux_layers=enough_layers(config, 1, depth))
     reasons: dict[Engine, str] = {}
     for engine in ENGINES:
+        layers = enough_layers(config, LEAST_LAYERS.get(LAYOUT_OF[engine], 1), depth)
         missing = unsupported(engine, target_class(target_config), backend=backend)
-        found = [*filter(None, (missing,)), *refusals(as_exported, engine, target_config)]
+        as_exported = replace(config, aux_layers=layers)
+        found = [*filter(None, (missing,)), *refusals(as_exported, LAYOUT_OF[engine], target_config)]
         if found:
             reasons[engine] = "; ".join(found)
     return reasons
@@ -117,6 +129,21 @@ def _sglang_line(target: str, folder: str, config: DraftConfig, steps: int, revi
     words += ["--speculative-num-draft-tokens", str(steps + 1)]
     words += ["--speculative-draft-model-quantization", UNQUANTISED, "--dtype", config.dtype]
     return _line(words)
+
+
+def _llamacpp_line(target: str, file: str, steps: int) -> str:
+    return _line(["llama-server", "-m", gguf_name(target), *draft_words(file, steps)])
+
+
+def draft_words(file: str, steps: int) -> list[str]:
+    """llama-server's arguments for a draft: exactly ``steps`` tokens a pass, as every other engine here."""
+    flags = {"--model-draft": file, "--spec-type": "draft-eagle3", "--spec-draft-n-max": str(steps)}
+    return [word for pair in flags.items() for word in pair]
+
+
+def gguf_name(target: str) -> str:
+    """The target's file for llama.cpp: its own, or one called like it."""
+    return target if target.endswith(".gguf") else f"{Path(target).name}.gguf"
 
 
 def _vllm_words(target: str, folder: str, steps: int, revision: str | None) -> list[str]:

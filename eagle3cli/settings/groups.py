@@ -90,7 +90,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "Sampling": "top_p top_k",
     },
     "export": {
-        ESSENTIAL: "output_path layout dtype",
+        ESSENTIAL: "output_path layout dtype outtype",
         "Model card and hub": "license push private",
         AGAIN: "overwrite",
     },

@@ -95,16 +95,25 @@ class ExportSettings(Table):
     """eagle3 export and import: a draft folder that servers load."""
 
     output_path: Path = option(Path("runs/draft"), "Folder to write.")
-    layout: Literal["sglang", "vllm", "legacy", "speculators"] = option(
+    layout: Literal["sglang", "vllm", "legacy", "speculators", "gguf"] = option(
         "sglang",
         "Whose options the draft may use: sglang (vLLM loads the same folder), vllm (what it alone can run, such as an "
         "own embedding), legacy (older servers: one layer, three auxiliary layers, no EAGLE-3.1), speculators (their "
-        "format: vllm serve DRAFT finds the target by itself).",
+        "format: vllm serve DRAFT finds the target by itself), gguf (one file for llama.cpp).",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = option(
         "bfloat16", "Type of the exported weights (import keeps the source's).", "--export-dtype"
+    )
+    outtype: Literal["f32", "bf16", "f16", "q8_0"] | None = option(
+        None, "Type of the weights in a gguf file, as llama.cpp calls it; default: that of --export-dtype."
     )
     license: str | None = option(None, "Licence of the draft for its model card, as the hub writes it (apache-2.0).")
     push: str | None = option(None, "Also upload to this model repository of the hub (owner/name; HF_TOKEN).")
     private: bool = option(False, "Make the repository of --push private.")
     overwrite: bool = option(False, "Replace an existing folder.")
+
+    @model_validator(mode="after")
+    def _outtype_of_a_gguf(self) -> ExportSettings:
+        if self.outtype is not None and self.layout != "gguf":
+            raise ValueError("export.outtype is the type in a gguf file: add layout gguf, or use export.dtype")
+        return self

@@ -89,23 +89,26 @@ def test_layers_that_are_added() -> None:
 
 def test_the_oldest_versions() -> None:
     plain = replace(DraftConfig.from_target(LLAMA), norm_output=False)
-    assert minimum_versions(plain, "LlamaForCausalLM") == {"sglang": "0.5.11", "vllm": "0.21.0"}
-    assert minimum_versions(replace(plain, norm_output=True)) == {"sglang": "0.5.12", "vllm": "0.22.0"}
+    own = {"llama.cpp": "0.5.0-dev"}
+    assert minimum_versions(plain, "LlamaForCausalLM") == {"sglang": "0.5.11", "vllm": "0.21.0", **own}
+    assert minimum_versions(replace(plain, norm_output=True)) == {"sglang": "0.5.12", "vllm": "0.22.0", **own}
     assert minimum_versions(replace(plain, norm_before_fc=True))["sglang"] == "0.5.17"
     assert minimum_versions(replace(plain, aux_layers=(2, 4, 5)), "DeepseekV3ForCausalLM")["sglang"] == "0.5.13"
     assert minimum_versions(plain, "DeepseekV3ForCausalLM")["sglang"] == "0.5.11"  # (1, 3, 4): read alike by all
 
 
 def test_who_will_not_serve_what_is_to_be_trained() -> None:
-    config = DraftConfig.from_target(LLAMA)
+    auto = DraftConfig.from_target(LLAMA)
+    assert list(unserved(auto, LLAMA)) == ["llama.cpp"]  # its norm_output
+    config = replace(auto, norm_output=False)
     assert unserved(config, LLAMA) == {}
     assert unserved(replace(config, aux_layers=(3,)), LLAMA) == {}  # export adds a layer
-    assert list(unserved(replace(config, aux_layers=(3,), norm_before_fc=True), LLAMA)) == ["sglang"]
+    assert list(unserved(replace(config, aux_layers=(3,), norm_before_fc=True), LLAMA)) == ["sglang", "llama.cpp"]
     assert list(unserved(replace(config, own_embedding=True), LLAMA)) == ["sglang"]
-    assert list(unserved(config, {**LLAMA, "architectures": ["MambaForCausalLM"]})) == ["sglang", "vllm"]
+    assert list(unserved(config, {**LLAMA, "architectures": ["MambaForCausalLM"]})) == ["sglang", "vllm", "llama.cpp"]
     gemma = {**LLAMA, "architectures": ["Gemma3ForCausalLM"]}
-    assert list(unserved(config, gemma)) == ["sglang"]
-    assert unserved(config, gemma, backend="sglang") == {}
+    assert list(unserved(config, gemma)) == ["sglang", "llama.cpp"]
+    assert list(unserved(config, gemma, backend="sglang")) == ["llama.cpp"]
 
 
 def test_lines_hold_what_the_target_needs() -> None:
@@ -178,6 +181,22 @@ def test_the_page_has_the_table() -> None:
     assert text.partition(BEGIN)[2].partition(END)[0].strip() == markdown().strip(), (
         "python -m tests.models.engine_table"
     )
+
+
+def test_a_line_for_llamacpp() -> None:
+    config = replace(DraftConfig.from_target(LLAMA), norm_output=False)
+    served = serve("my target.gguf", "d/draft-BF16.gguf", config, steps=3, layout="gguf", target_config=LLAMA)
+    words = "--model-draft d/draft-BF16.gguf --spec-type draft-eagle3 --spec-draft-n-max 3"
+    line = f"llama-server -m 'my target.gguf' {words} --host 127.0.0.1 --port 30000"
+    assert (served.lines, served.refused) == ({"llama.cpp": line}, {})
+    phi = {**LLAMA, "architectures": ["Phi3ForCausalLM"]}
+    refused = serve("t", "d.gguf", config, steps=3, layout="gguf", target_config=phi)
+    assert refused.refused == {"llama.cpp": "llama.cpp 0.5.0-dev has no auxiliary states of Phi3ForCausalLM"}
+    last = replace(config, aux_layers=(1, 4, 7))
+    assert "the target's last" in refusals(last, "gguf", LLAMA)[0]
+    assert refusals(last, "gguf", {**LLAMA, "architectures": ["GptOssForCausalLM"]}) == []
+    dynamic = replace(config, rope_scaling={"rope_type": "dynamic", "factor": 2.0})
+    assert "(dynamic) changes with the length" in refusals(dynamic, "gguf", LLAMA)[0]
 
 
 def test_the_sets_do_not_overlap() -> None:

@@ -1,0 +1,121 @@
+"""GGUF files: values and tensors written with the ``gguf`` package, and read back. Knows nothing of any model."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from eagle3cli.errors import ModelError, UsageError
+from eagle3cli.runtime import demo
+
+Outtype = Literal["f32", "bf16", "f16", "q8_0"]
+"""Types of weights, as llama.cpp's own converter calls them."""
+OUTTYPES: dict[torch.dtype, Outtype] = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+FILE_TYPES: dict[Outtype, int] = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
+"""llama.cpp's numbers for a file whose matrices have this type."""
+BLOCK = 32
+"""Weights of a row that ``q8_0`` rounds together; a matrix whose rows are no multiple stays ``f16``."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One value of a file's head; ``kind`` and ``of`` (the kind of an array's members) are GGUF's names of types."""
+
+    key: str
+    value: Any
+    kind: str
+    of: str = ""
+
+
+def require_gguf(where: str) -> None:
+    """Raise UsageError where the package that writes and reads these files is missing; ``where`` wanted it."""
+    if importlib.util.find_spec("gguf") is None:
+        what = "GGUF files are written with the package gguf, which is not installed"
+        raise UsageError(what, where=where, fix=f"pip install '{demo.EXTRA}'")
+
+
+def encoded(tensor: Tensor, outtype: Outtype) -> tuple[Any, Any]:
+    """A tensor as numpy array and GGUF's type: ``outtype`` for matrices, f32 for vectors, i64 for whole numbers.
+
+    Raises ModelError where a value does not fit the type.
+    """
+    import gguf
+    from gguf import GGMLQuantizationType as Kind
+
+    tensor = tensor.detach().to("cpu").contiguous()
+    if not tensor.is_floating_point():
+        return tensor.long().numpy(), Kind.I64
+    if tensor.ndim < 2 or outtype == "f32":
+        return tensor.float().numpy(), Kind.F32
+    if outtype == "bf16":
+        return tensor.to(torch.bfloat16).view(torch.int16).numpy(), Kind.BF16
+    if outtype == "q8_0" and tensor.shape[-1] % BLOCK == 0:
+        return gguf.quants.quantize(tensor.float().numpy(), Kind.Q8_0), Kind.Q8_0
+    half = tensor.to(torch.float16)
+    if not bool(torch.isfinite(half).all()):
+        raise ModelError(f"{int((~torch.isfinite(half)).sum())} values are not finite as f16", fix="use --outtype bf16")
+    return half.numpy(), Kind.F16
+
+
+def write_gguf(
+    path: Path, architecture: str, fields: Iterable[Field], tensors: Iterable[tuple[str, Tensor]], outtype: Outtype
+) -> None:
+    """Write a file; nothing in it depends on when or where it was written."""
+    import gguf
+
+    writer = gguf.GGUFWriter(str(path), architecture)
+    writer.add_file_type(FILE_TYPES[outtype])
+    if outtype == "q8_0":
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    for field in fields:
+        of = gguf.GGUFValueType[field.of] if field.of else None
+        writer.add_key_value(field.key, field.value, gguf.GGUFValueType[field.kind], of)
+    for name, tensor in tensors:
+        array, kind = encoded(tensor, outtype)
+        writer.add_tensor(name, array, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Values and tensors of a file; matrices in fp32, whatever their type. Raises ModelError where it is none."""
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(str(path))
+        values = {key: field.contents() for key, field in reader.fields.items()}
+        tensors = {str(tensor.name): _decoded(tensor) for tensor in reader.tensors}
+    except Exception as error:  # whatever the package stumbles over
+        raise ModelError(
+            f"not a GGUF file: {error}", where=str(path), fix="the file is damaged; copy it again"
+        ) from error
+    return values, tensors
+
+
+def fields_of(path: Path, prefix: str) -> list[Field]:
+    """The values of a file whose keys begin with ``prefix``, as they stand there."""
+    import gguf
+
+    found = []
+    for key, field in gguf.GGUFReader(str(path)).fields.items():
+        if not key.startswith(prefix):
+            continue
+        of = field.types[-1].name if len(field.types) > 1 else ""
+        found.append(Field(key, field.contents(), field.types[0].name, of))
+    return found
+
+
+def _decoded(tensor: Any) -> Tensor:
+    import gguf
+
+    if tensor.tensor_type == gguf.GGMLQuantizationType.I64:
+        return torch.from_numpy(tensor.data.copy())
+    return torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
