@@ -32,6 +32,7 @@ from eagle3cli.models.config import DraftConfig, read_draft_config
 from eagle3cli.models.draft import Draft
 from eagle3cli.models.files import read_weight_index
 from eagle3cli.pipeline.engine import StageLedger
+from eagle3cli.pipeline.forecast.calibration import read_calibration
 from eagle3cli.runs.find import read_results
 from eagle3cli.runs.folder import read_run
 from eagle3cli.runs.page import training_page
@@ -160,6 +161,15 @@ JSON_FILES: dict[str, tuple[Any, Callable[[Path], object]]] = {
     "stages": (
         {"stages": {"prepare": {"key": "a", "settings": {}, "state": "done", "seconds": 1.0, "result": {}}}},
         lambda p: (p.rename(p.with_name("stages.json")), StageLedger.open(p.parent)),
+    ),
+    "calibration": (
+        {
+            **{"made": "now", "waited": 0.1, "machine": {"cores": 2}, "target": {"name": "a", "kind": "b"}},
+            **{"settings": {}, "load_seconds": {"low": 1.0, "high": 2.0}, "capture_tokens_per_s": None},
+            "decoding_step_seconds": [{"batch": 1, "depth": 0, "low": 0.1, "high": 0.2}],
+            "training_step_seconds": {"rows": 8, "row": 100, "loss": 50, "low": 1.0, "high": 2.0},
+        },
+        read_calibration,
     ),
     "shard manifest": (
         {"made_with": {"target": "x"}, "shards": {"0-4": {"finished": 1, "rows": 4, "errors": 0, "tokens": 9}}},

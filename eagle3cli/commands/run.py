@@ -27,6 +27,9 @@ def run(settings: Settings, out: Out) -> int | None:
     if settings.run.list:
         overview(out)
         return None
+    if settings.run.calibrate:
+        fix = "add --dry-run, or: eagle3 plan RECIPE --calibrate"
+        raise UsageError("a calibration is part of a plan, not of a run", where="--calibrate", fix=fix)
     if not settings.target.model_path:
         fix = "name a recipe: eagle3 run quickstart (all: eagle3 run --list), or a settings file of your own"
         raise UsageError("no recipe, and no target in the settings", where="RECIPE", fix=fix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from eagle3cli.backends.target.gguf import find_gguf
+from eagle3cli.console.out import Out
 from eagle3cli.errors import Eagle3Error, ModelError, UsageError
 from eagle3cli.pipeline.engine import Pipeline, StageLedger
 from eagle3cli.pipeline.forecast.table import COLUMNS, RunForecast, forecast_run
@@ -67,8 +68,10 @@ def _forecast(
     if not left:
         return None
     try:
-        forecast = forecast_run(settings, left, finished)
+        forecast = forecast_run(settings, left, finished, Out())
     except Eagle3Error as error:
+        if settings.run.calibrate:  # who asks for it wants to know that there is none
+            raise
         problems[str(error)] = None
         return None
     problems |= dict.fromkeys(forecast.warnings)

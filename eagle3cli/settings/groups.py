@@ -103,6 +103,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     "run": {
         ESSENTIAL: "output_dir from_stage to_stage list",
         "Stages": "only_stage regenerate",
+        "Plan": "calibrate",
         "Final measurement": "k held_out_prompts new_tokens speed_prompts batch_size",
         AGAIN: "overwrite",
     },

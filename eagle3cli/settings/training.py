@@ -190,6 +190,9 @@ class RunSettings(Table):
     regenerate: bool = option(False, "Have the target write every reply anew instead of using recorded ones.")
     overwrite: bool = option(False, "Redo the stages whose settings changed, and all after them.")
     list: bool = option(False, "Show the packaged recipes and the stages instead.")
+    calibrate: bool = option(
+        False, "For a plan (--dry-run, eagle3 plan): time target and draft here first, for at most a minute."
+    )
     from_stage: StageName | None = option(None, "Redo this stage and those after it.", "--from")
     to_stage: StageName | None = option(None, "Stop after this stage.", "--to")
     only_stage: StageName | None = option(None, "Run this stage alone, if it is not done.", "--only")

@@ -1,20 +1,24 @@
 """How fast the machine is that a run is planned for: a GPU by a roofline, this processor by a product that is timed.
 
-What nobody has measured here lies between two bounds: the roofline's own share of the peak, and a part of it.
+What nobody has measured here lies between two bounds: the roofline's own share of the peak, and a part of it. What was
+calibrated on this machine with these models (:mod:`eagle3cli.pipeline.forecast.calibration`) takes their place.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
+from eagle3cli.pipeline.forecast.calibration import Calibration, Conditions, this_machine
 from eagle3cli.pipeline.forecast.models import Shapes
 from eagle3cli.pipeline.forecast.ranges import Range, as_range
 from eagle3cli.runtime.cpus import available_cpus
 from eagle3cli.runtime.devices import compute_type, memory_of
 from eagle3cli.runtime.processes.launch import processes
+from eagle3cli.runtime.provenance import digest_json, json_value
 from eagle3cli.serving.engine import resolve_engine
+from eagle3cli.settings.fields import fields
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.forecast import gpu_time
 from eagle3cli.training.forecast.inputs import device_of
@@ -42,6 +46,10 @@ LAYER_SECONDS = Range(5e-5, 2e-3)
 START_SECONDS = Range(1, 90)
 """Until a model is loaded; a server that captures graphs takes longer."""
 SERVER_START = Range(20, 300)
+VERIFIED = Range(0.3, 3.0)
+"""Time of a token with a draft against one without: from one that helps to one that does not, on a processor."""
+ACCEPTED = 0.75
+"""Of the tokens that a draft proposes, at most so many are accepted on average."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +73,46 @@ class Machine:
     """Bytes of a device."""
     settings: Settings
     """The settings with the device that is planned for."""
+    is_assumed: bool = False
+    """The GPU that is planned for is not here."""
+    calibration: Calibration | None = None
+    """What was timed here with these models and settings."""
 
     def capture_seconds(self, tokens: Range, shapes: Shapes) -> Range:
         """The target over ``tokens``, in the type that hidden-states computes in."""
+        if self.calibration and self.calibration.capture_rate:
+            devices = self.gpus if self.device == "cuda" else 1
+            return tokens / (self.calibration.capture_rate * devices)
         return tokens * (2 * shapes.active) / self.capture_flops
 
-    def decode_seconds(self, tokens: Range, replies: float, context: Range, shapes: Shapes, batch: int) -> Range:
-        """``tokens`` in ``replies`` of rows with ``context`` tokens; ``batch`` are decoded at once."""
+    def decode_seconds(
+        self, tokens: Range, replies: float, context: Range, shapes: Shapes, batch: int, depth: int = 0
+    ) -> Range:
+        """``tokens`` in ``replies`` of rows with ``context`` tokens; ``batch`` are decoded at once, with a draft that
+        proposes ``depth`` tokens."""
+        timed = self._timed_decoding(tokens, replies, context, batch, depth)
+        if timed is not None:
+            return timed
         fast = self._decoding(tokens.low, replies, MEAN_CONTEXT * context.low, shapes, batch)
         slow = self._decoding(tokens.high, replies, MEAN_CONTEXT * context.high, shapes, batch)
-        return Range(fast.low, slow.high)
+        plain = Range(fast.low, slow.high)
+        return plain * VERIFIED if depth else plain
+
+    def _timed_decoding(self, tokens: Range, replies: float, context: Range, batch: int, depth: int) -> Range | None:
+        """The same by steps that were timed; None where none were."""
+        calibration = self.calibration
+        if calibration is None or self.engine != "local":
+            return None
+        at_once = min(batch, max(1.0, replies))
+        step = calibration.decoding_seconds(at_once, depth)
+        pass_of_one = calibration.decoding_seconds(1, 0)
+        if step is None or pass_of_one is None:
+            return None
+        steps = tokens / at_once / Range(1.0, 1.0 + ACCEPTED * depth)
+        prompts = Range(0.0, replies * max(0.0, context.high - tokens.low / max(1.0, replies)))
+        rate = calibration.capture_rate or as_range(1 / pass_of_one.high)
+        reading = prompts / rate + Range(0.0, replies * pass_of_one.high)
+        return steps * step + reading
 
     def _decoding(self, tokens: float, replies: float, context: float, shapes: Shapes, batch: int) -> Range:
         """Every step reads the weights and what is cached, or waits for products, or for Python."""
@@ -96,7 +134,31 @@ class Machine:
 
     def start_seconds(self, times: int = 1) -> Range:
         """Until the target is loaded, ``times`` over."""
-        return as_range(times) * (START_SECONDS if self.engine == "local" else SERVER_START)
+        if self.engine != "local":
+            return as_range(times) * SERVER_START
+        return as_range(times) * ((self.calibration and self.calibration.load) or START_SECONDS)
+
+
+SPEED_FIELDS = (
+    *("target.dtype", "data.max_length", "hidden_states.dtype", "hidden_states.encoding", "regenerate.engine"),
+    *(f"train.{name}" for name in ("mode", "dtype", "batch_size", "micro_batch_size", "max_tokens_per_gpu")),
+    *(f"train.{name}" for name in ("ttt_length", "anchor_fraction", "loss", "optimizer", "attention_backend")),
+    "train.activation_checkpointing",
+)
+"""Settings that change how long a step takes."""
+
+
+def conditions_of(machine: Machine, shapes: Shapes) -> Conditions:
+    """What a calibration of this run on this machine holds for."""
+    settings = machine.settings
+    values = {key: field.value(settings) for key, field in fields().items() if key in SPEED_FIELDS}
+    values |= {"device": machine.device, "gpus": machine.gpus, "threads": settings.target.threads}
+    values["draft"] = digest_json(asdict(shapes.draft))
+    # What its speed depends on: other weights of the same model are as fast, and a .gguf file is as what it becomes.
+    quantization = None if shapes.is_converted else shapes.config.get("quantization_config")
+    kind = [shapes.config.get("model_type"), asdict(shapes.target), quantization]
+    target = {"name": settings.target.model_path, "kind": digest_json(json_value(kind))}
+    return Conditions(this_machine(), target, json_value(values))
 
 
 def machine_of(settings: Settings) -> Machine:
@@ -121,7 +183,7 @@ def machine_of(settings: Settings) -> Machine:
     flops = GPU_FORWARD * (count * gpu.peak_flops)
     bandwidth = count * gpu_time.MEMORY * gpu.memory_bandwidth
     memory = GPU_MEMORY if is_assumed else memory_of("cuda")
-    return Machine("cuda", count, name, flops, flops, Range(bandwidth, bandwidth), engine, memory, settings)
+    return Machine("cuda", count, name, flops, flops, Range(bandwidth, bandwidth), engine, memory, settings, is_assumed)
 
 
 def _this_processor(settings: Settings) -> Machine:

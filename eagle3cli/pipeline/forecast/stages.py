@@ -31,8 +31,6 @@ ROW_BYTES = Range(40, 300)
 """Of a row beside its texts: its id, its roles, how it ended."""
 ANSWER_BYTES = Range(10, 5000)
 """Of an answer in the result files of bench."""
-VERIFIED = Range(0.3, 3.0)
-"""Time of a token with a draft against one without: from one that helps to one that does not, on a processor."""
 SAVED_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SERVER_MEMORY = Range(0.6, 0.9)
 """Share of a GPU that a server takes for weights and cache."""
@@ -65,6 +63,8 @@ class Measurement:
     tokens: Range
     """Of an answer."""
     batch: int
+    depth: int
+    """Tokens that the draft proposes; 0 without it."""
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,7 @@ class Forecaster:
         tokens = rows * self.chain.row * Range(0.5, 1.5)
         if self.shapes is None:
             return StageForecast(rows=rows, tokens=tokens)
-        draft = 2 * draft_weights(self.shapes.draft) * self.settings.eval.depths
-        work = tokens * (2 * self.shapes.active + draft)
-        seconds = work / self.machine.flops * Range(1, 3) + START_SECONDS
+        seconds = training.seconds_of_evaluation(self.machine, self.shapes, tokens, self.chain.row, self.chain.loss)
         memory = training.memory_of_evaluation(self.machine, self.shapes, self.chain.row)
         return StageForecast(rows, tokens, Range(0, 100_000), memory, seconds)
 
@@ -172,7 +170,8 @@ class Forecaster:
         row = self.chain.row
         for part in parts:
             work = part.answers * part.tokens
-            seconds += self.machine.decode_seconds(work, part.batch, row, self.shapes, part.batch) * VERIFIED
+            options = (part.answers.high, row, self.shapes, part.batch, part.depth)
+            seconds += self.machine.decode_seconds(work, *options)
         memory = self._decoding_memory(max(part.batch for part in parts), row)
         return StageForecast(prompts, tokens, disk, memory, seconds)
 
@@ -181,13 +180,14 @@ class Forecaster:
         run, bench = self.settings.run, self.settings.bench
         held = self.chain.held.at_most(run.held_out_prompts) * bench.repeats
         timed = self.chain.held.at_most(run.speed_prompts) * bench.repeats
-        depths = len({k for k in (1, 2, 3, run.k) if k <= run.k})
         new = Range(max(1.0, run.new_tokens / 8), run.new_tokens)
-        parts = [Measurement(held, new, run.batch_size)] * 2 + [Measurement(timed, new, 1)] * (depths + 1)
+        depths = sorted({0, *(k for k in (1, 2, 3, run.k) if k <= run.k)})
+        parts = [Measurement(held, new, run.batch_size, depth) for depth in (0, run.k)]
+        parts += [Measurement(timed, new, 1, depth) for depth in depths]
         questions = float(sum(map(_questions, bench.benchmark_list)) * bench.repeats * len(set(bench.temperature)))
         configs = with_baselines([parse_config(text) for text in bench.config_list])
         asked = Range(1.0, bench.max_tokens)
-        return parts + [Measurement(Range(0, questions), asked, each.batch) for each in configs]
+        return parts + [Measurement(Range(0, questions), asked, each.batch, each.steps) for each in configs]
 
     def _all_rows(self) -> Range:
         return (self.chain.trained + self.chain.held).at_most(self.chain.answered.high)

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from eagle3cli.pipeline.forecast.chain import follow
-from eagle3cli.pipeline.forecast.machine import GPU_MEMORY, Machine, machine_of
+from eagle3cli.errors import UsageError
+from eagle3cli.pipeline.forecast.calibration import Calibration, find, save
+from eagle3cli.pipeline.forecast.chain import Chain, follow
+from eagle3cli.pipeline.forecast.machine import GPU_MEMORY, Machine, conditions_of, machine_of
 from eagle3cli.pipeline.forecast.models import Shapes, find_shapes
 from eagle3cli.pipeline.forecast.ranges import Range, counts_text, range_text
 from eagle3cli.pipeline.forecast.rows import Known, known_rows
 from eagle3cli.pipeline.forecast.stages import Forecaster, StageForecast
+from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.units import size_text, time_text
 from eagle3cli.settings.data import PrepareSettings
 from eagle3cli.settings.tables import Settings
@@ -64,22 +67,49 @@ class RunForecast:
             "disk_bytes": self.sum_of("disk").numbers(),
             "minutes": (self.time() * (1 / 60)).numbers(),
             "ranges_from": list(self.notes),
+            "calibrated": self.machine.calibration and self.machine.calibration.made,
         }
 
 
-def forecast_run(settings: Settings, left: Sequence[str], finished: Mapping[str, dict[str, Any]]) -> RunForecast:
-    """What the stages that are ``left`` will take; ``finished`` are the results of those that are done."""
+def forecast_run(
+    settings: Settings, left: Sequence[str], finished: Mapping[str, dict[str, Any]], report: Reporter
+) -> RunForecast:
+    """What the stages that are ``left`` will take; ``finished`` are the results of those that are done.
+
+    With ``run.calibrate`` this machine is timed first; raises as :func:`calibrate` does.
+    """
     shapes = find_shapes(settings)
     machine = machine_of(settings)
     known = known_rows(_prepared(settings) if "prepare" in finished else settings)
     found = None if isinstance(shapes, str) else shapes
-    forecaster = Forecaster(machine.settings, known, follow(settings, known, finished), found, machine)
+    chain = follow(settings, known, finished)
+    if settings.run.calibrate:
+        _calibrate(machine, shapes, chain, report)
+    calibration, how = _calibration(machine, found)
+    machine = replace(machine, calibration=calibration)
+    forecaster = Forecaster(machine.settings, known, chain, found, machine)
     stages = {name: forecaster.of(name) for name in left}
     sizes = f"sizes: {shapes if isinstance(shapes, str) else shapes.source}"
-    notes = (f"machine: {machine.name}", sizes, *_row_notes(known, finished), *_time_notes(settings, machine))
+    notes = (f"machine: {machine.name}", sizes, *_row_notes(known, finished), *_time_notes(settings, machine), how)
     warnings = (*_too_long(settings, known), *_warnings(stages, machine))
     forecast = RunForecast(stages, machine, found, notes, warnings)
     return replace(forecast, notes=(f"together: {range_text(forecast.time(), time_text)}", *notes))
+
+
+def _calibrate(machine: Machine, shapes: Shapes | str, chain: Chain, report: Reporter) -> None:
+    """Time this machine and keep what came of it."""
+    from eagle3cli.pipeline.forecast.calibrate import calibrate  # a plan without it needs no trainer
+
+    if isinstance(shapes, str):
+        raise UsageError(f"nothing to time: {shapes}", where="--calibrate", fix="fetch the target first")
+    save(conditions_of(machine, shapes), calibrate(machine, shapes, chain.row, chain.loss, report))
+
+
+def _calibration(machine: Machine, shapes: Shapes | None) -> tuple[Calibration | None, str]:
+    """What was timed of this machine and these models, and what to tell of it."""
+    if machine.is_assumed or shapes is None or not shapes.is_read:
+        return None, "calibration: none; it is made where the run will be, with the target there (--calibrate)"
+    return find(conditions_of(machine, shapes))
 
 
 def _prepared(settings: Settings) -> Settings:
@@ -98,9 +128,12 @@ def _row_notes(known: Known, finished: Mapping[str, dict[str, Any]]) -> tuple[st
 def _time_notes(settings: Settings, machine: Machine) -> list[str]:
     by = "the roofline's share of the peak down to a part of it" if machine.device == "cuda" else "its timed product"
     servers = "SGLang" if machine.engine == "started" else "the servers" if machine.engine == "running" else ""
+    if machine.calibration:
+        by = f"passes that were timed here with these models; what was not, by {by}"
+    else:
+        by += "; not measured with these models, so the true ones may lie near either end"
     notes = [
-        f"minutes: by {by}; not measured with these models, so the true ones may lie near either end; "
-        "downloads are not in them",
+        f"minutes: by {by}; downloads are not in them",
         f"replies and benchmark: by {servers or 'transformers in this process'}",
         f"long rows: cut at {settings.data.max_length:,} tokens (data.max_length); a batch of them takes most memory",
     ]

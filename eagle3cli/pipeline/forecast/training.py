@@ -9,14 +9,14 @@ import torch
 from eagle3cli.backends.target.hf import pick_dtype
 from eagle3cli.pipeline.forecast.machine import START_SECONDS, Machine
 from eagle3cli.pipeline.forecast.models import Shapes
-from eagle3cli.pipeline.forecast.ranges import Range, between
+from eagle3cli.pipeline.forecast.ranges import Range, as_range, between
 from eagle3cli.runtime.devices import compute_type, memory_of, resident_bytes
 from eagle3cli.runtime.units import parse_duration
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.batches import Sampler
 from eagle3cli.training.eval.measure import EVAL_BATCH
 from eagle3cli.training.forecast.inputs import CUDA_CONTEXT, RowLengths, RunInputs
-from eagle3cli.training.forecast.memory import Workload, evaluation_forecast, forecast
+from eagle3cli.training.forecast.memory import Workload, draft_weights, evaluation_forecast, forecast
 from eagle3cli.training.forecast.plan import checkpoint_disk
 from eagle3cli.training.forecast.speed import forecast_speed
 from eagle3cli.training.forecast.workload import training_workload
@@ -64,15 +64,29 @@ def seconds_of_training(machine: Machine, shapes: Shapes, rows: Range, row: Rang
         return Range(0.5 * budget, 1.2 * budget) + START_SECONDS
     steps, _ = steps_of(settings, rows)
     assert steps is not None  # without a time, epochs or steps decide
-    off = GPU_SPEED if machine.device == "cuda" else CPU_SPEED
     ends = [(rows.low, row.low, loss.low), (rows.high, row.high, loss.high)]
     low, high = (_step_seconds(machine, shapes, *end) for end in ends)
+    step = Range(low.low, high.high)
     train = settings.train
     evaluated = held.at_most(train.eval_rows or held.high)
     batches = Range(evaluated.low / train.batch_size, evaluated.high / train.batch_size + 1) * EVALUATION
     evaluations = Range(steps.low // train.eval_interval, steps.high // train.eval_interval + 1)
     worked = Range(steps.low + evaluations.low * batches.low, steps.high + evaluations.high * batches.high)
-    return worked * Range(low, high) * off + START_SECONDS
+    return worked * step + START_SECONDS
+
+
+def seconds_of_evaluation(machine: Machine, shapes: Shapes, tokens: Range, row: Range, loss: Range) -> Range:
+    """eval over rows of ``tokens`` in all: the draft at every depth, and the target where no store has its states."""
+    settings = machine.settings
+    timed = machine.calibration and machine.calibration.training
+    target = as_range(0.0)
+    if settings.train.mode == "online":
+        target = machine.capture_seconds(tokens, shapes)
+    if timed:
+        trained = timed.seconds / (timed.rows * timed.row) * (settings.eval.depths / settings.train.ttt_length)
+        return tokens * trained * EVALUATION + target + START_SECONDS
+    work = tokens * (2 * draft_weights(shapes.draft) * settings.eval.depths)
+    return work / machine.flops * Range(1, 3) + target + START_SECONDS
 
 
 def disk_of_training(settings: Settings, shapes: Shapes, steps: Range | None) -> Range:
@@ -108,7 +122,25 @@ def _workload(machine: Machine, shapes: Shapes, rows: float, row: float, loss: f
     return training_workload(machine.settings, inputs, machine.gpus)
 
 
-def _step_seconds(machine: Machine, shapes: Shapes, rows: float, row: float, loss: float) -> float:
+def _step_seconds(machine: Machine, shapes: Shapes, rows: float, row: float, loss: float) -> Range:
+    """A step by the model of its speed, within what such models are off; by a step that was timed where one was."""
+    timed = machine.calibration and machine.calibration.training
+    if not timed:
+        off = GPU_SPEED if machine.device == "cuda" else CPU_SPEED
+        return off * _modelled_seconds(machine, shapes, rows, row, loss)
+    settings = machine.settings
+    draft = replace(machine, settings=settings.updated("train", mode="offline"))
+    alone = replace(machine, gpus=1, settings=draft.settings.updated("train", batch_size=timed.rows))
+    # The model says only how much more this step is than the one that was timed: how fast the machine is cancels out.
+    larger = _modelled_seconds(draft, shapes, rows, row, loss)
+    larger /= _modelled_seconds(alone, shapes, timed.rows, timed.row, timed.loss)
+    seconds = timed.seconds * larger
+    if settings.train.mode == "online":
+        seconds += machine.capture_seconds(as_range(settings.train.batch_size * row), shapes)
+    return seconds
+
+
+def _modelled_seconds(machine: Machine, shapes: Shapes, rows: float, row: float, loss: float) -> float:
     inputs = _inputs(machine, shapes, rows, row, loss)
     train = machine.settings.train
     order = Sampler(len(inputs.data.lengths), train.batch_size, train.seed)

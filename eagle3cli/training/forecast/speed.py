@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -165,8 +166,9 @@ def _cpu_cluster(inputs: RunInputs, world_size: int, threads: int | None) -> Clu
     return Cluster(world_size, flops=flops, memory_bandwidth=CPU_MEMORY_BANDWIDTH, link=LOOPBACK)
 
 
+@cache
 def product_flops(dtype: torch.dtype) -> float:
-    """FLOP/s of one core in a large product, timed."""
+    """FLOP/s of one core in a large product, timed once."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
