@@ -29,7 +29,8 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.serving.bench.bench import bench
     from eagle3cli.serving.bench.search import search
 
-    settings = with_local_target(settings, out) if settings.target.model_path else settings
+    if settings.target.model_path and settings.bench.engine != "llama.cpp":  # which reads the .gguf file itself
+        settings = with_local_target(settings, out)
     result, searches = search(settings, out) if settings.bench.search else (bench(settings, out), [])
     out.table("Speculative decoding", COLUMNS, [table_row(row) for row in result.table])
     if parts := part_rows(result.table):
@@ -79,7 +80,14 @@ COMMAND = Command(
         *("bench.*", "target.model_path", "target.revision", "target.dtype", "target.device", "target.threads"),
         *("target.trust_remote_code", "draft.path", "draft.aux_layers"),
         *("data.chat_template", "data.chat_template_kwargs"),
-        *("data.cache_dir", "server.address_port", "server.python", "server.args", "server.tp_size"),
+        *(
+            "data.cache_dir",
+            "server.address_port",
+            "server.python",
+            "server.llama_server",
+            "server.args",
+            "server.tp_size",
+        ),
         *("server.mem_fraction_static", "server.port", "server.request_timeout", "server.dist_timeout"),
     ),
     run=run,

@@ -18,7 +18,8 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.serving.engine import resolve_engine
     from eagle3cli.serving.regenerate.regenerate import regenerate
 
-    if resolve_engine(settings.regenerate.engine, settings.server) != "running":
+    reads_gguf = settings.regenerate.engine == "llama.cpp"
+    if resolve_engine(settings.regenerate.engine, settings.server) != "running" and not reads_gguf:
         settings = with_target_folder(settings, out)
     done = regenerate(settings, out)
     speed = f", {done.tokens_now / done.seconds:.0f} reply tokens/s" if done.tokens_now else ""

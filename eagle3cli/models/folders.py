@@ -31,6 +31,20 @@ def find_draft(path: Path) -> Path:
     raise ModelError(what, where=str(path), fix=fix)
 
 
+def gguf_draft(path: Path) -> Path | None:
+    """The GGUF file that ``path`` means: itself, or the only one of a folder; None where there is none."""
+    if path.is_file():
+        return path if path.suffix == ".gguf" else None
+    files = [] if (path / "config.json").is_file() else sorted(path.glob("*.gguf"))
+    return files[0] if len(files) == 1 else None
+
+
+def draft_files(path: Path) -> list[Path]:
+    """The files of weights of the draft that ``path`` means."""
+    own = gguf_draft(path)
+    return [own] if own is not None else sorted(find_draft(path).glob("*.safetensors"))
+
+
 def check_weight_files(folder: Path) -> bool:
     """Whether the folder holds safetensors files. Raises ModelError where one that should be there is missing or cut
     short; their numbers are not read.

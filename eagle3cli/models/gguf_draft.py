@@ -19,7 +19,7 @@ from eagle3cli.errors import ModelError
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.contract import EMBEDDING, has_full_vocab
 from eagle3cli.models.draft import rope_frequencies
-from eagle3cli.models.gguf_file import Field, Outtype, encoded, read_gguf, write_gguf
+from eagle3cli.models.gguf_file import Entry, Field, Outtype, decoded, encoded, kind_of, read_gguf, write_gguf
 
 ARCHITECTURE = "eagle3"
 ROTATED = ("blk.0.attn_q.weight", "blk.0.attn_k.weight")
@@ -64,7 +64,9 @@ def write_draft(
     and for values that do not fit ``outtype``.
     """
     tensors = _tensors(state, config)
-    write_gguf(path, ARCHITECTURE, [*_fields(config), *vocabulary], tensors.items(), outtype)
+    write_gguf(
+        path, ARCHITECTURE, [*_fields(config), *vocabulary], [Entry.of(*item) for item in tensors.items()], outtype
+    )
     read_config, read = read_draft(path)
     different = [f"config: {key}" for key in _compared(config) if getattr(config, key) != getattr(read_config, key)]
     for name, value in state.items():
@@ -85,16 +87,10 @@ def _compared(config: DraftConfig) -> tuple[str, ...]:
 
 def _as_read(value: Tensor, outtype: Outtype) -> Tensor:
     """What a tensor is once it was written and read."""
-    import gguf
-
     if not value.is_floating_point():
         return value
-    return torch.from_numpy(gguf.dequantize(*_bytes(value, outtype)).copy())
-
-
-def _bytes(value: Tensor, outtype: Outtype) -> tuple[Any, Any]:
-    array, kind = encoded(value, outtype)
-    return (array.view("uint8") if kind.name == "BF16" else array), kind
+    kind = kind_of(value.shape, outtype)
+    return decoded(encoded(value, kind), kind)
 
 
 def read_draft(path: Path) -> tuple[DraftConfig, dict[str, Tensor]]:
@@ -179,7 +175,7 @@ def _tensors(state: Mapping[str, Tensor], config: DraftConfig) -> dict[str, Tens
     """
     tensors = {NAMES[name]: value for name, value in state.items() if name in NAMES}
     for name in ROTATED:
-        tensors[name] = _pairs(tensors[name], config.head_dim)
+        tensors[name] = pairs(tensors[name], config.head_dim)
     if has_full_vocab(config):
         del tensors["d2t"]
     else:
@@ -191,7 +187,7 @@ def _tensors(state: Mapping[str, Tensor], config: DraftConfig) -> dict[str, Tens
     return tensors
 
 
-def _pairs(rows_AX: Tensor, head_dim: int) -> Tensor:
+def pairs(rows_AX: Tensor, head_dim: int) -> Tensor:
     """Rows of a projection in llama.cpp's order: channel j and its partner j + D/2 beside each other."""
     heads = rows_AX.unflatten(0, (-1, 2, head_dim // 2))
     paired: Tensor = heads.transpose(1, 2).reshape(rows_AX.shape)
@@ -199,7 +195,7 @@ def _pairs(rows_AX: Tensor, head_dim: int) -> Tensor:
 
 
 def _halves(rows_AX: Tensor, head_dim: int) -> Tensor:
-    """The way back from :func:`_pairs`."""
+    """The way back from :func:`pairs`."""
     heads = rows_AX.unflatten(0, (-1, head_dim // 2, 2))
     halved: Tensor = heads.transpose(1, 2).reshape(rows_AX.shape)
     return halved

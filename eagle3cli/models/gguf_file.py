@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,34 +41,60 @@ def require_gguf(where: str) -> None:
         raise UsageError(what, where=where, fix=f"pip install '{demo.EXTRA}'")
 
 
-def encoded(tensor: Tensor, outtype: Outtype) -> tuple[Any, Any]:
-    """A tensor as numpy array and GGUF's type: ``outtype`` for matrices, f32 for vectors, i64 for whole numbers.
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to write; ``load`` reads it when its turn comes."""
 
-    Raises ModelError where a value does not fit the type.
-    """
+    name: str
+    shape: tuple[int, ...]
+    load: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, name: str, tensor: Tensor) -> Entry:
+        """One that is there."""
+        return cls(name, tuple(tensor.shape), lambda: tensor)
+
+
+def kind_of(shape: Sequence[int], outtype: Outtype) -> Any:
+    """GGUF's type for weights of this shape: ``outtype`` for matrices, f32 for vectors."""
+    from gguf import GGMLQuantizationType as Kind
+
+    if len(shape) < 2 or outtype == "f32":
+        return Kind.F32
+    if outtype == "q8_0":
+        return Kind.Q8_0 if shape[-1] % BLOCK == 0 else Kind.F16
+    return Kind.BF16 if outtype == "bf16" else Kind.F16
+
+
+def encoded(tensor: Tensor, kind: Any) -> Any:
+    """A tensor as the numpy array of a GGUF type. Raises ModelError where a value does not fit it."""
     import gguf
     from gguf import GGMLQuantizationType as Kind
 
     tensor = tensor.detach().to("cpu").contiguous()
-    if not tensor.is_floating_point():
-        return tensor.long().numpy(), Kind.I64
-    if tensor.ndim < 2 or outtype == "f32":
-        return tensor.float().numpy(), Kind.F32
-    if outtype == "bf16":
-        return tensor.to(torch.bfloat16).view(torch.int16).numpy(), Kind.BF16
-    if outtype == "q8_0" and tensor.shape[-1] % BLOCK == 0:
-        return gguf.quants.quantize(tensor.float().numpy(), Kind.Q8_0), Kind.Q8_0
+    if kind == Kind.I64:
+        return tensor.long().numpy()
+    if kind == Kind.F32:
+        return tensor.float().numpy()
+    if kind == Kind.BF16:
+        return tensor.to(torch.bfloat16).view(torch.int16).numpy()
+    if kind == Kind.Q8_0:
+        return gguf.quants.quantize(tensor.float().numpy(), Kind.Q8_0)
     half = tensor.to(torch.float16)
     if not bool(torch.isfinite(half).all()):
         raise ModelError(f"{int((~torch.isfinite(half)).sum())} values are not finite as f16", fix="use --outtype bf16")
-    return half.numpy(), Kind.F16
+    return half.numpy()
 
 
 def write_gguf(
-    path: Path, architecture: str, fields: Iterable[Field], tensors: Iterable[tuple[str, Tensor]], outtype: Outtype
+    path: Path, architecture: str, fields: Iterable[Field], entries: Iterable[Entry], outtype: Outtype
 ) -> None:
-    """Write a file; nothing in it depends on when or where it was written."""
+    """Write a file, one tensor after the other; nothing in it depends on when or where it was written.
+
+    A tensor called ``d2t`` holds whole numbers.
+    """
     import gguf
+    import numpy as np
 
     writer = gguf.GGUFWriter(str(path), architecture)
     writer.add_file_type(FILE_TYPES[outtype])
@@ -76,12 +103,19 @@ def write_gguf(
     for field in fields:
         of = gguf.GGUFValueType[field.of] if field.of else None
         writer.add_key_value(field.key, field.value, gguf.GGUFValueType[field.kind], of)
-    for name, tensor in tensors:
-        array, kind = encoded(tensor, outtype)
-        writer.add_tensor(name, array, raw_dtype=kind)
+    listed = list(entries)
+    kinds = [
+        gguf.GGMLQuantizationType.I64 if entry.name == "d2t" else kind_of(entry.shape, outtype) for entry in listed
+    ]
+    for entry, kind in zip(listed, kinds, strict=True):
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        count = math.prod(entry.shape) // block * size
+        writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), count, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
+    for entry, kind in zip(listed, kinds, strict=True):
+        writer.write_tensor_data(encoded(entry.load(), kind))
     writer.close()
 
 
@@ -92,7 +126,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         reader = gguf.GGUFReader(str(path))
         values = {key: field.contents() for key, field in reader.fields.items()}
-        tensors = {str(tensor.name): _decoded(tensor) for tensor in reader.tensors}
+        tensors = {str(tensor.name): decoded(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
     except Exception as error:  # whatever the package stumbles over
         raise ModelError(
             f"not a GGUF file: {error}", where=str(path), fix="the file is damaged; copy it again"
@@ -113,9 +147,12 @@ def fields_of(path: Path, prefix: str) -> list[Field]:
     return found
 
 
-def _decoded(tensor: Any) -> Tensor:
+def decoded(array: Any, kind: Any) -> Tensor:
+    """The tensor in an array of a GGUF type: fp32, or int64."""
     import gguf
 
-    if tensor.tensor_type == gguf.GGMLQuantizationType.I64:
-        return torch.from_numpy(tensor.data.copy())
-    return torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
+    if kind == gguf.GGMLQuantizationType.I64:
+        return torch.from_numpy(array.copy())
+    if kind == gguf.GGMLQuantizationType.BF16:
+        array = array.view("uint8")
+    return torch.from_numpy(gguf.dequantize(array, kind).copy())

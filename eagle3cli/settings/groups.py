@@ -39,7 +39,8 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
     "server": {
         ESSENTIAL: "address_port",
-        "Servers": "python args replicas tp_size mem_fraction_static port max_concurrency request_timeout dist_timeout",
+        "Servers": "python llama_server args replicas tp_size mem_fraction_static port max_concurrency "
+        "request_timeout dist_timeout",
     },
     "regenerate": {
         ESSENTIAL: "input_path output_dir engine max_tokens temperature",

@@ -21,7 +21,10 @@ class ServerSettings(Table):
         "What starts SGLang: a Python, or words that end with one (of a container); default: this Python.",
         "--server-python",
     )
-    args: str = option("", "More words for SGLang's command line, as one text.", "--server-args")
+    llama_server: str = option(
+        "", "llama.cpp's llama-server: its path; default: the one on the PATH.", "--llama-server"
+    )
+    args: str = option("", "More words for the server's command line, as one text.", "--server-args")
     replicas: int | None = option(
         None, "Servers to start; default: as many as --tp-size fits into the visible GPUs, one on a CPU.", ge=1
     )
@@ -40,10 +43,10 @@ class RegenerateSettings(Table):
 
     input_path: Path | None = option(None, "Conversations (jsonl) from prepare.", "--input-path", "--data-path")
     output_dir: Path = option(Path("cache/regenerated"), "Folder of the shards.")
-    engine: Literal["auto", "sglang", "vllm", "local"] = option(
+    engine: Literal["auto", "sglang", "vllm", "llama.cpp", "local"] = option(
         "auto",
-        "What runs the target: sglang or vllm (servers), local (this process, through transformers); auto: servers "
-        "where they are given or SGLang is installed.",
+        "What runs the target: sglang, vllm or llama.cpp (servers), local (this process, through transformers); auto: "
+        "servers where they are given or SGLang is installed.",
     )
     turns: Literal["last", "all"] = option("all", "Rewrite the last assistant turn, or every one in order.")
     recorded: str | None = option(
@@ -69,10 +72,10 @@ class RegenerateSettings(Table):
 class BenchSettings(Table):
     """eagle3 bench: acceptance and speed with and without the draft."""
 
-    engine: Literal["auto", "sglang", "vllm", "local"] = option(
+    engine: Literal["auto", "sglang", "vllm", "llama.cpp", "local"] = option(
         "auto",
-        "What decodes: sglang or vllm (a server for each configuration), local (this process, lossless chains); auto: "
-        "servers where they are given or SGLang is installed.",
+        "What decodes: sglang, vllm or llama.cpp (a server for each configuration), local (this process, lossless "
+        "chains); auto: servers where they are given or SGLang is installed.",
     )
     config_list: tuple[str, ...] = option(
         ("1,0,0,0", "1,3,1,4", "1,5,1,6"),

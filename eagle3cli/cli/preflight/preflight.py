@@ -75,6 +75,7 @@ def _engine(name: str, settings: Settings) -> str | None:
 
 def _check_machine(settings: Settings, keys: set[str], engine: str | None) -> None:
     from eagle3cli.cli.preflight.devices import check_device, check_gpus, check_port
+    from eagle3cli.runtime.llama_server import llama_server
 
     if "target.device" in keys and engine in (None, "local"):
         check_device(settings.target.device)
@@ -82,6 +83,9 @@ def _check_machine(settings: Settings, keys: set[str], engine: str | None) -> No
         check_gpus(settings.launch.gpus)
     if engine == "started":
         check_port(settings)
+        named = settings.bench.engine if "bench.engine" in keys else settings.regenerate.engine
+        if named == "llama.cpp":
+            llama_server(settings.server.llama_server)
 
 
 def _check_target(name: str, settings: Settings, engine: str | None) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from eagle3cli.errors import Eagle3Error, UsageError
@@ -54,6 +55,8 @@ def _ask(address: str) -> tuple[int, bytes]:
 
 def check_bench(settings: Settings, engine: str) -> bool:
     """Raise UsageError for configurations and tasks that cannot be; returns whether a draft is read."""
+    from eagle3cli.models.folders import gguf_draft
+    from eagle3cli.runtime.llama_server import llama_server
     from eagle3cli.serving.bench.configs import parse_config, require_chains
     from eagle3cli.serving.bench.tasks import check_task
 
@@ -62,8 +65,10 @@ def check_bench(settings: Settings, engine: str) -> bool:
         raise UsageError("a temperature is at least 0", where="--temperature", fix="0 is greedy")
     if engine == "local":
         require_chains(configs, "the local engine", ", and --engine sglang with --server-python PYTHON serves trees")
-    if engine == "started" and settings.bench.engine == "vllm":
-        require_chains(configs, "vLLM")
+    if engine == "started" and settings.bench.engine in ("vllm", "llama.cpp"):
+        require_chains(configs, "vLLM" if settings.bench.engine == "vllm" else "llama.cpp")
+    if engine == "started" and settings.bench.engine == "llama.cpp":
+        llama_server(settings.server.llama_server, drafts=any(not config.is_baseline for config in configs))
     for task in settings.bench.benchmark_list:
         check_task(task)
     drafts = any(not config.is_baseline for config in configs) or settings.bench.search
@@ -72,4 +77,6 @@ def check_bench(settings: Settings, engine: str) -> bool:
     if settings.draft.path is None and not settings.bench.search:
         fix = "run eagle3 export first, give a draft folder, or only baselines (--config-list 1,0,0,0)"
         raise UsageError("no draft", where="--speculative-draft-model-path", fix=fix)
-    return settings.draft.path is not None
+    if settings.draft.path is None or settings.bench.engine != "llama.cpp":
+        return settings.draft.path is not None
+    return gguf_draft(Path(settings.draft.path).expanduser()) is None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from eagle3cli.data.conversations.system_prompt import system_prompt_text
 from eagle3cli.errors import DataError, Eagle3Error, ModelError, Stopped, UsageError
-from eagle3cli.models.folders import find_draft
+from eagle3cli.models.folders import draft_files
 from eagle3cli.runtime.machine import machine
 from eagle3cli.runtime.provenance import digest_file
 from eagle3cli.runtime.report import Reporter
@@ -283,14 +283,14 @@ def result_settings(settings: Settings, engine: str, model: str | None) -> Resul
     target = settings.target
     config = settings.bench
     server = settings.server
-    folder = find_draft(Path(settings.draft.path)) if settings.draft.path else None
+    files = draft_files(Path(settings.draft.path)) if settings.draft.path else []
     if engine == "local":
         of_engine: ResultRow = {"threads": target.threads}
     else:
         of_engine = {"server_args": server.args, "tp_size": server.tp_size, "addresses": list(server.address_port)}
     return {
         **({} if model is None else {"target": model}),
-        "draft": [digest_file(path) for path in sorted(folder.glob("*.safetensors"))] if folder else [],
+        "draft": [digest_file(path) for path in files],
         "engine": engine,
         "dtype": target.dtype,
         "device": target.device,

@@ -10,10 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from eagle3cli.backends.target.gguf import local_folder
 from eagle3cli.errors import UsageError
 from eagle3cli.models.checkpoint import read_config
 from eagle3cli.models.converters import is_speculators
-from eagle3cli.models.folders import find_draft
+from eagle3cli.models.engines import ENGINES as ENGINE_NAMES
+from eagle3cli.models.folders import find_draft, gguf_draft
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.serving.bench.configs import Config, DraftShape, require_chains
 from eagle3cli.serving.bench.remote import ServerEngine, connect
@@ -24,6 +26,7 @@ from eagle3cli.serving.client.same_model import PROBE, model_path, same_answers,
 from eagle3cli.serving.engine import resolve_engine
 from eagle3cli.serving.launch.commands import (
     CPU_REQUESTS,
+    LLAMACPP_CONTEXT,
     Product,
     Speculation,
     launches,
@@ -33,6 +36,7 @@ from eagle3cli.serving.launch.commands import (
     vllm_knows,
 )
 from eagle3cli.serving.launch.server import started
+from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.tables import Settings
 
 if TYPE_CHECKING:
@@ -43,7 +47,11 @@ SERVERS = "servers"
 SAMPLE = "The 12 foxes: def f(x): return x + 1.5  # naïve, 漢字"
 """A text on which two tokenizers that are not the same part."""
 COUNTERS_FLAG = "--per-request-spec-decode-metrics"
-ROOM: dict[Product, str] = {"vllm": "--max-num-seqs", "sglang": "--max-running-requests"}
+ROOM: dict[Product, str] = {
+    "vllm": "--max-num-seqs",
+    "sglang": "--max-running-requests",
+    "llama.cpp": "--parallel",
+}
 """The argument for the requests that a server decodes together."""
 
 
@@ -83,14 +91,17 @@ def open_provider(settings: Settings, configs: Sequence[Config], report: Reporte
     if not settings.target.model_path:
         raise UsageError("no target model", where="--model-path", fix="give a folder or a hub id")
     draft = _draft_folder(settings) if drafts else None
+    if draft is not None and gguf_draft(draft) is not None and settings.bench.engine != "llama.cpp":
+        fix = "add --engine llama.cpp, or give the folder that it was exported from"
+        raise UsageError("a draft for llama.cpp, which no other engine reads", where=str(draft), fix=fix)
     if kind == "local":
         require_chains(drafts, "the local engine", ", and --engine sglang with --server-python PYTHON serves trees")
         return LocalProvider(settings, draft, report)
     if settings.draft.path:  # its type is the servers', with and without it
         draft = _draft_folder(settings)
     provider = StartedProvider(settings, draft, report)
-    if provider.name == "vllm":
-        require_chains(drafts, "vLLM")
+    if provider.name != "sglang":
+        require_chains(drafts, ENGINE_NAMES[provider.name])
     elif draft is not None and is_speculators(read_config(draft)):
         fix = f"eagle3 import --draft-model-path {draft} --output-path FOLDER, and measure that"
         raise UsageError("a draft in the format of speculators, which SGLang does not read", where=str(draft), fix=fix)
@@ -101,7 +112,8 @@ def _draft_folder(settings: Settings) -> Path:
     if settings.draft.path is None:
         fix = "run eagle3 export first, give a draft folder, or only baselines (--config-list 1,0,0,0)"
         raise UsageError("no draft", where="--speculative-draft-model-path", fix=fix)
-    return find_draft(Path(settings.draft.path))
+    path = Path(settings.draft.path)
+    return path if gguf_draft(path) is not None else find_draft(path)
 
 
 @dataclass
@@ -157,7 +169,7 @@ class StartedProvider:
     def engine(self, shape: DraftShape, batch: int) -> Iterator[Engine]:
         """Start a server, and stop it at the end."""
         settings = self.settings
-        target = one_type(settings.target, self.draft)
+        target, draft = self._models(speculates=bool(shape[0]))
         arguments = self._arguments(batch, speculates=bool(shape[0]))
         server = settings.server.model_copy(update={"args": arguments, "replicas": 1})
         with started(
@@ -166,13 +178,31 @@ class StartedProvider:
             self.report,
             logs=settings.bench.output.parent / "logs",
             product=self.name,
-            speculation=Speculation(str(self.draft), *shape) if shape[0] and self.draft is not None else None,
+            speculation=Speculation(draft, *shape) if shape[0] and draft is not None else None,
         ) as servers:
             seconds = float(settings.server.request_timeout)
             on_cpu = not (target.device != "cpu" and visible_gpus())
-            yield connect(
-                servers.addresses[0], lambda _: load_chat_tokenizer(settings), seconds, target.dtype, on_cpu=on_cpu
-            )
+            dtype = "" if self.name == "llama.cpp" else target.dtype
+            yield connect(servers.addresses[0], lambda _: self._tokenizer, seconds, dtype, on_cpu=on_cpu)
+
+    @cached_property
+    def _tokenizer(self) -> ChatTokenizer:
+        if self.name != "llama.cpp":
+            return load_chat_tokenizer(self.settings)
+        from eagle3cli.serving.launch.gguf import target_folder
+
+        return load_chat_tokenizer(self.settings, target_folder(self.settings, self.report))
+
+    def _models(self, *, speculates: bool) -> tuple[TargetSettings, str | None]:
+        """The target and the draft as the server is given them."""
+        if self.name != "llama.cpp":
+            draft = None if self.draft is None else str(self.draft)
+            return one_type(self.settings.target, self.draft), draft
+        from eagle3cli.serving.launch.gguf import draft_file, target_file
+
+        file = target_file(self.settings, self.report)
+        target = self.settings.target.model_copy(update={"model_path": str(file)})
+        return target, str(draft_file(self.settings, self.report)) if speculates else None
 
     def judge(self) -> AbstractContextManager[Engine]:
         """The baseline's server once more."""
@@ -181,6 +211,9 @@ class StartedProvider:
     def _arguments(self, batch: int, *, speculates: bool) -> str:
         """What the user adds, behind what makes room for the batch, takes cached prompts out of the times, and has vLLM
         tell the counters of every reply where its version can."""
+        if self.name == "llama.cpp":  # each request has a context of its own
+            words = [ROOM[self.name], str(batch), "--ctx-size", str(batch * LLAMACPP_CONTEXT)]
+            return f"{shlex.join(words)} {self.settings.server.args}".strip()
         words = [ROOM[self.name], str(max(batch, CPU_REQUESTS))]
         if self.name == "vllm":
             words.append("--no-enable-prefix-caching")
@@ -193,7 +226,9 @@ def serve_command(settings: Settings, config: Config) -> str:
     """The command that serves a configuration, to copy."""
     product = product_of(settings.bench.engine)
     args = settings.server.args
-    if config.batch > CPU_REQUESTS:
+    if product == "llama.cpp":
+        args = f"{ROOM[product]} {config.batch} --ctx-size {config.batch * LLAMACPP_CONTEXT} {args}"
+    elif config.batch > CPU_REQUESTS:
         args = f"{ROOM[product]} {config.batch} {args}"
     server = settings.server.model_copy(update={"args": args, "python": settings.server.python or "python3"})
     draft = Speculation(str(_draft_folder(settings)), *config.shape) if config.steps else None
@@ -254,7 +289,11 @@ class RunningProvider:
     def _tokenizer_of(self, info: Info) -> ChatTokenizer:
         """That of the server's own model where its folder is here; else that of the settings' model."""
         own = model_path(info)
+        if own.endswith(".gguf") and Path(own).is_file():
+            own = local_folder(own, self.settings.data.cache_dir / "models", self.report)
         asked = self.settings.target.model_path
+        if asked.endswith(".gguf"):
+            asked = local_folder(asked, self.settings.data.cache_dir / "models", self.report)
         if asked and not Path(own).is_dir():
             return load_chat_tokenizer(self.settings, asked)
         if asked and not same_files(own, asked):

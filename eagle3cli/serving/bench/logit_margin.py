@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from eagle3cli.serving.client.client import Info
+from eagle3cli.serving.client.protocol import COMPLETION
 
 TOP_LOGPROBS = 5
 """Tokens that a server is asked for; one that is not among them was no tie."""
@@ -28,6 +29,9 @@ def logprobs_request(prompt: Sequence[int], info: Info) -> tuple[str, dict[str, 
         params = {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True}
         more = {"return_logprob": True, "top_logprobs_num": TOP_LOGPROBS}
         return "/generate", {"input_ids": list(prompt), "sampling_params": params, **more}
+    if info.kind == "llama.cpp":
+        more = {"n_probs": TOP_LOGPROBS, "cache_prompt": False}
+        return COMPLETION, {"prompt": list(prompt), "n_predict": 1, "temperature": 0, **more}
     body: dict[str, Any] = {"model": info.model, "prompt": list(prompt), "max_tokens": 1, "temperature": 0}
     body |= {"logprobs": TOP_LOGPROBS}
     if info.kind == "vllm":
@@ -40,6 +44,9 @@ def read_logprobs(path: str, body: Any) -> dict[int, float] | None:
     try:
         if path == "/generate":
             return {int(entry[1]): float(entry[0]) for entry in body["meta_info"]["output_top_logprobs"][0]}
+        if path == COMPLETION:
+            likely = body["completion_probabilities"][0]["top_logprobs"]
+            return {int(entry["id"]): float(entry["logprob"]) for entry in likely}
         by_name = body["choices"][0]["logprobs"]["top_logprobs"][0]
         return {int(name.partition("token_id:")[2]): float(value) for name, value in by_name.items()}
     except (KeyError, IndexError, TypeError, ValueError):

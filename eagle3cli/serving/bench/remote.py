@@ -22,6 +22,7 @@ from eagle3cli.serving.conversation import OpenConversation, Response
 
 T = TypeVar("T")
 CHECK_SECONDS = 0.5
+PROBE_TOKENS = 64
 SPARE = 64
 """Tokens of the context that servers may keep for drafts."""
 NOT_SAMPLES: dict[ServerKind, str] = {
@@ -165,6 +166,16 @@ class ServerEngine:
             raise Eagle3Error(f"the server failed: {failure}", where=self.address) from failure
 
 
+async def _llamacpp_speculation(client: Client) -> tuple[int, int, int] | None:
+    """Steps, top-k and draft tokens of a llama.cpp's speculation, seen in an answer: it tells them nowhere."""
+    answer = await client.ask(Request(PROBE_TOKENS, input_ids=(1, 2, 3), ignore_end=True))
+    counted = answer.acceptance
+    if counted is None or not counted.passes:
+        return None
+    steps = -(-counted.proposed // counted.passes)  # in the last passes it proposes no more than are wanted
+    return steps, 1, steps + 1
+
+
 def connect(
     address: str,
     tokenizer_of: Callable[[Info], ChatTokenizer],
@@ -182,6 +193,8 @@ def connect(
     async def identify() -> Info:
         async with Client(address) as client:
             info = await client.identify()
+            if info.kind == "llama.cpp":
+                return replace(info, speculative=await _llamacpp_speculation(client))
             if info.kind == "vllm" and (counters := await client.acceptance()) is not None:
                 if not counters.positions:  # it tells them once something was decoded
                     await client.ask(Request(4, input_ids=(1, 2, 3)))

@@ -1,4 +1,4 @@
-"""One server over HTTP: SGLang, vLLM, or any other that speaks the OpenAI interface.
+"""One server over HTTP: SGLang, vLLM, llama.cpp, or any other that speaks the OpenAI interface.
 
 Every connection is a transport of its own: httpx's shared pool looks at all its connections for every request, which
 costs 20 times the request itself when 512 are open (``tests/speed/client.py``). Knows nothing of other servers, of
@@ -24,10 +24,12 @@ from eagle3cli.serving.client.errors import Lost, Refused, RequestFailed, Unreac
 from eagle3cli.serving.client.metrics import acceptance_in_metrics, is_vllm_on_cpu, read_metrics
 from eagle3cli.serving.client.models_page import KEY, PAGE, first_model, no_model_server, why_no_model_server
 from eagle3cli.serving.client.protocol import (
+    COMPLETION,
     Acceptance,
     Answer,
     Request,
     ServerKind,
+    acceptance_of_timings,
     error_message,
     path_and_body,
     read_answer,
@@ -37,6 +39,10 @@ from eagle3cli.serving.client.stream import StreamedAnswer
 
 CONNECT_SECONDS = 10.0
 WRITE_SECONDS = 60.0
+KINDS: Mapping[str, ServerKind] = {"sglang": "sglang", "vllm": "vllm", "llamacpp": "llama.cpp"}
+"""Servers by what they call the owner of their model."""
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""llama.cpp's names of types that have another one here."""
 INFO_SECONDS = 10.0
 """For the small questions about the server itself."""
 
@@ -111,17 +117,23 @@ class Client:
         info = self.info or await self.identify()
         path, body = path_and_body(request, info.kind, info.model, stream=stream)
         start = time.monotonic()
-        if stream:
+        if stream and path != COMPLETION:
             return await self._stream(path, body, start)
-        raw = await self._fetch("POST", path, body, self._seconds)
-        return replace(read_answer(path, _json(raw)), seconds=time.monotonic() - start)
+        raw = _json(await self._fetch("POST", path, body, self._seconds))
+        answer = replace(read_answer(path, raw), seconds=time.monotonic() - start)
+        if path == COMPLETION and answer.acceptance is not None and info.speculative is not None:
+            return replace(answer, acceptance=acceptance_of_timings(raw["timings"], info.speculative[0]))
+        return answer
 
     async def identify(self) -> Info:
         """What the server is; asked once. Raises Unreachable or Lost while it does not answer, Refused without access,
         Eagle3Error where it is no server of language models."""
         first = await self._first_model()
         owner = str(first.get("owned_by"))
-        kind: ServerKind = "sglang" if owner == "sglang" else "vllm" if owner == "vllm" else "openai"
+        kind = KINDS.get(owner, "openai")
+        if kind == "llama.cpp":
+            self.info = await self._identify_llamacpp(first)
+            return self.info
         context = first.get("max_model_len")
         server = await self._page("/get_server_info") if kind == "sglang" else {}
         model = await self._page("/get_model_info") if kind == "sglang" else {}
@@ -139,6 +151,21 @@ class Client:
             server.get("device") == "cpu" or (kind == "vllm" and is_vllm_on_cpu(await self._metrics_or_nothing())),
         )
         return self.info
+
+    async def _identify_llamacpp(self, first: Mapping[str, Any]) -> Info:
+        """Its speculation is not told: see :func:`eagle3cli.serving.bench.remote.connect`."""
+        properties = await self._page("/props")
+        meta = first.get("meta") or {}
+        context = meta.get("n_ctx") or meta.get("n_ctx_train")
+        kind = str(properties.get("model_ftype") or meta.get("ftype") or "")
+        return Info(
+            "llama.cpp",
+            str(first["id"]),
+            str(properties.get("model_path") or ""),
+            context if isinstance(context, int) else None,
+            str(properties.get("build_info") or ""),
+            dtype=DTYPES.get(kind.removeprefix("all "), kind),
+        )
 
     async def _first_model(self) -> Mapping[str, Any]:
         """What ``/v1/models`` says of its first model; raises Eagle3Error where a server of another kind answers."""
@@ -166,7 +193,9 @@ class Client:
         assert self.info is not None, "identify it first"
         body = {"model": self.info.model, "prompt": text, "add_special_tokens": False}
         try:
-            if not {"/tokenize", "/v1/tokenize"} & (await self._page("/openapi.json")).get("paths", {}).keys():
+            if self.info.kind == "llama.cpp":
+                body = {"content": text, "add_special": False}
+            elif not {"/tokenize", "/v1/tokenize"} & (await self._page("/openapi.json")).get("paths", {}).keys():
                 return None
             return [int(token) for token in (await self.call("/tokenize", body))["tokens"]]
         except (RequestFailed, KeyError, TypeError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""What servers are asked and what they answer, in the shapes of SGLang, vLLM and other OpenAI-compatible servers.
+"""What servers are asked and what they answer, in the shapes of SGLang, vLLM, llama.cpp and other OpenAI servers.
 
 Pure functions between JSON bodies and values; nothing here opens a connection.
 """
@@ -17,9 +17,11 @@ from eagle3cli.errors import DataError
 from eagle3cli.models.sampling import Sampling
 from eagle3cli.serving.client.errors import Busy, Lost, Refused, RequestFailed, TooLong
 
-ServerKind = Literal["sglang", "vllm", "openai"]
+ServerKind = Literal["sglang", "vllm", "llama.cpp", "openai"]
 """Whose extensions of the OpenAI interface a server has; ``openai``: none are asked for."""
 
+COMPLETION = "/completion"
+"""llama.cpp's own page: it takes token ids and tells them."""
 ROW_ERRORS = frozenset({400, 404, 405, 409, 410, 413, 414, 415, 422, 431})
 """Statuses that say that the request itself is wrong."""
 
@@ -111,6 +113,8 @@ def path_and_body(
         return "/v1/chat/completions", _chat_body(request, kind, model, stream)
     if kind == "sglang":
         return "/generate", _generate_body(request, stream)
+    if kind == "llama.cpp":
+        return COMPLETION, _completion_body(request)
     body = {"model": model, "prompt": list(request.input_ids), **_openai_sampling(request, kind), **_streamed(stream)}
     return "/v1/completions", body
 
@@ -140,6 +144,9 @@ def _openai_sampling(request: Request, kind: ServerKind) -> dict[str, Any]:
         body |= {"top_p": sampling.top_p, "seed": sampling.seed}
     if kind == "openai":
         return body
+    if kind == "llama.cpp":
+        more = {"ignore_eos": True} if request.ignore_end else {}
+        return body | _llamacpp_sampling(sampling) | more
     # Without these the servers would take what the model's generation_config says.
     body |= {"top_k": sampling.top_k or -1, "repetition_penalty": 1.0}
     if request.stop_token_ids:
@@ -177,6 +184,25 @@ def _generate_body(request: Request, stream: bool) -> dict[str, Any]:
     return {"input_ids": list(request.input_ids), "sampling_params": params, **({"stream": True} if stream else {})}
 
 
+def _completion_body(request: Request) -> dict[str, Any]:
+    """Never a stream: its frames leave out tokens that end within a character; the whole answer has its own times."""
+    body = {
+        "prompt": list(request.input_ids),
+        "n_predict": request.max_tokens,
+        **_llamacpp_sampling(request.sampling),
+        "return_tokens": True,
+        "cache_prompt": False,  # the same prompt takes the same time, and gives the same logits, whatever was before it
+    }
+    return body | ({"ignore_eos": True} if request.ignore_end else {})
+
+
+def _llamacpp_sampling(sampling: Sampling) -> dict[str, Any]:
+    """All that llama.cpp would else take from its own defaults, which are not neutral."""
+    body: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+    body |= {"min_p": 0.0, "repeat_penalty": 1.0}
+    return body | ({"seed": sampling.seed & 0xFFFFFFFF} if sampling.temperature else {})
+
+
 def _openai_message(message: Message, number: int) -> Message:
     """A message as the OpenAI interface wants it: arguments of tool calls are text, and every call has an id; a content
     of several parts is a list of them."""
@@ -197,7 +223,8 @@ def _openai_message(message: Message, number: int) -> Message:
 def read_answer(path: str, body: Any) -> Answer:
     """The answer in a body that came with status 200; raises Lost where it is none, or an aborted one."""
     try:
-        answer = _read_generate(body) if path == "/generate" else _read_choice(body)
+        reader = {"/generate": _read_generate, COMPLETION: _read_completion}.get(path, _read_choice)
+        answer = reader(body)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, DataError) as error:
         raise Lost("malformed", f"an answer in no known shape ({type(error).__name__}: {error})") from error
     return checked(answer)
@@ -242,6 +269,36 @@ def _read_generate(body: Mapping[str, Any]) -> Answer:
         token_ids=None if ids is None else tuple(ids),
         acceptance=acceptance_of(meta),
     )
+
+
+def _read_completion(body: Mapping[str, Any]) -> Answer:
+    """An answer of llama.cpp's ``/completion``: two frames, the first token and the last, by its own clock."""
+    timings = body["timings"]
+    tokens = tuple(int(token) for token in body["tokens"])
+    first = float(timings["prompt_ms"]) / 1000
+    last = first + float(timings["predicted_ms"]) / 1000
+    speculates = "draft" in str((body.get("generation_settings") or {}).get("speculative.types"))
+    return Answer(
+        body["content"],
+        "length" if body["stop_type"] == "limit" else "stop",
+        len(tokens),
+        int(body["tokens_evaluated"]),
+        token_ids=tokens,
+        acceptance=acceptance_of_timings(timings) if speculates else None,
+        frames=((first, 1), (last, len(tokens))) if len(tokens) > 1 else ((first, len(tokens)),),
+    )
+
+
+def acceptance_of_timings(timings: Mapping[str, Any], steps: int | None = None) -> Acceptance:
+    """The counters of speculation in llama.cpp's ``timings``, which do not tell the passes.
+
+    Every pass gives a token beside those that it accepts, and the prompt's the first. What was accepted behind an end
+    token is counted there and given to nobody, so that there were more passes than the tokens say; of ``steps`` draft
+    tokens each there were as many as it takes to propose ``draft_n``.
+    """
+    proposed, accepted = (int(timings.get(name) or 0) for name in ("draft_n", "draft_n_accepted"))
+    passes = max(0, int(timings["predicted_n"]) - 1 - accepted)
+    return Acceptance(max(passes, -(-proposed // steps)) if steps else passes, accepted, proposed)
 
 
 def finish_of(reason: Any) -> str:
@@ -310,6 +367,7 @@ _LENGTHS = (
     r"maximum context length of (?P<context>\d+) tokens\..*?(?P<prompt>\d+) tokens from the input",
     r"maximum context length is (?P<context>\d+) tokens.*?(?:contains at least|contains|resulted in|requested) "
     r"(?P<prompt>\d+) (?:input )?tokens",
+    r"request \((?P<prompt>\d+) tokens\) exceeds the available context size \((?P<context>\d+) tokens\)",
 )
 
 

@@ -1,4 +1,4 @@
-"""How SGLang and vLLM are started: the arguments of the command line and what they need in the environment.
+"""How SGLang, vLLM and llama.cpp are started: the arguments of the command line and what they need in the environment.
 
 Arguments are lists, never text for a shell. What the user adds comes last, so it wins.
 """
@@ -17,15 +17,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eagle3cli.errors import UsageError
+from eagle3cli.models.serve import draft_words
 from eagle3cli.runtime.cpus import available_cpus
+from eagle3cli.runtime.llama_server import llama_server
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.serving import ServerSettings
 
-Product = Literal["sglang", "vllm"]
+Product = Literal["sglang", "vllm", "llama.cpp"]
 CPU_TOKENS = 32768
 """Tokens in the key/value cache on a CPU."""
 CPU_REQUESTS = 16
 """Requests decoded together on a CPU."""
+LLAMACPP_SLOTS = 8
+"""Requests that llama.cpp decodes together; each has the room of a whole context."""
+LLAMACPP_CONTEXT = 4096
+"""Tokens of one such context, where the target has as many."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +69,13 @@ def launches(
     planned = []
     for index, port in enumerate(ports):
         own_gpus = gpus[index * server.tp_size : (index + 1) * server.tp_size]
-        command = _sglang if product == "sglang" else _vllm
-        argv, environment = command(server, target, port, speculation, on_cpu=not own_gpus)
+        argv, environment = COMMANDS[product](server, target, port, speculation, on_cpu=not own_gpus)
         if own_gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(own_gpus)
         else:
             environment |= _cpu_threads(target, len(ports))
-        planned.append(Launch((*python_argv(server.python), *argv, *shlex.split(server.args)), port, environment))
+        program = [llama_server(server.llama_server)] if product == "llama.cpp" else python_argv(server.python)
+        planned.append(Launch((*program, *argv, *shlex.split(server.args)), port, environment))
     return planned
 
 
@@ -82,8 +88,9 @@ def replicas_of(server: ServerSettings, target: TargetSettings) -> int:
 
 
 def product_of(engine: str) -> Product:
-    """What the setting ``engine`` starts: SGLang unless vLLM is asked for."""
-    return "vllm" if engine == "vllm" else "sglang"
+    """What the setting ``engine`` starts: SGLang unless another one is asked for."""
+    others: dict[str, Product] = {"vllm": "vllm", "llama.cpp": "llama.cpp"}
+    return others.get(engine, "sglang")
 
 
 def one_type(target: TargetSettings, draft: Path | None) -> TargetSettings:
@@ -201,6 +208,32 @@ def _vllm(
         draft = {"method": "eagle3", "model": speculation.draft, "num_speculative_tokens": speculation.steps}
         flags["--speculative-config"] = json.dumps(draft)
     return _argv("vllm.entrypoints.openai.api_server", flags), environment
+
+
+def _llamacpp(
+    server: ServerSettings, target: TargetSettings, port: int, speculation: Speculation | None, *, on_cpu: bool
+) -> tuple[list[str], dict[str, str]]:
+    """``target.model_path`` and the draft are GGUF files here."""
+    flags = {
+        "--model": target.model_path,
+        "--alias": Path(target.model_path).stem,
+        "--host": "127.0.0.1",
+        "--port": port,
+        "--parallel": LLAMACPP_SLOTS,
+        "--ctx-size": LLAMACPP_SLOTS * LLAMACPP_CONTEXT,
+        "--jinja": True,
+        "--no-webui": True,
+        "--metrics": True,
+    }
+    if on_cpu:
+        threads = int(_cpu_threads(target, 1)["OMP_NUM_THREADS"])
+        flags |= {"--device": "none", "--threads": threads}
+    argv = [word for name, value in flags.items() for word in ([name] if value is True else [name, str(value)])]
+    return argv + (draft_words(speculation.draft, speculation.steps) if speculation else []), {}
+
+
+COMMANDS = {"sglang": _sglang, "vllm": _vllm, "llama.cpp": _llamacpp}
+"""The words behind the program, and the environment, by product."""
 
 
 def _shared_flags(target: TargetSettings, speculation: Speculation | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from eagle3cli.errors import Eagle3Error, UsageError
+from eagle3cli.runtime.llama_server import llama_server
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import catch_stop
 from eagle3cli.serving.launch import guard
@@ -34,6 +35,8 @@ FIXES = {
     "unrecognized arguments": "check --server-args",
     "Model does not support EAGLE3 interface": "vLLM's class of this target has no states for a draft; transformers' "
     "may have: --server-args '--model-impl transformers'",
+    "EAGLE3: target layer": "the draft reads layers that this target has not: give the target that it was trained for",
+    "layer input tensor is null": "llama.cpp has no states of this target for a draft: use --engine local",
     "does not implement set_eagle3_layers_to_capture": "SGLang's class of this target has no states for a draft: use "
     "--engine vllm or local",
 }
@@ -161,6 +164,8 @@ def started(
         raise UsageError("no target model", where="--model-path", fix="give a folder or a hub id")
     if speculation is not None:
         refuse_older(product, server.python, speculation.draft)
+        if product == "llama.cpp":
+            llama_server(server.llama_server, drafts=True)
     ports = free_ports(replicas_of(server, target), server.port)
     planned = launches(product, server, target, ports, speculation)
     servers = Servers([ServerProcess(launch, logs / f"server_{launch.port}.log") for launch in planned], report)

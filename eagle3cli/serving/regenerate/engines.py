@@ -66,20 +66,27 @@ def open_generator(settings: Settings, report: Reporter, rules: Rules | None) ->
         yield LocalGenerator(settings, report)
         return
     from eagle3cli.serving.chat_tokenizer import load_chat_tokenizer
+    from eagle3cli.serving.launch.commands import product_of
+    from eagle3cli.serving.launch.gguf import target_file, target_folder
     from eagle3cli.serving.regenerate.remote import RemoteGenerator
 
     own_template = settings.data.chat_template != "auto"
     effort = settings.regenerate.reasoning_effort
-    tokenizer = load_chat_tokenizer(settings, reasoning_effort=effort) if own_template else None
+    product = product_of(settings.regenerate.engine)
+    folder = None
+    if product == "llama.cpp" and settings.target.model_path and own_template:
+        folder = target_folder(settings, report)
+    tokenizer = load_chat_tokenizer(settings, folder, reasoning_effort=effort) if own_template else None
     if engine == "running":
         yield RemoteGenerator(settings, settings.server.address_port, report, tokenizer=tokenizer, rules=rules)
         return
-    from eagle3cli.serving.launch.commands import product_of
     from eagle3cli.serving.launch.server import started
 
     logs = settings.regenerate.output_dir / "logs"
-    product = product_of(settings.regenerate.engine)
-    with started(settings.server, settings.target, report, logs=logs, product=product) as servers:
+    target = settings.target
+    if product == "llama.cpp":
+        target = target.model_copy(update={"model_path": str(target_file(settings, report))})
+    with started(settings.server, target, report, logs=logs, product=product) as servers:
         yield RemoteGenerator(
             settings, servers.addresses, report, tokenizer=tokenizer, rules=rules, restart=servers.restart_dead
         )

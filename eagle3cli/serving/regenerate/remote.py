@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +90,7 @@ class RemoteGenerator:
     def _check_model(self, info: Info) -> None:
         """Warn where the servers' model is not the one that was asked for."""
         path = self.settings.target.model_path
-        if path and Path(path).name not in (Path(info.model).name, Path(info.path).name):
+        if path and _stem(path) not in (_stem(info.model), _stem(info.path)):
             self.report.warn(f"the servers say that their model is {info.model}, which --model-path {path} is not")
 
     async def _watch(
@@ -174,3 +175,8 @@ class RemoteGenerator:
             tool_calls=answer.tool_calls,
             token_ids=answer.token_ids,
         )
+
+
+def _stem(name: str) -> str:
+    """A model's name without its folder, and without what a .gguf file adds to it."""
+    return re.sub(r"(-(BF16|F32|F16))?(\.gguf)?$", "", Path(name).name)
