@@ -36,7 +36,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
 
 def with_inputs(command: str, settings: Settings) -> tuple[Settings, dict[str, Any]]:
     """The settings with the command's inputs that were not set and are there, and those inputs by key."""
-    found: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
     for key in INPUTS.get(command, ()):
         table, _, name = key.partition(".")
         if name in getattr(settings, table).model_fields_set:
@@ -44,13 +44,13 @@ def with_inputs(command: str, settings: Settings) -> tuple[Settings, dict[str, A
         value = _target(command, settings) if key == TARGET else _FINDERS[key](command, settings)
         if value is not None:
             settings = settings.updated(table, **{name: value})
-            found[key] = value
-    return settings, found
+            inputs[key] = value
+    return settings, inputs
 
 
-def as_flags(settings: Settings, found: Mapping[str, Any]) -> list[str]:
+def as_flags(settings: Settings, inputs: Mapping[str, Any]) -> list[str]:
     """The inputs that were found as the words that would have given them; those at their default are left out."""
-    return to_argv(settings, found)
+    return to_argv(settings, inputs)
 
 
 def _prepared(command: str, settings: Settings) -> Path | None:
@@ -127,14 +127,14 @@ def target_of_shards(folder: Path) -> str | None:
 
 def settings_of_shards(folder: Path) -> dict[str, Any]:
     """The settings of the shards in a folder that their rows must be tokenized with, by key."""
-    found: dict[str, Any] = {TARGET: target_of_shards(folder)}
+    inputs: dict[str, Any] = {TARGET: target_of_shards(folder)}
     manifest = _json(folder / "manifest.json")
     made_with = manifest.get("made_with") if isinstance(manifest, dict) else None
     if isinstance(made_with, dict):
-        found["data.chat_template"] = _text(made_with, "chat_template")
+        inputs["data.chat_template"] = _text(made_with, "chat_template")
         options = made_with.get("chat_template_kwargs")
-        found["data.chat_template_kwargs"] = tuple(map(str, options)) if isinstance(options, list) else None
-    return {key: value for key, value in found.items() if value is not None}
+        inputs["data.chat_template_kwargs"] = tuple(map(str, options)) if isinstance(options, list) else None
+    return {key: value for key, value in inputs.items() if value is not None}
 
 
 def target_of_run(draft: Path) -> str | None:

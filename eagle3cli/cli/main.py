@@ -45,7 +45,7 @@ TABLE: tuple[CommandSpec, ...] = (
     CommandSpec("prepare", "Bring any source of conversations to one layout.", DATA),
     CommandSpec("regenerate", "Rewrite the replies with the target, so that the draft learns its own words.", DATA),
     CommandSpec("merge", "Join regenerated shards into a training and an evaluation file.", DATA),
-    CommandSpec("cache", "Tokenise, mask and choose the draft vocabulary.", DATA),
+    CommandSpec("cache", "Tokenize, mask and choose the draft vocabulary.", DATA),
     CommandSpec("view", "Show which tokens of a row are trained on.", DATA),
     CommandSpec("check-template", "Judge a chat template: the stop tokens, and the masks of probing rows.", DATA),
     CommandSpec("view-train-data", "Show which tokens of the training rows are trained on.", DATA),

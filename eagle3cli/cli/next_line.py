@@ -29,15 +29,16 @@ def next_line(loaded: Loaded, name: str, values: Mapping[str, Any]) -> str:
     flags, arguments = fields_of(_command(name))
     of_next = [field.key for field in (*arguments, *flags)]
     typed = {key: fields()[key].value(loaded.settings) for key in loaded.typed if key.partition(".")[2] not in OWN}
-    wanted = {key: _of_its_type(key, value) for key, value in values.items() if value not in (None, "")}
-    wanted = {**wanted, **{key: value for key, value in typed.items() if key in of_next and key not in wanted}}
+    requested = {key: _of_its_type(key, value) for key, value in values.items() if value not in (None, "")}
+    requested = {**requested, **{key: value for key, value in typed.items() if key in of_next and key not in requested}}
     files = [path for path in loaded.files if path != FOLDER_FILE]
     by_files = load(files).settings
-    found = with_inputs(name, _with(by_files, {k: v for k, v in wanted.items() if k not in INPUTS.get(name, ())}))[0]
+    without_inputs = {key: value for key, value in requested.items() if key not in INPUTS.get(name, ())}
+    settings_then = with_inputs(name, _with(by_files, without_inputs))[0]
     words = [word for path in files for word in ("--config", str(path))]
-    for key, value in wanted.items():
+    for key, value in requested.items():
         field = fields()[key]
-        reference = found if key in INPUTS.get(name, ()) else by_files
+        reference = settings_then if key in INPUTS.get(name, ()) else by_files
         if value == field.value(reference):
             continue
         if key not in of_next or value == field.default:  # no flag says a default

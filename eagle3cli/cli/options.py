@@ -51,11 +51,11 @@ def function(command: Command) -> Callable[..., int]:
         if recipe and loaded.origin("run.output_dir") == DEFAULT:  # each recipe has its own folder
             settings = loaded.settings.updated("run", output_dir=Path("runs") / recipe.stem)
             loaded = replace(loaded, settings=settings)
-        settings, found = with_inputs(command.name, loaded.settings)
+        settings, inputs = with_inputs(command.name, loaded.settings)
         loaded = replace(loaded, settings=settings)
         out = Out(json_wanted=values["json_"], next_line=partial(next_line, loaded))
         tell_of_folder_file(loaded, out)
-        tell_of_inputs(loaded, found, out)
+        tell_of_inputs(loaded, inputs, out)
         warn_of_remote_code(loaded, out)
         settings = with_target_type(settings)
         if command.plan is not None and values["dry_run"]:

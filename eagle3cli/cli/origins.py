@@ -30,8 +30,8 @@ def tell_of_folder_file(loaded: Loaded, out: Out) -> None:
         out.info(f"not taken from {FOLDER_FILE}, as paths beside a recipe never are: {places}")
 
 
-def tell_of_inputs(loaded: Loaded, found: Mapping[str, Any], out: Out) -> None:
+def tell_of_inputs(loaded: Loaded, inputs: Mapping[str, Any], out: Out) -> None:
     """Which inputs come from the stages before, as the flags that would have named them."""
-    words = as_flags(loaded.settings, found)
+    words = as_flags(loaded.settings, inputs)
     if words:
         out.info(f"as the stages before left it: {shlex.join(words)}")

@@ -69,7 +69,7 @@ def vocab_sizes(settings: Settings) -> tuple[int, int]:
 
 COMMAND = Command(
     name="cache",
-    summary="Tokenise conversations, mask the target's replies, choose the draft's vocabulary.",
+    summary="Tokenize conversations, mask the target's replies, choose the draft's vocabulary.",
     examples=(
         "eagle3 cache --target-model-path TARGET --train-data-path cache/dataset/train.jsonl --view-train-data 1 2",
     ),

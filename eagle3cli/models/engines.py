@@ -213,13 +213,13 @@ def enough_layers(config: DraftConfig, least: int, depth: int | None) -> tuple[i
     them, so that such a draft keeps its own alone.
     """
     layers = config.aux_layers
-    wanted = max(least, len(layers) + is_taken_for_projected(config))
+    layer_count = max(least, len(layers) + is_taken_for_projected(config))
     if config.norm_before_fc:
         return layers
-    highest = layers[-1] + wanted if depth is None else depth - 2
+    highest = layers[-1] + layer_count if depth is None else depth - 2
     free = [layer for layer in range(highest + 1) if layer not in layers]
     near = sorted(free, key=lambda layer: (abs(layer - layers[0]), layer))
-    return tuple(sorted((*layers, *near[: wanted - len(layers)])))
+    return tuple(sorted((*layers, *near[: layer_count - len(layers)])))
 
 
 def minimum_versions(config: DraftConfig, name: str | None = None) -> dict[Engine, str]:

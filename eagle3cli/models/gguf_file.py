@@ -138,13 +138,13 @@ def fields_of(path: Path, prefix: str) -> list[Field]:
     """The values of a file whose keys begin with ``prefix``, as they stand there."""
     import gguf
 
-    found = []
+    selected = []
     for key, field in gguf.GGUFReader(str(path)).fields.items():
         if not key.startswith(prefix):
             continue
         of = field.types[-1].name if len(field.types) > 1 else ""
-        found.append(Field(key, field.contents(), field.types[0].name, of))
-    return found
+        selected.append(Field(key, field.contents(), field.types[0].name, of))
+    return selected
 
 
 def decoded(array: Any, kind: Any) -> Tensor:

@@ -103,9 +103,9 @@ def unserved(config: DraftConfig, target_config: Mapping[str, Any], *, backend: 
         layers = enough_layers(config, LEAST_LAYERS.get(LAYOUT_OF[engine], 1), depth)
         missing = unsupported(engine, target_class(target_config), backend=backend)
         as_exported = replace(config, aux_layers=layers)
-        found = [*filter(None, (missing,)), *refusals(as_exported, LAYOUT_OF[engine], target_config)]
-        if found:
-            reasons[engine] = "; ".join(found)
+        problems = [*filter(None, (missing,)), *refusals(as_exported, LAYOUT_OF[engine], target_config)]
+        if problems:
+            reasons[engine] = "; ".join(problems)
     return reasons
 
 

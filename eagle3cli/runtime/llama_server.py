@@ -28,13 +28,15 @@ def find_llama_server(path: str = "") -> str | None:
 
 def llama_server(path: str = "", *, drafts: bool = False) -> str:
     """The program; ``drafts``: it has to know EAGLE-3. Raises UsageError, which says how to get one."""
-    found = find_llama_server(path)
-    if found is None:
+    program = find_llama_server(path)
+    if program is None:
         where = f"--llama-server {path}" if path else "--engine llama.cpp"
         raise UsageError(f"no {NAME} here", where=where, fix=GET)
-    if drafts and not knows_drafts(found):
-        raise UsageError(f"this {NAME} is older than EAGLE-3 drafts (no --spec-type {SPEC_TYPE})", where=found, fix=GET)
-    return found
+    if drafts and not knows_drafts(program):
+        raise UsageError(
+            f"this {NAME} is older than EAGLE-3 drafts (no --spec-type {SPEC_TYPE})", where=program, fix=GET
+        )
+    return program
 
 
 @lru_cache

@@ -15,7 +15,7 @@ class DataSettings(Table):
 
     train_path: Path | None = option(None, "Training conversations (jsonl).", "--train-data-path", "--data-path")
     eval_path: Path | None = option(None, "Held-out conversations (jsonl).", "--eval-data-path")
-    cache_dir: Path = option(Path("cache"), "Where tokenised data are kept.")
+    cache_dir: Path = option(Path("cache"), "Where tokenized data are kept.")
     train_hidden_states_path: tuple[Path, ...] = option((), "Hidden-state store to train on; several are read as one.")
     eval_hidden_states_path: Path | None = option(None, "Hidden-state store to evaluate on.")
     chat_template: str = option("auto", "auto (the tokenizer's own), a named template, or a .jinja file.")

@@ -88,7 +88,7 @@ class _Layers:
         self.values[key] = value
         self.origins[key] = origin
 
-    def leave_out(self, keys: Sequence[str]) -> None:
+    def discard(self, keys: Sequence[str]) -> None:
         for key in keys:
             del self.values[key]
             del self.origins[key]
@@ -115,7 +115,7 @@ def load(
         _add_file(layers, path)
     below = dict(layers.origins)
     if recipe is not None:
-        layers.leave_out([key for key, value in layers.values.items() if _is_path(fields()[key], value)])
+        layers.discard([key for key, value in layers.values.items() if _is_path(fields()[key], value)])
     files = [*folder_file, *([recipe] if recipe is not None else []), *config]
     for path in files[len(folder_file) :]:
         _add_file(layers, path)

@@ -32,8 +32,8 @@ def _table(table: str, summary: str) -> dict[str, Any]:
     groups = groups_of_table(table)
     keys = {field.name: _field(field) for members in groups.values() for field in members}
     named = {title: [field.name for field in members] for title, members in groups.items()}
-    told = {"type": "object", "description": summary, GROUPS: named}
-    return {**told, "additionalProperties": False, "properties": keys}
+    described = {"type": "object", "description": summary, GROUPS: named}
+    return {**described, "additionalProperties": False, "properties": keys}
 
 
 def _field(field: SettingsField) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def go_on(run: Path, state: TrainState, settings: Settings, now: Identity) -> Co
     continuation = Continuation()
     data = now["data"]
     if data is None:
-        continuation.notes.append("data: not tokenised yet; then it is seen whether these are more of the same rows")
+        continuation.notes.append("data: not tokenized yet; then it is seen whether these are more of the same rows")
     elif data["key"] != before["data"]["key"]:
         shared = _shared_rows(before["data"], data)
         rows = f"{before['data']['rows']:,} rows"

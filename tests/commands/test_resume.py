@@ -67,7 +67,7 @@ def test_more_rows_go_on_with_the_vocabulary_that_the_run_has(place: Path, run_c
     more = conversations(14, 0) + conversations(10, 40).replace("red", "你好，世界")
     (place / "more.jsonl").write_text(more)
     words = ("train", "--output-dir", "run", "--train-data-path", "more.jsonl", "--total-steps", 10)
-    unknown = "data: not tokenised yet; then it is seen whether these are more of the same rows"
+    unknown = "data: not tokenized yet; then it is seen whether these are more of the same rows"
     assert unknown in run_cli(*words, "--dry-run").out
     note = "data: 24 rows, were 14 rows, of which 14 are still there"
     assert run_cli("cache", "--train-data-path", "more.jsonl").code == 0

@@ -39,8 +39,8 @@ def plan_capture(settings: Settings) -> Plan:
         each = (len(config.aux_layers) + 1) * config.target_hidden_size * 2
         return Plan(
             "hidden-states",
-            reads=(f"{where}, which is not tokenised yet: sizes are known after eagle3 cache",),
-            does=(f"tokenise, then capture at most {size_text(each)} a token (bf16)",),
+            reads=(f"{where}, which is not tokenized yet: sizes are known after eagle3 cache",),
+            does=(f"tokenize, then capture at most {size_text(each)} a token (bf16)",),
             writes=tuple(str(settings.hidden_states.output_path / name) for name in splits),
             numbers={"rows_known": False, "bytes_per_token_at_most": each, **judged},
         )

@@ -14,20 +14,20 @@ from eagle3cli.runtime.files import disk_error
 
 def similar_path(path: Path) -> Path | None:
     """The path that somebody who mistyped ``path`` meant: each part that is not there, by its likest neighbour."""
-    found = Path(path.anchor)
+    nearest = Path(path.anchor)
     for part in path.parts[1 if path.anchor else 0 :]:
-        if (found / part).exists():
-            found = found / part
+        if (nearest / part).exists():
+            nearest = nearest / part
             continue
         try:
-            neighbours = [entry.name for entry in found.iterdir() if not entry.name.startswith(".")]
+            neighbours = [entry.name for entry in nearest.iterdir() if not entry.name.startswith(".")]
         except OSError:
             return None
         close = difflib.get_close_matches(part, neighbours, n=1, cutoff=0.7)
         if not close:
             return None
-        found = found / close[0]
-    return found if found != path else None
+        nearest = nearest / close[0]
+    return nearest if nearest != path else None
 
 
 def fix_for(path: Path, otherwise: str) -> str:

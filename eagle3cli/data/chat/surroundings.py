@@ -311,8 +311,8 @@ class _Surroundings:
             pieces, _ = self.substitution.split(self.probe.render(messages))
         except ModelError:
             return None
-        lead, found, _ = pieces.texts[number].partition(placeholder) if number < len(pieces.texts) else ("", "", "")
-        return lead if found else None
+        lead, separator, _ = pieces.texts[number].partition(placeholder) if number < len(pieces.texts) else ("", "", "")
+        return lead if separator else None
 
     def _server_header(self, index: int, number: int) -> str | None:
         """What a server writes between the last content before the reply and the reply."""

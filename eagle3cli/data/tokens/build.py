@@ -92,7 +92,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _lines(path: Path) -> int | None:
-    """How many lines there are to tokenise, for the progress; None where that is not told without parsing."""
+    """How many lines there are to tokenize, for the progress; None where that is not told without parsing."""
     with path.open("rb") as f:
         if format_of(path) != "lines" or f.read(4)[:2] in (b"\x1f\x8b", b"\x28\xb5"):
             return None

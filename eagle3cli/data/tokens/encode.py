@@ -107,7 +107,7 @@ class Encoder:
             self._check_space(encoding, item)
         except DataError:
             # Prompt and last reply merged into one token, which the target, given the prompt, could not have written
-            # (or white space at the prompt's end was split for the reply): tokenise both apart, as a server does.
+            # (or white space at the prompt's end was split for the reply): tokenize both apart, as a server does.
             pieces = self._apart(item, encoding)
             ranges = self._ranges(pieces, item)
         ids: Ids = np.concatenate([np.array(piece.encoding.ids, dtype=np.int32) for piece in pieces])

@@ -1,6 +1,6 @@
 """Token rows against the oracle of `eagle3cli.data.chat.oracle`: is each token where it must be, trained as it must be?
 
-The oracle knows characters, rows are tokens: a server's prompt is tokenised as a whole, and what the target wrote
+The oracle knows characters, rows are tokens: a server's prompt is tokenized as a whole, and what the target wrote
 behind it apart or with it.
 """
 

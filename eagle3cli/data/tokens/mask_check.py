@@ -98,16 +98,16 @@ def judge_probes(judge: Judge) -> list[tuple[str, Judgement]]:
 def probes() -> list[tuple[str, Conversation]]:
     """Plain turns, tools, reasoning, chains of calls, empty replies and replies that broke off."""
     named = {sample.name: sample for sample in SAMPLES}
-    found = [_probe(sample.name, sample.messages, sample.tools) for sample in SAMPLES]
+    probes = [_probe(sample.name, sample.messages, sample.tools) for sample in SAMPLES]
     turns = named["turns"].messages
-    found.append(_probe("reply cut at a length limit", turns, finish=("stop",) * (len(turns) // 2 - 1) + ("length",)))
+    probes.append(_probe("reply cut at a length limit", turns, finish=("stop",) * (len(turns) // 2 - 1) + ("length",)))
     question, call, result, answer = named["tool call"].messages
     tools = named["tool call"].tools
     thoughtful = {**call, "reasoning_content": "I have to look."}
-    found.append(_probe("chain of tool calls", (question, call, result, call, result, answer), tools))
-    found.append(_probe("reasoning before a call", (question, thoughtful, result, answer), tools))
-    found.append(_probe("call at the end", (question, call), tools))
-    return found
+    probes.append(_probe("chain of tool calls", (question, call, result, call, result, answer), tools))
+    probes.append(_probe("reasoning before a call", (question, thoughtful, result, answer), tools))
+    probes.append(_probe("call at the end", (question, call), tools))
+    return probes
 
 
 def _probe(name: str, messages: Messages, tools: Tools = (), finish: tuple[str, ...] = ()) -> tuple[str, Conversation]:

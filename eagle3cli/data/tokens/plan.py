@@ -40,7 +40,7 @@ def plan_cache(settings: Settings) -> Plan:
         "cache",
         reads=tuple(f"{path}: {lines[split]:,} rows" for split, path in paths.items()),
         does=(
-            f"tokenise and mask {sum(lines.values()):,} rows of at most {settings.data.max_length:,} tokens",
+            f"tokenize and mask {sum(lines.values()):,} rows of at most {settings.data.max_length:,} tokens",
             "count them and choose the draft vocabulary",
         ),
         writes=(f"{settings.data.cache_dir / 'processed_dataset'}: at most {size_text(TOKEN_BYTES * tokens)}",),

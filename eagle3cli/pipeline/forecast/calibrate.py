@@ -218,9 +218,9 @@ class Parts:
         options = self.settings.hidden_states
         is_offline = self.settings.train.mode == "offline"
         target = self.settings.target
-        wanted = with_compute_dtype(target, options.dtype) if is_offline else target
-        if wanted != target:
-            self._load(wanted)
+        computing = with_compute_dtype(target, options.dtype) if is_offline else target
+        if computing != target:
+            self._load(computing)
         most = CPU_TOKENS if self.machine.device == "cpu" else options.batch_tokens
         rows = self._rows(max(1, round(min(most, PASS_SECONDS / self.token_seconds) / self.row)))
         encoding = "int8" if options.encoding == "auto" else options.encoding

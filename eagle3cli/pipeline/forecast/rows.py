@@ -97,9 +97,13 @@ def _typical(settings: Settings, specs: Sequence[DatasetSpec], replies: Range, r
         turns = Range(1, 1)
     turns = turns.at_most(options.max_turns or turns.high)
     prompts = turns * (PROMPT_TOKENS + TEMPLATE_TOKENS * 2) + HEAD_TOKENS
-    wanted = options.sample_size
+    sample_size = options.sample_size
     names = ", ".join(spec.name for spec in specs)
-    full = f"that they hold {wanted:,} usable rows is assumed" if wanted else "how many rows they hold is not known"
+    full = (
+        f"that they hold {sample_size:,} usable rows is assumed"
+        if sample_size
+        else "how many rows they hold is not known"
+    )
     notes = (
         f"rows: {names} not read here; {full}",
         f"prompts: taken as {PROMPT_TOKENS.low:.0f} to {PROMPT_TOKENS.high:.0f} tokens and {turns.low:.0f} to "
@@ -107,15 +111,15 @@ def _typical(settings: Settings, specs: Sequence[DatasetSpec], replies: Range, r
         reply_note,
     )
     row_bytes = (prompts + turns * Range(0, 1500 / CHARACTERS.low)) * CHARACTERS + Range(60, 400)
-    rows = Range(wanted or 1, wanted or 10_000_000)
+    rows = Range(sample_size or 1, sample_size or 10_000_000)
     return Known(rows, row_bytes, turns, prompts, replies, CHARACTERS, notes)
 
 
 def _seen(settings: Settings, look: Look, replies: Range, reply_note: str) -> Known:
     """From the rows that were read."""
-    wanted = settings.prepare.sample_size
+    sample_size = settings.prepare.sample_size
     rows = Range(look.kept, look.kept) if look.whole else Range(max(look.kept, look.expected / 2), 2 * look.expected)
-    rows = rows.at_most(wanted or rows.high)
+    rows = rows.at_most(sample_size or rows.high)
     users = [[m for m in row if m["role"] != "assistant"] for row in look.conversations]
     turns = _mean([sum(m["role"] == "user" for m in row) for row in users], rows, look.whole)
     turns = Range(max(1.0, turns.low), max(1.0, turns.high))

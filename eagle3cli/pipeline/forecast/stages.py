@@ -206,8 +206,8 @@ class Forecaster:
     def _store(self) -> Range:
         """Bytes of both stores; int4 to int8 where the settings leave it open."""
         assert self.shapes is not None
-        wanted = self.settings.hidden_states.encoding
-        names: tuple[Quantization, ...] = ("int4", "int8") if wanted == "auto" else (wanted,)
+        encoding = self.settings.hidden_states.encoding
+        names: tuple[Quantization, ...] = ("int4", "int8") if encoding == "auto" else (encoding,)
         ends = [self._bytes(self.chain.trained, name) + self._bytes(self.chain.held, "bf16") for name in names]
         return between(ends[0], ends[-1]) + SMALL_FILES
 

@@ -81,18 +81,18 @@ def forecast_run(
     shapes = find_shapes(settings)
     machine = machine_of(settings)
     known = known_rows(_prepared(settings) if "prepare" in finished else settings)
-    found = None if isinstance(shapes, str) else shapes
+    known_shapes = None if isinstance(shapes, str) else shapes
     chain = follow(settings, known, finished)
     if settings.run.calibrate:
         _calibrate(machine, shapes, chain, report)
-    calibration, how = _calibration(machine, found)
+    calibration, how = _calibration(machine, known_shapes)
     machine = replace(machine, calibration=calibration)
-    forecaster = Forecaster(machine.settings, known, chain, found, machine)
+    forecaster = Forecaster(machine.settings, known, chain, known_shapes, machine)
     stages = {name: forecaster.of(name) for name in left}
     sizes = f"sizes: {shapes if isinstance(shapes, str) else shapes.source}"
     notes = (f"machine: {machine.name}", sizes, *_row_notes(known, finished), *_time_notes(settings, machine), how)
     warnings = (*_too_long(settings, known), *_warnings(stages, machine))
-    forecast = RunForecast(stages, machine, found, notes, warnings)
+    forecast = RunForecast(stages, machine, known_shapes, notes, warnings)
     return replace(forecast, notes=(f"together: {range_text(forecast.time(), time_text)}", *notes))
 
 

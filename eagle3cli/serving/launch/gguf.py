@@ -61,9 +61,9 @@ def draft_file(settings: Settings, report: Reporter) -> Path:
         )
         export = partial(export_draft, folder, dtype=None, layout="gguf", target=config, vocabulary=vocabulary)
         write_folder(place, lambda temporary: _notes(export(temporary).notes, report))
-    found = gguf_draft(place)
-    assert found is not None, "it was written"
-    return found.absolute()
+    draft = gguf_draft(place)
+    assert draft is not None, "it was written"
+    return draft.absolute()
 
 
 def _notes(notes: list[str], report: Reporter) -> None:

@@ -33,7 +33,7 @@ def plan_eval(settings: Settings) -> Plan:
             lengths = TokenRows.open(cache / split).lengths
         where = str(cache / split if cache is not None else data.eval_path or data.train_path)
     if lengths is None:
-        work = (f"tokenise the rows, then simulate acceptance at {settings.eval.depths} depths",)
+        work = (f"tokenize the rows, then simulate acceptance at {settings.eval.depths} depths",)
         return Plan("eval", reads=(str(folder), where), does=work, numbers={"rows_known": False})
     lengths = lengths[: settings.eval.rows]
     passes = -(-len(lengths) // EVAL_BATCH)

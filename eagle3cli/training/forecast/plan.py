@@ -149,7 +149,7 @@ def memory_numbers(memory: Forecast, room: int | None) -> dict[str, Any]:
 
 def _rows(data: RowLengths) -> str:
     if not data.exact:
-        return f"{data.where}: {len(data.lengths):,} lines, not tokenised yet: at most {data.tokens:,} tokens"
+        return f"{data.where}: {len(data.lengths):,} lines, not tokenized yet: at most {data.tokens:,} tokens"
     with_loss = sum(data.loss_tokens)
     counts = f"{len(data.lengths):,} rows, {data.tokens:,} tokens, {with_loss:,} with loss"
     return f"{data.where}: {counts} ({with_loss / max(1, data.tokens):.0%})"

@@ -1,6 +1,6 @@
 """What a row of tokens must be: the conversation as the formats say, checked against the prompt of a server.
 
-That is the server's own way, token by token: the prompt of the last reply, tokenised, and behind it the tokens of the
+That is the server's own way, token by token: the prompt of the last reply, tokenized, and behind it the tokens of the
 reply and of its end. Earlier replies stand in that prompt as `tests.data.chat.formats` writes them.
 """
 
@@ -55,7 +55,7 @@ def expected_row(
 
 
 def context_tokens(tokenizer: Any, parts: list[Part]) -> tuple[list[int], list[int]]:
-    """Everything before the last reply, tokenised as a whole as a server does; a token is trained that lies within
+    """Everything before the last reply, tokenized as a whole as a server does; a token is trained that lies within
     what the target wrote."""
     text = "".join(text for text, _ in parts)
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

@@ -130,7 +130,7 @@ def _swallowing() -> Encoder:
 
 
 def test_a_reply_that_begins_with_white_space_behind_a_token_that_swallows_it() -> None:
-    """A server tokenises the prompt alone, where the token swallows the prompt's own line break and no more."""
+    """A server tokenizes the prompt alone, where the token swallows the prompt's own line break and no more."""
     coder = _swallowing()
     said = [{"role": "user", "content": "q1"}, {"role": "assistant", "content": "\n\nHello"}]
     row = encoded(coder, [*said, *said])
