@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +16,10 @@ from typing import Any
 from tests.tiny import HIDDEN, LAYERS, VOCAB, tiny_target
 
 ROW = {"id": "a", "conversations": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]}
-TRAIN = ("train", "--target-model-path", "target", "--train-data-path", "rows.jsonl")
-EVAL = ("eval", "--target-model-path", "target", "--eval-data-path", "rows.jsonl")
-BENCH = ("bench", "--model-path", "target", "--engine", "local")
+ROWS = "--train-data-path rows.jsonl"
+TRAIN = f"train --target-model-path target {ROWS}"
+EVAL = "eval --target-model-path target --eval-data-path rows.jsonl"
+BENCH = "bench --model-path target --engine local"
 OTHER = "a draft of another target: its hidden_size is 96 but the target has 64"
 
 
@@ -31,124 +33,146 @@ class WrongInput:
     code: int = 1
 
 
+def _wrong(name: str, line: str, *said: str, code: int = 1) -> WrongInput:
+    """A row of the tables: the name, what is typed, what is told of it."""
+    return WrongInput(name, tuple(shlex.split(line)), said, code)
+
+
 TEN = (
-    WrongInput(
+    _wrong(
         "a target's name mistyped",
-        ("train", "--target-model-path", "tarfget", "--train-data-path", "rows.jsonl"),
-        ("tarfget: no such folder", "did you mean target?"),
+        f"train --target-model-path tarfget {ROWS}",
+        "tarfget: no such folder",
+        "did you mean target?",
     ),
-    WrongInput(
+    _wrong(
         "weights cut short",
-        ("train", "--target-model-path", "cut", "--train-data-path", "rows.jsonl"),
-        ("cut/model.safetensors: cannot be read: 20,000 bytes of", "copy it again"),
+        f"train --target-model-path cut {ROWS}",
+        "cut/model.safetensors: cannot be read: 20,000 bytes of",
+        "copy it again",
     ),
-    WrongInput("rows mistyped", (*TRAIN[:-1], "row.jsonl"), ("row.jsonl: no such file", "did you mean rows.jsonl?")),
-    WrongInput(
+    _wrong(
+        "rows mistyped",
+        "train --target-model-path target --train-data-path row.jsonl",
+        "row.jsonl: no such file",
+        "did you mean rows.jsonl?",
+    ),
+    _wrong(
         "a draft of another target trained on",
-        (*TRAIN, "--draft-init", "draft", "--draft-model-path", "other-draft"),
-        (f"other-draft: {OTHER}", "give the target it was made for"),
+        f"{TRAIN} --draft-init draft --draft-model-path other-draft",
+        f"other-draft: {OTHER}",
+        "give the target it was made for",
     ),
-    WrongInput("more processes than the machine has", (*TRAIN, "--gpus", "99"), ("--gpus: 99 ", "use --gpus auto"), 2),
-    WrongInput("a device that is none", (*TRAIN, "--device", "gpu"), ("--device: no such device: gpu", "cuda"), 2),
-    WrongInput(
-        "a run where a file stands", (*TRAIN, "--output-dir", "rows.jsonl"), ("rows.jsonl: is a file", "--output-dir")
-    ),
-    WrongInput(
+    _wrong("more processes than the machine has", f"{TRAIN} --gpus 99", "--gpus: 99 ", "use --gpus auto", code=2),
+    _wrong("a device that is none", f"{TRAIN} --device gpu", "--device: no such device: gpu", "cuda", code=2),
+    _wrong("a run where a file stands", f"{TRAIN} --output-dir rows.jsonl", "rows.jsonl: is a file", "--output-dir"),
+    _wrong(
         "a web server for a language model's",
-        ("regenerate", "--input-path", "rows.jsonl", "--server-address-port", "{web}"),
-        ("{web}: a server, but not one of language models: /v1/models is answered with 404", "SGLang, vLLM"),
+        "regenerate --input-path rows.jsonl --server-address-port {web}",
+        "{web}: a server, but not one of language models: /v1/models is answered with 404",
+        "SGLang, vLLM",
     ),
-    WrongInput(
+    _wrong(
         "a broken file among several settings files",
-        ("config", "check", "fine.toml", "broken.toml", "wrong.toml"),
-        ("broken.toml:1: broken TOML", "wrong.toml:2: train.batch_size: '0'", "wrong.toml:3: unknown key train.lr"),
-        2,
+        "config check fine.toml broken.toml wrong.toml",
+        "broken.toml:1: broken TOML",
+        "wrong.toml:2: train.batch_size: '0'",
+        "wrong.toml:3: unknown key train.lr",
+        code=2,
     ),
-    WrongInput("a task that is none", (*BENCH, "--benchmark-list", "mtbenc:2"), ("mtbenc", "did you mean mtbench?"), 2),
+    _wrong("a task that is none", f"{BENCH} --benchmark-list mtbenc:2", "mtbenc", "did you mean mtbench?", code=2),
 )
 """The ten that ``tests/speed/early_errors.py`` shows with their times."""
 
 MORE = (
-    WrongInput(
+    _wrong(
         "an empty folder",
-        ("train", "--target-model-path", "empty", "--train-data-path", "rows.jsonl"),
-        ("empty: this folder holds no model", "the folder is empty"),
+        f"train --target-model-path empty {ROWS}",
+        "empty: this folder holds no model",
+        "the folder is empty",
     ),
-    WrongInput(
+    _wrong(
         "a folder that holds a GGUF",
-        ("train", "--target-model-path", "with-gguf", "--train-data-path", "rows.jsonl"),
-        ("no config.json", "--target-model-path with-gguf/model.gguf"),
+        f"train --target-model-path with-gguf {ROWS}",
+        "no config.json",
+        "--target-model-path with-gguf/model.gguf",
     ),
-    WrongInput(
+    _wrong(
         "a GGUF cut short",
-        ("train", "--target-model-path", "with-gguf/model.gguf", "--train-data-path", "rows.jsonl"),
-        ("not a whole GGUF file", "download it again"),
+        f"train --target-model-path with-gguf/model.gguf {ROWS}",
+        "not a whole GGUF file",
+        "download it again",
     ),
-    WrongInput(
+    _wrong(
         "a pointer of Git LFS",
-        ("train", "--target-model-path", "pointer", "--train-data-path", "rows.jsonl"),
-        ("pointer/model.safetensors: a pointer of Git LFS", "git lfs pull"),
+        f"train --target-model-path pointer {ROWS}",
+        "pointer/model.safetensors: a pointer of Git LFS",
+        "git lfs pull",
     ),
-    WrongInput(
+    _wrong(
         "pickled weights alone",
-        ("train", "--target-model-path", "pickled", "--train-data-path", "rows.jsonl"),
-        ("pickled: no safetensors weights; pytorch_model.bin is not read",),
+        f"train --target-model-path pickled {ROWS}",
+        "pickled: no safetensors weights; pytorch_model.bin is not read",
     ),
-    WrongInput(
+    _wrong(
         "a shard that was not downloaded",
-        ("train", "--target-model-path", "shards", "--train-data-path", "rows.jsonl"),
-        ("shards: b.safetensors of 2 weight files is not there",),
+        f"train --target-model-path shards {ROWS}",
+        "shards: b.safetensors of 2 weight files is not there",
     ),
-    WrongInput(
-        "a file for a folder",
-        ("train", "--target-model-path", "rows.jsonl", "--train-data-path", "rows.jsonl"),
-        ("rows.jsonl: a file, not a model",),
+    _wrong("a file for a folder", f"train --target-model-path rows.jsonl {ROWS}", "rows.jsonl: a file, not a model"),
+    _wrong(
+        "a folder for a file",
+        "train --target-model-path target --train-data-path folder",
+        "is a folder",
+        "--train-data-path folder/rows.jsonl",
     ),
-    WrongInput("a folder for a file", (*TRAIN[:-1], "folder"), ("is a folder", "--train-data-path folder/rows.jsonl")),
-    WrongInput("an empty file", (*TRAIN[:-1], "empty.jsonl"), ("empty.jsonl: the file is empty",)),
-    WrongInput("no target", ("train", "--train-data-path", "rows.jsonl"), ("--target-model-path: no target model",), 2),
-    WrongInput("held-out rows mistyped", (*TRAIN, "--eval-data-path", "evl.jsonl"), ("evl.jsonl: no such file",)),
-    WrongInput("a draft evaluated", (*EVAL, "--draft-model-path", "other-draft"), (OTHER,)),
-    WrongInput("a draft of another benched", (*BENCH, "--draft-model-path", "other-draft"), (OTHER,)),
-    WrongInput(
-        "a draft exported",
-        ("export", "--target-model-path", "target", "--draft-model-path", "other-draft", "--output-path", "out"),
-        (OTHER,),
+    _wrong(
+        "an empty file",
+        "train --target-model-path target --train-data-path empty.jsonl",
+        "empty.jsonl: the file is empty",
     ),
-    WrongInput(
+    _wrong("no target", "train --train-data-path rows.jsonl", "--target-model-path: no target model", code=2),
+    _wrong("held-out rows mistyped", f"{TRAIN} --eval-data-path evl.jsonl", "evl.jsonl: no such file"),
+    _wrong("a draft evaluated", f"{EVAL} --draft-model-path other-draft", OTHER),
+    _wrong("a draft of another benched", f"{BENCH} --draft-model-path other-draft", OTHER),
+    _wrong(
+        "a draft exported", "export --target-model-path target --draft-model-path other-draft --output-path out", OTHER
+    ),
+    _wrong(
         "a draft's folder mistyped",
-        (*EVAL, "--draft-model-path", "other-draf"),
-        ("other-draf: no such folder", "did you mean other-draft?"),
+        f"{EVAL} --draft-model-path other-draf",
+        "other-draf: no such folder",
+        "did you mean other-draft?",
     ),
-    WrongInput(
-        "a whole model for a draft", (*EVAL, "--draft-model-path", "target"), ("target: a whole model (8 layers)",)
-    ),
-    WrongInput("no draft", EVAL, ("--draft-model-path: no draft",), 2),
-    WrongInput("no draft to bench", BENCH, ("--speculative-draft-model-path: no draft",), 2),
-    WrongInput("a template that is none", (*TRAIN, "--chat-template", "chatmll"), ("did you mean 'chatml'?",), 2),
-    WrongInput("a template's file mistyped", (*TRAIN, "--chat-template", "my.jinja"), ("no such file my.jinja",), 2),
-    WrongInput("a draft config that is none", (*TRAIN, "--draft-model-config", "llama-3.1-8"), ("did you mean llama",)),
-    WrongInput("a time that is none", (*TRAIN, "--time-budget", "3x"), ("--time-budget: not a duration: 3x",), 2),
-    WrongInput("a negative number", (*TRAIN, "--batch-size", "-3"), ("--batch-size: '-3' is not",), 2),
-    WrongInput("a GPU that is not there", (*TRAIN, "--device", "cuda:7"), ("--device: ",), 2),
-    WrongInput("shards that are not there", ("merge", "--input-dir", "shard"), ("shard: no such folder", "shards?")),
-    WrongInput(
-        "a configuration that is none", (*BENCH, "--config-list", "1,2"), ("not batch,steps,topk,draft_tokens",), 2
-    ),
-    WrongInput(
+    _wrong("a whole model for a draft", f"{EVAL} --draft-model-path target", "target: a whole model (8 layers)"),
+    _wrong("no draft", EVAL, "--draft-model-path: no draft", code=2),
+    _wrong("no draft to bench", BENCH, "--speculative-draft-model-path: no draft", code=2),
+    _wrong("a template that is none", f"{TRAIN} --chat-template chatmll", "did you mean 'chatml'?", code=2),
+    _wrong("a template's file mistyped", f"{TRAIN} --chat-template my.jinja", "no such file my.jinja", code=2),
+    _wrong("a draft config that is none", f"{TRAIN} --draft-model-config llama-3.1-8", "did you mean llama"),
+    _wrong("a time that is none", f"{TRAIN} --time-budget 3x", "--time-budget: not a duration: 3x", code=2),
+    _wrong("a negative number", f"{TRAIN} --batch-size -3", "--batch-size: '-3' is not", code=2),
+    _wrong("a GPU that is not there", f"{TRAIN} --device cuda:7", "--device: ", code=2),
+    _wrong("shards that are not there", "merge --input-dir shard", "shard: no such folder", "shards?"),
+    _wrong("a configuration that is none", f"{BENCH} --config-list 1,2", "not batch,steps,topk,draft_tokens", code=2),
+    _wrong(
         "a server that is not there",
-        ("bench", "--model-path", "target", "--server-address-port", "127.0.0.1:1"),
-        ("127.0.0.1:1: does not answer", "start the server first"),
+        "bench --model-path target --server-address-port 127.0.0.1:1",
+        "127.0.0.1:1: does not answer",
+        "start the server first",
     ),
-    WrongInput(
+    _wrong(
         "a port in use",
-        ("bench", "--model-path", "target", "--engine", "vllm", "--config-list", "1,0,0,0", "--port", "{port}"),
-        ("--port: port {port} cannot be had", "choose another --port"),
-        2,
+        "bench --model-path target --engine vllm --config-list 1,0,0,0 --port {port}",
+        "--port: port {port} cannot be had",
+        "choose another --port",
+        code=2,
     ),
-    WrongInput("a run below a file", (*TRAIN, "--output-dir", "rows.jsonl/x"), ("cannot be made", "is a file")),
-    WrongInput(
-        "states that are not there", (*TRAIN[:3], "--mode", "offline", "--train-hidden-states-path", "x"), ("x: ",)
+    _wrong("a run below a file", f"{TRAIN} --output-dir rows.jsonl/x", "cannot be made", "is a file"),
+    _wrong(
+        "states that are not there",
+        "train --target-model-path target --mode offline --train-hidden-states-path x",
+        "x: ",
     ),
 )
 

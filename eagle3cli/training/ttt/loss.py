@@ -157,14 +157,17 @@ class _FusedHead(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         training = any(ctx.needs_input_grad)
         sums = LossSums(*torch.zeros(4, len(normed), dtype=torch.float32, device=head.device))
+        # Every chunk of every step adds to the head's gradient: a bf16 sum would lose what the small parts add.
         d_head = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        # Not zeroed: a position with loss has one teacher, which lies in one chunk, so each row is written just once.
         d_normed = [torch.empty_like(states_LH) for states_LH in normed] if training else []
+        # The widest logits decide how many positions fit into a chunk: the whole head's, where rates read it.
         width = len(teacher.whole_head or head)
         for position_U in all_teachers(plan).split(max(1, chunk // width)):
             teacher_UW, whole_UW = _teacher_probabilities(teacher, position_U, head.dtype)
             for step, (positions, states_LH) in enumerate(zip(plan.steps, normed, strict=True)):
                 part = positions_in(positions.teacher_L, position_U)
-                if part.start == part.stop:
+                if part.start == part.stop:  # deep steps have fewer positions, and some chunks none of theirs
                     continue
                 teacher_L = positions.teacher_L[part]
                 # Where no position was pruned the two are the same, and nothing is gathered.
@@ -190,6 +193,7 @@ class _FusedHead(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        # The sums are only to be read: the total's gradient is all that comes back, one number for all of them.
         scale = grads[0]
         d_normed = list(ctx.saved_tensors)
         d_head = d_normed.pop() * scale if ctx.needs_input_grad[0] else None
@@ -202,6 +206,7 @@ def _teacher_probabilities(teacher: Teacher, position_U: Tensor, dtype: torch.dt
     logits_UW = teacher.head(last_UH).float()
     whole_UW = None
     if teacher.whole_head is not None:
+        # p of the draft's tokens needs the whole vocabulary's normaliser and nothing else of its logits.
         lse_U1 = torch.logsumexp(teacher.whole_head(last_UH).float(), -1, keepdim=True)
         whole_UW = (logits_UW - lse_U1).exp()
     return F.softmax(logits_UW, -1), whole_UW
@@ -241,6 +246,7 @@ def _d_logits(
     # min(p, q) and the tokens where q is the smaller, which alone pull the rate: q_j enters it there and nowhere else.
     below_LW = draft_LW < whole_LW
     rate_L = torch.where(below_LW, draft_LW, whole_LW).sum(-1)
+    # Where the rate is 0 (no token in common, or fp32 rounds to none) its logarithm and that one's slope count as 0.
     log_rate_L = torch.where(rate_L > 0, rate_L.log(), 0.0)
     sums.rate_T[step] += rate_L.sum()
     sums.log_rate_T[step] += log_rate_L.sum()
@@ -250,12 +256,14 @@ def _d_logits(
     pull_L = weights.total_variation_T[step] + weights.log_rate_T[step] * inverse_L
     share_L = (draft_LW * below_LW).sum(-1)
     d_rate_LW = draft_LW * (below_LW.float() - share_L[:, None])
+    # The rate's own slope is made before this line overwrites q.
     d_logits_LW = draft_LW.sub_(teacher_LW).mul_(cross_entropy)
     return d_logits_LW.addcmul_(d_rate_LW, pull_L[:, None].expand_as(d_rate_LW), value=-1.0), 1.0
 
 
 def _total(plan: PositionPlan, weights: LossWeights, sums: LossSums) -> Tensor:
     """The weighted sum of all terms."""
+    # Total variation is 1 - rate at every position: their number less the sum of the rates.
     with_loss_T = torch.tensor([float(len(step.loss_L)) for step in plan.steps], device=sums.loss_T.device)
     terms = (
         (weights.cross_entropy_T, sums.loss_T),
@@ -285,6 +293,7 @@ def all_teachers(plan: PositionPlan) -> Tensor:
 
 def positions_in(teacher_L: Tensor, position_U: Tensor) -> slice:
     """The positions whose teacher lies in the chunk; teachers ascend within a step, so they are a slice."""
+    # The host reads both ends: free on a CPU, a wait on a GPU, where fused_loss.py cuts all chunks at once instead.
     low = int(torch.searchsorted(teacher_L, position_U[0]))
     high = int(torch.searchsorted(teacher_L, position_U[-1], right=True))
     return slice(low, high)
