@@ -34,7 +34,7 @@ def run(settings: Settings, out: Out) -> int | None:
 
 
 FIELDS = (
-    *("view.path", "view.id", "view.random", "view.seed", "view.ids", "view.whitespace", "view.html"),
+    *("view.path", "view.id", "view.random", "view.worst", "view.seed", "view.ids", "view.whitespace", "view.html"),
     "view.check_template",
     *("target.model_path", "target.revision", "target.trust_remote_code"),
     *("data.train_path", "data.eval_path", "data.cache_dir", *TOKENIZE_FIELDS),
@@ -46,6 +46,7 @@ COMMAND = Command(
     examples=(
         "eagle3 view 1 2 --path cache/dataset/train.jsonl --target-model-path TARGET",
         "eagle3 view --random 3 --seed 1 --html rows.html",
+        "eagle3 view --worst 3 --path cache/hidden_states/train",
         "eagle3 view 7 --path cache/hidden_states/train --ids --whitespace",
         "eagle3 view --check-template qwen --target-model-path TARGET",
     ),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle3cli.console.dispositions import has_entries, remarks
+from eagle3cli.data.tokens.on_policy import lines as on_policy_lines
 
 
 def summary_text(summary: dict[str, Any], folder: Path) -> str:
@@ -13,6 +14,8 @@ def summary_text(summary: dict[str, Any], folder: Path) -> str:
     lines = ["cached" if summary["built"] else "already cached, nothing to do"]
     for name in _splits(summary):
         lines += _split_lines(name, summary[name], told_earlier=not summary["built"])
+    for name, known in (summary.get("on_policy") or {}).items():
+        lines += [f"{name}, {line}" if not line.startswith(" ") else line for line in on_policy_lines(known)]
     lines += _vocab_lines(summary["vocab"])
     if any(has_entries(summary[name]) for name in _splits(summary)):
         lines.append(f"rows that need a look: {folder / 'errors.jsonl'}")

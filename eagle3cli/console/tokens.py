@@ -78,7 +78,15 @@ def title(row: RowView) -> str:
     counts = [f"{row.tokens:,} tokens", f"{row.trained:,} trained in {count} {'reply' if count == 1 else 'replies'}"]
     counts += [f"{row.missing:,} of them unknown to the draft"] if row.missing else []
     counts += ["cut at the maximum length"] if row.truncated else []
+    counts += [f"{_own(row.on_policy)}"] if row.on_policy else []
     return f"{name}: {', '.join(counts)}" + ("" if row.trained else "; it trains nothing")
+
+
+def _own(on_policy: dict[str, Any]) -> str:
+    """How far the replies of a row are the target's own."""
+    logprob = on_policy["logprob"]
+    text = f"{on_policy['share']:.0%} the target's best"
+    return text if logprob is None else f"{text} (mean log-probability {logprob:.2f})"
 
 
 def page(shown: View, style: Style) -> str:
@@ -149,7 +157,8 @@ def _row_data(row: RowView) -> dict[str, Any]:
     names = ("first", "last", "behind", "begins", "ends", "ended")
     replies = [{name: getattr(reply, name) for name in names} for reply in row.replies]
     counts = {"tokens": row.tokens, "trained": row.trained, "truncated": row.truncated, "missing": row.missing}
-    return {**data, **counts, "replies": replies, "runs": runs}
+    own = {"on_policy": row.on_policy} if row.on_policy else {}
+    return {**data, **counts, **own, "replies": replies, "runs": runs}
 
 
 PAGE_STYLE = """

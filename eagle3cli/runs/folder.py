@@ -29,7 +29,7 @@ METADATA_TYPES: dict[str, type | tuple[type, ...]] = {
     "budget_seconds": (int, float),
     "data": dict,
     **dict.fromkeys(("samples", "sessions"), list),
-    **dict.fromkeys(("decoded", "machine"), dict),
+    **dict.fromkeys(("decoded", "machine", "on_policy"), dict),
     "command": str,
     **dict.fromkeys(("eagle3", "python", "torch", "transformers", "device", "device_name"), str),
 }

@@ -12,6 +12,7 @@ from eagle3cli.console.dispositions import remarks
 from eagle3cli.console.progress import duration
 from eagle3cli.console.report import Page, Section
 from eagle3cli.console.samples import html_samples
+from eagle3cli.data.tokens.on_policy import lines
 from eagle3cli.runs.decoded import html_decoded
 from eagle3cli.runs.events import Event
 from eagle3cli.runs.folder import Run, served_lengths
@@ -249,12 +250,12 @@ def _samples(run: Run) -> Section:
 
 def _data(run: Run) -> Section:
     try:
-        return _data_of(run.metadata.get("data") or {})
+        return _data_of(run.metadata.get("data") or {}, run.metadata.get("on_policy") or {})
     except (KeyError, TypeError, ValueError, AttributeError):  # a run.json that somebody else wrote
         return Section("Data")
 
 
-def _data_of(data: dict[str, Any]) -> Section:
+def _data_of(data: dict[str, Any], on_policy: dict[str, Any]) -> Section:
     rows = []
     notes = [f"From {data['kind']}: {data.get('folder', '?')}"] if "kind" in data else []
     for split in ("train", "eval"):
@@ -268,11 +269,20 @@ def _data_of(data: dict[str, Any]) -> Section:
         rows.append((split, counts.get("rows"), tokens, trained, share, *dropped))
         if "reasons" in counts:
             notes += [f"{split}: {line.strip()}" for line in remarks({"repaired": {}, **counts})]
+    for split, summary in on_policy.items():
+        notes += [f"{split}, {line.strip()}" for line in lines(summary)]
     vocab = data.get("vocab") or {}
     if vocab:
         notes.append(_vocabulary(vocab))
     columns = ("split", "rows", "tokens", "trained on", "share", "truncated", "without a reply", "rejected")
-    return Section("Data", notes, columns, rows, on_terminal=False)
+    train = on_policy.get("train") or {}
+    shares = {f"tokens {name}": part["share"] for name, part in (train.get("by_position") or {}).items()}
+    by_source = {name: part["share"] for name, part in (train.get("by_source") or {}).items() if part["tokens"]}
+    charts: list[Chart] = [
+        Bars("Reply tokens that are the target's best, by position in the reply", shares, unit="%"),
+        Bars("Reply tokens that are the target's best, by source", by_source, unit="%"),
+    ]
+    return Section("Data", notes, columns, rows, charts, on_terminal=False)
 
 
 def _vocabulary(vocab: dict[str, Any]) -> str:

@@ -30,6 +30,7 @@ from eagle3cli.runtime.files import write_json, write_text
 from eagle3cli.runtime.machine import cpu_name, machine
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.tables import Settings
+from eagle3cli.training.on_policy import OnPolicyWatch, summaries
 from eagle3cli.training.parallel import size
 from eagle3cli.training.trainer import Trainer
 
@@ -50,7 +51,15 @@ def record_session(trainer: Trainer, settings: Settings, report: Reporter) -> It
     except Exception as error:
         report.warn(f"{folder / METADATA} lacks what the run is: {error}")
     _write_metadata(folder, {**metadata, "sessions": sessions}, report)
-    trainer.listeners = [*trainer.listeners, _report_listener(folder, report)]
+    watch = OnPolicyWatch(trainer.meters, report)
+
+    def keep_on_policy(event: str, numbers: dict[str, Any]) -> None:
+        if event == "eval":
+            metadata["on_policy"] = summaries(trainer.meters)
+            _write_metadata(folder, {**metadata, "sessions": sessions}, report)
+
+    # The report is written last: it shows what the others have found.
+    trainer.listeners = [*trainer.listeners, watch.listen, keep_on_policy, _report_listener(folder, report)]
     try:
         yield
         ending: dict[str, Any] = {"state": FINISHED}
@@ -62,7 +71,8 @@ def record_session(trainer: Trainer, settings: Settings, report: Reporter) -> It
         raise
     finally:
         sessions[-1] |= {**ending, "ended": _now()}
-        metadata = {**metadata, **_decoded(trainer, settings, report)}
+        watch.finish()
+        metadata |= {**_decoded(trainer, settings, report), "on_policy": summaries(trainer.meters)}
         _write_metadata(folder, {**metadata, "sessions": sessions}, report)
         write_report(folder, report)
 

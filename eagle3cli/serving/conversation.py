@@ -32,6 +32,8 @@ class OpenConversation:
     """Where the input row stands in its file, from 1."""
     tools: tuple[Message, ...] = ()
     """Definitions of the tools that the target may call."""
+    source: str = ""
+    """The data set that it comes from, where its row names one."""
     messages: list[Message] = field(default_factory=list)
     finish: list[str] = field(default_factory=list)
     """How each assistant message ended."""
@@ -104,7 +106,8 @@ class OpenConversation:
         row["truncated"] = self.is_cut or "length" in self.finish
         if self.token_ids:
             row["token_ids"] = [self.token_ids.get(place) for place in range(len(self.finish))]
-        return {**row, "tools": list(self.tools)} if self.tools else row
+        row |= {"tools": list(self.tools)} if self.tools else {}
+        return row | ({"source": self.source} if self.source else {})
 
 
 @dataclass(frozen=True)

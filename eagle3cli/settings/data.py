@@ -135,6 +135,11 @@ class ViewSettings(Table):
         None, "A jsonl file, a cache folder or a hidden-state store; default: the training data."
     )
     random: int | None = option(None, "Show this many random rows (drawn with --seed).", ge=1)
+    worst: int | None = option(
+        None,
+        "Show this many rows, those whose replies are the least the target's own, once a pass has seen them.",
+        ge=1,
+    )
     seed: int = option(0, "Seed of --random.")
     ids: bool = option(False, "Show token ids.")
     whitespace: bool = option(False, "Show blanks, tabs, line ends and invisible characters.")

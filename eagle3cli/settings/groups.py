@@ -60,7 +60,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         AGAIN: "overwrite",
     },
     "view": {
-        ESSENTIAL: "rows path random html",
+        ESSENTIAL: "rows path random worst html",
         "What is shown": "id seed ids whitespace check_template",
     },
     "hidden_states": {

@@ -28,6 +28,7 @@ from eagle3cli.training.fingerprint import go_on, run_fingerprint, run_identity
 from eagle3cli.training.initialise import gather_sample, initialise
 from eagle3cli.training.inputs import Inputs, TargetShare, offline, online
 from eagle3cli.training.metrics import Metrics
+from eagle3cli.training.on_policy import put_meters
 from eagle3cli.training.optim.optimizer import Optimizer
 from eagle3cli.training.optim.schedule import Schedule, total_steps
 from eagle3cli.training.parallel import Parallel, parallelize
@@ -70,6 +71,10 @@ def build(
     if checkpoint is not None:
         inputs = with_saved_vocab(inputs, checkpoint)
     state = state_of_run(settings, inputs, checkpoint, report)
+    sources = {"train": inputs.source, "eval": inputs.eval_source}
+    place = Path(inputs.facts["folder"]) if is_online else None
+    caches = settings.data.cache_dir / "processed_dataset"
+    meters = put_meters(sources, cache=place, caches=caches, target=state.identity["target"]) if ranks.is_main else {}
     draft = make_draft(settings, inputs)
     if settings.draft.init == "target" and checkpoint is None:
         initialise_from_target(draft, inputs, report)
@@ -99,6 +104,7 @@ def build(
         metrics=Metrics.restored(state.metrics),
         timers=Timers(device),
         whole_head=inputs.head if train.best_by else None,
+        meters=meters,
         data_summary=inputs.facts,
     )
 

@@ -31,6 +31,7 @@ from eagle3cli.training.eval.evaluate import Evaluation, evaluate
 from eagle3cli.training.eval.sampled import drawn_elsewhere
 from eagle3cli.training.eval.simulate import DecodedReply
 from eagle3cli.training.metrics import Metrics
+from eagle3cli.training.on_policy import Meters
 from eagle3cli.training.optim.optimizer import Optimizer
 from eagle3cli.training.optim.schedule import Schedule
 from eagle3cli.training.parallel import Parallel
@@ -72,6 +73,8 @@ class Trainer:
     timers: Timers = field(default_factory=Timers)
     whole_head: Head | None = None
     """The target's, where ``best/`` goes by acceptance at a temperature."""
+    meters: Meters = field(default_factory=dict)
+    """Whether the replies are the target's own, by split; the first rank's."""
     data_summary: dict[str, Any] = field(default_factory=dict)
     """Counts of the data, for the report."""
 

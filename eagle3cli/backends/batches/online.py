@@ -9,6 +9,7 @@ import torch
 
 from eagle3cli.backends.batches.batch import BatchSource, RowsByRank, TargetBatch
 from eagle3cli.backends.target.group import SharedTarget
+from eagle3cli.backends.target.on_policy import OnPolicyMeter
 from eagle3cli.backends.target.target import LiveTarget, States, Tokens
 from eagle3cli.data.hidden_states.rows import teacher_positions
 from eagle3cli.data.tokens.rows import TokenRows
@@ -21,6 +22,8 @@ class OnlineSource:
     def __init__(self, target: LiveTarget, rows: TokenRows) -> None:
         self.target = target
         self.rows = rows
+        self.meter: OnPolicyMeter | None = None
+        """Sees, where there is one, whether the replies are the target's own."""
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -42,11 +45,19 @@ class OnlineSource:
         where = to_device(where, self.target.device)
         last_NH = torch.cat([last for _, last in states])
         top_N = torch.full((len(last_NH),), -1, dtype=torch.long, device=last_NH.device)
-        top_N[where] = self.target.head.top_tokens(last_NH[where])
         token_ids_N = torch.cat([torch.tensor(row.token_ids, dtype=torch.long) for row in picked])
+        token_ids_N = to_device(token_ids_N, last_NH.device)
+        loss_mask_N = torch.cat(masks)
+        if self.meter is not None and self.meter.wants(rows):
+            judged_2N = torch.zeros(2, len(last_NH), device=last_NH.device)
+            # Where no token follows, nothing is judged.
+            top_N[where], judged_2N[:, where] = self.target.head.judge(last_NH[where], token_ids_N.roll(-1)[where])
+            self.meter.add(rows, token_ids_N, loss_mask_N, cu_seqlens, top_N, judged_2N)
+        else:
+            top_N[where] = self.target.head.top_tokens(last_NH[where])
         return TargetBatch(
-            token_ids_N=to_device(token_ids_N, last_NH.device),
-            loss_mask_N=torch.cat(masks),
+            token_ids_N=token_ids_N,
+            loss_mask_N=loss_mask_N,
             cu_seqlens=cu_seqlens,
             aux_NC=torch.cat([aux for aux, _ in states]),
             last_NH=last_NH,

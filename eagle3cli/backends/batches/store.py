@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from eagle3cli.backends.batches.batch import TargetBatch
+from eagle3cli.backends.target.on_policy import OnPolicyMeter
 from eagle3cli.data.hidden_states.rows import PackedRow, teacher_positions
 from eagle3cli.data.hidden_states.store import Store, Stores
 
@@ -73,6 +74,8 @@ class StoreSource:
         self.device = device or torch.device("cpu")
         self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.bfloat16)
         self._codecs = [codec.to(self.device) for codec in self.stores.codecs]
+        self.meter: OnPolicyMeter | None = None
+        """Sees, where there is one, whether the replies are the target's own."""
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -105,7 +108,10 @@ class StoreSource:
                 )
             )
         token_ids_N = torch.cat([row.token_ids_S for row in packed]).long()
-        return HostBatch(token_ids_N, torch.cat(masks), top_N, cu_seqlens, tuple(parts), tuple(rows))
+        loss_mask_N = torch.cat(masks)
+        if self.meter is not None and self.meter.wants(rows):
+            self.meter.add(rows, token_ids_N, loss_mask_N, cu_seqlens, top_N)
+        return HostBatch(token_ids_N, loss_mask_N, top_N, cu_seqlens, tuple(parts), tuple(rows))
 
     def decoded(self, host: HostBatch) -> TargetBatch:
         """Bring a batch to the device and decode it there."""

@@ -13,6 +13,7 @@ import torch
 from eagle3cli.backends.capture.passes import length_batches, run_batch, take_sample
 from eagle3cli.backends.target.head import fingerprint
 from eagle3cli.backends.target.hf import pick_device
+from eagle3cli.backends.target.on_policy import OnPolicyMeter
 from eagle3cli.backends.target.target import LiveTarget
 from eagle3cli.data.hidden_states.forecast import check_space, plan_store, report_size
 from eagle3cli.data.hidden_states.quantize import Quantization
@@ -102,8 +103,9 @@ def capture(
     report: Reporter,
     stop: Stop,
     ranks: Ranks = SINGLE_PROCESS,
+    meter: OnPolicyMeter | None = None,
 ) -> CaptureResult:
-    """Capture the rows' states into ``folder``, or what an earlier capture has left to do.
+    """Capture the rows' states into ``folder``, or what an earlier capture has left to do; ``meter`` judges the rows.
 
     Of several ranks each captures every ``ranks.world_size``-th shard. ``load`` is called only when there is something
     to capture. Raises Eagle3Error when the forecast does not fit the disk or the disk fills up, Stopped on a signal;
@@ -120,7 +122,7 @@ def capture(
         if writer.pending:
             if ranks.is_main and rate is not None:
                 report.info(f"about {time_text(counts.tokens / rate)} at {rate:,.0f} tokens a second")
-            _fill(writer, codec, load(), rows, counts, options, report, stop)
+            _fill(writer, codec, load(), rows, counts, options, report, stop, meter)
         ranks.barrier()
         if ranks.is_main:
             writer.finish()
@@ -200,6 +202,7 @@ def _fill(
     options: StoreOptions,
     report: Reporter,
     stop: Stop,
+    meter: OnPolicyMeter | None,
 ) -> None:
     """Capture this rank's pending shards; only one batch of states is in memory at a time."""
     codec = codec.to(target.device)
@@ -218,7 +221,7 @@ def _fill(
             with writer.writing(shard) as put:
                 for batch in length_batches(numbers, lengths, options.batch_tokens, options.batch_size):
                     stop.check(f"{saved} of {layout.shards} shards are saved in {folder}")
-                    states = run_batch(target, [rows[n] for n in batch])
+                    states = run_batch(target, [rows[n] for n in batch], meter, batch)
                     for number, blob in zip(batch, codec.pack(states), strict=True):
                         put(number, blob)
                     task.advance(sum(len(row.token_ids_S) for row in states))

@@ -8,11 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from eagle3cli.backends.target.on_policy import OnPolicyMeter
 from eagle3cli.backends.target.target import LiveTarget
 from eagle3cli.data.hidden_states.calibration import describe_sample, fit_codec, sample_rows
 from eagle3cli.data.hidden_states.quantize import Quantization
@@ -23,6 +25,8 @@ from eagle3cli.runtime.out_of_memory import failed_allocation, is_out_of_memory,
 
 CPU_TOKENS = 2048
 """Tokens of a pass on a CPU, where a larger one is no faster."""
+TopTokens = Callable[[Tensor], Tensor]
+"""From last hidden states ``[R, H]`` to the target's most likely tokens ``[R]``."""
 PASSES = 2
 """The first one warms up, the last one is timed."""
 
@@ -57,14 +61,22 @@ def length_batches(
         yield batch
 
 
-def run_batch(target: LiveTarget, rows: Sequence[TokenRow]) -> list[StateRow]:
+def run_batch(
+    target: LiveTarget, rows: Sequence[TokenRow], meter: OnPolicyMeter | None = None, numbers: Sequence[int] = ()
+) -> list[StateRow]:
     """One pass of the target; of each row what a store keeps, states and top tokens where the target is.
 
-    Raises PassTooLarge when memory does not suffice.
+    ``meter`` judges the rows, which have these ``numbers`` there. Raises PassTooLarge when memory does not suffice.
     """
+    head = target.head
+    finders: list[TopTokens] = [head.top_tokens] * len(rows)
+    if meter is not None:
+        finders = [partial(meter.top_tokens, head, number, row) for number, row in zip(numbers, rows, strict=True)]
     try:
         states = target.capture([row.token_ids.tolist() for row in rows])
-        return [state_row(row, *of_row, target.head.top_tokens) for row, of_row in zip(rows, states, strict=True)]
+        return [
+            state_row(row, *of_row, top_tokens) for row, of_row, top_tokens in zip(rows, states, finders, strict=True)
+        ]
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -73,7 +85,7 @@ def run_batch(target: LiveTarget, rows: Sequence[TokenRow]) -> list[StateRow]:
     raise PassTooLarge(what, len(rows), max(map(len, rows)))
 
 
-def state_row(row: TokenRow, aux_SC: Tensor, last_SH: Tensor, top_tokens: Callable[[Tensor], Tensor]) -> StateRow:
+def state_row(row: TokenRow, aux_SC: Tensor, last_SH: Tensor, top_tokens: TopTokens) -> StateRow:
     """What a store keeps of the states of all of a row's tokens."""
     mask = torch.from_numpy(row.loss_mask.astype(bool))
     teacher_R = teacher_positions(mask)

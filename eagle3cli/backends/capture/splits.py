@@ -9,10 +9,12 @@ from eagle3cli.backends.capture.memory import explain_pass
 from eagle3cli.backends.capture.passes import PassTooLarge
 from eagle3cli.backends.target.auto import open_target
 from eagle3cli.backends.target.hf import pick_device, pick_dtype, read_target_config
+from eagle3cli.backends.target.on_policy import OnPolicyMeter
 from eagle3cli.backends.target.target import LiveTarget
 from eagle3cli.data.hidden_states.writer import discard_store
 from eagle3cli.data.tokens.cache import open_or_build
-from eagle3cli.errors import UsageError
+from eagle3cli.data.tokens.on_policy import lines, warning
+from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.models.config import read_draft_config
 from eagle3cli.models.serve import report_unserved
 from eagle3cli.runtime.distributed import Ranks
@@ -64,14 +66,34 @@ def capture_splits(settings: Settings, report: Reporter, stop: Stop, ranks: Rank
         # An evaluation on states that lost something would measure that loss too.
         encoding = "bf16" if name == "eval" else requested.encoding
         options = StoreOptions(encoding, requested.batch_tokens, requested.shard_mb, requested.batch_size)
+        meter = OnPolicyMeter(len(rows), identity.target_hash, rows.sources, cached.folder / name)
         try:
             results[name] = capture(
-                load, sample, folder, identity, cached.vocab, options, report=report, stop=stop, ranks=ranks
+                *(load, sample, folder, identity, cached.vocab, options),
+                report=report,
+                stop=stop,
+                ranks=ranks,
+                meter=meter if ranks.is_main else None,  # its share of the rows tells of the others
             )
         except PassTooLarge as error:
             element = pick_dtype(target.dtype, pick_device(target.device), raw).itemsize
             raise explain_pass(error, target, len(config.aux_layers), element) from None
+        finally:
+            _keep(meter, name, report)
     return results
+
+
+def _keep(meter: OnPolicyMeter, split: str, report: Reporter) -> None:
+    """Write down, and tell, how far the replies are the target's own; what cannot be written stops nothing."""
+    summary = meter.summary()
+    for line in lines(summary):
+        report.info(f"{split}, {line.strip()}")
+    if text := warning(summary, split):
+        report.warn(text)
+    try:
+        meter.save()
+    except Eagle3Error as error:
+        report.warn(f"how far replies are the target's own was not kept: {error}")
 
 
 def _limit_memory(share: float | None, report: Reporter) -> None:

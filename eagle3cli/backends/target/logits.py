@@ -44,6 +44,24 @@ class Head:
         top = [self(part).argmax(-1) for part in last_RH.split(ARGMAX_CHUNK)]
         return torch.cat(top) if top else torch.zeros(0, dtype=torch.long, device=last_RH.device)
 
+    @torch.no_grad()
+    def judge(self, last_RH: Tensor, answer_R: Tensor) -> tuple[Tensor, Tensor]:
+        """From the same logits the most likely tokens ``[R]``, as :meth:`top_tokens`, and, ``[2, R]`` in fp32, the
+        log-probability of ``answer`` and the probability of the most likely one."""
+        top: list[Tensor] = []
+        judged: list[Tensor] = []
+        for part_RH, part_R in zip(last_RH.split(ARGMAX_CHUNK), answer_R.split(ARGMAX_CHUNK), strict=True):
+            logits_RV = self(part_RH)
+            most_R, best_R = logits_RV.max(-1)
+            # exp in place: the logits of 512 rows do not stay in a processor's cache, and a copy is a pass over memory.
+            chosen_R = logits_RV.gather(1, part_R[:, None])[:, 0].float()
+            sum_R = logits_RV.sub_(most_R[:, None]).exp_().sum(-1, dtype=torch.float32)
+            top.append(best_R)
+            judged.append(torch.stack((chosen_R - most_R.float() - sum_R.log(), 1 / sum_R)))
+        if not top:
+            return answer_R, answer_R.float().expand(2, 0)
+        return torch.cat(top), torch.cat(judged, 1)
+
     def rows(self, ids: Tensor) -> Head:
         """The head of these tokens alone."""
         return replace(self, weight_VH=self.weight_VH[ids], bias_V=None if self.bias_V is None else self.bias_V[ids])

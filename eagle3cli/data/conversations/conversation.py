@@ -12,6 +12,9 @@ from eagle3cli.data.conversations.layouts import identifier, raw_messages, raw_t
 from eagle3cli.data.conversations.messages import Message, to_message
 from eagle3cli.errors import DataError
 
+LONGEST_SOURCE = 100
+"""Characters of a column ``source`` that names a data set; some hold a text."""
+
 
 @dataclass(frozen=True)
 class Conversation:
@@ -23,6 +26,8 @@ class Conversation:
     tools: tuple[Message, ...] = ()
     """Definitions of the tools that the assistant may call, for chat templates that write them."""
     repairs: tuple[str, ...] = field(default=(), compare=False)
+    source: str = ""
+    """The data set that it comes from, where its row names one."""
 
     def to_row(self) -> dict[str, Any]:
         """The row on disk."""
@@ -31,6 +36,8 @@ class Conversation:
             row["finish"] = list(self.finish)
         if self.tools:
             row["tools"] = list(self.tools)
+        if self.source:
+            row["source"] = self.source
         return row
 
     @property
@@ -81,7 +88,14 @@ def to_conversation(
     repairs = (f"{dropped} leading assistant message{'s' if dropped > 1 else ''} dropped",) if dropped else ()
     tools = tuple(dict(tool) for tool in raw_tools(raw))
     messages = [*system, *messages[first_user:]]
-    return Conversation(identifier(raw, mapping), tuple(messages), tuple(finish)[dropped_replies:], tools, repairs)
+    ended = tuple(finish)[dropped_replies:]
+    return Conversation(identifier(raw, mapping), tuple(messages), ended, tools, repairs, source_of(raw))
+
+
+def source_of(raw: Mapping[str, Any]) -> str:
+    """The data set that a row says it comes from; empty where it says none."""
+    source = raw.get("source")
+    return source if isinstance(source, str) and len(source) <= LONGEST_SOURCE else ""
 
 
 def join_runs(conversation: Conversation) -> Conversation:

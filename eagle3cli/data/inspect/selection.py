@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from eagle3cli.data.conversations.layouts import IDS
 from eagle3cli.data.sources.lines import SourceRow, parse_line
 from eagle3cli.data.tokens.blocks import Item, blocks_of, encode_items
 from eagle3cli.data.tokens.encode import Encoder
+from eagle3cli.data.tokens.on_policy import OnPolicy, load
 from eagle3cli.data.tokens.rows import Mask, TokenRow, TokenRows
 from eagle3cli.errors import DataError, UsageError
 
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RowSelection:
-    """Which rows: by number (from 1), by id, or ``count`` random ones."""
+    """Which rows: by number (from 1), by id, ``count`` random ones, or the ``worst`` of those that are judged."""
 
     numbers: tuple[int, ...] = ()
     ids: tuple[str, ...] = ()
     count: int | None = None
     seed: int = 0
+    worst: int | None = None
 
     def draw(self, total: int) -> list[int]:
         """The random rows' numbers, ascending."""
@@ -44,6 +46,8 @@ class SelectedRow:
     """Which one of its source, from 1."""
     row: TokenRow
     rejected: str | None = None
+    on_policy: dict[str, Any] | None = None
+    """How far its replies are the target's own (``tokens``, ``share``, ``logprob``), where a pass has seen that."""
 
 
 def rows_of_file(path: Path, encoder: Encoder, selection: RowSelection, *, preformatted: bool) -> list[SelectedRow]:
@@ -107,9 +111,16 @@ def _name(row: SourceRow) -> str:
     return next((str(value[column]) for column in IDS if value.get(column) is not None), f"line-{row.number}")
 
 
-def rows_of_cache(rows: TokenRows, source: str, selection: RowSelection) -> list[SelectedRow]:
-    """Rows of a cache."""
-    return [SelectedRow(n, rows[n - 1]) for n in _numbers(len(rows), rows.index_of, source, selection)]
+def rows_of_cache(folder: Path, selection: RowSelection) -> list[SelectedRow]:
+    """Rows of a split of a cache."""
+    rows = TokenRows.open(folder)
+    known = load(folder)
+    numbers = _numbers(len(rows), rows.index_of, str(folder), selection, known)
+    return [SelectedRow(n, rows[n - 1], on_policy=_of_row(known, n)) for n in numbers]
+
+
+def _of_row(known: OnPolicy | None, number: int) -> dict[str, Any] | None:
+    return known.of_row(number - 1) if known is not None and number <= len(known.sums_NP4) else None
 
 
 def rows_of_store(store: Store, caches: Path, source: str, selection: RowSelection) -> list[SelectedRow]:
@@ -123,17 +134,36 @@ def rows_of_store(store: Store, caches: Path, source: str, selection: RowSelecti
             raise UsageError("a hidden-state store keeps no ids", where=source, fix=fix)
         return cached_rows.index_of(name)
 
+    known = load(folder) if folder is not None else None
+    if known is None and selection.worst is not None:
+        known = _judged(store)
     selected = []
-    for number in _numbers(len(store), index_of, source, selection):
+    for number in _numbers(len(store), index_of, source, selection, known):
         state = store[number - 1]
         ids = state.token_ids_S.numpy().astype(np.int32)
         mask = state.loss_mask_S.numpy().astype(np.uint8)
         other = None if cached_rows is None else cached_rows[number - 1]
         if other is not None and np.array_equal(other.token_ids, ids) and np.array_equal(other.loss_mask, mask):
-            selected.append(SelectedRow(number, other))
+            row = other
         else:
-            selected.append(SelectedRow(number, TokenRow("", ids, mask, turns=_turns_of(mask))))
+            row = TokenRow("", ids, mask, turns=_turns_of(mask))
+        selected.append(SelectedRow(number, row, on_policy=_of_row(known, number)))
     return selected
+
+
+def _judged(store: Store) -> OnPolicy:
+    """The rows of a store, judged by the target's best tokens, which it holds."""
+    from eagle3cli.data.hidden_states.rows import teacher_positions
+
+    known = OnPolicy.empty(len(store), store.meta.target_hash)
+    for number in range(len(store)):
+        row = store.packed(number)
+        mask_S = row.loss_mask_S.bool()
+        teacher_R = teacher_positions(mask_S)
+        inside_R = mask_S[teacher_R] & mask_S.roll(-1)[teacher_R] & (teacher_R < len(mask_S) - 1)
+        agrees_R = row.top_R == row.token_ids_S.roll(-1)[teacher_R]
+        known.sums_NP4[number, 0] = (int(inside_R.sum()), int((agrees_R & inside_R).sum()), np.nan, np.nan)
+    return known
 
 
 def _turns_of(mask: Mask) -> tuple[tuple[int, str], ...]:
@@ -154,7 +184,18 @@ def matching_cache(store: Store, caches: Path) -> Path | None:
     return None
 
 
-def _numbers(total: int, index_of: Callable[[str], int | None], source: str, selection: RowSelection) -> Sequence[int]:
+def _numbers(
+    total: int,
+    index_of: Callable[[str], int | None],
+    source: str,
+    selection: RowSelection,
+    known: OnPolicy | None,
+) -> Sequence[int]:
+    if selection.worst:
+        if known is None:
+            fix = "run eagle3 hidden-states, or eagle3 train --mode online: their pass of the target sees it"
+            raise UsageError("no pass has seen yet whether these replies are the target's own", where=source, fix=fix)
+        return [row + 1 for row in known.worst(selection.worst) if row < total]
     if selection.count:
         return selection.draw(total)
     numbers = list(selection.numbers)

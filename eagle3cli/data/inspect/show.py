@@ -17,8 +17,8 @@ from eagle3cli.data.chat.tokenizer import load_tokenizer
 from eagle3cli.data.inspect.selection import RowSelection, SelectedRow, rows_of_cache, rows_of_file, rows_of_store
 from eagle3cli.data.tokens.build import SUMMARY
 from eagle3cli.data.tokens.cache import cache_key, data_paths, encoder_config
-from eagle3cli.data.tokens.rows import TokenRow, TokenRows
-from eagle3cli.errors import DataError
+from eagle3cli.data.tokens.rows import TokenRow
+from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.files import read_json
 from eagle3cli.settings.tables import Settings
 
@@ -73,6 +73,8 @@ class RowView:
     replies: tuple[TrainedSpan, ...] = ()
     rejected: str | None = None
     """Why the row is none, where it was rejected."""
+    on_policy: dict[str, Any] | None = None
+    """How far its replies are the target's own, where a pass has seen that."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ def show(settings: Settings, *, path: Path | None = None, rows: Sequence[int] | 
 def _selection(settings: Settings) -> RowSelection:
     """The rows that the view table names: numbers and, where a word is none, ids; the first row by default."""
     view = settings.view
+    if view.worst is not None:
+        return RowSelection(worst=view.worst)
     if view.random is not None:
         return RowSelection(count=view.random, seed=view.seed)
     numbers = tuple(int(word) for word in view.rows if _is_number(word))
@@ -130,7 +134,7 @@ def _is_number(word: str) -> bool:
 def _cache(folder: Path, split: str, settings: Settings, selection: RowSelection) -> View:
     source = str(folder / split)
     tokenizer = _tokenizer(settings, str(read_json(folder / SUMMARY)["model_path"]))
-    selected = rows_of_cache(TokenRows.open(folder / split), source, selection)
+    selected = rows_of_cache(folder / split, selection)
     return _view(source, selected, tokenizer, _newest_vocab(folder))
 
 
@@ -161,6 +165,9 @@ def _tokenizer(settings: Settings, made_with: str) -> Any:
 
 
 def _file(path: Path, settings: Settings, selection: RowSelection) -> View:
+    if selection.worst is not None:
+        fix = "give the cache of its rows (--train-data-path FILE without --path), or a hidden-state store"
+        raise UsageError("no pass has seen yet whether these replies are the target's own", where=str(path), fix=fix)
     config = encoder_config(settings)
     encoder = config.encoder()
     selected = rows_of_file(path, encoder, selection, preformatted=config.is_preformatted)
@@ -190,6 +197,7 @@ def show_row(selected: SelectedRow, tokenizer: Any, known: VocabMask | None) -> 
         pieces=pieces,
         replies=tuple(_replies(row, pieces, tokenizer)),
         rejected=selected.rejected,
+        on_policy=selected.on_policy,
     )
 
 

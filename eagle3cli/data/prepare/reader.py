@@ -39,6 +39,8 @@ class Source:
     mapping: dict[str, str]
     is_chosen: Callable[[Conversation], bool] | None
     read: int = 0
+    name: str = ""
+    """What its rows are told apart by, where there is more than one source."""
 
     def written(self, rows: RowTable) -> int:
         """Rows of the source that are in the result."""
@@ -72,7 +74,8 @@ class Reader:
         if spec.preset is None or not several:
             mapping |= parse_mapping(self.options.map)
         is_chosen = spec.preset.make_filter() if spec.preset and spec.preset.make_filter else None
-        source = Source(spec, spool, len(self.rows), len(self.rows), mapping, is_chosen)
+        name = spec.name if several else ""
+        source = Source(spec, spool, len(self.rows), len(self.rows), mapping, is_chosen, name=name)
         self.sources.append(source)
         return source
 
@@ -86,7 +89,8 @@ class Reader:
             if conversation is None:
                 return False
             name = conversation.id or f"{source.spec.name}-{source.read}"
-            encoded = json.dumps(replace(conversation, id=name).to_row(), ensure_ascii=False, allow_nan=False).encode()
+            named = replace(conversation, id=name, source=conversation.source or source.name)
+            encoded = json.dumps(named.to_row(), ensure_ascii=False, allow_nan=False).encode()
             self.rows.add(conversation, name, self._file(line), line.number, offset=source.spool.tell())
         except (DataError, RecursionError, ValueError, TypeError) as error:
             self.ledger.drop("rejected", line.place, line.id, _reason(error))

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from eagle3cli.data.chat.preformatted import ReplyDelimiters
 from eagle3cli.data.chat.tokenizer import eos_ids, load_tokenizer
-from eagle3cli.data.conversations.conversation import to_conversation
+from eagle3cli.data.conversations.conversation import source_of, to_conversation
 from eagle3cli.data.sources.files import format_of, read_file
 from eagle3cli.data.sources.lines import SourceRow, parse_line, read_raw_lines
 from eagle3cli.data.tokens.encode import Encoder
@@ -88,28 +88,29 @@ class PackedBlock:
 def encode_items(encoder: Encoder, items: list[Item], path: str, *, preformatted: bool) -> EncodedBlock:
     """Encode rows; a bad one is told with its reason and stops nothing."""
     block = EncodedBlock(read=len(items))
-    usable: list[tuple[int, str, tuple[str, ...]]] = []
-    sources: list[Any] = []
+    usable: list[tuple[int, str, str, tuple[str, ...]]] = []
+    inputs: list[Any] = []
     for item in items:
         line = item if isinstance(item, SourceRow) else parse_line(*item, path)
         try:
             value = line.parsed()
             if preformatted:
-                sources.append(_text_of(value))
-                usable.append((line.number, sources[-1][0], line.repairs))
+                inputs.append(_text_of(value))
+                usable.append((line.number, inputs[-1][0], source_of(value), line.repairs))
             else:
                 conversation = to_conversation(value)
-                sources.append(conversation)
-                usable.append((line.number, conversation.id, (*line.repairs, *conversation.repairs)))
+                inputs.append(conversation)
+                repairs = (*line.repairs, *conversation.repairs)
+                usable.append((line.number, conversation.id, conversation.source, repairs))
         except (DataError, RecursionError) as error:
             reason = error.what if isinstance(error, DataError) else "nested too deeply"
             block.rejected.append((line.number, line.id, reason))
-    encoded = encoder.encode_text(sources) if preformatted else encoder.encode(sources)
-    for (number, name, repairs), row in zip(usable, encoded, strict=True):
+    encoded = encoder.encode_text(inputs) if preformatted else encoder.encode(inputs)
+    for (number, name, source, repairs), row in zip(usable, encoded, strict=True):
         if isinstance(row, DataError):
             block.rejected.append((number, name, row.what))
             continue
-        block.rows.append(replace(row, id=row.id or f"line-{number}", line=number))
+        block.rows.append(replace(row, id=row.id or f"line-{number}", line=number, source=source))
         if repairs:
             block.repairs.append((number, block.rows[-1].id, repairs))
     return block

@@ -28,6 +28,7 @@ from eagle3cli.data.ledger import ERRORS
 from eagle3cli.data.tokens.blocks import EncoderConfig
 from eagle3cli.data.tokens.build import COUNTS, JUDGED, SUMMARY, build, damage
 from eagle3cli.data.tokens.counts import Counts, Ranking, fit_to_vocab, rank_tokens
+from eagle3cli.data.tokens.on_policy import describe
 from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.data.tokens.vocab_file import holds, write_vocab
 from eagle3cli.errors import DataError, UsageError
@@ -62,7 +63,8 @@ class TokenCache:
     folder: Path
     """``processed_dataset/KEY``."""
     summary: dict[str, Any]
-    """Counts of each split, coverage of the vocabulary, and whether this call built the rows."""
+    """Counts of each split, coverage of the vocabulary, whether this call built the rows, and how far they hold the
+    target's own replies where a pass has seen that."""
 
     @cached_property
     def vocab(self) -> VocabMapping:
@@ -102,9 +104,13 @@ def open_or_build(settings: Settings, draft_vocab_size: int, vocab_size: int, re
             counted = f"{summary[split]['rejected']} of {summary[split]['read']} rows of {split}"
             report.warn(f"{counted} were rejected; each with its place and reason: {folder / ERRORS}")
     vocab_file, vocab_summary = _vocabulary(settings, folder, summary["always_ids"], draft_vocab_size, vocab_size)
+    rows = {split: TokenRows.open(folder / split) for split in paths}
+    known = {split: describe(folder / split, rows[split].sources) for split in paths}
+    on_policy = {split: found for split, found in known.items() if found is not None}
+    summary |= {"on_policy": on_policy} if on_policy else {}
     return TokenCache(
-        train=TokenRows.open(folder / "train"),
-        eval=TokenRows.open(folder / "eval") if "eval" in paths else None,
+        train=rows["train"],
+        eval=rows.get("eval"),
         vocab_file=vocab_file,
         folder=folder,
         summary={**summary, "key": key, "built": built, "vocab": vocab_summary},

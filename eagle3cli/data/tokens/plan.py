@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from eagle3cli.data.sources.files import lines_in
 from eagle3cli.data.tokens.build import JUDGED, SUMMARY
 from eagle3cli.data.tokens.cache import data_paths, find_cache, judge_masks
+from eagle3cli.data.tokens.on_policy import describe, lines, warning
+from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.errors import ModelError
 from eagle3cli.runtime.files import read_json
 from eagle3cli.runtime.plan import Plan
@@ -27,31 +31,46 @@ def plan_cache(settings: Settings) -> Plan:
         summary = read_json(folder / SUMMARY)
         counts = {split: {k: summary[split][k] for k in ("rows", "tokens", "loss_tokens")} for split in paths}
         done = [f"{folder / split}: {n['rows']:,} rows, {n['tokens']:,} tokens" for split, n in counts.items()]
+        known = on_policy_of(folder, paths)
+        done += [f"{split}, {line.strip()}" for split, summary in known.items() for line in lines(summary)]
         return Plan(
             "cache",
             done=tuple(done),
             does=("choose the draft vocabulary from the counts that are there",),
             writes=(f"{settings.data.cache_dir / 'vocab_mapping'}",),
-            numbers={"already_done": True, "folder": str(folder), **judged, **counts},
+            warnings=tuple(filter(None, (warning(summary, split) for split, summary in known.items()))),
+            numbers={
+                "already_done": True,
+                "folder": str(folder),
+                **judged,
+                **counts,
+                **({"on_policy": known} if known else {}),
+            },
         )
-    lines = {split: lines_in(path) or 0 for split, path in paths.items()}
-    tokens = sum(lines.values()) * settings.data.max_length
+    rows = {split: lines_in(path) or 0 for split, path in paths.items()}
+    tokens = sum(rows.values()) * settings.data.max_length
     return Plan(
         "cache",
-        reads=tuple(f"{path}: {lines[split]:,} rows" for split, path in paths.items()),
+        reads=tuple(f"{path}: {rows[split]:,} rows" for split, path in paths.items()),
         does=(
-            f"tokenize and mask {sum(lines.values()):,} rows of at most {settings.data.max_length:,} tokens",
+            f"tokenize and mask {sum(rows.values()):,} rows of at most {settings.data.max_length:,} tokens",
             "count them and choose the draft vocabulary",
         ),
         writes=(f"{settings.data.cache_dir / 'processed_dataset'}: at most {size_text(TOKEN_BYTES * tokens)}",),
         numbers={
             "already_done": False,
-            "rows": lines,
+            "rows": rows,
             "tokens_at_most": tokens,
             "disk_bytes": TOKEN_BYTES * tokens,
             **judged,
         },
     )
+
+
+def on_policy_of(folder: Path, splits: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """How far the rows of a finished cache hold the target's own replies, by split, where a pass has seen that."""
+    found = {split: describe(folder / split, TokenRows.open(folder / split).sources) for split in splits}
+    return {split: summary for split, summary in found.items() if summary is not None}
 
 
 def planned_judgement(settings: Settings, folder: Path | None) -> dict[str, dict[str, int]]:

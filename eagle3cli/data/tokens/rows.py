@@ -31,8 +31,11 @@ SCHEMA = pa.schema(
         ("turn_starts", pa.list_(pa.int32())),
         ("turn_roles", pa.list_(pa.int8())),
         ("truncated", pa.bool_()),
+        ("source", pa.string()),
     ]
 )
+OPTIONAL = ("source",)
+"""Columns that caches of earlier versions lack."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class TokenRow:
     """First token and role of each message, in order; empty where unknown."""
     truncated: bool = False
     """Cut at the maximum length."""
+    source: str = ""
+    """The data set that the row comes from; empty where unknown."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -69,6 +74,7 @@ def to_batch(rows: Iterable[TokenRow]) -> pa.RecordBatch:
         _lists([np.array([start for start, _ in row.turns], dtype=np.int32) for row in rows], pa.int32()),
         _lists([np.array([ROLES.index(role) for _, role in row.turns], dtype=np.int8) for row in rows], pa.int8()),
         pa.array([row.truncated for row in rows], pa.bool_()),
+        pa.array([row.source for row in rows], pa.string()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
@@ -127,7 +133,7 @@ class TokenRows:
         """The rows below ``folder``; raises DataError where they are absent or broken."""
         try:
             with pa.ipc.open_stream(pa.memory_map(str(folder / ARROW_FILE))) as reader:
-                if reader.schema.names != SCHEMA.names:
+                if [*reader.schema.names, *OPTIONAL][: len(SCHEMA)] != SCHEMA.names:
                     raise DataError(f"columns {reader.schema.names}, not token rows", where=str(folder / ARROW_FILE))
                 return cls(list(reader))
         except (OSError, pa.ArrowInvalid) as error:
@@ -164,7 +170,18 @@ class TokenRows:
             line=batch.column("line")[at].as_py(),
             turns=tuple(zip((int(start) for start in values("turn_starts")), roles, strict=True)),
             truncated=batch.column("truncated")[at].as_py(),
+            source=batch.column("source")[at].as_py() if "source" in batch.schema.names else "",
         )
+
+    @property
+    def sources(self) -> list[str]:
+        """The data set that every row comes from; empty texts where unknown."""
+        named = [batch.column("source") if "source" in batch.schema.names else None for batch in self._batches]
+        return [
+            name
+            for batch, column in zip(self._batches, named, strict=True)
+            for name in ([""] * batch.num_rows if column is None else column.to_pylist())
+        ]
 
     def index_of(self, name: str) -> int | None:
         """The first row with this id, counted from 0; None where there is none."""

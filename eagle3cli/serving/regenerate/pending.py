@@ -37,4 +37,4 @@ def open_conversation(
             pending.append(None)
     if None not in pending:
         raise DataError("no reply to rewrite: the assistant's turns are tool calls")
-    return OpenConversation(index, pending, conversation.id, line_number, conversation.tools)
+    return OpenConversation(index, pending, conversation.id, line_number, conversation.tools, conversation.source)

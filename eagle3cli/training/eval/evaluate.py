@@ -12,13 +12,13 @@ from torch import Tensor
 from eagle3cli.backends.batches.batch import BatchSource, TargetBatch
 from eagle3cli.backends.batches.online import own_batch
 from eagle3cli.backends.target.logits import Head
+from eagle3cli.data.tokens.on_policy import POSITIONS
 from eagle3cli.models.draft import Draft
 from eagle3cli.models.sampling import Sampling
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.training.eval.sampled import SampledAcceptance
 from eagle3cli.training.eval.simulate import (
-    POSITIONS,
     AcceptanceCounts,
     DecodedReply,
     agreement_table,

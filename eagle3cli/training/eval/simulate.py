@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from eagle3cli.data.tokens.on_policy import POSITIONS
 from eagle3cli.runtime.distributed import Ranks
 
 NONE = -1
@@ -20,8 +21,6 @@ NONE = -1
 MOST_PASSES = 120
 PROMPT = 24
 """Passes of a decoded reply, and tokens before it, that are kept for people."""
-POSITIONS = {"1-15": 16.0, "16-63": 64.0, "64-255": 256.0, "256-": float("inf")}
-"""Known tokens of a reply, as ranges."""
 
 
 @dataclass

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -14,8 +15,10 @@ from eagle3cli.backends.capture.memory import TargetShape, target_shape
 from eagle3cli.backends.target.hf import pick_dtype, read_auto_config
 from eagle3cli.data.hidden_states.rows import LAST
 from eagle3cli.data.hidden_states.store import open_stores
+from eagle3cli.data.inspect.selection import matching_cache
 from eagle3cli.data.sources.lines import read_raw_lines
 from eagle3cli.data.tokens.cache import data_paths, find_cache
+from eagle3cli.data.tokens.on_policy import describe
 from eagle3cli.data.tokens.plan import planned_judgement
 from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.errors import DataError
@@ -46,6 +49,8 @@ class RowLengths:
     """Of encoded states in memory."""
     shared_prefix: bool = False
     """Rows begin with the same tokens."""
+    on_policy: dict[str, Any] | None = None
+    """How far they hold the target's own replies, where an earlier pass has seen that."""
 
     @property
     def tokens(self) -> int:
@@ -119,6 +124,7 @@ def online_rows(settings: Settings) -> RowLengths:
         exact=True,
         where=str(folder / "train"),
         shared_prefix=len(prefixes) > 1 and len(set(prefixes)) == 1,
+        on_policy=describe(folder / "train", rows.sources),
     )
 
 
@@ -131,4 +137,12 @@ def offline_rows(settings: Settings) -> RowLengths:
     stores = open_stores(paths)
     loss_tokens = [int(n) for store in stores.stores for n in store.counts_N3[:, LAST]]
     size = sum(store.bytes for store in stores.stores) / max(1, sum(stores.lengths))
-    return RowLengths(stores.lengths, loss_tokens, exact=True, where=", ".join(map(str, paths)), bytes_per_token=size)
+    cache = matching_cache(stores.stores[0], settings.data.cache_dir / "processed_dataset") if len(paths) == 1 else None
+    return RowLengths(
+        stores.lengths,
+        loss_tokens,
+        exact=True,
+        where=", ".join(map(str, paths)),
+        bytes_per_token=size,
+        on_policy=None if cache is None else describe(cache, TokenRows.open(cache).sources),
+    )

@@ -11,6 +11,7 @@ from typing import Any
 from eagle3cli.backends.target.hf import read_target_config
 from eagle3cli.data.hidden_states.store import open_stores
 from eagle3cli.data.tokens.cache import find_cache
+from eagle3cli.data.tokens.on_policy import lines, warning
 from eagle3cli.models.checkpoint import read_config
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.files import free_bytes
@@ -68,7 +69,7 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
     return Plan(
         "train",
         reads=(_rows(data),),
-        done=how,
+        done=(*how, *(line.strip() for line in (lines(data.on_policy) if data.on_policy else ()))),
         does=(
             _steps(settings, steps, order.steps_per_epoch),
             *speed.lines(steps),
@@ -77,12 +78,13 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
             *launch,
         ),
         writes=(f"{settings.train.output_dir}: checkpoints {size_text(disk)} at most",),
-        warnings=tuple(_warnings(memory, room, disk, settings, changes)),
+        warnings=(*_warnings(memory, room, disk, settings, changes), *_foreign(data)),
         numbers={
             "rows": len(data.lengths),
             "tokens": data.tokens,
             "loss_tokens": sum(data.loss_tokens),
             "rows_known": data.exact,
+            **({"on_policy": data.on_policy} if data.on_policy else {}),
             "steps": steps,
             "steps_per_epoch": order.steps_per_epoch,
             "processes": world_size,
@@ -153,6 +155,12 @@ def _rows(data: RowLengths) -> str:
     with_loss = sum(data.loss_tokens)
     counts = f"{len(data.lengths):,} rows, {data.tokens:,} tokens, {with_loss:,} with loss"
     return f"{data.where}: {counts} ({with_loss / max(1, data.tokens):.0%})"
+
+
+def _foreign(data: RowLengths) -> list[str]:
+    """Where an earlier pass has seen that replies are not the target's own."""
+    text = warning(data.on_policy, "train") if data.on_policy else None
+    return [] if text is None else [text]
 
 
 def _steps(settings: Settings, steps: int | None, steps_per_epoch: int) -> str:
