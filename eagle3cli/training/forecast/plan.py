@@ -68,8 +68,8 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
     sharded = is_sharded(settings.train, draft_weights(draft), world_size)
     return Plan(
         "train",
-        reads=(_rows(data),),
-        done=(*how, *(line.strip() for line in (lines(data.on_policy) if data.on_policy else ()))),
+        reads=(_rows(data), *(lines(data.on_policy) if data.on_policy else ())),
+        done=how,
         does=(
             _steps(settings, steps, order.steps_per_epoch),
             *speed.lines(steps),
