@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +15,13 @@ from typing import Any
 from tests.tiny import HIDDEN, LAYERS, VOCAB, tiny_target
 
 ROW = {"id": "a", "conversations": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]}
-ROWS = "--train-data-path rows.jsonl"
-TRAIN = f"train --target-model-path target {ROWS}"
-EVAL = "eval --target-model-path target --eval-data-path rows.jsonl"
-BENCH = "bench --model-path target --engine local"
-OTHER = "a draft of another target: its hidden_size is 96 but the target has 64"
+SHORT = {
+    "TRAIN": "train --target-model-path target --train-data-path rows.jsonl",
+    "EVAL": "eval --target-model-path target --eval-data-path rows.jsonl",
+    "BENCH": "bench --model-path target --engine local",
+    "OTHER": "a draft of another target: its hidden_size is 96 but the target has 64",
+}
+"""Words of the tables that stand for others."""
 
 
 @dataclass(frozen=True)
@@ -33,148 +34,144 @@ class WrongInput:
     code: int = 1
 
 
-def _wrong(name: str, line: str, *said: str, code: int = 1) -> WrongInput:
-    """A row of the tables: the name, what is typed, what is told of it."""
-    return WrongInput(name, tuple(shlex.split(line)), said, code)
+def _table(text: str) -> tuple[WrongInput, ...]:
+    """Three lines each: the name, what is typed, and the exit code with what is said between bars."""
+    for word, words in SHORT.items():
+        text = text.replace(word, words)
+    lines = [line.strip() for line in text.strip().splitlines()]
+    cases = []
+    for name, typed, told in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
+        code, _, said = told.partition(": ")
+        cases.append(WrongInput(name, tuple(typed.split()), tuple(said.split(" | ")), int(code)))
+    return tuple(cases)
 
 
-TEN = (
-    _wrong(
-        "a target's name mistyped",
-        f"train --target-model-path tarfget {ROWS}",
-        "tarfget: no such folder",
-        "did you mean target?",
-    ),
-    _wrong(
-        "weights cut short",
-        f"train --target-model-path cut {ROWS}",
-        "cut/model.safetensors: cannot be read: 20,000 bytes of",
-        "copy it again",
-    ),
-    _wrong(
-        "rows mistyped",
-        "train --target-model-path target --train-data-path row.jsonl",
-        "row.jsonl: no such file",
-        "did you mean rows.jsonl?",
-    ),
-    _wrong(
-        "a draft of another target trained on",
-        f"{TRAIN} --draft-init draft --draft-model-path other-draft",
-        f"other-draft: {OTHER}",
-        "give the target it was made for",
-    ),
-    _wrong("more processes than the machine has", f"{TRAIN} --gpus 99", "--gpus: 99 ", "use --gpus auto", code=2),
-    _wrong("a device that is none", f"{TRAIN} --device gpu", "--device: no such device: gpu", "cuda", code=2),
-    _wrong("a run where a file stands", f"{TRAIN} --output-dir rows.jsonl", "rows.jsonl: is a file", "--output-dir"),
-    _wrong(
-        "a web server for a language model's",
-        "regenerate --input-path rows.jsonl --server-address-port {web}",
-        "{web}: a server, but not one of language models: /v1/models is answered with 404",
-        "SGLang, vLLM",
-    ),
-    _wrong(
-        "a broken file among several settings files",
-        "config check fine.toml broken.toml wrong.toml",
-        "broken.toml:1: broken TOML",
-        "wrong.toml:2: train.batch_size: '0'",
-        "wrong.toml:3: unknown key train.lr",
-        code=2,
-    ),
-    _wrong("a task that is none", f"{BENCH} --benchmark-list mtbenc:2", "mtbenc", "did you mean mtbench?", code=2),
-)
+TEN = _table("""
+a target's name mistyped
+    train --target-model-path tarfget --train-data-path rows.jsonl
+    1: tarfget: no such folder | did you mean target?
+weights cut short
+    train --target-model-path cut --train-data-path rows.jsonl
+    1: cut/model.safetensors: cannot be read: 20,000 bytes of | copy it again
+rows mistyped
+    train --target-model-path target --train-data-path row.jsonl
+    1: row.jsonl: no such file | did you mean rows.jsonl?
+a draft of another target trained on
+    TRAIN --draft-init draft --draft-model-path other-draft
+    1: other-draft: OTHER | give the target it was made for
+more processes than the machine has
+    TRAIN --gpus 99
+    2: --gpus: 99 | use --gpus auto
+a device that is none
+    TRAIN --device gpu
+    2: --device: no such device: gpu | cuda
+a run where a file stands
+    TRAIN --output-dir rows.jsonl
+    1: rows.jsonl: is a file | --output-dir
+a web server for a language model's
+    regenerate --input-path rows.jsonl --server-address-port {web}
+    1: {web}: a server, but not one of language models: /v1/models is answered with 404 | SGLang, vLLM
+a broken file among several settings files
+    config check fine.toml broken.toml wrong.toml
+    2: broken.toml:1: broken TOML | wrong.toml:2: train.batch_size: '0' | wrong.toml:3: unknown key train.lr
+a task that is none
+    BENCH --benchmark-list mtbenc:2
+    2: mtbenc | did you mean mtbench?
+""")
 """The ten that ``tests/speed/early_errors.py`` shows with their times."""
 
-MORE = (
-    _wrong(
-        "an empty folder",
-        f"train --target-model-path empty {ROWS}",
-        "empty: this folder holds no model",
-        "the folder is empty",
-    ),
-    _wrong(
-        "a folder that holds a GGUF",
-        f"train --target-model-path with-gguf {ROWS}",
-        "no config.json",
-        "--target-model-path with-gguf/model.gguf",
-    ),
-    _wrong(
-        "a GGUF cut short",
-        f"train --target-model-path with-gguf/model.gguf {ROWS}",
-        "not a whole GGUF file",
-        "download it again",
-    ),
-    _wrong(
-        "a pointer of Git LFS",
-        f"train --target-model-path pointer {ROWS}",
-        "pointer/model.safetensors: a pointer of Git LFS",
-        "git lfs pull",
-    ),
-    _wrong(
-        "pickled weights alone",
-        f"train --target-model-path pickled {ROWS}",
-        "pickled: no safetensors weights; pytorch_model.bin is not read",
-    ),
-    _wrong(
-        "a shard that was not downloaded",
-        f"train --target-model-path shards {ROWS}",
-        "shards: b.safetensors of 2 weight files is not there",
-    ),
-    _wrong("a file for a folder", f"train --target-model-path rows.jsonl {ROWS}", "rows.jsonl: a file, not a model"),
-    _wrong(
-        "a folder for a file",
-        "train --target-model-path target --train-data-path folder",
-        "is a folder",
-        "--train-data-path folder/rows.jsonl",
-    ),
-    _wrong(
-        "an empty file",
-        "train --target-model-path target --train-data-path empty.jsonl",
-        "empty.jsonl: the file is empty",
-    ),
-    _wrong("no target", "train --train-data-path rows.jsonl", "--target-model-path: no target model", code=2),
-    _wrong("held-out rows mistyped", f"{TRAIN} --eval-data-path evl.jsonl", "evl.jsonl: no such file"),
-    _wrong("a draft evaluated", f"{EVAL} --draft-model-path other-draft", OTHER),
-    _wrong("a draft of another benched", f"{BENCH} --draft-model-path other-draft", OTHER),
-    _wrong(
-        "a draft exported", "export --target-model-path target --draft-model-path other-draft --output-path out", OTHER
-    ),
-    _wrong(
-        "a draft's folder mistyped",
-        f"{EVAL} --draft-model-path other-draf",
-        "other-draf: no such folder",
-        "did you mean other-draft?",
-    ),
-    _wrong("a whole model for a draft", f"{EVAL} --draft-model-path target", "target: a whole model (8 layers)"),
-    _wrong("no draft", EVAL, "--draft-model-path: no draft", code=2),
-    _wrong("no draft to bench", BENCH, "--speculative-draft-model-path: no draft", code=2),
-    _wrong("a template that is none", f"{TRAIN} --chat-template chatmll", "did you mean 'chatml'?", code=2),
-    _wrong("a template's file mistyped", f"{TRAIN} --chat-template my.jinja", "no such file my.jinja", code=2),
-    _wrong("a draft config that is none", f"{TRAIN} --draft-model-config llama-3.1-8", "did you mean llama"),
-    _wrong("a time that is none", f"{TRAIN} --time-budget 3x", "--time-budget: not a duration: 3x", code=2),
-    _wrong("a negative number", f"{TRAIN} --batch-size -3", "--batch-size: '-3' is not", code=2),
-    _wrong("a GPU that is not there", f"{TRAIN} --device cuda:7", "--device: ", code=2),
-    _wrong("shards that are not there", "merge --input-dir shard", "shard: no such folder", "shards?"),
-    _wrong("a configuration that is none", f"{BENCH} --config-list 1,2", "not batch,steps,topk,draft_tokens", code=2),
-    _wrong(
-        "a server that is not there",
-        "bench --model-path target --server-address-port 127.0.0.1:1",
-        "127.0.0.1:1: does not answer",
-        "start the server first",
-    ),
-    _wrong(
-        "a port in use",
-        "bench --model-path target --engine vllm --config-list 1,0,0,0 --port {port}",
-        "--port: port {port} cannot be had",
-        "choose another --port",
-        code=2,
-    ),
-    _wrong("a run below a file", f"{TRAIN} --output-dir rows.jsonl/x", "cannot be made", "is a file"),
-    _wrong(
-        "states that are not there",
-        "train --target-model-path target --mode offline --train-hidden-states-path x",
-        "x: ",
-    ),
-)
+MORE = _table("""
+an empty folder
+    train --target-model-path empty --train-data-path rows.jsonl
+    1: empty: this folder holds no model | the folder is empty
+a folder that holds a GGUF
+    train --target-model-path with-gguf --train-data-path rows.jsonl
+    1: no config.json | --target-model-path with-gguf/model.gguf
+a GGUF cut short
+    train --target-model-path with-gguf/model.gguf --train-data-path rows.jsonl
+    1: not a whole GGUF file | download it again
+a pointer of Git LFS
+    train --target-model-path pointer --train-data-path rows.jsonl
+    1: pointer/model.safetensors: a pointer of Git LFS | git lfs pull
+pickled weights alone
+    train --target-model-path pickled --train-data-path rows.jsonl
+    1: pickled: no safetensors weights; pytorch_model.bin is not read
+a shard that was not downloaded
+    train --target-model-path shards --train-data-path rows.jsonl
+    1: shards: b.safetensors of 2 weight files is not there
+a file for a folder
+    train --target-model-path rows.jsonl --train-data-path rows.jsonl
+    1: rows.jsonl: a file, not a model
+a folder for a file
+    train --target-model-path target --train-data-path folder
+    1: is a folder | --train-data-path folder/rows.jsonl
+an empty file
+    train --target-model-path target --train-data-path empty.jsonl
+    1: empty.jsonl: the file is empty
+no target
+    train --train-data-path rows.jsonl
+    2: --target-model-path: no target model
+held-out rows mistyped
+    TRAIN --eval-data-path evl.jsonl
+    1: evl.jsonl: no such file
+a draft evaluated
+    EVAL --draft-model-path other-draft
+    1: OTHER
+a draft of another benched
+    BENCH --draft-model-path other-draft
+    1: OTHER
+a draft exported
+    export --target-model-path target --draft-model-path other-draft --output-path out
+    1: OTHER
+a draft's folder mistyped
+    EVAL --draft-model-path other-draf
+    1: other-draf: no such folder | did you mean other-draft?
+a whole model for a draft
+    EVAL --draft-model-path target
+    1: target: a whole model (8 layers)
+no draft
+    EVAL
+    2: --draft-model-path: no draft
+no draft to bench
+    BENCH
+    2: --speculative-draft-model-path: no draft
+a template that is none
+    TRAIN --chat-template chatmll
+    2: did you mean 'chatml'?
+a template's file mistyped
+    TRAIN --chat-template my.jinja
+    2: no such file my.jinja
+a draft config that is none
+    TRAIN --draft-model-config llama-3.1-8
+    1: did you mean llama
+a time that is none
+    TRAIN --time-budget 3x
+    2: --time-budget: not a duration: 3x
+a negative number
+    TRAIN --batch-size -3
+    2: --batch-size: '-3' is not
+a GPU that is not there
+    TRAIN --device cuda:7
+    2: --device: torch sees
+shards that are not there
+    merge --input-dir shard
+    1: shard: no such folder | shards?
+a configuration that is none
+    BENCH --config-list 1,2
+    2: not batch,steps,topk,draft_tokens
+a server that is not there
+    bench --model-path target --server-address-port 127.0.0.1:1
+    1: 127.0.0.1:1: does not answer | start the server first
+a port in use
+    bench --model-path target --engine vllm --config-list 1,0,0,0 --port {port}
+    2: --port: port {port} cannot be had | choose another --port
+a run below a file
+    TRAIN --output-dir rows.jsonl/x
+    1: cannot be made | is a file
+states that are not there
+    train --target-model-path target --mode offline --train-hidden-states-path x
+    1: x: no such folder
+""")
 
 
 def make_inputs(folder: Path, target: Path | None = None) -> None:
