@@ -14,8 +14,8 @@ def run(settings: Settings, out: Out) -> None:
     preflight(COMMAND, settings, out)
     import torch
 
-    from eagle3cli.commands.draft_folder import write_draft
     from eagle3cli.models.hub import check_repository, push
+    from eagle3cli.serving.draft_folder import write_draft
 
     options = settings.export
     if options.push:

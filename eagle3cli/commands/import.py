@@ -13,7 +13,7 @@ def run(settings: Settings, out: Out) -> None:
     from eagle3cli.cli.preflight.preflight import preflight
 
     preflight(COMMAND, settings, out)
-    from eagle3cli.commands.draft_folder import write_draft
+    from eagle3cli.serving.draft_folder import write_draft
 
     if not settings.draft.path:
         raise UsageError("no draft to read", where="--draft-model-path", fix="give the folder of a draft")
