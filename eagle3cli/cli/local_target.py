@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from eagle3cli.runtime.report import Reporter, Silent
 from eagle3cli.settings.tables import Settings
@@ -62,3 +63,27 @@ def _context(config: Path) -> int | None:
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return length if isinstance(length, int) and length > 0 else None
+
+
+def vocab_sizes(settings: Settings) -> tuple[int, int]:
+    """Sizes of the draft's and the target's vocabulary.
+
+    A local config.json that names all that a draft needs is read as it is: transformers takes seconds to import.
+    """
+    from eagle3cli.errors import Eagle3Error
+    from eagle3cli.models.config import read_draft_config
+    from eagle3cli.runtime.files import read_json
+
+    options = settings.draft
+
+    def sizes(target: dict[str, Any]) -> tuple[int, int]:
+        draft = read_draft_config(
+            options.config, target, draft_vocab_size=options.vocab_size, aux_layers=options.aux_layers
+        )
+        return draft.draft_vocab_size, draft.vocab_size
+
+    with suppress(Eagle3Error, KeyError, TypeError, AttributeError):
+        return sizes(read_json(Path(settings.target.model_path).expanduser() / "config.json"))
+    from eagle3cli.backends.target.hf import read_target_config
+
+    return sizes(read_target_config(settings.target))

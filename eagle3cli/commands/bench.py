@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from eagle3cli.cli.command import Command
 from eagle3cli.cli.dry_run import planner
 from eagle3cli.console.out import Out
 from eagle3cli.errors import FAILED, SOME_ROWS_FAILED
 from eagle3cli.settings.tables import Settings
-
-if TYPE_CHECKING:
-    from eagle3cli.console.benchmark import Row
 
 
 def run(settings: Settings, out: Out) -> int | None:
@@ -25,7 +20,7 @@ def run(settings: Settings, out: Out) -> int | None:
 
     preflight(COMMAND, settings, out)
     from eagle3cli.cli.local_target import with_local_target
-    from eagle3cli.console.benchmark import COLUMNS, PART_COLUMNS, part_rows, table_row, warnings_of
+    from eagle3cli.console.benchmark import COLUMNS, PART_COLUMNS, part_rows, table_row, warnings_of, write_pages
     from eagle3cli.serving.bench.bench import bench
     from eagle3cli.serving.bench.search import search
 
@@ -52,19 +47,6 @@ def run(settings: Settings, out: Out) -> int | None:
     if not result.table or any(row.get("differences_beyond_ties") for row in result.table):
         return FAILED
     return SOME_ROWS_FAILED if result.failed else None
-
-
-def write_pages(rows: Sequence[Row], output: Path, engine: str, target: str) -> tuple[Path, Path]:
-    """The report as Markdown and as HTML beside the results."""
-    from eagle3cli.console.benchmark import page
-    from eagle3cli.console.report import html, markdown
-    from eagle3cli.runtime.files import write_text
-
-    report = page(rows, engine, target or "the servers' model")
-    pages = output.with_suffix(".md"), output.with_suffix(".html")
-    write_text(pages[0], markdown(report))
-    write_text(pages[1], html(report))
-    return pages
 
 
 COMMAND = Command(

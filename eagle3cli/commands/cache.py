@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
-
 from eagle3cli.cli.command import TOKENIZE_FIELDS, Command
 from eagle3cli.cli.dry_run import planner
 from eagle3cli.console.out import Out
@@ -18,7 +14,7 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.cli.preflight.preflight import preflight
 
     preflight(COMMAND, settings, out)
-    from eagle3cli.cli.local_target import with_local_target
+    from eagle3cli.cli.local_target import vocab_sizes, with_local_target
     from eagle3cli.console.cached import rejected, summary_text
     from eagle3cli.console.tokens import Style, page
     from eagle3cli.data.tokens.cache import open_or_build
@@ -41,30 +37,6 @@ def next_stage(settings: Settings, out: Out) -> None:
     rows = {"data.train_path": settings.data.train_path, "data.eval_path": settings.data.eval_path}
     command = "hidden-states" if settings.train.mode == "offline" else "train"
     out.next(command, {**rows, "target.model_path": settings.target.model_path})
-
-
-def vocab_sizes(settings: Settings) -> tuple[int, int]:
-    """Sizes of the draft's and the target's vocabulary.
-
-    A local config.json that names all that a draft needs is read as it is: transformers takes seconds to import.
-    """
-    from eagle3cli.errors import Eagle3Error
-    from eagle3cli.models.config import read_draft_config
-    from eagle3cli.runtime.files import read_json
-
-    options = settings.draft
-
-    def sizes(target: dict[str, Any]) -> tuple[int, int]:
-        draft = read_draft_config(
-            options.config, target, draft_vocab_size=options.vocab_size, aux_layers=options.aux_layers
-        )
-        return draft.draft_vocab_size, draft.vocab_size
-
-    with suppress(Eagle3Error, KeyError, TypeError, AttributeError):
-        return sizes(read_json(Path(settings.target.model_path).expanduser() / "config.json"))
-    from eagle3cli.backends.target.hf import read_target_config
-
-    return sizes(read_target_config(settings.target))
 
 
 COMMAND = Command(

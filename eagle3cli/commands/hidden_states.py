@@ -24,7 +24,6 @@ def run(settings: Settings, out: Out) -> None:
     from eagle3cli.runtime.devices import set_threads
     from eagle3cli.runtime.report import Silent
     from eagle3cli.runtime.stop import catch_stop
-    from eagle3cli.runtime.units import size_text, time_text
 
     if in_processes(COMMAND, settings, out):
         return
@@ -42,11 +41,7 @@ def run(settings: Settings, out: Out) -> None:
         return
     target = settings.target.model_path
     folder = settings.hidden_states.output_path
-    lines = [
-        f"{name}: {done.rows} rows, {done.tokens} tokens, {done.encoding}, {size_text(done.bytes)} in {folder / name}; "
-        f"{done.shards - done.shards_before} of {done.shards} shards captured now, in {time_text(done.seconds)}"
-        for name, done in splits.items()
-    ]
+    lines = [f"{name}: {done.text(folder / name)}" for name, done in splits.items()]
     next_training(original, splits, out)
     data = {name: {**vars(done), "folder": folder / name} for name, done in splits.items()}
     out.result({"splits": data, "target": target}, "\n".join(lines))

@@ -23,21 +23,16 @@ def run(settings: Settings, out: Out) -> int | None:
 
     from eagle3cli.cli.local_target import with_local_target
     from eagle3cli.cli.worker import in_processes
-    from eagle3cli.runs.live import show_live
-    from eagle3cli.runs.session import record_session
+    from eagle3cli.runs.running import running
     from eagle3cli.runtime.distributed import init_distributed
-    from eagle3cli.runtime.files import write_text
     from eagle3cli.runtime.log import logged
     from eagle3cli.runtime.report import Reporter, Silent
     from eagle3cli.runtime.stop import catch_stop
-    from eagle3cli.settings.toml import to_toml
     from eagle3cli.training.build import build
-    from eagle3cli.training.checkpoint.load import check_place, make_place
+    from eagle3cli.training.checkpoint.load import check_place
     from eagle3cli.training.forecast.out_of_memory import training_explained
     from eagle3cli.training.forecast.target_share import target_share
-    from eagle3cli.training.history import history_writer
-    from eagle3cli.training.summary import summary
-    from eagle3cli.training.trackers.session import tracked
+    from eagle3cli.training.summary import next_command, summary
 
     if in_processes(COMMAND, settings, out):
         return None
@@ -54,36 +49,14 @@ def run(settings: Settings, out: Out) -> int | None:
         with training_explained(settings, ranks.world_size, lambda: "before the first step"):
             trainer = build(settings, report, ranks, partial(target_share, settings, ranks))
         if ranks.is_main:  # from here on there is a run: whatever refuses one has been asked
-            make_place(settings.train)
-            log.begin()
-            trainer.listeners = [history_writer(folder, trainer.state.step, report)]
-            write_text(folder / "settings.toml", to_toml(settings))
-            stack.enter_context(record_session(trainer, settings, report))
-            stack.enter_context(tracked(trainer, settings))
-            stack.enter_context(show_live(trainer, out))
+            stack.enter_context(running(trainer, settings, log, out))
         done_before = trainer.state.step
         with training_explained(settings, ranks.world_size, lambda: trainer.activity):
             evaluation = trainer.train(stop)
     if ranks.is_main:
-        next_step(original, evaluated=evaluation is not None, out=out)
+        out.next(*next_command(original, evaluated=evaluation is not None))
         out.result(*summary(trainer, done_before, evaluation))
     return None
-
-
-def next_step(settings: Settings, *, evaluated: bool, out: Out) -> None:
-    """What was held out is measured on in full; where nothing was, the draft is exported."""
-    from eagle3cli.training.inputs import held_out_states
-
-    draft: dict[str, object] = {
-        "draft.path": str(settings.train.output_dir / "best"),
-        "target.model_path": settings.target.model_path,
-    }
-    if not evaluated:
-        out.next("export", draft)
-    elif settings.train.mode == "offline":
-        out.next("eval", {**draft, "data.eval_hidden_states_path": held_out_states(settings)})
-    else:
-        out.next("eval", {**draft, "data.eval_path": settings.data.eval_path})
 
 
 COMMAND = Command(

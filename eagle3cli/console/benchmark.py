@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from eagle3cli.console.chart import Bars, Chart, Lines
-from eagle3cli.console.report import Page, Section
+from eagle3cli.console.report import Page, Section, html, markdown
+from eagle3cli.runtime.files import write_text
 
 Row = Mapping[str, Any]
 COLUMNS = (
@@ -89,6 +91,15 @@ def _accuracy(row: Row) -> str | None:
         return None
     before = row.get("accuracy_baseline")
     return f"{row['accuracy']:.1%}" + ("" if before is None else f" (without {before:.1%})")
+
+
+def write_pages(rows: Sequence[Row], output: Path, engine: str, target: str) -> tuple[Path, Path]:
+    """The report as Markdown and as HTML beside the results."""
+    report = page(rows, engine, target or "the servers' model")
+    pages = output.with_suffix(".md"), output.with_suffix(".html")
+    write_text(pages[0], markdown(report))
+    write_text(pages[1], html(report))
+    return pages
 
 
 def page(rows: Sequence[Row], engine: str, target: str) -> Page:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from eagle3cli.settings.tables import Settings
 from eagle3cli.training.eval.evaluate import Evaluation
+from eagle3cli.training.inputs import held_out_states
 from eagle3cli.training.trainer import Trainer
 
 
@@ -32,3 +34,17 @@ def summary(trainer: Trainer, done_before: int, evaluation: Evaluation | None) -
         f"draft in {draft}\nreport: {folder / 'report.html'}"
     )
     return data, text
+
+
+def next_command(settings: Settings, *, evaluated: bool) -> tuple[str, dict[str, object]]:
+    """The command that goes on with the draft, and the settings that it needs, by key: what was held out is measured
+    on in full; where nothing was, the draft is exported."""
+    values: dict[str, object] = {
+        "draft.path": str(settings.train.output_dir / "best"),
+        "target.model_path": settings.target.model_path,
+    }
+    if not evaluated:
+        return "export", values
+    if settings.train.mode == "offline":
+        return "eval", values | {"data.eval_hidden_states_path": held_out_states(settings)}
+    return "eval", values | {"data.eval_path": settings.data.eval_path}

@@ -28,7 +28,7 @@ from eagle3cli.runtime.devices import compute_type
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
-from eagle3cli.runtime.units import time_text
+from eagle3cli.runtime.units import size_text, time_text
 from eagle3cli.settings.models import TargetSettings
 
 Rows = Sequence[TokenRow] | TokenRows
@@ -68,6 +68,14 @@ class CaptureResult:
     shards: int
     shards_before: int
     seconds: float
+
+    def text(self, folder: Path) -> str:
+        """For people; ``folder`` is the store's."""
+        captured = self.shards - self.shards_before
+        return (
+            f"{self.rows} rows, {self.tokens} tokens, {self.encoding}, {size_text(self.bytes)} in {folder}; "
+            f"{captured} of {self.shards} shards captured now, in {time_text(self.seconds)}"
+        )
 
 
 def with_compute_dtype(target: TargetSettings, name: str) -> TargetSettings:
