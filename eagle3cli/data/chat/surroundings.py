@@ -12,52 +12,18 @@ from dataclasses import dataclass, replace
 from os.path import commonprefix
 from typing import Any
 
-from eagle3cli.data.chat.format import EMPTY_BLOCK, Format, whole_tags
+from eagle3cli.data.chat.format import EMPTY_BLOCK, whole_tags
+from eagle3cli.data.chat.headers import check_content, header_within, spaced_prefix, template_block_length
 from eagle3cli.data.chat.placeholders import (
-    BEGIN,
-    CALL,
-    CONTENT,
-    END,
     REPLY,
-    Pieces,
-    Placeholders,
     Span,
     align,
     renderings_of,
     unused_placeholders,
 )
-from eagle3cli.data.chat.template import Chat, Messages, Tools
+from eagle3cli.data.chat.probe import MessageSpans, Probe, is_empty
+from eagle3cli.data.chat.substitution import Substitution
 from eagle3cli.errors import DataError, ModelError
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A conversation, or the part of one that a server shows, and its template."""
-
-    chat: Chat
-    messages: Messages
-    tools: Tools
-    form: Format
-    add_generation_prompt: bool = False
-    """A reply's header follows the last message."""
-
-    def render(self, messages: Messages | None = None) -> str:
-        """This conversation as text, or other messages in its stead."""
-        return self.chat.render(self.messages if messages is None else messages, self.add_generation_prompt, self.tools)
-
-    def before(self, index: int) -> Probe:
-        """What a server shows before message ``index``."""
-        return replace(self, messages=self.messages[:index], add_generation_prompt=True)
-
-
-@dataclass
-class MessageSpans:
-    """Character spans by message index."""
-
-    replies: dict[int, Span]
-    """Replies, without their end token."""
-    others: dict[int, Span]
-    """Contents of all other messages."""
 
 
 def find_by_surroundings(probe: Probe, text: str) -> MessageSpans:
@@ -68,10 +34,10 @@ def find_by_surroundings(probe: Probe, text: str) -> MessageSpans:
     problem = "the chat template refuses the conversation"
     context_roles = frozenset({"system", "user", "tool"})
     attempts = (
-        _Substitution(placeholders),
-        _Substitution(placeholders, frozenset({"system"})),
-        _Substitution(placeholders, context_roles),
-        _Substitution(placeholders, context_roles, around=True),
+        Substitution(placeholders),
+        Substitution(placeholders, frozenset({"system"})),
+        Substitution(placeholders, context_roles),
+        Substitution(placeholders, context_roles, around=True),
     )
     for substitution in attempts:
         try:
@@ -86,79 +52,12 @@ def find_by_surroundings(probe: Probe, text: str) -> MessageSpans:
 
 
 @dataclass(frozen=True)
-class _Substitution:
-    """How placeholders stand for contents: in place of the text, or ``around`` it where the template looks into it."""
-
-    placeholders: Placeholders
-    bare_roles: frozenset[str] = frozenset()
-    """Roles whose empty contents stay empty, as templates may leave such a message out."""
-    around: bool = False
-
-    def apply(self, messages: Messages, *, bare_replies: bool = False) -> list[Mapping[str, Any]]:
-        """The messages with every content substituted but the replies'.
-
-        ``bare_replies``: replies are nothing but placeholders, too, their tool calls without arguments.
-        """
-        return [
-            self._context(index, message)
-            if message["role"] != "assistant"
-            else self._bare_reply(index, message)
-            if bare_replies
-            else message
-            for index, message in enumerate(messages)
-        ]
-
-    def _context(self, index: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        content = message["content"]
-        name = self.placeholders.name
-        if not content and message["role"] in self.bare_roles:
-            return message
-        around = f"{name(index, BEGIN)}{content}{name(index, END)}"
-        return {**message, "content": around if self.around else name(index, CONTENT)}
-
-    def _bare_reply(self, index: int, message: Mapping[str, Any]) -> dict[str, Any]:
-        bare = {key: value for key, value in message.items() if key != "reasoning_content"}
-        if not message.get("tool_calls"):
-            return {**bare, "content": self.placeholders.name(index, REPLY)}
-        if message["content"]:
-            bare["content"] = self.placeholders.name(index, REPLY)
-        bare["tool_calls"] = [
-            {**call, "function": self._bare_function(index, number, call["function"])}
-            for number, call in enumerate(message["tool_calls"])
-        ]
-        return bare
-
-    def _bare_function(self, index: int, number: int, function: Mapping[str, Any]) -> dict[str, Any]:
-        arguments: Any = "{}" if isinstance(function["arguments"], str) else {}
-        return {**function, "name": self.call_placeholder(index, number), "arguments": arguments}
-
-    def call_placeholder(self, index: int, number: int) -> str:
-        """The placeholder of a called function's name."""
-        return self.placeholders.name(index * 1000 + number, CALL)
-
-    def split(self, text: str) -> tuple[Pieces, list[str]]:
-        """A rendering split at the other contents, and the texts that stand inside placeholders around them.
-
-        Raises ModelError where placeholders around a content come apart.
-        """
-        if not self.around:
-            return self.placeholders.split(text, CONTENT), []
-        whole = self.placeholders.split(text, BEGIN + END)
-        begins = whole.names[0::2]
-        ends = whole.names[1::2]
-        if [(i, BEGIN) for i, _ in ends] != list(begins) or any(kind != END for _, kind in ends):
-            raise ModelError("the chat template takes a content apart")
-        names = tuple((index, CONTENT) for index, _ in begins)
-        return Pieces(whole.texts[0::2], names), list(whole.texts[1::2])
-
-
-@dataclass(frozen=True)
 class _Surroundings:
     """The real text between other contents, and the same with bare replies."""
 
     probe: Probe
     text: str
-    substitution: _Substitution
+    substitution: Substitution
     names: tuple[int, ...]
     spans: list[Span]
     """Spans of the other contents, in the order of the text."""
@@ -211,7 +110,7 @@ class _Surroundings:
             behind = start + len(header)
             block = EMPTY_BLOCK.match(self.text, behind)
             message = self.probe.messages[index]
-            return behind + (_template_block_length(self.text[behind:], block[0], message) if block else 0)
+            return behind + (template_block_length(self.text[behind:], block[0], message) if block else 0)
         try:
             prompt = self.probe.before(index).render()
         except ModelError:
@@ -246,7 +145,7 @@ class _Surroundings:
             first = behind - start if behind is not None else None
         if first is None or first > last:
             raise DataError(f"{where}: the chat template writes another header than a server would")
-        _check_content(piece[first:last], message, where)
+        check_content(piece[first:last], message, where)
         return start + first, start + last
 
     def _after_calls(self, index: int, bare: str, message: Mapping[str, Any], where: str) -> str:
@@ -288,18 +187,18 @@ class _Surroundings:
             header += form.past_header
         if header is not None and piece.startswith(header):
             block = lead[len(header) :] if lead is not None and lead.startswith(header) else form.block
-            return len(header) + _template_block_length(piece[len(header) :], block, self.probe.messages[index])
+            return len(header) + template_block_length(piece[len(header) :], block, self.probe.messages[index])
         if lead is not None and piece.startswith(lead):
-            return len(lead) if header is None or not form.header else _header_within(lead, header, form)
+            return len(lead) if header is None or not form.header else header_within(lead, header, form)
         if header is None or not form.header:
             return None
         opened, past = form.reasoning_edge
         if opened and header.endswith(opened) and piece.startswith(header[: -len(opened)] + past):
             return len(header) - len(opened) + len(past)
-        after = _spaced_prefix(piece, header)
+        after = spaced_prefix(piece, header)
         if after is None and self.probe.messages[index].get("tool_calls"):
             lead = self._lead_with_content(index, number)
-            after = _header_within(lead, header, form) if lead is not None and piece.startswith(lead) else None
+            after = header_within(lead, header, form) if lead is not None and piece.startswith(lead) else None
         return after
 
     def _lead_with_content(self, index: int, number: int) -> str | None:
@@ -325,7 +224,7 @@ class _Surroundings:
         return pieces.texts[-1] if last == (self.names[number - 1] if number else None) else None
 
 
-def _match_surroundings(probe: Probe, text: str, substitution: _Substitution) -> _Surroundings | None:
+def _match_surroundings(probe: Probe, text: str, substitution: Substitution) -> _Surroundings | None:
     """The text split at its other contents; None where the template's pieces do not give it."""
     pieces, inside = substitution.split(probe.render(substitution.apply(probe.messages)))
     bare, _ = substitution.split(probe.render(substitution.apply(probe.messages, bare_replies=True)))
@@ -340,60 +239,3 @@ def _match_surroundings(probe: Probe, text: str, substitution: _Substitution) ->
     ]
     spans = align(text, pieces.texts, renderings)
     return _Surroundings(probe, text, substitution, names, spans, bare.texts) if spans is not None else None
-
-
-def is_empty(message: Mapping[str, Any]) -> bool:
-    """Whether a reply says nothing."""
-    return not any(message.get(key) for key in ("tool_calls", "reasoning_content")) and not message["content"].strip()
-
-
-def _header_within(lead: str, header: str, form: Format) -> int:
-    """Where the target begins to write in ``lead``, what the template has before a reply, where a server has ``header``
-    and the two part: a marker that the server does not write is the target's; white space is not, nor is
-    one that it writes, too."""
-    shared = whole_tags(commonprefix([lead, header]))
-    after = form.written_from(lead, shared) if shared.strip() else len(lead)
-    written = lead[after:].strip()
-    return after if written and written not in header else len(lead)
-
-
-def _spaced_prefix(text: str, prefix: str) -> int | None:
-    """The length of ``prefix`` at the start of ``text``, where the two differ in white space only."""
-    at = 0
-    for character in prefix.rstrip():
-        while not character.isspace() and at < len(text) and text[at].isspace():
-            at += 1
-        if character.isspace():
-            continue
-        if at == len(text) or text[at] != character:
-            return None
-        at += 1
-    space = prefix[len(prefix.rstrip()) :]
-    return at + len(commonprefix([text[at:], space]))
-
-
-def _template_block_length(reply: str, block: str, message: Mapping[str, Any]) -> int:
-    """Length of the template's own empty block of reasoning at the start of a reply; 0 where the target wrote it."""
-    if not EMPTY_BLOCK.fullmatch(block):
-        return 0
-    if not message.get("reasoning_content") and EMPTY_BLOCK.match(message["content"] or ""):
-        return 0
-    if reply.startswith(block):
-        return len(block)
-    return len(reply) if reply.strip() == block.strip() else 0
-
-
-def _check_content(reply: str, message: Mapping[str, Any], where: str) -> None:
-    """Raise DataError where the template wrote something else than the message says."""
-    if message.get("tool_calls"):
-        return
-    content = _without_space(message["content"])
-    rendered = _without_space(reply)
-    visible = content.rpartition("</think>")[2] if "</think>" in content else content
-    if not rendered.endswith((content, visible)):
-        raise DataError(f"{where}: the chat template {'rewrites the reply' if rendered else 'leaves the reply out'}")
-
-
-def _without_space(text: str) -> str:
-    """The text without white space, which templates collapse."""
-    return "".join(text.split())

@@ -35,7 +35,7 @@ class Chat:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Values that the template reads, e.g. ``{"enable_thinking": False}``."""
     placeholder_renderings: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
-    """Renderings of placeholders alone, kept by `eagle3cli.data.chat.reply_spans`."""
+    """Renderings of placeholders alone, kept by `eagle3cli.data.chat.skeletons`."""
     _jinja: str | None = field(init=False)
     _blocks: dict[bool, bool] = field(default_factory=dict, init=False, repr=False)
     """Whether the template for conversations with tools, and the one without, has generation blocks."""

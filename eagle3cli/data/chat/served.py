@@ -1,0 +1,152 @@
+"""A conversation's row as a server would show it at the last turn, and the places of its messages.
+
+That is the template's whole rendering where it goes on from the server's prompt, else the prompt and the reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os.path import commonprefix
+from typing import Any
+
+from eagle3cli.data.chat.format import OPEN_BLOCK, Format, closing_tag
+from eagle3cli.data.chat.placeholders import Span
+from eagle3cli.data.chat.probe import MessageSpans, Probe
+from eagle3cli.data.chat.skeletons import continues_prompt, find_by_placeholders
+from eagle3cli.data.chat.surroundings import find_by_surroundings
+from eagle3cli.errors import DataError
+
+_NEWLINE = "\n"
+
+
+def served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
+    """The row's text as a server would show it, and the spans in it."""
+    whole = probe.render()
+    in_blocks = probe.chat.has_generation_blocks(probe.tools)
+    spans = _find_by_generation_blocks(probe, whole) if in_blocks else find_by_placeholders(probe, whole)
+    last = len(probe.messages) - 1
+    if probe.messages[last]["role"] != "assistant" or (spans and continues_prompt(probe)):
+        return whole, spans or find_by_surroundings(probe, whole)
+    before = probe.before(last)
+    prompt = before.render()
+    spans = spans or find_by_surroundings(probe, whole)
+    if in_blocks and (last not in spans.replies or not _opens_lost_reasoning(prompt, probe.messages[last], whole)):
+        return whole, spans
+    trained = set(spans.replies)
+    if last not in spans.replies:  # it says nothing, and the template leaves it out
+        content = probe.messages[last]["content"]
+        spans = _find_spans(before, prompt)
+        spans.replies[last] = (len(prompt), len(prompt) + len(content))
+        return prompt + content + probe.form.closing, spans
+    start, end = spans.replies[last]
+    closing = whole[end : spans.end_of(last, whole, probe.form)]
+    continues = whole.startswith(prompt)
+    start = _start_behind(prompt, whole, start, probe.form) if continues else start
+    reply = None
+    if continues and _opens_lost_reasoning(prompt, probe.messages[last], whole):
+        reply = probe.messages[last]["reasoning_content"].strip(_NEWLINE) + whole[len(prompt) : end]
+    elif not continues or start == len(prompt):  # else the template wrote an empty block of reasoning itself
+        reply = _generated_reply(prompt, probe.messages[last], whole[start:end], continues)
+    if reply is None:
+        spans.replies[last] = (start, end)
+        return whole, spans
+    header = probe.form.header.strip()
+    if probe.messages[last - 1]["role"] == "assistant" and not prompt.rstrip().endswith(header):
+        raise DataError(f"message {last + 1}: a server's prompt asks for no second reply in a row")
+    spans = _find_spans(before, prompt)
+    spans = MessageSpans({i: span for i, span in spans.replies.items() if i in trained}, spans.others)
+    spans.replies[last] = (len(prompt), len(prompt) + len(reply))
+    return prompt + reply + closing, spans
+
+
+def _opens_lost_reasoning(prompt: str, message: Mapping[str, Any], whole: str) -> bool:
+    """Whether a server's prompt begins a block of reasoning, which ``whole``, the conversation's rendering, does not
+    show, or shows with nothing in it behind that prompt: the target wrote its reasoning there."""
+    block = OPEN_BLOCK.search(prompt)
+    if block is None:
+        return False
+    reasoning = str(message.get("reasoning_content") or "").strip()
+    if whole.startswith(prompt):
+        return bool(reasoning) and whole[len(prompt) :].lstrip().startswith(closing_tag(block))
+    before, closed, _ = str(message["content"] or "").partition(closing_tag(block))
+    reasoning = reasoning or (before.lstrip().removeprefix(block[1]).strip() if closed else "")
+    shown = whole[len(commonprefix([whole, prompt])) :]
+    return bool(reasoning) and "".join(reasoning.split()) not in "".join(shown.split())
+
+
+def _start_behind(prompt: str, whole: str, start: int, form: Format) -> int:
+    """Where the target begins to write in ``whole``, which goes on from the prompt."""
+    if not form.header or start <= len(prompt):
+        return max(start, len(prompt))
+    return form.written_from(whole[:start], prompt)
+
+
+def _find_spans(probe: Probe, text: str) -> MessageSpans:
+    return find_by_placeholders(probe, text) or find_by_surroundings(probe, text)
+
+
+def _generated_reply(prompt: str, message: Mapping[str, Any], rendered: str, continues: bool) -> str | None:
+    """The last reply as the target wrote it behind ``prompt``, where the whole rendering does not show it so.
+
+    ``rendered`` is the reply in the whole rendering, which begins with the prompt where ``continues``. A server's
+    prompt may open a block of reasoning: a message without any then stays where the template shows it.
+    """
+    content = str(message["content"] or "")
+    reasoning = str(message.get("reasoning_content") or "")
+    block = OPEN_BLOCK.search(prompt)
+    if block is None:
+        thought, closing, _ = content.partition("</think>")
+        lost = closing and thought.rpartition("<think>")[2].strip() and closing not in rendered
+        skipped = prompt.rstrip().endswith("</think>") or message.get("tool_calls")
+        if lost and not skipped:
+            return content
+        return None if continues else rendered
+    opening = block[1]
+    space = block[3]
+    closing = closing_tag(block)
+    if not continues and closing in rendered and rendered.lstrip().startswith(opening):
+        return _without_shared_space(rendered.lstrip()[len(opening) :], space)
+    if reasoning.strip() and closing not in rendered:
+        return f"{reasoning.strip(_NEWLINE)}\n{closing}\n\n{rendered.lstrip(_NEWLINE)}"
+    if content.lstrip().startswith(opening) and rendered.strip().startswith(content.strip()):
+        # The prompt has written the opening already.
+        return rendered.lstrip()[len(opening) :].removeprefix(space)
+    if continues or message.get("tool_calls") and closing not in rendered:
+        return None
+    if closing in rendered:
+        return rendered
+    if content.lstrip().startswith(opening):
+        return content.lstrip()[len(opening) :].removeprefix(space)
+    return content if closing in content else None
+
+
+def _without_shared_space(text: str, space: str) -> str:
+    """The text without the white space at its start that stands in ``space`` already."""
+    return text[len(commonprefix([text, space])) :]
+
+
+def _find_by_generation_blocks(probe: Probe, whole: str) -> MessageSpans:
+    """Replies of a template with ``{% generation %}`` blocks: what lies outside them is none, and where nothing else
+    tells the spans, the blocks do."""
+    blocks = probe.chat.generation_spans(probe.messages, probe.tools)
+    try:
+        spans = _find_spans(probe, whole)
+    except DataError:
+        bare = [_bare_reply(probe.form, whole, span) for span in blocks]
+        replies = [i for i, message in enumerate(probe.messages) if message["role"] == "assistant"]
+        if len(bare) != len(replies):
+            raise
+        return MessageSpans(dict(zip(replies, bare, strict=True)), {})
+    inside = {i: span for i, span in spans.replies.items() if any(a <= span[1] and span[0] < b for a, b in blocks)}
+    return MessageSpans(inside, spans.others)
+
+
+def _bare_reply(form: Format, text: str, span: Span) -> Span:
+    """A span without the header before the reply and the end token behind it."""
+    start, end = span
+    header = next((h for h in (form.header, form.past_header) if h and text.startswith(h, start)), "")
+    start += len(header)
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    closing = next((token for token in form.ends if text.endswith(token, start, end)), "")
+    return (start, end - len(closing)) if closing else (start, max(start, span[1]))
