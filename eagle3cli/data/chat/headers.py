@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from os.path import commonprefix
 from typing import Any
 
-from eagle3cli.data.chat.format import EMPTY_BLOCK, Format, whole_tags
+from eagle3cli.data.chat.format import EMPTY_BLOCK, OPEN_BLOCK, Format, whole_tags
 from eagle3cli.errors import DataError
 
 
@@ -35,11 +35,24 @@ def spaced_prefix(text: str, prefix: str) -> int | None:
     return at + len(commonprefix([text[at:], space]))
 
 
+def header_before_content(piece: str, header: str, message: Mapping[str, Any]) -> int | None:
+    """Where a content begins that opens or closes reasoning itself and that the template therefore writes as it is,
+    without the block that ``header``, a server's, opens; None where that is not so."""
+    block = OPEN_BLOCK.search(header)
+    bare = header[: block.start()] if block else header
+    content = _without_space(message["content"] or "")
+    shown = bare.strip() and piece.startswith(bare) and _without_space(piece[len(bare) :]).startswith(content)
+    return len(bare) if block and content and shown else None
+
+
 def template_block_length(reply: str, block: str, message: Mapping[str, Any]) -> int:
     """Length of the template's own empty block of reasoning at the start of a reply; 0 where the target wrote it."""
     if not EMPTY_BLOCK.fullmatch(block):
         return 0
-    if not message.get("reasoning_content") and EMPTY_BLOCK.match(message["content"] or ""):
+    content = (message["content"] or "").strip()
+    if EMPTY_BLOCK.match(content) and not (
+        reply.startswith(block) and reply[len(block) :].lstrip().startswith(content)
+    ):
         return 0
     if reply.startswith(block):
         return len(block)

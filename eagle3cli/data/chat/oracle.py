@@ -113,7 +113,9 @@ def _rewritten(talk: Talk, context: Talk, reasoning: str, truth: Truth, cut: fro
     if opening and not opened and not _is_complete(opening, talk.stops):
         raise Unknown("the prompt ends with something that history does not have")
     start, earliest = _shown_from(talk, last)
-    if opened and not reasoning:  # the target would have reasoned: the row is as the template shows it
+    begun = OPENING.search(prompt)
+    begins = begun is not None and _inline(talk.messages[last]).lstrip().startswith(begun[0].strip())
+    if opened and not reasoning and not begins:  # the target would have reasoned: the row is as the template shows it
         past = [_past(talk, i, cut) for i in replies]
         written = Written(last, start, (len(truth.text),), earliest)
         return replace(truth, replies=(*past, written), prompt=earliest)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from eagle3cli.data.chat.format import Format
 from eagle3cli.data.chat.placeholders import Span
 from eagle3cli.data.chat.template import Chat, Messages, Tools
+from eagle3cli.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,14 @@ class MessageSpans:
     """Replies, without their end token."""
     others: dict[int, Span]
     """Contents of all other messages."""
+    problems: dict[int, DataError] = field(default_factory=dict)
+    """Why a reply is not among them that the template shows."""
+
+    def checked(self) -> MessageSpans:
+        """The same; raises the first problem."""
+        for problem in self.problems.values():
+            raise problem
+        return self
 
     def end_of(self, index: int, text: str, form: Format) -> int:
         """Where reply ``index`` ends in ``text``, its end token included."""

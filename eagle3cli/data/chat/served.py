@@ -5,11 +5,13 @@ That is the template's whole rendering where it goes on from the server's prompt
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from os.path import commonprefix
 from typing import Any
 
-from eagle3cli.data.chat.format import OPEN_BLOCK, Format, closing_tag
+from eagle3cli.data.chat.format import EMPTY_BLOCK, OPEN_BLOCK, Format, closing_tag
+from eagle3cli.data.chat.headers import template_block_length
 from eagle3cli.data.chat.placeholders import Span
 from eagle3cli.data.chat.probe import MessageSpans, Probe
 from eagle3cli.data.chat.skeletons import continues_prompt, find_by_placeholders
@@ -26,16 +28,17 @@ def served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
     spans = _find_by_generation_blocks(probe, whole) if in_blocks else find_by_placeholders(probe, whole)
     last = len(probe.messages) - 1
     if probe.messages[last]["role"] != "assistant" or (spans and continues_prompt(probe)):
-        return whole, spans or find_by_surroundings(probe, whole)
+        return whole, (spans or find_by_surroundings(probe, whole)).checked()
     before = probe.before(last)
     prompt = before.render()
     spans = spans or find_by_surroundings(probe, whole)
-    if in_blocks and (last not in spans.replies or not _opens_lost_reasoning(prompt, probe.messages[last], whole)):
-        return whole, spans
-    trained = set(spans.replies)
-    if last not in spans.replies:  # it says nothing, and the template leaves it out
-        content = probe.messages[last]["content"]
-        spans = _find_spans(before, prompt)
+    if last in spans.problems:
+        raise spans.problems[last]
+    if last not in spans.replies:
+        if in_blocks:
+            return whole, spans.checked()
+        content = probe.messages[last]["content"]  # it says nothing, and the template leaves it out
+        spans = _find_spans(before, prompt).checked()
         spans.replies[last] = (len(prompt), len(prompt) + len(content))
         return prompt + content + probe.form.closing, spans
     start, end = spans.replies[last]
@@ -49,12 +52,13 @@ def served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
         reply = _generated_reply(prompt, probe.messages[last], whole[start:end], continues)
     if reply is None:
         spans.replies[last] = (start, end)
-        return whole, spans
+        return whole, spans.checked()
     header = probe.form.header.strip()
     if probe.messages[last - 1]["role"] == "assistant" and not prompt.rstrip().endswith(header):
         raise DataError(f"message {last + 1}: a server's prompt asks for no second reply in a row")
-    spans = _find_spans(before, prompt)
-    spans = MessageSpans({i: span for i, span in spans.replies.items() if i in trained}, spans.others)
+    known = {*spans.replies, *spans.problems}  # of the others the template's blocks say that nobody trains them
+    spans = _find_spans(before, prompt).checked()
+    spans = MessageSpans({i: span for i, span in spans.replies.items() if i in known}, spans.others)
     spans.replies[last] = (len(prompt), len(prompt) + len(reply))
     return prompt + reply + closing, spans
 
@@ -104,20 +108,29 @@ def _generated_reply(prompt: str, message: Mapping[str, Any], rendered: str, con
     opening = block[1]
     space = block[3]
     closing = closing_tag(block)
-    if not continues and closing in rendered and rendered.lstrip().startswith(opening):
+    closes = rendered.count(closing) > _arguments(message).count(closing)
+    if not continues and closes and rendered.lstrip().startswith(opening):
         return _without_shared_space(rendered.lstrip()[len(opening) :], space)
-    if reasoning.strip() and closing not in rendered:
+    if reasoning.strip() and not closes:
         return f"{reasoning.strip(_NEWLINE)}\n{closing}\n\n{rendered.lstrip(_NEWLINE)}"
     if content.lstrip().startswith(opening) and rendered.strip().startswith(content.strip()):
         # The prompt has written the opening already.
         return rendered.lstrip()[len(opening) :].removeprefix(space)
-    if continues or message.get("tool_calls") and closing not in rendered:
+    if continues or message.get("tool_calls") and not closes:
         return None
-    if closing in rendered:
+    thought, closed, _ = content.partition(closing)
+    thinks = reasoning.strip() or (closed and not thought.strip()) or thought.rpartition(opening)[2].strip()
+    if closes and thinks:
         return rendered
     if content.lstrip().startswith(opening):
         return content.lstrip()[len(opening) :].removeprefix(space)
-    return content if closing in content else None
+    return content if closed and thinks else None
+
+
+def _arguments(message: Mapping[str, Any]) -> str:
+    """All arguments of a message's calls."""
+    calls = message.get("tool_calls") or ()
+    return json.dumps([call["function"]["arguments"] for call in calls], ensure_ascii=False)
 
 
 def _without_shared_space(text: str, space: str) -> str:
@@ -129,23 +142,27 @@ def _find_by_generation_blocks(probe: Probe, whole: str) -> MessageSpans:
     """Replies of a template with ``{% generation %}`` blocks: what lies outside them is none, and where nothing else
     tells the spans, the blocks do."""
     blocks = probe.chat.generation_spans(probe.messages, probe.tools)
+    replies = [i for i, message in enumerate(probe.messages) if message["role"] == "assistant"]
     try:
         spans = _find_spans(probe, whole)
-    except DataError:
-        bare = [_bare_reply(probe.form, whole, span) for span in blocks]
-        replies = [i for i, message in enumerate(probe.messages) if message["role"] == "assistant"]
-        if len(bare) != len(replies):
-            raise
-        return MessageSpans(dict(zip(replies, bare, strict=True)), {})
+    except DataError as error:
+        spans = MessageSpans({}, {}, dict.fromkeys(replies, error))
+    if len(blocks) == len(replies):
+        for index, block in zip(replies, blocks, strict=True):
+            if spans.problems.pop(index, None) is not None:
+                spans.replies[index] = _bare_reply(probe, whole, block, index)
     inside = {i: span for i, span in spans.replies.items() if any(a <= span[1] and span[0] < b for a, b in blocks)}
-    return MessageSpans(inside, spans.others)
+    return MessageSpans(inside, spans.others, spans.problems)
 
 
-def _bare_reply(form: Format, text: str, span: Span) -> Span:
-    """A span without the header before the reply and the end token behind it."""
+def _bare_reply(probe: Probe, text: str, span: Span, index: int) -> Span:
+    """A span without the header before reply ``index``, an empty block of the template's, and the end token."""
+    form = probe.form
     start, end = span
     header = next((h for h in (form.header, form.past_header) if h and text.startswith(h, start)), "")
     start += len(header)
+    if block := EMPTY_BLOCK.match(text, start):
+        start += template_block_length(text[start:end], block[0], probe.messages[index])
     while end > start and text[end - 1].isspace():
         end -= 1
     closing = next((token for token in form.ends if text.endswith(token, start, end)), "")

@@ -160,11 +160,14 @@ class Talk:
             text = text if EMPTY.fullmatch(text) else ""
         if not text:
             return start, start
+        text = text if self.text.startswith(text, start) else text.rstrip()
         behind = start + len(text)
+        own = EMPTY.match(content) is not None  # the message has a block itself
+        shown = self.text[behind : slot.end].strip()
         if not self.text.startswith(text, start) or not (
-            message.get("tool_calls") or self.text[behind : slot.end].strip().startswith((content, visible))
+            message.get("tool_calls") or shown.startswith(content if own else (content, visible))
         ):
-            if visible or self.text[start : slot.end].strip() != text.strip():
+            if own or visible or self.text[start : slot.end].strip() != text.strip():
                 return start, start
             return slot.end, slot.end
         whose = text.strip().startswith(("</", "<|"))  # its end alone, or tokens: a target may write these itself

@@ -58,6 +58,14 @@ class Substitution:
         arguments: Any = "{}" if isinstance(function["arguments"], str) else {}
         return {**function, "name": self.call_placeholder(index, number), "arguments": arguments}
 
+    def called(self, messages: Messages) -> dict[str, str]:
+        """The names of all called functions by their placeholders."""
+        return {
+            self.call_placeholder(index, number): call["function"]["name"]
+            for index, message in enumerate(messages)
+            for number, call in enumerate(message.get("tool_calls") or ())
+        }
+
     def call_placeholder(self, index: int, number: int) -> str:
         """The placeholder of a called function's name."""
         return self.placeholders.name(index * 1000 + number, CALL)

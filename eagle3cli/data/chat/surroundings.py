@@ -7,13 +7,19 @@ header and end are known from renderings in which the reply is nothing but a pla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os.path import commonprefix
 from typing import Any
 
 from eagle3cli.data.chat.format import EMPTY_BLOCK, whole_tags
-from eagle3cli.data.chat.headers import check_content, header_within, spaced_prefix, template_block_length
+from eagle3cli.data.chat.headers import (
+    check_content,
+    header_before_content,
+    header_within,
+    spaced_prefix,
+    template_block_length,
+)
 from eagle3cli.data.chat.placeholders import (
     REPLY,
     Span,
@@ -65,102 +71,143 @@ class _Surroundings:
     """The pieces of the bare rendering."""
 
     def message_spans(self) -> MessageSpans:
-        """All replies; raises DataError where one cannot be told."""
+        """All replies, and why one cannot be told."""
         replies = [i for i, message in enumerate(self.probe.messages) if message["role"] == "assistant"]
         pieces = {index: self._piece_of(index) for index in replies}
-        spans: dict[int, Span] = {}
+        spans = MessageSpans({}, dict(zip(self.names, self.spans, strict=True)))
         for index in replies:
             run = [i for i in replies if pieces[i] == pieces[index]]
             try:
-                if index != run[-1]:
-                    spans[index] = self._followed(index)
-                else:
-                    before = spans.get(run[-2]) if len(run) > 1 else None
-                    spans[index] = self._reply(index, pieces[index], before)
-            except DataError:
-                if not is_empty(self.probe.messages[index]):
-                    raise  # else the template leaves out what says nothing
-        return MessageSpans(spans, dict(zip(self.names, self.spans, strict=True)))
+                spans.replies[index] = self._reply(index, pieces[index], run, spans)
+            except DataError as error:
+                if not is_empty(self.probe.messages[index]):  # else the template leaves out what says nothing
+                    spans.problems[index] = error
+        return spans
 
-    def _followed(self, index: int) -> Span:
-        """A reply that another follows at once: where it stands in the conversation that ends with it, or, for a
-        template that drops reasoning before a question, that goes on with the next one."""
-        messages = self.probe.messages
-        asked = [message for message in messages[index:] if message["role"] == "user"][:1]
-        for more in ([], asked) if asked else ([],):
-            alone = replace(self.probe, messages=[*messages[: index + 1], *more], add_generation_prompt=False)
-            try:
-                text = alone.render()
-                spans = find_by_surroundings(alone, text).replies
-            except (ModelError, DataError):
-                continue
-            end = spans[index][1] if index in spans else 0
-            goes_on = more and self.text[end:].lstrip().startswith(self.probe.form.headers)
-            if end and self.text.startswith(text[: end if goes_on else self.probe.form.end_at(text, end)]):
-                return spans[index]
+    def _end_in_run(self, index: int, later: Sequence[int]) -> int:
+        """Where a reply ends that others follow at once: before what the template writes between the two, in a
+        rendering in which the later ones are bare."""
+        following = self.substitution.placeholders.name(later[0], REPLY)
+        gap = self._gap(index, later[0])
+        bare = self._bare_replies(later)
+        try:
+            shown, found, _ = self.probe.render(
+                [bare[i] if i in later else message for i, message in enumerate(self.probe.messages)]
+            ).partition(following)
+        except ModelError:
+            found = ""
+        if found and gap is not None and shown.endswith(gap):
+            end = len(shown) - len(gap)
+            if self.text.startswith(shown[: self.probe.form.end_at(shown, end)]):
+                return end
         raise DataError(f"message {index + 1}: two replies in a row, which the chat template may rewrite")
 
-    def _behind(self, index: int, before: Span) -> int | None:
-        """Where a reply that follows another at once begins."""
+    def _gap(self, before: int, index: int) -> str | None:
+        """What the template writes between a bare reply and a bare one right behind it; None where that cannot be
+        told."""
+        messages = self._bare_replies((before, index))
+        try:
+            text = self.probe.render(messages)
+        except ModelError:
+            return None
+        name = self.substitution.placeholders.name
+        placeholder = name(before, REPLY)
+        end: int | None = text.find(placeholder) + len(placeholder)
+        if calls := messages[before].get("tool_calls"):
+            called = self.substitution.call_placeholder(before, len(calls) - 1)
+            end = self.probe.form.first_end(text, text.find(called)) if called in text else None
+        elif placeholder not in text:
+            return None
+        gap, found, _ = text[end:].partition(name(index, REPLY))
+        return gap if found and end is not None else None
+
+    def _bare_replies(self, speaking: Sequence[int]) -> list[Mapping[str, Any]]:
+        """The messages with bare replies, of which these have a text besides their calls."""
+        messages = self.substitution.apply(self.probe.messages, bare_replies=True)
+        for index in speaking:
+            messages[index] = {**messages[index], "content": self.substitution.placeholders.name(index, REPLY)}
+        return messages
+
+    def _behind(self, index: int, before: int, reached: int) -> int | None:
+        """Where a reply begins that follows another one, ``before``, which ends at ``reached``."""
         form = self.probe.form
-        ended = form.end_at(self.text, before[1])
+        gap = self._gap(before, index)
+        ended = form.end_at(self.text, reached)
         start = ended + len(self.text[ended:]) - len(self.text[ended:].lstrip())
         header = next((header for header in form.headers if self.text.startswith(header, start)), None)
-        if header is not None:
+        if header is not None and (gap is None or header.strip() in gap):
             behind = start + len(header)
             block = EMPTY_BLOCK.match(self.text, behind)
-            message = self.probe.messages[index]
-            return behind + (template_block_length(self.text[behind:], block[0], message) if block else 0)
+            if block is None or (gap is not None and not gap.rstrip().endswith(block[0].strip())):
+                return behind
+            return behind + template_block_length(self.text[behind:], block[0], self.probe.messages[index])
+        if form.header and (
+            length := header_before_content(self.text[start:], form.header, self.probe.messages[index])
+        ):
+            return start + length
         try:
             prompt = self.probe.before(index).render()
         except ModelError:
             return None
-        return len(prompt) if self.text.startswith(prompt) and len(prompt) >= before[1] else None
+        if self.text.startswith(prompt) and len(prompt) >= reached:
+            return len(prompt)
+        if gap is not None and gap.strip() in ("", *form.ends) and self.text.startswith(gap, reached):
+            return reached + len(gap)  # the template writes no header between the two
+        return None
 
     def _piece_of(self, index: int) -> int:
         """Which piece holds reply ``index``: the one behind the last content before it."""
         before = {i for i in self.names if i < index}
         return max((at + 1 for at, i in enumerate(self.names) if i == max(before)), default=0) if before else 0
 
-    def _reply(self, index: int, number: int, before: Span | None = None) -> Span:
-        """The span of reply ``index`` in piece ``number``; ``before`` is the reply right before it, if there is one."""
+    def _reply(self, index: int, number: int, run: Sequence[int], spans: MessageSpans) -> Span:
+        """The span of reply ``index`` in piece ``number``, which holds the replies of ``run``; ``spans`` has those
+        before it."""
+        place = run.index(index)
         start = self.spans[number - 1][1] if number else 0
-        end = self.spans[number][0] if number < len(self.spans) else len(self.text)
-        piece = self.text[start:end]
-        bare = self.bare[number]
-        message = self.probe.messages[index]
-        where = f"message {index + 1}"
-        lead, placeholder, trail = bare.partition(self.substitution.placeholders.name(index, REPLY))
-        if message.get("tool_calls"):
-            trail = self._after_calls(index, bare, message, where)
-        elif not placeholder:
-            raise DataError(f"{where}: the chat template leaves the reply out")
-        if not piece.endswith(trail):
-            raise DataError(f"{where}: the chat template rewrites what comes after the reply, so its end is unknown")
-        last = len(piece) - len(trail)
-        if before is None:
-            first = self._after_header(index, number, piece[:last], lead if placeholder else None)
+        lead, placeholder, trail = self.bare[number].partition(self.substitution.placeholders.name(index, REPLY))
+        if place + 1 < len(run):
+            last = self._end_in_run(index, run[place + 1 :])
         else:
-            behind = self._behind(index, before)
-            first = behind - start if behind is not None else None
+            last = self._end_before_context(index, number, trail if placeholder else None)
+        where = f"message {index + 1}"
+        before = next((i for i in run[:place][::-1] if i in spans.replies or i in spans.problems), None)
+        if before is None:
+            behind = self._after_header(index, number, self.text[start:last], lead if placeholder else None)
+            first = start + behind if behind is not None else None
+        elif before in spans.problems:
+            raise DataError(f"{where}: two replies in a row, which the chat template may rewrite")
+        else:
+            first = self._behind(index, before, spans.replies[before][1])
         if first is None or first > last:
             raise DataError(f"{where}: the chat template writes another header than a server would")
-        check_content(piece[first:last], message, where)
-        return start + first, start + last
+        message = self.probe.messages[index]
+        check_content(self.text[first:last], message, where)
+        return first, last
+
+    def _end_before_context(self, index: int, number: int, trail: str | None) -> int:
+        """Where a reply ends that another content follows, or nothing; ``trail`` is what stands behind a bare one."""
+        message = self.probe.messages[index]
+        where = f"message {index + 1}"
+        if message.get("tool_calls"):
+            trail = self._after_calls(index, self.bare[number], message, where)
+        elif trail is None:
+            raise DataError(f"{where}: the chat template leaves the reply out")
+        end = self.spans[number][0] if number < len(self.spans) else len(self.text)
+        if not self.text.endswith(trail, self.spans[number - 1][1] if number else 0, end):
+            raise DataError(f"{where}: the chat template rewrites what comes after the reply, so its end is unknown")
+        return end - len(trail)
 
     def _after_calls(self, index: int, bare: str, message: Mapping[str, Any], where: str) -> str:
         """What follows a turn of tool calls, from its end token on."""
-        calls = message["tool_calls"]
-        names = {self.substitution.call_placeholder(index, i): call["function"]["name"] for i, call in enumerate(calls)}
-        last = list(names)[-1]
-        at = bare.find(last)
+        at = bare.find(self.substitution.call_placeholder(index, len(message["tool_calls"]) - 1))
         end = self.probe.form.first_end(bare, at) if at >= 0 else None
         if end is None and index < len(self.probe.messages) - 1:
             end = self._end_of_unended(index, bare, at)
             if end is None:
                 raise DataError(f"{where}: the chat template writes no end of turn after the tool call")
         trail = bare[len(bare.rstrip()) :] if end is None else bare[end:]
-        for placeholder, name in names.items():
+        for placeholder, name in self.substitution.called(self.probe.messages).items():
             trail = trail.replace(placeholder, name)
         return trail
 
@@ -195,7 +242,8 @@ class _Surroundings:
         opened, past = form.reasoning_edge
         if opened and header.endswith(opened) and piece.startswith(header[: -len(opened)] + past):
             return len(header) - len(opened) + len(past)
-        after = spaced_prefix(piece, header)
+        after = header_before_content(piece, header, self.probe.messages[index])
+        after = spaced_prefix(piece, header) if after is None else after
         if after is None and self.probe.messages[index].get("tool_calls"):
             lead = self._lead_with_content(index, number)
             after = header_within(lead, header, form) if lead is not None and piece.startswith(lead) else None
@@ -203,11 +251,9 @@ class _Surroundings:
 
     def _lead_with_content(self, index: int, number: int) -> str | None:
         """What stands before a call without text, told by the same call with one; None where the template drops it."""
-        messages = self.substitution.apply(self.probe.messages, bare_replies=True)
         placeholder = self.substitution.placeholders.name(index, REPLY)
-        messages[index] = {**messages[index], "content": placeholder}
         try:
-            pieces, _ = self.substitution.split(self.probe.render(messages))
+            pieces, _ = self.substitution.split(self.probe.render(self._bare_replies((index,))))
         except ModelError:
             return None
         lead, separator, _ = pieces.texts[number].partition(placeholder) if number < len(pieces.texts) else ("", "", "")

@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from eagle3cli.data.chat.oracle import truth_of
 from eagle3cli.data.conversations.conversation import Conversation
 from eagle3cli.data.tokens.encode import Encoder
+from eagle3cli.data.tokens.judge import compare
+from eagle3cli.data.tokens.mask_check import Judge
 from eagle3cli.data.tokens.rows import TokenRow
 from tests.data.chat.formats import Message
 from tests.tiny import tiny_tokenizer
@@ -17,6 +20,11 @@ ONE: list[Message] = [*QUESTION, {"role": "assistant", "content": "a1"}]
 TWO: list[Message] = [*ONE, {"role": "user", "content": "q2"}, {"role": "assistant", "content": "a2"}]
 THOUGHT: list[Message] = [*QUESTION, {"role": "assistant", "content": "a1", "reasoning_content": "r1"}]
 TOOLS: list[Message] = [{"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {}}}]
+
+
+MARKERS = ("<|turn|>", "<|turn_end|>", "<|bot|>", "<|bot_end|>", "<|sys_end|>", "<|think_on|>", "<|result|>")
+USER = "<|turn|>CONTENT<|turn_end|>"
+REPLY = "<|bot|>CONTENT<|bot_end|>"
 
 
 def call(number: int, content: str = "") -> Message:
@@ -73,3 +81,15 @@ def shown(coder: Encoder, messages: list[Message], *tools: Message, **more: Any)
         part = coder.tokenizer.decode(row.token_ids[first:last].tolist())
         text += f"«{part}»" if mask[first] else part
     return text
+
+
+def coder_of(template: str, eos: str = "<|bot_end|>") -> Encoder:
+    return encoder(template, *MARKERS, eos=eos)
+
+
+def agreed(coder: Encoder, messages: list[Message], *tools: Message) -> str:
+    """The row as text, on which the oracle agrees."""
+    judge = Judge(coder, coder.end_ids)
+    truth = truth_of(judge.chat, messages, judge.stops, tools=tools)
+    assert compare(coder.tokenizer, encoded(coder, messages, tools), truth) is None
+    return shown(coder, messages, *tools)

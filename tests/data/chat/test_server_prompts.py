@@ -9,31 +9,31 @@ from eagle3cli.data.chat.oracle import truth_of
 from eagle3cli.data.chat.stand_ins import Unknown
 from eagle3cli.data.conversations.conversation import Conversation
 from eagle3cli.data.tokens.encode import Encoder
-from eagle3cli.data.tokens.judge import compare
 from eagle3cli.data.tokens.mask_check import Judge
 from eagle3cli.errors import DataError
 from tests.data.chat.formats import Message
-from tests.data.chat.grammars import CHAIN, ONE, QUESTION, THOUGHT, TOOLS, TWO, by_role, encoded, encoder, shown
+from tests.data.chat.grammars import (
+    CHAIN,
+    MARKERS,
+    ONE,
+    QUESTION,
+    REPLY,
+    THOUGHT,
+    TOOLS,
+    TWO,
+    USER,
+    agreed,
+    by_role,
+    call,
+    coder_of,
+    encoded,
+    encoder,
+)
 
-MARKERS = ("<|turn|>", "<|turn_end|>", "<|bot|>", "<|bot_end|>", "<|sys_end|>", "<|think_on|>", "<|result|>")
-USER = "<|turn|>CONTENT<|turn_end|>"
-REPLY = "<|bot|>CONTENT<|bot_end|>"
 INLINE: list[Message] = [*QUESTION, {"role": "assistant", "content": "<think>\nr1\n</think>\n\na1"}]
 IN_A_ROW: list[Message] = [*ONE, {"role": "assistant", "content": "a2"}]
 BLOCKS = "{% generation %}" + REPLY + "{% endgeneration %}"
 WITHOUT = BLOCKS.replace("CONTENT", "{{ m.content.split('</think>')[-1] }}")
-
-
-def coder_of(template: str, eos: str = "<|bot_end|>") -> Encoder:
-    return encoder(template, *MARKERS, eos=eos)
-
-
-def agreed(coder: Encoder, messages: list[Message], *tools: Message) -> str:
-    """The row as text, on which the oracle agrees."""
-    judge = Judge(coder, coder.end_ids)
-    truth = truth_of(judge.chat, messages, judge.stops, tools=tools)
-    assert compare(coder.tokenizer, encoded(coder, messages, tools), truth) is None
-    return shown(coder, messages, *tools)
 
 
 def refused(coder: Encoder, messages: list[Message], *tools: Message) -> str:
@@ -127,3 +127,59 @@ def test_two_replies_in_a_row_behind_a_call_in_a_template_that_drops_past_reason
     coder = encoder(template, *MARKERS, eos="<|bot_end|>", stops=() if end else ("<|turn|>",))
     text = agreed(coder, [*CHAIN, second, *TWO[2:]], *TOOLS)
     assert f"<think></think>«a3{end}»<|bot|>\n<think></think>«a4" in text
+
+
+OPENS = by_role("<|bot|><think>\n", user=USER, assistant=REPLY)
+CALLS = "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("content", "row"), [("<think>", ""), ("<think>r1", "r1"), ("<think></think>a1", "</think>a1")]
+)
+def test_a_content_that_opens_the_block_which_the_prompt_has_opened(content: str, row: str) -> None:
+    """The opening is the prompt's, also where the content never closes it or says nothing in it."""
+    messages = [*QUESTION, {"role": "assistant", "content": content}]
+    assert agreed(coder_of(OPENS), messages).endswith(f"<|bot|><think>\n«{row}<|bot_end|>»")
+
+
+def test_an_empty_block_within_a_content_is_no_reasoning() -> None:
+    messages = [*QUESTION, {"role": "assistant", "content": "a1<think></think>"}]
+    assert agreed(coder_of(OPENS), messages).endswith("<|bot|>«a1<think></think><|bot_end|>»")
+
+
+def test_the_end_of_reasoning_in_the_arguments_of_a_call() -> None:
+    template = by_role(
+        "<|bot|><think>\n", user=USER, assistant="<|bot|><think></think>\n" + CALLS + "CONTENT<|bot_end|>"
+    )
+    looks = call(1)
+    looks["tool_calls"][0]["function"]["arguments"] = {"what": "</think>"}
+    assert "<|bot|><think></think>\n«{" in agreed(coder_of(template), [*QUESTION, looks], *TOOLS)
+
+
+def test_generation_blocks_that_drop_a_calls_reasoning_once_an_answer_follows() -> None:
+    """A server's prompt for the answer still has it."""
+    thought = "{% if m.reasoning_content and loop.last %}<think>REASONING</think>{% endif %}"
+    reply = "<|bot|>{% generation %}" + thought + CALLS + "CONTENT<|bot_end|>{% endgeneration %}"
+    messages = [*QUESTION, {**call(1), "reasoning_content": "r1"}, {"role": "assistant", "content": "a2"}]
+    text = agreed(coder_of(by_role("<|bot|>", user=USER, assistant=reply)), messages, *TOOLS)
+    assert "<|bot|>«<think>r1</think>{" in text
+    assert text.endswith("<|bot_end|>»<|bot|>«a2<|bot_end|>»")
+
+
+def test_an_empty_block_that_the_content_has_itself() -> None:
+    """The template takes it off and writes it anew; the target wrote it, as the prompt does not."""
+    block = "<think>\n\n</think>\n\n"
+    said = "{{ m.content.split('</think>')[-1].lstrip('\n') }}"
+    template = by_role("<|bot|>", user=USER, assistant="<|bot|>" + block + said + "<|bot_end|>")
+    messages = [*QUESTION, {"role": "assistant", "content": block}]
+    assert agreed(coder_of(template), messages).endswith(f"<|bot|>«{block}<|bot_end|>»")
+
+
+def test_a_content_that_ends_reasoning_beside_the_field_for_it() -> None:
+    """History has neither, and an empty block of the template's."""
+    past = "{% if m.reasoning_content %}{% set c = '<think>' + m.reasoning_content + '</think>\n' + m.content %}"
+    past += "{% else %}{% set c = '</think>' + m.content %}{% endif %}<|bot|><think></think>"
+    past += "{{ c.split('</think>')[-1] }}<|bot_end|>"
+    message = {"role": "assistant", "content": "r2</think>a1", "reasoning_content": "r1"}
+    text = agreed(coder_of(by_role("<|bot|><think>\n", user=USER, assistant=past)), [*QUESTION, message, *TWO[2:]])
+    assert "<|bot|><think></think>«a1<|bot_end|>»" in text
