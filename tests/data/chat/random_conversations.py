@@ -33,9 +33,11 @@ ASTRAL = (0x1F300, 0x1F64F)
 THOUGHTS = ("let me see", "first\nthen", "😀", " \nspace around\n ", "<|im_end|><|end|></s>")
 
 
-def random_conversation(
-    chance: Random, form: PublicFormat, marks: Sequence[str] = ()
-) -> tuple[list[Message], list[Message]]:
+Conversed = tuple[list[Message], list[Message]]
+"""Messages, and the tools that they may call."""
+
+
+def random_conversation(chance: Random, form: PublicFormat, marks: Sequence[str] = ()) -> Conversed:
     """Messages that end with a reply, and tools: system prompts, chains of calls, reasoning, empty replies, two in a
     row, and inside contents the markers of all formats and ``marks``."""
     drawn = _Drawn(chance, form, (*MARKS, *marks))
