@@ -91,12 +91,12 @@ class _Surroundings:
         gap = self._gap(index, later[0])
         bare = self._bare_replies(later)
         try:
-            shown, found, _ = self.probe.render(
+            shown, separator, _ = self.probe.render(
                 [bare[i] if i in later else message for i, message in enumerate(self.probe.messages)]
             ).partition(following)
         except ModelError:
-            found = ""
-        if found and gap is not None and shown.endswith(gap):
+            separator = ""
+        if separator and gap is not None and shown.endswith(gap):
             end = len(shown) - len(gap)
             if self.text.startswith(shown[: self.probe.form.end_at(shown, end)]):
                 return end
@@ -118,8 +118,8 @@ class _Surroundings:
             end = self.probe.form.first_end(text, text.find(called)) if called in text else None
         elif placeholder not in text:
             return None
-        gap, found, _ = text[end:].partition(name(index, REPLY))
-        return gap if found and end is not None else None
+        gap, separator, _ = text[end:].partition(name(index, REPLY))
+        return gap if separator and end is not None else None
 
     def _bare_replies(self, speaking: Sequence[int]) -> list[Mapping[str, Any]]:
         """The messages with bare replies, of which these have a text besides their calls."""
