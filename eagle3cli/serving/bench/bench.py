@@ -163,7 +163,9 @@ class BenchRun:
         if baseline is not None:
             self._require_one_type(baseline, engine)
         notes = engine.notes if case.temperature and not case.config.is_baseline else ()
-        environment = {**engine.facts, "machine": self.machine}
+        drawn = case.temperature and not case.config.is_baseline and engine.drafting
+        drafting = {"drafting": engine.drafting} if drawn else {}
+        environment = {**engine.facts, **drafting, "machine": self.machine}
         summary = configuration_row(case, passes, rows, baseline, engine.tie_limit, notes, environment)
         if not summary.get("counters_fit", True):
             self.report.warn(f"{case}: the server's counters of acceptance do not fit the tokens that it gave")

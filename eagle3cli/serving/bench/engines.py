@@ -26,7 +26,9 @@ from eagle3cli.serving.client.same_model import PROBE, model_path, same_answers,
 from eagle3cli.serving.engine import resolve_engine
 from eagle3cli.serving.launch.commands import (
     CPU_REQUESTS,
+    DRAWN_DRAFTS,
     LLAMACPP_CONTEXT,
+    SPECULATIVE,
     Product,
     Speculation,
     launches,
@@ -170,6 +172,8 @@ class StartedProvider:
         """Start a server, and stop it at the end."""
         settings = self.settings
         target, draft = self._models(speculates=bool(shape[0]))
+        on_cpu = not (target.device != "cpu" and visible_gpus())
+        sampled = draft is not None and not on_cpu and self._draws_drafts(shape)
         arguments = self._arguments(batch, speculates=bool(shape[0]))
         server = settings.server.model_copy(update={"args": arguments, "replicas": 1})
         with started(
@@ -178,12 +182,20 @@ class StartedProvider:
             self.report,
             logs=settings.bench.output.parent / "logs",
             product=self.name,
-            speculation=Speculation(draft, *shape) if shape[0] and draft is not None else None,
+            speculation=Speculation(draft, *shape, sampled) if shape[0] and draft is not None else None,
         ) as servers:
             seconds = float(settings.server.request_timeout)
-            on_cpu = not (target.device != "cpu" and visible_gpus())
             dtype = "" if self.name == "llama.cpp" else target.dtype
-            yield connect(servers.addresses[0], lambda _: self._tokenizer, seconds, dtype, on_cpu=on_cpu)
+            engine = connect(servers.addresses[0], lambda _: self._tokenizer, seconds, dtype, on_cpu=on_cpu)
+            engine.drafting = "" if self.name == "llama.cpp" else "probabilistic" if sampled else "greedy"
+            yield engine
+
+    def _draws_drafts(self, shape: DraftShape) -> bool:
+        """Whether draft tokens are to be drawn: at a temperature more of them are accepted so. vLLM's choice; on a CPU
+        it stays with the likeliest, for what it writes there at a temperature is not the target's either way."""
+        if self.name != "vllm" or not shape[0] or not any(self.settings.bench.temperature):
+            return False
+        return vllm_knows(self.settings.server.python, DRAWN_DRAFTS, SPECULATIVE)
 
     @cached_property
     def _tokenizer(self) -> ChatTokenizer:

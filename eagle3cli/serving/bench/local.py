@@ -34,6 +34,7 @@ class LocalEngine:
     tokenizer: ChatTokenizer
     context: int
     notes: tuple[str, ...] = ()
+    drafting: str = "probabilistic"
 
     @property
     def tie_limit(self) -> float:

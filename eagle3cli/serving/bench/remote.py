@@ -44,6 +44,7 @@ class ServerEngine:
     seconds: float
     """Longest time for one request."""
     notes: tuple[str, ...] = ()
+    drafting: str = ""
     tie_limit: float = 0.25
     on_cpu: bool = False
     context: int = field(init=False)

@@ -69,6 +69,8 @@ class Engine(Protocol):
     """Longest prompt and reply together, in tokens."""
     notes: tuple[str, ...]
     """Why its answers at a temperature are not samples of the target; empty where they are."""
+    drafting: str
+    """How draft tokens are chosen at a temperature: ``probabilistic`` or ``greedy``; empty where unknown."""
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -42,6 +42,8 @@ class Speculation:
     steps: int
     topk: int
     tokens: int
+    sampled: bool = False
+    """Whether draft tokens are drawn from what the draft says, for requests at a temperature; else the likeliest."""
 
 
 @dataclass(frozen=True)
@@ -108,16 +110,26 @@ def one_type(target: TargetSettings, draft: Path | None) -> TargetSettings:
     return target.model_copy(update={"dtype": dtype})
 
 
-def vllm_knows(python: str, flag: str) -> bool:
-    """Whether the vLLM of this Python has a flag; looks into its source, since importing it takes many seconds."""
+ARGUMENTS = "engine/arg_utils.py"
+SPECULATIVE = "config/speculative.py"
+DRAWN_DRAFTS = "draft_sample_method"
+"""vLLM's setting for how draft tokens are chosen, in :data:`SPECULATIVE`."""
+
+
+def vllm_knows(python: str, name: str, file: str = ARGUMENTS) -> bool:
+    """Whether the vLLM of this Python has a flag, or a setting; looks into its source, since importing it takes many
+    seconds."""
     code = (
         "import importlib.util, pathlib; spec = importlib.util.find_spec('vllm'); "
         "print(spec is not None and sys.argv[1] in pathlib.Path(spec.submodule_search_locations[0], "
-        "'engine', 'arg_utils.py').read_text())"
+        "sys.argv[2]).read_text())"
     )
     try:
         done = subprocess.run(
-            [*python_argv(python), "-c", f"import sys; {code}", flag], capture_output=True, text=True, timeout=60
+            [*python_argv(python), "-c", f"import sys; {code}", name, file],
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
     except (OSError, subprocess.SubprocessError):
         return False
@@ -205,7 +217,9 @@ def _vllm(
         environment["VLLM_CPU_KVCACHE_SPACE"] = "1"
         flags |= {"--enforce-eager": True, "--max-num-seqs": CPU_REQUESTS}
     if speculation is not None:  # it drafts a chain: top-k and tokens follow from the steps
-        draft = {"method": "eagle3", "model": speculation.draft, "num_speculative_tokens": speculation.steps}
+        draft: dict[str, object] = {"method": "eagle3", "model": speculation.draft}
+        draft["num_speculative_tokens"] = speculation.steps
+        draft |= {DRAWN_DRAFTS: "probabilistic"} if speculation.sampled else {}
         flags["--speculative-config"] = json.dumps(draft)
     return _argv("vllm.entrypoints.openai.api_server", flags), environment
 

@@ -18,8 +18,9 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.models.speculators import Verifier
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.bench.bench import BenchRun, bench
-from eagle3cli.serving.launch.commands import vllm_knows
+from eagle3cli.serving.launch.commands import DRAWN_DRAFTS, SPECULATIVE, Speculation, launches, vllm_knows
 from eagle3cli.settings.models import TargetSettings
+from eagle3cli.settings.serving import ServerSettings
 from eagle3cli.settings.tables import Settings
 from tests.conftest import ROOT, RunCli
 
@@ -143,3 +144,16 @@ def test_a_flag_is_looked_up_in_the_source(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert vllm_knows("", "--new-flag")
     assert not vllm_knows("", "--newer-flag")
+    assert not vllm_knows("", DRAWN_DRAFTS, SPECULATIVE)  # an older version, without the file
+    (tmp_path / "vllm" / "config").mkdir()
+    (tmp_path / "vllm" / SPECULATIVE).write_text('draft_sample_method: str = "greedy"')
+    assert vllm_knows("", DRAWN_DRAFTS, SPECULATIVE)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_drafts_are_drawn_where_that_is_asked(sampled: bool) -> None:
+    target = TargetSettings(model_path="m", device="cpu")
+    draft = Speculation("d", 3, 1, 4, sampled)
+    argv = launches("vllm", ServerSettings(), target, [1234], draft)[0].argv
+    config = json.loads(argv[argv.index("--speculative-config") + 1])
+    assert config.get("draft_sample_method") == ("probabilistic" if sampled else None)
