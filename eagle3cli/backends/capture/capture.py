@@ -18,7 +18,7 @@ from eagle3cli.backends.target.target import LiveTarget
 from eagle3cli.data.hidden_states.forecast import check_space, plan_store, report_size
 from eagle3cli.data.hidden_states.quantize import Quantization
 from eagle3cli.data.hidden_states.rows import TOKENS, RowCodec, RowCounts, count_rows
-from eagle3cli.data.hidden_states.store import Index, StoreMeta, vocab_hash
+from eagle3cli.data.hidden_states.store import Index, StoreMeta, TargetIdentity, vocab_hash
 from eagle3cli.data.hidden_states.writer import StoreWriter
 from eagle3cli.data.tokens.rows import TokenRow, TokenRows
 from eagle3cli.data.tokens.vocab import VocabMapping
@@ -32,19 +32,6 @@ from eagle3cli.runtime.units import size_text, time_text
 from eagle3cli.settings.models import TargetSettings
 
 Rows = Sequence[TokenRow] | TokenRows
-
-
-@dataclass(frozen=True)
-class TargetIdentity:
-    """What the states come from, known before the target is loaded."""
-
-    target: str
-    revision: str | None
-    target_hash: str
-    aux_layers: tuple[int, ...]
-    hidden_size: int
-    vocab_size: int
-    compute_dtype: str
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ OPEN_SHARDS = 64
 
 
 @dataclass(frozen=True)
-class StoreMeta:
-    """What a store was captured from; two captures may share a folder only if all of this is equal."""
+class TargetIdentity:
+    """What states come from, known before the target is loaded."""
 
     target: str
     revision: str | None
@@ -50,7 +50,13 @@ class StoreMeta:
     hidden_size: int
     vocab_size: int
     compute_dtype: str
-    """Type that the target computed in."""
+    """Type that the target computes in."""
+
+
+@dataclass(frozen=True)
+class StoreMeta(TargetIdentity):
+    """What a store was captured from; two captures may share a folder only if all of this is equal."""
+
     data_hash: str
     rows: int
     vocab_hash: str

@@ -26,7 +26,7 @@ from eagle3cli.backends.capture.passes import length_batches
 from eagle3cli.backends.target.hf import HfTarget, load_target
 from eagle3cli.data.hidden_states.quantize import QUANTIZATIONS, Quantization, relative_error
 from eagle3cli.data.hidden_states.rows import aux_count, teacher_positions
-from eagle3cli.data.hidden_states.store import Store
+from eagle3cli.data.hidden_states.store import Store, TargetIdentity
 from eagle3cli.data.tokens.rows import TokenRow, TokenRows
 from eagle3cli.data.tokens.vocab import from_ids
 from eagle3cli.errors import DataError, Eagle3Error, Stopped
@@ -74,7 +74,7 @@ def run(
     **other: Any,
 ) -> states.CaptureResult:
     shape = (target.aux_layers, target.hidden_size, target.vocab_size)
-    identity = states.TargetIdentity(target.path, None, "hash", *shape, compute_dtype="float32")
+    identity = TargetIdentity(target.path, None, "hash", *shape, compute_dtype="float32")
     options = states.StoreOptions(encoding, batch_tokens, shard_mb=1)
     others: dict[str, Any] = {"report": Silent(), "stop": stop or Stop(), "load": lambda: target, **other}
     return states.capture(rows=rows, folder=folder, identity=identity, vocab=VOCAB, options=options, **others)
