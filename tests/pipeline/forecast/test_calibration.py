@@ -1,4 +1,4 @@
-"""eagle3 plan --calibrate: what is timed is kept, narrows the next plan, and is left alone where it is of something
+"""eagle3 plan --calibrate: what is timed is kept, decides the next plan, and is left alone where it is of something
 else. How long anything takes is never asked here: the machine that tests run on is busy."""
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def note(ran: Ran) -> str:
 
 
 @pytest.mark.slow
-def test_it_is_kept_and_narrows_the_next_plan(plan: Plan, kept: Path, tmp_path: Path) -> None:
+def test_it_is_kept_and_decides_the_next_plan(plan: Plan, kept: Path, tmp_path: Path) -> None:
     content = json.loads(kept.read_text())
     assert content["training_step_seconds"]["rows"] == 4
     assert {(step["batch"], step["depth"]) for step in content["decoding_step_seconds"]} == {
@@ -67,15 +67,19 @@ def test_it_is_kept_and_narrows_the_next_plan(plan: Plan, kept: Path, tmp_path: 
     after = plan()
     assert str(kept) in note(after)
     assert after.json["forecast"]["calibrated"] == content["made"]
+    slower = {"low": 100_000, "high": 100_001}
+    content["training_step_seconds"] |= slower
+    content["decoding_step_seconds"] = [step | slower for step in content["decoding_step_seconds"]]
+    kept.write_text(json.dumps(content))
+    later = plan()
+    for stage in TIMED:
+        assert minutes(later, stage)[0] > minutes(after, stage)[1], stage
+    tokens = after.json["stages"]["hidden-states"]["forecast"]["tokens"]
+    assert minutes(after, "hidden-states")[0] * 60 >= tokens["low"] / 1001
     kept.unlink()
     before = plan()
     assert before.json["forecast"]["calibrated"] is None
     assert "--calibrate" in note(before)
-    for stage in TIMED:
-        (low, high), (lower, higher) = minutes(after, stage), minutes(before, stage)
-        assert high - low < higher - lower, stage
-    tokens = after.json["stages"]["hidden-states"]["forecast"]["tokens"]
-    assert minutes(after, "hidden-states")[0] * 60 >= tokens["low"] / 1001
     assert not (tmp_path / "runs").exists()
 
 
