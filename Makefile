@@ -26,7 +26,7 @@ LOWEST := import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["
 	print(*(line.replace(">=", "==") for line in project["dependencies"] + project["optional-dependencies"]["demo"]), sep="\n")
 MINIMUM_TESTS ?= tests/training tests/models tests/backends tests/data tests/settings tests/runtime
 
-.PHONY: quickstart test test-all test-minimum test-engines test-engine-families bench-gpu check completions clean
+.PHONY: quickstart test test-all test-minimum test-engines test-engine-families test-llamacpp bench-gpu check completions clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -37,6 +37,7 @@ help:
 	@echo "make test-minimum the tests with the oldest versions of torch, transformers and the rest that are allowed"
 	@echo "make test-engines the tests against a real SGLang and vLLM, which it sets up (where the shared data has them)"
 	@echo "make test-engine-families  the same for a draft of every model family; about 15 minutes"
+	@echo "make test-llamacpp  the same against a real llama-server, which it builds once in about ten minutes"
 	@echo "make bench-gpu    what is worth knowing of one GPU, in at most ten minutes: runs/bench-gpu/gpu.json"
 	@echo "make check        linters, format, types and import rules alone"
 	@echo "make completions  write completions/ anew"
@@ -67,6 +68,14 @@ test-engines: $(BIN)/.installed-dev $(ENGINES)/sglang.ready $(ENGINES)/vllm.read
 
 test-engine-families: $(BIN)/.installed-dev $(ENGINES)/sglang.ready $(ENGINES)/vllm.ready
 	$(TEST_ENV) $(ENGINE_ENV) $(BIN)/python -m pytest -m families -n 0
+
+LLAMA_SERVER ?= $(ENGINES)/llamacpp/bin/llama-server
+
+test-llamacpp: $(BIN)/.installed-dev $(LLAMA_SERVER)
+	$(TEST_ENV) EAGLE3_ENGINE_LLAMACPP=$(abspath $(LLAMA_SERVER)) $(BIN)/python -m pytest tests/engines/test_llamacpp.py -n 0 $(ENGINE_ARGS)
+
+$(ENGINES)/llamacpp/bin/llama-server:
+	bash $(EAGLE3_SHARED)/engines/setup_llamacpp_cpu.sh $(ENGINES)/llamacpp
 
 $(ENGINES)/%.ready: | $(BIN)/python
 	@test -f $(ENGINE_SETUP) || { echo "make: no $(ENGINE_SETUP); name the shared data: make EAGLE3_SHARED=FOLDER"; exit 1; }

@@ -23,18 +23,20 @@ def run(settings: Settings, out: Out) -> None:
     written = write_draft(settings, out, dtype=getattr(torch, options.dtype), layout=options.layout)
     draft = written.draft
     dtype = options.outtype or options.dtype
+    is_gguf = draft.layout == "gguf"
     lines = written.served.lines
     serving = ["serve it:", *(f"  {line}" for line in lines.values())] if lines else ["no server that is known runs it"]
     text = (
-        f"{written.source} -> {options.output_path} ({options.layout}, {dtype})\n"
+        f"{written.source} -> {options.output_path} ({draft.layout}, {dtype})\n"
         f"names, shapes, types and config checked; reloads to the same logits; {dtype} kept the best token on "
         f"{draft.same_proposals:.1%} of random states\n" + "\n".join([*serving, *written.served.notes(draft.config)])
     )
     url = push(options.output_path, options.push, private=options.private) if options.push else None
     if url:
         text += f"\nuploaded to {url}"
-    out.next("bench", {"draft.path": str(options.output_path), "target.model_path": written.target})
-    data = {"source": written.source, "draft": options.output_path, "layout": options.layout, "dtype": dtype}
+    values = {"draft.path": str(options.output_path), "target.model_path": written.target}
+    out.next("bench", {"bench.engine": "llama.cpp", **values} if is_gguf else values)
+    data = {"source": written.source, "draft": options.output_path, "layout": draft.layout, "dtype": dtype}
     shares = {"same_proposals": draft.same_proposals, "largest_change": draft.largest_change}
     served = {"served_by": list(lines), "serve": next(iter(lines.values()), None), "serve_lines": lines, "url": url}
     why = {"refused_by": written.served.refused, "needs": written.served.needs}

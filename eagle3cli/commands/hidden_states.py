@@ -69,7 +69,7 @@ COMMAND = Command(
     ),
     fields=(
         "launch.gpus",
-        *("target.*", "draft.config", "draft.vocab_size", "draft.aux_layers"),
+        *("target.*", "draft.config", "draft.vocab_size", "draft.aux_layers", "draft.serve_with"),
         *(f"hidden_states.{name}" for name in CAPTURE_FIELDS),
         *("data.train_path", "data.eval_path", "data.cache_dir", "data.num_proc", "data.check_masks", *TOKENIZE_FIELDS),
     ),

@@ -42,6 +42,8 @@ class Origin:
     """The evaluation with the best acceptance length."""
     backend: str | None = None
     """What ran the target."""
+    serve_with: str | None = None
+    """The engine that the draft was trained for, where that was said."""
 
 
 def origin_of(draft_folder: Path) -> Origin:
@@ -60,7 +62,15 @@ def origin_of(draft_folder: Path) -> Origin:
     target = tables["target"].get("model_path")
     backend = tables["target"].get("backend")
     best = _best(run / "metrics.jsonl")
-    return Origin(str(target) if target else None, files, listed, best, str(backend) if backend else None)
+    engine = tables["draft"].get("serve_with")
+    return Origin(
+        str(target) if target else None,
+        files,
+        listed,
+        best,
+        str(backend) if backend else None,
+        str(engine) if engine else None,
+    )
 
 
 def _tables(path: Path) -> dict[str, dict[str, Any]]:
@@ -70,7 +80,7 @@ def _tables(path: Path) -> dict[str, dict[str, Any]]:
     except (ValueError, RecursionError, OSError) as error:
         fix = "remove it, and the card says nothing of the run; or put the right one there"
         raise ModelError(f"not settings: {error}", where=str(path), fix=fix) from error
-    return {name: raw[name] if isinstance(raw.get(name), dict) else {} for name in ("target", *SHOWN)}
+    return {name: raw[name] if isinstance(raw.get(name), dict) else {} for name in ("target", "draft", *SHOWN)}
 
 
 def _best(history: Path) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from eagle3cli.errors import ModelError
 from eagle3cli.models.config import DraftConfig, text_part
 from eagle3cli.models.contract import LAYOUT_OF, LEAST_LAYERS, Layout, refusals
 from eagle3cli.models.engines import (
@@ -21,6 +22,7 @@ from eagle3cli.models.engines import (
     unsupported,
 )
 from eagle3cli.runtime.report import Reporter
+from eagle3cli.settings.models import DraftSettings
 
 UNQUANTISED = "unquant"
 """SGLang gives a draft the target's ``--quantization``, unless it is told this."""
@@ -107,6 +109,29 @@ def unserved(config: DraftConfig, target_config: Mapping[str, Any], *, backend: 
         if problems:
             reasons[engine] = "; ".join(problems)
     return reasons
+
+
+def with_options(config: DraftConfig, draft: DraftSettings) -> DraftConfig:
+    """The config with the options that the settings ask for, and without those that ``serve_with`` cannot run."""
+    default = replace(config, norm_output=False, fc_norm=False) if draft.serve_with == "llama.cpp" else config
+    return replace(
+        config,
+        fc_norm=default.fc_norm if draft.fc_norm is None else draft.fc_norm,
+        norm_output=default.norm_output if draft.norm_output is None else draft.norm_output,
+    )
+
+
+def check_served(
+    config: DraftConfig, target_config: Mapping[str, Any], serve_with: str | None, *, backend: str | None = None
+) -> None:
+    """Raise ModelError where the engine that is to serve the draft cannot; ``local`` can always."""
+    reasons = unserved(config, target_config, backend=backend)
+    for engine, reason in reasons.items():
+        if engine == serve_with:
+            fix = "change that, or name the engine that will serve it: --serve-with"
+            raise ModelError(
+                f"{ENGINES[engine]} will not serve this draft: {reason}", where=f"--serve-with {engine}", fix=fix
+            )
 
 
 def report_unserved(

@@ -228,7 +228,7 @@ def with_default_paths(settings: Settings) -> Settings:
         "hidden_states": {"output_path": folder / "hidden_states"},
         "train": {"output_dir": folder / "train"},
         "eval": {"rows": run.held_out_prompts, "depths": max(run.k, settings.eval.depths)},
-        "export": {"output_path": folder / "draft"},
+        "export": {"output_path": folder / "draft", "layout": "sglang"},  # what every stage behind it reads
         "bench": {"output": folder / "bench" / "results.jsonl"},
     }
     if settings.train.mode == "offline":

@@ -16,11 +16,12 @@ from eagle3cli.models.checkpoint import has_embedding
 from eagle3cli.models.checkpoint import read_config as read_draft
 from eagle3cli.models.config import text_part
 from eagle3cli.models.contract import Layout
+from eagle3cli.models.engines import ENGINES
 from eagle3cli.models.export import Exported, export_draft
 from eagle3cli.models.folders import check_made_for, find_draft
 from eagle3cli.models.gguf_draft import file_name
 from eagle3cli.models.gguf_file import OUTTYPES, Field, Outtype, require_gguf
-from eagle3cli.models.serve import Served, serve
+from eagle3cli.models.serve import Served, check_served, engines_of, serve
 from eagle3cli.models.speculators import Verifier, verifier_of
 from eagle3cli.runtime.files import is_filled_so, refuse_existing, write_folder, write_text
 from eagle3cli.runtime.report import Reporter
@@ -60,6 +61,8 @@ def write_draft(settings: Settings, report: Reporter, *, dtype: Any, layout: Lay
     folder = options.output_path
     source = find_draft(Path(settings.draft.path) if settings.draft.path else settings.train.output_dir)
     origin = origin_of(source)
+    if layout == "sglang" and origin.serve_with == "llama.cpp" and "layout" not in options.model_fields_set:
+        layout = "gguf"
     target = _target_of(settings, source, origin, report)
     mark = "draft-*.gguf" if layout == "gguf" else "config.json"
     stands = any(folder.glob(mark)) and not options.overwrite
@@ -88,10 +91,11 @@ def write_draft(settings: Settings, report: Reporter, *, dtype: Any, layout: Lay
     draft = exported[0]
     for note in draft.notes:
         report.info(note)
+    _tell_engine(origin.serve_with, draft.layout, report)
     if not target.folder:
         report.warn("the target is not known: context length and vocabulary were not checked; give --target-model-path")
     given = str(find_gguf(target.name) or target.name) if layout == "gguf" and target.name else target.folder
-    return WrittenDraft(source, target.folder, draft, files.served(given or "TARGET", folder, draft))
+    return WrittenDraft(source, given, draft, files.served(given or "TARGET", folder, draft))
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,7 @@ class _Files:
             outtype=self.outtype,
             vocabulary=self.vocabulary,
         )
+        check_served(draft.config, target.config or {}, self.origin.serve_with, backend=self.origin.backend)
         repository = options.push or options.output_path.name
         served = self.served(public_name(target.name or "TARGET"), repository, draft)
         card = model_card(
@@ -179,6 +184,14 @@ def _vocabulary(settings: Settings, target: _Target) -> list[Field]:
     size = int(text_part(target.config)["vocab_size"])
     trusted = settings.target.trust_remote_code
     return read_vocabulary(target.name, size, revision=target.revision, trust_remote_code=trusted)
+
+
+def _tell_engine(engine: str | None, layout: Layout, report: Reporter) -> None:
+    """Say where a draft was written for another engine than the one that it was trained for."""
+    for known, name in ENGINES.items():
+        if known == engine and known not in engines_of(layout):
+            wanted = "gguf" if known == "llama.cpp" else known
+            report.info(f"it was trained for {name}, which reads another layout: eagle3 export --layout {wanted}")
 
 
 def _about_types(draft: Exported, outtype: str | None) -> list[str]:

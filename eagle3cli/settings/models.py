@@ -86,6 +86,12 @@ class DraftSettings(Table):
     norm_output: bool | None = option(
         None, "EAGLE-3.1: the next depth gets the normed state; default: as the draft config says, auto: yes."
     )
+    serve_with: Literal["sglang", "vllm", "llama.cpp", "local"] | None = option(
+        None,
+        "What will serve the draft: options that it cannot run are left out (norm_output for llama.cpp), or refused "
+        "where they are asked for, before the work.",
+        "--serve-with",
+    )
     path: str | None = option(
         None, "A trained draft (folder in SGLang's layout).", "--draft-model-path", "--speculative-draft-model-path"
     )
@@ -99,7 +105,8 @@ class ExportSettings(Table):
         "sglang",
         "Whose options the draft may use: sglang (vLLM loads the same folder), vllm (what it alone can run, such as an "
         "own embedding), legacy (older servers: one layer, three auxiliary layers, no EAGLE-3.1), speculators (their "
-        "format: vllm serve DRAFT finds the target by itself), gguf (one file for llama.cpp).",
+        "format: vllm serve DRAFT finds the target by itself), gguf (one file for llama.cpp; the default of a draft "
+        "that was trained with --serve-with llama.cpp).",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = option(
         "bfloat16", "Type of the exported weights (import keeps the source's).", "--export-dtype"

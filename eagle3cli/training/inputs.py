@@ -22,6 +22,7 @@ from eagle3cli.data.tokens.cache import open_or_build
 from eagle3cli.data.tokens.vocab import VocabMapping
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.models.config import DraftConfig, read_draft_config, text_part
+from eagle3cli.models.serve import check_served, with_options
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.models import TargetSettings
@@ -131,13 +132,13 @@ def draft_config_of(settings: Settings, raw: dict[str, Any]) -> DraftConfig:
     """The config of the draft that these settings mean for the target with the config ``raw``."""
     draft = settings.draft
     if draft.init == "draft":
-        return warm_start_config(settings, raw)
+        config = warm_start_config(settings, raw)
+        check_served(config, raw, draft.serve_with, backend=settings.target.backend)
+        return config
     config = read_draft_config(draft.config, raw, draft_vocab_size=draft.vocab_size, aux_layers=draft.aux_layers)
-    return replace(
-        config,
-        fc_norm=config.fc_norm if draft.fc_norm is None else draft.fc_norm,
-        norm_output=config.norm_output if draft.norm_output is None else draft.norm_output,
-    )
+    config = with_options(config, draft)
+    check_served(config, raw, draft.serve_with, backend=settings.target.backend)
+    return config
 
 
 def _last_layer(

@@ -66,3 +66,27 @@ def test_training_goes_on_from_a_folder(run_cli: RunCli, place: Path) -> None:  
         assert torch.allclose(value.float(), after[1][name].float(), atol=1e-5), name
     missing = run_cli("train", "--draft-init", "draft", "--output-dir", "runs/none", cwd=place)
     assert (missing.code, "--draft-model-path" in missing.err) == (2, True)
+
+
+def test_a_draft_for_an_engine(run_cli: RunCli, place: Path) -> None:  # noqa: F811
+    """Its name sets what it needs; what it cannot run is refused before the work, and export writes its layout."""
+    few = ("train", "--set", "train.total_steps=2", "train.ttt_length=2", "--serve-with", "llama.cpp")
+    for options, reason in (
+        (("--norm-output",), "llama.cpp hands the state before the norm"),
+        (("--aux-layers", "0", "1", "3", "5"), "4 auxiliary layers; llama.cpp reads exactly three"),
+    ):
+        refused = run_cli(*few, *options, cwd=place)
+        assert (refused.code, reason in refused.err) == (1, True), refused.err
+        assert not (place / "runs" / "train" / "best").exists()
+    ran = run_cli(*few, cwd=place)
+    assert ran.code == 0, ran.err
+    config, _ = load_draft(place / "runs" / "train" / "best")
+    assert (config.norm_output, config.fc_norm, len(config.aux_layers)) == (False, False, 3)
+    exported = run_cli("export", "--json", cwd=place)
+    assert exported.code == 0, exported.err
+    assert (exported.json["layout"], list(exported.json["serve_lines"])) == ("gguf", ["llama.cpp"])
+    folder = run_cli("export", "--layout", "sglang", "--output-path", "other", cwd=place)
+    assert (folder.code, "it was trained for llama.cpp, which reads another layout" in folder.err) == (0, True)
+    (place / "own.json").write_text('{"own_embedding": true}')
+    own = run_cli(*few[:-1], "sglang", "--draft-model-config", "own.json", "--output-dir", "x", cwd=place)
+    assert (own.code, "SGLang will not serve this draft" in own.err) == (1, True), own.err

@@ -20,6 +20,7 @@ from eagle3cli.commands import doctor
 from eagle3cli.runtime.doctor import hardware, hub, limits, packages
 from eagle3cli.runtime.doctor.finding import Check, Finding, examine
 from tests.conftest import RunCli
+from tests.serving import llamacpp_server
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -278,3 +279,12 @@ def test_a_check_that_breaks_is_a_problem_and_the_others_go_on() -> None:
 def test_every_problem_and_note_of_a_command_has_a_fix(run_cli: RunCli) -> None:
     for check in run_cli("doctor", "--json").json["checks"]:
         assert check["state"] == "ok" or check["fix"] or check["check"] == "GPU", check
+
+
+def test_llamacpp_is_found_or_told_how_to_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    absent = found(packages.servers)["llama.cpp"]
+    assert (absent.state, "brew install llama.cpp" in (absent.fix or "")) == ("note", True)
+    llamacpp_server.write(tmp_path)
+    present = found(packages.servers)["llama.cpp"]
+    assert (present.state, present.detail.startswith("0.5.0 (build 7, commit abc)")) == ("ok", True)

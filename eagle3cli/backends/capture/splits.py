@@ -16,7 +16,7 @@ from eagle3cli.data.tokens.cache import open_or_build
 from eagle3cli.data.tokens.on_policy import lines, warning
 from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.models.config import read_draft_config
-from eagle3cli.models.serve import report_unserved
+from eagle3cli.models.serve import check_served, report_unserved, with_options
 from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
@@ -37,7 +37,9 @@ def capture_splits(settings: Settings, report: Reporter, stop: Stop, ranks: Rank
         target = target.model_copy(update={"mem_fraction_static": requested.mem_frac})
     raw = read_target_config(target)
     config = read_draft_config(draft.config, raw, draft_vocab_size=draft.vocab_size, aux_layers=draft.aux_layers)
-    report_unserved(config, raw, report, backend=target.backend)
+    trained = with_options(config, draft)
+    check_served(trained, raw, draft.serve_with, backend=target.backend)
+    report_unserved(trained, raw, report, backend=target.backend)
     with ranks.main_process_first():
         cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
     splits = {name: rows for name, rows in (("train", cached.train), ("eval", cached.eval)) if rows is not None}

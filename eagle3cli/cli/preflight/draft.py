@@ -11,7 +11,7 @@ from eagle3cli.backends.target.gguf import existing_conversion
 from eagle3cli.cli.preflight.paths import similar_path
 from eagle3cli.errors import Eagle3Error, ModelError, UsageError
 from eagle3cli.models.files import read_json_object
-from eagle3cli.models.folders import check_made_for, check_weight_files, find_draft
+from eagle3cli.models.folders import check_made_for, check_weight_files, find_draft, gguf_draft
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.tables import Settings
 
@@ -24,6 +24,9 @@ def check_draft(settings: Settings, target: Mapping[str, Any] | None, report: Re
     warn where its run had another target of the same sizes.
     """
     path = Path(settings.draft.path or settings.train.output_dir).expanduser()
+    if gguf_draft(path) is not None:
+        fix = "bench --engine llama.cpp reads it; else give the run or the folder that it was exported from"
+        raise ModelError("a draft for llama.cpp, which nothing else reads", where=str(path), fix=fix)
     if path.is_file():
         raise ModelError("no trained draft here: a file, not a folder", where=str(path), fix=_fix(path.parent))
     if not path.exists():

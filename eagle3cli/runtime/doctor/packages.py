@@ -11,6 +11,7 @@ from packaging.specifiers import SpecifierSet
 
 from eagle3cli.runtime import demo
 from eagle3cli.runtime.doctor.finding import Finding
+from eagle3cli.runtime.llama_server import GET, NAME, find_llama_server, knows_drafts, version_of
 from eagle3cli.runtime.packages import installed_version
 
 SERVERS = {"sglang": "SGLang", "vllm": "vLLM"}
@@ -46,7 +47,7 @@ def requirements() -> Iterator[Finding]:
 
 
 def servers() -> Iterator[Finding]:
-    """SGLang and vLLM: whether they are here, and fit to what else is."""
+    """SGLang, vLLM and llama.cpp: whether they are here, and fit to what else is."""
     for name, shown in SERVERS.items():
         version = installed_version(name)
         if version is None:
@@ -64,6 +65,19 @@ def servers() -> Iterator[Finding]:
             yield Finding(shown, "problem", f"{version} wants {', '.join(clashes)}", OWN_PYTHON)
         else:
             yield Finding(shown, "ok", version)
+    yield _llamacpp()
+
+
+def _llamacpp() -> Finding:
+    program = find_llama_server()
+    if program is None:
+        return Finding(
+            "llama.cpp", "note", f"no {NAME} on the PATH; it serves GGUF targets and drafts, on a CPU too", GET
+        )
+    version = f"{version_of(program) or 'of an unknown version'} ({program})"
+    if knows_drafts(program):
+        return Finding("llama.cpp", "ok", f"{version}, reads EAGLE-3 drafts")
+    return Finding("llama.cpp", "problem", f"{version} is older than EAGLE-3 drafts", GET)
 
 
 def _clash(requirement: Requirement) -> str | None:
