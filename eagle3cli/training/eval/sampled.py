@@ -46,8 +46,8 @@ from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.training.ttt.loss import all_teachers, chunk_elements, positions_in
 from eagle3cli.training.ttt.unroll import PositionPlan
 
-DRAWN_ELSEWHERE = 0.05
-"""How far the mean probability of a text's tokens may be from that of text drawn at the temperature."""
+DRAWN_ELSEWHERE = 0.1
+"""How far the mean probability of a text's tokens may be from that of drawn text, as a share of it."""
 SIGMAS = 4.0
 """And by how many standard deviations of such a mean at least."""
 
@@ -132,9 +132,9 @@ class SampledAcceptance:
     @property
     def drawn_here(self) -> bool:
         """Whether the replies may have been drawn as the sampling says: only then the lengths are a server's."""
-        count, probability, expected, variance = self.text
+        _, probability, expected, variance = self.text
         apart = abs(probability - expected)
-        return apart <= max(DRAWN_ELSEWHERE * count, SIGMAS * math.sqrt(max(0.0, variance)))
+        return apart <= max(DRAWN_ELSEWHERE * expected, SIGMAS * math.sqrt(max(0.0, variance)))
 
     @property
     def text_probability(self) -> tuple[float, float]:
