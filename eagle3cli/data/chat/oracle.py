@@ -121,8 +121,10 @@ def _rewritten(talk: Talk, context: Talk, reasoning: str, truth: Truth, cut: fro
         return replace(truth, replies=(*past, written), prompt=earliest)
     content = _inline(talk.messages[last])
     shown = truth.text[start:]
-    if _lost(reasoning, content, shown, opened):
-        block = f"{reasoning}</think>" if opened else content[: content.index("</think>") + len("</think>")]
+    closed = CLOSING.search(content) if begins else None
+    if _lost(reasoning, content, shown, opened) or (closed and closed[0] not in shown):
+        end = closed[0] if closed else "</think>"
+        block = f"{reasoning}{end}" if opened else content[: content.index(end) + len(end)]
         shown = block + _without_empty(shown)
     elif opened:
         shown = _OPENED.sub("", shown)

@@ -142,6 +142,14 @@ def test_a_content_that_opens_the_block_which_the_prompt_has_opened(content: str
     assert agreed(coder_of(OPENS), messages).endswith(f"<|bot|><think>\n«{row}<|bot_end|>»")
 
 
+def test_an_empty_block_of_the_content_that_history_leaves_out() -> None:
+    """The prompt opens it, and the target closed it at once."""
+    said = "{{ m.content.split('</think>')[-1].lstrip('\\n') }}"
+    template = by_role("<|bot|><think>\n", user=USER, assistant="<|bot|>" + said + "<|bot_end|>")
+    messages = [*QUESTION, {"role": "assistant", "content": "<think>\n\n</think>\n\na1"}]
+    assert agreed(coder_of(template), messages).endswith("<|bot|><think>\n«\n</think>\n\na1<|bot_end|>»")
+
+
 def test_an_empty_block_within_a_content_is_no_reasoning() -> None:
     messages = [*QUESTION, {"role": "assistant", "content": "a1<think></think>"}]
     assert agreed(coder_of(OPENS), messages).endswith("<|bot|>«a1<think></think><|bot_end|>»")
