@@ -99,7 +99,8 @@ def _deepest(event: Event) -> str:
 
 def _temperature(event: Event) -> str:
     """At which temperature an evaluation is judged; nothing for greedy decoding."""
-    return f", temperature {event['temperature']:g}" if "sampled_acceptance_length" in event else ""
+    sampled = {"sampled_acceptance_length", "temperature"} <= event.keys()
+    return f", temperature {event['temperature']:g}" if sampled else ""
 
 
 def tokens_per_s(run: Run) -> float:

@@ -47,8 +47,8 @@ def _store_meter(source: StoreSource, caches: Path, target: str) -> OnPolicyMete
 
 def summaries(meters: Meters) -> dict[str, Any]:
     """What is known by now, by split; splits without a judged token are left out."""
-    found = {split: meter.summary() for split, meter in meters.items()}
-    return {split: summary for split, summary in found.items() if summary["tokens"]}
+    by_split = {split: meter.summary() for split, meter in meters.items()}
+    return {split: summary for split, summary in by_split.items() if summary["tokens"]}
 
 
 class OnPolicyWatch:

@@ -106,7 +106,7 @@ def open_or_build(settings: Settings, draft_vocab_size: int, vocab_size: int, re
     vocab_file, vocab_summary = _vocabulary(settings, folder, summary["always_ids"], draft_vocab_size, vocab_size)
     rows = {split: TokenRows.open(folder / split) for split in paths}
     known = {split: describe(folder / split, rows[split].sources) for split in paths}
-    on_policy = {split: found for split, found in known.items() if found is not None}
+    on_policy = {split: measured for split, measured in known.items() if measured is not None}
     summary |= {"on_policy": on_policy} if on_policy else {}
     return TokenCache(
         train=rows["train"],

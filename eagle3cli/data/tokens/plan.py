@@ -69,8 +69,8 @@ def plan_cache(settings: Settings) -> Plan:
 
 def on_policy_of(folder: Path, splits: Iterable[str]) -> dict[str, dict[str, Any]]:
     """How far the rows of a finished cache hold the target's own replies, by split, where a pass has seen that."""
-    found = {split: describe(folder / split, TokenRows.open(folder / split).sources) for split in splits}
-    return {split: summary for split, summary in found.items() if summary is not None}
+    summaries = {split: describe(folder / split, TokenRows.open(folder / split).sources) for split in splits}
+    return {split: summary for split, summary in summaries.items() if summary is not None}
 
 
 def planned_judgement(settings: Settings, folder: Path | None) -> dict[str, dict[str, int]]:

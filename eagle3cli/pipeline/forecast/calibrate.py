@@ -177,7 +177,8 @@ class Parts:
         """Steps of the local engine: one sequence and a batch, without a draft and with the run's deepest chain."""
         if self.machine.engine != "local" or not serves_positions(self.target.model):
             return
-        deepest = max(self.settings.run.k, *(parse_config(text).steps for text in self.settings.bench.config_list))
+        depths = [parse_config(text).steps for text in self.settings.bench.config_list]
+        deepest = max(self.settings.run.k, *depths, 0)
         largest = max(self.settings.regenerate.batch_size, self.settings.run.batch_size)
         batch = round(min(largest, max(2.0, PASS_SECONDS / self.token_seconds / (deepest + 1))))
         draft = Draft(self.shapes.draft)
