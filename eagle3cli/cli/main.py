@@ -56,6 +56,7 @@ TABLE: tuple[CommandSpec, ...] = (
     CommandSpec("export", "Write a draft folder that SGLang and vLLM load.", SERVING),
     CommandSpec("bench", "Measure acceptance and speed with and without the draft.", SERVING),
     CommandSpec("run", "Run the whole chain from one settings file.", PIPELINE),
+    CommandSpec("refresh", "Train a served draft on from its server's logs, and serve it if it is better.", PIPELINE),
     CommandSpec("watch", "Follow a run from another terminal.", PIPELINE),
     CommandSpec("plan", "Say what a command or a recipe will cost before it starts.", PIPELINE),
     CommandSpec("report", "Write the report of a run, or set several runs side by side.", PIPELINE),

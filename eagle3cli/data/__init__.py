@@ -1,5 +1,5 @@
 """From any source of conversations to token rows with masks, and to hidden states on disk.
 
-No models run here: that is ``backends``. Rooms, top to bottom: inspect, hidden_states, tokens and prepare, sources,
-chat and conversations.
+No models run here: that is ``backends``. Rooms, top to bottom: inspect, hidden_states, tokens, prepare and traffic,
+sources, chat and conversations.
 """

@@ -16,7 +16,7 @@ from eagle3cli.errors import Eagle3Error, Stopped, UsageError
 from eagle3cli.pipeline.stages import Stage, StageOut, stage_settings, stages
 from eagle3cli.runs.find import STAGES
 from eagle3cli.runs.state import this_process
-from eagle3cli.runtime.files import read_json, well_formed, write_json
+from eagle3cli.runtime.files import check_removable, read_json, well_formed, write_json
 from eagle3cli.runtime.provenance import changes, digest_json, refuse_changes
 
 if TYPE_CHECKING:
@@ -281,6 +281,8 @@ def _check_removable(stage: Stage, settings: Settings) -> None:
     """Raise UsageError for a folder outside of the run's own."""
     output = stage.output(settings)
     folder = settings.run.output_dir
+    if output.is_symlink():  # a draft that eagle3 refresh has served
+        check_removable(output)
     if output != folder and output.exists() and folder.resolve() not in output.resolve().parents:
         fix = f"redo it by hand with eagle3 {stage.name} --overwrite, or choose another place for it"
         message = f"{output} is outside of the run's folder and is not deleted"

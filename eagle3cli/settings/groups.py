@@ -108,6 +108,12 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "Final measurement": "k held_out_prompts new_tokens speed_prompts batch_size",
         AGAIN: "overwrite",
     },
+    "refresh": {
+        ESSENTIAL: "draft logs rollback time_budget",
+        "Which rows stay": "model_names off_policy sample_size min_rows client_share most_foreign",
+        "Training": "rehearsal num_epochs learning_rate",
+        "Promotion": "held_out_rows least_gain tolerance keep_versions",
+    },
     "report": {
         ESSENTIAL: "runs output_path charts",
     },

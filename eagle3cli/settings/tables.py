@@ -16,6 +16,7 @@ from eagle3cli.settings.data import (
     ViewSettings,
 )
 from eagle3cli.settings.models import DraftSettings, ExportSettings, TargetSettings
+from eagle3cli.settings.refresh import RefreshSettings
 from eagle3cli.settings.runs import ReportSettings, WatchSettings
 from eagle3cli.settings.serving import BenchSettings, RegenerateSettings, ServerSettings
 from eagle3cli.settings.table import Table
@@ -41,6 +42,7 @@ class Settings(Table):
     export: ExportSettings = ExportSettings()
     bench: BenchSettings = BenchSettings()
     run: RunSettings = RunSettings()
+    refresh: RefreshSettings = RefreshSettings()
     report: ReportSettings = ReportSettings()
     watch: WatchSettings = WatchSettings()
 

@@ -124,6 +124,7 @@ SPECIAL: dict[str, tuple[Callable[[str], dict[str, str]], Paths]] = {
     "view.check_template": (_templates, "files"),
     "draft.config": (_draft_configs, "files"),
     "draft.path": (_each_of(folders.drafts), "folders"),
+    "refresh.draft": (_each_of(folders.drafts), "folders"),
     "target.model_path": (_each_of(folders.cached_models), "files"),
     "target.device": (_one_of("auto", "cpu", "cuda"), ""),
     "bench.benchmark_list": (_benchmarks, "files"),

@@ -121,6 +121,8 @@ def halves_of(raw: Raw) -> Halves:
     response = next((body for name in RESPONSES if (body := _body(raw.get(name))) not in (None, "", [], {})), None)
     if response is None and isinstance(raw.get("choices"), list):
         response = raw
+    if request is None and any(_is_completion(place) for place in (raw, *(_body(raw.get(name)) for name in REQUESTS))):
+        raise DataError("a text completion: its prompt is no list of messages")
     if request is None and response is None:
         named = ", ".join(str(name)[:40] for name in list(raw)[:6]) or "none"
         raise DataError(f"neither a request with messages nor a response (keys: {named})")
@@ -179,6 +181,10 @@ def _body(value: Any) -> Any:
 
 def _has_messages(value: Any) -> bool:
     return isinstance(value, Mapping) and isinstance(value.get("messages"), list) and bool(value["messages"])
+
+
+def _is_completion(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("prompt"), str | list)
 
 
 def _role(messages: list[Any]) -> Any:

@@ -25,6 +25,8 @@ class LogEntry:
     repairs: tuple[str, ...] = ()
     lines: int = 1
     """Lines of the log that it was made of."""
+    damaged: bool = False
+    """Whether the line could not even be read; else it says something, but holds no exchange to learn from."""
 
 
 def read_logs(paths: Sequence[Path]) -> Iterator[LogEntry]:
@@ -61,8 +63,11 @@ class _OpenHalf:
 
 
 def _entries(row: SourceRow, open_halves: dict[str, _OpenHalf]) -> Iterator[LogEntry]:
+    if row.value is None:
+        yield LogEntry(row.place, problem=row.problem or "unreadable", damaged=True)
+        return
     try:
-        halves = halves_of(row.parsed())
+        halves = halves_of(row.value)
     except DataError as error:
         yield LogEntry(row.place, problem=error.what)
         return

@@ -124,7 +124,7 @@ def _readable(entry: LogEntry, ledger: Ledger, names: frozenset[str]) -> tuple[E
     """The exchange without addresses and who wrote it; None, told to the ledger, where it is none or holds a secret."""
     exchange = entry.exchange
     if exchange is None:
-        ledger.drop("rejected", entry.place, "", entry.problem)
+        ledger.drop("rejected" if entry.damaged else "filtered", entry.place, "", entry.problem)
         return None
     secret = secret_in(exchange.conversation)
     if secret is not None:

@@ -80,6 +80,10 @@ def test_every_shape_of_one_exchange_says_the_same(tmp_path: Path, shape: str) -
         ({"request": REQUEST, "response": "data: {broken\n"}, "the stream holds an event that is not JSON"),
         ({"request": REQUEST, "response": {"choices": []}}, "the response has no message"),
         (
+            {"request": {"prompt": "How?"}, "response": {"choices": [{"text": "So."}]}},
+            "a text completion: its prompt is",
+        ),
+        (
             {"request": {**REQUEST, "messages": [*ASKED, MESSAGE]}, "response": RESPONSE},
             "the request begins the reply itself",
         ),

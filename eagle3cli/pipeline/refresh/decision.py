@@ -1,0 +1,50 @@
+"""Whether a draft that was trained on takes the place of the served one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from eagle3cli.settings.refresh import RefreshSettings
+
+TRAFFIC, OLD, EARLIER = "traffic", "old", "earlier traffic"
+Acceptance = Mapping[str, Mapping[str, float]]
+"""Acceptance length by set: ``before`` of the served draft, ``after`` of the new one, and on the old data ``best``, the
+highest that any version before it had: small losses of many nights would add up."""
+
+
+def why_not(acceptance: Acceptance, options: RefreshSettings) -> str:
+    """Why the new draft is not promoted; empty where it is."""
+    traffic = acceptance[TRAFFIC]
+    gain = traffic["after"] / traffic["before"] - 1
+    if traffic["after"] <= traffic["before"] or gain < options.least_gain:
+        return f"acceptance on the logs' held-out rows changed by {gain:+.1%}; {options.least_gain:+.1%} is asked for"
+    for name in (OLD, EARLIER):
+        if name in acceptance:
+            reference = acceptance[name].get("best", acceptance[name]["before"])
+            loss = 1 - acceptance[name]["after"] / reference
+            if loss > options.tolerance:
+                return f"acceptance on the {name} data fell by {loss:.1%}; {options.tolerance:.1%} is tolerated"
+    return ""
+
+
+def best_before(entries: list[dict[str, Any]], ancestors: list[int], k: int, before: float) -> float:
+    """The highest acceptance on the old data that earlier versions had, by the ledger; ``before`` is the newest's."""
+    known = [
+        float(value)
+        for entry in entries
+        if entry["version"] in ancestors and entry.get("k") == k
+        for name, value in (entry.get("acceptance") or {}).get(OLD, {}).items()
+        if name in ("before", "after")
+    ]
+    return max([*known, before])
+
+
+def why_foreign(judged: int, foreign: int, options: RefreshSettings) -> str:
+    """Why logs are not trusted at all; empty where they are."""
+    if judged and foreign / judged > options.most_foreign:
+        share = f"{foreign:,} of {judged:,} replies cannot be the target's"
+        return (
+            f"{share} (garbage, or said to be its greedy replies and are not); {options.most_foreign:.0%} is tolerated"
+        )
+    return ""

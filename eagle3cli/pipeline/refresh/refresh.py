@@ -1,0 +1,212 @@
+"""``eagle3 refresh``: logs to rows, rows to a new draft, and a decision that the ledger keeps."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eagle3cli.cli.preflight.target import check_target
+from eagle3cli.console.out import Out
+from eagle3cli.data.ledger import ERRORS, Ledger
+from eagle3cli.data.sources.lines import read_raw_lines
+from eagle3cli.data.traffic.exchange import short_name
+from eagle3cli.data.traffic.logs import read_logs
+from eagle3cli.data.traffic.select import Traffic, select
+from eagle3cli.errors import UsageError
+from eagle3cli.pipeline.refresh.decision import EARLIER, OLD, TRAFFIC, best_before, why_foreign, why_not
+from eagle3cli.pipeline.refresh.old_data import EVAL, TRAIN, draw, find_run, keep_old_data, with_run_settings
+from eagle3cli.pipeline.refresh.rows import FOREIGN, REGENERATED, UNJUDGED, Sorted, sort_rows, write_shard
+from eagle3cli.pipeline.refresh.stages import Work
+from eagle3cli.pipeline.refresh.versions import REFRESH, Entry, Versions
+from eagle3cli.pipeline.stages import StageOut
+from eagle3cli.runtime.files import read_json, remove, write_json, writing
+from eagle3cli.runtime.provenance import digest_file, digest_json
+from eagle3cli.runtime.stop import Stop, catch_stop
+
+if TYPE_CHECKING:
+    from eagle3cli.settings.tables import Settings
+
+KEY = "key.json"
+
+
+@dataclass
+class Refreshed:
+    """What came of one call: a line of the ledger where something was decided, else why nothing was."""
+
+    entry: Entry | None
+    state: str
+    rows: dict[str, Any]
+    errors: Path | None = None
+    target: str = ""
+
+
+def refresh(settings: Settings, draft: Path, out: Out) -> Refreshed:
+    """Train the served draft on with what is new in the logs, and promote what comes out if it is better.
+
+    Raises UsageError where another refresh holds the draft, or where what it was trained on is not known.
+    """
+    versions = Versions(draft)
+    with versions.held(), catch_stop(out) as stop:
+        parent = versions.begin()
+        logs = {str(path): digest_file(path) for path in settings.refresh.logs}
+        known = {digest for entry in versions.entries() for digest in (entry.get("logs") or {}).values()}
+        new = [path for path in settings.refresh.logs if logs[str(path)] not in known]
+        if not new:
+            remove(versions.folder / "work")
+            return Refreshed(None, "nothing new: earlier refreshes have read these logs", {})
+        kept = versions.data(versions.ancestors(parent)[-1])
+        run, places = find_run(settings, draft, kept)
+        if run is not None:
+            settings = with_run_settings(settings, run)
+        if not settings.target.model_path:
+            fix = f"give --target-model-path, or one of these files: {', '.join(places)}"
+            raise UsageError("the target of this draft is not known", where=str(draft), fix=fix)
+        check_target(settings, weights=True, tokenizer=True)
+        keep_old_data(settings, run, places, kept, out)
+        return _Refresh(versions, settings, parent, out, stop).run(new, {str(path): logs[str(path)] for path in new})
+
+
+class _Refresh:
+    """One refresh of a draft whose versions are held."""
+
+    def __init__(self, versions: Versions, settings: Settings, parent: int, out: Out, stop: Stop) -> None:
+        self.versions = versions
+        self.settings = settings
+        self.parent = parent
+        self.version = versions.next_version()
+        self.out = out
+        self.stop = stop
+        self.folder = versions.folder / "work"
+        self.ancestors = versions.ancestors(parent)
+        self.kept = versions.data(self.ancestors[-1])
+        self.served = versions.draft.resolve()
+
+    def run(self, paths: list[Path], logs: dict[str, str]) -> Refreshed:
+        """From new logs to a decision."""
+        options = self.settings.refresh
+        traffic, rows = self._read(paths)
+        entry: Entry = {"version": self.version, "event": REFRESH, "parent": self.parent, "logs": logs, "rows": rows}
+        if traffic.rows < options.min_rows:
+            state = f"waiting: {traffic.rows} new rows of at least {options.min_rows} (--min-rows)"
+            return Refreshed(None, state, rows, self.folder / ERRORS)
+        work = self._work(traffic)
+        judged = self._judge(work)
+        counts = judged.counts
+        rows |= {"judged": dict(counts), "best_share": judged.best_share}
+        foreign = why_foreign(counts.total() - counts[UNJUDGED], counts[FOREIGN], options)
+        if foreign:
+            return self._decide(entry, f"the logs are not trusted: {foreign}", None, {}, traffic)
+        usable = self._usable(work, counts[REGENERATED], rows)
+        if usable < options.min_rows:
+            return self._decide(entry, f"{usable} usable rows of at least {options.min_rows}", None, {}, traffic)
+        train, held_out = work.merge(min(options.held_out_rows, usable // 5))
+        self.stop.check(f"the work so far is in {self.folder}")
+        mixed = self._with_rehearsal(train, rows)
+        candidate = work.export(work.train(mixed))
+        self.stop.check(f"the work so far is in {self.folder}")
+        entry |= {"k": self.settings.run.k, "acceptance": self._measure(work, candidate, held_out)}
+        reason = why_not(entry["acceptance"], options)
+        files = {TRAIN: train, EVAL: held_out} if not reason else {}
+        return self._decide(entry, reason, None if reason else candidate, files, traffic)
+
+    def _read(self, paths: list[Path]) -> tuple[Traffic, dict[str, Any]]:
+        """The new rows of the logs, in ``new.jsonl``, and how many lines had which fate."""
+        options = self.settings.refresh
+        own_names = (self.settings.target.model_path, *options.model_names)
+        self.folder.mkdir(exist_ok=True)
+        with writing(self.folder / ERRORS) as errors:
+            ledger = Ledger(errors)
+            traffic = select(
+                read_logs(paths),
+                self.folder / "new.jsonl",
+                ledger,
+                seen=self.versions.seen(),
+                names=frozenset(map(short_name, own_names)),
+                sample_size=options.sample_size,
+                client_share=options.client_share,
+            )
+        summary = ledger.summary()
+        return traffic, {**summary, "origins": dict(traffic.origins), "clients": traffic.clients}
+
+    def _work(self, traffic: Traffic) -> Work:
+        """The work folder of these rows: what a killed refresh of the same rows left there is used."""
+        settings = self.settings.updated("refresh", logs=())
+        key = digest_json([self.parent, traffic.prompts, settings.model_dump(mode="json")])
+        if not (self.folder / KEY).is_file() or read_json(self.folder / KEY) != key:
+            for path in self.folder.iterdir():
+                if path.name not in ("new.jsonl", ERRORS):
+                    remove(path)
+            write_json(self.folder / KEY, key)
+        (self.folder / "new.jsonl").replace(self.folder / "traffic.jsonl")
+        from eagle3cli.cli.local_target import with_local_target
+        from eagle3cli.models.checkpoint import load_draft
+
+        settings = settings.updated("data", cache_dir=self.versions.folder / "cache")
+        settings = with_local_target(settings, self.out)
+        config, _ = load_draft(self.served)
+        return Work(self.folder, settings, self.served, config, StageOut(json_wanted=self.out.json_wanted))
+
+    def _judge(self, work: Work) -> Sorted:
+        """Whose the replies are, by one pass of the target."""
+        from eagle3cli.training.eval.own_replies import judge_replies
+
+        traffic = work.path("traffic.jsonl")
+        judged = judge_replies(work.rows_settings(traffic), work.config, self.out)
+        return sort_rows(traffic, judged, work.config.vocab_size, self.folder)
+
+    def _usable(self, work: Work, off_policy: int, rows: dict[str, Any]) -> int:
+        """Have the target write what it did not, and put all of its rows into one shard; how many there are."""
+        sources = [work.path("own.jsonl")]
+        if off_policy and self.settings.refresh.off_policy == "regenerate":
+            sources += sorted(work.regenerate().glob("shard_*.jsonl"))
+        counts = write_shard(sources, work.path("shards", "shard_0-0.jsonl"))
+        rows["usable"] = dict(counts)
+        return counts["usable"]
+
+    def _with_rehearsal(self, train: Path, rows: dict[str, Any]) -> Path:
+        """The rows of the logs and, for each, some of the old data and of earlier logs."""
+        count = sum(1 for _ in read_raw_lines(train))
+        earlier = [self.versions.data(version) / TRAIN for version in self.ancestors]
+        rehearsed = draw(earlier, round(self.settings.refresh.rehearsal * count), str(self.version))
+        rows |= {"trained_on": count, "rehearsed": len(rehearsed)}
+        mixed = self.folder / "mixed.jsonl"
+        with writing(mixed, "wb") as file:
+            file.write(train.read_bytes())
+            for raw in rehearsed:
+                file.write(raw.rstrip(b"\r\n") + b"\n")
+        return mixed
+
+    def _measure(self, work: Work, candidate: Path, held_out: Path) -> dict[str, dict[str, float]]:
+        """Acceptance of both drafts on the held-out rows of the logs, of the old data and of earlier logs."""
+        sets = {TRAFFIC: held_out, OLD: self.kept / EVAL}
+        logs_before = [self.versions.data(version) / EVAL for version in self.ancestors[:-1]]
+        earlier = draw(logs_before, self.settings.refresh.held_out_rows, "eval")
+        if earlier:
+            sets[EARLIER] = self.folder / "earlier.jsonl"
+            sets[EARLIER].write_bytes(b"".join(earlier))
+        result: dict[str, dict[str, float]] = {}
+        for name, rows in sets.items():
+            for when, draft in (("before", self.served), ("after", candidate)):
+                self.out.info(f"acceptance on the {name} data {when}:")
+                value = round(work.acceptance(draft, rows, whole=name == OLD), 4)
+                result.setdefault(name, {})[when] = value
+                self.stop.check(f"the work so far is in {self.folder}")
+        k = self.settings.run.k
+        result[OLD]["best"] = best_before(self.versions.entries(), self.ancestors, k, result[OLD]["before"])
+        return result
+
+    def _decide(
+        self, entry: Entry, reason: str, candidate: Path | None, files: dict[str, Path], traffic: Traffic
+    ) -> Refreshed:
+        """Keep the decision, and have the new draft served where there is one."""
+        entry |= {"promoted": candidate is not None, "reason": reason}
+        self.versions.commit(entry, candidate, {**files, ERRORS: self.folder / ERRORS}, traffic.prompts)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        gone = self.versions.prune(self.settings.refresh.keep_versions) if candidate is not None else []
+        if gone:
+            self.out.info(f"removed versions {', '.join(map(str, gone))} (--keep-versions)")
+        state = f"version {self.version} is served" if candidate is not None else f"not promoted: {reason}"
+        errors = self.versions.data(self.version) / ERRORS
+        return Refreshed(entry, state, entry["rows"], errors, self.settings.target.model_path)

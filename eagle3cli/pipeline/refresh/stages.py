@@ -1,0 +1,120 @@
+"""The commands of a refresh: what each reads and writes below its work folder. Each goes on from what a kill left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eagle3cli.models.config import DraftConfig
+from eagle3cli.pipeline.stages import StageOut, evaluate, run_command
+from eagle3cli.settings.tables import Settings
+
+NEVER = 10**9
+"""Steps between evaluations of a training that holds nothing out: the held-out rows judge the end, once."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The folder of a refresh under way, the settings of all its stages, and the draft that it begins with."""
+
+    folder: Path
+    settings: Settings
+    served: Path
+    config: DraftConfig
+    out: StageOut
+
+    def path(self, *parts: str) -> Path:
+        """A place in the folder."""
+        return self.folder.joinpath(*parts)
+
+    def rows_settings(self, train: Path, *, whole: bool = False) -> Settings:
+        """The settings with these rows as training data; of the logs' rows the last reply alone is the server's own.
+
+        ``whole``: as the earlier run read its rows.
+        """
+        values: dict[str, Any] = {
+            "train_path": train,
+            "eval_path": None,
+            "cache_dir": self.path("cache"),
+            "train_hidden_states_path": (),
+            "eval_hidden_states_path": None,
+        }
+        if not whole:
+            values["last_turn_only"] = True
+        settings = self.settings.updated("data", **values)
+        return settings.updated("draft", config="auto", vocab_size=None, aux_layers=self.config.aux_layers)
+
+    def regenerate(self) -> Path:
+        """The target's own replies to the prompts whose replies are not: the folder of their shards."""
+        folder = self.path("regenerated")
+        settings = self.settings.updated(
+            "regenerate", input_path=self.path("off_policy.jsonl"), output_dir=folder, turns="last", temperature=0.0
+        )
+        run_command("regenerate")(settings, self.out)
+        return folder
+
+    def merge(self, eval_size: int) -> tuple[Path, Path]:
+        """The rows to train on and those held out; rows with an equal first message are on one side."""
+        folder = self.path("dataset")
+        settings = self.settings.updated(
+            "merge", input_dir=self.path("shards"), output_dir=folder, eval_size=eval_size, train_size=None
+        )
+        run_command("merge")(settings, self.out)
+        return folder / "train.jsonl", folder / "eval.jsonl"
+
+    def train(self, rows: Path) -> Path:
+        """Train the served draft on with these rows: the folder of what comes out."""
+        options = self.settings.refresh
+        train = self.settings.train
+        settings = self.rows_settings(rows)
+        if train.mode == "offline":
+            stores = self.path("hidden_states")
+            settings = settings.updated("hidden_states", output_path=stores, split="train")
+            run_command("hidden-states")(settings, self.out)
+            settings = settings.updated("data", train_hidden_states_path=(stores / "train",))
+        settings = settings.updated("draft", init="draft", path=str(self.served))
+        settings = settings.updated(
+            "train",
+            output_dir=self.path("train"),
+            num_epochs=options.num_epochs,
+            total_steps=None,
+            time_budget=options.time_budget,
+            learning_rate=options.learning_rate or train.learning_rate / 2,
+            eval_interval=NEVER,
+            early_stop=None,
+            keep_checkpoints=1,
+            resume=True,
+        )
+        run_command("train")(settings, self.out)
+        return self.path("train", "best")
+
+    def export(self, draft: Path) -> Path:
+        """The draft as a folder for servers, in the layout and type of the one that is served."""
+        from eagle3cli.models.checkpoint import read_config
+        from eagle3cli.models.contract import serving_layout
+
+        raw = read_config(self.served)
+        layout = "speculators" if "speculators_model_type" in raw else serving_layout(self.config)
+        if "layout" in self.settings.export.model_fields_set:
+            layout = self.settings.export.layout
+        dtype = raw.get("torch_dtype")
+        dtype = dtype if dtype in ("float32", "float16") else "bfloat16"
+        folder = self.path("draft")
+        settings = self.settings.updated("draft", path=str(draft), aux_layers=None)
+        settings = settings.updated(
+            "export", output_path=folder, layout=layout, dtype=dtype, push=None, overwrite=folder.exists()
+        )
+        run_command("export")(settings, self.out)
+        return folder
+
+    def acceptance(self, draft: Path, rows: Path, *, whole: bool = False) -> float:
+        """Acceptance length of a draft folder on rows, for the k of ``run.k``."""
+        k = self.settings.run.k
+        settings = self.rows_settings(rows, whole=whole)
+        settings = settings.updated("data", train_path=None, eval_path=rows)
+        settings = settings.updated("draft", path=str(draft)).updated("eval", depths=k, rows=None)
+        self.out.data = {}
+        evaluate(settings, self.out)
+        lengths: Any = self.out.data["acceptance_length"]
+        return float(lengths[k])
