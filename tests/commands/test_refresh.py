@@ -54,11 +54,11 @@ def test_traffic_makes_a_better_draft_once_and_it_can_be_taken_back(
     draft = served / "runs" / "draft"
     before = weights(draft)
     pairs = list(replies().items())
-    assert len(pairs) > 40
+    assert len(pairs) > 42
     key = "sk-" + "a1B2" * 8
     rows = [exchange(prompt, reply) for prompt, reply in pairs[:30]]
-    drawn = {prompt: f"{reply} red" for prompt, reply in pairs[32:36]}  # nearly its own: as a temperature does it
-    rows += [exchange(*pair, temperature=0.7) for pair in drawn.items()]
+    rows += [{**exchange(*pair), "edited": True} for pair in pairs[32:36]]
+    rows += [exchange(prompt, "made up", temperature=0.7) for prompt, _ in pairs[36:38]]
     rows += [exchange(prompt.replace(EMAIL, "ann@mail.net"), reply) for prompt, reply in list(mailed().items())[:2]]
     rows += [exchange(f"{prompt} {key}", reply) for prompt, reply in pairs[30:32]]
     rows += [*rows[:3], "a damaged line", {"level": "info"}]
@@ -74,13 +74,13 @@ def test_traffic_makes_a_better_draft_once_and_it_can_be_taken_back(
     result = ran.json
     assert result["promoted"], result["reason"]
     counts = result["rows"]
-    assert (counts["read"], counts["rejected"], counts["duplicates"], counts["written"]) == (43, 1, 3, 36)
+    assert (counts["read"], counts["rejected"], counts["duplicates"], counts["written"]) == (45, 1, 3, 38)
     assert counts["reasons"]["holds an API key (sk-)"] == 2
-    assert counts["origins"] == {"greedy": 30, "sampled": 4, "edited": 2}
+    assert counts["origins"] == {"greedy": 30, "edited": 6, "sampled": 2}
     judged = counts["judged"]  # text of a random target may have other tokens than those that it wrote
     assert judged["own"] >= 26
     assert judged["to regenerate"] >= 4
-    assert judged.get("foreign", 0) <= 4
+    assert 2 <= judged["foreign"] <= 7
     usable = counts["usable"]["usable"]
     assert usable == judged["own"] + judged["to regenerate"]
     assert counts["trained_on"] == usable - usable // 5
@@ -98,14 +98,8 @@ def test_traffic_makes_a_better_draft_once_and_it_can_be_taken_back(
     kept = "".join((versions / "data" / "1" / name).read_text() for name in ("train.jsonl", "eval.jsonl"))
     assert key not in kept
     assert "ann@" not in kept
-    learned = {
-        row["conversations"][0]["content"]: row["conversations"][1]["content"]
-        for row in map(json.loads, kept.splitlines())
-    }
-    assert any(EMAIL in prompt for prompt in learned)
-    assert all(
-        learned[prompt] == reply.removesuffix(" red") for prompt, reply in drawn.items() if prompt in learned
-    )  # written anew
+    assert EMAIL in kept
+    assert "made up" not in kept
     lines = [json.loads(line) for line in (versions / "ledger.jsonl").read_text().splitlines()]
     assert [(line["version"], line["event"], line.get("promoted")) for line in lines] == [
         (0, "base", None),

@@ -153,7 +153,7 @@ class _Refresh:
         from eagle3cli.training.eval.own_replies import judge_replies
 
         traffic = work.path("traffic.jsonl")
-        judged = judge_replies(work.rows_settings(traffic), work.config, self.out)
+        judged = judge_replies(work.rows_settings(traffic), work.config, self.out, self.stop)
         return sort_rows(traffic, judged, work.config.vocab_size, self.folder)
 
     def _usable(self, work: Work, off_policy: int, rows: dict[str, Any]) -> int:

@@ -15,6 +15,7 @@ from eagle3cli.data.tokens.cache import open_or_build
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
+from eagle3cli.runtime.stop import Stop
 from eagle3cli.settings.tables import Settings
 
 BATCH = 8
@@ -32,7 +33,7 @@ class JudgedReply:
 
 
 @torch.no_grad()
-def judge_replies(settings: Settings, config: DraftConfig, report: Reporter) -> dict[str, JudgedReply]:
+def judge_replies(settings: Settings, config: DraftConfig, report: Reporter, stop: Stop) -> dict[str, JudgedReply]:
     """Judge the rows of ``data.train_path``, by their ids; rows without a reply of two tokens are not there.
 
     The target computes in the type of ``hidden_states.dtype``: which token is best hardly depends on it.
@@ -46,6 +47,7 @@ def judge_replies(settings: Settings, config: DraftConfig, report: Reporter) -> 
     by_length = sorted(range(len(rows)), key=lambda row: rows.lengths[row])
     with report.task("judging replies", total=len(rows)) as bar:
         for at in range(0, len(by_length), BATCH):
+            stop.check("nothing is judged yet")
             batch = source.batch(by_length[at : at + BATCH])
             for row, first, end in zip(batch.rows, batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
                 mask = batch.loss_mask_N[first:end]
