@@ -41,7 +41,7 @@ def in_processes(command: Command, settings: Settings, out: Out) -> bool:
     """Run the command in the processes that the settings ask for and show its result; False where it is but one."""
     from eagle3cli.runtime.processes.launch import launch, processes
 
-    count = processes(settings.launch.gpus)
+    count = processes(settings.launch.gpus, settings.target.device)
     if count == 1:
         return False
     payload = {"command": command.name, "settings": settings.model_dump(mode="json", exclude_unset=True)}

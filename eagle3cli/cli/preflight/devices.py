@@ -32,9 +32,9 @@ def check_device(name: str) -> None:
         raise UsageError(what, where="--device", fix=f"use cuda:{count - 1}" if count > 1 else "use cuda:0")
 
 
-def check_gpus(gpus: str | None) -> None:
-    """Raise UsageError where ``--gpus`` asks for more than there are."""
-    count = visible_gpus()
+def check_gpus(gpus: str | None, device: str) -> None:
+    """Raise UsageError where ``--gpus`` asks for more than there are; GPUs do not count where ``device`` is the CPU."""
+    count = 0 if device == "cpu" else visible_gpus()
     if gpus is not None and count is not None:
         check_processes(gpus, count)
 

@@ -80,7 +80,7 @@ def _check_machine(settings: Settings, keys: set[str], engine: str | None) -> No
     if "target.device" in keys and engine in (None, "local"):
         check_device(settings.target.device)
     if "launch.gpus" in keys:
-        check_gpus(settings.launch.gpus)
+        check_gpus(settings.launch.gpus, settings.target.device)
     if engine == "started":
         check_port(settings)
         named = settings.bench.engine if "bench.engine" in keys else settings.regenerate.engine

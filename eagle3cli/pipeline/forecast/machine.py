@@ -170,7 +170,7 @@ def machine_of(settings: Settings) -> Machine:
     if device == "cpu":
         return _this_processor(settings)
     gpus = settings.launch.gpus
-    count = int(gpus) if gpus and gpus != "auto" else 1 if is_assumed else processes(gpus)
+    count = int(gpus) if gpus and gpus != "auto" else 1 if is_assumed else processes(gpus, "cuda")
     count = max(count, settings.target.tp_size)
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else ASSUMED_GPU
     kind = next((name for name in GPUS if name in here), ASSUMED_GPU)

@@ -34,8 +34,9 @@ SAVE_TIMEOUT = 120.0
 """Seconds that the ranks have for saving once a signal has asked them to stop."""
 
 
-def processes(gpus: str | None) -> int:
+def processes(gpus: str | None, device: str) -> int:
     """Processes that ``--gpus`` asks for: a number, or ``auto`` for one a GPU; 1 where this command joins others.
+    Where ``device`` is the CPU, GPUs do not count.
 
     Raises UsageError for more than there are GPUs, or without any more than this machine can carry.
     """
@@ -44,7 +45,7 @@ def processes(gpus: str | None) -> int:
         return 1
     import torch
 
-    count = torch.cuda.device_count()
+    count = 0 if device == "cpu" else torch.cuda.device_count()
     check_processes(gpus, count)
     return max(1, count) if gpus == "auto" else int(gpus)
 

@@ -51,7 +51,7 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
     how = _continuation(settings, draft, checkpoints[-1]) if checkpoints else ()
     inputs = inspect_inputs(settings, draft)
     data = inputs.data
-    world_size = processes(settings.launch.gpus)
+    world_size = processes(settings.launch.gpus, settings.target.device)
     resumes = bool(checkpoints)
     memory = forecast(training_workload(settings, inputs, world_size, resumes=resumes))
     room = inputs.available
