@@ -81,7 +81,9 @@ def serve(
             # A draft in the format of speculators names its target and its steps itself.
             words = [str(folder)] if layout == "speculators" else _vllm_words(target, str(folder), steps, revision)
             lines[engine] = _line(["vllm", "serve", *words, *_vllm_options(config, target_config)])
-    return Served(lines, refused, minimum_versions(config, name))
+    others = {"llama.cpp"} if layout != "gguf" else {"sglang", "vllm"}
+    needs = {engine: version for engine, version in minimum_versions(config, name).items() if engine not in others}
+    return Served(lines, refused, needs)
 
 
 def engines_of(layout: Layout) -> tuple[Engine, ...]:
@@ -143,6 +145,8 @@ def report_unserved(
         report.warn(f"no server that is known will run this draft: {'; '.join(reasons.values())}")
         return
     for engine, reason in reasons.items():
+        if engine == "llama.cpp":  # auto has what it cannot run, and --serve-with asks for a draft without
+            continue
         report.info(f"{ENGINES[engine]} will not serve this draft: {reason}")
 
 

@@ -63,6 +63,9 @@ def write_draft(settings: Settings, report: Reporter, *, dtype: Any, layout: Lay
     origin = origin_of(source)
     if layout == "sglang" and origin.serve_with == "llama.cpp" and "layout" not in options.model_fields_set:
         layout = "gguf"
+    if options.outtype is not None and layout != "gguf":
+        fix = "add --layout gguf, or use --export-dtype"
+        raise UsageError("the type of a GGUF file, which this is not", where="--outtype", fix=fix)
     target = _target_of(settings, source, origin, report)
     mark = "draft-*.gguf" if layout == "gguf" else "config.json"
     stands = any(folder.glob(mark)) and not options.overwrite

@@ -118,9 +118,3 @@ class ExportSettings(Table):
     push: str | None = option(None, "Also upload to this model repository of the hub (owner/name; HF_TOKEN).")
     private: bool = option(False, "Make the repository of --push private.")
     overwrite: bool = option(False, "Replace an existing folder.")
-
-    @model_validator(mode="after")
-    def _outtype_of_a_gguf(self) -> ExportSettings:
-        if self.outtype is not None and self.layout != "gguf":
-            raise ValueError("export.outtype is the type in a gguf file: add layout gguf, or use export.dtype")
-        return self

@@ -214,4 +214,4 @@ def test_without_a_target_and_with_a_wrong_type(run_cli: RunCli, words: tuple[ob
     nobody = run_cli("export", "--draft-model-path", "plain", "--layout", "gguf")
     assert (nobody.code, "carries its target's tokenizer" in nobody.err) == (2, True), nobody.err
     folder = run_cli("export", "--draft-model-path", "plain", "--outtype", "q8_0")
-    assert (folder.code, "add layout gguf" in folder.err) == (2, True), folder.err
+    assert (folder.code, "add --layout gguf" in folder.err) == (2, True), folder.err
