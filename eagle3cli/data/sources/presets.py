@@ -69,7 +69,9 @@ def _quickstart_filter() -> Callable[[Conversation], bool]:
         return lambda conversation: conversation.id in recorded_ids
 
     def plain(conversation: Conversation) -> bool:
-        return conversation.id.endswith("_0") and 3 <= len(conversation.prompt.split()) <= 80
+        if conversation.repairs or not conversation.id.endswith("_0"):
+            return False
+        return 3 <= len(conversation.prompt.split()) <= 80
 
     return plain
 
@@ -165,7 +167,7 @@ PRESETS: dict[str, Preset] = {
     ),
     SELF: Preset("prompts that the target writes itself, from its own empty user header", "the target's own"),
     "quickstart": Preset(
-        "first prompts of ShareGPT conversations, for the quickstart",
+        "first prompts of ShareGPT conversations (and of their later parts), for the quickstart",
         SHAREGPT_TERMS,
         package=_SHAREGPT_PACKAGE,
         make_filter=_quickstart_filter,

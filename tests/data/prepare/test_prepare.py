@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,6 +175,11 @@ def test_a_preset_reads_the_installed_package(tmp_path: Path, monkeypatch: pytes
     expected = [{"id": "a_0", "conversations": [{"role": "user", "content": "How do I sort a list?"}]}]
     assert rows_of(quick.folder / "train.jsonl") == expected
     assert quick.summary["left_out"] == 3
+    (tmp_path / "data").mkdir()
+    with gzip.open(tmp_path / "data" / "quickstart_replies.jsonl.gz", "wt") as f:
+        f.write('{"target": "t"}\n{"id": "d_0"}\n')
+    recorded = go("quickstart", tmp_path / "3")
+    assert ids_of(recorded) == ["d_0"], "the middle of a conversation, whose reply is recorded"
 
 
 def ids_of(done: Prepared, file: str = "train.jsonl") -> list[str]:
