@@ -58,10 +58,15 @@ class OnPolicyWatch:
         self.meters = meters
         self.report = report
         self._warned: set[str] = set()
+        self._next_step = 0
 
     def listen(self, event: str, numbers: dict[str, Any]) -> None:
         """A listener of the trainer's."""
+        if event == "step" and numbers["step"] < self._next_step:
+            return
         if event in ("step", "eval"):
+            # Soon at first, then ever more rarely: it goes over all rows.
+            self._next_step = 2 * numbers["step"]
             self._warn(summaries({split: m for split, m in self.meters.items() if split not in self._warned}))
 
     def _warn(self, known: dict[str, Any]) -> None:
