@@ -35,15 +35,20 @@ class Job:
         self.unit = unit
         self.done = done
         self.done_before = done
+        self.under_way = 0.0
+        """Units' worth of work on those that have begun and not ended."""
         self.board = board
         self.bar: TaskID | None = None
         self.notes: dict[str, object] = {}
         self.start = time.monotonic()
         self.last_shown = self.start
 
-    def advance(self, count: int = 1, **notes: object) -> None:
+    def advance(self, count: int = 1, *, under_way: float | None = None, free: bool = False, **notes: object) -> None:
         """Count finished units, and show the job where it is time to."""
         self.done += count
+        self.done_before += count if free else 0
+        if under_way is not None:
+            self.under_way = under_way
         self.notes.update(notes)
         if self.board is not None:
             self.board.show(self)
@@ -57,9 +62,19 @@ class Job:
     def pace(self) -> str:
         """``12.5 rows/s, 1:20 left``."""
         parts = [f"{self.rate:,.1f} {self.unit}/s"]
-        if self.total is not None and self.rate > 0 and self.done < self.total:
-            parts.append(f"{duration((self.total - self.done) / self.rate)} left")
+        if (left := self.seconds_left) is not None:
+            parts.append(f"{duration(left)} left")
         return ", ".join(parts)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By what was worked until now: rows that are decoded together end together, so those that ended tell little.
+        None before anything has ended or is under way, and at the end."""
+        worked = self.done - self.done_before + self.under_way
+        if self.total is None or self.done >= self.total or worked <= 0:
+            return None
+        elapsed = time.monotonic() - self.start
+        return max(0.0, self.total - self.done - self.under_way) * elapsed / worked
 
     @property
     def state(self) -> str:

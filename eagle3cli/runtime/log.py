@@ -20,11 +20,11 @@ class LoggedProgressBar:
         self.count = 0
         self.notes: dict[str, object] = {}
 
-    def advance(self, count: int = 1, **notes: object) -> None:
+    def advance(self, count: int = 1, *, under_way: float | None = None, free: bool = False, **notes: object) -> None:
         """Pass on, and remember for the log."""
         self.count += count
         self.notes.update(notes)
-        self.inner.advance(count, **notes)
+        self.inner.advance(count, under_way=under_way, free=free, **notes)
 
 
 class Logged:

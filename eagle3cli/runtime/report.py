@@ -12,8 +12,12 @@ from typing import Protocol
 class ProgressBar(Protocol):
     """A job with a known or unknown number of units."""
 
-    def advance(self, count: int = 1, **notes: object) -> None:
-        """Count ``count`` finished units; ``notes`` (name = value) are shown beside the bar."""
+    def advance(self, count: int = 1, *, under_way: float | None = None, free: bool = False, **notes: object) -> None:
+        """Count ``count`` finished units; ``notes`` (name = value) are shown beside the bar.
+
+        ``under_way`` is what is done, in units, of those that have begun and not ended; it stands until told anew.
+        ``free`` units cost no time, as those that are copied: they say nothing of how long the others take.
+        """
 
 
 class Reporter(Protocol):
@@ -34,7 +38,7 @@ class Reporter(Protocol):
 class SilentProgressBar:
     """A task that shows nothing."""
 
-    def advance(self, count: int = 1, **notes: object) -> None:
+    def advance(self, count: int = 1, *, under_way: float | None = None, free: bool = False, **notes: object) -> None:
         """Show nothing."""
 
 

@@ -303,7 +303,7 @@ class Trainer:
         write = self.saver.now if now else self.saver.begin
         write(epoch, self.draft, self.optimizer, state)
 
-    def log(self) -> dict[str, object]:
+    def log(self) -> dict[str, Any]:
         """Read the metrics back once, tell the listeners, and return what the progress bar shows."""
         metrics = self.metrics
         state = self.state

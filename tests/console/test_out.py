@@ -75,6 +75,37 @@ def test_the_rate_leaves_out_what_an_earlier_run_did(monkeypatch: pytest.MonkeyP
     assert Job("walk", None, "rows", 0).line == "walk: 0 rows, 0.0 rows/s"
 
 
+@pytest.mark.parametrize("ended", [1, 8, 63])
+def test_the_time_left_is_right_from_the_first_answer_of_a_batch_on(
+    ended: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 replies of up to 128 tokens are decoded together, a token of each a second: they end nearly together."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    count = Job("bench", 64, "answers", done=0)
+    now[0] = 64.0
+    count.advance(0, under_way=32.0)
+    assert count.seconds_left == pytest.approx(64.0)
+    count.advance(ended, under_way=(64 - ended) / 2)
+    left = count.seconds_left
+    assert left is not None
+    assert left <= 64.0
+    assert (64 - ended) / 2 / 64 * 64.0 <= left
+    now[0] = 128.0
+    count.advance(64 - ended, under_way=0.0)
+    assert count.seconds_left is None
+
+
+def test_what_costs_nothing_says_nothing_of_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    count = Job("regenerate", 2000, "rows", done=0)
+    count.advance(1900, free=True)
+    now[0] = 10.0
+    count.advance(10)
+    assert count.line == "regenerate: 1,910/2,000 rows (96%), 1.0 rows/s, 1:30 left"
+
+
 def test_durations() -> None:
     assert [duration(s) for s in (0.4, 59.6, 61, 3600 * 3 + 245)] == ["0:00", "1:00", "1:01", "3:04:05"]
 

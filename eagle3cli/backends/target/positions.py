@@ -100,6 +100,8 @@ class PositionCache(Cache):
         self.positions_BQ = torch.zeros(0, dtype=torch.long)
         self.extent = 0
         self.all_rows = False
+        self.span: slice | None = None
+        """The slots that a single row's pass writes, where they are neighbours: writing them needs no index."""
 
     def point(self, rows_B: Tensor, positions_BQ: Tensor, extent: int) -> None:
         """Say where the next forward pass writes, and how many slots it may see."""
@@ -107,6 +109,11 @@ class PositionCache(Cache):
         self.positions_BQ = positions_BQ
         self.extent = extent
         self.all_rows = len(rows_B) == self.rows
+        self.span = None
+        if self.rows == 1 and positions_BQ.device.type == "cpu":
+            begin = extent - positions_BQ.shape[1]
+            if positions_BQ[0].tolist() == list(range(begin, extent)):
+                self.span = slice(begin, extent)
         _current.set(self)
 
     def update(
@@ -120,7 +127,10 @@ class PositionCache(Cache):
         visible = []
         for slots, states in ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states)):
             # Slot number = position: what a rejected token wrote is overwritten before a query may see it.
-            slots[self.rows_B1, self.positions_BQ] = states.transpose(1, 2)
+            if self.span is not None:
+                slots[:, self.span] = states.transpose(1, 2)
+            else:
+                slots[self.rows_B1, self.positions_BQ] = states.transpose(1, 2)
             # Only the slots in use, and as a view where every row takes part: no copy of the cache a pass.
             part = slots[:, : self.extent] if self.all_rows else slots[self.rows_B1[:, 0], : self.extent]
             visible.append(part.transpose(1, 2))

@@ -5,8 +5,8 @@ A configuration is in the result file whole or not at all, so a second run of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +16,14 @@ from eagle3cli.errors import DataError, Eagle3Error, ModelError, Stopped, UsageE
 from eagle3cli.models.folders import draft_files
 from eagle3cli.runtime.machine import machine
 from eagle3cli.runtime.provenance import digest_file
-from eagle3cli.runtime.report import Reporter
+from eagle3cli.runtime.report import ProgressBar, Reporter
 from eagle3cli.runtime.stop import Stop, catch_stop
 from eagle3cli.serving.bench.configs import Config, parse_config, with_baselines
 from eagle3cli.serving.bench.engines import EngineProvider, StartedProvider, open_provider
 from eagle3cli.serving.bench.judge import compare, identity, judge, unjudged
 from eagle3cli.serving.bench.questions import Question
 from eagle3cli.serving.bench.results import Case, ResultRow, Results
+from eagle3cli.serving.bench.rounds import KeptRounds, Round, spread
 from eagle3cli.serving.bench.session import Engine, Measurement, MeasureOptions, open_conversations
 from eagle3cli.serving.bench.summary import configuration_row, grade, request_rows
 from eagle3cli.serving.bench.tasks import Task, load_task
@@ -69,8 +70,9 @@ def open_run(settings: Settings, configs: Sequence[Config], report: Reporter) ->
     tasks, failed = load_tasks(settings, report)
     identity = result_settings(settings, provider.name, provider.target)
     results = Results.open(settings.bench.output, identity, overwrite=settings.bench.overwrite)
+    kept = KeptRounds.open(settings.bench.output, identity, overwrite=settings.bench.overwrite)
     with catch_stop(report) as stop:
-        yield BenchRun(settings, provider, tasks, results, report, stop, failed)
+        yield BenchRun(settings, provider, tasks, results, kept, report, stop, failed)
 
 
 @dataclass
@@ -81,6 +83,7 @@ class BenchRun:
     provider: EngineProvider
     tasks: dict[str, Task]
     results: Results
+    kept: KeptRounds
     report: Reporter
     stop: Stop
     failed: dict[str, str]
@@ -112,14 +115,27 @@ class BenchRun:
         )
 
     def measure(self, cases: Sequence[Case]) -> None:
-        """Measure what is not in the results yet; every speculation has its server once, the baselines' comes first."""
+        """Measure what is not in the results yet; configurations that are compared take turns where all engines are
+        there, else every speculation has its server once, and the baselines' comes first."""
         missing = [case for case in cases if self.results.configuration(case) is None]
+        if self.provider.has_all:
+            compared: dict[Case, list[Case]] = {}
+            for case in missing:
+                compared.setdefault(case.baseline, []).append(case)
+            for group in compared.values():
+                with ExitStack() as stack:
+                    engines = {
+                        case: stack.enter_context(self.provider.engine(case.config.shape, case.config.batch))
+                        for case in group
+                    }
+                    self._measure_group(engines)
+            return
         for shape in sorted({case.config.shape for case in missing}):
             group = [case for case in missing if case.config.shape == shape]
             try:
                 with self.provider.engine(shape, max(case.config.batch for case in group)) as engine:
                     for case in group:
-                        self._measure_case(case, engine)
+                        self._measure_group({case: engine})
             except (UsageError, Stopped):
                 raise
             except Eagle3Error as error:
@@ -156,21 +172,32 @@ class BenchRun:
             self._fitting[name] = self._fit(self.tasks[name], engine)
         return self._fitting[name]
 
-    def _measure_case(self, case: Case, engine: Engine) -> None:
+    def _measure_group(self, engines: Mapping[Case, Engine]) -> None:
+        """Measure configurations of one task in turns, and keep them; the baseline comes first where it is among them.
+
+        One that fails is left out unless it is the baseline.
+        """
         self._check()
-        rows, passes = self._measure_repeats(case, self._fitted(case.task, engine), engine)
-        baseline = None if case.config.is_baseline else self.results.configuration(case.baseline)
-        if baseline is not None:
-            self._require_one_type(baseline, engine)
-        notes = engine.notes if case.temperature and not case.config.is_baseline else ()
-        drawn = case.temperature and not case.config.is_baseline and engine.drafting
-        drafting = {"drafting": engine.drafting} if drawn else {}
-        environment = {**engine.facts, **drafting, "machine": self.machine}
-        summary = configuration_row(case, passes, rows, baseline, engine.tie_limit, notes, environment)
-        if not summary.get("counters_fit", True):
-            self.report.warn(f"{case}: the server's counters of acceptance do not fit the tokens that it gave")
-        self.results.add([*rows, summary])
-        self._new.add(case)
+        measured = self._measure_repeats(engines)
+        for case, passes in measured.items():
+            engine = engines[case]
+            baseline = None if case.config.is_baseline else self.results.configuration(case.baseline)
+            if baseline is not None:
+                self._require_one_type(baseline, engine)
+            notes = engine.notes if case.temperature and not case.config.is_baseline else ()
+            drawn = case.temperature and not case.config.is_baseline and engine.drafting
+            drafting = {"drafting": engine.drafting} if drawn else {}
+            environment = {**engine.facts, **drafting, "machine": self.machine}
+            repeats = [merged(parts) for parts in passes]
+            rows = self._rows(case, repeats, engine)
+            summary = configuration_row(case, repeats, rows, baseline, engine.tie_limit, notes, environment)
+            plain = None if case.config.is_baseline else measured.get(case.baseline)
+            summary |= spread(_rounds(passes), None if plain is None else _rounds(plain))
+            if not summary.get("counters_fit", True):
+                self.report.warn(f"{case}: the server's counters of acceptance do not fit the tokens that it gave")
+            self.results.add([*rows, summary])
+            self._new.add(case)
+        self.kept.clear()
 
     def _require_one_type(self, baseline: ResultRow, engine: Engine) -> None:
         """Warn where servers that are started here ran the baseline in another type: older versions did."""
@@ -181,31 +208,81 @@ class BenchRun:
                 f"the baseline was measured earlier in {before}, this is {now}: measure anew (--overwrite)"
             )
 
-    def _measure_repeats(self, case: Case, task: Task, engine: Engine) -> tuple[list[ResultRow], list[Measurement]]:
-        """Every repeat of a configuration: the rows of its replies, and what was measured."""
+    def _measure_repeats(self, engines: Mapping[Case, Engine]) -> dict[Case, list[list[Measurement]]]:
+        """Every repeat of the configurations, in its rounds."""
         settings = self.settings.bench
-        options = MeasureOptions(
-            case.config, settings.max_tokens, case.temperature, settings.top_p, settings.top_k, settings.seed
-        )
-        warm_up = replace(options, max_tokens=min(WARM_UP_TOKENS, settings.max_tokens))
-        prompt = engine.tokenizer.encode(OpenConversation(0, [{"role": "user", "content": WARM_UP_PROMPT}, None]))
+        measured: dict[Case, list[list[Measurement]]] = {case: [] for case in engines}
+        first = next(iter(engines))
+        task = self._fitted(first.task, engines[first])
+        answers = settings.repeats * sum(len(q.turns) if settings.multi_turn else 1 for q in task.questions)
+        name = f"bench {', '.join([str(first), *(str(case.config) for case in engines if case != first)])}"
+        with self.report.task(name, total=answers * len(engines), unit="answers") as progress:
+            for repeat in range(settings.repeats):
+                opened = {
+                    case: open_conversations(task.questions, self.system, multi_turn=settings.multi_turn)
+                    for case in engines
+                }
+                rounds = engines[first].rounds(opened[first], first.config.batch)
+                warm: set[Case] = set()
+                for case in measured:
+                    measured[case].append([])
+                for number, places in enumerate(rounds):
+                    # To and fro: what grows within a round slows the one that comes last in it.
+                    for case in [*measured] if number % 2 == 0 else reversed([*measured]):
+                        conversations = [opened[case][place] for place in places]
+                        one = self.kept.get(case, repeat, number)
+                        if one is not None:
+                            progress.advance(len(one.responses), free=True)
+                            measured[case][repeat].append(one)
+                            continue
+                        try:
+                            one = self._measure_round(
+                                case, engines[case], conversations, repeat, progress, warm_up=case not in warm
+                            )
+                        except (UsageError, Stopped):
+                            raise
+                        except Eagle3Error as error:
+                            if case.config.is_baseline or not self.provider.has_all:
+                                raise  # the drafts would fail in the same way, or have nothing to be compared with
+                            self._fail([case], error)
+                            del measured[case]
+                        else:
+                            warm.add(case)
+                            self.kept.add(case, repeat, number, one)
+                            measured[case][repeat].append(one)
+        return measured
+
+    def _measure_round(
+        self,
+        case: Case,
+        engine: Engine,
+        conversations: Sequence[OpenConversation],
+        repeat: int,
+        progress: ProgressBar,
+        *,
+        warm_up: bool,
+    ) -> Measurement:
+        settings = self.settings.bench
+        sampling = (case.temperature, settings.top_p, settings.top_k, settings.seed)
+        options = MeasureOptions(case.config, settings.max_tokens, *sampling, repeat)
+        if warm_up:
+            short = replace(options, max_tokens=min(WARM_UP_TOKENS, settings.max_tokens), repeat=0)
+            prompt = engine.tokenizer.encode(OpenConversation(0, [{"role": "user", "content": WARM_UP_PROMPT}, None]))
+            engine.warm_up(prompt, short, settings.warm_up, self._check)
+        return engine.measure(conversations, options, progress.advance, self._check)
+
+    def _rows(self, case: Case, repeats: Sequence[Measurement], engine: Engine) -> list[ResultRow]:
+        """The rows of the replies, compared with the baseline's where they can be."""
+        task = self._fitted(case.task, engine)
         greedy_draft = not case.config.is_baseline and not case.temperature
         baseline = self.results.requests(case.baseline) if greedy_draft else []
-        total = settings.repeats * sum(len(q.turns) if settings.multi_turn else 1 for q in task.questions)
         rows: list[ResultRow] = []
-        passes = []
-        with self.report.task(f"bench {case}", total=total, unit="answers") as progress:
-            for repeat in range(settings.repeats):
-                engine.warm_up(prompt, warm_up, settings.warm_up, self._check)
-                conversations = open_conversations(task.questions, self.system, multi_turn=settings.multi_turn)
-                repeated = replace(options, repeat=repeat)
-                measurement = engine.measure(conversations, repeated, progress.advance, self._check)
-                new = request_rows(case, repeat, measurement, task.questions, engine.tokenizer.decode)
-                grade(new, task.questions, run_code=settings.run_code)
-                compare(new, baseline)
-                passes.append(measurement)
-                rows += new
-        return rows, passes
+        for repeat, measurement in enumerate(repeats):
+            new = request_rows(case, repeat, measurement, task.questions, engine.tokenizer.decode)
+            grade(new, task.questions, run_code=self.settings.bench.run_code)
+            compare(new, baseline)
+            rows += new
+        return rows
 
     def _fit(self, task: Task, engine: Engine) -> Task:
         """The task without the questions that leave no room for a reply; raises UsageError where none is left."""
@@ -250,6 +327,18 @@ class BenchRun:
 
     def _check(self) -> None:
         self.stop.check(f"finished configurations are in {self.settings.bench.output}")
+
+
+def merged(parts: Sequence[Measurement]) -> Measurement:
+    """The rounds of a repeat as one pass over all conversations."""
+    whole = Measurement()
+    for part in parts:
+        whole.add(part)
+    return whole
+
+
+def _rounds(repeats: Sequence[Sequence[Measurement]]) -> list[Round]:
+    return [Round.of(part) for repeat in repeats for part in repeat]
 
 
 def load_tasks(settings: Settings, report: Reporter) -> tuple[dict[str, Task], dict[str, str]]:

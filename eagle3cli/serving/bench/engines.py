@@ -72,6 +72,10 @@ class EngineProvider(Protocol):
     def has_baseline(self) -> bool:
         """Whether it decodes without a draft, too."""
 
+    @property
+    def has_all(self) -> bool:
+        """Whether the engines of all speculations are there at once, so that they can take turns."""
+
     def engine(self, shape: DraftShape, batch: int) -> AbstractContextManager[Engine]:
         """An engine within the block, for at most ``batch`` replies at once."""
 
@@ -127,6 +131,7 @@ class LocalProvider:
     report: Reporter
     name: str = "local"
     has_baseline: bool = True
+    has_all: bool = True
 
     def engine(self, shape: DraftShape, batch: int) -> AbstractContextManager[Engine]:
         """The same engine every time: one draft serves every chain."""
@@ -156,6 +161,7 @@ class StartedProvider:
     draft: Path | None
     report: Reporter
     has_baseline: bool = True
+    has_all: bool = False
 
     @property
     def name(self) -> Product:
@@ -256,6 +262,7 @@ class RunningProvider:
     settings: Settings
     report: Reporter
     name: str = SERVERS
+    has_all: bool = True
 
     def engine(self, shape: DraftShape, batch: int) -> AbstractContextManager[Engine]:
         """The server with this speculation."""

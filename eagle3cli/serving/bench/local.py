@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.models.inference import load_for_inference
 from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
-from eagle3cli.serving.bench.session import Hook, Measurement, MeasureOptions
+from eagle3cli.serving.bench.rounds import parts
+from eagle3cli.serving.bench.session import Advance, Hook, Measurement, MeasureOptions
 from eagle3cli.serving.chat_tokenizer import ChatTokenizer, load_chat_tokenizer
 from eagle3cli.serving.client.protocol import Acceptance, Answer
 from eagle3cli.serving.conversation import OpenConversation, Response
 from eagle3cli.serving.decode.decode import Decoded, decode
+from eagle3cli.serving.decode.passes import Passes
 from eagle3cli.serving.engine import context_length
 from eagle3cli.settings.tables import Settings
 
@@ -35,6 +37,9 @@ class LocalEngine:
     context: int
     notes: tuple[str, ...] = ()
     drafting: str = "probabilistic"
+
+    def __post_init__(self) -> None:
+        self.passes = Passes(self.target, self.draft)
 
     @property
     def tie_limit(self) -> float:
@@ -55,33 +60,46 @@ class LocalEngine:
         """First calls allocate and choose kernels."""
         batch = options.config.batch
         for _ in range(times):
-            self._decode([list(prompt)] * batch, options, [0] * batch, check)
+            self._decode([list(prompt)] * batch, options, [0] * batch, lambda _: check())
+
+    def rounds(self, conversations: Sequence[OpenConversation], batch: int) -> list[list[int]]:
+        """A batch each, prompts of similar length together."""
+        lengths = [len(self.tokenizer.encode(conversation)) for conversation in conversations]
+        return parts(sorted(range(len(lengths)), key=lambda index: lengths[index]), batch)
 
     def measure(
-        self, conversations: Sequence[OpenConversation], options: MeasureOptions, advance: Hook, check: Hook
+        self, conversations: Sequence[OpenConversation], options: MeasureOptions, advance: Advance, check: Hook
     ) -> Measurement:
         """Turn by turn, prompts of similar length together."""
-        measurement = Measurement()
+        measurement = Measurement(cpu_seconds=0.0)
         while running := [conversation for conversation in conversations if not conversation.is_complete]:
             prompts = {conversation.index: self.tokenizer.encode(conversation) for conversation in running}
             running.sort(key=lambda conversation: len(prompts[conversation.index]))
             for start in range(0, len(running), options.config.batch):
                 batch = running[start : start + options.config.batch]
-                began = time.perf_counter()
                 seeds = [options.sampling(conversation).seed for conversation in batch]
-                replies = self._decode([prompts[conversation.index] for conversation in batch], options, seeds, check)
+
+                def check_step(share: float, rows: int = len(batch)) -> None:
+                    check()
+                    advance(0, under_way=rows * share)
+
+                began = time.perf_counter()
+                cpu_began = time.process_time()
+                texts = [prompts[conversation.index] for conversation in batch]
+                replies = self._decode(texts, options, seeds, check_step)
                 measurement.seconds += time.perf_counter() - began
+                measurement.cpu_seconds = (measurement.cpu_seconds or 0.0) + time.process_time() - cpu_began
                 for conversation, decoded in zip(batch, replies, strict=True):
                     prompt = tuple(prompts[conversation.index])
                     answer = self._answer(prompt, decoded)
                     measurement.responses.append(Response(conversation.index, conversation.replies, prompt, answer))
                     content = self.tokenizer.parse_reply(decoded.token_ids).content
                     conversation.append_reply(content, decoded.finish)
-                    advance()
+                    advance(under_way=0.0)
         return measurement
 
     def _decode(
-        self, prompts: list[list[int]], options: MeasureOptions, seeds: list[int], check: Hook
+        self, prompts: list[list[int]], options: MeasureOptions, seeds: list[int], check: Callable[[float], None]
     ) -> list[Decoded]:
         room = self.context - max(map(len, prompts))
         return decode(
@@ -97,6 +115,7 @@ class LocalEngine:
             top_k=options.top_k,
             seeds=seeds,
             check=check,
+            passes=self.passes,
         )
 
     def _answer(self, prompt: Sequence[int], decoded: Decoded) -> Answer:

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from eagle3cli.errors import Eagle3Error
 from eagle3cli.models.sampling import Sampling
 from eagle3cli.serving.bench.logit_margin import logit_margin_of, logprobs_request, read_logprobs
-from eagle3cli.serving.bench.session import Hook, Measurement, MeasureOptions
+from eagle3cli.serving.bench.rounds import parts
+from eagle3cli.serving.bench.session import Advance, Hook, Measurement, MeasureOptions
 from eagle3cli.serving.chat_tokenizer import ChatTokenizer
 from eagle3cli.serving.client.client import Client, Info
 from eagle3cli.serving.client.errors import RequestFailed
@@ -23,6 +24,9 @@ from eagle3cli.serving.conversation import OpenConversation, Response
 T = TypeVar("T")
 CHECK_SECONDS = 0.5
 PROBE_TOKENS = 64
+MOST_ROUNDS = 3
+LEAST_BATCHES = 4
+"""Of replies in a round."""
 SPARE = 64
 """Tokens of the context that servers may keep for drafts."""
 NOT_SAMPLES: dict[ServerKind, str] = {
@@ -74,8 +78,13 @@ class ServerEngine:
 
         self._run(ask)
 
+    def rounds(self, conversations: Sequence[OpenConversation], batch: int) -> list[list[int]]:
+        """At most three, each long enough that its end, when fewer replies are under way, weighs little."""
+        count = len(conversations)
+        return parts(range(count), max(-(-count // MOST_ROUNDS), LEAST_BATCHES * batch))
+
     def measure(
-        self, conversations: Sequence[OpenConversation], options: MeasureOptions, advance: Hook, check: Hook
+        self, conversations: Sequence[OpenConversation], options: MeasureOptions, advance: Advance, check: Hook
     ) -> Measurement:
         """Every worker takes the next conversation and goes through its turns. Raises Eagle3Error for a lost request: a
         measurement with a gap in it is none."""
@@ -86,7 +95,7 @@ class ServerEngine:
         client: Client,
         conversations: Sequence[OpenConversation],
         options: MeasureOptions,
-        advance: Hook,
+        advance: Advance,
         check: Hook,
     ) -> Measurement:
         measurement = Measurement()
@@ -94,7 +103,10 @@ class ServerEngine:
         # The first prompts cost no time that is measured.
         first_prompts = {conversation.index: self.tokenizer.encode(conversation) for conversation in conversations}
 
+        busy = options.config.batch
+
         async def work() -> None:
+            nonlocal busy
             while queue:
                 conversation = queue.popleft()
                 prompt = tuple(first_prompts[conversation.index])
@@ -105,10 +117,11 @@ class ServerEngine:
                     ids = answer.token_ids
                     content = answer.text if ids is None else self.tokenizer.parse_reply(ids).content
                     conversation.append_reply(content, answer.finish)
-                    advance()
+                    advance(under_way=busy / 2)  # some replies have just begun, some are nearly done
                     if conversation.is_complete:
                         break
                     prompt = tuple(self.tokenizer.encode(conversation))
+            busy -= 1
 
         async def check_again() -> None:
             while True:

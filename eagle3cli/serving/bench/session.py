@@ -17,6 +17,8 @@ from eagle3cli.serving.conversation import OpenConversation, Response
 from eagle3cli.serving.sampling import stream_seed
 
 Hook = Callable[[], None]
+Advance = Callable[..., None]
+"""Counts an answer; takes what a :class:`eagle3cli.runtime.report.ProgressBar` takes."""
 
 
 def open_conversations(
@@ -59,6 +61,17 @@ class Measurement:
     seconds: float = 0.0
     acceptance: Acceptance | None = None
     """Over all replies, from a server that does not tell it for each."""
+    cpu_seconds: float | None = None
+    """Of all threads, where the engine computes in this process."""
+
+    def add(self, other: Measurement) -> None:
+        """Take in the pass over other conversations."""
+        self.responses += other.responses
+        self.seconds += other.seconds
+        if other.acceptance is not None:
+            self.acceptance = other.acceptance if self.acceptance is None else self.acceptance + other.acceptance
+        if other.cpu_seconds is not None:
+            self.cpu_seconds = (self.cpu_seconds or 0.0) + other.cpu_seconds
 
 
 class Engine(Protocol):
@@ -83,8 +96,11 @@ class Engine(Protocol):
     def warm_up(self, prompt: Sequence[int], options: MeasureOptions, times: int, check: Hook) -> None:
         """Replies that nobody times; ``check`` may raise between two steps."""
 
+    def rounds(self, conversations: Sequence[OpenConversation], batch: int) -> list[list[int]]:
+        """The conversations, by their place in the list, in parts that configurations may take turns with."""
+
     def measure(
-        self, conversations: Sequence[OpenConversation], options: MeasureOptions, advance: Hook, check: Hook
+        self, conversations: Sequence[OpenConversation], options: MeasureOptions, advance: Advance, check: Hook
     ) -> Measurement:
         """Ask every turn with ``options.config.batch`` under way at once; ``check`` may raise between two steps."""
 

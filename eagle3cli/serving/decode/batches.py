@@ -116,7 +116,11 @@ def serves_positions(model: PreTrainedModel, rows: int = 2) -> bool:
             logits_BV = forward(ids_BS[rows_B, ends_B][:, None], ends_B[:, None])
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         return False  # a layer that wants more of its cache, or shapes of its own
-    texts = [ids_BS[row, : end + 1] for row, end in enumerate(ends_B.tolist())]
+    return same_as_alone(model, logits_BV, [ids_BS[row, : end + 1] for row, end in enumerate(ends_B.tolist())])
+
+
+def same_as_alone(model: PreTrainedModel, logits_BV: Tensor, texts: list[Tensor]) -> bool:
+    """Whether logits behind these texts are the model's own, but for rounding."""
     alone_BV = torch.stack([_last_logits(model, ids_S[None])[0] for ids_S in texts])
     if logits_BV.dtype == torch.float32:
         return bool((logits_BV - alone_BV).abs().max() <= TOLERANCE * alone_BV.abs().max())

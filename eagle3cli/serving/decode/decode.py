@@ -24,15 +24,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from eagle3cli.backends.target.hf import HfTarget
-from eagle3cli.backends.target.positions import PositionCache, cached, grouped, grouped_attention, position_mask
+from eagle3cli.backends.target.positions import PositionCache
 from eagle3cli.errors import ModelError
-from eagle3cli.models.draft import DecoderLayer, Draft
+from eagle3cli.models.draft import Draft
 from eagle3cli.models.sampling import Sampling, probabilities
-from eagle3cli.serving.decode.batches import serves_positions
 from eagle3cli.serving.decode.generate import COMPACT_BELOW, Sequence, draw
+from eagle3cli.serving.decode.passes import Passes, TargetPass
 from eagle3cli.serving.decode.speculate import rejection_sample, uniform
 
 
@@ -64,49 +63,52 @@ def decode(
     top_p: float = 1.0,
     top_k: int = 0,
     seeds: abc.Sequence[int] = (),
-    check: abc.Callable[[], None] | None = None,
+    check: abc.Callable[[float], None] | None = None,
+    passes: Passes | None = None,
 ) -> list[Decoded]:
     """Continuations of token prompts, with ``k`` draft steps per verification (0: none).
 
     Greedy at temperature 0, else drawn among the target's ``top_k`` (0: all) and ``top_p``, each with its own of
     ``seeds``. The prompts are decoded in batches of similar length; results keep the order given. ``check`` is called
-    before every step and may raise to end it all. Raises ModelError for a target whose past is not addressed by
-    position (linear attention).
+    before every step with the share of the work that is done, as far as the longest replies tell, and may raise to end
+    it all. ``passes`` are those of this target and draft, for a caller that decodes more than once. Raises ModelError
+    for a target whose past is not addressed by position (linear attention).
     """
     assert not temperature or len(seeds) == len(prompts), "sampling needs a seed for every prompt"
     assert k == 0 or draft is not None, "k > 0 needs a draft"
-    if not serves_positions(target.model):
-        batch_size = 1
-    if batch_size == 1 and not serves_positions(target.model, rows=1):
+    passes = passes or Passes(target, draft)
+    if passes.most_rows == 0:
         name = type(target.model).__name__
         what = f"{name} cannot be decoded here: its past is not keys and values by position alone"
         raise ModelError(what, where=target.path, fix="measure it on a server: eagle3 bench without --engine local")
+    batch_size = min(batch_size, passes.most_rows or batch_size)
     sequences = []
     for index, prompt in enumerate(prompts):
         rng = random.Random(seeds[index] if temperature else 0)
         zeros = [0] * k
         sequences.append(Decoded(index, list(prompt), max_new_tokens, rng, accepted_at=zeros, counted_at=zeros.copy()))
     by_length = sorted(sequences, key=lambda sequence: len(sequence.prompt_ids))
-    with grouped(target.model), target.recording() as taps:
+    with passes.running() as target_pass:
         for start in range(0, len(by_length), batch_size):
             part = by_length[start : start + batch_size]
-            batch = _Batch(target, taps, draft if k else None, part, k, Sampling(temperature, top_p, top_k))
-            _decode_batch(batch, eos_ids, check or _go_on)
+            batch = _Batch(passes, target_pass, part, k, Sampling(temperature, top_p, top_k))
+
+            def check_batch(tokens: int, before: int = start, rows: int = len(part)) -> None:
+                if check is not None:
+                    check((before + rows * tokens / max_new_tokens) / len(by_length))
+
+            _decode_batch(batch, eos_ids, check_batch)
     return sequences
 
 
-def _go_on() -> None:
-    """The check of a caller that has none."""
-
-
-def _decode_batch(batch: _Batch, eos_ids: frozenset[int], check: abc.Callable[[], None]) -> None:
-    """Decode until every sequence of the batch has finished."""
-    check()
+def _decode_batch(batch: _Batch, eos_ids: frozenset[int], check: abc.Callable[[int], None]) -> None:
+    """Decode until every sequence of the batch has finished; ``check`` gets the tokens of the longest reply."""
+    check(0)
     for sequence, token in zip(batch.sequences, batch.prefill(), strict=True):
         sequence.extend([token], eos_ids)
         sequence.frames.append((time.perf_counter() - batch.started, 1))
     while unfinished := [row for row, sequence in enumerate(batch.sequences) if not sequence.finish]:
-        check()
+        check(max(len(batch.sequences[row].token_ids) for row in unfinished))
         # Finished sequences cost a row of every pass; dropping them copies both caches, so not one at a time.
         if len(unfinished) <= COMPACT_BELOW * len(batch.sequences):
             batch.keep(unfinished)
@@ -129,9 +131,8 @@ class _Batch:
     for its slot is written again before any query can see it.
     """
 
-    target: HfTarget
-    taps: dict[int, Tensor]
-    draft: Draft | None
+    passes: Passes
+    target_pass: TargetPass
     sequences: list[Decoded]
     k: int
     sampling: Sampling
@@ -139,11 +140,10 @@ class _Batch:
     def __post_init__(self) -> None:
         self.started = time.perf_counter()
         batch = len(self.sequences)
-        self.embedding_VH = self.target.embedding_VH
-        if self.draft is not None:
-            self.embedding_VH = self.draft.embedding(self.embedding_VH)
+        self.device = self.passes.target.device
+        self.draft = self.passes.draft_passes if self.k else None
         lengths = [len(sequence.prompt_ids) for sequence in self.sequences]
-        self.length_B = torch.tensor(lengths, device=self.target.device)
+        self.length_B = torch.tensor(lengths, device=self.device)
         """Tokens of every sequence, the newest included."""
         self.max_length = max(lengths) + self.sequences[0].max_tokens
         slots = self.max_length + self.k + 1
@@ -151,21 +151,21 @@ class _Batch:
         self.draft_cache = PositionCache(batch, slots)
         self.newest_B = torch.zeros_like(self.length_B)
         """The last token of every sequence: neither model has read it yet."""
-        self.draft_hidden_BH = self.embedding_VH.new_zeros(0, 0)
+        self.draft_hidden_BH = torch.zeros(0, 0)
         """The draft's hidden state one position before the newest token: the first draft token comes from it."""
 
     def prefill(self) -> list[int]:
         """Run the prompts, padded on the right; returns the first new token of every sequence."""
         batch = len(self.sequences)
         width = int(self.length_B.max())
-        device = self.target.device
+        device = self.device
         ids_BQ = torch.zeros(batch, width, dtype=torch.long, device=device)
         for row, sequence in enumerate(self.sequences):
             ids_BQ[row, : len(sequence.prompt_ids)] = torch.tensor(sequence.prompt_ids)
         positions_BQ = torch.arange(width, device=device).expand(batch, width)
         rows_B = torch.arange(batch, device=device)
         end_B = self.length_B - 1
-        aux_BQC, last_BQH = self._target_pass(ids_BQ, positions_BQ)
+        aux_BQC, last_BQH = self.target_pass(ids_BQ, positions_BQ, self.target_cache)
         no_draft_B0 = self.length_B.new_zeros(batch, 0)
         # The head reads one position of each prompt: logits of all of them would be [B, Q, V].
         _, tokens_B1 = self._verify(last_BQH[rows_B, end_B][:, None], no_draft_B0, no_draft_B0[..., None])
@@ -181,7 +181,7 @@ class _Batch:
         draft_tokens_BT, draft_probs_BTW = self._propose()
         ids_BQ = torch.cat((self.newest_B[:, None], draft_tokens_BT), 1)
         positions_BQ = self.length_B[:, None] - 1 + torch.arange(self.k + 1, device=ids_BQ.device)
-        aux_BQC, last_BQH = self._target_pass(ids_BQ, positions_BQ)
+        aux_BQC, last_BQH = self.target_pass(ids_BQ, positions_BQ, self.target_cache)
         accepted_B, tokens_BQ = self._verify(last_BQH, draft_tokens_BT, draft_probs_BTW)
         self._extend_draft(aux_BQC, tokens_BQ, positions_BQ, accepted_B)
         self.newest_B = tokens_BQ.gather(1, accepted_B[:, None])[:, 0]
@@ -210,35 +210,35 @@ class _Batch:
         tokens: list[Tensor] = []
         probs: list[Tensor] = []
         for step in range(self.k):
-            normed_BH, carried_BH = self.draft.head_and_carry(hidden_BH)
-            logits_BW = self.draft.lm_head(normed_BH)
+            normed_BH, carried_BH = self.draft.draft.head_and_carry(hidden_BH)
+            logits_BW = self.draft.head(normed_BH)
             if self.sampling.temperature:
                 probs.append(probabilities(logits_BW, self.sampling))
                 chosen_B = draw(probs[-1], self._uniform(1)[:, 0])
             else:
                 chosen_B = logits_BW.argmax(-1)
-            tokens.append(self.draft.draft_ids[chosen_B])
+            tokens.append(self.draft.draft_ids_W[chosen_B])
             if step < self.k - 1:
                 # Row p of the draft reads token p + 1, so it stands one position before the token that it reads.
                 positions_B1 = self.length_B[:, None] - 1 + step
-                hidden_B1H = self._draft_step(self.draft, carried_BH[:, None], tokens[-1][:, None], positions_B1)
+                hidden_B1H = self.draft(carried_BH[:, None], tokens[-1][:, None], positions_B1, self.draft_cache)
                 hidden_BH = hidden_B1H[:, 0]
         return torch.stack(tokens, 1), torch.stack(probs, 1) if probs else none_B0[..., None]
 
     def _verify(self, last_BQH: Tensor, draft_tokens_BT: Tensor, draft_probs_BTW: Tensor) -> tuple[Tensor, Tensor]:
         """Accepted draft tokens of every sequence ``[B]``, and the target's tokens ``[B, Q]``; Q is T + 1."""
-        logits_BQV = self.target.head(last_BQH)
+        logits_BQV = self.passes.head(last_BQH)
         if not self.sampling.temperature:
             tokens_BQ = logits_BQV.argmax(-1)
             # The product is 1 up to the first difference: only a token whose whole prefix is right can be accepted.
             return (tokens_BQ[:, :-1] == draft_tokens_BT).long().cumprod(1).sum(1), tokens_BQ
         probs_BQV = probabilities(logits_BQV, self.sampling)
         uniform_BQ = self._uniform(last_BQH.shape[1])
-        draft_ids_W = self.draft.draft_ids if self.draft is not None else draft_tokens_BT.new_zeros(1)
+        draft_ids_W = self.draft.draft_ids_W if self.draft is not None else draft_tokens_BT.new_zeros(1)
         return rejection_sample(probs_BQV, draft_tokens_BT, draft_probs_BTW, draft_ids_W, uniform_BQ)
 
     def _uniform(self, count: int) -> Tensor:
-        return uniform([sequence.rng for sequence in self.sequences], count, self.target.device)
+        return uniform([sequence.rng for sequence in self.sequences], count, self.device)
 
     def _extend_draft(self, aux_BQC: Tensor, next_BQ: Tensor, positions_BQ: Tensor, last_B: Tensor) -> None:
         """Run the draft over positions that the target has read; ``last`` is where the newest token comes from.
@@ -247,40 +247,6 @@ class _Batch:
         starts as the first ttt step of training does. States behind ``last`` are junk that is written over.
         """
         if self.draft is not None:
-            hidden_BQH = self._draft_step(self.draft, self.draft.first_hidden(aux_BQC), next_BQ, positions_BQ)
+            first_BQH = self.draft.first_hidden(aux_BQC)
+            hidden_BQH = self.draft(first_BQH, next_BQ, positions_BQ, self.draft_cache)
             self.draft_hidden_BH = hidden_BQH[torch.arange(len(last_B), device=last_B.device), last_B]
-
-    def _target_pass(self, ids_BQ: Tensor, positions_BQ: Tensor) -> tuple[Tensor, Tensor]:
-        """The target's auxiliary states ``[B, Q, C]`` and last hidden states ``[B, Q, H]``."""
-        extent = int(positions_BQ.max()) + 1
-        self.target_cache.point(torch.arange(len(ids_BQ), device=ids_BQ.device), positions_BQ, extent)
-        out = self.target.decoder(
-            input_ids=ids_BQ,
-            position_ids=positions_BQ,
-            use_cache=True,
-            **cached(self.target.decoder, self.target_cache),
-        )
-        return torch.cat([self.taps[layer] for layer in self.target.aux_layers], -1), out.last_hidden_state
-
-    def _draft_step(self, draft: Draft, hidden_BQH: Tensor, next_BQ: Tensor, positions_BQ: Tensor) -> Tensor:
-        """The draft's layers once: row p reads ``next`` = token p+1; returns hidden states ``[B, Q, H]``."""
-        batch, queries = next_BQ.shape
-        embedded_RH = draft.midlayer.input_layernorm(F.embedding(next_BQ, self.embedding_VH)).flatten(0, 1)
-        rope = draft.rope(positions_BQ.flatten(), embedded_RH.dtype)
-        extent = int(positions_BQ.max()) + 1
-        self.draft_cache.point(torch.arange(batch, device=embedded_RH.device), positions_BQ, extent)
-        mask_B1QS = position_mask(positions_BQ, extent, embedded_RH.dtype)
-        hidden_RH = hidden_BQH.flatten(0, 1)
-        for index, layer in enumerate(draft.stack):
-
-            def attention(normed_RH: Tensor, index: int = index, layer: DecoderLayer = layer) -> Tensor:
-                read = torch.cat((embedded_RH, normed_RH), -1) if index == 0 else normed_RH
-                qkv = layer.self_attn.qkv(read, rope)
-                query_BAQD, key_BKQD, value_BKQD = (x.unflatten(0, (batch, queries)).transpose(1, 2) for x in qkv)
-                keys_BKSD, values_BKSD = self.draft_cache.update(key_BKQD, value_BKQD, index)
-                attended_BQAD, _ = grouped_attention(layer.self_attn, query_BAQD, keys_BKSD, values_BKSD, mask_B1QS)
-                return attended_BQAD.flatten(0, 1)
-
-            hidden_RH = layer(hidden_RH, attention)
-        out: Tensor = hidden_RH.unflatten(0, (batch, queries))
-        return out

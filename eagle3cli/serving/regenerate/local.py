@@ -39,11 +39,11 @@ class LocalGenerator:
         """Give every conversation's outcome to ``add``, until someone asks to stop; ``show(**notes)`` as it goes."""
         start = time.monotonic()
         while stop.requested is None and (chunk := list(islice(conversations, SORTED_TOGETHER))):
-            for outcome in self._generate(chunk, stop):
+            for outcome in self._generate(chunk, show, stop):
                 add(outcome)
                 show(**{"tokens/s": round(self.tokens / max(1e-9, time.monotonic() - start), 1)})
 
-    def _generate(self, conversations: list[OpenConversation], stop: Stop) -> Iterator[RowOutcome]:
+    def _generate(self, conversations: list[OpenConversation], show: ShowNotes, stop: Stop) -> Iterator[RowOutcome]:
         config = self.config
         sampling = Sampling(config.temperature, config.top_p, config.top_k, config.seed)
         batch = min(config.batch_size, len(conversations))
@@ -56,7 +56,9 @@ class LocalGenerator:
                     yield from self._enqueue(conversation, decoder)
                 if decoder.is_finished:
                     return
-                for reply in decoder.step():
+                finished = decoder.step()
+                show(under_way=sum(len(one.token_ids) / one.max_tokens for one in decoder.running if one is not None))
+                for reply in finished:
                     conversation = by_index[reply.index]
                     self._append(conversation, reply)
                     yield from self._enqueue(conversation, decoder)

@@ -190,7 +190,7 @@ class _Rows:
         self.added += 1
         self.good += outcome.by != "error"
         self.tokens += outcome.tokens
-        self.progress.advance()
+        self.progress.advance(free=outcome.by == "recorded")
 
     def _read(self, row: int, line: SourceRow) -> OpenConversation | RowOutcome:
         """The conversation of an input row, or its error."""

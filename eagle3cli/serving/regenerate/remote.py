@@ -53,6 +53,8 @@ class RemoteGenerator:
         self.rules = rules or Rules()
         self.restart = restart
         self._is_harmony = False
+        self._open = 0
+        """Rows under way."""
         self._template_options = template_options(settings.data.chat_template_kwargs)
 
     def generate(self, conversations: Iterator[OpenConversation], add: AddOutcome, show: ShowNotes, stop: Stop) -> None:
@@ -70,7 +72,9 @@ class RemoteGenerator:
 
         async def work(pool: Pool) -> None:
             for conversation in conversations:
+                self._open += 1
                 add(await self._complete(conversation, pool))
+                self._open -= 1
                 if stop.requested is not None:
                     return
 
@@ -100,7 +104,7 @@ class RemoteGenerator:
         patience = GRACE_SECONDS
         while True:
             await asyncio.sleep(self.rules.tick)
-            show(**monitor.notes())
+            show(under_way=self._open / 2, **monitor.notes())  # some have just begun, some are nearly done
             if stop.requested is None:
                 self.restart()
                 continue

@@ -39,7 +39,7 @@ class RowOutcome:
 AddOutcome = Callable[[RowOutcome], None]
 """Keeps an outcome."""
 ShowNotes = Callable[..., None]
-"""Shows its keyword arguments beside the progress bar."""
+"""Shows its keyword arguments beside the progress bar; ``under_way`` are the rows' worth of replies not ended yet."""
 
 
 @dataclass(frozen=True)

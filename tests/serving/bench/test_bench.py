@@ -98,21 +98,34 @@ def test_finished_configurations_are_not_measured_again(
     tiny: Path, draft: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = module.decode, []
+    stop = [True]
 
     def stop_at_the_third(*args: Any, **kwargs: Any) -> Any:
         calls.append(kwargs["k"])
-        if calls.count(2) == 3:  # the warm-up, the first batch, and then
+        if stop[0] and calls.count(2) == 3:  # the warm-up, the first batch, and then
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
+    run(tiny, draft, questions, "1,1,1,2")
+    before = questions.with_name("results.jsonl").read_text()
     monkeypatch.setattr(module, "decode", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        run(tiny, draft, questions, "2,1,1,2", "2,2,1,3")
-    monkeypatch.undo()
-    before = questions.with_name("results.jsonl").read_text()
-    done = run(tiny, draft, questions, "2,1,1,2", "2,2,1,3")
-    assert done.measured == 1
+        run(tiny, draft, questions, "1,1,1,2", "2,1,1,2", "2,2,1,3")
+    assert calls == [0, 0, 1, 1, 2, 2, 2]  # in turns, each behind its warm-up; the second round goes the other way
+    assert questions.with_name("results.rounds.jsonl").is_file()
+    stop[0] = False
+    calls.clear()
+    done = run(tiny, draft, questions, "1,1,1,2", "2,1,1,2", "2,2,1,3")
+    assert done.measured == 3
     assert done.output.read_text().startswith(before)
+    assert calls == [2, 2, 1, 1, 0, 0, 0, 1, 2]  # two of three rounds: the first was kept
+    assert not questions.with_name("results.rounds.jsonl").exists()
+    plain, chain = (row for row in done.table if row["config"] in ("2,0,0,0", "2,2,1,3"))
+    assert (plain["rounds"], chain["rounds"]) == (3, 3)
+    assert chain["speedup_rounds"]["min"] <= chain["speedup_rounds"]["median"] <= chain["speedup_rounds"]["max"]
+    assert chain["speedup_cpu"] > 0
+    assert plain["cpu_seconds"] > 0
+    calls.clear()
     assert run(tiny, draft, questions, "2,1,1,2", "2,2,1,3").measured == 0
     assert run(tiny, draft, questions, "2,1,1,2", "2,2,1,3", "2,3,1,4").measured == 1
 
