@@ -150,7 +150,7 @@ def _speedup_text(report: Mapping[str, Any]) -> str:
         return ""
     rounds = (report.get("speedup_rounds") or {}).get(str(k))
     by_cpu = (report.get("speedup_cpu") or {}).get(str(k))
-    more = [f"{rounds['min']:.2f} to {rounds['max']:.2f} in rounds"] if rounds else []
+    more = [f"{rounds['min']:.2f} to {rounds['max']:.2f} in rounds"] if rounds and rounds["min"] < rounds["max"] else []
     more += [f"{by_cpu:.2f} by CPU seconds"] if by_cpu else []
     where = ", ".join(filter(None, [f"{report.get('engine', 'local')} engine", report.get("dtype")]))
     what = "Speed-up" if speedup > 1 else "No k is faster than plain decoding here; the best speed-up is"

@@ -196,7 +196,7 @@ class Parts:
         prompts = [self._token_ids(max(4, round(context)), seed) for seed in range(batch)]
         clock = Clock(self.target.device)
 
-        def check() -> None:  # called before the prompts are read, which warms up, and before every step
+        def check(_: float) -> None:  # called before the prompts are read, which warms up, and before every step
             clock.tick()
             if clock.is_enough:
                 raise Enough
