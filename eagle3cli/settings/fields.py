@@ -84,7 +84,8 @@ class SettingsField:
     @property
     def type(self) -> Any:
         """The type of one value: int, float, str, bool, Path or a Literal."""
-        return typing.get_args(self._present)[0] if self.many else self._present
+        one = typing.get_args(self._present)[0] if self.many else self._present
+        return typing.get_args(one)[0] if typing.get_origin(one) is typing.Annotated else one
 
     @property
     def is_path(self) -> bool:

@@ -28,7 +28,7 @@ def test_a_run_explains_itself(place: Path, run_cli: RunCli) -> None:
     run = place / "run"
     page = (run / "report.html").read_text()
     assert "Finished: step 12 of 12" in page
-    assert page.count("<svg") == 12
+    assert page.count("<svg") == 13
     assert "Name colours, number 0." in page
     assert "and 100.0% of those of evaluation rows" in page
     told = about(run)

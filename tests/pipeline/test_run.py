@@ -84,7 +84,7 @@ def test_the_chain_ends_in_a_report_and_is_not_run_twice(run_cli: RunCli, recipe
     assert report["acceptance_by_walk"] == report["simulated_acceptance"]
     assert set(report["tokens_per_s"]) == {"0", "1", "2"}
     page = (folder / "report.html").read_text()
-    assert page.count("<svg") == 2 + 12
+    assert page.count("<svg") == 2 + 13
     assert "Masks of samples" in page
     assert "Acceptance length" in (folder / "report.md").read_text()
     assert "Acceptance by k" in done.out

@@ -17,6 +17,7 @@ from eagle3cli.pipeline.forecast.machine import START_SECONDS, Machine
 from eagle3cli.pipeline.forecast.models import Shapes
 from eagle3cli.pipeline.forecast.ranges import Range, between
 from eagle3cli.pipeline.forecast.rows import Known
+from eagle3cli.runtime.units import parse_duration
 from eagle3cli.serving.bench.configs import parse_config, with_baselines
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.forecast.memory import draft_weights
@@ -134,6 +135,9 @@ class Forecaster:
         if self.shapes is None:
             return StageForecast(rows=chain.trained, tokens=tokens)
         data = (chain.trained, chain.row, chain.loss)
+        budget = parse_duration(self.settings.train.time_budget)
+        if tokens is None and budget is not None:
+            tokens = training.tokens_within(self.machine, self.shapes, *data, budget)
         return StageForecast(
             rows=chain.trained,
             tokens=tokens,

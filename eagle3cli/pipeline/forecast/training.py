@@ -64,15 +64,27 @@ def seconds_of_training(machine: Machine, shapes: Shapes, rows: Range, row: Rang
         return Range(0.5 * budget, 1.2 * budget) + START_SECONDS
     steps, _ = steps_of(settings, rows)
     assert steps is not None  # without a time, epochs or steps decide
-    ends = [(rows.low, row.low, loss.low), (rows.high, row.high, loss.high)]
-    low, high = (_step_seconds(machine, shapes, *end) for end in ends)
-    step = Range(low.low, high.high)
+    step = _steps_seconds(machine, shapes, rows, row, loss)
     train = settings.train
     evaluated = held.at_most(train.eval_rows or held.high)
     batches = Range(evaluated.low / train.batch_size, evaluated.high / train.batch_size + 1) * EVALUATION
     evaluations = Range(steps.low // train.eval_interval, steps.high // train.eval_interval + 1)
     worked = Range(steps.low + evaluations.low * batches.low, steps.high + evaluations.high * batches.high)
     return worked * step + START_SECONDS
+
+
+def tokens_within(machine: Machine, shapes: Shapes, rows: Range, row: Range, loss: Range, seconds: float) -> Range:
+    """Tokens that are trained on in ``seconds``."""
+    step = _steps_seconds(machine, shapes, rows, row, loss)
+    batch = machine.settings.train.batch_size
+    return Range(seconds / step.high * batch * row.low, seconds / step.low * batch * row.high)
+
+
+def _steps_seconds(machine: Machine, shapes: Shapes, rows: Range, row: Range, loss: Range) -> Range:
+    """Seconds of one step, from short rows to long ones."""
+    ends = [(rows.low, row.low, loss.low), (rows.high, row.high, loss.high)]
+    low, high = (_step_seconds(machine, shapes, *end) for end in ends)
+    return Range(low.low, high.high)
 
 
 def seconds_of_evaluation(machine: Machine, shapes: Shapes, tokens: Range, row: Range, loss: Range) -> Range:
