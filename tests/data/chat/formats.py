@@ -54,15 +54,23 @@ def written_behind_think(message: Message, shown: str) -> str | None:
     content, reasoning = message["content"], message.get("reasoning_content", "")
     if shown.startswith("<think>\n"):
         return shown.removeprefix("<think>\n")
-    if "</think>" in shown:
+    calls = json.dumps([call["function"]["arguments"] for call in message.get("tool_calls") or ()], ensure_ascii=False)
+    closes = shown.count("</think>") > calls.count("</think>")
+    if closes and (reasoning or ends_reasoning(content)):
         return shown
-    if reasoning:
+    if reasoning and not closes:
         return reasoning.strip("\n") + "\n</think>\n\n" + shown.lstrip("\n")
     if message.get("tool_calls"):
         return None
     if content.lstrip().startswith("<think>"):
         return content.lstrip().removeprefix("<think>").removeprefix("\n")
-    return content if "</think>" in content else None
+    return content if ends_reasoning(content) else None
+
+
+def ends_reasoning(content: str) -> bool:
+    """The content ends a block of reasoning that was begun before it, or that is not empty."""
+    thought, closed, _ = content.partition("</think>")
+    return bool(closed and (not thought.strip() or thought.rpartition("<think>")[2].strip()))
 
 
 def json_calls(message: Message) -> str:
