@@ -108,7 +108,8 @@ def _generated_reply(prompt: str, message: Mapping[str, Any], rendered: str, con
     opening = block[1]
     space = block[3]
     closing = closing_tag(block)
-    closes = rendered.count(closing) > _arguments(message).count(closing)
+    own = content.count(closing) if reasoning.strip() else 0  # within what follows the reasoning
+    closes = rendered.count(closing) > _arguments(message).count(closing) + own
     if not continues and closes and rendered.lstrip().startswith(opening):
         return _without_shared_space(rendered.lstrip()[len(opening) :], space)
     if reasoning.strip() and not closes:

@@ -55,7 +55,8 @@ def written_behind_think(message: Message, shown: str) -> str | None:
     if shown.startswith("<think>\n"):
         return shown.removeprefix("<think>\n")
     calls = json.dumps([call["function"]["arguments"] for call in message.get("tool_calls") or ()], ensure_ascii=False)
-    closes = shown.count("</think>") > calls.count("</think>")
+    own = content.count("</think>") if reasoning else 0
+    closes = shown.count("</think>") > calls.count("</think>") + own
     if closes and (reasoning or ends_reasoning(content)):
         return shown
     if reasoning and not closes:
