@@ -78,6 +78,22 @@ def run_command(name: str) -> Callable[[Settings, StageOut], None]:
     return lambda settings, out: stage_command(name).run(settings, out)
 
 
+def prepare_prompts(settings: Settings, out: StageOut) -> None:
+    """eagle3 prepare; of prompts whose replies were recorded from another target, as many as one writes in minutes."""
+    from eagle3cli.serving.regenerate.recorded import recorded_target
+
+    name = settings.regenerate.recorded
+    rows = settings.prepare.sample_size
+    target = Path(settings.target.model_path).name
+    if name is not None and (rows is None or rows > UNRECORDED_ROWS) and recorded_target(name) != target:
+        out.warn(
+            f"the replies of {name} are another target's: {target} writes its own, to {UNRECORDED_ROWS:,} prompts "
+            "(--regenerate with --sample-size N: to N)"
+        )
+        settings = settings.updated("prepare", sample_size=UNRECORDED_ROWS)
+    run_command("prepare")(settings, out)
+
+
 def evaluate(settings: Settings, out: StageOut) -> None:
     """eagle3 eval, in as many processes as one target is spread over."""
     from eagle3cli.cli.worker import in_processes
@@ -135,6 +151,8 @@ def _source_files(settings: Settings) -> tuple[Path, ...]:
     return tuple(path for path in named if path is not None and path.is_file())
 
 
+UNRECORDED_ROWS = 1000
+"""Replies that a small target writes on a CPU in minutes rather than hours."""
 TARGET = ("target.model_path", "target.revision", "target.dtype")
 BENCH = ("bench", "run.k", "run.held_out_prompts", "run.new_tokens", "run.speed_prompts", "run.batch_size")
 STAGES = (
@@ -144,9 +162,9 @@ STAGES = (
     Stage(
         "prepare",
         "prompts or conversations in one layout",
-        ("prepare",),
+        ("prepare", "regenerate.recorded"),
         lambda s: _required(s.prepare.output_path),
-        run_command("prepare"),
+        prepare_prompts,
         _source_files,
     ),
     Stage(

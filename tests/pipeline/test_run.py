@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from eagle3cli.pipeline import stages
 from eagle3cli.settings.packaged import recipes
 from eagle3cli.settings.training import STAGE_NAMES
 from tests.conftest import ROOT, RunCli
@@ -93,6 +94,22 @@ def test_the_chain_ends_in_a_report_and_is_not_run_twice(run_cli: RunCli, recipe
     assert again.json["acceptance_length"] == report["acceptance_length"]
     assert again.err.count("done earlier") == len(STAGES)
     assert (folder / "stages.json").read_text() == before
+
+
+def test_a_target_without_recorded_replies_writes_fewer(
+    run_cli: RunCli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "UNRECORDED_ROWS", 6)
+    recorded = tmp_path / "recorded.jsonl"
+    recorded.write_text(json.dumps({"target": "another", "max_tokens": 12, "temperature": 0}) + "\n")
+    some = ("--set", f"regenerate.recorded={recorded}", "--to", "prepare")
+    done = run_cli("run", recipe, *some)
+    assert (done.code, "writes its own, to 6 prompts" in done.err) == (0, True), done.err
+    prompts = tmp_path / "runs" / "tiny" / "prompts" / "train.jsonl"
+    assert len(prompts.read_text().splitlines()) == 6
+    every = run_cli("run", recipe, *some, "--regenerate", "--overwrite")
+    assert every.code == 0, every.err
+    assert len(prompts.read_text().splitlines()) > 6
 
 
 def test_changed_settings_need_overwrite_and_redo_what_follows(run_cli: RunCli, recipe: Path, tmp_path: Path) -> None:

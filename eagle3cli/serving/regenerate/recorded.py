@@ -71,6 +71,12 @@ def load_recorded(name: str | None, settings: Mapping[str, Any], report: Reporte
     return replies
 
 
+def recorded_target(name: str) -> str:
+    """The target that wrote the replies of a file or of a packaged name; empty where its first line does not tell."""
+    header = next(read_jsonl(find_recorded(name)), None)
+    return str((header.value or {}).get("target", "")) if header is not None else ""
+
+
 def find_recorded(name: str) -> Path:
     """The file that ``name`` is, or the packaged ``NAME_replies.jsonl.gz``."""
     if Path(name).is_file():
