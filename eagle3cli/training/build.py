@@ -44,6 +44,8 @@ INIT_ELEMENTS = 100_000_000
 
 On SmolLM2-135M 16k rows gave acceptance 1.24 (k = 5) before any training, 60k 1.29 and 140k 1.33.
 """
+LIVE_INIT_ELEMENTS = INIT_ELEMENTS // 4
+"""The same where a live target has to make them: its passes take longer than the steps that they save."""
 INIT_BATCH = 8
 BALANCE_STEPS = 200
 """Steps whose balance over the ranks is told."""
@@ -204,7 +206,8 @@ def initialise_from_target(draft: Draft, inputs: Inputs, report: Reporter) -> No
     weights = inputs.weights
     sampler = Sampler(len(inputs.source.lengths), INIT_BATCH, seed=0)
     batches = (inputs.source.batch(sampler.batch(step)) for step in range(sampler.steps_per_epoch))
-    sample = gather_sample(batches, weights["final_norm"], INIT_ELEMENTS // draft.fc.in_features)
+    elements = LIVE_INIT_ELEMENTS if inputs.facts["kind"] == "cache" else INIT_ELEMENTS
+    sample = gather_sample(batches, weights["final_norm"], elements // draft.fc.in_features)
     if len(sample.token_R) < 2:
         report.warn("no reply has two tokens in the sample; the draft starts from random weights")
         return
