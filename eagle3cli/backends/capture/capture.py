@@ -121,10 +121,9 @@ def capture(
         ranks.barrier()
         if ranks.is_main:
             writer.finish()
-    total = sum(file.stat().st_size for file in folder.iterdir())
     seconds = time.monotonic() - started
     shards = (writer.layout.shards, writer.done_before)
-    return CaptureResult(len(rows), counts.tokens, total, writer.meta.encoding, *shards, seconds)
+    return CaptureResult(len(rows), counts.tokens, writer.bytes, writer.meta.encoding, *shards, seconds)
 
 
 def _open(

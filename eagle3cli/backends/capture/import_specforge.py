@@ -163,8 +163,8 @@ def import_files(
                         put(number, index.codec.pack([_read_row(listed.files[number], target.head, sizes)])[0])
                         task.advance()
         writer.finish()
-    total = sum(file.stat().st_size for file in folder.iterdir())
-    return ImportResult(len(listed.rows), counts.tokens, len(listed.errors), meta.encoding, total, nothing_new)
+    rows = (len(listed.rows), counts.tokens, len(listed.errors))
+    return ImportResult(*rows, meta.encoding, writer.bytes, nothing_new)
 
 
 @torch.no_grad()

@@ -195,6 +195,13 @@ class StoreWriter:
         return bool(self._manifest["complete"])
 
     @property
+    def bytes(self) -> int:
+        """Size of the store's files; a process may ask while the first one still closes the store."""
+        return sum(shape.bytes for shape in self._shapes) + sum(
+            (self.folder / name).stat().st_size for name in (INDEX, MANIFEST)
+        )
+
+    @property
     def bytes_left(self) -> int:
         """Bytes of the pending shards."""
         return sum(self.layout.bytes(shard) for shard in self.pending)

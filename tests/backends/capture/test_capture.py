@@ -256,6 +256,18 @@ def test_forecasts_of_size_and_time_are_told_first(target: HfTarget, tmp_path: P
     assert any("relative error" in line for line in report.lines)
 
 
+def test_the_size_told_is_the_stores_while_another_process_still_closes_it(
+    target: HfTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half_renamed(writer: states.StoreWriter) -> None:
+        (writer.folder / ".manifest.json.tmp-1").symlink_to("renamed.just.now")
+
+    monkeypatch.setattr(states.StoreWriter, "finish", half_renamed)
+    told = run(target, make_rows(10), tmp_path / "store").bytes
+    monkeypatch.undo()
+    assert told < run(target, make_rows(10), tmp_path / "store").bytes == Store(tmp_path / "store").bytes < 1.1 * told
+
+
 def test_kill_9_at_twenty_random_moments(target: HfTarget, tmp_path: Path) -> None:
     rows, random = make_rows(200), np.random.default_rng(0)
     began = time.monotonic()
