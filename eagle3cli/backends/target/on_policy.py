@@ -19,7 +19,7 @@ from torch import Tensor
 
 from eagle3cli.backends.target.logits import Head
 from eagle3cli.data.hidden_states.rows import teacher_positions
-from eagle3cli.data.tokens.on_policy import POSITIONS, OnPolicy, load_or_empty, summarize
+from eagle3cli.data.tokens.on_policy import NEAR_TIE, POSITIONS, SUMS, Floats, OnPolicy, load_or_empty, summarize
 from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.runtime.devices import HostCopy, to_device, to_host
 
@@ -59,8 +59,10 @@ class OnPolicyMeter:
         agrees_M = (top_N[teacher_M] == answer_M).float()
         unknown_2M = torch.full((2, len(agrees_M)), float("nan"), device=device)
         judged_2M = unknown_2M if judged_2N is None else judged_2N[:, teacher_M]
-        sums = torch.zeros(len(rows) * len(POSITIONS), 4, device=device)
-        sums.index_add_(0, slot_M, torch.stack((torch.ones_like(agrees_M), agrees_M, *judged_2M), 1))
+        below_M = judged_2M[1].log() - judged_2M[0]  # of two logits
+        ties_M = torch.where(below_M.isnan(), below_M, (1 - agrees_M) * (below_M < NEAR_TIE))
+        sums = torch.zeros(len(rows) * len(POSITIONS), SUMS, device=device)
+        sums.index_add_(0, slot_M, torch.stack((torch.ones_like(agrees_M), agrees_M, *judged_2M, ties_M), 1))
         with self._lock:
             self._pending.append((list(rows), to_host(sums)))
 
@@ -86,6 +88,11 @@ class OnPolicyMeter:
         self._read()
         return summarize(self.known, self.sources)
 
+    def totals(self) -> Floats:
+        """What is known by now of each row, ``[N, 5]``: see :class:`OnPolicy`; zeros where nothing is."""
+        self._read()
+        return self.known.totals_N5.astype(np.float64)
+
     def save(self) -> None:
         """Keep what is new beside the rows; raises Eagle3Error where that cannot be written."""
         self._read()
@@ -97,9 +104,9 @@ class OnPolicyMeter:
         with self._lock:
             pending, self._pending = self._pending, []
         for rows, copy in pending:
-            sums_BP4 = copy.read().numpy().reshape(len(rows), len(POSITIONS), 4)
-            new_B = ~self.known.sums_NP4[rows, :, 0].any(1)
-            self.known.sums_NP4[np.array(rows)[new_B]] = sums_BP4[new_B]
+            sums_BP5 = copy.read().numpy().reshape(len(rows), len(POSITIONS), SUMS)
+            new_B = ~self.known.sums_NP5[rows, :, 0].any(1)
+            self.known.sums_NP5[np.array(rows)[new_B]] = sums_BP5[new_B]
             self._changed |= bool(new_B.any())
 
 

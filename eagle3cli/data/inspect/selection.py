@@ -120,7 +120,7 @@ def rows_of_cache(folder: Path, selection: RowSelection) -> list[SelectedRow]:
 
 
 def _of_row(known: OnPolicy | None, number: int) -> dict[str, Any] | None:
-    return known.of_row(number - 1) if known is not None and number <= len(known.sums_NP4) else None
+    return known.of_row(number - 1) if known is not None and number <= len(known.sums_NP5) else None
 
 
 def rows_of_store(store: Store, caches: Path, source: str, selection: RowSelection) -> list[SelectedRow]:
@@ -162,7 +162,7 @@ def _judged(store: Store) -> OnPolicy:
         teacher_R = teacher_positions(mask_S)
         inside_R = mask_S[teacher_R] & mask_S.roll(-1)[teacher_R] & (teacher_R < len(mask_S) - 1)
         agrees_R = row.top_R == row.token_ids_S.roll(-1)[teacher_R]
-        known.sums_NP4[number, 0] = (int(inside_R.sum()), int((agrees_R & inside_R).sum()), np.nan, np.nan)
+        known.sums_NP5[number, 0] = (int(inside_R.sum()), int((agrees_R & inside_R).sum()), np.nan, np.nan, np.nan)
     return known
 
 

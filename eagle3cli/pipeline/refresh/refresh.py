@@ -41,6 +41,11 @@ class Refreshed:
     errors: Path | None = None
     target: str = ""
 
+    @property
+    def promoted(self) -> bool:
+        """Whether the new draft is served now."""
+        return self.entry is not None and bool(self.entry.get("promoted"))
+
 
 def refresh(settings: Settings, draft: Path, out: Out) -> Refreshed:
     """Train the served draft on with what is new in the logs, and promote what comes out if it is better.

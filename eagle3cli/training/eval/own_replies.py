@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from eagle3cli.backends.batches.online import OnlineSource
 from eagle3cli.backends.capture.capture import with_compute_dtype
 from eagle3cli.backends.target.auto import open_target
-from eagle3cli.backends.target.logits import ARGMAX_CHUNK, Head
+from eagle3cli.backends.target.head import fingerprint
+from eagle3cli.backends.target.on_policy import OnPolicyMeter
 from eagle3cli.data.tokens.cache import open_or_build
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.devices import set_threads
@@ -36,34 +36,28 @@ class JudgedReply:
 def judge_replies(settings: Settings, config: DraftConfig, report: Reporter, stop: Stop) -> dict[str, JudgedReply]:
     """Judge the rows of ``data.train_path``, by their ids; rows without a reply of two tokens are not there.
 
-    The target computes in the type of ``hidden_states.dtype``: which token is best hardly depends on it.
+    The target computes in the type of ``hidden_states.dtype``: which token is best hardly depends on it. What is known
+    is kept beside the rows in the cache, and what was stopped goes on from there.
     """
     set_threads(settings.target.threads)
-    rows = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report).train
-    options = with_compute_dtype(settings.target, settings.hidden_states.dtype)
-    target = open_target(options, report, config.aux_layers)
-    source = OnlineSource(target, rows)
-    judged: dict[str, JudgedReply] = {}
-    by_length = sorted(range(len(rows)), key=lambda row: rows.lengths[row])
-    with report.task("judging replies", total=len(rows)) as bar:
-        for at in range(0, len(by_length), BATCH):
-            stop.check("nothing is judged yet")
-            batch = source.batch(by_length[at : at + BATCH])
-            for row, first, end in zip(batch.rows, batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
-                mask = batch.loss_mask_N[first:end]
-                where = first + (mask[:-1] & mask[1:]).nonzero()[:, 0]
-                if len(where):
-                    where = where.to(batch.last_NH.device)
-                    judged[rows[row].id] = _judged(target.head, batch.last_NH[where], batch.token_ids_N[where + 1])
-            bar.advance(len(batch.rows))
-    return judged
-
-
-def _judged(head: Head, last_RH: Tensor, token_R: Tensor) -> JudgedReply:
-    best = 0
-    total = 0.0
-    for states, tokens in zip(last_RH.split(ARGMAX_CHUNK), token_R.split(ARGMAX_CHUNK), strict=True):
-        logits_RV = head(states).float()
-        best += int((logits_RV.argmax(-1) == tokens).sum())
-        total += float(logits_RV.log_softmax(-1).gather(-1, tokens[:, None]).sum())
-    return JudgedReply(best / len(token_R), total / len(token_R), len(token_R))
+    cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
+    rows = cached.train
+    target = fingerprint(settings.target.model_path, revision=settings.target.revision)
+    meter = OnPolicyMeter(len(rows), target, folder=cached.folder / "train")
+    left = sorted((row for row in range(len(rows)) if meter.wants([row])), key=lambda row: rows.lengths[row])
+    if left:
+        options = with_compute_dtype(settings.target, settings.hidden_states.dtype)
+        source = OnlineSource(open_target(options, report, config.aux_layers), rows)
+        source.meter = meter
+        try:
+            with report.task("judging replies", total=len(left)) as bar:
+                for at in range(0, len(left), BATCH):
+                    stop.check(f"{at:,} of {len(left):,} replies are judged")
+                    bar.advance(len(source.batch(left[at : at + BATCH]).rows))
+        finally:
+            meter.save()
+    return {
+        rows[row].id: JudgedReply(best / tokens, logprob / tokens, int(tokens))
+        for row, (tokens, best, logprob, *_) in enumerate(meter.totals().tolist())
+        if tokens
+    }

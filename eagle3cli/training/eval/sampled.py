@@ -20,10 +20,9 @@ tokens are known accepts j tokens with
 
     r_1 r_2 ... r_j (1 - r_{j+1}),    j < k;    r_1 ... r_k,    j = k,
 
-and how many passes the text takes is expected exactly, with nothing drawn (:func:`expected_acceptance`). Tokens by
+and how many passes the text takes is expected exactly, with nothing drawn (``simulate``). Tokens by
 passes, over texts drawn at this temperature, is what the decoder's own count goes to. A product of means, or of the
-a's, is not: r and the a that follows depend on the same token. At temperature 0 all r are 0 or 1, and this is
-:func:`eagle3cli.training.eval.simulate.simulate`.
+a's, is not: r and the a that follows depend on the same token. At temperature 0 all r are 0 or 1.
 
 The shape legend is in ``models/draft.py``.
 """
@@ -43,6 +42,7 @@ from eagle3cli.backends.target.logits import Head
 from eagle3cli.models.draft import Draft
 from eagle3cli.models.sampling import Sampling, probabilities
 from eagle3cli.runtime.distributed import Ranks
+from eagle3cli.training.eval.simulate import AcceptanceCounts, Accepts, simulate
 from eagle3cli.training.ttt.loss import all_teachers, chunk_elements, positions_in
 from eagle3cli.training.ttt.unroll import PositionPlan
 
@@ -53,56 +53,11 @@ SIGMAS = 4.0
 
 
 @dataclass
-class ExpectedCounts:
-    """As :class:`eagle3cli.training.eval.simulate.AcceptanceCounts`, with expected numbers of passes."""
-
-    tokens: int = 0
-    steps: float = 0.0
-    accepted_at: list[float] = field(default_factory=list)
-    """Steps whose depth-i proposal is accepted, and is part of the reply."""
-
-    @property
-    def acceptance_length(self) -> float:
-        """New tokens per verification step."""
-        return self.tokens / self.steps if self.steps else 0.0
-
-    @property
-    def per_position(self) -> list[float]:
-        """Share of the steps in which the proposal at each depth is accepted."""
-        return [n / self.steps for n in self.accepted_at] if self.steps else []
-
-
-def expected_acceptance(accept_TN: Sequence[Sequence[float]], span: tuple[int, int], k: int) -> ExpectedCounts:
-    """What decoding one reply with k draft steps is expected to take.
-
-    ``accept_TN[i][p]`` is r of the text's ``x_{p+2+i}`` for position p at step i. ``span`` are the reply's first
-    position and the end behind its last; as in ``simulate`` its first token came from the prefill and is not counted,
-    and a step that reaches the reply's end counts the tokens that were left.
-    """
-    first, end = span
-    counts = ExpectedCounts(max(0, end - 1 - first), 0.0, [0.0] * k)
-    begins = [0.0] * (end - first + k + 1)
-    """Chance that a step begins where so many of the reply's tokens, the first not counted, are known."""
-    begins[0] = 1.0
-    for known in range(counts.tokens):
-        reached = begins[known]
-        counts.steps += reached
-        most = min(k, counts.tokens - known)
-        for depth in range(most):
-            accepted = reached * accept_TN[depth][first + known - 1]
-            counts.accepted_at[depth] += accepted
-            begins[known + depth + 1] += reached - accepted
-            reached = accepted
-        begins[known + most + 1] += reached
-    return counts
-
-
-@dataclass
 class SampledAcceptance:
     """What an evaluation says of one way to sample; sums over replies."""
 
     sampling: Sampling
-    by_k: list[ExpectedCounts]
+    by_k: list[AcceptanceCounts]
     """For k = 1, 2, ..."""
     overlap_T: list[float]
     """Sum of a over all positions, by draft step: teacher-forced, as an accuracy is."""
@@ -116,7 +71,7 @@ class SampledAcceptance:
     @classmethod
     def empty(cls, sampling: Sampling, draft_steps: int) -> SampledAcceptance:
         """Nothing counted yet."""
-        by_k = [ExpectedCounts(accepted_at=[0.0] * k) for k in range(1, draft_steps + 1)]
+        by_k = [AcceptanceCounts(accepted_at=[0.0] * k) for k in range(1, draft_steps + 1)]
         return cls(sampling, by_k, [0.0] * draft_steps, [0.0] * draft_steps)
 
     @property
@@ -142,26 +97,18 @@ class SampledAcceptance:
         count, probability, expected, _ = self.text
         return probability / max(1.0, count), expected / max(1.0, count)
 
-    def add_reply(self, accept_TN: Sequence[Sequence[float]], span: tuple[int, int]) -> None:
+    def add_reply(self, accept_TN: Accepts, span: tuple[int, int]) -> None:
         """Add what a reply is expected to take."""
         for k, counts in enumerate(self.by_k, start=1):
-            reply = expected_acceptance(accept_TN, span, k)
-            counts.tokens += reply.tokens
-            counts.steps += reply.steps
-            counts.accepted_at = [a + b for a, b in zip(counts.accepted_at, reply.accepted_at, strict=True)]
+            counts.add(simulate(accept_TN, span, k))
 
     def all_reduce(self, ranks: Ranks) -> None:
         """Make the sums those of all ranks."""
+        for counts in self.by_k:
+            counts.all_reduce(ranks)
         size = len(self.by_k)
-        by_k = [value for c in self.by_k for value in (float(c.tokens), c.steps, *c.accepted_at)]
-        sums = iter(ranks.all_reduce_sum([*by_k, *self.overlap_T, *self.positions_T, *self.text]))
-        for k, counts in enumerate(self.by_k, start=1):
-            counts.tokens = int(next(sums))
-            counts.steps = next(sums)
-            counts.accepted_at = [next(sums) for _ in range(k)]
-        self.overlap_T = [next(sums) for _ in range(size)]
-        self.positions_T = [next(sums) for _ in range(size)]
-        self.text = [*sums]
+        sums = ranks.all_reduce_sum([*self.overlap_T, *self.positions_T, *self.text])
+        self.overlap_T, self.positions_T, self.text = sums[:size], sums[size : 2 * size], sums[2 * size :]
 
     def add_batch(
         self, batch: TargetBatch, normed: list[Tensor], plan: PositionPlan, draft: Draft, head: Head

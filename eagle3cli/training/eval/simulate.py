@@ -2,12 +2,13 @@
 
 One teacher-forced pass says, for every position and draft step, whether the draft's token is the text's. Decoding with
 k draft steps then starts at the first draft position of a reply (its first token came from the prefill), accepts the
-leading steps that agree, gains one token from the target's own verification, and goes on from there.
+leading steps that agree, gains one token from the target's own verification, and goes on from there. With chances in
+place of agreement it is what sampling is expected to take (``sampled.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 from eagle3cli.data.tokens.on_policy import POSITIONS
 from eagle3cli.runtime.distributed import Ranks
 
+Accepts = Sequence[Sequence[float]]
+"""``[T][N]``: by draft step and position, whether a proposal is accepted, or its chance of it."""
 NONE = -1
 """No token."""
 MOST_PASSES = 120
@@ -25,16 +28,16 @@ PROMPT = 24
 
 @dataclass
 class AcceptanceCounts:
-    """Tokens and verification steps, summed over replies, for one k."""
+    """Tokens and verification steps, summed over replies, for one k; expected numbers where chances were summed."""
 
-    tokens: int = 0
-    steps: int = 0
-    accepted_at: list[int] = field(default_factory=list)
-    """Steps whose depth-i proposal was accepted."""
+    tokens: float = 0
+    steps: float = 0
+    accepted_at: list[float] = field(default_factory=list)
+    """Steps whose depth-i proposal was accepted, and is part of the reply."""
 
     @property
     def acceptance_length(self) -> float:
-        """New tokens per verification step; 1.0 is no help from the draft."""
+        """New tokens per verification step."""
         return self.tokens / self.steps if self.steps else 0.0
 
     @property
@@ -54,7 +57,7 @@ class AcceptanceCounts:
         """Make the counts those of all ranks."""
         width = int(ranks.all_reduce_max([len(self.accepted_at)])[0])
         padded = self.accepted_at + [0] * (width - len(self.accepted_at))
-        self.tokens, self.steps, *self.accepted_at = map(int, ranks.all_reduce_sum([self.tokens, self.steps, *padded]))
+        self.tokens, self.steps, *self.accepted_at = ranks.all_reduce_sum([self.tokens, self.steps, *padded])
 
 
 def reply_spans(loss_mask: list[bool], cu_seqlens: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -73,41 +76,50 @@ def reply_spans(loss_mask: list[bool], cu_seqlens: tuple[int, ...]) -> list[tupl
     return spans
 
 
-def simulate(agrees_TN: list[list[bool]], span: tuple[int, int], k: int) -> AcceptanceCounts:
+def simulate(accept_TN: Accepts, span: tuple[int, int], k: int) -> AcceptanceCounts:
     """Decode one reply with k draft steps.
 
-    ``agrees_TN[i][p]``: the draft's token for position p at step i is the text's ``x_{p+2+i}``. The reply's tokens
-    after its first are counted; a step that reaches the reply's end counts the tokens that were left.
+    ``accept_TN[i][p]``: the draft's token for position p at step i is the text's ``x_{p+2+i}``, or the chance that it
+    is accepted. The reply's tokens after its first are counted; a step that reaches the reply's end counts the tokens
+    that were left.
     """
     counts = AcceptanceCounts(accepted_at=[0] * k)
-    for _, step in simulated_steps(agrees_TN, span, k):
+    for _, step in simulated_steps(accept_TN, span, k):
         counts.add(step)
     return counts
 
 
-def simulate_by_position(agrees_TN: list[list[bool]], span: tuple[int, int], k: int) -> dict[str, AcceptanceCounts]:
+def simulate_by_position(accept_TN: Accepts, span: tuple[int, int], k: int) -> dict[str, AcceptanceCounts]:
     """The same counts, apart by how far into the reply a step begins."""
     by_position = {name: AcceptanceCounts(accepted_at=[0] * k) for name in POSITIONS}
-    for known, step in simulated_steps(agrees_TN, span, k):
+    for known, step in simulated_steps(accept_TN, span, k):
         by_position[next(name for name, end in POSITIONS.items() if known < end)].add(step)
     return by_position
 
 
-def simulated_steps(
-    agrees_TN: list[list[bool]], span: tuple[int, int], k: int
-) -> Iterator[tuple[int, AcceptanceCounts]]:
-    """Every verification step of a reply: how many of its tokens were known before, and the step's counts."""
+def simulated_steps(accept_TN: Accepts, span: tuple[int, int], k: int) -> Iterator[tuple[int, AcceptanceCounts]]:
+    """Every verification step that a reply may take: how many of its tokens are known before, and the step's counts,
+    each by its chance. Where acceptance is certain, so is where steps begin, and the others do not come."""
     first, end = span
-    known = first
-    while known < end - 1:
-        left = end - 1 - known
-        row = known - 1
-        accepted = 0
-        while accepted < min(k, left) and agrees_TN[accepted][row]:
-            accepted += 1
-        gained = min(accepted + 1, left)
-        yield known - first + 1, AcceptanceCounts(gained, 1, [int(i < accepted) for i in range(k)])
-        known += gained
+    total = max(0, end - 1 - first)
+    begins = [0.0] * (total + k + 1)
+    """Chance that a step begins where so many of the reply's tokens, the first not counted, are known."""
+    begins[0] = 1.0
+    for known in range(total):
+        chance = begins[known]
+        if not chance:
+            continue
+        most = min(k, total - known)
+        reached = chance
+        accepted_at = [0.0] * k
+        for depth in range(most):
+            accepted = reached * accept_TN[depth][first + known - 1]
+            begins[known + depth + 1] += reached - accepted
+            accepted_at[depth] = accepted
+            reached = accepted
+        begins[known + most + 1] += reached
+        behind_the_end = reached if most == total - known else 0.0
+        yield known + 1, AcceptanceCounts(sum(accepted_at) + chance - behind_the_end, chance, accepted_at)
 
 
 @dataclass(frozen=True)
@@ -132,7 +144,7 @@ def decoded_reply(
         if len(passes) == MOST_PASSES:
             break
         at = first + known
-        accepted = sum(step.accepted_at)
+        accepted = int(sum(step.accepted_at))
         own = step.tokens > accepted
         proposed = proposals_TN[accepted][at - 2] if own and accepted < k else NONE
         rejected = None if proposed == NONE else proposed

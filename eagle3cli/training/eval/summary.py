@@ -22,7 +22,8 @@ def tables(evaluation: Evaluation) -> list[Table]:
         for k, (counts, accuracy) in enumerate(zip(evaluation.simulated, evaluation.accuracy, strict=True), start=1)
     ]
     by_place: list[tuple[object, ...]] = [
-        (name, f"{counts.acceptance_length:.3f}", counts.steps) for name, counts in evaluation.by_position.items()
+        (name, f"{counts.acceptance_length:.3f}", round(counts.steps))
+        for name, counts in evaluation.by_position.items()
     ]
     depth_columns = ("draft steps k", "acceptance length", "accepted at k", "accuracy at depth")
     return [
@@ -49,8 +50,8 @@ def as_data(evaluation: Evaluation) -> dict[str, object]:
         **({"sampled": [_sampled_data(sampled) for sampled in evaluation.sampled]} if evaluation.sampled else {}),
         "rows": evaluation.rows,
         "replies": evaluation.replies,
-        "tokens": deepest.tokens,
-        "steps": deepest.steps,
+        "tokens": round(deepest.tokens),
+        "steps": round(deepest.steps),
     }
 
 
@@ -59,7 +60,8 @@ def as_text(evaluation: Evaluation) -> str:
     deepest = evaluation.simulated[-1]
     lines = [
         f"acceptance length {deepest.acceptance_length:.3f} for k={len(evaluation.simulated)} over "
-        f"{evaluation.replies} replies of {evaluation.rows} rows ({deepest.tokens} tokens in {deepest.steps} steps)"
+        f"{evaluation.replies} replies of {evaluation.rows} rows "
+        f"({deepest.tokens:.0f} tokens in {deepest.steps:.0f} steps)"
     ]
     for sampled in evaluation.sampled:
         length = sampled.by_k[-1].acceptance_length

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from torch.nn import functional as F
 
 from eagle3cli.backends.target.logits import ARGMAX_CHUNK, Head
 from eagle3cli.backends.target.on_policy import OnPolicyMeter, judged_slots
-from eagle3cli.data.tokens.on_policy import POSITIONS, load, summarize
+from eagle3cli.data.tokens.on_policy import FILE, POSITIONS, lines, load, summarize
 from eagle3cli.data.tokens.rows import TokenRow
 
 
@@ -66,7 +68,7 @@ def test_each_row_counts_once_however_often_it_passes(tmp_path: Path) -> None:
     meter.add([1, 2], ids, mask, (0, 6, 12), best, judged)
     meter.add([2, 0], ids, mask, (0, 6, 12), best)  # row 2 again, row 0 without logits
     summary = meter.summary()
-    probable = {"logprob": -2.0, "share_at_1": 0.5, "own_from": 0.575}
+    probable = {"near_ties": 0.0, "logprob": -2.0, "share_at_1": 0.5, "own_from": 0.575}
     assert summary["by_source"] == {
         "foreign": {"tokens": 3, "share": 0.0, **probable},
         "own": {"tokens": 6, "share": pytest.approx(2 / 6, abs=1e-3), **probable},
@@ -81,6 +83,30 @@ def test_each_row_counts_once_however_often_it_passes(tmp_path: Path) -> None:
     known = load(tmp_path)
     assert known is not None
     assert summarize(known)["tokens"] == 9
+
+
+def test_near_ties_are_counted_and_explained(tmp_path: Path) -> None:
+    """Of twelve tokens nine are the best, two nearly, and one is another."""
+    meter = OnPolicyMeter(1, "target", folder=tmp_path)
+    ids = torch.arange(15)
+    best = torch.arange(15) + 1
+    best[[4, 6, 8]] = 0
+    judged = torch.tensor([[-0.7], [0.5]]).repeat(1, 15)
+    judged[0, 4] = -0.8
+    judged[0, 8] = -2.0
+    meter.add([0], ids, torch.arange(15) > 1, (0, 15), best, judged)
+    assert (meter.summary()["share"], meter.summary()["near_ties"]) == (0.75, pytest.approx(2 / 12, abs=1e-4))
+    told = lines(meter.summary())
+    assert told[0].startswith("the target's own: 75.0% of 12 reply tokens are its best, 16.7% near ties, mean")
+    assert "a near tie is less than" in told[-1]
+    meter.save()
+    file = tmp_path / FILE
+    with safe_open(file, framework="np") as opened:  # as a version that counted no ties wrote it
+        sums, metadata = opened.get_tensor("sums"), opened.metadata()
+    save_file({"sums": np.ascontiguousarray(sums[..., :4])}, file, metadata)
+    earlier = OnPolicyMeter(1, "target", folder=tmp_path).summary()
+    assert (earlier["share"], earlier["near_ties"], earlier["logprob"]) == (0.75, None, meter.summary()["logprob"])
+    assert len(lines(earlier)) == 1
 
 
 def test_a_row_of_a_capture_is_judged_by_the_way() -> None:

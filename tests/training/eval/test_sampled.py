@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from eagle3cli.backends.batches.batch import TargetBatch
 from eagle3cli.models.sampling import Sampling, probabilities
 from eagle3cli.serving.decode.decode import decode
 from eagle3cli.training.eval.evaluate import draft_states
-from eagle3cli.training.eval.sampled import SampledAcceptance, drawn_elsewhere, expected_acceptance
+from eagle3cli.training.eval.sampled import SampledAcceptance, drawn_elsewhere
 from eagle3cli.training.eval.simulate import reply_spans, simulate
 from tests.serving.decode.test_decode import opened
 
@@ -92,24 +90,12 @@ def test_is_the_brute_force_of_a_tiny_vocabulary(k: int) -> None:
                 for depth in range(min(k, at)):
                     # Position at - 2 - depth + 1 is where the row of simulate's table stands, one in front of the text.
                     accept[depth][at - 1 - depth] = min(1.0, world.q(depth, text[:at])[text[at]] / p)
-            counts = expected_acceptance(accept, (1, LENGTH + 2), k)
-            assert counts.tokens == LENGTH
+            counts = simulate(accept, (1, LENGTH + 2), k)
+            assert counts.tokens == pytest.approx(LENGTH)
             expected_steps += chance * counts.steps
             expected_accepted = [a + chance * b for a, b in zip(expected_accepted, counts.accepted_at, strict=True)]
         assert expected_steps == pytest.approx(steps, rel=1e-5)
         assert expected_accepted == pytest.approx(accepted_at, rel=1e-5)
-
-
-K = 4
-
-
-@given(st.lists(st.lists(st.booleans(), min_size=K, max_size=K), min_size=3, max_size=30))
-def test_certain_acceptance_is_the_greedy_simulation(rows: list[list[bool]]) -> None:
-    agrees = [[rows[p][i] for p in range(len(rows))] for i in range(K)]
-    for k in range(1, K + 1):
-        greedy = simulate(agrees, (1, len(rows)), k)
-        counts = expected_acceptance(agrees, (1, len(rows)), k)
-        assert (counts.tokens, counts.steps, counts.accepted_at) == (greedy.tokens, greedy.steps, greedy.accepted_at)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.6, top_p=0.9, top_k=40)], ids=["plain", "cut"])
@@ -143,7 +129,7 @@ def test_is_what_the_local_sampler_takes(shared: Path, sampling: Sampling) -> No
         sampled.add_reply(accept, span)
     counts = sampled.by_k[-1]
     steps = sum(reply.steps for reply in replies)
-    assert counts.tokens == sum(len(reply.token_ids) - 1 for reply in replies)
+    assert counts.tokens == pytest.approx(sum(len(reply.token_ids) - 1 for reply in replies))
     assert counts.steps == pytest.approx(steps, rel=0.03)
     assert counts.accepted_at[0] == pytest.approx(sum(reply.accepted_at[0] for reply in replies), rel=0.1)
     assert sampled.drawn_here
