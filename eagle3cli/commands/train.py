@@ -26,12 +26,14 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.runs.running import running
     from eagle3cli.runtime.distributed import init_distributed
     from eagle3cli.runtime.log import logged
+    from eagle3cli.runtime.processes.job import TARGET
     from eagle3cli.runtime.report import Reporter, Silent
     from eagle3cli.runtime.stop import catch_stop
     from eagle3cli.training.build import build
     from eagle3cli.training.checkpoint.load import check_place
     from eagle3cli.training.forecast.out_of_memory import training_explained
     from eagle3cli.training.forecast.target_share import target_share
+    from eagle3cli.training.roles import serve_target, target_processes, target_ranks
     from eagle3cli.training.summary import next_command, summary
 
     if in_processes(COMMAND, settings, out):
@@ -39,10 +41,14 @@ def run(settings: Settings, out: Out) -> int | None:
     folder = settings.train.output_dir
     original = settings
     with ExitStack() as stack:
-        ranks = stack.enter_context(init_distributed(60 * settings.launch.dist_timeout))
-        with ranks.main_process_first():
+        targets = target_processes(settings)
+        ranks = stack.enter_context(init_distributed(60 * settings.launch.dist_timeout, targets))
+        with ranks.main_process_first() if ranks.job is None else ranks.job.main_first():
             check_place(settings.train)
             settings = with_local_target(settings, out if ranks.is_main else Silent())
+        if ranks.job is not None and ranks.job.role == TARGET:
+            serve_target(settings, out, ranks)
+            return None
         log = stack.enter_context(logged(out, folder / "log.txt", held=True))
         report: Reporter = log if ranks.is_main else Silent()
         stop = stack.enter_context(catch_stop(report if ranks.world_size == 1 else None, patient=ranks.world_size > 1))
@@ -51,7 +57,7 @@ def run(settings: Settings, out: Out) -> int | None:
         if ranks.is_main:  # from here on there is a run: whatever refuses one has been asked
             stack.enter_context(running(trainer, settings, log, out))
         done_before = trainer.state.step
-        with training_explained(settings, ranks.world_size, lambda: trainer.activity):
+        with training_explained(settings, ranks.world_size, lambda: trainer.activity), target_ranks(trainer):
             evaluation = trainer.train(stop)
     if ranks.is_main:
         out.next(*next_command(original, evaluated=evaluation is not None))

@@ -7,12 +7,13 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from eagle3cli.errors import Eagle3Error
+from eagle3cli.runtime.processes.job import FOREVER, Job, as_world, message_groups, role_of
 from eagle3cli.runtime.processes.launch import tell_error
 from eagle3cli.runtime.processes.parent import end_with_parent
 from eagle3cli.runtime.processes.slurm import as_torchrun
@@ -21,7 +22,7 @@ from eagle3cli.runtime.processes.watchdog import Heartbeat, Watchdog
 if TYPE_CHECKING:
     from torch import Tensor
 
-COLLECTIVE_TIMEOUT = timedelta(days=30)
+COLLECTIVE_TIMEOUT = FOREVER
 """The others may be at work for as long as that; one that dies ends the wait at once."""
 
 DEVICE_SLACK = 60.0
@@ -50,6 +51,8 @@ class Ranks:
     """The process group that these are, where there are other processes besides."""
     host_group: Any = field(default=None, compare=False)
     """The same processes for the hosts' memory, where that is another group: its waits may be long."""
+    job: Job | None = field(default=None, compare=False)
+    """All processes, where these are those of one role: the target's, or the draft's."""
 
     @property
     def is_main(self) -> bool:
@@ -135,9 +138,10 @@ SINGLE_PROCESS = Ranks()
 
 
 @contextmanager
-def init_distributed(timeout: float | None = None) -> Iterator[Ranks]:
+def init_distributed(timeout: float | None = None, targets: int = 0) -> Iterator[Ranks]:
     """The ranks that ``WORLD_SIZE`` and ``RANK`` announce, or SLURM; else one. Each has a GPU where there are any.
 
+    With ``targets`` the first so many hold the target and the others train: the ranks are those of this one's role.
     With ``timeout`` (seconds) this process ends when another one is silent, or keeps the others waiting in the
     training loop, for as long, or when a message between GPUs takes longer. Raises LostRankError for what the end of
     another one looks like from here.
@@ -153,28 +157,52 @@ def init_distributed(timeout: float | None = None) -> Iterator[Ranks]:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()  # torchrun ends its ranks, unless it is killed itself
     store, rank, world_size = _rendezvous(world_size, timeout or START_TIMEOUT)
-    host_group = _init_process_groups(store, rank, world_size, timeout)
-    watchdog = None
-    if timeout is not None:
-        watchdog = Watchdog(
-            PrefixStore("eagle3", store.clone()),
-            rank,
-            world_size,
-            timeout,
-            lambda late, message: _give_up(rank, late, message),
-            _warn if rank == 0 else lambda message: None,  # the main process has said it
-        )
-        watchdog.thread.start()
-    try:
-        yield Ranks(rank, world_size, watchdog, host_group=host_group)
-    except Exception as error:
-        if not _is_lost_rank(error):
-            raise
-        raise LostRankError("lost another process of this run, or the way to it", fix=LOST) from error
-    finally:
-        if watchdog is not None:
-            watchdog.ended.set()
-        dist.destroy_process_group()
+    with ExitStack() as stack:
+        watchdog = None
+        try:
+            if targets:
+                ranks = stack.enter_context(_role(store, rank, world_size, targets, timeout))
+            else:
+                ranks = Ranks(rank, world_size, host_group=_init_process_groups(store, rank, world_size, timeout))
+            if timeout is not None:
+                watchdog = Watchdog(
+                    PrefixStore("eagle3", store.clone()),
+                    rank,
+                    world_size,
+                    timeout,
+                    lambda late, message: _give_up(rank, late, message),
+                    _warn if rank == targets else lambda message: None,  # the main process has said it
+                    role=role_of(rank, targets),
+                )
+                watchdog.thread.start()
+            yield replace(ranks, watchdog=watchdog)
+        except Exception as error:
+            if not _is_lost_rank(error):
+                raise
+            raise LostRankError("lost another process of this run, or the way to it", fix=LOST) from error
+        finally:
+            if watchdog is not None:
+                watchdog.ended.set()
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+@contextmanager
+def _role(store: Any, rank: int, world_size: int, targets: int, timeout: float | None) -> Iterator[Ranks]:
+    """The ranks of this process's role, whose default group is theirs alone."""
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    limit = COLLECTIVE_TIMEOUT if timeout is None else timedelta(seconds=timeout + DEVICE_SLACK)
+    groups = message_groups(PrefixStore("messages", store), rank, world_size, limit)
+    job = Job(rank, world_size, targets, PrefixStore("job", store.clone()), groups)
+    own = rank if rank < targets else rank - targets
+    size = targets if rank < targets else world_size - targets
+    _pick_gpu()
+    host_group = None
+    if size > 1:
+        host_group = _init_process_groups(PrefixStore(job.role, store), own, size, timeout)
+    with as_world(own, size):
+        yield Ranks(own, size, host_group=host_group, job=job)
 
 
 def _rendezvous(world_size: int, timeout: float) -> tuple[Any, int, int]:
@@ -204,10 +232,18 @@ def _init_process_groups(store: Any, rank: int, world_size: int, timeout: float 
     if not torch.cuda.is_available():
         dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT, **where)
         return None
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    _pick_gpu()
     limit = COLLECTIVE_TIMEOUT if timeout is None else timedelta(seconds=timeout + DEVICE_SLACK)
     dist.init_process_group("cpu:gloo,cuda:nccl", timeout=limit, **where)
     return dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+
+
+def _pick_gpu() -> None:
+    """Let this process have a GPU of its own, where there are any."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def _give_up(rank: int, late: Heartbeat | None, message: str) -> None:

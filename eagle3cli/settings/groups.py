@@ -84,6 +84,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
     "launch": {
         ESSENTIAL: "gpus",
+        "Target over several devices": "target_gpus transfer_encoding",
         "Memory and speed": "dist_timeout",
     },
     "eval": {

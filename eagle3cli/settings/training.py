@@ -147,6 +147,15 @@ class LaunchSettings(Table):
         None,
         "Start one process for each of N GPUs (or auto: all) of this machine; without GPUs, N on the CPU.",
     )
+    target_gpus: int | None = option(
+        None,
+        "Online: the first N of the processes (GPUs) hold the target, one for each --tp-size of them, and send its "
+        "states to the others, which train the draft.",
+        ge=1,
+    )
+    transfer_encoding: Literal["exact", "bf16", "fp8", "int8", "int4"] = option(
+        "exact", "With --target-gpus: how states travel; exact: as the target makes them, else as in a store."
+    )
     dist_timeout: float = option(
         20.0, "Minutes after which a process that keeps the others waiting ends the run.", gt=0
     )

@@ -80,9 +80,13 @@ def upcoming(
     lengths: Sequence[int],
     ranks: Ranks,
     max_tokens: int | None = None,
+    end: int | None = None,
 ) -> Iterator[Sequence[int]]:
-    """Rows of every micro batch of a rank from a 0-based step on, as the trainer asks for them; it may have none."""
-    while True:
+    """Rows of every micro batch of a rank from a 0-based step on, as the trainer asks for them; it may have none.
+
+    ``end`` is the step behind the last one, where it is known.
+    """
+    while end is None or step < end:
         rows = sampler.batch(step)
         cut = micro_batches_by_rank(rows, lengths, ranks.world_size, micro_batch_size, max_tokens)
         yield from (rows_by_rank[ranks.rank] for rows_by_rank in cut)

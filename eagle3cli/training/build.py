@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from eagle3cli.backends.batches.prefetch import read_ahead
+from eagle3cli.backends.roles.source import AskedAhead, RemoteSource
 from eagle3cli.backends.target.group import check_groups
 from eagle3cli.backends.target.hf import read_target_config
 from eagle3cli.data.tokens.vocab import VocabMapping
@@ -26,7 +27,7 @@ from eagle3cli.training.checkpoint.save import Saver
 from eagle3cli.training.checkpoint.state import TrainState
 from eagle3cli.training.fingerprint import go_on, run_fingerprint, run_identity
 from eagle3cli.training.initialise import gather_sample, initialise
-from eagle3cli.training.inputs import Inputs, TargetShare, offline, online
+from eagle3cli.training.inputs import Inputs, TargetShare, from_target_ranks, offline, online
 from eagle3cli.training.metrics import Metrics
 from eagle3cli.training.on_policy import put_meters
 from eagle3cli.training.optim.optimizer import Optimizer
@@ -60,13 +61,18 @@ def build(
     """
     train = settings.train
     is_online = train.mode == "online"
-    if is_online:
+    if is_online and ranks.job is None:
         check_groups(settings.target.tp_size, ranks)
     set_threads(settings.target.threads)
     torch.manual_seed(train.seed)
     schedule_budget = parse_duration(train.time_budget)
     checkpoint = None if train.overwrite else latest_valid_checkpoint(train.output_dir, report, ranks)
-    inputs = online(settings, report, ranks, target_share) if is_online else offline(settings, report)
+    if not is_online:
+        inputs = offline(settings, report)
+    elif ranks.job is not None:
+        inputs = from_target_ranks(settings, report, ranks)
+    else:
+        inputs = online(settings, report, ranks, target_share)
     report_unserved(inputs.config, read_target_config(settings.target), report, backend=settings.target.backend)
     device = inputs.weights["embedding"].device
     dtype = compute_type(train.dtype, device)
@@ -78,7 +84,10 @@ def build(
     caches = settings.data.cache_dir / "processed_dataset"
     meters = put_meters(sources, cache=place, caches=caches, target=state.identity["target"]) if ranks.is_main else {}
     draft = make_draft(settings, inputs)
-    if settings.draft.init == "target" and checkpoint is None:
+    alone = (
+        ranks.job is None or ranks.is_main
+    )  # its weights go to all; the target's ranks need not run for each of them
+    if settings.draft.init == "target" and checkpoint is None and alone:
         initialise_from_target(draft, inputs, report)
     if train.head_lr_scale == 0:
         draft.lm_head.weight.data.copy_(inputs.head.weight_VH[draft.draft_ids])
@@ -170,11 +179,13 @@ def make_optimizer(train: TrainSettings, draft: Draft) -> Optimizer:
 
 
 def make_batches(train: TrainSettings, inputs: Inputs, step: int, ranks: Ranks) -> Batches:
-    """This rank's batches; of a store, those from ``step`` on are read ahead."""
+    """This rank's batches; of a store, or a target on other ranks, those from ``step`` on are read ahead."""
     lengths = inputs.source.lengths
     sampler = Sampler(len(lengths), train.batch_size, train.seed)
-    ahead = upcoming(sampler, step, train.micro_batch_size, lengths, ranks, train.max_tokens_per_gpu)
-    source = read_ahead(inputs.source, ahead)
+    end = total_steps(train, sampler.steps_per_epoch)
+    ahead = upcoming(sampler, step, train.micro_batch_size, lengths, ranks, train.max_tokens_per_gpu, end)
+    source = inputs.source
+    source = AskedAhead(source, ahead) if isinstance(source, RemoteSource) else read_ahead(source, ahead)
     return Batches(source, sampler, train.micro_batch_size, ranks, train.max_tokens_per_gpu)
 
 

@@ -13,12 +13,14 @@ from torch import Tensor
 from eagle3cli.backends.batches.batch import BatchSource
 from eagle3cli.backends.batches.online import online_source
 from eagle3cli.backends.batches.store import StoreSource
+from eagle3cli.backends.roles.message import Shape
+from eagle3cli.backends.roles.source import RemoteSource, TargetRanks
 from eagle3cli.backends.target.auto import open_target
 from eagle3cli.backends.target.head import fingerprint, read_target_tensors
-from eagle3cli.backends.target.hf import pick_device, read_target_config
+from eagle3cli.backends.target.hf import pick_device, pick_dtype, read_target_config
 from eagle3cli.backends.target.logits import Head, make_head
 from eagle3cli.data.hidden_states.store import Store, check_aux_layers, open_stores
-from eagle3cli.data.tokens.cache import open_or_build
+from eagle3cli.data.tokens.cache import TokenCache, open_or_build
 from eagle3cli.data.tokens.vocab import VocabMapping
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.models.config import DraftConfig, read_draft_config, text_part
@@ -57,12 +59,7 @@ def online(
     """Inputs of a run whose target runs live."""
     raw = read_target_config(settings.target)
     config = draft_config_of(settings, raw)
-    with ranks.main_process_first():
-        cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
-    _not_empty(len(cached.train), str(settings.data.train_path))
-    if not cached.summary["train"]["loss_tokens"]:
-        fix = "look at the rows with eagle3 view; replies are made by eagle3 regenerate"
-        raise DataError("no row holds a reply to train on", where=str(settings.data.train_path), fix=fix)
+    cached = _cached(settings, config, report, ranks)
     share = settings.target.mem_fraction_static if target_share is None else target_share()
     target = open_target(
         settings.target.model_copy(update={"mem_fraction_static": share}), report, config.aux_layers, ranks
@@ -80,6 +77,47 @@ def online(
         cached.folder.name,
         summarize_cache(cached),
     )
+
+
+def from_target_ranks(settings: Settings, report: Reporter, ranks: Ranks) -> Inputs:
+    """Inputs of a draft rank whose target runs live on ranks of its own."""
+    raw = read_target_config(settings.target)
+    config = draft_config_of(settings, raw)
+    cached = _cached(settings, config, report, ranks)
+    device = pick_device(settings.target.device)
+    shape = state_shape(settings, config, device, raw)
+    weights = _last_layer(settings.target, raw, device, shape.dtype)
+    assert ranks.job is not None
+    target = TargetRanks(ranks, shape, device, ranks.job.targets // settings.target.tp_size)
+    target.begin(cached.train)
+    return Inputs(
+        RemoteSource(target, cached.train),
+        RemoteSource(target, cached.eval) if cached.eval is not None and len(cached.eval) else None,
+        cached.vocab,
+        config,
+        make_head(raw, weights["head"], weights.get("head_bias")),
+        weights,
+        cached.folder.name,
+        summarize_cache(cached),
+    )
+
+
+def state_shape(settings: Settings, config: DraftConfig, device: torch.device, raw: dict[str, Any]) -> Shape:
+    """What the two sides of a job know of the states that travel between them."""
+    hidden = int(text_part(raw)["hidden_size"])
+    dtype = pick_dtype(settings.target.dtype, device, raw)
+    return Shape(config.aux_width // hidden, hidden, dtype, settings.launch.transfer_encoding)
+
+
+def _cached(settings: Settings, config: DraftConfig, report: Reporter, ranks: Ranks) -> TokenCache:
+    """The tokenized rows of a live target. Raises where none can be trained on."""
+    with ranks.main_process_first():
+        cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
+    _not_empty(len(cached.train), str(settings.data.train_path))
+    if not cached.summary["train"]["loss_tokens"]:
+        fix = "look at the rows with eagle3 view; replies are made by eagle3 regenerate"
+        raise DataError("no row holds a reply to train on", where=str(settings.data.train_path), fix=fix)
+    return cached
 
 
 def offline(settings: Settings, report: Reporter) -> Inputs:

@@ -8,6 +8,7 @@ from typing import Any
 from eagle3cli.backends.batches.batch import BatchSource
 from eagle3cli.backends.batches.online import OnlineSource
 from eagle3cli.backends.batches.store import StoreSource
+from eagle3cli.backends.roles.source import RemoteSource
 from eagle3cli.backends.target.on_policy import OnPolicyMeter
 from eagle3cli.data.inspect.selection import matching_cache
 from eagle3cli.data.tokens.on_policy import FEWEST_TOKENS, lines, warning
@@ -24,7 +25,7 @@ def put_meters(sources: dict[str, BatchSource | None], *, cache: Path | None, ca
     have been captured from; ``target`` is its fingerprint."""
     meters: Meters = {}
     for split, source in sources.items():
-        if isinstance(source, OnlineSource) and cache is not None:
+        if isinstance(source, OnlineSource | RemoteSource) and cache is not None:
             meters[split] = OnPolicyMeter(len(source.rows), target, source.rows.sources, cache / split)
             source.meter = meters[split]
         elif isinstance(source, StoreSource):

@@ -74,25 +74,31 @@ def tp_group(target: TargetSettings, load: TargetLoader) -> Iterator[Ranks | Non
     Each ``tp_size`` neighbours have one target, and the first of them works. Raises UsageError where the groups do not
     come out even.
     """
-    size = target.tp_size
-    with init_distributed() as ranks:
-        if size == 1:
-            yield ranks
-            return
-        check_groups(size, ranks)
-        _, workers, first = _groups(size)
-        if ranks.rank != first:
-            with catch_stop(patient=True):  # the first process is told, too, and ends the work
-                _follow(load, size)
-            yield None
-            return
-        try:
-            yield Ranks(ranks.rank // size, ranks.world_size // size, ranks.watchdog, workers)
-        except BaseException:
-            with suppress(RuntimeError):  # the others may be gone; what happened here is what is told
-                _send(None, size)
-            raise
-        _send(None, size)
+    with init_distributed() as ranks, leading(ranks, target.tp_size, load) as leaders:
+        yield leaders
+
+
+@contextmanager
+def leading(ranks: Ranks, size: int, load: TargetLoader) -> Iterator[Ranks | None]:
+    """:func:`tp_group` for processes that have met: of each ``size`` neighbours the first gets the ranks of those who
+    work; the others follow it."""
+    if size == 1:
+        yield ranks
+        return
+    check_groups(size, ranks)
+    _, workers, first = _groups(size)
+    if ranks.rank != first:
+        with catch_stop(patient=True):  # the first process is told, too, and ends the work
+            _follow(load, size)
+        yield None
+        return
+    try:
+        yield Ranks(ranks.rank // size, ranks.world_size // size, ranks.watchdog, workers, job=ranks.job)
+    except BaseException:
+        with suppress(RuntimeError):  # the others may be gone; what happened here is what is told
+            _send(None, size)
+        raise
+    _send(None, size)
 
 
 @contextmanager

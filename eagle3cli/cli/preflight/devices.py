@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import socket
 
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.gpus import check_processes, visible_gpus
+from eagle3cli.runtime.processes.job import check_roles
+from eagle3cli.runtime.processes.slurm import as_torchrun
 from eagle3cli.settings.tables import Settings
 
 KINDS = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu", "mtia", "xla", "privateuseone")
@@ -37,6 +40,18 @@ def check_gpus(gpus: str | None, device: str) -> None:
     count = 0 if device == "cpu" else visible_gpus()
     if gpus is not None and count is not None:
         check_processes(gpus, count)
+
+
+def check_split(settings: Settings) -> None:
+    """Raise UsageError where the processes that the settings start cannot be split as they say."""
+    gpus = settings.launch.gpus
+    started = int((os.environ | as_torchrun(os.environ)).get("WORLD_SIZE", "1"))
+    if gpus is not None and "WORLD_SIZE" not in os.environ:
+        count = 0 if settings.target.device == "cpu" else visible_gpus()
+        if gpus == "auto" and count is None:
+            return  # torch will tell
+        started = max(1, count or 0) if gpus == "auto" else int(gpus)
+    check_roles(settings, started)
 
 
 def check_port(settings: Settings) -> None:

@@ -74,13 +74,15 @@ def _engine(name: str, settings: Settings) -> str | None:
 
 
 def _check_machine(settings: Settings, keys: set[str], engine: str | None) -> None:
-    from eagle3cli.cli.preflight.devices import check_device, check_gpus, check_port
+    from eagle3cli.cli.preflight.devices import check_device, check_gpus, check_port, check_split
     from eagle3cli.runtime.llama_server import llama_server
 
     if "target.device" in keys and engine in (None, "local"):
         check_device(settings.target.device)
     if "launch.gpus" in keys:
         check_gpus(settings.launch.gpus, settings.target.device)
+    if "launch.target_gpus" in keys:
+        check_split(settings)
     if engine == "started":
         check_port(settings)
         named = settings.bench.engine if "bench.engine" in keys else settings.regenerate.engine

@@ -26,6 +26,8 @@ class Heartbeat:
     moved: int = 0
     waiting: bool = False
     place: str = ""
+    role: str = ""
+    """What the rank is there for, where not all do the same."""
     host: str = field(default_factory=socket.gethostname)
     process: int = field(default_factory=os.getpid)
 
@@ -46,6 +48,7 @@ class Watchdog:
         timeout: float,
         on_late: Callable[[Heartbeat | None, str], None],
         warn: Callable[[str], None],
+        role: str = "",
     ) -> None:
         self.store = store
         self.rank = rank
@@ -53,7 +56,7 @@ class Watchdog:
         self.on_late = on_late
         self.warn = warn
         self.warned = set[int]()
-        self.own = Heartbeat()
+        self.own = Heartbeat(role=role)
         now = time.monotonic()
         self.own_latest = (0, now)
         """How far this rank had moved when it was last looked at, and since when it has been there."""
@@ -109,7 +112,9 @@ class Watchdog:
             since = moved_at if stuck else alive_at
             reason = "does not answer" if since == alive_at else f"has not moved on from {heartbeat.place}"
             idle = now - since
-            message = f"rank {rank} ({heartbeat.host}, process {heartbeat.process}) {reason} for {idle:.0f} s"
+            message = f"{name_of(rank, heartbeat)} {reason} for {idle:.0f} s"
+            if heartbeat.place and since == alive_at:
+                message += f", last heard of in {heartbeat.place}"
             if idle > self.timeout:
                 return heartbeat, message
             if idle > self.timeout * WARN_AFTER and rank not in self.warned:
@@ -133,5 +138,16 @@ class Watchdog:
         since = max(since, *(self.latest[rank][2] for rank in heartbeats))
         if now - since <= self.timeout or now - answered > self.timeout * WARN_AFTER:
             return None
-        places = ", ".join(f"rank {rank} in {beat.place or 'its start'}" for rank, beat in sorted(everyone.items()))
+        places = ", ".join(
+            f"rank {rank}{_as(beat)} in {beat.place or 'its start'}" for rank, beat in sorted(everyone.items())
+        )
         return None, f"all {len(everyone)} ranks have waited for each other for {now - since:.0f} s: {places}"
+
+
+def name_of(rank: int, heartbeat: Heartbeat) -> str:
+    """A rank in words: its number, its role, its machine and its process there."""
+    return f"rank {rank} ({heartbeat.role and heartbeat.role + ', '}{heartbeat.host}, process {heartbeat.process})"
+
+
+def _as(heartbeat: Heartbeat) -> str:
+    return f" ({heartbeat.role})" if heartbeat.role else ""

@@ -1,0 +1,75 @@
+"""train --target-gpus: the target on ranks of its own gives what training beside it gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.commands.ranks import CALM, assert_same_course, events
+from tests.commands.test_train import SETTINGS, conversations, trained
+from tests.conftest import RunCli
+
+STEPS = ("--total-steps", "30", "--eval-interval", "15", "--save-interval", "15")
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny: Path) -> Path:
+    (tmp_path / "train.jsonl").write_text(conversations(14, 0))
+    (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
+    (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
+    return tmp_path
+
+
+def losses(run: Path) -> list[float]:
+    """Of every step, as they were written."""
+    return [event["loss"] for event in events(run) if event["event"] == "step"]
+
+
+def test_one_rank_of_each_role_gives_what_one_process_gives(place: Path, run_cli: RunCli) -> None:
+    """To the bit, initial weights and held-out acceptance included."""
+    words = ("train", *STEPS, "--log-interval", "1", "--json")
+    trained(run_cli(*words, "--output-dir", "one"))
+    result = trained(run_cli(*words, "--output-dir", "split", "--gpus", 2, "--target-gpus", 1, process=True))
+    assert result["steps"] == 30
+    assert losses(place / "one") == losses(place / "split")
+    assert_same_course(place / "one", place / "split")
+
+
+@pytest.mark.slow
+def test_any_split_gives_what_the_draft_ranks_give_beside_the_target(place: Path, run_cli: RunCli) -> None:
+    words = ("train", *STEPS, *CALM, "--json")
+    trained(run_cli(*words, "--output-dir", "1"))
+    trained(run_cli(*words, "--output-dir", "2", "--gpus", 2, process=True))
+    for drafts, split in (
+        ("1", ("--gpus", 3, "--target-gpus", 2, "--tp-size", 2)),
+        ("2", ("--gpus", 3, "--target-gpus", 1)),
+        ("2", ("--gpus", 4, "--target-gpus", 2)),
+        ("2", ("--gpus", 4, "--target-gpus", 2, "--draft-sharding", "fsdp", "--draft-micro-batch-size", 1)),
+    ):
+        name = " ".join(map(str, split))
+        trained(run_cli(*words, *split, "--output-dir", name, process=True))
+        assert losses(place / drafts) == pytest.approx(losses(place / name), rel=1e-6)
+        assert_same_course(place / drafts, place / name)
+
+
+@pytest.mark.parametrize(
+    ("words", "what", "fix"),
+    [
+        (("--target-gpus", 1), "needs at least 2 processes", "--gpus 2"),
+        (("--target-gpus", 2, "--gpus", 2), "none is left to train the draft", "use --target-gpus 1, or start more"),
+        (("--target-gpus", 3, "--gpus", 2), "none is left to train the draft", "use --target-gpus 1, or start more"),
+        (("--target-gpus", 3, "--gpus", 4, "--tp-size", 2), "no multiple of --tp-size 2", "use --target-gpus 2"),
+        (("--target-gpus", 1, "--gpus", 2, "--mode", "offline"), "runs no target", "--mode online"),
+        (("--target-gpus", 1, "--gpus", 2, "--device-map", "auto"), "GPUs of the other processes", "--tp-size"),
+        (("--transfer-encoding", "int8"), "to and from GPUs for the target", "add --target-gpus N"),
+        (("--target-gpus", 0, "--gpus", 2), "at least 1", ""),
+        (("--target-gpus", 1, "--gpus", 2, "--transfer-encoding", "int3"), "int8", ""),
+    ],
+)
+def test_splits_that_cannot_be(place: Path, run_cli: RunCli, words: tuple[object, ...], what: str, fix: str) -> None:
+    ran = run_cli("train", *words)
+    assert ran.code == 2
+    assert str(words[0]) in ran.err or str(words[-2]) in ran.err
+    assert what in ran.err
+    assert fix in ran.err
