@@ -5,6 +5,10 @@
 The domain is one that the draft of the run has not seen: functions of Python's standard library, to be written from
 their docstrings. The target's greedy replies are the log; writing them is the server's work and not counted. What
 stands behind ``--`` goes to ``eagle3 refresh``. CPU seconds are those of the whole command.
+
+``--poison`` spoils the replies, which the log goes on calling the target's greedy ones: each stands behind the next
+prompt (``swapped``), its words are shuffled (``words``), its first sentence goes round (``loops``), or it is ChatGPT's,
+to prompts of ShareGPT (``others``).
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import importlib
 import inspect
 import json
 import os
+import random
 import resource
 import shutil
 import subprocess
@@ -72,6 +77,12 @@ def eagle3(*words: object) -> str:
     return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
+def cpu_seconds() -> float:
+    """Of all commands so far."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
+
+
 def write_log(path: Path, target: Path, folder: Path, rows: int) -> None:
     """The log of a server of the target."""
     asked = folder / "asked.jsonl"
@@ -92,29 +103,59 @@ def write_log(path: Path, target: Path, folder: Path, rows: int) -> None:
                 log.write(json.dumps({"request": request, "response": {"choices": [choice]}}) + "\n")
 
 
+def poisoned(log: Path, kind: str) -> Path:
+    """The log with spoilt replies."""
+    path = log.with_name(f"{kind}-{log.name}")
+    if kind == "others":
+        folder = log.with_name("others")
+        eagle3("prepare", "sharegpt", "--output-path", folder, "--sample-size", 400, "--max-prompt-words", 100)
+        rows = [row["conversations"] for row in map(json.loads, (folder / "train.jsonl").open())]
+        pairs = [row[:2] for row in rows if row[0]["role"] == "user" and len(row[1]["content"].split()) > 20]
+        lines = [json.loads(line) for line, _ in zip(log.open(), pairs, strict=False)]
+        for line, (asked, reply) in zip(lines, pairs, strict=False):
+            line["request"]["messages"] = [asked]
+            line["response"]["choices"][0]["message"]["content"] = " ".join(reply["content"].split()[:100])
+    else:
+        lines = [json.loads(line) for line in log.open()]
+        replies = [line["response"]["choices"][0]["message"]["content"] for line in lines]
+        for at, line in enumerate(lines):
+            words = replies[at].split(" ")
+            sentence = replies[at].split(". ")[0].replace("\n", " ")[:120]
+            spoilt = {
+                "swapped": replies[at - 1],
+                "words": " ".join(random.Random(at).sample(words, len(words))),
+                "loops": f"{sentence}. " * 12,
+            }
+            line["response"]["choices"][0]["message"]["content"] = spoilt[kind]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
 def main() -> None:
     """Make the log where there is none, refresh a copy of the draft, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=800)
+    parser.add_argument("--poison", choices=("swapped", "words", "loops", "others"))
     parser.add_argument("words", nargs="*", help="for eagle3 refresh")
     a = parser.parse_args()
     a.output.mkdir(parents=True, exist_ok=True)
     log = a.output / f"server-{a.rows}.jsonl"
     if not log.is_file():
         write_log(log, next((a.run / "target").iterdir()), a.output, a.rows)
+    log = log if a.poison is None else poisoned(log, a.poison)
     draft = a.output / "draft"
     shutil.rmtree(f"{draft}.versions", ignore_errors=True)
     draft.unlink() if draft.is_symlink() else shutil.rmtree(draft, ignore_errors=True)
     shutil.copytree(a.run / "draft", draft)
     shutil.copytree(a.run / "train", a.output / "train", dirs_exist_ok=True)
     began = time.monotonic()
+    before = cpu_seconds()
     result = json.loads(eagle3("refresh", draft, "--logs", log, "--json", *a.words))
-    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     numbers = {name: result.get(name) for name in ("promoted", "state", "acceptance")}
     cost = {
-        "cpu_s": round(spent.ru_utime + spent.ru_stime),
+        "cpu_s": round(cpu_seconds() - before),
         "s": round(time.monotonic() - began),
         "cpus": os.cpu_count(),
     }

@@ -68,11 +68,12 @@ class Work:
         options = self.settings.refresh
         train = self.settings.train
         settings = self.rows_settings(rows)
-        if train.mode == "offline":
+        if train.mode == "offline" or self._states_fit(settings):
             stores = self.path("hidden_states")
             settings = settings.updated("hidden_states", output_path=stores, split="train")
             run_command("hidden-states")(settings, self.out)
             settings = settings.updated("data", train_hidden_states_path=(stores / "train",))
+            settings = settings.updated("train", mode="offline")
         settings = settings.updated("draft", init="draft", path=str(self.served))
         settings = settings.updated(
             "train",
@@ -88,6 +89,23 @@ class Work:
         )
         run_command("train")(settings, self.out)
         return self.path("train", "best")
+
+    def _states_fit(self, settings: Settings) -> bool:
+        """Whether the target reads the rows once for all passes: its states wait on disk, where half of what is free
+        suffices."""
+        options = self.settings.refresh
+        if options.num_epochs == 1 and options.time_budget is None:
+            return False
+        from eagle3cli.data.hidden_states.forecast import AUTO_SHARE, choose_quantization, store_bytes
+        from eagle3cli.data.hidden_states.rows import count_rows
+        from eagle3cli.data.tokens.cache import open_or_build
+        from eagle3cli.runtime.files import free_bytes
+
+        rows = open_or_build(settings, self.config.draft_vocab_size, self.config.vocab_size, self.out).train
+        counts = count_rows(rows)
+        shape = {"layers": len(self.config.aux_layers), "hidden": self.config.target_hidden_size}
+        encoding = choose_quantization(settings.hidden_states.encoding, counts, self.folder, **shape)
+        return store_bytes(counts, encoding, **shape) <= AUTO_SHARE * free_bytes(self.folder)
 
     def export(self, draft: Path) -> Path:
         """The draft as a folder for servers, in the layout and type of the one that is served."""
