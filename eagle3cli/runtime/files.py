@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import filecmp
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -129,18 +130,49 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     try:
         fill(temporary)
         sync_tree(temporary)
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-            folder.rename(old)
-            temporary.rename(folder)
-            remove(old)
-        else:
-            temporary.rename(folder)
+        _put(temporary, folder)
         _sync_folder(folder.parent)
     except OSError as error:
         raise disk_error(error, folder) from error
     finally:
+        if temporary.is_symlink():  # it stood where the folder is now
+            temporary.unlink()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put(new: Path, place: Path) -> None:
+    """Rename a folder to ``place``, in exchange for what stands there; another process may do so at the same time."""
+    while True:
+        try:
+            new.rename(place)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+        else:
+            return
+        with suppress(FileNotFoundError):  # somebody has just taken away what stood there
+            exchange(new, place)
+            return
+
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def exchange(new: Path, place: Path) -> None:
+    """Have two paths change places at once, so that neither is missing at any moment.
+
+    Where the system cannot, what stood at ``place`` is removed, and it is away for the time between two renames; after
+    a kill there ``remove_leftovers`` brings it back.
+    """
+    with suppress(OSError, AttributeError):
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+        if rename(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(place), _RENAME_EXCHANGE) == 0:
+            return
+    old = place.with_name(f".{place.name}.old-{os.getpid()}")
+    place.rename(old)
+    new.rename(place)
+    remove(old)
 
 
 def is_filled_so(folder: Path, fill: Callable[[Path], None], *, apart: Sequence[str] = ()) -> bool:

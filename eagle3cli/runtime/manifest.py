@@ -85,7 +85,8 @@ def remove_leftovers(folder: Path) -> None:
         if not match or _alive(int(match[3])):
             continue
         if match[2] == "old" and not (folder / match[1]).exists():  # killed between the two renames of a replacement
-            path.rename(folder / match[1])
+            with suppress(OSError):  # another process has just done so
+                path.rename(folder / match[1])
         elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

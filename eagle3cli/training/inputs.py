@@ -111,8 +111,7 @@ def state_shape(settings: Settings, config: DraftConfig, device: torch.device, r
 
 def _cached(settings: Settings, config: DraftConfig, report: Reporter, ranks: Ranks) -> TokenCache:
     """The tokenized rows of a live target. Raises where none can be trained on."""
-    with ranks.main_process_first():
-        cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
+    cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report, ranks)
     _not_empty(len(cached.train), str(settings.data.train_path))
     if not cached.summary["train"]["loss_tokens"]:
         fix = "look at the rows with eagle3 view; replies are made by eagle3 regenerate"

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,32 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         write_folder(tmp_path / "made", fail)
     assert (tmp_path / "made" / "a").read_text() == "new"
+    assert os.listdir(tmp_path) == ["made"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot exchange two folders at once")
+def test_a_folder_that_several_processes_write_is_whole_at_every_moment(tmp_path: Path) -> None:
+    def fill(folder: Path) -> None:
+        for name in ("a", "b"):
+            (folder / name).write_text(str(os.getpid()))
+
+    place = tmp_path / "made"
+    write_folder(place, fill)
+    writers = []
+    for _ in range(3):
+        writers.append(os.fork())
+        if not writers[-1]:
+            code = 1
+            with suppress(Exception):
+                for _ in range(20):
+                    write_folder(place, fill)
+                code = 0
+            os._exit(code)
+    for writer in writers:
+        while (ended := os.waitpid(writer, os.WNOHANG)) == (0, 0):
+            assert place.is_dir()
+        assert ended == (writer, 0)
+    assert (place / "a").read_text() == (place / "b").read_text()
     assert os.listdir(tmp_path) == ["made"]
 
 

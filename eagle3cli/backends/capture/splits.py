@@ -40,8 +40,7 @@ def capture_splits(settings: Settings, report: Reporter, stop: Stop, ranks: Rank
     trained = with_options(config, draft)
     check_served(trained, raw, draft.serve_with, backend=target.backend)
     report_unserved(trained, raw, report, backend=target.backend)
-    with ranks.main_process_first():
-        cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
+    cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report, ranks)
     splits = {name: rows for name, rows in (("train", cached.train), ("eval", cached.eval)) if rows is not None}
     if requested.split != "both" and requested.split not in splits:
         raise UsageError("no held-out rows to capture", where="--split eval", fix="give --eval-data-path")

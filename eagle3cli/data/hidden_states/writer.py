@@ -118,8 +118,7 @@ class StoreWriter:
         self._lock = ExitStack()
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            busy = Eagle3Error("another process is writing here", where=str(folder), fix="wait for it, or stop it")
-            self._lock.enter_context(locked(folder, busy))
+            self._lock.enter_context(locked(folder, _busy(folder)))
         try:
             if rank == 0:
                 self._open(layout, index, dict(sample or {}), dict(computed or {}), report)
@@ -258,10 +257,20 @@ def read_existing(folder: Path, report: Reporter) -> ExistingStore | None:
 
 
 def discard_store(folder: Path) -> None:
-    """Remove a store, finished or not; other files in the folder are left alone."""
-    for pattern in (MANIFEST, INDEX, ERRORS, "shard_*.safetensors", ".*.tmp-*"):
-        for path in folder.glob(pattern):
-            path.unlink()
+    """Remove a store, finished or not; other files in the folder are left alone.
+
+    Raises Eagle3Error while another process writes there.
+    """
+    if not folder.is_dir():
+        return
+    with locked(folder, _busy(folder)):
+        for pattern in (MANIFEST, INDEX, ERRORS, "shard_*.safetensors", ".*.tmp-*"):
+            for path in folder.glob(pattern):
+                path.unlink()
+
+
+def _busy(folder: Path) -> Eagle3Error:
+    return Eagle3Error("another process is writing here", where=str(folder), fix="wait for it, or stop it")
 
 
 def _write(path: Path, blob: bytes) -> None:

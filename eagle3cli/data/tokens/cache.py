@@ -32,6 +32,7 @@ from eagle3cli.data.tokens.on_policy import describe
 from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.data.tokens.vocab_file import holds, write_vocab
 from eagle3cli.errors import DataError, UsageError
+from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 from eagle3cli.runtime.files import read_json, write_folder, write_json
 from eagle3cli.runtime.manifest import remove_leftovers
 from eagle3cli.runtime.provenance import FileStat, describe_files, digest_json
@@ -74,11 +75,21 @@ class TokenCache:
         return load_vocab(self.vocab_file)
 
 
-def open_or_build(settings: Settings, draft_vocab_size: int, vocab_size: int, report: Reporter) -> TokenCache:
+def open_or_build(
+    settings: Settings, draft_vocab_size: int, vocab_size: int, report: Reporter, ranks: Ranks = SINGLE_PROCESS
+) -> TokenCache:
     """The cache for these settings, built if there is none yet, or if the one there is has been damaged.
 
-    Raises UsageError without training data, DataError for unusable data, ModelError for the tokenizer.
+    Of several ranks the first one builds, and the others find what it has made. Raises UsageError without training
+    data, DataError for unusable data, ModelError for the tokenizer.
     """
+    with ranks.main_process_first():
+        if not ranks.is_main:  # what the first one has just built is not built again
+            settings = settings.updated("cache", overwrite=False)
+        return _open_or_build(settings, draft_vocab_size, vocab_size, report)
+
+
+def _open_or_build(settings: Settings, draft_vocab_size: int, vocab_size: int, report: Reporter) -> TokenCache:
     paths = data_paths(settings)
     config = encoder_config(settings)
     settings.data.cache_dir.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,6 @@ left between two of them.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle3cli.errors import UsageError
-from eagle3cli.runtime.files import append, disk_error, locked, remove, sync_tree, write_folder, write_json
+from eagle3cli.runtime.files import append, disk_error, exchange, locked, remove, sync_tree, write_folder, write_json
 from eagle3cli.runtime.manifest import remove_leftovers
 from eagle3cli.runtime.provenance import digest_file, digest_json
 
@@ -32,8 +31,6 @@ LEDGER = "ledger.jsonl"
 ENTRY = "entry.json"
 PROMPTS = "prompts.txt"
 BASE, REFRESH, ROLLBACK = "base", "refresh", "rollback"
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
 
 Entry = dict[str, Any]
 """A line of the ledger: ``version``, ``event``, ``date``, ``parent``, and what its event knows besides."""
@@ -261,22 +258,6 @@ def weights_digest(folder: Path) -> str:
     """16 hex digits that tell one draft from another by the content of its weight files."""
     files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
     return digest_json([[path.name, digest_file(path)] for path in files])
-
-
-def exchange(link: Path, folder: Path) -> None:
-    """Have two paths change places at once, so that neither is missing at any moment.
-
-    Where the system cannot, ``folder`` is away for the time between two renames; after a kill there the next refresh
-    brings it back.
-    """
-    with suppress(OSError, AttributeError):
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-        if rename(_AT_FDCWD, os.fsencode(link), _AT_FDCWD, os.fsencode(folder), _RENAME_EXCHANGE) == 0:
-            return
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    folder.rename(old)
-    link.rename(folder)
-    remove(old)
 
 
 def _dated(entry: Entry) -> Entry:

@@ -323,8 +323,10 @@ def test_going_on_with_another_batch_size_is_told(tmp_path: Path) -> None:
 
 def test_two_captures_do_not_write_at_once(tmp_path: Path) -> None:
     rows, folder = make_rows(), tmp_path / "store"
-    with writer(folder, rows), pytest.raises(Eagle3Error, match="another process is writing here"):
-        writer(folder, rows)
+    with writer(folder, rows):
+        for begin in (lambda: writer(folder, rows), lambda: discard_store(folder)):  # the second one: --overwrite
+            with pytest.raises(Eagle3Error, match="another process is writing here"):
+                begin()
     fill(folder, rows)
     assert len(Store(folder)) == len(rows)
 

@@ -14,6 +14,7 @@ from eagle3cli.data.tokens import workers
 from eagle3cli.data.tokens.cache import TokenCache, open_or_build
 from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.errors import DataError, ModelError, UsageError
+from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.data import CacheSettings, DataSettings
 from eagle3cli.settings.models import TargetSettings
@@ -93,6 +94,19 @@ def test_the_second_call_builds_nothing(
     for module in ("blocks", "cache"):
         monkeypatch.setattr(f"eagle3cli.data.tokens.{module}.load_tokenizer", None)
     assert not build(tmp_path, target, chat_template=template).summary["built"]
+
+
+def test_what_the_first_rank_has_built_anew_the_others_do_not(
+    tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would at once, in the same place, while the first one reads it."""
+    monkeypatch.setattr(Ranks, "barrier", lambda self: None)
+    write(tmp_path / "train.jsonl", [talk(number) for number in range(5)])
+    data = DataSettings(train_path=tmp_path / "train.jsonl", cache_dir=tmp_path / "cache")
+    model = TargetSettings(model_path=str(target))
+    settings = Settings(target=model, data=data, cache=CacheSettings(overwrite=True))
+    made = [open_or_build(settings, 100, VOCAB, Silent(), Ranks(rank, 3)) for rank in range(3)]
+    assert [cached.summary["built"] for cached in made] == [True, False, False]
 
 
 def test_finding_a_cache_imports_neither_torch_nor_transformers(tmp_path: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 from collections.abc import Callable
@@ -112,7 +113,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_draft(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
 ) -> None:
     if not can_exchange:
-        monkeypatch.setattr(module.ctypes, "CDLL", lambda *args, **kwargs: object())
+        monkeypatch.setattr(ctypes, "CDLL", lambda *args, **kwargs: object())
     for first in (True, False):  # the folder becomes a link; a link becomes another one
         for count in range(1, 100):
             place = tmp_path / f"{first}-{count}"
