@@ -64,7 +64,11 @@ def newest_run() -> RunPath:
 
 def run_folders(root: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
     """Folders of runs, not those inside of another one."""
-    for folder in sorted(path for path in root.glob("*") if path.is_dir() and not path.name.startswith(".")):
+    try:
+        inside = sorted(root.iterdir())
+    except OSError:  # it has just been renamed or removed
+        return
+    for folder in (path for path in inside if path.is_dir() and not path.name.startswith(".")):
         if (folder / STAGES).is_file() or is_run(folder):
             yield folder
         elif depth > 1:

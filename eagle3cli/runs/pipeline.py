@@ -50,8 +50,7 @@ def _state(folder: Path, process: Mapping[str, Any], stage: str | None, since: f
     written = max(since, _last_write_below(folder))
     idle = max(0.0, time.time() - written)
     if stage is None:
-        report = folder / "report.json"
-        if report.is_file() and report.stat().st_mtime >= since:
+        if _modified(folder / "report.json") >= since:
             return State(FINISHED, FINISHED, idle)
         living = is_alive(process)
         if living or (living is None and idle <= PAUSE):
@@ -65,10 +64,22 @@ def _state(folder: Path, process: Mapping[str, Any], stage: str | None, since: f
 
 def _last_write_below(folder: Path) -> float:
     """When a file of the pipeline or of its stages' folders was written last, in seconds since 1970."""
-    times = [0.0]
-    for path in (*folder.iterdir(), *folder.glob("*/*")):
-        try:
-            times.append(path.stat().st_mtime)
-        except OSError:
-            continue
-    return max(times)
+    inside = _entries(folder)
+    below = [path for place in inside if place.is_dir() for path in _entries(place)]
+    return max((_modified(path) for path in (*inside, *below)), default=0.0)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What a folder holds; nothing where it has just been renamed or removed."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _modified(path: Path) -> float:
+    """When a file was written last, in seconds since 1970; 0 where there is none."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eagle3cli.runs import watch
+from eagle3cli.runs.find import run_folders
 from eagle3cli.runs.pipeline import pipeline_progress
 from eagle3cli.runs.state import this_process
 from tests.commands.test_train import place
@@ -95,6 +97,24 @@ def test_a_crash_is_seen(tmp_path: Path, run_cli: RunCli) -> None:
 
 def started(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+
+
+def test_a_chain_is_watched_while_its_folders_are_renamed(tmp_path: Path) -> None:
+    """What a stage makes has a temporary name first: it may be gone once it is looked at."""
+    folder = make_stages(tmp_path / "chain", export={"state": "begun", "process": this_process()})
+
+    def export() -> None:
+        for _ in range(1000):
+            (folder / ".draft.tmp-1").mkdir()
+            (folder / ".draft.tmp-1").rename(folder / "draft")
+            (folder / "draft").rmdir()
+
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(export)
+        while not work.done():
+            assert pipeline_progress(folder).state.name == "running"
+            assert list(run_folders(tmp_path)) == [folder]
+        work.result()
 
 
 def make_stages(folder: Path, **states: dict[str, Any]) -> Path:

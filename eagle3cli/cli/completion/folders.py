@@ -40,7 +40,14 @@ def _newest_first(prefix: str, matches: Callable[[Path], bool]) -> list[str]:
             break
         level = [inner for folder in level for inner in _subfolders(folder)][:MOST]
         folders += level
-    return [str(folder) for folder in sorted(filter(matches, folders), key=lambda folder: -folder.stat().st_mtime)]
+    return [str(folder) for folder in sorted(filter(matches, folders), key=_modified, reverse=True)]
+
+
+def _modified(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except OSError:  # it was removed just now, as old checkpoints are
+        return 0.0
 
 
 def _subfolders(folder: Path) -> list[Path]:
