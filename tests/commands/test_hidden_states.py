@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 
 from eagle3cli.data.hidden_states.rows import teacher_positions
 from eagle3cli.data.hidden_states.store import Store
+from eagle3cli.serving.launch.server import free_ports
 from tests.conftest import ROOT, RunCli
 from tests.tiny import tiny_target
 
@@ -74,7 +74,7 @@ def test_kill_9_and_the_same_command_again_gives_the_same_bytes(run_cli: RunCli,
     with (tmp_path / "log.txt").open("wb") as log:
         command = [sys.executable, "-m", "eagle3cli", *flags, str(folder.parent)]
         child = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=log, stderr=log)
-        shard, deadline = folder / "shard_00001.safetensors", time.monotonic() + 120
+        shard, deadline = folder / "shard_00001.safetensors", time.monotonic() + 300
         while not shard.exists() and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.001)
         os.kill(child.pid, signal.SIGKILL)
@@ -94,16 +94,14 @@ def test_ranks_share_the_shards(run_cli: RunCli, tiny: Path, tmp_path: Path) -> 
     data = write_data(tmp_path / "train.jsonl", 150, 0)
     flags = ["hidden-states", "--model-path", str(tiny), "--data-path", str(data), "--threads", "1"]
     flags += ["--shard-mb", "1", "--batch-tokens", "512", "--encoding", "int8", "--json", "--output-path"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    rendezvous = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(ROOT)}
+    (port,) = free_ports(1)
+    rendezvous = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
     children = []
     for rank in ("0", "1"):
         env = {**os.environ, **rendezvous, "RANK": rank, "LOCAL_RANK": rank}
         command = [sys.executable, "-m", "eagle3cli", *flags, str(tmp_path / "two")]
         children.append(subprocess.Popen(command, cwd=tmp_path, env=env, text=True, stdout=-1, stderr=-1))
-    first, second = [child.communicate(timeout=150) for child in children]
+    first, second = [child.communicate(timeout=300) for child in children]
     assert [child.returncode for child in children] == [0, 0], first[1] + second[1]
     told = json.loads(first[0])["splits"]["train"]
     assert (told["shards_before"], told["rows"]) == (0, 150)

@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from random import SystemRandom
 
 import httpx
 
 from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.runtime.llama_server import llama_server
+from eagle3cli.runtime.processes.slurm import PORTS
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import catch_stop
 from eagle3cli.serving.launch import guard
@@ -202,18 +204,24 @@ def _wait(servers: Servers, seconds: float, report: Reporter) -> None:
 
 
 def free_ports(count: int, first: int | None = None) -> list[int]:
-    """Ports that nobody listens on: those from ``first`` on, or any. Raises UsageError for one that is taken."""
-    ports = []
-    with ExitStack() as stack:
-        for index in range(count):
-            listener = stack.enter_context(socket.socket())
+    """Ports that nobody listens on: those from ``first`` on, or any. Raises UsageError for one that is taken.
+
+    A server takes its port minutes after it was chosen: any means none that the system may give away meanwhile.
+    """
+    candidates = SystemRandom().sample(PORTS, len(PORTS)) if first is None else range(first, first + count)
+    ports: list[int] = []
+    for port in candidates:
+        with socket.socket() as listener:
             # Old connections of a server that has just ended hold its port for a minute; the next one may have it.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            port = 0 if first is None else first + index
             try:
                 listener.bind(("127.0.0.1", port))
             except OSError as error:
+                if first is None:
+                    continue
                 fix = "choose another --port, or leave it out; to use a server there: --server-address-port"
                 raise UsageError(f"port {port} is taken", where="--port", fix=fix) from error
-            ports.append(int(listener.getsockname()[1]))
+        ports.append(port)
+        if len(ports) == count:
+            break
     return ports
