@@ -49,6 +49,8 @@ class Watchdog:
         on_late: Callable[[Heartbeat | None, str], None],
         warn: Callable[[str], None],
         role: str = "",
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = store
         self.rank = rank
@@ -57,7 +59,8 @@ class Watchdog:
         self.warn = warn
         self.warned = set[int]()
         self.own = Heartbeat(role=role)
-        now = time.monotonic()
+        self._clock = clock
+        now = clock()
         self.own_latest = (0, now)
         """How far this rank had moved when it was last looked at, and since when it has been there."""
         self.latest = {other: (Heartbeat(), now, now) for other in range(world_size) if other != rank}
@@ -84,24 +87,30 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self.ended.wait(min(PAUSE, self.timeout / 10)):
-            self.own.alive += 1
-            try:
-                self.store.set(f"beat/{self.rank}", json.dumps(vars(self.own)))
-                heartbeats = {rank: self._read(rank) for rank in self.latest}
-            except RuntimeError:  # the store has gone: so has the run
+            if not self.look():
                 return
-            known = {rank: beat for rank, beat in heartbeats.items() if beat is not None}
-            late = self._find_late(known) or self._find_stuck(known)
-            if late is not None and not self.ended.is_set():
-                self.on_late(*late)
-                return
+
+    def look(self) -> bool:
+        """Say that this rank lives, and judge what the others have said; whether to go on."""
+        self.own.alive += 1
+        try:
+            self.store.set(f"beat/{self.rank}", json.dumps(vars(self.own)))
+            heartbeats = {rank: self._read(rank) for rank in self.latest}
+        except RuntimeError:  # the store has gone: so has the run
+            return False
+        known = {rank: beat for rank, beat in heartbeats.items() if beat is not None}
+        late = self._find_late(known) or self._find_stuck(known)
+        if late is None or self.ended.is_set():
+            return True
+        self.on_late(*late)
+        return False
 
     def _read(self, rank: int) -> Heartbeat | None:
         key = f"beat/{rank}"
         return Heartbeat(**json.loads(self.store.get(key))) if self.store.check([key]) else None
 
     def _find_late(self, heartbeats: dict[int, Heartbeat]) -> tuple[Heartbeat | None, str] | None:
-        now = time.monotonic()
+        now = self._clock()
         somebody_waits = self.own.waiting or any(heartbeat.waiting for heartbeat in heartbeats.values())
         for rank, heartbeat in heartbeats.items():
             before, alive_at, moved_at = self.latest[rank]
@@ -126,7 +135,7 @@ class Watchdog:
 
     def _find_stuck(self, heartbeats: dict[int, Heartbeat]) -> tuple[Heartbeat | None, str] | None:
         """Whether all ranks live and wait, and none has moved for the time-out: the message between them is stuck."""
-        now = time.monotonic()
+        now = self._clock()
         moved, since = self.own_latest
         if moved != self.own.moved:
             since = now
