@@ -64,7 +64,7 @@ def run_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
             command = [sys.executable, "-m", "eagle3cli", *argv]
             environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(env or {})}
             done = subprocess.run(
-                command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=170, check=False
+                command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=580, check=False
             )
             return Ran(done.returncode, done.stdout, done.stderr)
         from eagle3cli.cli.main import main

@@ -40,7 +40,7 @@ def on_terminal(words: Sequence[str], cwd: Path, seen: Callable[[str], None] = l
         data += part
         seen(data.decode(errors="replace"))
     os.close(ours)
-    return process.wait(timeout=30), data.decode(errors="replace")
+    return process.wait(timeout=150), data.decode(errors="replace")
 
 
 def screen(text: str) -> list[str]:

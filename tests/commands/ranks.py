@@ -78,8 +78,8 @@ class Session:
 
     def wait(self) -> int:
         """The exit code, once nothing of this session is left."""
-        code = self.process.wait(timeout=150)
-        deadline = time.monotonic() + 10
+        code = self.process.wait(timeout=300)
+        deadline = time.monotonic() + 60
         while left := self.left():
             assert time.monotonic() < deadline, f"orphans: {left}"
             time.sleep(0.05)
@@ -98,7 +98,7 @@ class Session:
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait for a moment, or for the end."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while self.process.poll() is None and not condition():
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.001)

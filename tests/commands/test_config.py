@@ -65,7 +65,7 @@ def init_on_a_terminal(folder: Path, typed: str, *words: str) -> tuple[int, str]
     pipes: dict[str, Any] = {"stdin": slave, "stderr": slave, "stdout": subprocess.DEVNULL}
     process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes)
     os.write(master, typed.encode())
-    code = process.wait(60)
+    code = process.wait(300)
     os.close(slave)
     shown = b""
     with contextlib.suppress(OSError):  # a pseudo-terminal ends with an error

@@ -28,7 +28,7 @@ KILLS = int(os.environ.get("EAGLE3_KILLS", "2")) // 2
 """Of every run."""
 STEPS = 20 + 8 * KILLS
 WORDS = (*CALM, "--num-epochs", "1000", "--total-steps", str(STEPS), "--save-interval", "3", "--eval-interval", "10")
-pytestmark = pytest.mark.timeout(180 + 60 * KILLS)
+pytestmark = pytest.mark.timeout(600 + 60 * KILLS)
 SAME_BITS = {"event", "step", "loss", "depth_losses", "accuracy", "grad_norm", "tokens", "acceptance_length", "rows"}
 TORN = '{"event": "step", "step": 1, "lo'
 

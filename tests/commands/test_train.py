@@ -73,7 +73,7 @@ def start(place: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
@@ -167,9 +167,9 @@ def test_killed_at_any_moment_it_ends_the_same(place: Path, run_cli: RunCli) -> 
 
 def test_sigterm_saves_says_so_and_goes_on(place: Path, run_cli: RunCli) -> None:
     process = start(place, "--output-dir", "run", "--total-steps", "2000", "--num-epochs", "900")
-    wait_for(process, lambda: (place / "run" / "checkpoints" / "epoch_0_step_3").exists())
+    wait_for(process, lambda: any((place / "run" / "checkpoints").glob("epoch_*")))
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate(timeout=300)[0]
     assert process.returncode == 128 + signal.SIGTERM
     assert "saved step" in said
     assert "run the same command again" in said

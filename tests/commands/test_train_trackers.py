@@ -67,7 +67,7 @@ def tracked_run(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> tuple[P
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     again = start()
-    said = again.communicate(timeout=150)[0]
+    said = again.communicate(timeout=300)[0]
     assert again.returncode == 0, said
     return place, said
 

@@ -136,7 +136,7 @@ def test_a_terminal_sees_bars_and_remarks_above_them(no_colour: bool) -> None:
             break
         seen += part
     os.close(ours)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=150) == 0
     text = seen.decode()
     assert "look [here]" in text
     assert "outer [x]: 2/2 rows (100%)" in text

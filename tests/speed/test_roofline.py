@@ -75,7 +75,7 @@ def test_the_peer_takes_longer_where_half_of_the_positions_carry_loss() -> None:
 @pytest.mark.slow
 def test_the_command_prints_one_object() -> None:
     words = [sys.executable, "tests/speed/roofline.py", "--target", "qwen3-30b-a3b", "--lengths", "1024", "--json"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=170)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["step_ms"] > found["floor_ms"] > 0

@@ -27,7 +27,7 @@ def torchrun(folder: Path, *words: str, processes: int = 2) -> subprocess.Comple
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return subprocess.run(
-        [*command, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=170, check=False
+        [*command, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=580, check=False
     )
 
 

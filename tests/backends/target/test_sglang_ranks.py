@@ -40,7 +40,7 @@ def with_sglang(place: Path, processes: int, *words: str) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=580,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -84,13 +84,17 @@ def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    found = [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+    try:
+        files = list(Path(f"/proc/{pid}/task").glob("*/children"))
+        found = [int(child) for file in files for child in file.read_text().split()]
+    except OSError:  # it has ended meanwhile
+        return []
     return found + [pid for child in found for pid in descendants(child)]
 
 
 def wait_for_the_end(pids: list[int]) -> None:
     """Fails where a process outlives its killed parent."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
         assert time.monotonic() < until, f"still running: {left}"
         time.sleep(0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,21 @@ def check(folder: Path, count: int, errors: int = 0) -> None:
 
 
 def lines_of(folder: Path) -> int:
-    return sum(path.read_bytes().count(b"\n") for path in (*folder.glob(".part_*"), *folder.glob("shard_*")))
+    """Rows that have their outcome, while a process may be writing them or after it was killed."""
+    lines = 0
+    for path in (*folder.glob("shard_*"), *_parts(folder)):
+        with suppress(FileNotFoundError):  # its shard is finished
+            lines += path.read_bytes().count(b"\n")
+    return lines
+
+
+def _parts(folder: Path) -> list[Path]:
+    """Part files, without one whose rows a shard has already: a kill may come before it is removed."""
+    return [path for path in folder.glob(".part_*") if not (folder / path.name.replace(".part_", "shard_")).exists()]
 
 
 def rows_done(folder: Path) -> list[int]:
     """Rows that have their outcome, in shards or in part files."""
     ids = [row["id"] for row in rows_of(folder, "shard")]
-    parts = [line for path in folder.glob(".part_*") for line in path.read_text().splitlines()]
-    return [int(name[1:]) for name in ids] + [json.loads(line)["row"] for line in parts if line.endswith("}")]
+    parts = [line for path in _parts(folder) for line in path.read_text().splitlines(keepends=True)]
+    return [int(name[1:]) for name in ids] + [json.loads(line)["row"] for line in parts if line.endswith("}\n")]

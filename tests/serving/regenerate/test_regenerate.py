@@ -22,6 +22,7 @@ from eagle3cli.serving.regenerate import record
 from eagle3cli.serving.regenerate.regenerate import Regenerated, regenerate
 from eagle3cli.settings.tables import Settings
 from tests.conftest import ROOT
+from tests.serving.regenerate.remote_run import lines_of
 from tests.tiny import tiny_target
 
 QUESTIONS = ["How do I sort a list?", "And backwards?", "Write a letter.", "What is rain?", "Add 2 and 3."]
@@ -237,10 +238,6 @@ def test_kill_at_any_moment_gives_the_same_shards(tiny: Path, tmp_path: Path) ->
     done = run(tiny, path, tmp_path / "out", temperature=0.7, max_tokens=60, num_per_shard=12)
     assert done.rows_now <= 24 - lines + 1
     assert files(tmp_path / "out") == files(tmp_path / "expected")
-
-
-def lines_of(folder: Path) -> int:
-    return sum(path.read_bytes().count(b"\n") for path in (*folder.glob(".part_*"), *folder.glob("shard_*")))
 
 
 def recorded_file(tiny: Path, tmp_path: Path, rows: Path, **config: Any) -> Path:

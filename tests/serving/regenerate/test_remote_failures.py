@@ -125,7 +125,13 @@ def test_a_stop_signal_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.Mo
     with running(Faults(seconds=0.2)) as servers:
         requested = stop.Stop()
         monkeypatch.setattr(stop, "_active", requested)
-        threading.Timer(0.6, lambda: setattr(requested, "requested", signal.SIGTERM)).start()
+
+        def stop_after_some() -> None:
+            while not lines_of(tmp_path / "out"):
+                time.sleep(0.01)
+            requested.requested = signal.SIGTERM
+
+        threading.Thread(target=stop_after_some, daemon=True).start()
         with pytest.raises(Stopped, match="of 200 rows") as stopped:
             run(servers, rows, tmp_path / "out", table={"max_concurrency": 16})
         assert stopped.value.exit_code == 143

@@ -130,7 +130,7 @@ def test_a_process_at_its_limit_of_memory_says_so(place: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=580,
     )
     assert done.returncode == 1, done.stderr
     assert "step 2: memory did not suffice" in done.stderr
