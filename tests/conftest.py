@@ -28,6 +28,16 @@ hypothesis.settings.register_profile("fixed", derandomize=True, **PATIENT)
 hypothesis.settings.load_profile("patient")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_configure() -> None:
+    """Have the same examples drawn whichever modules other tests of this process have loaded: hypothesis draws
+    constants that it finds in them."""
+    from hypothesis.internal.conjecture import providers
+
+    if hypothesis.settings.default.derandomize and hasattr(providers, "_get_local_constants"):
+        providers._get_local_constants = lambda: providers._local_constants  # none yet
+
+
 @pytest.fixture(autouse=True)
 def usual_floats() -> Iterator[None]:
     """Commands flush denormal numbers to zero; the next test in this process gets the usual arithmetic back."""

@@ -32,7 +32,7 @@ def mark(folder: Path, talks: list[tuple[dict[str, Any], ...]], least: float | N
     return np.array([disposition for (disposition,) in dispositions], int), pairs
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=list(HealthCheck))
 @given(st.lists(st.integers(0, 4), max_size=30))
 def test_the_first_of_equal_rows_stays(tmp_path: Path, kinds: list[int]) -> None:
     dispositions, pairs = mark(tmp_path, [said(f"question {kind}", "yes") for kind in kinds])

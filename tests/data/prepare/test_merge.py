@@ -124,7 +124,7 @@ def add_rows(rows: RowTable, pairs: list[tuple[int, int]]) -> None:
         rows.add(Conversation("", ({"role": "user", "content": f"q{prompt}"},)), str(name), 0, line)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30), st.integers(0, 9))
 def test_no_id_or_prompt_is_on_both_sides(tmp_path: Path, pairs: list[tuple[int, int]], seed: int) -> None:
     with work_folder(tmp_path) as work, RowTable(work, seed) as rows:

@@ -107,7 +107,7 @@ def ends_of(text: str) -> list[int]:
     return ends
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_an_array_that_breaks_off_gives_every_whole_object(tmp_path: Path, data: st.DataObject) -> None:
     row = st.dictionaries(st.text(max_size=3), st.text(max_size=8), max_size=3)
@@ -232,7 +232,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(PIECES | st.binary(max_size=5), max_size=12),
     st.sampled_from(["a.json", "a.jsonl", "a.parquet"]),

@@ -102,7 +102,7 @@ def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
     return bytes(data)
 
 
-many = settings(max_examples=150, deadline=5000, suppress_health_check=list(HealthCheck))
+many = settings(max_examples=150, deadline=60_000, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("kind", FILES)

