@@ -21,7 +21,8 @@ How the draft sees it
     goes on from row n-1: its hidden state is the layer's output (before the final norm) of depth i-1, it reads the
     embedding of the last proposal, stands at position n-1+i, and sees the depth-0 keys of all rows and the keys of the
     chain before it. With ``fc_norm`` in the config each layer of aux is normed first; with ``norm_output`` the next
-    depth gets the output after the final norm.
+    depth gets the output after the final norm. With ``layer_types`` of sliding attention a query sees the keys of the
+    ``sliding_window`` newest positions, its own included, and those of the first ``draft_sinks``.
 
 By hand: ``python tests/independent_eagle3.py TARGET DRAFT --k 3 --prompts prompts.jsonl``, a JSON list of token ids a
 line.
@@ -141,6 +142,14 @@ class NaiveDraft:
         gate, up = self.w["midlayer.mlp.gate_proj.weight"] @ x, self.w["midlayer.mlp.up_proj.weight"] @ x
         return residual + self.w["midlayer.mlp.down_proj.weight"] @ (torch.nn.functional.silu(gate) * up)
 
+    def seen(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """What the newest row sees of the keys (or values) of all positions."""
+        if "sliding_attention" not in (self.config.get("layer_types") or ()):
+            return list(states)
+        first = len(states) - self.config["sliding_window"]
+        sinks = self.config.get("draft_sinks") or 0
+        return [state for at, state in enumerate(states) if at >= first or at < sinks]
+
     def best(self, hidden: Tensor) -> int:
         """The proposal at a hidden state, as a token of the target."""
         logits = self.w["lm_head.weight"] @ rms_norm(hidden, self.w["norm.weight"], self.eps)
@@ -154,13 +163,13 @@ class NaiveDraft:
         hidden = [self.first(aux[p]) for p in range(newest)]
         projected = [self.project(hidden[p], embedding[tokens[p + 1]], p) for p in range(newest)]
         keys, values = [key for _, key, _ in projected], [value for _, _, value in projected]
-        current = self.layer(hidden[-1], projected[-1][0], keys, values)
+        current = self.layer(hidden[-1], projected[-1][0], self.seen(keys), self.seen(values))
         proposals = [self.best(current)]
         for depth in range(1, k):
             current = self.carried(current)
             query, key, value = self.project(current, embedding[proposals[-1]], newest - 1 + depth)
             keys, values = [*keys, key], [*values, value]
-            current = self.layer(current, query, keys, values)
+            current = self.layer(current, query, self.seen(keys), self.seen(values))
             proposals.append(self.best(current))
         return proposals
 

@@ -7,7 +7,9 @@ from eagle3cli.cli.dry_run import planner
 from eagle3cli.console.out import Out
 from eagle3cli.settings.tables import Settings
 
-DRAFT = ("config", "vocab_size", "aux_layers", "init", "fc_norm", "norm_output", "serve_with", "path")
+DRAFT = (
+    *("config", "vocab_size", "aux_layers", "init", "fc_norm", "norm_output", "window", "sinks", "serve_with", "path"),
+)
 
 
 def run(settings: Settings, out: Out) -> int | None:

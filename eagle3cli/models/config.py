@@ -12,6 +12,7 @@ from typing import Any
 from eagle3cli.errors import ModelError
 from eagle3cli.models.packaged import packaged_configs
 from eagle3cli.models.rope import read_rope, reduced_rope
+from eagle3cli.models.window import SLIDING, Window, check_window, read_window
 
 DEFAULT_DRAFT_VOCAB = 32000
 ARCHITECTURE = "LlamaForCausalLMEagle3"
@@ -71,6 +72,10 @@ class DraftConfig:
     num_hidden_layers: int = 1
     own_embedding: bool = False
     """An embedding that is trained with the draft, in place of the target's."""
+    window: int | None = None
+    """Newest keys that a position sees, its own included; None: all of its text."""
+    sinks: int = 0
+    """First positions of a text that every position sees besides."""
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -88,8 +93,14 @@ class DraftConfig:
                 where="draft config",
                 fix="choose a smaller --draft-vocab-size",
             )
+        check_window(self.window, self.sinks)
         if list(self.aux_layers) != sorted(set(self.aux_layers)) or min(self.aux_layers, default=0) < 0:
             raise ModelError(f"aux layers {list(self.aux_layers)} must ascend from 0 on", where="--aux-layers")
+
+    @property
+    def sliding(self) -> Window | None:
+        """What a position sees; None: all of its text up to itself."""
+        return None if self.window is None else Window(self.window, self.sinks)
 
     @property
     def aux_width(self) -> int:
@@ -201,6 +212,7 @@ class DraftConfig:
             norm_before_residual=bool(raw.get("norm_before_residual")),
             num_hidden_layers=raw.get("num_hidden_layers") or 1,
             own_embedding=bool(raw.get("own_embedding")),
+            **read_window(raw),
         )
 
     def to_sglang(self) -> dict[str, Any]:
@@ -230,6 +242,7 @@ class DraftConfig:
             "eagle_config": {AUX_LAYERS: list(self.aux_layers), "use_aux_hidden_state": True},
             AUX_LAYERS: [layer + 1 for layer in self.aux_layers],
             **{flag: True for flag in FLAGS if getattr(self, flag)},
+            **({} if self.sliding is None else self.sliding.keys(self.num_hidden_layers)),
         }
 
     def _fields(self, *names: str) -> dict[str, Any]:
@@ -343,6 +356,8 @@ def _with_defaults(raw: dict[str, Any], target: dict[str, Any]) -> dict[str, Any
             return raw | inner
         raise
     own = {*FLAGS, "head_dim", "num_key_value_heads", "intermediate_size"} if "hidden_size" in raw else set()
+    if "sliding_window" in raw and "hidden_size" not in raw:  # of a whole config the layers' types say it
+        raw = {"layer_types": [SLIDING], **raw}
     if any(key.startswith("rope_") for key in raw):
         own |= {key for key in derived if key.startswith("rope_")}
     return {key: value for key, value in derived.items() if key not in own} | raw | inner

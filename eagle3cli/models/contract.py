@@ -19,6 +19,7 @@ from eagle3cli.models.engines import (
     target_class,
     unread_last_layer,
     unread_layers,
+    unread_window,
 )
 from eagle3cli.models.rope import KEPT
 from eagle3cli.models.speculators import renamed
@@ -104,13 +105,14 @@ def refusals(config: DraftConfig, layout: Layout, target: Mapping[str, Any] | No
     not start, whatever the draft (``models/engines.py``).
     """
     if layout == "vllm":
-        return []
+        return unread_window("vllm", config)
     if layout == "speculators":
         both = config.fc_norm and config.norm_before_fc
-        return ["speculators has fc_norm or norm_before_fc, never both (use --layout vllm)"] if both else []
+        twice = ["speculators has fc_norm or norm_before_fc, never both (use --layout vllm)"] if both else []
+        return twice + unread_window("vllm", config)
     if layout == "gguf":
         return _unread_by_llamacpp(config, target)
-    reasons = unread_layers(config, target)
+    reasons = unread_layers(config, target) + unread_window("sglang", config)
     if config.own_embedding:
         reasons.append(
             "it has its own embedding, and SGLang puts the target's in its place (use --layout vllm, or train with "
@@ -131,12 +133,13 @@ def refusals(config: DraftConfig, layout: Layout, target: Mapping[str, Any] | No
         for flag in EAGLE31_FLAGS
         if getattr(config, flag)
     ]
+    reasons += ["its window is unknown to older servers"] if config.window is not None else []
     return reasons + (["norm_before_fc is unknown to older servers"] if config.norm_before_fc else [])
 
 
 def _unread_by_llamacpp(config: DraftConfig, target: Mapping[str, Any] | None) -> list[str]:
     """What llama.cpp's loader does not know, or passes over without a word."""
-    reasons = unread_last_layer("llama.cpp", config, target)
+    reasons = unread_last_layer("llama.cpp", config, target) + unread_window("llama.cpp", config)
     if config.norm_output:
         reasons.append(
             "norm_output: llama.cpp hands the state before the norm to the next depth (train with --serve-with "
@@ -157,8 +160,9 @@ def _unread_by_llamacpp(config: DraftConfig, target: Mapping[str, Any] | None) -
 
 
 def serving_layout(config: DraftConfig, target: Mapping[str, Any] | None = None) -> Layout:
-    """The layout for a draft as it is: SGLang's where SGLang runs it."""
-    return next(layout for layout in LAYOUTS if not refusals(config, layout, target))
+    """The layout for a draft as it is: SGLang's where SGLang runs it, vLLM's, which holds every draft, where nobody
+    does."""
+    return next((layout for layout in LAYOUTS if not refusals(config, layout, target)), "vllm")
 
 
 def config_problems(

@@ -28,6 +28,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from eagle3cli.models import kernels
 from eagle3cli.models.config import AUX_LAYERS, FLAGS, DraftConfig
+from eagle3cli.models.window import WINDOW_KEYS
 
 Rope = tuple[Tensor, Tensor]
 """Cosines and sines, ``[R, D]`` each."""
@@ -272,7 +273,7 @@ class Draft(nn.Module):
     def forward(
         self, input_ids_S: Tensor, hidden_SH: Tensor, embedding_VH: Tensor, position_ids_S: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """One pass over one sequence with plain causal attention: logits ``[S, W]`` and the next hidden states.
+        """One pass over one sequence with causal attention: logits ``[S, W]`` and the next hidden states.
 
         Position p reads token ``input_ids_S[p] = x_{p+1}`` and ``hidden_SH[p]``: ``first_hidden(aux)`` at the first
         step, what the pass before returned at later ones. Its logits propose ``x_{p+2}``. Positions count from 0
@@ -282,9 +283,11 @@ class Draft(nn.Module):
             position_ids_S = torch.arange(len(input_ids_S), device=input_ids_S.device)
         rope = self.rope(position_ids_S, hidden_SH.dtype)
         embedded_SH = self.midlayer.input_layernorm(F.embedding(input_ids_S, embedding_VH).to(hidden_SH.dtype))
+        window = self.config.sliding
+        mask_SS = None if window is None else window.shows(position_ids_S[:, None], position_ids_S)
         for index, layer in enumerate(self.stack):
             prefix_SH = embedded_SH if index == 0 else None
-            hidden_SH = layer(hidden_SH, partial(_causal_attention, layer.self_attn, prefix_SH, rope))
+            hidden_SH = layer(hidden_SH, partial(_causal_attention, layer.self_attn, prefix_SH, rope, mask_SS))
         normed_SH, next_SH = self.head_and_carry(hidden_SH)
         return self.lm_head(normed_SH), next_SH
 
@@ -304,11 +307,15 @@ class Draft(nn.Module):
         return cos[0], sin[0]
 
 
-def _causal_attention(attention: Attention, embedded_SH: Tensor | None, rope: Rope, normed_SH: Tensor) -> Tensor:
-    """Every position attends to itself and those before it; ``[S, A, D]``."""
+def _causal_attention(
+    attention: Attention, embedded_SH: Tensor | None, rope: Rope, mask_SS: Tensor | None, normed_SH: Tensor
+) -> Tensor:
+    """Every position attends to itself and those before it, or to those that a mask shows; ``[S, A, D]``."""
     read_SX = normed_SH if embedded_SH is None else torch.cat((embedded_SH, normed_SH), -1)
     query, key, value = (states.transpose(0, 1) for states in attention.qkv(read_SX, rope))
-    attended_ASD = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    attended_ASD = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask_SS, is_causal=mask_SS is None, enable_gqa=True
+    )
     return attended_ASD.transpose(0, 1)
 
 
@@ -339,6 +346,6 @@ def _rope_config(config: DraftConfig) -> LlamaConfig:
     raw = {
         k: v
         for k, v in config.to_sglang().items()
-        if k not in ("architectures", "torch_dtype", "dtype", "eagle_config", AUX_LAYERS, *FLAGS)
+        if k not in ("architectures", "torch_dtype", "dtype", "eagle_config", AUX_LAYERS, *FLAGS, *WINDOW_KEYS)
     }
     return LlamaConfig(**raw)

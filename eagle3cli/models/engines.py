@@ -22,7 +22,7 @@ OLDEST: dict[Engine, str] = {"sglang": "0.5.11", "vllm": "0.21.0", "llama.cpp": 
 """The oldest versions whose loaders were read; they run a plain draft: one layer, three auxiliary ones, no options."""
 NEWER: dict[Engine, dict[str, str]] = {
     "sglang": {
-        **dict.fromkeys(("fc_norm", "norm_output", "aux_layers", "num_hidden_layers"), "0.5.12"),
+        **dict.fromkeys(("fc_norm", "norm_output", "aux_layers", "num_hidden_layers", "window"), "0.5.12"),
         "shifted": "0.5.13",
         "norm_before_fc": "0.5.17",
     },
@@ -200,6 +200,23 @@ def unread_last_layer(engine: Engine, config: DraftConfig, target: Mapping[str, 
     ]
 
 
+def unread_window(engine: Engine, config: DraftConfig) -> list[str]:
+    """Why an engine would let a draft attend to other tokens than its window and its sinks; empty where it does not."""
+    if config.window is None:
+        return []
+    if engine == "llama.cpp":
+        return [f"its window of {config.window} tokens: llama.cpp's drafts attend to all of a text"]
+    reasons = []
+    if config.sinks:
+        reasons.append(
+            f"its {config.sinks} sink tokens, which {ENGINES[engine]} does not show to an EAGLE-3 draft (train without "
+            "--draft-sinks)"
+        )
+    if engine == "sglang" and config.window == 1:
+        reasons.append("its window of one token; SGLang's smallest is two")
+    return reasons
+
+
 def is_taken_for_projected(config: DraftConfig) -> bool:
     """Whether SGLang takes the auxiliary states for a state of the draft, and leaves fc out."""
     return config.aux_width == config.hidden_size
@@ -228,6 +245,7 @@ def minimum_versions(config: DraftConfig, name: str | None = None) -> dict[Engin
         **{flag: getattr(config, flag) for flag in ("fc_norm", "norm_output", "norm_before_fc")},
         "aux_layers": len(config.aux_layers) != 3,
         "num_hidden_layers": config.num_hidden_layers > 1,
+        "window": config.window is not None,
         "shifted": has_shifted_layers(config.aux_layers, name),
     }
     least: dict[Engine, str] = {}

@@ -149,7 +149,7 @@ def _refuse(
     if not reasons:
         return
     other = [name for name in LAYOUTS if not refusals(config, name, target)]
-    fix = f"use --layout {other[0]}"
+    fix = f"use --layout {other[0]}" if other else "no server runs it; measure it here: eagle3 bench --engine local"
     if config.own_embedding and not compared:
         fix += ", or give --target-model-path: an embedding that equals the target's is left out"
     listed = "".join(f"\n- {reason}" for reason in reasons)

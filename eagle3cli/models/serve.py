@@ -24,6 +24,7 @@ from eagle3cli.models.engines import (
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.models import DraftSettings
 
+SGLANG_WINDOW = "--speculative-draft-window-size"
 UNQUANTISED = "unquant"
 """SGLang gives a draft the target's ``--quantization``, unless it is told this."""
 
@@ -41,9 +42,12 @@ class Served:
         notes = [f"not by {ENGINES[engine]}: {reason}" for engine, reason in self.refused.items()]
         if self.lines:
             least = " or ".join(f"{ENGINES[engine]} {self.needs[engine]}" for engine in self.lines)
-            options = [flag for flag in ("fc_norm", "norm_output", "norm_before_fc") if getattr(config, flag)]
+            options = [flag for flag in ("fc_norm", "norm_output", "norm_before_fc", "window") if getattr(config, flag)]
             older = f"; older ones pass over {' and '.join(options)} without a word" if options else ""
             notes.insert(0, f"needs {least} or newer{older}")
+        if config.window is not None and "sglang" in self.lines:
+            told = f"{SGLANG_WINDOW} {sglang_window(config.window)}"
+            notes.append(f"SGLang reads no window from the draft: without {told} it attends to all tokens, in silence")
         return notes
 
 
@@ -116,11 +120,19 @@ def unserved(config: DraftConfig, target_config: Mapping[str, Any], *, backend: 
 def with_options(config: DraftConfig, draft: DraftSettings) -> DraftConfig:
     """The config with the options that the settings ask for, and without those that ``serve_with`` cannot run."""
     default = replace(config, norm_output=False, fc_norm=False) if draft.serve_with == "llama.cpp" else config
-    return replace(
+    options = replace(
         config,
         fc_norm=default.fc_norm if draft.fc_norm is None else draft.fc_norm,
         norm_output=default.norm_output if draft.norm_output is None else draft.norm_output,
     )
+    return with_window(options, draft)
+
+
+def with_window(config: DraftConfig, draft: DraftSettings) -> DraftConfig:
+    """The config with the window that the settings ask for, its own where they name none."""
+    window = config.window if draft.window is None else draft.window
+    sinks = config.sinks if draft.sinks is None else draft.sinks
+    return replace(config, window=window, sinks=sinks)
 
 
 def check_served(
@@ -157,7 +169,17 @@ def _sglang_line(target: str, folder: str, config: DraftConfig, steps: int, revi
     words += ["--speculative-num-steps", str(steps), "--speculative-eagle-topk", "1"]
     words += ["--speculative-num-draft-tokens", str(steps + 1)]
     words += ["--speculative-draft-model-quantization", UNQUANTISED, "--dtype", config.dtype]
+    window = sglang_window(config.window)
+    words += [SGLANG_WINDOW, window] if window else []
     return _line(words)
+
+
+def sglang_window(window: int | None) -> str | None:
+    """The value of SGLang's flag for a draft's window, which it does not read from the draft's config.
+
+    It counts the keys before a query's own (``q - N <= k``), where the config and vLLM count that one, too.
+    """
+    return None if window is None else str(window - 1)
 
 
 def _llamacpp_line(target: str, file: str, steps: int) -> str:

@@ -21,7 +21,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
     "draft": {
         ESSENTIAL: "path",
-        "Draft": "config vocab_size aux_layers init fc_norm norm_output serve_with",
+        "Draft": "config vocab_size aux_layers init fc_norm norm_output window sinks serve_with",
     },
     "data": {
         ESSENTIAL: "train_path eval_path",

@@ -86,6 +86,19 @@ class DraftSettings(Table):
     norm_output: bool | None = option(
         None, "EAGLE-3.1: the next depth gets the normed state; default: as the draft config says, auto: yes."
     )
+    window: int | None = option(
+        None,
+        "Newest tokens that the draft attends to, its own included (sliding window); default: as the draft config "
+        "says, auto: all.",
+        "--draft-window",
+        ge=1,
+    )
+    sinks: int | None = option(
+        None,
+        "First tokens of a text that it attends to besides its window (sink tokens); no server reads them.",
+        "--draft-sinks",
+        ge=0,
+    )
     serve_with: Literal["sglang", "vllm", "llama.cpp", "local"] | None = option(
         None,
         "What will serve the draft: options that it cannot run are left out (norm_output for llama.cpp), or refused "

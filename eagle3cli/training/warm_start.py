@@ -12,6 +12,7 @@ from eagle3cli.models.checkpoint import load_draft
 from eagle3cli.models.config import DraftConfig, default_aux_layers, text_part
 from eagle3cli.models.draft import Draft
 from eagle3cli.models.folders import check_made_for, find_draft
+from eagle3cli.models.serve import with_window
 from eagle3cli.settings.tables import Settings
 
 NEW_DRAFT = {"config": "auto", "vocab_size": None, "fc_norm": None, "norm_output": None}
@@ -30,7 +31,7 @@ def warm_start_config(settings: Settings, target: Mapping[str, Any]) -> DraftCon
     folder = _folder(settings)
     config, _ = load_draft(folder, aux_layers=aux_layers, target=target)
     check_made_for(folder, config.to_sglang(), target)
-    return config
+    return with_window(config, settings.draft)  # no weight depends on it
 
 
 def load_warm_start(draft: Draft, settings: Settings) -> None:

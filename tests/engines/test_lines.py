@@ -30,13 +30,14 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "the last layer of GPT-OSS": ("gpt-oss", {}, layers(1, 4, 7), "sglang"),
     "auto on six layers": ("llama", {"num_hidden_layers": 6}, {}, "sglang"),
     "auto on three layers": ("llama", {"num_hidden_layers": 3}, {}, "sglang"),
+    "a window of six tokens": ("llama", {}, {"sliding_window": 6}, "sglang"),
     "legacy": ("llama", {}, {"norm_output": False}, "legacy"),
     "one layer, legacy": ("llama", {}, {"norm_output": False, **layers(3)}, "legacy"),
     "DeepSeek from layer 2": ("deepseek-v2", {}, layers(2, 4, 5), "sglang"),
     "DeepSeek from layer 0": ("deepseek-v2", {}, layers(0, 3, 5), "sglang"),
     "DeepSeek from layers 0 and 1": ("deepseek-v2", {}, layers(0, 1, 4), "sglang"),
 }
-ONCE = ("one auxiliary layer",)
+ONCE = ("one auxiliary layer", "a window of six tokens")
 """What runs without ``families``."""
 RUNS = [
     pytest.param(engine, case, marks=() if case in ONCE else FAMILIES)

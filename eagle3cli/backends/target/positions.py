@@ -21,6 +21,8 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from eagle3cli.models.window import Window
+
 GROUPED_ATTENTION = "eagle3_grouped"
 ADDRESSED = {"full_attention", "sliding_attention", "chunked_attention"}
 _current: ContextVar[PositionCache] = ContextVar("_current")
@@ -183,10 +185,12 @@ class NoCache(Cache):
         return (queries if isinstance(queries, int) else len(queries)), 0
 
 
-def position_mask(positions_BQ: Tensor, extent: int, dtype: torch.dtype) -> Tensor:
-    """Additive ``[B, 1, Q, extent]`` mask: a query at position q sees the slots ``<= q``."""
+def position_mask(positions_BQ: Tensor, extent: int, dtype: torch.dtype, window: Window | None = None) -> Tensor:
+    """Additive ``[B, 1, Q, extent]`` mask: a query at position q sees the slots ``<= q``, or those that ``window``
+    shows."""
     slots = torch.arange(extent, device=positions_BQ.device)
-    return _additive(slots[None, None, None, :] > positions_BQ[:, None, :, None], dtype)
+    query_B1Q1 = positions_BQ[:, None, :, None]
+    return _additive(slots > query_B1Q1 if window is None else ~window.shows(query_B1Q1, slots), dtype)
 
 
 def cached(model: torch.nn.Module, cache: Any) -> dict[str, Any]:

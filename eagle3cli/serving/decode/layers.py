@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from eagle3cli.backends.target.positions import PositionCache, position_mask
 from eagle3cli.models.draft import Rope
+from eagle3cli.models.window import Window
 from eagle3cli.serving.decode.products import Product, product
 
 
@@ -53,18 +54,20 @@ class Place:
     sin_R1D: Tensor
     """Sines with the sign that the rotated half has."""
     mask_B1ES: Tensor | None
-    """None where one query sees every slot."""
+    """None where the one query sees every slot."""
 
 
-def place_at(cache: PositionCache, positions_BQ: Tensor, rope: Rope, groups: int) -> Place:
-    """Point the cache at these positions; ``rope`` has a row for each."""
+def place_at(
+    cache: PositionCache, positions_BQ: Tensor, rope: Rope, groups: int, window: Window | None = None
+) -> Place:
+    """Point the cache at these positions; ``rope`` has a row for each. ``window`` is a draft's."""
     batch, queries = positions_BQ.shape
     extent = int(positions_BQ.max()) + 1
     cos_RD, sin_RD = rope
     cache.point(torch.arange(batch, device=positions_BQ.device), positions_BQ, extent)
     mask = None
-    if batch * queries > 1:
-        mask = position_mask(positions_BQ, extent, cos_RD.dtype).repeat(1, 1, groups, 1)
+    if batch * queries > 1 or (window is not None and extent > window.size):
+        mask = position_mask(positions_BQ, extent, cos_RD.dtype, window).repeat(1, 1, groups, 1)
     half = sin_RD.shape[-1] // 2
     signed_RD = torch.cat((-sin_RD[:, :half], sin_RD[:, half:]), -1)
     return Place(cache, batch, cos_RD[:, None], signed_RD[:, None], mask)

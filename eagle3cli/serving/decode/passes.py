@@ -180,7 +180,7 @@ class DraftPasses:
         embedded_RH = self._embedded_norm(F.embedding(next_BQ.flatten(), self.embedding_VH))
         rope = self.draft.rope(positions_BQ.flatten(), hidden_RH.dtype)
         groups = self._layers[0].heads // self._layers[0].kv_heads
-        place = place_at(cache, positions_BQ, rope, groups)
+        place = place_at(cache, positions_BQ, rope, groups, self.draft.config.sliding)
         for index, layer in enumerate(self._layers):
             hidden_RH = layer(hidden_RH, place, index, embedded_RH if index == 0 else None)
         out: Tensor = hidden_RH.unflatten(0, next_BQ.shape)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eagle3cli.errors import UsageError
-from eagle3cli.models.serve import draft_words
+from eagle3cli.models.serve import SGLANG_WINDOW, draft_words, sglang_window
+from eagle3cli.models.window import read_window
 from eagle3cli.runtime.cpus import available_cpus
 from eagle3cli.runtime.llama_server import llama_server
 from eagle3cli.settings.models import TargetSettings
@@ -103,11 +104,16 @@ def one_type(target: TargetSettings, draft: Path | None) -> TargetSettings:
     """
     if target.dtype != "auto" or draft is None:
         return target
-    path = draft / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    config |= config.get("transformer_layer_config") or {}  # in the format of speculators
+    config = _draft_json(draft)
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "auto").removeprefix("torch.")
     return target.model_copy(update={"dtype": dtype})
+
+
+def _draft_json(draft: Path) -> dict[str, Any]:
+    """The config of a draft's folder, with what speculators says of its layer; empty where there is none here."""
+    path = draft / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return config | (config.get("transformer_layer_config") or {})
 
 
 ARGUMENTS = "engine/arg_utils.py"
@@ -194,6 +200,7 @@ def _sglang(
             "--speculative-num-draft-tokens": speculation.tokens,
             # A --quantization among the user's arguments is the target's; SGLang would give it to the draft as well.
             "--speculative-draft-model-quantization": "unquant",
+            SGLANG_WINDOW: sglang_window(read_window(_draft_json(Path(speculation.draft))).get("window")),
         }
         if on_cpu and speculation.topk > 1:
             # A tree near the context's end leaks some slots of the cache there, and the check would stop the server.

@@ -11,6 +11,7 @@ makes a graph of its own for lengths that are no multiple of a block, and for si
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from eagle3cli.training.ttt.attention import DraftKV, QueryPositions, attend, merge_draft_kv
+from eagle3cli.training.ttt.attention import DraftKV, QueryPositions, attend, merge_draft_kv, nothing_seen
 from eagle3cli.training.ttt.unroll import Attend
 
 AuxRequest: Any = getattr(flex, "AuxRequest", None)
@@ -44,17 +45,23 @@ def attend_flex(
     query_RAD: Tensor, key_SKD: Tensor, value_SKD: Tensor, draft_kv: DraftKV, queries: QueryPositions
 ) -> Tensor:
     """Attention output ``[R, A, D]``; the same contract as :func:`eagle3cli.training.ttt.attention.attend`."""
+    draft_kv, hidden_JR = queries.own_keys(draft_kv)
+    out_RAD, lse_RA = nothing_seen(query_RAD) if queries.blind else _seen(query_RAD, key_SKD, value_SKD, queries)
+    if not draft_kv:
+        return out_RAD
+    # The kernel's log-sum-exp is differentiable, so merging outside of it gives the joint softmax's gradients.
+    own = [states for pair in draft_kv for states in pair]
+    return merge_draft_kv(query_RAD, out_RAD, lse_RA.float(), own, hidden_JR)[0]
+
+
+def _seen(query_RAD: Tensor, key_SKD: Tensor, value_SKD: Tensor, queries: QueryPositions) -> tuple[Tensor, Tensor]:
+    """Output ``[R, A, D]`` and log-sum-exp ``[R, A]`` over the step-0 keys that each query sees."""
     # Padded lengths: Dynamo makes a graph for a divisible size and one for any other, not one for each length.
     block_mask = make_block_mask(_whole_blocks(queries), _in_blocks(len(key_SKD)))
     query, key, value = (_padded(states).transpose(0, 1)[None] for states in (query_RAD, key_SKD, value_SKD))
     out, lse = _run(query, key, value, block_mask)
     size = len(query_RAD)
-    out_RAD: Tensor = out[0].transpose(0, 1)[:size]
-    if not draft_kv:
-        return out_RAD
-    # The kernel's log-sum-exp is differentiable, so merging outside of it gives the joint softmax's gradients.
-    lse_RA = lse[0].transpose(0, 1)[:size]
-    return merge_draft_kv(query_RAD, out_RAD, lse_RA.float(), [states for pair in draft_kv for states in pair])[0]
+    return out[0].transpose(0, 1)[:size], lse[0].transpose(0, 1)[:size]
 
 
 def _run(query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask) -> tuple[Tensor, Tensor]:
@@ -84,18 +91,34 @@ def _whole_blocks(queries: QueryPositions) -> QueryPositions:
     """The queries with the last one repeated: one that saw no key would have no softmax."""
     missing = _in_blocks(len(queries.position_R)) - len(queries.position_R)
     position_R, begin_R = (torch.cat([x, x[-1:].expand(missing)]) for x in (queries.position_R, queries.begin_R))
-    return QueryPositions(position_R, queries.cu_seqlens, given_begin_R=begin_R)
+    return replace(queries, position_R=position_R, host_R=None, given_begin_R=begin_R)
 
 
 def mask_mod(queries: QueryPositions) -> MaskMod:
-    """Whether query q may see step-0 key k: the keys of its own sequence up to its own position."""
+    """Whether query q may see step-0 key k: the keys of its own sequence up to its own position, or those of them that
+    its window shows. Nothing but tensors, since a number would make a graph of its own for each step."""
     position_R = queries.position_R
     begin_R = queries.begin_R
 
     def visible(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (begin_R[q] <= k) & (k <= position_R[q])
 
-    return visible
+    if queries.window is None:
+        return visible
+    first_R = _first_key(queries)
+    sink_end_R = begin_R + queries.window.sinks
+
+    def in_window(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return visible(batch, head, q, k) & ((first_R[q] <= k) | (k < sink_end_R[q]))
+
+    return in_window
+
+
+def _first_key(queries: QueryPositions) -> Tensor:
+    """Packed position of the first step-0 key that each query sees, sinks apart; ascending, as the queries are."""
+    if queries.reach is None:
+        return queries.begin_R
+    return torch.maximum(queries.begin_R, queries.position_R - queries.reach + 1)
 
 
 def make_block_mask(queries: QueryPositions, keys: int) -> BlockMask:
@@ -107,13 +130,19 @@ def make_block_mask(queries: QueryPositions, keys: int) -> BlockMask:
     position_R = queries.position_R
     device = position_R.device
     begin_R = queries.begin_R
+    low_R = _first_key(queries)
     first_B = torch.arange(0, len(position_R), BLOCK, device=device)
     last_B = (first_B + BLOCK - 1).clamp(max=len(position_R) - 1)
     block_J = torch.arange(-(-keys // BLOCK), device=device)
-    seen_BJ = (block_J >= begin_R[first_B, None] // BLOCK) & (block_J <= position_R[last_B, None] // BLOCK)
+    # Where a block of queries goes on to other sequences, these begin behind its first query: within this range.
+    from_B = torch.minimum(low_R, position_R)[first_B, None]
+    seen_BJ = (block_J >= from_B // BLOCK) & (block_J <= position_R[last_B, None] // BLOCK)
     # Whole for every query of the block: behind the last begin, before the first query; and no block that is not full.
-    inside_BJ = (block_J * BLOCK >= begin_R[last_B, None]) & ((block_J + 1) * BLOCK <= position_R[first_B, None] + 1)
+    inside_BJ = (block_J * BLOCK >= low_R[last_B, None]) & ((block_J + 1) * BLOCK <= position_R[first_B, None] + 1)
     whole_BJ = seen_BJ & inside_BJ & (last_B - first_B == BLOCK - 1)[:, None]
+    if queries.window is not None and queries.window.sinks:
+        sink_end_B = torch.minimum(begin_R[first_B] + queries.window.sinks, position_R[last_B] + 1)
+        seen_BJ |= (block_J >= begin_R[first_B, None] // BLOCK) & (block_J * BLOCK < sink_end_B[:, None])
     return BlockMask.from_kv_blocks(
         *_ordered(seen_BJ & ~whole_BJ),
         *_ordered(whole_BJ),

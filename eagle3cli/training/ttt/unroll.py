@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from eagle3cli.models.draft import Draft, rotate
+from eagle3cli.models.window import Window
 from eagle3cli.runtime.devices import to_device
 from eagle3cli.training.ttt.attention import DraftKV, KeyValue, QueryPositions, attend
 from eagle3cli.training.ttt.gather import gather
@@ -79,11 +80,11 @@ class PositionPlan:
         """No position carries loss at any step."""
         return self.last_position < 0
 
-    def queries(self, step: int) -> QueryPositions:
-        """The positions of a step as the queries of its attention."""
+    def queries(self, step: int, window: Window | None = None) -> QueryPositions:
+        """The positions of a step as the queries of its attention, of a draft with this window."""
         position_R = self.steps[step].position_R
         host_R = (self.host or self).steps[step].position_R
-        return QueryPositions(position_R, self.cu_seqlens, host_R, self.begin_N[position_R])
+        return QueryPositions(position_R, self.cu_seqlens, host_R, self.begin_N[position_R], step, window)
 
     def to(self, device: torch.device) -> PositionPlan:
         """The plan on a device: one copy of all its numbers, which nobody waits for."""
@@ -210,9 +211,9 @@ def unroll(
     """Normed hidden states of the positions with loss at every step, each ``[L, H]``, ready for the draft's head.
 
     ``h^0 = fc(aux)``; at step i position p reads token ``x_{p+1+i}``, attends to the step-0 keys of its sequence up to
-    p and to its own keys of steps 1..i at RoPE position p+i, and passes ``h^{i+1}`` on without the final norm (with
-    it, where the config says ``norm_output``). ``recompute`` keeps no activations inside a step and makes them again
-    in the backward pass.
+    p and to its own keys of steps 1..i at RoPE position p+i (to those that the draft's window shows), and passes
+    ``h^{i+1}`` on without the final norm (with it, where the config says ``norm_output``). ``recompute`` keeps no
+    activations inside a step and makes them again in the backward pass.
     """
     hidden_RH, shared = _step_zero(draft, token_ids_N, aux_NC, draft.embedding(embedding_VH), plan, attend)
     normed = list[Tensor]()
@@ -260,7 +261,8 @@ def _step_zero(
     hidden_SH = draft.first_hidden(aux_NC[seen])
     rope = draft.rope(offset_N[seen], hidden_SH.dtype)
     every = torch.arange(plan.last_position + 1)
-    queries = QueryPositions(position_N[seen], plan.cu_seqlens, every, plan.begin_N[seen])
+    window = draft.config.sliding
+    queries = QueryPositions(position_N[seen], plan.cu_seqlens, every, plan.begin_N[seen], window=window)
     widths = _widths(draft)
     for index, layer in enumerate(draft.stack[:-1]):
 
@@ -291,7 +293,7 @@ def _one_step(
     position_R = positions.position_R
     token_RO = gather(shared.token_NO, position_R + 1 + ttt_step)
     rope = draft.rope(shared.offset_N[position_R] + ttt_step, token_RO.dtype)
-    queries = shared.plan.queries(ttt_step)
+    queries = shared.plan.queries(ttt_step, draft.config.sliding)
     widths = _widths(draft)
     channels = slice(0, None if ttt_step else widths[0])
     newest = [list[KeyValue]() for _ in draft.stack]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Attention, Draft, rotate
 from eagle3cli.training.ttt.loss import LossWeights
 
@@ -96,6 +97,11 @@ def dense_step(
     return draft.lm_head(normed), normed if config.norm_output else hidden_SH
 
 
+def in_window(config: DraftConfig, query: int, key: int) -> bool:
+    """Whether the query at one place of a text sees the key at another, at or before it."""
+    return config.window is None or query - key < config.window or key < config.sinks
+
+
 def _attended(
     draft: Draft, attention: Attention, read: Tensor, depth: int, keys: list[Tensor], values: list[Tensor]
 ) -> Tensor:
@@ -108,8 +114,9 @@ def _attended(
     share = c.num_attention_heads // c.num_key_value_heads
     out = []
     for p in range(size):
+        seen = [at for at in range(p + depth + 1) if in_window(c, p + depth, at)]  # a key stands where its RoPE puts it
         k, v = (
-            torch.cat([states[0][: p + 1]] + [states[j][p : p + 1] for j in range(1, depth + 1)])
+            torch.cat([states[0][: p + 1]] + [states[j][p : p + 1] for j in range(1, depth + 1)])[seen]
             for states in (keys, values)
         )
         k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)

@@ -155,10 +155,12 @@ SHAPES = {"grouped": (5, 4, 2, 16), "odd": (3, 6, 2, 12), "one head each": (2, 3
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("blind", [False, True])
 def test_own_keys_are_merged_as_in_plain_torch(
-    shape: tuple[int, int, int, int], steps: int, dtype: torch.dtype
+    shape: tuple[int, int, int, int], steps: int, dtype: torch.dtype, blind: bool
 ) -> None:
-    """Output, log-sum-exp and all gradients, with heads before rows as the attention kernel leaves them."""
+    """Output, log-sum-exp and all gradients, with heads before rows as the attention kernel leaves them, and where a
+    window shows no other key than the own ones (a log-sum-exp of nothing)."""
     count, heads, kv_heads, size = shape
     generator = torch.Generator().manual_seed(steps)
 
@@ -172,6 +174,9 @@ def test_own_keys_are_merged_as_in_plain_torch(
         *(states(count, kv_heads, size) for _ in range(2 * steps)),
     ]
     grad = states(heads, count, size).transpose(0, 1)
+    if blind:
+        inputs[1] = torch.zeros_like(inputs[1])
+        inputs[2] = torch.full_like(inputs[2], float("-inf"))
     results = []
     for merge in (draft_kv.merge_draft_kv, attention.merge_draft_kv):
         leaves = [x.detach().requires_grad_() for x in inputs]

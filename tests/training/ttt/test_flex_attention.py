@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
+from eagle3cli.models.window import Window
 from eagle3cli.training.ttt.attention import DraftKV, QueryPositions, attend
 from eagle3cli.training.ttt.flex_attention import attend_flex, make_block_mask, mask_mod
 
@@ -44,6 +45,60 @@ def test_forward_is_that_of_the_portable_attention(depths: int) -> None:
     query, keys, values, own = inputs(rows, depths)
     got, want = (f(query, keys, values, own, rows) for f in (attend_flex, attend))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    st.integers(0, 1000),
+    st.integers(1, 6),
+    st.integers(0, 3),
+    st.integers(0, 3),
+)
+@torch.no_grad()
+def test_a_window_is_that_of_the_portable_attention(
+    lengths: list[int], seed: int, window: int, sinks: int, step: int
+) -> None:
+    bounds = tuple(torch.tensor([0, *lengths]).cumsum(0).tolist())
+    rows_R = (torch.rand(bounds[-1], generator=torch.Generator().manual_seed(seed)) < 0.6).nonzero()[:, 0]
+    if not len(rows_R):
+        return
+    rows = QueryPositions(rows_R, bounds, step=step, window=Window(window, sinks))
+    query, keys, values, own = inputs(rows, step)
+    got, want = (f(query, keys, values, own, rows) for f in (attend_flex, attend))
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.integers(1, 500), min_size=1, max_size=3),
+    st.integers(0, 1000),
+    st.sampled_from([1.0, 0.6]),
+    st.sampled_from([1, 100, 130, 300]),
+    st.sampled_from([0, 4, 200]),
+    st.integers(0, 3),
+)
+def test_blocks_of_a_window_hold_all_that_is_seen(
+    lengths: list[int], seed: int, share: float, window: int, sinks: int, step: int
+) -> None:
+    bounds = tuple(torch.tensor([0, *lengths]).cumsum(0).tolist())
+    rows_R = (torch.rand(bounds[-1], generator=torch.Generator().manual_seed(seed)) < share).nonzero()[:, 0]
+    if not len(rows_R):
+        return
+    rows = QueryPositions(rows_R, bounds, step=step, window=Window(window, sinks))
+    made = make_block_mask(rows, bounds[-1])
+    looked = create_block_mask(mask_mod(rows), None, None, len(rows_R), bounds[-1], device="cpu")
+    whole, part = blocks(made.full_kv_num_blocks, made.full_kv_indices), blocks(made.kv_num_blocks, made.kv_indices)
+    truly_whole = blocks(looked.full_kv_num_blocks, looked.full_kv_indices)
+    assert whole <= truly_whole
+    assert not whole & part
+    assert whole | part >= truly_whole | blocks(looked.kv_num_blocks, looked.kv_indices)
+
+
+def test_blocks_of_a_window_are_few_however_long_the_sequence_is() -> None:
+    rows = QueryPositions(torch.arange(65_536), (0, 65_536), window=Window(1024, 4))
+    made = make_block_mask(rows, 65_536)
+    assert made.sparsity() > 97.5
 
 
 @pytest.mark.gpu

@@ -15,6 +15,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
 from torch.nn.attention import flex_attention as torch_flex
 
+from eagle3cli.models.window import Window
 from eagle3cli.training.ttt import flex_attention
 from eagle3cli.training.ttt.attention import QueryPositions
 
@@ -44,28 +45,37 @@ def nothing_computed(query: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return torch.zeros_like(query), row, row
 
 
-def attend_once(lengths: list[int], share: float, *, training: bool) -> None:
+def attend_once(
+    lengths: list[int], share: float, *, training: bool, step: int = 0, window: Window | None = None
+) -> None:
     """One call as a step of the unroll makes it: some positions of a packed batch ask, all are keys."""
     cu_seqlens = tuple(torch.tensor([0, *lengths]).cumsum(0).tolist())
     position_R = torch.arange(cu_seqlens[-1])[-max(1, int(share * cu_seqlens[-1])) :]
     with torch.set_grad_enabled(training):
         query = torch.zeros(len(position_R), 2, 8, requires_grad=training)
         key, value = (torch.zeros(cu_seqlens[-1], 1, 8, requires_grad=training) for _ in range(2))
-        flex_attention.attend_flex(query, key, value, [], QueryPositions(position_R, cu_seqlens))
+        flex_attention.attend_flex(
+            query, key, value, [], QueryPositions(position_R, cu_seqlens, step=step, window=window)
+        )
 
 
-def graphs_of_a_run(steps: int) -> int:
+def graphs_of_a_run(steps: int, window: Window | None = None) -> int:
     """Graphs after so many steps on batches of one to four sequences, tiny and long, evaluations in between."""
     draw = random.Random(0)
     for step in range(steps):
         lengths = [max(3, min(900, int(draw.lognormvariate(4.5, 1.3)))) for _ in range(draw.choice((1, 2, 4)))]
         special = {3: [4], 5: [128], 6: [256], 7: [100]}  # one block, whole blocks, less than one
-        attend_once(special.get(step, lengths), draw.choice((1.0, 0.5)), training=step % 10 != 9)
+        share = draw.choice((1.0, 0.5))
+        attend_once(special.get(step, lengths), share, training=step % 10 != 9, step=step % 7, window=window)
     return int(counters["stats"]["unique_graphs"])
 
 
 def test_one_graph_serves_all_lengths() -> None:
     assert graphs_of_a_run(150) <= MOST
+
+
+def test_one_graph_serves_all_steps_of_a_window() -> None:
+    assert graphs_of_a_run(60, Window(100, 4)) <= MOST
 
 
 def test_a_graph_for_each_length_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:

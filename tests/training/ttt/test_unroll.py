@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from eagle3cli.backends.target.logits import Head
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
+from eagle3cli.models.window import Window
 from eagle3cli.training.ttt import attention, loss
+from eagle3cli.training.ttt.attention import QueryPositions
 from eagle3cli.training.ttt.loss import LossWeights, Teacher, ttt_loss
 from eagle3cli.training.ttt.unroll import draw_anchors, masked_positions, plan_positions, unroll
 from tests.training.ttt.dense import dense_first_hidden, dense_loss, dense_step, serving_counts
@@ -126,6 +128,41 @@ def test_other_losses_drafts_and_anchors_equal_the_dense_step(
     assert_equal(both_ways(sequences, seed, terms=TERMS[loss], config=CONFIGS[config], anchored=anchored))
 
 
+@settings(max_examples=30, deadline=None)
+@given(masks, st.integers(0, 1000), st.integers(1, 9), st.integers(0, 5), st.sampled_from(sorted(CONFIGS)))
+def test_a_window_equals_the_dense_step(
+    sequences: list[list[bool]], seed: int, window: int, sinks: int, config: str
+) -> None:
+    """Windows from one key on, narrower than the unroll, too, with sinks and without, over packed sequences."""
+    assert_equal(both_ways(sequences, seed, config=replace(CONFIGS[config], window=window, sinks=sinks)))
+
+
+@pytest.mark.parametrize(("window", "sinks"), [(1, 0), (2, 3), (5, 0), (5, 2)])
+def test_a_window_over_small_blocks_equals_the_dense_step(monkeypatch, window: int, sinks: int) -> None:
+    """Blocks of 3 queries begin behind the window's first key, and the sinks stand apart from their keys."""
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 3)
+    config = replace(CONFIG, window=window, sinks=sinks)
+    sequences = [[False] * 3 + [True] * 17, [True] * 11, [False] * 12 + [True] * 6]
+    assert_equal(both_ways(sequences, 5, config=config))
+    assert_equal(both_ways(sequences, 6, config=config, recompute=True))
+
+
+def test_a_window_as_long_as_the_text_is_none() -> None:
+    sequences = [[False] * 3 + [True] * 9, [True] * 11]
+    without, _ = both_ways(sequences, 7)
+    within, _ = both_ways(sequences, 7, config=replace(CONFIG, window=11 + DEPTHS, sinks=1))
+    for name in without:
+        assert torch.equal(without[name], within[name]), name
+
+
+def test_a_window_reads_the_keys_that_it_shows_alone() -> None:
+    """The blocks of a row of 64k tokens hold a window's keys each, and not all before them."""
+    size = 65_536
+    queries = QueryPositions(torch.arange(size), (0, size), torch.arange(size), window=Window(1024, 4))
+    widest = max(block.keys.stop - block.keys.start for block in attention.make_blocks(queries))
+    assert widest == attention.QUERY_BLOCK + 1024 - 1
+
+
 def test_a_wide_draft_equals_the_dense_step() -> None:
     assert_equal(both_ways([[False] * 3 + [True] * 9, [True] * 8], 3, config=WIDE))
 
@@ -208,10 +245,11 @@ def test_blocks_of_a_long_sequence_hold_a_number_a_row_and_no_masks() -> None:
     assert not mask[-1].any()
 
 
+@pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_the_plain_forward_pass_is_the_first_step(name: str) -> None:
+def test_the_plain_forward_pass_is_the_first_step(name: str, window: int | None) -> None:
     """Logits and next hidden states of ``Draft.forward`` are the dense reference's, and the unroll's."""
-    draft = random_draft(7, CONFIGS[name])
+    draft = random_draft(7, replace(CONFIGS[name], window=window, sinks=window and 1 or 0))
     generator = torch.Generator().manual_seed(7)
     size = 9
     ids = torch.randint(VOCAB, (size,), generator=generator)
