@@ -43,7 +43,7 @@ COMMAND = Command(
         "eagle3 eval --target-model-path MODEL --draft-model-path runs/train/best --eval-data-path at-0.7.jsonl "
         "--temperature 0.7 --top-p 0.95",
     ),
-    fields=("eval.*", "draft.path", "target.*", "data.*"),
+    fields=("eval.*", "draft.path", "draft.window", "draft.sinks", "target.*", "data.*"),
     run=run,
     loads_torch=True,
     plan=planner("eagle3cli.training.forecast.eval_plan:plan_eval"),

@@ -62,6 +62,8 @@ def run(settings: Settings, out: Out) -> int | None:
         with training_explained(settings, ranks.world_size, lambda: trainer.activity), target_ranks(trainer):
             evaluation = trainer.train(stop)
     if ranks.is_main:
+        if evaluation is not None and evaluation.context_warning:
+            out.warn(evaluation.context_warning)
         out.next(*next_command(original, evaluated=evaluation is not None))
         out.result(*summary(trainer, done_before, evaluation))
     return None

@@ -105,11 +105,10 @@ def refusals(config: DraftConfig, layout: Layout, target: Mapping[str, Any] | No
     not start, whatever the draft (``models/engines.py``).
     """
     if layout == "vllm":
-        return unread_window("vllm", config)
+        return []
     if layout == "speculators":
         both = config.fc_norm and config.norm_before_fc
-        twice = ["speculators has fc_norm or norm_before_fc, never both (use --layout vllm)"] if both else []
-        return twice + unread_window("vllm", config)
+        return ["speculators has fc_norm or norm_before_fc, never both (use --layout vllm)"] if both else []
     if layout == "gguf":
         return _unread_by_llamacpp(config, target)
     reasons = unread_layers(config, target) + unread_window("sglang", config)
@@ -160,9 +159,8 @@ def _unread_by_llamacpp(config: DraftConfig, target: Mapping[str, Any] | None) -
 
 
 def serving_layout(config: DraftConfig, target: Mapping[str, Any] | None = None) -> Layout:
-    """The layout for a draft as it is: SGLang's where SGLang runs it, vLLM's, which holds every draft, where nobody
-    does."""
-    return next((layout for layout in LAYOUTS if not refusals(config, layout, target)), "vllm")
+    """The layout for a draft as it is: SGLang's where SGLang runs it."""
+    return next(layout for layout in LAYOUTS if not refusals(config, layout, target))
 
 
 def config_problems(

@@ -23,7 +23,13 @@ from eagle3cli.models.contract import (
     serving_layout,
 )
 from eagle3cli.models.draft import Draft
-from eagle3cli.models.engines import enough_layers, has_shifted_layers, layers_as_sglang_reads, target_class
+from eagle3cli.models.engines import (
+    enough_layers,
+    has_shifted_layers,
+    layers_as_sglang_reads,
+    target_class,
+    unread_window,
+)
 from eagle3cli.models.gguf_draft import file_name, read_draft, write_draft
 from eagle3cli.models.gguf_file import OUTTYPES, Field, Outtype
 from eagle3cli.models.speculators import Verifier
@@ -149,7 +155,9 @@ def _refuse(
     if not reasons:
         return
     other = [name for name in LAYOUTS if not refusals(config, name, target)]
-    fix = f"use --layout {other[0]}" if other else "no server runs it; measure it here: eagle3 bench --engine local"
+    fix = f"use --layout {other[0]}"
+    if other[0] == "vllm" and unread_window("vllm", config):
+        fix += " for eagle3 bench --engine local: no server runs it"
     if config.own_embedding and not compared:
         fix += ", or give --target-model-path: an embedding that equals the target's is left out"
     listed = "".join(f"\n- {reason}" for reason in reasons)

@@ -19,6 +19,7 @@ from eagle3cli.models.engines import (
     enough_layers,
     minimum_versions,
     target_class,
+    unread_window,
     unsupported,
 )
 from eagle3cli.runtime.report import Reporter
@@ -73,7 +74,7 @@ def serve(
     lines: dict[Engine, str] = {}
     refused: dict[Engine, str] = {}
     for engine in engines_of(layout):
-        reasons = refusals(config, LAYOUT_OF[engine], target_config)
+        reasons = _reasons(engine, config, target_config)
         missing = unsupported(engine, name, backend=backend)
         if missing or reasons:
             refused[engine] = "; ".join(filter(None, (missing, *reasons)))
@@ -88,6 +89,13 @@ def serve(
     others = {"llama.cpp"} if layout != "gguf" else {"sglang", "vllm"}
     needs = {engine: version for engine, version in minimum_versions(config, name).items() if engine not in others}
     return Served(lines, refused, needs)
+
+
+def _reasons(engine: Engine, config: DraftConfig, target_config: Mapping[str, Any] | None) -> list[str]:
+    """Why an engine does not run this draft as it was trained, whatever its target's class."""
+    # The layout of vLLM holds every draft, what vLLM itself cannot run too.
+    own = unread_window(engine, config) if engine == "vllm" else []
+    return refusals(config, LAYOUT_OF[engine], target_config) + own
 
 
 def engines_of(layout: Layout) -> tuple[Engine, ...]:
@@ -111,7 +119,7 @@ def unserved(config: DraftConfig, target_config: Mapping[str, Any], *, backend: 
         layers = enough_layers(config, LEAST_LAYERS.get(LAYOUT_OF[engine], 1), depth)
         missing = unsupported(engine, target_class(target_config), backend=backend)
         as_exported = replace(config, aux_layers=layers)
-        problems = [*filter(None, (missing,)), *refusals(as_exported, LAYOUT_OF[engine], target_config)]
+        problems = [*filter(None, (missing,)), *_reasons(engine, as_exported, target_config)]
         if problems:
             reasons[engine] = "; ".join(problems)
     return reasons

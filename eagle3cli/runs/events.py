@@ -21,7 +21,7 @@ LISTS = (
     "accepted_per_position",
     *("sampled_acceptance_length", "sampled_accepted_per_position", "overlap"),
 )
-MAPS = ("time", "by_reply_position")
+MAPS = ("time", "by_reply_position", "by_context_length", "context_steps")
 LARGEST = 2.0**63
 
 

@@ -18,6 +18,7 @@ from eagle3cli.runs.events import Event
 from eagle3cli.runs.folder import Run, served_lengths
 from eagle3cli.runs.settings_used import settings_section
 from eagle3cli.runs.state import RUNNING, local_time, sessions_of, state_of
+from eagle3cli.training.eval.context import context_warning
 
 PART_NAMES = {
     "target": "target's pass",
@@ -128,6 +129,7 @@ def _acceptance(run: Run) -> Section:
     last = run.measured[-1]
     best = run.best or last
     by_position = {f"tokens {name}": length for name, length in (last.get("by_reply_position") or {}).items()}
+    by_context = {f"{name} tokens": length for name, length in (last.get("by_context_length") or {}).items()}
     by_depth = {f"depth {i}": share for i, share in enumerate(last.get("accepted_per_position") or [], 1)}
     deepest = max(len(event["acceptance_length"]) for event in run.measured)
     some_k = [k for k in sorted({1, 2, 3, deepest}) if k <= deepest]
@@ -143,6 +145,8 @@ def _acceptance(run: Run) -> Section:
         Bars("Accepted share by draft depth, last evaluation", by_depth, unit="%"),
         Bars("Acceptance length by position in the reply", by_position, 1.0),
     ]
+    if len(by_context) > 1:
+        charts.append(Bars("Acceptance length by length of the context", by_context, 1.0))
     rows = [
         (k, best["acceptance_length"][k - 1] if k <= len(best["acceptance_length"]) else None, length)
         for k, length in enumerate(last["acceptance_length"], 1)
@@ -152,7 +156,9 @@ def _acceptance(run: Run) -> Section:
         "the target's own replies; 1 is no help from the draft. Equal to what a server reports for greedy decoding."
     )
     columns = ("k", f"best, step {best['step']:,}", f"last, step {last['step']:,}")
-    return Section("Acceptance length", (text,), columns, rows, charts)
+    warning = context_warning(last.get("by_context_length") or {}, last.get("context_steps") or {})
+    texts = (text, f"{warning[:1].upper()}{warning[1:]}.") if warning else (text,)
+    return Section("Acceptance length", texts, columns, rows, charts)
 
 
 def points(events: Iterable[Event], name: str, scale: float = 1.0) -> list[tuple[float, float]]:

@@ -27,7 +27,7 @@ from eagle3cli.settings.training import TrainSettings
 from eagle3cli.training.batches import Batches
 from eagle3cli.training.checkpoint.save import Saver
 from eagle3cli.training.checkpoint.state import TrainState
-from eagle3cli.training.eval.evaluate import Evaluation, evaluate
+from eagle3cli.training.eval.evaluate import Evaluation, evaluate, lengths_by
 from eagle3cli.training.eval.sampled import drawn_elsewhere
 from eagle3cli.training.eval.simulate import DecodedReply
 from eagle3cli.training.metrics import Metrics
@@ -364,7 +364,6 @@ class Trainer:
 
 def evaluation_numbers(evaluation: Evaluation, state: TrainState, seconds: float) -> dict[str, Any]:
     """What listeners are told of an evaluation."""
-    by_position = {name: counts.acceptance_length for name, counts in evaluation.by_position.items()}
     sampled: dict[str, Any] = {}
     for served in evaluation.sampled:
         sampled = {
@@ -378,7 +377,9 @@ def evaluation_numbers(evaluation: Evaluation, state: TrainState, seconds: float
         "seconds": state.seconds,
         "acceptance_length": evaluation.acceptance_lengths,
         "accepted_per_position": evaluation.simulated[-1].per_position,
-        "by_reply_position": by_position,
+        "by_reply_position": lengths_by(evaluation.by_position),
+        "by_context_length": lengths_by(evaluation.by_context),
+        "context_steps": {name: round(counts.steps) for name, counts in evaluation.by_context.items()},
         "accuracy": list(evaluation.accuracy),
         "rows": evaluation.rows,
         "evaluation_seconds": seconds,

@@ -213,3 +213,75 @@ def test_a_draft_of_another_program_is_read_as_sglang_reads_it(run_cli: RunCli, 
     assert run_cli("import", *words, "--json").json["aux_layers"] == [1, 3, 5]
     write_target(tmp_path / "target", "LlamaForCausalLM")
     assert run_cli("import", *words, "--json").json["aux_layers"] == [1, 3, 5]
+
+
+def test_a_window_is_told_to_the_engines_that_take_it(run_cli: RunCli, tmp_path: Path) -> None:
+    """vLLM reads it in the config; SGLang by a flag that counts one key fewer; the others would attend to all."""
+    raw = write_target(tmp_path / "target", "LlamaForCausalLM")
+    config = write_draft(tmp_path / "trained", raw, window=128, norm_output=False, num_hidden_layers=2)
+    ran = export(run_cli)
+    assert ran.code == 0, ran.err
+    assert "--speculative-draft-window-size 127" in ran.json["serve_lines"]["sglang"]
+    assert ran.json["needs"]["sglang"] == "0.5.12"
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (written["layer_types"], written["sliding_window"]) == (["sliding_attention"] * 2, 128)
+    assert load_draft(tmp_path / "out")[0] == replace(config, dtype="float32")
+    assert "without --speculative-draft-window-size 127 it attends to all tokens" in run_cli("export", *WORDS).out
+    speculators = export(run_cli, "--layout", "speculators")
+    assert speculators.code == 0, speculators.err
+    layer = json.loads((tmp_path / "out" / "config.json").read_text())["transformer_layer_config"]
+    assert (layer["layer_types"], layer["sliding_window"]) == (["sliding_attention"] * 2, 128)
+    assert load_draft(tmp_path / "out")[0].window == 128
+    refused = export(run_cli, "--layout", "legacy")
+    assert (refused.code, "its window is unknown to older servers" in refused.err) == (1, True), refused.err
+
+
+def test_sink_tokens_are_told_to_be_of_no_server(run_cli: RunCli, tmp_path: Path) -> None:
+    raw = write_target(tmp_path / "target", "LlamaForCausalLM")
+    config = write_draft(tmp_path / "trained", raw, window=128, sinks=4)
+    refused = export(run_cli)
+    assert (refused.code, "its 4 sink tokens, which SGLang does not show" in refused.err) == (1, True), refused.err
+    assert "use --layout vllm for eagle3 bench --engine local: no server runs it" in refused.err
+    for layout in ("vllm", "speculators"):
+        ran = export(run_cli, "--layout", layout)
+        assert (ran.code, ran.json["served_by"]) == (0, []), ran.err
+        assert "its 4 sink tokens, which vLLM does not show" in ran.json["refused_by"]["vllm"]
+        assert load_draft(tmp_path / "out")[0].sliding == config.sliding
+
+
+def test_a_window_of_one_token_is_none_to_sglang(run_cli: RunCli, tmp_path: Path) -> None:
+    raw = write_target(tmp_path / "target", "LlamaForCausalLM")
+    write_draft(tmp_path / "trained", raw, window=1)
+    refused = export(run_cli)
+    assert (refused.code, "SGLang's smallest is two" in refused.err) == (1, True), refused.err
+    assert export(run_cli, "--layout", "vllm").json["served_by"] == ["vllm"]
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"layer_types": ["sliding_attention", "full_attention"], "num_hidden_layers": 2}, "layers of different kinds"),
+        ({"layer_types": ["sliding_attention"]}, "a draft's window of 0 is no number of tokens"),
+        ({"layer_types": ["sliding_attention"], "sliding_window": "wide"}, "a draft's window of 'wide'"),
+        ({"layer_types": ["sliding_attention"], "sliding_window": 8, "draft_sinks": -1}, "a draft's sinks of -1"),
+    ],
+)
+def test_what_is_no_window(run_cli: RunCli, tmp_path: Path, own: dict[str, Any], message: str) -> None:
+    raw = write_target(tmp_path / "target", "LlamaForCausalLM")
+    write_draft(tmp_path / "trained", raw)
+    path = tmp_path / "trained" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    refused = export(run_cli)
+    assert (refused.code, message in refused.err) == (1, True), refused.err
+
+
+def test_a_window_without_layers_of_that_type_is_none(run_cli: RunCli, tmp_path: Path) -> None:
+    """As copied from a target's config: no engine reads it, and so it is not read here."""
+    raw = write_target(tmp_path / "target", "LlamaForCausalLM")
+    write_draft(tmp_path / "trained", raw)
+    path = tmp_path / "trained" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sliding_window": 4096}))
+    ran = export(run_cli)
+    assert ran.code == 0, ran.err
+    assert "window" not in ran.json["serve_lines"]["sglang"]
+    assert "sliding_window" not in json.loads((tmp_path / "out" / "config.json").read_text())

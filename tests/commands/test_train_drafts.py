@@ -40,6 +40,47 @@ def test_a_wide_draft_is_config_alone(run_cli: RunCli, place: Path) -> None:  # 
     assert run_cli("export", "--layout", "vllm", cwd=place).code == 0
 
 
+def test_a_window_from_training_to_the_lines_that_serve(run_cli: RunCli, place: Path) -> None:  # noqa: F811
+    """The draft keeps it in its config, evaluations and the local decoder heed it, and another one is another run."""
+    few = ("train", "--set", "train.total_steps=6", "train.ttt_length=3", "--learning-rate", "3e-3")
+    ran = run_cli(*few, "--draft-window", "4", cwd=place)
+    assert ran.code == 0, ran.err
+    best = place / "runs" / "train" / "best"
+    config, _ = load_draft(best)
+    assert (config.window, config.sinks) == (4, 0)
+    words = ("eval", "--draft-model-path", best, "--depths", "2", "--json")
+    measured = run_cli(*words, cwd=place)
+    assert measured.code == 0, measured.err
+    assert list(measured.json["by_context_length"]) == ["0-511"]
+    assert measured.json["context_steps"]["0-511"] == measured.json["steps"]
+    bench = ("bench", "--draft-model-path", best, "--config-list", "2,2,1,3", "--benchmark-list", "mtbench:2")
+    decoded = run_cli(*bench, "--max-tokens", "12", "--json", cwd=place)
+    assert decoded.code == 0, decoded.err
+    assert "differ from the baseline" not in decoded.err
+    exported = run_cli("export", "--json", cwd=place)
+    assert "--speculative-draft-window-size 3" in exported.json["serve_lines"]["sglang"]
+    again = run_cli(*few, "--draft-window", "8", cwd=place)
+    assert (again.code, "draft.sliding_window" in again.err) == (2, True), again.err
+    on = ("--draft-init", "draft", "--draft-model-path", best, "--output-dir", "runs/on", "--draft-window", "8")
+    (place / "eagle3.toml").write_text((place / "eagle3.toml").read_text().replace("vocab_size = 200\n", ""))
+    assert run_cli(*few, *on, "--draft-sinks", "2", cwd=place).code == 0
+    config, _ = load_draft(place / "runs" / "on" / "best")
+    assert (config.window, config.sinks) == (8, 2)
+
+
+def test_what_is_no_window_ends_before_the_work(run_cli: RunCli, place: Path) -> None:  # noqa: F811
+    for words, code, message in (
+        (("--draft-window", "0"), 2, "--draft-window"),
+        (("--draft-window", "8", "--draft-sinks", "-1"), 2, "--draft-sinks"),
+        (("--draft-sinks", "4"), 1, "4 sink tokens without a window"),
+        (("--draft-window", "8", "--serve-with", "llama.cpp"), 1, "attend to all of a text"),
+        (("--draft-window", "8", "--draft-sinks", "4", "--serve-with", "sglang"), 1, "its 4 sink tokens, which SGLang"),
+    ):
+        refused = run_cli("train", *words, cwd=place)
+        assert (refused.code, message in refused.err) == (code, True), refused.err
+        assert not (place / "runs" / "train" / "checkpoints").exists()
+
+
 def test_training_goes_on_from_a_folder(run_cli: RunCli, place: Path) -> None:  # noqa: F811
     few = ("--set", "train.total_steps=4", "train.ttt_length=2")
     assert run_cli("train", *few, cwd=place).code == 0

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eagle3cli.backends.target.hf import HfTarget
+from eagle3cli.backends.target.hf import HfTarget, load_target
 from eagle3cli.models.engines import Engine
+from eagle3cli.models.inference import load_for_inference
+from eagle3cli.runtime.report import Silent
+from eagle3cli.settings.models import TargetSettings
 from tests.conftest import Ran, RunCli
 from tests.engines.lines import assert_as_our_own, run_line
-from tests.serving.engine_case import STEPS, make_draft, make_target
+from tests.serving.engine_case import STEPS, make_draft, make_target, replies_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 FAMILIES = pytest.mark.families
@@ -70,6 +74,11 @@ def test_a_line_counts_what_we_count(
     environment = {"VLLM_MLA_DISABLE": "1"} if case.startswith("DeepSeek") else {}
     answers, counted = run_line(engine, line, expected, tmp_path / "logs", **environment)
     assert_as_our_own(answers, counted, expected, STEPS)
+    if "window" in case:  # which shows: the same weights without it are accepted another number of times
+        draft = load_for_inference(tmp_path / "draft", json.loads((tmp_path / "target" / "config.json").read_text()))
+        draft.config = replace(draft.config, window=None)
+        target = load_target(TargetSettings(model_path="target", device="cpu"), Silent(), draft.config.aux_layers)
+        assert replies_of(target, draft, expected.prompts).steps != expected.steps
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm"])

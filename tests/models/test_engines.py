@@ -111,6 +111,14 @@ def test_who_will_not_serve_what_is_to_be_trained() -> None:
     assert list(unserved(config, gemma, backend="sglang")) == ["llama.cpp"]
 
 
+def test_who_will_not_serve_a_window() -> None:
+    plain = replace(DraftConfig.from_target(LLAMA), norm_output=False)
+    assert list(unserved(replace(plain, window=512), LLAMA)) == ["llama.cpp"]
+    assert list(unserved(replace(plain, window=1), LLAMA)) == ["sglang", "llama.cpp"]
+    assert list(unserved(replace(plain, window=512, sinks=4), LLAMA)) == ["sglang", "vllm", "llama.cpp"]
+    assert minimum_versions(replace(plain, window=512))["sglang"] == "0.5.12"
+
+
 def test_lines_hold_what_the_target_needs() -> None:
     config = replace(DraftConfig.from_target(LLAMA), dtype="bfloat16")
     served = serve("my target", "d", config, steps=3, layout="sglang", target_config=LLAMA, revision="v1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.models.sampling import Sampling
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 from eagle3cli.runtime.report import Reporter
+from eagle3cli.training.eval.context import CONTEXTS, context_warning
 from eagle3cli.training.eval.sampled import SampledAcceptance
 from eagle3cli.training.eval.simulate import (
     AcceptanceCounts,
@@ -26,7 +27,7 @@ from eagle3cli.training.eval.simulate import (
     proposal_table,
     reply_spans,
     simulate,
-    simulate_by_position,
+    simulate_by_range,
 )
 from eagle3cli.training.ttt.attention import attend
 from eagle3cli.training.ttt.loss import best_tokens
@@ -47,6 +48,8 @@ class Evaluation:
     """The largest k, split by the reply's place in its conversation."""
     by_position: dict[str, AcceptanceCounts]
     """The largest k, split by the reply's tokens known before the step; ranges without a step are left out."""
+    by_context: dict[str, AcceptanceCounts]
+    """The same by the conversation's tokens known before the step."""
     accuracy: tuple[float, ...]
     """Teacher-forced share of right tokens per draft step."""
     rows: int
@@ -66,9 +69,21 @@ class Evaluation:
         """Acceptance length for k = 1, 2, ... by which a draft is judged: at the first temperature, else greedy."""
         return self.sampled[0].acceptance_lengths if self.sampled else self.acceptance_lengths
 
+    @property
+    def context_warning(self) -> str | None:
+        """What people are told where acceptance falls with the length of the context."""
+        return context_warning(
+            lengths_by(self.by_context), {name: round(c.steps) for name, c in self.by_context.items()}
+        )
+
     def at(self, k: int) -> float:
         """Acceptance length for k draft steps."""
         return self.simulated[k - 1].acceptance_length
+
+
+def lengths_by(counts: Mapping[str, AcceptanceCounts]) -> dict[str, float]:
+    """Acceptance lengths by the names of the counts."""
+    return {name: each.acceptance_length for name, each in counts.items()}
 
 
 class _Tally:
@@ -80,6 +95,7 @@ class _Tally:
         self.simulated = [AcceptanceCounts() for _ in range(draft_steps)]
         self.turns = (AcceptanceCounts(), AcceptanceCounts())
         self.by_position = {name: AcceptanceCounts() for name in POSITIONS}
+        self.by_context = {name: AcceptanceCounts() for name in CONTEXTS}
         self.correct = [0] * draft_steps
         self.counted = [0] * draft_steps
         self.replies = 0
@@ -103,8 +119,12 @@ class _Tally:
             for k, counts in enumerate(self.simulated, start=1):
                 counts.add(simulate(agrees_TN, span, k))
             self.turns[sequence in answered].add(simulate(agrees_TN, span, self.draft_steps))
-            for name, part in simulate_by_position(agrees_TN, span, self.draft_steps).items():
-                self.by_position[name].add(part)
+            for by_range, ranges, begin in (
+                (self.by_position, POSITIONS, span[0]),
+                (self.by_context, CONTEXTS, batch.cu_seqlens[sequence]),
+            ):
+                for name, part in simulate_by_range(agrees_TN, span, self.draft_steps, ranges, begin).items():
+                    by_range[name].add(part)
             answered.add(sequence)
             self.replies += 1
 
@@ -120,7 +140,7 @@ class _Tally:
 
     def evaluation(self, ranks: Ranks, rows: int) -> Evaluation:
         """The counts of all ranks."""
-        for counts in (*self.simulated, *self.turns, *self.by_position.values()):
+        for counts in (*self.simulated, *self.turns, *self.by_position.values(), *self.by_context.values()):
             counts.all_reduce(ranks)
         for sampled in self.sampled:
             sampled.all_reduce(ranks)
@@ -128,11 +148,15 @@ class _Tally:
         correct = by_step[: self.draft_steps]
         counted = by_step[self.draft_steps :]
         accuracy = tuple(c / max(1, n) for c, n in zip(correct, counted, strict=True))
-        by_position = {name: counts for name, counts in self.by_position.items() if counts.steps}
+        by_position, by_context = (
+            {name: counts for name, counts in by_range.items() if counts.steps}
+            for by_range in (self.by_position, self.by_context)
+        )
         return Evaluation(
             tuple(self.simulated),
             *self.turns,
             by_position,
+            by_context,
             accuracy,
             rows,
             replies,

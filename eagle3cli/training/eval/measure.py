@@ -20,6 +20,7 @@ from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.folders import find_draft
 from eagle3cli.models.inference import load_for_inference
 from eagle3cli.models.sampling import Sampling
+from eagle3cli.models.serve import with_window
 from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.tables import Settings
@@ -37,6 +38,7 @@ def measure(settings: Settings, report: Reporter) -> Evaluation:
         raise UsageError("no draft", where="--draft-model-path", fix="run eagle3 train first, or give a folder")
     raw = read_target_config(settings.target) if settings.target.model_path else None
     draft = load_for_inference(find_draft(Path(settings.draft.path)), raw, settings.draft.aux_layers)
+    draft.config = with_window(draft.config, settings.draft)  # no weight depends on it
     source, embedding, head = _source(settings, draft.config, report)
     draft = draft.to(embedding.device).cast(embedding.dtype)
     count = min(settings.eval.rows or len(source.lengths), len(source.lengths))
@@ -55,7 +57,7 @@ def measure(settings: Settings, report: Reporter) -> Evaluation:
         samplings=[Sampling(t, options.top_p, options.top_k) for t in dict.fromkeys(options.temperature) if t],
         head=head,
     )
-    if warning := drawn_elsewhere(evaluation.sampled):
+    for warning in filter(None, (drawn_elsewhere(evaluation.sampled), evaluation.context_warning)):
         report.warn(warning)
     return evaluation
 

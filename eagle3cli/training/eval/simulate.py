@@ -8,13 +8,12 @@ place of agreement it is what sampling is expected to take (``sampled.py``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from eagle3cli.data.tokens.on_policy import POSITIONS
 from eagle3cli.runtime.distributed import Ranks
 
 Accepts = Sequence[Sequence[float]]
@@ -89,12 +88,19 @@ def simulate(accept_TN: Accepts, span: tuple[int, int], k: int) -> AcceptanceCou
     return counts
 
 
-def simulate_by_position(accept_TN: Accepts, span: tuple[int, int], k: int) -> dict[str, AcceptanceCounts]:
-    """The same counts, apart by how far into the reply a step begins."""
-    by_position = {name: AcceptanceCounts(accepted_at=[0] * k) for name in POSITIONS}
+def simulate_by_range(
+    accept_TN: Accepts, span: tuple[int, int], k: int, ranges: Mapping[str, float], begin: int
+) -> dict[str, AcceptanceCounts]:
+    """The same counts, apart by how many tokens behind packed position ``begin`` are known before a step.
+
+    ``ranges`` are their names and ends, ascending: those of the reply (``begin`` is its first position) or those of
+    the whole conversation (``begin`` is its sequence's).
+    """
+    by_range = {name: AcceptanceCounts(accepted_at=[0] * k) for name in ranges}
     for known, step in simulated_steps(accept_TN, span, k):
-        by_position[next(name for name, end in POSITIONS.items() if known < end)].add(step)
-    return by_position
+        behind = span[0] - begin + known
+        by_range[next(name for name, end in ranges.items() if behind < end)].add(step)
+    return by_range
 
 
 def simulated_steps(accept_TN: Accepts, span: tuple[int, int], k: int) -> Iterator[tuple[int, AcceptanceCounts]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eagle3cli.models.sampling import Sampling
-from eagle3cli.training.eval.evaluate import Evaluation
+from eagle3cli.training.eval.evaluate import Evaluation, lengths_by
 from eagle3cli.training.eval.sampled import SampledAcceptance
 
 Table = tuple[str, tuple[str, ...], list[tuple[object, ...]]]
@@ -11,7 +11,7 @@ Table = tuple[str, tuple[str, ...], list[tuple[object, ...]]]
 
 
 def tables(evaluation: Evaluation) -> list[Table]:
-    """Acceptance by depth, by place in the reply, and at every temperature that was asked for."""
+    """Acceptance by depth, by place in the reply and in the context, and at every temperature that was asked for."""
     by_depth: list[tuple[object, ...]] = [
         (
             k,
@@ -21,14 +21,16 @@ def tables(evaluation: Evaluation) -> list[Table]:
         )
         for k, (counts, accuracy) in enumerate(zip(evaluation.simulated, evaluation.accuracy, strict=True), start=1)
     ]
-    by_place: list[tuple[object, ...]] = [
-        (name, f"{counts.acceptance_length:.3f}", round(counts.steps))
-        for name, counts in evaluation.by_position.items()
-    ]
+    by_place, by_context = (
+        [(name, f"{counts.acceptance_length:.3f}", round(counts.steps)) for name, counts in by_range.items()]
+        for by_range in (evaluation.by_position, evaluation.by_context)
+    )
+    lengths: Table = ("By length of the context", ("tokens before", "acceptance length", "steps"), [*by_context])
     depth_columns = ("draft steps k", "acceptance length", "accepted at k", "accuracy at depth")
     return [
         ("Simulated acceptance", depth_columns, by_depth),
-        ("By place in the reply", ("tokens known", "acceptance length", "steps"), by_place),
+        ("By place in the reply", ("tokens known", "acceptance length", "steps"), [*by_place]),
+        *((lengths,) if len(by_context) > 1 else ()),  # a single one says again what the first table says
         *(
             (f"Expected acceptance, {_name_of(sampled.sampling)}", *_sampled_rows(sampled))
             for sampled in evaluation.sampled
@@ -40,6 +42,7 @@ def as_data(evaluation: Evaluation) -> dict[str, object]:
     """For ``--json``."""
     turns = {"first": evaluation.first_turns, "later": evaluation.later_turns}
     places = evaluation.by_position
+    contexts = evaluation.by_context
     deepest = evaluation.simulated[-1]
     return {
         "acceptance_length": {k: round(length, 4) for k, length in enumerate(evaluation.acceptance_lengths, start=1)},
@@ -47,6 +50,8 @@ def as_data(evaluation: Evaluation) -> dict[str, object]:
         "accuracy_per_depth": [round(value, 4) for value in evaluation.accuracy],
         "turns": {name: round(counts.acceptance_length, 4) for name, counts in turns.items() if counts.steps},
         "by_reply_position": {name: round(counts.acceptance_length, 4) for name, counts in places.items()},
+        "by_context_length": {name: round(length, 4) for name, length in lengths_by(contexts).items()},
+        "context_steps": {name: round(counts.steps) for name, counts in contexts.items()},
         **({"sampled": [_sampled_data(sampled) for sampled in evaluation.sampled]} if evaluation.sampled else {}),
         "rows": evaluation.rows,
         "replies": evaluation.replies,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -277,6 +278,19 @@ def test_speculation_in_the_words_of_both_servers() -> None:
     assert "--speculative-eagle-topk 1 --speculative-num-draft-tokens 4" in words
     vllm = launches("vllm", ServerSettings(), CPU, [5], draft)[0].argv
     assert '{"method": "eagle3", "model": "d", "num_speculative_tokens": 3}' in vllm
+
+
+def test_sglang_is_told_the_window_of_the_draft(tmp_path: Path) -> None:
+    """It does not read it from the draft's config, and counts one key fewer."""
+    path = tmp_path / "config.json"
+    draft = Speculation(str(tmp_path), 3, 1, 4)
+    window = {"layer_types": ["sliding_attention"], "sliding_window": 512}
+    for config in (window, {"speculators_model_type": "eagle3", "transformer_layer_config": window}):
+        path.write_text(json.dumps(config))
+        words = " ".join(launches("sglang", ServerSettings(), CPU, [5], draft)[0].argv)
+        assert "--speculative-draft-window-size 511" in words
+    path.write_text(json.dumps({"sliding_window": 512}))  # of no layer: a copy of the target's
+    assert "--speculative-draft-window-size" not in launches("sglang", ServerSettings(), CPU, [5], draft)[0].argv
 
 
 def test_the_tail_of_a_log(tmp_path: Path) -> None:
