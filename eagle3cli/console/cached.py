@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle3cli.console.dispositions import has_entries, remarks
+from eagle3cli.data.tokens.lengths import kept_lines
 from eagle3cli.data.tokens.on_policy import lines as on_policy_lines
 
 
@@ -42,6 +43,8 @@ def _split_lines(name: str, counts: dict[str, Any], *, told_earlier: bool) -> li
         f"{name}: {counts['rows']:,} rows, {counts['tokens']:,} tokens, {counts['loss_tokens']:,} trained, {share:.0%}",
         f"  truncated {counts['truncated']:,}, without a reply {counts['no_span']:,}, rejected {counts['rejected']:,}",
     ]
+    if "kept" in counts:  # caches of earlier versions do not say it
+        lines += [f"  {line}" for line in kept_lines(counts["kept"])]
     return lines + remarks(counts, told_earlier=told_earlier)
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from eagle3cli.errors import ModelError
+
+if TYPE_CHECKING:  # configs are read where torch is not imported
+    from torch import Tensor
 
 WINDOW_KEYS = ("layer_types", "sliding_window", "draft_sinks")
 """How a draft's config says its window: as vLLM reads it, and ``draft_sinks``, which no engine knows."""

@@ -15,6 +15,7 @@ from eagle3cli.data.conversations.conversation import source_of, to_conversation
 from eagle3cli.data.sources.files import format_of, read_file
 from eagle3cli.data.sources.lines import SourceRow, parse_line, read_raw_lines
 from eagle3cli.data.tokens.encode import Encoder
+from eagle3cli.data.tokens.lengths import Counted, sum_kept
 from eagle3cli.data.tokens.rows import TokenRow, to_batch
 from eagle3cli.errors import DataError
 
@@ -83,6 +84,8 @@ class PackedBlock:
     """Line and id of rows that train nothing."""
     rejected: list[tuple[int, str, str]]
     repairs: list[Repair]
+    kept: Counted
+    """What maximum lengths leave of its rows."""
 
 
 def encode_items(encoder: Encoder, items: list[Item], path: str, *, preformatted: bool) -> EncodedBlock:
@@ -159,4 +162,5 @@ def pack(block: EncodedBlock) -> PackedBlock:
         no_span=[(row.line, row.id) for row in block.rows if row.no_span],
         rejected=block.rejected,
         repairs=block.repairs,
+        kept=sum_kept(row.kept for row in block.rows if row.kept is not None),
     )

@@ -17,6 +17,7 @@ from eagle3cli.data.sources.files import format_of
 from eagle3cli.data.tokens.blocks import EncoderConfig, PackedBlock
 from eagle3cli.data.tokens.counts import Counts, add_counts, no_counts
 from eagle3cli.data.tokens.encode import NO_SPAN
+from eagle3cli.data.tokens.lengths import kept_summary, no_rows
 from eagle3cli.data.tokens.rows import write_rows
 from eagle3cli.data.tokens.workers import block_tokenizer, processes_for
 from eagle3cli.errors import DataError
@@ -59,7 +60,7 @@ def build(
         if judge:
             summary[JUDGED] = tokens.judged(paths)
         for split, path in paths.items():
-            counter = _SplitCounter(path, Ledger(errors))
+            counter = _SplitCounter(path, Ledger(errors), config.max_length)
             with report.task(f"tokenising {split}", _lines(path)) as task, catch_stop(report) as stop:
                 batches = _batches(tokens.blocks(path), counter, task, stop)
                 write_rows(folder / split, batches, fingerprint=f"{key}-{split}")
@@ -117,9 +118,11 @@ def _batches(
 class _SplitCounter:
     """Counts of one split while its blocks pass."""
 
-    def __init__(self, path: Path, ledger: Ledger) -> None:
+    def __init__(self, path: Path, ledger: Ledger, max_length: int) -> None:
         self.path = path
         self.ledger = ledger
+        self.max_length = max_length
+        self.kept = no_rows()
         self.counts = {name: no_counts() for name in ("reply", "prompt", "reply_aside", "prompt_aside")}
         self.tokens = self.loss_tokens = self.truncated = self.no_span = self.longest = 0
 
@@ -134,6 +137,7 @@ class _SplitCounter:
         self.tokens += len(ids)
         self.loss_tokens += int(trained.sum())
         self.truncated += block.truncated
+        self.kept += block.kept
         self.no_span += len(block.no_span)
         self.longest = max([self.longest, *lengths.tolist()])
         self.ledger.read += block.read
@@ -172,6 +176,7 @@ class _SplitCounter:
             "loss_tokens": self.loss_tokens,
             "longest": self.longest,
             "truncated": self.truncated,
+            "kept": kept_summary(self.kept, self.max_length),
             "no_span": self.no_span,
             **counts,
         }

@@ -17,6 +17,7 @@ from eagle3cli.data.chat.template import Chat
 from eagle3cli.data.chat.tokenizer import stop_texts
 from eagle3cli.data.conversations.conversation import Conversation
 from eagle3cli.data.conversations.system_prompt import with_system
+from eagle3cli.data.tokens.lengths import count_kept
 from eagle3cli.data.tokens.rows import Ids, Mask, TokenRow
 from eagle3cli.errors import DataError
 
@@ -122,6 +123,7 @@ class Encoder:
             mask[:length],
             turns=tuple(turn for turn in turns if turn[0] < length),
             truncated=len(ids) > length,
+            kept=count_kept(len(ids), ranges, self.max_length),
         )
 
     def _check_space(self, encoding: Any, item: Rendered) -> None:
@@ -183,8 +185,10 @@ class Encoder:
         encoding = piece.encoding
         first = piece.token_at(start)
         last = piece.token_at(end)
-        if start == end or first >= limit:
+        if start == end:
             return first, first
+        if first >= limit:
+            return first, max(first, last)
         if first < len(encoding.ids) and encoding.token_to_chars(first)[0] < start:
             if is_last:
                 raise DataError("a token lies across the start of a reply (header and reply merge): no exact mask")

@@ -10,6 +10,7 @@ from typing import Any
 from eagle3cli.data.sources.files import lines_in
 from eagle3cli.data.tokens.build import JUDGED, SUMMARY
 from eagle3cli.data.tokens.cache import data_paths, find_cache, judge_masks
+from eagle3cli.data.tokens.lengths import kept_lines
 from eagle3cli.data.tokens.on_policy import describe, lines, warning
 from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.errors import ModelError
@@ -31,6 +32,8 @@ def plan_cache(settings: Settings) -> Plan:
         summary = read_json(folder / SUMMARY)
         counts = {split: {k: summary[split][k] for k in ("rows", "tokens", "loss_tokens")} for split in paths}
         done = [f"{folder / split}: {n['rows']:,} rows, {n['tokens']:,} tokens" for split, n in counts.items()]
+        kept = {split: summary[split]["kept"] for split in paths if "kept" in summary[split]}
+        done += [f"{split}, {line}" for split, counted in kept.items() for line in kept_lines(counted)]
         known = on_policy_of(folder, paths)
         done += [f"{split}, {line.strip()}" for split, summary in known.items() for line in lines(summary)]
         return Plan(
@@ -44,6 +47,7 @@ def plan_cache(settings: Settings) -> Plan:
                 "folder": str(folder),
                 **judged,
                 **counts,
+                **({"kept": kept} if kept else {}),
                 **({"on_policy": known} if known else {}),
             },
         )

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from eagle3cli.data.tokens.lengths import Counted
 from eagle3cli.errors import DataError
 
 Ids = npt.NDArray[np.int32]
@@ -53,6 +54,8 @@ class TokenRow:
     """Cut at the maximum length."""
     source: str = ""
     """The data set that the row comes from; empty where unknown."""
+    kept: Counted | None = field(default=None, compare=False)
+    """What maximum lengths leave of it; known where it was tokenized just now."""
 
     def __len__(self) -> int:
         return len(self.token_ids)

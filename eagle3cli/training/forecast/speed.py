@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -122,7 +123,7 @@ def per_token(draft: DraftConfig, tokens: int, rows: int, loss_tokens: float, tt
         layer=draft_weights(draft) - fc - head - embedding,
         head=head,
         hidden=draft.hidden_size,
-        length=tokens // max(1, rows),
+        length=seen_length(draft, tokens // max(1, rows)),
         ttt_steps=ttt_steps,
         loss_share=loss_tokens / max(1, tokens),
     )
@@ -134,7 +135,18 @@ def seconds_per_token(settings: Settings, inputs: RunInputs, world_size: int, gp
     work = training_workload(settings, inputs, world_size)
     share = settings.train.anchor_fraction * sum(data.loss_tokens) / max(1, data.tokens)
     work = replace(work, tokens=max(1, work.tokens), positions=max(1, round(share * work.tokens)))
-    return gpu_time.draft_seconds(work, gpu, visible_keys(data.lengths, data.loss_tokens)) / work.tokens
+    keys = min(visible_keys(data.lengths, data.loss_tokens), most_keys(inputs.draft))
+    return gpu_time.draft_seconds(work, gpu, keys) / work.tokens
+
+
+def most_keys(draft: DraftConfig) -> float:
+    """Keys that a position sees at most."""
+    return math.inf if draft.window is None else draft.window + draft.sinks
+
+
+def seen_length(draft: DraftConfig, length: int) -> int:
+    """Tokens of a sequence in which a position sees on average as many keys as in one of ``length`` by its window."""
+    return round(min(length, 2 * most_keys(draft)))
 
 
 def visible_keys(lengths: Sequence[int], loss_tokens: Sequence[int]) -> float:
