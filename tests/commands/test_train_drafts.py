@@ -53,6 +53,9 @@ def test_a_window_from_training_to_the_lines_that_serve(run_cli: RunCli, place: 
     assert measured.code == 0, measured.err
     assert list(measured.json["by_context_length"]) == ["0-511"]
     assert measured.json["context_steps"]["0-511"] == measured.json["steps"]
+    drawn = [run_cli(*words, "--temperature", "1", *own, cwd=place) for own in ((), ("--draft-window", "64"))]
+    narrow, wide = (ran.json["sampled"][0]["overlap_per_depth"] for ran in drawn)
+    assert narrow != wide
     bench = ("bench", "--draft-model-path", best, "--config-list", "2,2,1,3", "--benchmark-list", "mtbench:2")
     decoded = run_cli(*bench, "--max-tokens", "12", "--json", cwd=place)
     assert decoded.code == 0, decoded.err

@@ -45,6 +45,8 @@ def eval_line(step: int, seconds: float, best: float) -> dict[str, Any]:
         "acceptance_length": lengths,
         "accepted_per_position": [0.7**d for d in range(1, 8)],
         "by_reply_position": {"1-15": 1.5, "16-63": 1.8, "64-255": 2.0},
+        "by_context_length": {"0-511": 1.9, "512-1023": 1.8, "1024-2047": 1.5},
+        "context_steps": {"0-511": 900, "512-1023": 400, "1024-2047": 100},
         "accuracy": [0.6] * DEPTHS,
         "rows": 64,
         "evaluation_seconds": 3.0,

@@ -37,11 +37,18 @@ def test_the_page_tells_the_run(tmp_path: Path) -> None:
         "warning: <u>odd</u>",
     ):
         assert said in text, said
-    assert drawn.count("<svg") == 12
+    assert drawn.count("<svg") == 13
     assert drawn.count("<polyline") == 4 + 4 + 1 + 7 + 7 + 1 + 1 + 1 + 1
     assert '<span class="t">Hello &lt;script&gt;</span>' in drawn
     assert '<span class="u">&lt;user&gt;Hi &amp; bye</span>' in drawn
     assert "<b>no messages" not in drawn
+
+
+def test_acceptance_by_context_length_is_shown_and_its_fall_told(tmp_path: Path) -> None:
+    page = training_page(read_run(make_run(tmp_path / "run")))
+    section = next(section for section in page.sections if section.title == "Acceptance length")
+    assert any(chart.title == "Acceptance length by length of the context" for chart in section.charts)
+    assert "1.90 at 0-511 tokens, 1.50 at 1024-2047 (21% less)" in section.text[-1]
 
 
 def test_a_page_of_a_run_that_goes_on_says_when_it_was_written(tmp_path: Path) -> None:
