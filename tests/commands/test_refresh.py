@@ -70,6 +70,7 @@ def test_traffic_makes_a_better_draft_once_and_it_can_be_taken_back(
     assert weights(draft) == before
     ran = run_cli(*REFRESH, "server.jsonl.gz", cwd=served)
     assert "going on from" in ran.err
+    assert "hidden states of" in ran.err  # of several passes the target makes one
     assert ran.code == 3, ran.err  # a line was damaged
     result = ran.json
     assert result["promoted"], result["reason"]

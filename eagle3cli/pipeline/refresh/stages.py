@@ -68,9 +68,9 @@ class Work:
         options = self.settings.refresh
         train = self.settings.train
         settings = self.rows_settings(rows)
-        if train.mode == "offline" or self._states_fit(settings):
+        if train.mode == "offline" or self.states_fit(settings):
             stores = self.path("hidden_states")
-            settings = settings.updated("hidden_states", output_path=stores, split="train")
+            settings = settings.updated("hidden_states", output_path=stores, split="train", sample_size=None)
             run_command("hidden-states")(settings, self.out)
             settings = settings.updated("data", train_hidden_states_path=(stores / "train",))
             settings = settings.updated("train", mode="offline")
@@ -81,7 +81,7 @@ class Work:
             num_epochs=options.num_epochs,
             total_steps=None,
             time_budget=options.time_budget,
-            learning_rate=options.learning_rate or train.learning_rate / 2,
+            learning_rate=options.learning_rate or train.learning_rate,
             eval_interval=NEVER,
             early_stop=None,
             keep_checkpoints=1,
@@ -90,7 +90,7 @@ class Work:
         run_command("train")(settings, self.out)
         return self.path("train", "best")
 
-    def _states_fit(self, settings: Settings) -> bool:
+    def states_fit(self, settings: Settings) -> bool:
         """Whether the target reads the rows once for all passes: its states wait on disk, where half of what is free
         suffices."""
         options = self.settings.refresh
