@@ -198,6 +198,12 @@ def _past_header(header: str, past: str) -> str:
     return past if not shared.strip() or not written.strip() or EMPTY_BLOCK.fullmatch(written) else shared
 
 
+def without_opening(header: str) -> str:
+    """A header without the start of a block of reasoning at its end, unless it is nothing else."""
+    block = OPEN_BLOCK.search(header)
+    return header[: block.start()] if block and header[: block.start()].strip() else header
+
+
 def whole_tags(prefix: str) -> str:
     """The text without a tag at its end that is not closed."""
     for opening, closing in (("<", ">"), ("[", "]")):

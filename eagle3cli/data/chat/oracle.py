@@ -55,7 +55,8 @@ class Truth:
     rest: str = ""
     """What the row may have behind ``text``, which the target did not write."""
     optional: str = ""
-    """A stop behind ``text`` that is as good as none: the template ends a call with nothing."""
+    """What may stand behind ``text`` and may not: a stop where the template ends a call with nothing, and the end of a
+    call that broke off."""
     loose: bool = False
     """The template does not show the last reply as it was written: white space around its parts is anyone's guess."""
 
@@ -77,31 +78,31 @@ def truth_of(
 def _truth(talk: Talk, cut: frozenset[int]) -> Truth:
     replies = [i for i, message in enumerate(talk.messages) if message["role"] == "assistant"]
     last = len(talk.messages) - 1
-    for index in replies:
-        begins = (talk.messages[index]["content"] or "").lstrip().startswith("</think>")
-        if begins and "</think>" in talk.chat.template(talk.tools):
-            raise Unknown(f"message {index + 1}: begins with the end of reasoning")
     if last not in replies:
         return Truth(talk.text, tuple(_past(talk, i, cut) for i in replies), len(talk.text))
     context = talk.upto(last, opened=True)
-    ending = _Ending(talk.end_of(last), "") if last in cut else _ending(talk, last)
+    ending = _cut_ending(talk, last) if last in cut else _ending(talk, last)
     _check_shown(talk, last)
     text = talk.text[: ending.at] + ending.stop
     rest = talk.text[len(text) :] if talk.text.startswith(text) else ""
     message = talk.messages[last]
     reasoning = _written_reasoning(message, context.text)
     opened = without_opening(context.text) != context.text
-    shown = text[len(context.text) :]
+    shown = talk.text[len(context.text) : ending.at]
     amiss = _lost(reasoning, _inline(message), shown, opened) or (opened and _OPENED.match(shown) is not None)
     if not talk.text.startswith(context.text) or amiss:
-        return _rewritten(talk, context, reasoning, Truth(text, (), 0, rest), cut)
+        return _rewritten(talk, context, reasoning, Truth(text, (), 0, rest, ending.optional), ending.stop, cut)
     start, earliest = talk.start_of(last)
     past = [_past(context, i, cut) for i in replies[:-1]]
-    ends = tuple(sorted({len(text), len(text + ending.optional)}))
-    return Truth(text, (*past, Written(last, start, ends, earliest)), len(context.text), rest, ending.optional)
+    written = Written(last, start, _ends(text, ending.optional), earliest)
+    return Truth(text, (*past, written), len(context.text), rest, ending.optional)
 
 
-def _rewritten(talk: Talk, context: Talk, reasoning: str, truth: Truth, cut: frozenset[int]) -> Truth:
+def _ends(text: str, optional: str) -> tuple[int, ...]:
+    return tuple(sorted({len(text), len(text + optional)}))
+
+
+def _rewritten(talk: Talk, context: Talk, reasoning: str, truth: Truth, stop: str, cut: frozenset[int]) -> Truth:
     """The truth where the conversation's rendering is not the server's prompt and what the target wrote behind it."""
     prompt = context.text
     last = len(talk.messages) - 1
@@ -110,26 +111,30 @@ def _rewritten(talk: Talk, context: Talk, reasoning: str, truth: Truth, cut: fro
     if talk.messages[last - 1]["role"] == "assistant" and not context.headers()[0]:
         raise Unknown(f"message {last + 1}: a server's prompt asks for no second reply in a row")
     opening = _only_in_prompts(context)
-    if opening and not opened and not _is_complete(opening, talk.stops):
+    if opening and not opened and not _is_complete(opening, talk.stops) and not context.asks().endswith(opening):
         raise Unknown("the prompt ends with something that history does not have")
     start, earliest = _shown_from(talk, last)
     begun = OPENING.search(prompt)
-    begins = begun is not None and _inline(talk.messages[last]).lstrip().startswith(begun[0].strip())
+    content = _inline(talk.messages[last])
+    begins = begun is not None and (
+        content.lstrip().startswith(begun[0].strip()) or CLOSING.match(content.lstrip()) is not None
+    )
     if opened and not reasoning and not begins:  # the target would have reasoned: the row is as the template shows it
         past = [_past(talk, i, cut) for i in replies]
-        written = Written(last, start, (len(truth.text),), earliest)
+        written = Written(last, start, _ends(truth.text, truth.optional), earliest)
         return replace(truth, replies=(*past, written), prompt=earliest)
-    content = _inline(talk.messages[last])
-    shown = truth.text[start:]
+    shown = truth.text[start:].removesuffix(stop)
     closed = CLOSING.search(content) if begins else None
     if _lost(reasoning, content, shown, opened) or (closed and closed[0] not in shown):
         end = closed[0] if closed else "</think>"
-        block = f"{reasoning}{end}" if opened else content[: content.index(end) + len(end)]
-        shown = block + _without_empty(shown)
+        begun_by_prompt = begun[0].strip() if begun else ""
+        inline = content.lstrip().removeprefix(begun_by_prompt)
+        shown = inline if end in content else f"{reasoning}{end}" + _without_empty(shown)
     elif opened:
         shown = _OPENED.sub("", shown)
+    shown += stop
     past = [_past(context, i, cut) for i in replies]
-    written = Written(last, len(prompt), (len(prompt + shown),), len(prompt))
+    written = Written(last, len(prompt), _ends(prompt + shown, truth.optional), len(prompt))
     return replace(truth, text=prompt + shown, replies=(*past, written), prompt=len(prompt), loose=True)
 
 
@@ -171,8 +176,10 @@ def _is_complete(opening: str, stops: Stops) -> bool:
 
 
 def _inline(message: Mapping[str, Any]) -> str:
-    """A content that may hold reasoning: a message with a field for it has none there."""
-    return "" if str(message.get("reasoning_content") or "").strip() else str(message["content"] or "")
+    """A content that may hold reasoning: a message with a field for it has none there, and beside a call a template
+    shows of a content what it likes."""
+    given = str(message.get("reasoning_content") or "").strip() or message.get("tool_calls")
+    return "" if given else str(message["content"] or "")
 
 
 def _lost(reasoning: str, content: str, shown: str, opened: bool) -> bool:
@@ -250,6 +257,16 @@ def _ending(talk: Talk, last: int) -> _Ending:
         raise Unknown("the template ends a conversation with a text that is no token")
     written = _stop_of_history(talk, following.lstrip()) or talk.stops.eos
     return _Ending(end, "", written) if calls else _Ending(end, written)
+
+
+def _cut_ending(talk: Talk, last: int) -> _Ending:
+    """The end of a reply that broke off: that of its text. Of one with calls, which a server has read from it, anything
+    up to where it would have stopped."""
+    end = talk.end_of(last)
+    if not talk.messages[last].get("tool_calls"):
+        return _Ending(end, "")
+    ending = _ending(talk, last)
+    return _Ending(end, "", talk.text[end : ending.at] + ending.stop)
 
 
 def _stop_of_history(talk: Talk, following: str) -> str:

@@ -45,10 +45,9 @@ def served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
     closing = whole[end : spans.end_of(last, whole, probe.form)]
     continues = whole.startswith(prompt)
     start = _start_behind(prompt, whole, start, probe.form) if continues else start
-    reply = None
-    if continues and _opens_lost_reasoning(prompt, probe.messages[last], whole):
-        reply = probe.messages[last]["reasoning_content"].strip(_NEWLINE) + whole[len(prompt) : end]
-    elif not continues or start == len(prompt):  # else the template wrote an empty block of reasoning itself
+    reply = _with_lost_reasoning(prompt, probe.messages[last], whole[:end]) if continues else None
+    wrote_block = continues and start > len(prompt)  # the template, and an empty one of reasoning
+    if reply is None and not wrote_block:
         reply = _generated_reply(prompt, probe.messages[last], whole[start:end], continues)
     if reply is None:
         spans.replies[last] = (start, end)
@@ -63,19 +62,21 @@ def served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
     return prompt + reply + closing, spans
 
 
-def _opens_lost_reasoning(prompt: str, message: Mapping[str, Any], whole: str) -> bool:
-    """Whether a server's prompt begins a block of reasoning, which ``whole``, the conversation's rendering, does not
-    show, or shows with nothing in it behind that prompt: the target wrote its reasoning there."""
+def _with_lost_reasoning(prompt: str, message: Mapping[str, Any], whole: str) -> str | None:
+    """The reply behind a prompt that begins a block of reasoning, where ``whole``, the rendering up to the reply's end,
+    shows that block with nothing in it although the message has reasoning; else None."""
     block = OPEN_BLOCK.search(prompt)
-    if block is None:
-        return False
-    reasoning = str(message.get("reasoning_content") or "").strip()
-    if whole.startswith(prompt):
-        return bool(reasoning) and whole[len(prompt) :].lstrip().startswith(closing_tag(block))
-    before, closed, _ = str(message["content"] or "").partition(closing_tag(block))
-    reasoning = reasoning or (before.lstrip().removeprefix(block[1]).strip() if closed else "")
-    shown = whole[len(commonprefix([whole, prompt])) :]
-    return bool(reasoning) and "".join(reasoning.split()) not in "".join(shown.split())
+    rendered = whole[len(prompt) :]
+    if block is None or not rendered.lstrip().startswith(closing_tag(block)):
+        return None
+    reasoning = str(message.get("reasoning_content") or "")
+    if reasoning.strip():
+        return reasoning.strip(_NEWLINE) + rendered
+    content = str(message["content"] or "").lstrip().removeprefix(block[1])
+    thought, closed, _ = content.partition(closing_tag(block))
+    if not closed or not thought.strip():
+        return None
+    return thought.strip() + rendered if message.get("tool_calls") else content
 
 
 def _start_behind(prompt: str, whole: str, start: int, form: Format) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from os.path import commonprefix
 from typing import Any
 
-from eagle3cli.data.chat.format import EMPTY_BLOCK, OPEN_BLOCK, Format, whole_tags
+from eagle3cli.data.chat.format import EMPTY_BLOCK, OPEN_BLOCK, Format, closing_tag, whole_tags
 from eagle3cli.data.chat.placeholders import (
     CONTENT,
     DELIMITERS,
@@ -88,7 +88,8 @@ def continues_prompt(probe: Probe) -> bool:
     block = OPEN_BLOCK.search(prompt)
     message = probe.messages[last]
     dropped = message.get("reasoning_content") and (last, REASONING) not in skeleton.pieces.names
-    return block is None or not (dropped or message["content"].lstrip().startswith(block[1]))
+    thinks = block is not None and (block[1] in message["content"] or closing_tag(block) in message["content"])
+    return block is None or not (dropped or thinks)
 
 
 def find_by_placeholders(probe: Probe, text: str) -> MessageSpans | None:

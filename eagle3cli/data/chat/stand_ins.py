@@ -162,7 +162,8 @@ class Talk:
             return start, start
         text = text if self.text.startswith(text, start) else text.rstrip()
         behind = start + len(text)
-        own = EMPTY.match(content) is not None  # the message has a block itself
+        # Has the message a block itself? One that a prompt opened is in history the template's, who writes it anew.
+        own = EMPTY.match(content) is not None and not self.upto(index, opened=True).opens_reasoning()
         shown = self.text[behind : slot.end].strip()
         if not self.text.startswith(text, start) or not (
             message.get("tool_calls") or shown.startswith(content if own else (content, visible))
@@ -192,6 +193,10 @@ class Talk:
         if plain and spaced and self.text.startswith(slot.lead):
             return len(slot.lead)
         raise Unknown(f"message {index + 1}: history has another header than a server's prompt")
+
+    def opens_reasoning(self) -> bool:
+        """Whether this prompt ends with the start of a block of reasoning."""
+        return without_opening(self.text) != self.text
 
     def headers(self) -> list[str]:
         """What stands behind the last message of this prompt, and what history has of it: before a last reply, and

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from os.path import commonprefix
 from typing import Any
 
-from eagle3cli.data.chat.format import EMPTY_BLOCK, whole_tags
+from eagle3cli.data.chat.format import EMPTY_BLOCK, whole_tags, without_opening
 from eagle3cli.data.chat.headers import (
     check_content,
     header_before_content,
@@ -135,12 +135,9 @@ class _Surroundings:
         ended = form.end_at(self.text, reached)
         start = ended + len(self.text[ended:]) - len(self.text[ended:].lstrip())
         header = next((header for header in form.headers if self.text.startswith(header, start)), None)
-        if header is not None and (gap is None or header.strip() in gap):
-            behind = start + len(header)
-            block = EMPTY_BLOCK.match(self.text, behind)
-            if block is None or (gap is not None and not gap.rstrip().endswith(block[0].strip())):
-                return behind
-            return behind + template_block_length(self.text[behind:], block[0], self.probe.messages[index])
+        if header is not None and (gap is None or without_opening(header).strip() in gap):
+            written = gap.partition(header.strip())[2] if gap is not None else None
+            return start + len(header) + self._block_length(index, start + len(header), written)
         if form.header and (
             length := header_before_content(self.text[start:], form.header, self.probe.messages[index])
         ):
@@ -154,6 +151,22 @@ class _Surroundings:
         if gap is not None and gap.strip() in ("", *form.ends) and self.text.startswith(gap, reached):
             return reached + len(gap)  # the template writes no header between the two
         return None
+
+    def _block_length(self, index: int, start: int, written: str | None) -> int:
+        """Length of the template's own empty block of reasoning at ``start``, behind a header; ``written`` is what it
+        has behind that header where the reply is bare."""
+        block = EMPTY_BLOCK.match(self.text, start)
+        if block is None:
+            return 0
+        text = block[0]
+        if written is not None:
+            tags = text.strip()
+            if not written.lstrip().startswith(tags):
+                return 0
+            text = text[: text.index(tags) + len(tags)]
+            after = written[written.index(tags) + len(tags) :]
+            text += commonprefix([block[0][len(text) :], after])  # other white space is the reply's
+        return template_block_length(self.text[start:], text, self.probe.messages[index])
 
     def _piece_of(self, index: int) -> int:
         """Which piece holds reply ``index``: the one behind the last content before it."""

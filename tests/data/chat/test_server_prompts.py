@@ -191,3 +191,80 @@ def test_a_content_that_ends_reasoning_beside_the_field_for_it() -> None:
     message = {"role": "assistant", "content": "r2</think>a1", "reasoning_content": "r1"}
     text = agreed(coder_of(by_role("<|bot|><think>\n", user=USER, assistant=past)), [*QUESTION, message, *TWO[2:]])
     assert "<|bot|><think></think>«a1<|bot_end|>»" in text
+
+
+@pytest.mark.parametrize("content", ["<think>\n\n</think>\n\n", "<think>\n\n</think>\n\na1", "<think></think>a1"])
+def test_an_empty_block_of_a_past_content_that_the_template_writes_anew(content: str) -> None:
+    """The prompt opened it with white space; history has another, whatever the content says: the template's."""
+    said = "{{ m.content.split('</think>')[-1].lstrip('\n') }}"
+    template = by_role("<|bot|><think>\n", user=USER, assistant="<|bot|><think></think>" + said + "<|bot_end|>")
+    messages = [*QUESTION, {"role": "assistant", "content": content}, *TWO[2:]]
+    assert f"<|bot|><think></think>«{content[-2:] if 'a1' in content else ''}<|bot_end|>»" in agreed(
+        coder_of(template), messages
+    )
+
+
+@pytest.mark.parametrize("before", [[], [{"role": "assistant", "content": "a0"}]])
+def test_an_empty_block_of_a_past_content_beside_the_field_for_reasoning(before: list[Message]) -> None:
+    """It stands where the prompt had opened one: what goes on from there is the target's, behind a reply, too."""
+    template = by_role("<|bot|><think>\n", user=USER, assistant="<|bot|>" + CALLS + "CONTENT<|bot_end|>")
+    message = {"role": "assistant", "content": "<think>\n\n</think>", "reasoning_content": "r1"}
+    text = agreed(coder_of(template), [*QUESTION, *before, message, *QUESTION, call(1)], *TOOLS)
+    assert "<|bot|><think>\n«\n</think><|bot_end|>»" in text
+
+
+def test_white_space_behind_a_block_of_the_templates_between_two_replies() -> None:
+    """It is the second reply's, but for what the template writes behind each block."""
+    template = by_role("<|bot|>", user=USER, assistant="<|bot|><think></think>\n" + CALLS + "CONTENT<|bot_end|>")
+    replies = [{"role": "assistant", "content": content} for content in ("", "\t")]
+    text = agreed(coder_of(template), [*QUESTION, *replies, call(1)], *TOOLS)
+    assert "<|bot|><think></think>\n«<|bot_end|>»<|bot|><think></think>\n«\t<|bot_end|>»" in text
+
+
+SPLIT = "{{ m.content.split('</think>')[-1] }}"
+BLOCK = "<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("history", "content"),
+    [
+        (SPLIT, "</think>a1"),  # the target closed the block at once
+        (BLOCK + SPLIT, "r1</think>a1"),  # its reasoning began in the prompt, so the content has no start of it
+        (BLOCK + SPLIT, "r1</think>a0</think>a1"),
+    ],
+)
+def test_a_content_that_goes_on_where_the_prompt_opened_a_block(history: str, content: str) -> None:
+    template = by_role("<|bot|><think>\n", user=USER, assistant=f"<|bot|>{history}<|bot_end|>")
+    text = agreed(coder_of(template), [*QUESTION, {"role": "assistant", "content": content}])
+    assert text.endswith(f"<|bot|><think>\n«{content}<|bot_end|>»")
+
+
+def test_reasoning_in_a_content_with_two_ends_that_history_splits() -> None:
+    messages = [*QUESTION, {"role": "assistant", "content": "d</think>a0</think>a1"}]
+    text = agreed(coder_of(by_role("<|bot|>", user=USER, assistant=f"<|bot|>{SPLIT}<|bot_end|>")), messages)
+    assert text.endswith("<|bot|>«d</think>a0</think>a1<|bot_end|>»")
+
+
+def test_a_content_beside_a_call_that_the_template_leaves_out() -> None:
+    """With all that stands in it, as it would leave out any other."""
+    said = "{% if not m.tool_calls %}CONTENT{% endif %}"
+    template = by_role("<|bot|>", user=USER, assistant="<|bot|>" + CALLS + said + "<|bot_end|>")
+    assert "<|bot|>«{" in agreed(coder_of(template), [*QUESTION, call(1, "r1</think>a1")], *TOOLS)
+
+
+def test_a_call_that_broke_off() -> None:
+    """A server has read it, so the target wrote as much as makes a call, and perhaps no more."""
+    calls = CALLS.replace("{% endfor %}", "</call>{% endfor %}")
+    coder = coder_of(by_role("<|bot|>", user=USER, assistant="<|bot|>CONTENT" + calls + "<|bot_end|>"))
+    judgement = Judge(coder, coder.end_ids).judge(
+        Conversation("row", (*QUESTION, call(1)), finish=("length",), tools=tuple(TOOLS))
+    )
+    assert judgement.verdict == "right", judgement
+    assert judgement.shown.endswith("</call>»<|bot_end|>")
+
+
+def test_a_second_reply_that_history_writes_into_the_turn_of_the_first() -> None:
+    """A server's prompt has a header for it, as for any reply."""
+    header = "{% if messages[loop.index0 - 1].role != 'assistant' %}<|bot|>model\n{% endif %}"
+    coder = coder_of(by_role("<|bot|>model\n", user=USER, assistant=header + "CONTENT<|bot_end|>\n"))
+    assert agreed(coder, IN_A_ROW).endswith("<|bot|>model\n«a1<|bot_end|>»\n<|bot|>model\n«a2<|bot_end|>»")

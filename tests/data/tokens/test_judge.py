@@ -17,8 +17,9 @@ from eagle3cli.data.tokens.mask_check import MOST_MESSAGES, SAMPLE_ROWS, Judge, 
 from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.errors import DataError
 from tests.data.chat.formats import Message
-from tests.data.chat.grammars import TWO, encoded
+from tests.data.chat.grammars import TWO, by_role, encoded
 from tests.data.chat.public_formats import PUBLIC, public_encoder, truth_of_format
+from tests.data.chat.templates import tokenizer_for
 from tests.tiny import tiny_tokenizer
 
 CODER = public_encoder("chatml")
@@ -48,6 +49,19 @@ def test_a_token_that_the_target_did_not_write() -> None:
     wrong = compare(CODER.tokenizer, masked(on=before), TRUTH)
     assert wrong is not None
     assert (wrong.token, wrong.what) == (before, "trained, but the target did not write it")
+
+
+def test_an_empty_block_whose_white_space_is_one_token() -> None:
+    """The prompt that asks for no reasoning holds it; the one that asks for some ends within that token."""
+    tokenizer = tokenizer_for("chatml", "digits")
+    user = "<|im_start|>user\nCONTENT<|im_end|>\n"
+    reply = "<|im_start|>assistant\n<think>\n\n</think>\n\nCONTENT<|im_end|>\n"
+    tokenizer.chat_template = by_role("<|im_start|>assistant\n<think>\n", user=user, assistant=reply)
+    ids = frozenset({tokenizer.convert_tokens_to_ids("<|im_end|>")})
+    assert len(tokenizer("\n\n", add_special_tokens=False)["input_ids"]) == 1
+    judgement = Judge(Encoder(tokenizer, ids), ids).judge(Conversation("row", tuple(TWO)))
+    assert judgement.verdict == "right", judgement
+    assert judgement.shown.endswith("</think>\n\n«a2<|im_end|>»\n")
 
 
 @pytest.mark.parametrize(
