@@ -53,13 +53,17 @@ def run(settings: Settings, out: Out) -> int | None:
             return None
         log = stack.enter_context(logged(out, folder / "log.txt", held=True))
         report: Reporter = log if ranks.is_main else Silent()
-        stop = stack.enter_context(catch_stop(report if ranks.world_size == 1 else None, patient=ranks.world_size > 1))
+        alone = ranks.world_size == 1 and ranks.job is None
+        stop = stack.enter_context(catch_stop(report if alone else None, patient=not alone))
         with training_explained(settings, ranks.world_size, lambda: "before the first step"):
             trainer = build(settings, report, ranks, partial(target_share, settings, ranks))
         if ranks.is_main:  # from here on there is a run: whatever refuses one has been asked
             stack.enter_context(running(trainer, settings, log, out))
         done_before = trainer.state.step
-        with training_explained(settings, ranks.world_size, lambda: trainer.activity), target_ranks(trainer):
+        with (
+            training_explained(settings, ranks.world_size, lambda: trainer.activity),
+            target_ranks(trainer, stop, settings.target.tp_size),
+        ):
             evaluation = trainer.train(stop)
     if ranks.is_main:
         if evaluation is not None and evaluation.context_warning:

@@ -30,6 +30,8 @@ PART_NAMES = {
     "communication": "gradients between processes",
     "other": "other (planning, checkpoints, logs)",
 }
+APART = {"target": "waiting for the target's processes"}
+"""Where the target has processes of its own."""
 BETWEEN = ("waiting", "communication")
 """Parts that a single process has no time for."""
 MOST_WARNINGS = 20
@@ -218,7 +220,8 @@ def breakdown(events: Sequence[Event], since: float = 0.0) -> dict[str, float]:
 def _speed(run: Run) -> Section:
     hidden = BETWEEN if run.metadata.get("processes") == 1 else ()
     spent = breakdown(run.steps).items()
-    shares = {PART_NAMES.get(part, part): share for part, share in spent if part not in hidden}
+    names = PART_NAMES | (APART if run.metadata.get("target_processes") else {})
+    shares = {names.get(part, part): share for part, share in spent if part not in hidden}
     charts: list[Chart] = [
         _over_steps(run, "Throughput", "tokens/s", {"tokens/s": points(run.steps, "tokens_per_s")}, from_zero=True),
         Bars("Where the training time went", shares, unit="%"),
@@ -226,7 +229,9 @@ def _speed(run: Run) -> Section:
     ]
     of = "the GPU's, of tensors" if run.metadata.get("device") == "cuda" else "of the process, the target included"
     text = f"Memory is {of}; of the first process where there are several. Evaluations are not part of these times."
-    return Section("Speed and memory", (text,) if run.steps else (), charts=charts)
+    split = (run.metadata.get("split") or {}).get("text")
+    texts = (f"{split}.", text) if split else (text,)
+    return Section("Speed and memory", texts if run.steps else (), charts=charts)
 
 
 def _decoded(run: Run) -> Section:
@@ -310,8 +315,9 @@ def cost(run: Run) -> list[tuple[str, object]]:
     wall = run.seconds + evaluation
     lines: list[tuple[str, object]] = [("training", duration(run.seconds)), ("evaluation", duration(evaluation))]
     processes = int(run.metadata.get("processes") or 1)
+    target_processes = int(run.metadata.get("target_processes") or 0)
     if run.metadata.get("device") == "cuda":
-        lines.append(("GPU hours", round(wall * processes / 3600, 3)))
+        lines.append(("GPU hours", round(wall * (processes + target_processes) / 3600, 3)))
     if (seconds := run.total("processor_seconds")) is not None:
         lines.append(("processor hours, evaluation included", round(seconds / 3600, 3)))
     if (tokens := run.total("tokens")) is not None:
@@ -319,6 +325,7 @@ def cost(run: Run) -> list[tuple[str, object]]:
     if run.steps[-1].get("steps_left_out"):
         lines.append(("steps left out", run.steps[-1]["steps_left_out"]))
     lines += [("sessions", len(sessions_of(run.metadata)) or None), ("processes", processes)]
+    lines.append(("processes of the target", target_processes or None))
     if run.metadata.get("draft_weights"):
         lines.append(("weights of the draft", run.metadata["draft_weights"]))
     return [line for line in lines if line[1] is not None]

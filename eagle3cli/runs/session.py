@@ -73,6 +73,7 @@ def record_session(trainer: Trainer, settings: Settings, report: Reporter) -> It
         sessions[-1] |= {**ending, "ended": _now()}
         watch.finish()
         metadata |= {**_decoded(trainer, settings, report), "on_policy": summaries(trainer.meters)}
+        metadata |= {"split": trainer.split} if trainer.split else {}
         _write_metadata(folder, {**metadata, "sessions": sessions}, report)
         write_report(folder, report)
 
@@ -116,6 +117,7 @@ def _metadata(trainer: Trainer) -> dict[str, Any]:
         "device": device.type,
         "device_name": name,
         "processes": trainer.ranks.world_size,
+        "target_processes": 0 if trainer.ranks.job is None else trainer.ranks.job.targets,
         "draft_weights": size(trainer.draft),
         "total_steps": trainer.schedule.total_steps,
         "budget_seconds": trainer.schedule.budget_seconds,

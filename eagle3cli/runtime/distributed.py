@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from eagle3cli.errors import Eagle3Error
 from eagle3cli.runtime.processes.job import FOREVER, Job, as_world, message_groups, role_of
 from eagle3cli.runtime.processes.launch import tell_error
+from eagle3cli.runtime.processes.lifeline import Lifeline
 from eagle3cli.runtime.processes.parent import end_with_parent
 from eagle3cli.runtime.processes.slurm import as_torchrun
 from eagle3cli.runtime.processes.watchdog import Heartbeat, Watchdog
@@ -175,7 +176,11 @@ def init_distributed(timeout: float | None = None, targets: int = 0) -> Iterator
                     role=role_of(rank, targets),
                 )
                 watchdog.thread.start()
-            yield replace(ranks, watchdog=watchdog)
+            ranks = replace(ranks, watchdog=watchdog)
+            lifeline = _lifeline(ranks)
+            yield ranks
+            if lifeline is not None:
+                lifeline.let_go()
         except Exception as error:
             if not _is_lost_rank(error):
                 raise
@@ -185,6 +190,24 @@ def init_distributed(timeout: float | None = None, targets: int = 0) -> Iterator
                 watchdog.ended.set()
             if dist.is_initialized():
                 dist.destroy_process_group()
+
+
+def _lifeline(ranks: Ranks) -> Lifeline | None:
+    """What tells at once that a rank of a job has gone: at the store, where its roles meet, nothing does."""
+    job = ranks.job
+    if job is None:
+        return None
+    rank = job.rank
+    watchdog = ranks.watchdog
+
+    def lost(other: int) -> None:
+        place = watchdog.place_of(other) if watchdog is not None else ""
+        error = LostRankError(f"lost rank {other} ({role_of(other, job.targets)})", where=place or None, fix=LOST)
+        tell_error(rank, error, lost=True)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
+
+    return Lifeline(job.groups["cpu"], rank, job.world_size, lost)
 
 
 @contextmanager

@@ -33,6 +33,9 @@ def summary(trainer: Trainer, done_before: int, evaluation: Evaluation | None) -
         f"trained {state.step} steps ({state.step - done_before} now) in {state.seconds:.0f} s; {best}; "
         f"draft in {draft}\nreport: {folder / 'report.html'}"
     )
+    if trainer.split:
+        data["split"] = trainer.split
+        text += f"\n{trainer.split['text']}"
     return data, text
 
 

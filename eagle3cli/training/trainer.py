@@ -77,6 +77,8 @@ class Trainer:
     """Whether the replies are the target's own, by split; the first rank's."""
     data_summary: dict[str, Any] = field(default_factory=dict)
     """Counts of the data, for the report."""
+    split: dict[str, Any] = field(default_factory=dict)
+    """Which side of a job whose target has ranks of its own waited, for the report; at its end."""
 
     def __post_init__(self) -> None:
         self.activity = "the first step"

@@ -66,6 +66,18 @@ class Request:
         return cls(token_ids=np.split(tokens, ends), loss_masks=np.split(masks, ends), **head)
 
 
+@dataclass(frozen=True)
+class Done:
+    """A pass that has run."""
+
+    number: int
+    """Of the requests of the rank that asked."""
+    rank: int
+    """Of the job, which sends the states."""
+    stop: int | None = None
+    """The signal by which that rank was asked to stop: the ranks that train decide when."""
+
+
 @dataclass
 class Usage:
     """How a replica has spent its time so far, in seconds; its last word is what counts."""
@@ -104,15 +116,14 @@ class PassQueue:
         content = self._take(f"request/{self.store.add('claimed', 1)}")
         return Request.from_bytes(content) if content else None
 
-    def announce(self, draft: int, number: int, rank: int) -> None:
-        """Tell a draft rank that its request of this number is done, and which rank of the job sends the states."""
+    def announce(self, draft: int, done: Done) -> None:
+        """Tell a draft rank that a request of its is done."""
         place = self.store.add(f"announced/{draft}", 1)
-        self.store.set(f"done/{draft}/{place}", json.dumps([number, rank]))
+        self.store.set(f"done/{draft}/{place}", json.dumps(asdict(done)))
 
-    def announced(self, draft: int, place: int) -> tuple[int, int]:
+    def announced(self, draft: int, place: int) -> Done:
         """What was announced as number ``place`` to a draft rank; waits for it."""
-        number, rank = json.loads(self._take(f"done/{draft}/{place}"))
-        return number, rank
+        return Done(**json.loads(self._take(f"done/{draft}/{place}")))
 
     def _take(self, key: str) -> bytes:
         self.store.wait([key], FOREVER)

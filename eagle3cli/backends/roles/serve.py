@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from eagle3cli.backends.roles.message import Message, Shape, fit, read_states
-from eagle3cli.backends.roles.queue import PassQueue, Request, Usage
+from eagle3cli.backends.roles.queue import Done, PassQueue, Request, Usage
 from eagle3cli.backends.target.target import LiveTarget
 from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.runtime.processes.job import Job
+from eagle3cli.runtime.stop import Stop
 
 UNSENT = 1
 """Passes whose states may wait here to be fetched while the next one runs."""
@@ -32,6 +33,8 @@ class Replica:
     shape: Shape
     number: int
     """Among the replicas."""
+    stop: Stop
+    """Whether somebody asked this process to stop."""
     usage: Usage = field(default_factory=Usage)
 
     def __post_init__(self) -> None:
@@ -40,11 +43,14 @@ class Replica:
         self.queue = PassQueue(self.job.store)
         self.place = "the target's first pass"
         """What is under way, for people."""
+        self.most_unsent = 0
+        """The most passes whose states were here at once because nobody had taken them yet."""
         self._layout: Message | None = None
         self._unsent: deque[Future[float]] = deque()
 
     def serve(self) -> None:
         """Work until the draft's ranks want no more."""
+        self.queue.publish(f"loaded/{self.number}", b"yes")
         sender = ThreadPoolExecutor(1, "send")
         announcements = PassQueue(self.job.store)
         while (request := self._next()) is not None:
@@ -55,6 +61,7 @@ class Replica:
             if message is not None:
                 done = _Moment(self.target.device)
                 self._unsent.append(sender.submit(self._send, announcements, request, message, began, done))
+                self.most_unsent = max(self.most_unsent, len(self._unsent))
             self.usage.passes += 1
             self.usage.tokens += sum(map(len, request.token_ids))
             self._wait_for_senders(UNSENT)
@@ -85,7 +92,7 @@ class Replica:
     ) -> float:
         """In the sender's thread: have the states fetched once the device has made them; returns the pass's seconds."""
         seconds = done.since(began)
-        announcements.announce(request.draft, request.number, self.job.rank)
+        announcements.announce(request.draft, Done(request.number, self.job.rank, self.stop.requested))
         self.job.send(message, self.job.targets + request.draft)
         return seconds
 

@@ -7,6 +7,7 @@ that are ever here or on their way.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -26,6 +27,7 @@ from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.runtime.devices import SideStream, to_device
 from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.runtime.processes.job import Job
+from eagle3cli.runtime.stop import Stop
 
 AHEAD = 2
 """Batches that a draft rank has asked for beyond the one it trains on."""
@@ -53,6 +55,8 @@ class TargetRanks:
         self.device = device
         self.replicas = replicas
         """Targets that the job has."""
+        self.stop: Stop | None = None
+        """Learns of signals that the target's ranks have got."""
         self.asked = 0
         self.most_waiting_bytes = 0
         """The most that states took which were here before they were used."""
@@ -77,6 +81,12 @@ class TargetRanks:
         self._layout = self.shape.message(self.device, fitted)
         self._receiver = threading.Thread(target=self._receive, daemon=True, name="receive")
         self._receiver.start()
+
+    def wait_until_loaded(self) -> None:
+        """Go on once every replica of the target is there."""
+        with self.ranks.waiting():
+            for replica in range(self.replicas):
+                self._queue.published(f"loaded/{replica}")
 
     def ask(self, rows: TokenRows, numbers: Sequence[int], *, judge: bool) -> _Asked:
         """Ask for the states of some rows."""
@@ -122,12 +132,14 @@ class TargetRanks:
         try:
             while True:
                 place += 1
-                number, rank = queue.announced(self.ranks.rank, place)
+                done = queue.announced(self.ranks.rank, place)
+                if self.stop is not None and self.stop.requested is None:
+                    self.stop.requested = done.stop
                 with self._lock:
-                    asked = self._requests[number]
-                received = self._fetch(asked, rank)
+                    asked = self._requests[done.number]
+                received = self._fetch(asked, done.rank)
                 with self._lock:
-                    del self._requests[number]
+                    del self._requests[done.number]
                     self._waiting_bytes += _size(received[0])
                     self.most_waiting_bytes = max(self.most_waiting_bytes, self._waiting_bytes)
                 asked.states.set_result(received)
@@ -210,6 +222,10 @@ class AskedAhead:
         self.ahead = ahead
         self._upcoming: Iterator[tuple[int, ...]] = (tuple(rows) for rows in upcoming if rows)
         self._asked: deque[tuple[tuple[int, ...], _Asked]] = deque()
+        self.tokens = 0
+        """Of the batches that were taken from those ahead."""
+        self.waited = 0.0
+        """Seconds, for those."""
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -224,7 +240,11 @@ class AskedAhead:
             return self.source.batch(rows)
         _, asked = self._asked.popleft()
         self._fill(self.ahead)
-        return self.source.take(rows, asked)
+        began = time.perf_counter()
+        batch = self.source.take(rows, asked)
+        self.waited += time.perf_counter() - began
+        self.tokens += len(batch.loss_mask_N)
+        return batch
 
     def _fill(self, ahead: int) -> None:
         while len(self._asked) < ahead and (rows := next(self._upcoming, None)) is not None:

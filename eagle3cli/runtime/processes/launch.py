@@ -19,6 +19,7 @@ from typing import Any
 from eagle3cli.errors import STOPPED, Eagle3Error, Stopped
 from eagle3cli.runtime.cpus import available_cpus
 from eagle3cli.runtime.gpus import check_processes
+from eagle3cli.runtime.processes.job import role_of
 from eagle3cli.runtime.processes.parent import end_with_parent
 from eagle3cli.runtime.processes.slurm import as_torchrun
 from eagle3cli.runtime.report import Reporter
@@ -50,8 +51,10 @@ def processes(gpus: str | None, device: str) -> int:
     return max(1, count) if gpus == "auto" else int(gpus)
 
 
-def launch(words: Sequence[str], count: int, payload: dict[str, Any], threads: int | None, report: Reporter) -> Any:
-    """Run ``python words`` in ``count`` processes that find ``payload``; returns what the first one left as result.
+def launch(
+    words: Sequence[str], count: int, payload: dict[str, Any], threads: int | None, report: Reporter, targets: int = 0
+) -> Any:
+    """Run ``python words`` in ``count`` processes that find ``payload``; returns what the main one left as result.
 
     When one fails the others are ended, and its own error is raised here. The agent runs in a thread: there it leaves
     signals alone, whose own handlers lose ranks that are just being started.
@@ -70,7 +73,7 @@ def launch(words: Sequence[str], count: int, payload: dict[str, Any], threads: i
         failed = agent.result()
         if failed is None:
             return json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        raise _error(folder, failed, count, stop.requested)
+        raise _error(folder, failed, count, stop.requested, targets)
 
 
 def _run_agent(words: Sequence[str], count: int, run: str) -> Any:
@@ -185,7 +188,11 @@ def _first_error(folder: Path) -> dict[str, Any] | None:
     return min(errors, key=lambda error: (error["lost"], float(error["time"])), default=None)
 
 
-def _error(folder: Path, failed: Any, count: int, stop_signal: int | None) -> Eagle3Error:
+def _error(folder: Path, failed: Any, count: int, stop_signal: int | None, targets: int = 0) -> Eagle3Error:
+    def name(rank: int) -> str:
+        role = role_of(rank, targets)
+        return f"rank {rank} of {count}" + (f" ({role})" if role else "")
+
     first = _first_error(folder)
     killed = [item for item in failed.failures.items() if item[1].exitcode < 0 and item[1].exitcode != -signal.SIGTERM]
     if stop_signal is not None and (first is None or first["lost"]):
@@ -193,7 +200,7 @@ def _error(folder: Path, failed: Any, count: int, stop_signal: int | None) -> Ea
     if first is not None and first["code"] > STOPPED:
         return Stopped(first["code"] - STOPPED, first["what"], fix=first["fix"])
     if first is not None and not (first["lost"] and killed):
-        what = f"rank {first['rank']} of {count}: {first['what']}"
+        what = f"{name(first['rank'])}: {first['what']}"
         error = Eagle3Error(what, where=first["where"], fix=first["fix"])
         error.exit_code = first["code"]
         return error
@@ -204,4 +211,5 @@ def _error(folder: Path, failed: Any, count: int, stop_signal: int | None) -> Ea
         fix = "NCCL does that when a message between GPUs outlasts --dist-timeout: its log above names it; " + AGAIN
     if failure.exitcode == -signal.SIGKILL:
         fix = "somebody killed it, or the system did for want of memory (see dmesg); run the same command again"
-    return Eagle3Error(f"rank {rank} of {count} {how}", fix=fix)
+    where = first["where"] if first is not None and first["lost"] else None
+    return Eagle3Error(f"{name(rank)} {how}", where=where, fix=fix)

@@ -85,6 +85,10 @@ class Watchdog:
         self.own.place = place
         self.own.moved += 1
 
+    def place_of(self, rank: int) -> str:
+        """Where in its work another rank was last heard of."""
+        return self.latest[rank][0].place
+
     def _run(self) -> None:
         while not self.ended.wait(min(PAUSE, self.timeout / 10)):
             if not self.look():
