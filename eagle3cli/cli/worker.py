@@ -45,7 +45,7 @@ def in_processes(command: Command, settings: Settings, out: Out) -> bool:
     if count == 1:
         return False
     payload = {"command": command.name, "settings": settings.model_dump(mode="json", exclude_unset=True)}
-    targets = settings.launch.target_gpus or 0 if command.name == "train" else 0
+    targets = settings.launch.targets if command.name == "train" else 0
     result = launch(["-m", MODULE], count, payload, settings.target.threads, out, targets)
     if result["next"] is not None:
         out.next(*result["next"])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from eagle3cli.errors import Eagle3Error
+from eagle3cli.errors import Eagle3Error, Stopped
 from eagle3cli.runtime.processes.job import FOREVER, Job, as_world, message_groups, role_of
 from eagle3cli.runtime.processes.launch import tell_error
 from eagle3cli.runtime.processes.lifeline import Lifeline
@@ -173,14 +173,13 @@ def init_distributed(timeout: float | None = None, targets: int = 0) -> Iterator
                     timeout,
                     lambda late, message: _give_up(rank, late, message),
                     _warn if rank == targets else lambda message: None,  # the main process has said it
-                    role=role_of(rank, targets),
                 )
+                if targets:
+                    watchdog.own.role = role_of(rank, targets)
                 watchdog.thread.start()
             ranks = replace(ranks, watchdog=watchdog)
-            lifeline = _lifeline(ranks)
-            yield ranks
-            if lifeline is not None:
-                lifeline.let_go()
+            with _lifeline(ranks):
+                yield ranks
         except Exception as error:
             if not _is_lost_rank(error):
                 raise
@@ -192,22 +191,32 @@ def init_distributed(timeout: float | None = None, targets: int = 0) -> Iterator
                 dist.destroy_process_group()
 
 
-def _lifeline(ranks: Ranks) -> Lifeline | None:
-    """What tells at once that a rank of a job has gone: at the store, where its roles meet, nothing does."""
+@contextmanager
+def _lifeline(ranks: Ranks) -> Iterator[None]:
+    """Within the block a rank of a job that has gone ends this one at once: at the store, where its roles meet, nothing
+    tells of it."""
     job = ranks.job
     if job is None:
-        return None
+        yield
+        return
     rank = job.rank
+    targets = job.targets
     watchdog = ranks.watchdog
 
     def lost(other: int) -> None:
         place = watchdog.place_of(other) if watchdog is not None else ""
-        error = LostRankError(f"lost rank {other} ({role_of(other, job.targets)})", where=place or None, fix=LOST)
+        error = LostRankError(f"lost rank {other} ({role_of(other, targets)})", where=place or None, fix=LOST)
         tell_error(rank, error, lost=True)
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)
 
-    return Lifeline(job.groups["cpu"], rank, job.world_size, lost)
+    lifeline = Lifeline(job.groups["cpu"], rank, job.world_size, lost)
+    try:
+        yield
+    except Stopped:
+        lifeline.let_go()
+        raise
+    lifeline.let_go()
 
 
 @contextmanager

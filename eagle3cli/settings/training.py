@@ -160,6 +160,11 @@ class LaunchSettings(Table):
         20.0, "Minutes after which a process that keeps the others waiting ends the run.", gt=0
     )
 
+    @property
+    def targets(self) -> int:
+        """Processes that hold the target alone."""
+        return self.target_gpus or 0
+
     @field_validator("gpus")
     @classmethod
     def _number_or_auto(cls, value: str | None) -> str | None:

@@ -31,7 +31,7 @@ def target_processes(settings: Settings) -> int:
     Raises UsageError where that cannot be.
     """
     check_roles(settings, int((os.environ | as_torchrun(os.environ)).get("WORLD_SIZE", "1")))
-    return settings.launch.target_gpus or 0
+    return settings.launch.targets
 
 
 def serve_target(settings: Settings, report: Reporter, ranks: Ranks) -> None:

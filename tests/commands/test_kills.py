@@ -2,7 +2,8 @@
 
 Each run is killed in one session after the other until it is let to end. The suite kills one rank twice, once in a run
 that goes on with another number of processes, and all ranks once; this kills each twenty times, half of them in runs of
-the second kind:
+the second kind, and target and draft ranks of jobs with roles twenty times each, half of them in runs that go on with
+another split:
 
     EAGLE3_KILLS=20 python -m pytest tests/commands/test_kills.py
 """
@@ -48,34 +49,44 @@ def a_moment(session: Session, luck: random.Random, several: bool) -> str:
     return kind
 
 
-def kill(session: Session, who: str, luck: random.Random) -> None:
-    """End one rank, or all and what has started them; the others end by themselves."""
+def kill(session: Session, who: str, luck: random.Random, targets: int = 0) -> None:
+    """End one rank, of a role or of any, or all and what has started them; the others end by themselves."""
     ranks = ranks_of(session.process.pid)
-    for pid in [luck.choice(ranks)] if who == "one" and ranks else [session.process.pid, *ranks]:
+    of_role = {"one": ranks, "target": ranks[:targets], "draft": ranks[targets:]}.get(who)
+    for pid in [luck.choice(of_role)] if of_role else [session.process.pid, *ranks]:
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
 
 
-def finish_killed(place: Path, who: str, seed: int, sizes: list[int], *words: str) -> None:
-    """Run to the end, killed KILLS times on the way; the number of processes goes round ``sizes``."""
+def finish_killed(place: Path, who: str, seed: int, sizes: list[tuple[int, int]], *words: str) -> None:
+    """Run to the end, killed KILLS times on the way; the numbers of processes, and of those that hold the target, go
+    round ``sizes``."""
     luck = random.Random(seed)
+
+    def begun(number: int) -> Session:
+        size, targets = sizes[number % len(sizes)]
+        split = ("--target-gpus", str(targets)) if targets else ()
+        return Session(place, *WORDS, "--gpus", str(size), *split, *words)
+
     for number in range(KILLS):
-        size = sizes[number % len(sizes)]
-        session = Session(place, *WORDS, "--gpus", str(size), *words)
+        size, targets = sizes[number % len(sizes)]
+        session = begun(number)
         kind = a_moment(session, luck, size > 1)
-        kill(session, who, luck)
+        kill(session, who, luck, targets)
         code, said = session.wait(), session.log.read_text()
         print(f"kill {number}: {who} of {size} at {kind}, {lines(session.run)} lines, exit code {code}")
         assert code in (0, 1, -signal.SIGKILL), said
         assert "Traceback" not in said
         if code == 1:
             assert "was ended by SIGKILL" in said
+        if code == 1 and who in ("target", "draft") and targets:
+            assert f"of {size} ({who}) was ended by SIGKILL" in said
         if session.run.is_dir() and lines(session.run):
             with (session.run / "metrics.jsonl").open("a") as f:
                 f.write(TORN)
-    session = Session(place, *WORDS, "--gpus", str(sizes[KILLS % len(sizes)]), *words)
+    session = begun(KILLS)
     assert session.wait() == 0, session.log.read_text()
 
 
@@ -103,8 +114,28 @@ def begun_anew(place: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(("who", "seed"), [("one", 1), ("all", 6)])  # first while starting, and while saving
 def test_killed_and_started_again_it_ends_with_the_same_bits(begun_anew: Path, who: str, seed: int) -> None:
-    finish_killed(begun_anew, who, seed, [2])
-    whole, killed = begun_anew / "whole", begun_anew / "killed"
+    finish_killed(begun_anew, who, seed, [(2, 0)])
+    assert_same_bits(begun_anew / "whole", begun_anew / "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("who", "seed"), [("target", 7), ("draft", 5)])  # between two steps, and while saving
+def test_roles_come_to_the_same_bits_with_as_many_draft_ranks(begun_anew: Path, who: str, seed: int) -> None:
+    """``whole`` had its target beside the draft; a run may change the split, and give it up, in any session."""
+    finish_killed(begun_anew, who, seed, [(3, 1), (4, 2), (2, 0)] if KILLS > 1 else [(3, 1), (2, 0)])
+    assert_same_bits(begun_anew / "whole", begun_anew / "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(KILLS < 2, reason="only with EAGLE3_KILLS")
+@pytest.mark.parametrize(("who", "seed"), [("target", 9), ("draft", 10)])
+def test_roles_take_the_same_course_with_other_numbers(begun_anew: Path, who: str, seed: int) -> None:
+    finish_killed(begun_anew, who, seed, [(2, 1), (3, 1), (3, 2)])
+    assert_same_course(begun_anew / "whole", begun_anew / "killed")
+
+
+def assert_same_bits(whole: Path, killed: Path) -> None:
+    """Weights and moments at the end, the best draft, and what was written of every step."""
     assert last_state(killed) == last_state(whole)
     assert (killed / "best/model.safetensors").read_bytes() == (whole / "best/model.safetensors").read_bytes()
     for a, b in zip(events(whole), events(killed), strict=True):
@@ -118,7 +149,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(begun_anew: Path, w
 def test_killed_and_started_again_with_other_numbers_it_takes_the_same_course(
     begun_anew: Path, who: str, seed: int
 ) -> None:
-    finish_killed(begun_anew, who, seed, [2, 1, 3], "--draft-sharding", "fsdp")
+    finish_killed(begun_anew, who, seed, [(2, 0), (1, 0), (3, 0)], "--draft-sharding", "fsdp")
     whole, killed = begun_anew / "whole", begun_anew / "killed"
     assert_same_course(whole, killed)
     ours, theirs = (load_file(list_checkpoints(run)[-1] / "model.safetensors") for run in (killed, whole))

@@ -189,3 +189,22 @@ def test_a_plan_of_the_chain_says_what_is_wrong_with_the_target(planned: Planned
     assert len(warnings) == 1
     assert "cut.gguf" in warnings[0]
     assert planned("plan", "quickstart")["warnings"] == []
+
+
+def test_a_plan_foretells_a_target_with_processes_of_its_own(place: Path, run_cli: RunCli) -> None:
+    """The draft's processes hold no target, the target's no draft, and the speed says which side would wait."""
+    assert run_cli("cache").code == 0
+    beside = run_cli("plan", "train", "--gpus", 2, "--json").json
+    apart = run_cli("plan", "train", "--gpus", 3, "--target-gpus", 1, "--json").json
+    assert (apart["processes"], apart["target_processes"]) == (2, 1)
+    assert apart["memory"]["peak_bytes"] < beside["memory"]["peak_bytes"]
+    assert "target weights" in apart["target_memory"]["parts"]
+    split = apart["speed"]["split"]
+    assert (split["target_ranks"], split["draft_ranks"]) == (1, 2)
+    assert min(split["draft_waits"], split["target_waits"]) == 0
+    assert "--gpus 3" in apart["launch"][0]
+    assert "--target-gpus 1" in apart["launch"][0]
+    assert "split" not in beside["speed"]
+    wrong = run_cli("plan", "train", "--gpus", 2, "--target-gpus", 2)
+    assert wrong.code == 2
+    assert "none is left" in wrong.err

@@ -131,7 +131,13 @@ def memory_of_evaluation(machine: Machine, shapes: Shapes, row: Range) -> Range:
 
 def _workload(machine: Machine, shapes: Shapes, rows: float, row: float, loss: float) -> Workload:
     inputs = _inputs(machine, shapes, rows, row, loss)
-    return training_workload(machine.settings, inputs, machine.gpus)
+    return training_workload(machine.settings, inputs, machine.gpus - _targets(machine))
+
+
+def _targets(machine: Machine) -> int:
+    """Devices that hold the target alone."""
+    settings = machine.settings
+    return settings.launch.targets if settings.train.mode == "online" and machine.gpus > settings.launch.targets else 0
 
 
 def _step_seconds(machine: Machine, shapes: Shapes, rows: float, row: float, loss: float) -> Range:
@@ -141,22 +147,27 @@ def _step_seconds(machine: Machine, shapes: Shapes, rows: float, row: float, los
         off = GPU_SPEED if machine.device == "cuda" else CPU_SPEED
         return off * _modelled_seconds(machine, shapes, rows, row, loss)
     settings = machine.settings
-    draft = replace(machine, settings=settings.updated("train", mode="offline"))
+    targets = _targets(machine)
+    draft = replace(machine, gpus=machine.gpus - targets, settings=settings.updated("train", mode="offline"))
     alone = replace(machine, gpus=1, settings=draft.settings.updated("train", batch_size=timed.rows))
     # The model says only how much more this step is than the one that was timed: how fast the machine is cancels out.
     larger = _modelled_seconds(draft, shapes, rows, row, loss)
     larger /= _modelled_seconds(alone, shapes, timed.rows, timed.row, timed.loss)
     seconds = timed.seconds * larger
-    if settings.train.mode == "online":
-        seconds += machine.capture_seconds(as_range(settings.train.batch_size * row), shapes)
-    return seconds
+    if settings.train.mode != "online":
+        return seconds
+    passes = machine.capture_seconds(as_range(settings.train.batch_size * row), shapes)
+    if not targets or machine.device == "cpu":  # whose cores both sides share
+        return seconds + passes
+    passes *= machine.gpus / targets
+    return Range(max(seconds.low, passes.low), max(seconds.high, passes.high))
 
 
 def _modelled_seconds(machine: Machine, shapes: Shapes, rows: float, row: float, loss: float) -> float:
     inputs = _inputs(machine, shapes, rows, row, loss)
     train = machine.settings.train
     order = Sampler(len(inputs.data.lengths), train.batch_size, train.seed)
-    return forecast_speed(machine.settings, inputs, machine.gpus, order).step.total
+    return forecast_speed(machine.settings, inputs, machine.gpus - _targets(machine), order).step.total
 
 
 def _inputs(machine: Machine, shapes: Shapes, rows: float, row: float, loss: float) -> RunInputs:

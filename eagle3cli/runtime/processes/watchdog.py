@@ -58,7 +58,7 @@ class Watchdog:
         self.on_late = on_late
         self.warn = warn
         self.warned = set[int]()
-        self.own = Heartbeat(role=role)
+        self.own = Heartbeat()
         self._clock = clock
         now = clock()
         self.own_latest = (0, now)

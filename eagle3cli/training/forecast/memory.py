@@ -65,6 +65,8 @@ class Workload:
     """Rows that the initial weights are solved from; 0 where they are not."""
     prefetched: int = 0
     """Encoded states that are read ahead, in the computer's memory."""
+    ahead: int = 0
+    """Batches of states that come from the target's own ranks while the draft trains on another."""
     process_bytes: int = 0
     """What the process takes before it loads anything."""
 
@@ -349,7 +351,7 @@ def _states(work: Workload) -> Parts:
     aux = work.draft.aux_width
     copy = aux * work.compute_bytes if work.compute_bytes != work.state_bytes else 0
     batch = work.tokens * (aux + work.target.hidden) * work.state_bytes
-    following = batch if work.prefetched and not work.cpu and not work.online else 0
+    following = batch if work.prefetched and not work.cpu and not work.online else work.ahead * batch
     return {"batch of states": batch + work.tokens * copy, "following batch of states": following}
 
 

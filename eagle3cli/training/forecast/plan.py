@@ -16,6 +16,7 @@ from eagle3cli.models.checkpoint import read_config
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.files import free_bytes
 from eagle3cli.runtime.plan import Plan
+from eagle3cli.runtime.processes.job import check_roles
 from eagle3cli.runtime.processes.launch import processes
 from eagle3cli.runtime.units import parse_duration, size_text
 from eagle3cli.settings.argv import to_argv
@@ -28,6 +29,7 @@ from eagle3cli.training.forecast.memory import MASTER, draft_weights, forecast
 from eagle3cli.training.forecast.phases import Forecast, part_lines
 from eagle3cli.training.forecast.proposals import Proposal, proposals
 from eagle3cli.training.forecast.speed import forecast_speed
+from eagle3cli.training.forecast.target_rank import forecast_target_rank
 from eagle3cli.training.forecast.workload import training_workload
 from eagle3cli.training.inputs import draft_config_of
 from eagle3cli.training.optim.schedule import total_steps
@@ -35,7 +37,15 @@ from eagle3cli.training.parallel import is_sharded
 
 SPARE = 0.05
 """Share of a device's memory that a forecast should leave."""
-FIELDS = ("train.*", "launch.dist_timeout", "target.*", "draft.*", "data.*")
+FIELDS = (
+    "train.*",
+    "launch.target_gpus",
+    "launch.transfer_encoding",
+    "launch.dist_timeout",
+    "target.*",
+    "draft.*",
+    "data.*",
+)
 """The settings that a launch line repeats."""
 
 
@@ -51,17 +61,21 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
     how = _continuation(settings, draft, checkpoints[-1]) if checkpoints else ()
     inputs = inspect_inputs(settings, draft)
     data = inputs.data
-    world_size = processes(settings.launch.gpus, settings.target.device)
+    started = processes(settings.launch.gpus, settings.target.device)
+    check_roles(settings, started)
+    world_size = started - settings.launch.targets
     resumes = bool(checkpoints)
-    memory = forecast(training_workload(settings, inputs, world_size, resumes=resumes))
+    work = training_workload(settings, inputs, world_size, resumes=resumes)
+    memory = forecast(work)
+    at_target = forecast_target_rank(work) if settings.launch.targets else None
     room = inputs.available
     if room is not None and inputs.device == "cpu":
-        room //= world_size
+        room //= started
     changes = []
     if room is not None and memory.peak_bytes > room * (1 - SPARE):
         changes = proposals(settings, inputs, world_size, round(room * (1 - SPARE)), resumes=resumes)
     disk = checkpoint_disk(settings, draft)
-    launch = launch_lines(typed, world_size)
+    launch = launch_lines(typed, started)
     order = Sampler(len(data.lengths), settings.train.batch_size, settings.train.seed)
     steps = total_steps(settings.train, order.steps_per_epoch)
     speed = forecast_speed(settings, inputs, world_size, order)
@@ -73,12 +87,17 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
         does=(
             _steps(settings, steps, order.steps_per_epoch),
             *speed.lines(steps),
-            *_memory(memory, room, inputs.device, world_size, sharded=sharded),
+            *_memory(memory, room, inputs.device, world_size, sharded=sharded, targets=settings.launch.targets),
+            *(_target_memory(at_target, settings.launch.targets) if at_target else ()),
             *map(_proposal_text, changes),
             *launch,
         ),
         writes=(f"{settings.train.output_dir}: checkpoints {size_text(disk)} at most",),
-        warnings=(*_warnings(memory, room, disk, settings, changes), *_foreign(data)),
+        warnings=(
+            *_warnings(memory, room, disk, settings, changes),
+            *(_target_warnings(at_target, room) if at_target else ()),
+            *_foreign(data),
+        ),
         numbers={
             "rows": len(data.lengths),
             "tokens": data.tokens,
@@ -88,10 +107,12 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
             "steps": steps,
             "steps_per_epoch": order.steps_per_epoch,
             "processes": world_size,
+            **({"target_processes": settings.launch.targets} if at_target else {}),
             "sharded": sharded,
             "device": inputs.device,
             "speed": speed.numbers(),
             "memory": memory_numbers(memory, room),
+            **({"target_memory": memory_numbers(at_target, room)} if at_target else {}),
             "proposals": [vars(change) for change in changes],
             "disk_bytes": disk,
             "launch": list(launch),
@@ -173,12 +194,28 @@ def _steps(settings: Settings, steps: int | None, steps_per_epoch: int) -> str:
     return f"{steps:,} steps, {steps / steps_per_epoch:.1f} epochs ({per_epoch})"
 
 
-def _memory(memory: Forecast, room: int | None, device: str, world_size: int, *, sharded: bool) -> list[str]:
+def _memory(
+    memory: Forecast, room: int | None, device: str, world_size: int, *, sharded: bool, targets: int
+) -> list[str]:
     placement = "in shards" if sharded else "whole on each"
     each = f"each of {world_size} processes, the draft {placement}," if world_size > 1 else "one process"
+    if targets:
+        each += " that trains"
     have = "which is not here to look at" if room is None else f"{size_text(room)} there for it"
     peak = f"{size_text(memory.peak_bytes)}, most at {memory.peak.name!r}"
     return [f"memory of {each} on {device}: {peak}; {have}", *part_lines(memory)]
+
+
+def _target_memory(memory: Forecast, targets: int) -> list[str]:
+    each = f"each of {targets} processes" if targets > 1 else "the process"
+    return [f"memory of {each} for the target: {size_text(memory.peak_bytes)}", *part_lines(memory)]
+
+
+def _target_warnings(memory: Forecast, room: int | None) -> list[str]:
+    if room is None or memory.peak_bytes <= room * (1 - SPARE):
+        return []
+    fix = "spread it over more processes (--tp-size), or give a pass fewer tokens (--max-tokens-per-gpu)"
+    return [f"{size_text(memory.peak_bytes)} for the target do not fit into {size_text(room)}: {fix}"]
 
 
 def _proposal_text(change: Proposal) -> str:

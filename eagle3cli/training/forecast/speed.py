@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from eagle3cli.backends.capture.memory import TargetShape
+from eagle3cli.data.hidden_states.quantize import QUANTIZATIONS, Quantization
+from eagle3cli.data.hidden_states.rows import empty_codec
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.cpus import available_cpus
 from eagle3cli.runtime.units import time_text
@@ -30,10 +32,13 @@ from eagle3cli.training.forecast.throughput import (
     Step,
     StepTime,
     draft_flops,
+    replica_seconds,
+    split_step_time,
     step_time,
 )
 from eagle3cli.training.forecast.workload import PLANNED_STEPS, training_workload
 from eagle3cli.training.parallel import is_sharded
+from eagle3cli.training.split import Split, Work, planned_split
 
 PRODUCT = 768
 """Rows and columns of the product that a processor is timed with: 0.9 GFLOP."""
@@ -54,6 +59,8 @@ class Speed:
     step: StepTime
     device: str
     world_size: int
+    split: Split | None = None
+    """Where the target has ranks of its own."""
 
     def lines(self, steps: int | None) -> list[str]:
         """For people; ``steps``: of the whole run, where they are known."""
@@ -65,7 +72,7 @@ class Speed:
             text += f"; {step.efficiency:.0%} of what {self.world_size} times one would do"
         if steps:
             text += f"; all steps {time_text(steps * step.total)}, evaluations not counted"
-        return [text]
+        return [text] if self.split is None else [text, self.split.line()]
 
     def parts(self) -> dict[str, float]:
         """Seconds by part."""
@@ -80,21 +87,25 @@ class Speed:
             "efficiency": step.efficiency,
             "device": self.device,
             "parts": self.parts(),
+            **({} if self.split is None else {"split": self.split.numbers()}),
         }
 
 
 def forecast_speed(settings: Settings, inputs: RunInputs, world_size: int, order: Sampler) -> Speed:
-    """What a step of ``world_size`` processes takes."""
+    """What a step takes where ``world_size`` processes train, and others may hold the target."""
     train = settings.train
     data = inputs.data
+    targets = settings.launch.targets if train.mode == "online" else 0
+    ranks = world_size + targets
     anchors = sum(data.loss_tokens) * train.anchor_fraction
     if inputs.device == "cpu":
-        cluster = _cpu_cluster(inputs, world_size, settings.target.threads)
+        cluster = replace(_cpu_cluster(inputs, ranks, settings.target.threads), gpus=world_size)
         device = "this processor"
         draft = per_token(inputs.draft, data.tokens, len(data.lengths), anchors, train.ttt_length)
         moved = OPTIMISER_BYTES
     else:
-        cluster, device, gpu = _gpu_cluster(world_size)
+        cluster, device, gpu = _gpu_cluster(ranks)
+        cluster = replace(cluster, gpus=world_size)
         draft = cluster.flops * seconds_per_token(settings, inputs, world_size, gpu)
         moved = gpu_time.OPTIMISER_BYTES
     target = 2 * active_weights(inputs.target) if train.mode == "online" else 0
@@ -104,13 +115,32 @@ def forecast_speed(settings: Settings, inputs: RunInputs, world_size: int, order
         tokens=max(1, data.tokens * train.batch_size // max(1, len(data.lengths))),
         weights=weights,
         draft_flops=draft,
-        target_share=target / (draft + target),
+        target_share=0.0 if targets else target / (draft + target),
         sharded=is_sharded(train, weights, world_size),
         weight_bytes=inputs.compute_dtype.itemsize,
         optimiser_bytes=moved,
         balance=balance(batches, data.lengths, world_size),
     )
-    return Speed(step_time(step, cluster), device, world_size)
+    if not targets:
+        return Speed(step_time(step, cluster), device, world_size)
+    sent = state_bytes(inputs, settings.launch.transfer_encoding)
+    time = split_step_time(step, cluster, targets, settings.target.tp_size, target, sent)
+    drafts_time = step_time(step, cluster).total
+    work = Work(replica_seconds(step, cluster, settings.target.tp_size, target, sent), drafts_time * world_size)
+    work = replace(work, tp_size=settings.target.tp_size)
+    split = planned_split(work, targets, world_size, max(world_size, train.batch_size))
+    return Speed(time, device, ranks, split)
+
+
+def state_bytes(inputs: RunInputs, encoding: str) -> float:
+    """Bytes of a token's states on their way, where each of its positions is read."""
+    values = inputs.draft.aux_width + inputs.target.hidden
+    if encoding == "exact":
+        return values * inputs.state_dtype.itemsize
+    name: Quantization = next(name for name in QUANTIZATIONS if name == encoding)
+    layers = inputs.draft.aux_width // inputs.target.hidden
+    codec = empty_codec(name, layers=layers, hidden=inputs.target.hidden)
+    return codec.aux.bytes_per_state + codec.last.bytes_per_state
 
 
 def per_token(draft: DraftConfig, tokens: int, rows: int, loss_tokens: float, ttt_steps: int) -> float:

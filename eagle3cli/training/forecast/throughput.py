@@ -18,11 +18,16 @@ algorithms for clusters of workstations", J. Parallel Distrib. Comput. 69 (2009)
 and Gropp, "Optimization of collective communication operations in MPICH", Int. J. High Perf. Comput. Appl. 19 (2005).
 A ring is as fast as its slowest link, so over several nodes B and a are those of the network. Nothing overlaps: see
 ``training/parallel.py``. Weights are gathered once a step, not once a micro batch.
+
+With a target on T GPUs of its own, in replicas of t, the G others only train, and both sides work at once:
+
+    step          max(draft's parts as above with s = 0, N * max(f / (t R), z / B) * t / T)
+                  f: FLOP of the target's forward a token; z: bytes of a token's states, sent while the next pass runs
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 GRADIENT_BYTES = 4
 OPTIMISER_BYTES = 28
@@ -129,6 +134,27 @@ def step_time(step: Step, cluster: Cluster) -> StepTime:
     total = draft + target + waiting + optimiser + communication
     on_one = gpus * (draft + target) + step.optimiser_bytes * step.weights / cluster.memory_bandwidth
     return StepTime(draft, target, waiting, optimiser, communication, step.tokens / total, on_one / (gpus * total))
+
+
+def replica_seconds(step: Step, cluster: Cluster, tp_size: int, target_flops: float, state_bytes: float) -> float:
+    """What a replica of a target with GPUs of its own takes for the batch of a step: its passes, or to send the states
+    where that is slower."""
+    network = min(cluster.link.bandwidth, cluster.network.bandwidth) if cluster.nodes > 1 else cluster.link.bandwidth
+    return step.tokens * max(target_flops / (cluster.flops * tp_size), state_bytes / network)
+
+
+def split_step_time(
+    step: Step, cluster: Cluster, targets: int, tp_size: int, target_flops: float, state_bytes: float
+) -> StepTime:
+    """What a step takes where ``targets`` GPUs besides those of ``cluster`` hold the target; ``target`` of its parts is
+    what the draft waits for it."""
+    draft = step_time(step, cluster)
+    made = replica_seconds(step, cluster, tp_size, target_flops, state_bytes) * tp_size / targets
+    total = max(draft.total, made)
+    alone = step.tokens * (step.draft_flops + target_flops) / cluster.flops
+    alone += step.optimiser_bytes * step.weights / cluster.memory_bandwidth
+    efficiency = alone / ((cluster.gpus + targets) * total)
+    return replace(draft, target=total - draft.total, tokens_per_s=step.tokens / total, efficiency=efficiency)
 
 
 def _communication(step: Step, cluster: Cluster) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from eagle3cli.backends.batches.prefetch import WINDOW_BYTES
+from eagle3cli.backends.roles.source import AHEAD
 from eagle3cli.backends.target.hf import LONGEST_SHARED
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.batches import Sampler, micro_batches, partition
@@ -38,8 +39,9 @@ class PlannedSteps:
 
 
 def training_workload(settings: Settings, inputs: RunInputs, world_size: int, *, resumes: bool = False) -> Workload:
-    """The workload of one of ``world_size`` processes; ``resumes``: a checkpoint has the weights already."""
+    """The workload of one of ``world_size`` processes that train; ``resumes``: a checkpoint has the weights already."""
     train = settings.train
+    apart = train.mode == "online" and settings.launch.targets > 0
     draft = inputs.draft
     data = inputs.data
     steps = planned_steps(settings, data, world_size)
@@ -53,7 +55,7 @@ def training_workload(settings: Settings, inputs: RunInputs, world_size: int, *,
     return Workload(
         draft=draft,
         target=inputs.target,
-        online=train.mode == "online",
+        online=train.mode == "online" and not apart,
         tokens=largest.tokens,
         sequences=largest.sequences,
         longest_sequence=largest.longest_sequence,
@@ -72,7 +74,8 @@ def training_workload(settings: Settings, inputs: RunInputs, world_size: int, *,
         shared_prefix=data.shared_prefix and largest.sequences > 1 and largest.longest_sequence <= LONGEST_SHARED,
         muon=train.optimizer == "muon",
         initial_rows=initial_rows,
-        prefetched=round(min(WINDOW_BYTES, data.tokens * data.bytes_per_token)),
+        ahead=AHEAD if apart else 0,
+        prefetched=0 if apart else round(min(WINDOW_BYTES, data.tokens * data.bytes_per_token)),
         process_bytes=inputs.process_bytes,
     )
 
