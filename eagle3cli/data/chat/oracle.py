@@ -116,20 +116,17 @@ def _rewritten(talk: Talk, context: Talk, reasoning: str, truth: Truth, stop: st
     start, earliest = _shown_from(talk, last)
     begun = OPENING.search(prompt)
     content = _inline(talk.messages[last])
-    begins = begun is not None and (
-        content.lstrip().startswith(begun[0].strip()) or CLOSING.match(content.lstrip()) is not None
-    )
+    closing = _end_of_block(begun[0].strip()) if begun else "</think>"
+    begins = begun is not None and content.lstrip().startswith((begun[0].strip(), closing))
     if opened and not reasoning and not begins:  # the target would have reasoned: the row is as the template shows it
         past = [_past(talk, i, cut) for i in replies]
         written = Written(last, start, _ends(truth.text, truth.optional), earliest)
         return replace(truth, replies=(*past, written), prompt=earliest)
     shown = truth.text[start:].removesuffix(stop)
-    closed = CLOSING.search(content) if begins else None
-    if _lost(reasoning, content, shown, opened) or (closed and closed[0] not in shown):
-        end = closed[0] if closed else "</think>"
-        begun_by_prompt = begun[0].strip() if begun else ""
-        inline = content.lstrip().removeprefix(begun_by_prompt)
-        shown = inline if end in content else f"{reasoning}{end}" + _without_empty(shown)
+    hidden = begins and closing in content and closing not in shown
+    if _lost(reasoning, content, shown, opened) or hidden:
+        inline = content.lstrip().removeprefix(begun[0].strip() if begun else "")
+        shown = inline if closing in content else f"{reasoning}{closing}" + _without_empty(shown)
     elif opened:
         shown = _OPENED.sub("", shown)
     shown += stop
@@ -145,6 +142,10 @@ def _written_reasoning(message: Mapping[str, Any], prompt: str) -> str:
     if block is not None and not block[0].startswith("<think>"):
         return str(message.get("reasoning_content") or "").strip()
     return "" if _asks_for_no_reasoning(prompt) else reasoning_of(message)
+
+
+def _end_of_block(opening: str) -> str:
+    return opening.replace("<", "</").replace("[", "[/") if "START" not in opening else "<|END_THINKING|>"
 
 
 def _asks_for_no_reasoning(prompt: str) -> bool:

@@ -27,7 +27,8 @@ def served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
     in_blocks = probe.chat.has_generation_blocks(probe.tools)
     spans = _find_by_generation_blocks(probe, whole) if in_blocks else find_by_placeholders(probe, whole)
     last = len(probe.messages) - 1
-    if probe.messages[last]["role"] != "assistant" or (spans and continues_prompt(probe)):
+    aligned = spans is not None and not in_blocks  # so the template writes this reply as it writes a placeholder
+    if probe.messages[last]["role"] != "assistant" or (aligned and continues_prompt(probe)):
         return whole, (spans or find_by_surroundings(probe, whole)).checked()
     before = probe.before(last)
     prompt = before.render()

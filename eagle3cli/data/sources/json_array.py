@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from eagle3cli.data.sources.lines import (
     LONGEST,
     STRICT,
     TOO_DEEP,
+    UNTRUSTED,
+    Damage,
     SourceRow,
     complaint,
     damage_of,
@@ -68,8 +71,39 @@ class _Text:
 
 
 def read_array(path: Path) -> Iterator[SourceRow]:
-    """Rows of the file; where it breaks off, or goes on after its end, that is the last SourceRow."""
+    """Rows of the file; where it breaks off, is damaged, or goes on after its end, that is the last SourceRow."""
     damage = damage_of(path)
+    left = _trusted_rows(path, damage) if damage else math.inf
+    for row, _ in _rows(path):
+        if damage and left == 0:
+            what = f"the compressed file is damaged ({damage.problem}); from here on nothing is read"
+            yield SourceRow(row.number, None, what, path=str(path))
+            return
+        yield row
+        left -= 1
+
+
+def _trusted_rows(path: Path, damage: Damage) -> int:
+    """How many rows of a damaged file are read: those up to some way before the first unreadable one, none where no row
+    tells the damage's place."""
+    lengths = []
+    rows = _rows(path)
+    is_located = not damage.by_checksum
+    for row, length in rows:
+        if row.problem is not None:
+            is_located = is_located or damage.is_whole or next(rows, None) is not None
+            break
+        lengths.append(length)
+    if not is_located:
+        return 0
+    untrusted = UNTRUSTED
+    while lengths and untrusted > 0:
+        untrusted -= lengths.pop()
+    return len(lengths)
+
+
+def _rows(path: Path) -> Iterator[tuple[SourceRow, int]]:
+    """Rows of the file, each with the length of its text."""
     with open_bytes(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as stream:
         text = _Text(stream)
         name = str(path)
@@ -82,7 +116,7 @@ def read_array(path: Path) -> Iterator[SourceRow]:
                 text.move(text.at + 1)
                 continue
             if ended and not inside:
-                yield SourceRow(line, None, "more text after the end of the array; it was not read", path=name)
+                yield SourceRow(line, None, "more text after the end of the array; it was not read", path=name), 0
                 return
             value, end, problem = _value(text)
             source = text.buffer[text.at : end or text.at + _OVERLAP]
@@ -92,22 +126,18 @@ def read_array(path: Path) -> Iterator[SourceRow]:
                 if problem is None and not source.isascii() and _BAD_BYTE.search(source):
                     problem = "not UTF-8"
                 if problem is None:
-                    yield row_of(line, value, name, surrogates=_SURROGATE.search(source) is not None)
+                    yield row_of(line, value, name, surrogates=_SURROGATE.search(source) is not None), len(source)
                 else:
-                    yield SourceRow(line, None, problem, path=name)
+                    yield SourceRow(line, None, problem, path=name), 0
                 text.move(end)
-            elif damage:
-                what = f"the compressed file is damaged ({damage}); from here on nothing is read"
-                yield SourceRow(line, None, what, path=name)
-                return
             elif first_key and _resume(text, first_key):
-                yield SourceRow(line, None, f"{problem}; reading goes on at line {text.line}", path=name)
+                yield SourceRow(line, None, f"{problem}; reading goes on at line {text.line}", path=name), 0
             else:
                 what = f"{problem}: the file breaks off or is damaged in the object that begins here"
-                yield SourceRow(line, None, f"{what}; the rest is unread", path=name)
+                yield SourceRow(line, None, f"{what}; the rest is unread", path=name), 0
                 return
         if inside:
-            yield SourceRow(text.line, None, "the JSON array breaks off here", path=name)
+            yield SourceRow(text.line, None, "the JSON array breaks off here", path=name), 0
 
 
 def _value(text: _Text) -> tuple[Any, int, str | None]:

@@ -27,7 +27,13 @@ BOM = b"\xef\xbb\xbf"
 _BUFFER = 1 << 20
 _STEP = 1 << 13
 """Bytes unpacked at once: what comes before a damaged place is wanted."""
+UNTRUSTED = 1 << 16
+"""Bytes before the place where a damaged file is noticed that are not trusted: a wrong letter is still a letter, and
+packed text repeats what came up to 32 KiB before."""
 _NO_NUMBER = re.compile(rb"NaN|Infinity|[eE]\+?\d{3}|\d{309}")
+_BREAKS_OFF = re.compile("end-of-stream marker|Truncated|Not a gzipped file")
+"""What is said of a file that breaks off, or goes on with something else: what came before is sound."""
+_BY_CHECKSUM = re.compile("CRC|Incorrect length|checksum")
 MENDED = "NaN, infinity or a number too large made null"
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -116,46 +122,74 @@ def open_bytes(path: Path) -> IO[bytes]:
     return raw
 
 
-def damage_of(path: Path) -> str:
-    """Why what a gzip file holds cannot be trusted; empty for a sound one, one that only breaks off, and other files.
+@dataclass(frozen=True)
+class Damage:
+    """Why not all that a compressed file holds is what was packed."""
+
+    problem: str
+    reached: int
+    """Bytes that could be unpacked."""
+    by_checksum: bool
+    """Only a checksum behind the data tells, so that the damage may be anywhere."""
+    is_whole: bool
+    """All was unpacked; of zstd the last block is held back where the checksum is wrong."""
+
+
+def damage_of(path: Path) -> Damage | None:
+    """The damage of a compressed file; None for a sound one, one that only breaks off, and other files.
 
     The checksum stands behind the data, so the file is unpacked once for it.
     """
-    with path.open("rb") as raw:
-        if raw.read(2) != b"\x1f\x8b":
-            return ""
-        raw.seek(0)
-        try:
-            with gzip.GzipFile(fileobj=raw) as stream:
-                while stream.read(_BUFFER):
-                    pass
-        except EOFError:
-            return ""
-        except (OSError, zlib.error) as error:
-            return str(error)
-    return ""
+    with open_bytes(path) as stream:
+        if not isinstance(getattr(stream, "raw", None), _Unpacked):
+            return None
+        reached = 0
+        while data := stream.read(_BUFFER):
+            reached += len(data)
+        problem = break_of(stream)
+    if not problem or _BREAKS_OFF.search(problem):
+        return None
+    by_checksum = _BY_CHECKSUM.search(problem) is not None
+    return Damage(problem, reached, by_checksum, is_whole=by_checksum and "ZSTD" not in problem)
+
+
+def _trusted_bytes(path: Path, damage: Damage) -> int:
+    """How much of a damaged file of lines is read: up to some way before its first unreadable row."""
+    reached = 0
+    with open_bytes(path) as stream:
+        while raw := stream.readline():
+            if not raw.endswith(b"\n") and break_of(stream):
+                break
+            if raw.strip() and parse_line(1, raw).value is None:
+                return max(0, reached - UNTRUSTED)
+            reached += len(raw)
+    return 0 if damage.by_checksum else max(0, damage.reached - UNTRUSTED)
 
 
 def read_raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Physical lines with their numbers from 1, split at LF only; blank lines are left out.
 
     A line that is longer than :data:`LONGEST` comes cut, one byte too long. Raises DataError where a compressed file
-    breaks off, and at the first unreadable row of a damaged one: what follows is not what was packed.
+    breaks off, and some way before the first unreadable row of a damaged one (at its start, where no row tells the
+    place): what follows is not what was packed.
     """
     number = 0
-    damage = damage_of(path) if path.is_file() else ""
+    damage = damage_of(path) if path.is_file() else None
+    left = _trusted_bytes(path, damage) if damage else 0
     with open_bytes(path) as f:
         while raw := f.readline(LONGEST + 1):
             number += 1
             rest = raw
+            left -= len(raw)
             while len(rest) == LONGEST + 1 and not rest.endswith(b"\n"):
                 rest = f.readline(LONGEST + 1)
+                left -= len(rest)
+            if damage and left < 0:
+                what = f"the compressed file is damaged ({damage.problem}); from here on nothing is read"
+                raise DataError(what, where=f"{path}:{number}")
             if not rest.endswith(b"\n") and break_of(f):
                 number -= 1
                 break
-            if damage and raw.strip() and parse_line(number, raw).value is None:
-                what = f"the compressed file is damaged ({damage}); from here on nothing is read"
-                raise DataError(what, where=f"{path}:{number}")
             if raw.strip():
                 yield number, raw
         if problem := break_of(f):

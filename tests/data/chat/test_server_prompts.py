@@ -268,3 +268,19 @@ def test_a_second_reply_that_history_writes_into_the_turn_of_the_first() -> None
     header = "{% if messages[loop.index0 - 1].role != 'assistant' %}<|bot|>model\n{% endif %}"
     coder = coder_of(by_role("<|bot|>model\n", user=USER, assistant=header + "CONTENT<|bot_end|>\n"))
     assert agreed(coder, IN_A_ROW).endswith("<|bot|>model\n«a1<|bot_end|>»\n<|bot|>model\n«a2<|bot_end|>»")
+
+
+def test_an_end_of_reasoning_in_another_formats_words() -> None:
+    """The prompt's block is not the one that it ends: the row is as the template shows it."""
+    template = by_role("<|bot|><think>\n", user=USER, assistant="<|bot|><think></think>CONTENT<|bot_end|>")
+    messages = [*QUESTION, {"role": "assistant", "content": "[/THINK]a1"}]
+    assert agreed(coder_of(template), messages).endswith("<|bot|><think></think>«[/THINK]a1<|bot_end|>»")
+
+
+def test_generation_blocks_where_a_content_changes_what_stands_before_it() -> None:
+    """A server's prompt has the block whatever the reply will be."""
+    block = "{% if '<think>' not in m.content %}<think></think>{% endif %}"
+    reply = "<|bot|>" + block + "{% generation %}CONTENT<|bot_end|>{% endgeneration %}"
+    coder = coder_of(by_role("<|bot|><think></think>", user=USER, assistant=reply))
+    messages = [*QUESTION, {"role": "assistant", "content": "a1<think>"}]
+    assert agreed(coder, messages).endswith("<|bot|><think></think>«a1<think><|bot_end|>»")

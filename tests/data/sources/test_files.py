@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -177,6 +178,35 @@ def test_what_follows_damage_in_a_gzip_file_is_not_accepted(tmp_path: Path, arra
     assert 100 < len(good) < 2000
     assert values(good) == rows[: len(good)]
     assert "from here on nothing is read" in str(last.problem)
+
+
+@pytest.mark.parametrize("array", [False, True])
+@pytest.mark.parametrize("packer", ["gzip", "zstd"])
+def test_damage_that_no_row_shows_is_not_accepted(tmp_path: Path, packer: str, array: bool) -> None:
+    """A letter that is another one leaves every row readable, and may be in any of them; without the checksum's word it
+    would be trained on."""
+    rows = [{"id": f"r{i}", "x": hashlib.sha256(str(i).encode()).hexdigest()} for i in range(3000)]
+    raw = json.dumps(rows, indent=0).encode() if array else lines_of(rows)
+    packed = with_checksum(raw, packer)
+    altered = with_checksum(raw.replace(b"r5", b"r6", 1), packer)
+    checksum = 8 if packer == "gzip" else 4
+    path = tmp_path / "rows.json"
+    path.write_bytes(altered[:-checksum] + packed[-checksum:])
+    (last,) = read_path(path)
+    assert "from here on nothing is read" in str(last.problem)
+    path.write_bytes(packed)
+    assert values(list(read_path(path))) == rows
+
+
+def with_checksum(raw: bytes, packer: str) -> bytes:
+    """The text packed, with a checksum at the end; zstd's as blocks that hold it as it is (RFC 8878)."""
+    if packer == "gzip":
+        return gzip.compress(raw)
+    blocks = [raw[at : at + (1 << 16)] for at in range(0, len(raw), 1 << 16)]
+    frame = b"\x28\xb5\x2f\xfd\x04\x48"
+    for number, block in enumerate(blocks):
+        frame += (len(block) << 3 | (number == len(blocks) - 1)).to_bytes(3, "little") + block
+    return frame + (xxhash.xxh64_intdigest(raw) & 0xFFFFFFFF).to_bytes(4, "little")
 
 
 def test_what_follows_a_damaged_member_of_a_gzip_file_is_not_accepted(tmp_path: Path) -> None:
