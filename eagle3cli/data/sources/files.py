@@ -29,15 +29,18 @@ def files_of(path: Path) -> list[Path]:
         return [path]
     if not path.exists():
         raise DataError("no such file or folder", where=str(path), fix="check the path")
-    files = sorted(
+    named = sorted(
         file
         for file in _below(path)
-        if file.is_file()
-        and file.name.endswith(SUFFIXES)
+        if file.name.endswith(SUFFIXES)
         and file.name not in SIDE_FILES
         and not file.name.startswith((".", "errors.", "error_"))
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
+    files = [file for file in named if file.is_file()]
+    lost = next((file for file in named if file.is_symlink() and not file.exists()), None)
+    if lost is not None:
+        raise DataError("the link leads nowhere", where=str(lost), fix="fetch what it names, or delete the link")
     if not files:
         raise DataError(f"no data files in the folder ({', '.join(SUFFIXES)})", where=str(path))
     return files

@@ -35,7 +35,7 @@ def compare(tokenizer: Any, row: TokenRow, truth: Truth, *, last_only: bool = Fa
     truth = replace(truth, replies=truth.replies[-1:]) if last_only else truth
     wrong = _compare(tokenizer, row, truth)
     start = truth.replies[-1].start if truth.replies else 0
-    if wrong is not None and not truth.loose and truth.prompt < start < len(truth.text):
+    if wrong is not None and not truth.loose and truth.prompt < start <= len(truth.text):
         # An empty block before the reply may be of a prompt that asks for no reasoning, which is tokenized as a whole.
         return wrong if _compare(tokenizer, row, replace(truth, prompt=start)) is not None else None
     return wrong

@@ -165,6 +165,14 @@ def test_links_to_folders_are_read_once(tmp_path: Path) -> None:
     assert values(list(read_path(tmp_path / "data"))) == ROWS
 
 
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    (tmp_path / "1.jsonl").write_bytes(lines_of(ROWS))
+    (tmp_path / "2.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    with pytest.raises(DataError, match="leads nowhere") as caught:
+        list(read_path(tmp_path))
+    assert caught.value.where == str(tmp_path / "2.jsonl")
+
+
 @pytest.mark.parametrize("array", [False, True])
 def test_what_follows_damage_in_a_gzip_file_is_not_accepted(tmp_path: Path, array: bool) -> None:
     """A byte that is another one is noticed by the checksum only, which stands at the end."""

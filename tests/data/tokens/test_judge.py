@@ -59,9 +59,12 @@ def test_an_empty_block_whose_white_space_is_one_token() -> None:
     tokenizer.chat_template = by_role("<|im_start|>assistant\n<think>\n", user=user, assistant=reply)
     ids = frozenset({tokenizer.convert_tokens_to_ids("<|im_end|>")})
     assert len(tokenizer("\n\n", add_special_tokens=False)["input_ids"]) == 1
-    judgement = Judge(Encoder(tokenizer, ids), ids).judge(Conversation("row", tuple(TWO)))
+    judge = Judge(Encoder(tokenizer, ids), ids)
+    judgement = judge.judge(Conversation("row", tuple(TWO)))
     assert judgement.verdict == "right", judgement
     assert judgement.shown.endswith("</think>\n\n«a2<|im_end|>»\n")
+    empty = (*TWO[:-1], {"role": "assistant", "content": ""})
+    assert judge.judge(Conversation("row", empty, ("stop", "length"))).verdict == "right"
 
 
 @pytest.mark.parametrize(
