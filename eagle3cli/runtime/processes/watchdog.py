@@ -125,7 +125,8 @@ class Watchdog:
             since = moved_at if stuck else alive_at
             reason = "does not answer" if since == alive_at else f"has not moved on from {heartbeat.place}"
             idle = now - since
-            message = f"{name_of(rank, heartbeat)} {reason} for {idle:.0f} s"
+            who = f"{heartbeat.role}, {heartbeat.host}" if heartbeat.role else heartbeat.host
+            message = f"rank {rank} ({who}, process {heartbeat.process}) {reason} for {idle:.0f} s"
             if heartbeat.place and since == alive_at:
                 message += f", last heard of in {heartbeat.place}"
             if idle > self.timeout:
@@ -155,11 +156,6 @@ class Watchdog:
             f"rank {rank}{_as(beat)} in {beat.place or 'its start'}" for rank, beat in sorted(everyone.items())
         )
         return None, f"all {len(everyone)} ranks have waited for each other for {now - since:.0f} s: {places}"
-
-
-def name_of(rank: int, heartbeat: Heartbeat) -> str:
-    """A rank in words: its number, its role, its machine and its process there."""
-    return f"rank {rank} ({heartbeat.role and heartbeat.role + ', '}{heartbeat.host}, process {heartbeat.process})"
 
 
 def _as(heartbeat: Heartbeat) -> str:
