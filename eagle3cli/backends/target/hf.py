@@ -20,7 +20,7 @@ from transformers import AutoConfig, DynamicCache, PreTrainedModel
 from eagle3cli.backends.target.hf_load import embedding_and_head, load_model, placement
 from eagle3cli.backends.target.logits import Head
 from eagle3cli.backends.target.packed import packed_inputs, packed_kernels
-from eagle3cli.backends.target.padding import PASS_TOKENS, similar_lengths
+from eagle3cli.backends.target.padding import CPU_PASS_TOKENS, PASS_TOKENS, similar_lengths
 from eagle3cli.backends.target.positions import NoCache, cached, keeps_positions, with_attention
 from eagle3cli.backends.target.structure import decoder_of
 from eagle3cli.backends.target.target import States, Tokens
@@ -104,17 +104,14 @@ class HfTarget:
     def capture(self, sequences: Sequence[Tokens]) -> States:
         """Auxiliary states ``[S, C]`` and last hidden states ``[S, H]`` of each sequence.
 
-        On a CPU all are padded on the right to the longest one; give sequences of similar length. On a GPU they run
-        without padding where the model can, else as several passes over sequences of similar length.
+        They run without padding where the model can, else as several passes over sequences of similar length.
         """
-        return self.capture_padded(sequences) if self.device.type == "cpu" else self.capture_compact(sequences)
-
-    def capture_compact(self, sequences: Sequence[Tokens]) -> States:
-        """The same with little padding or none, whatever the device."""
-        if self.packed is not None and not self._shared(sequences):
+        on_cpu = self.device.type == "cpu"
+        if self.packed is not None and (on_cpu or not self._shared(sequences)):
             return self.capture_packed(sequences, self.packed)
+        padding = CPU_PASS_TOKENS if on_cpu else PASS_TOKENS
         states = dict[int, tuple[Tensor, Tensor]]()
-        for group in similar_lengths([len(ids) for ids in sequences], max_padding=PASS_TOKENS):
+        for group in similar_lengths([len(ids) for ids in sequences], max_padding=padding):
             states |= zip(group, self.capture_padded([sequences[at] for at in group]), strict=True)
         return [states[at] for at in range(len(sequences))]
 
@@ -140,12 +137,18 @@ class HfTarget:
 
     @torch.no_grad()
     def capture_packed(self, sequences: Sequence[Tokens], implementation: str) -> States:
-        """The same by one pass without padding; raises what an ``implementation`` raises that cannot."""
-        lengths = [len(ids) for ids in sequences]
-        inputs = packed_inputs(sequences, self.device)
+        """The same by one pass without padding; raises what an ``implementation`` raises that cannot.
+
+        On a CPU what all begin with is run once.
+        """
+        shared = self._shared(sequences) if self.device.type == "cpu" else 0
+        inputs = packed_inputs(sequences, self.device, shared)
         with self.recording() as outputs, with_attention(self.model, implementation):
             aux_1NC, last_1NH = self._forward(outputs, inputs.pop("input_ids"), **inputs)
-        return list(zip(aux_1NC[0].split(lengths), last_1NH[0].split(lengths), strict=True))
+        lengths = [len(ids) - shared for ids in sequences]
+        parts_of = (states_1NX[0].split([shared, *lengths]) for states_1NX in (aux_1NC, last_1NH))
+        states = ([torch.cat((first, own)) for own in rest] if shared else list(rest) for first, *rest in parts_of)
+        return list(zip(*states, strict=True))
 
     def _unwatched(self) -> dict[str, Any]:
         """What keeps transformers from reading values back in a pass without a cache; a CPU has them anyway."""
@@ -235,8 +238,8 @@ def load_target(target: TargetSettings, report: Reporter, aux_layers: tuple[int,
     embedding_VH, head = embedding_and_head(model, target, dtype)
     loaded = HfTarget(model, decoder, layers, embedding_VH, head, aux_layers, target.model_path)
     check_logits(loaded)
-    if device.type == "cuda" and not target.spreads:
-        loaded = replace(loaded, packed=packed_kernel(loaded))
+    if device.type in ("cpu", "cuda") and not target.spreads:
+        loaded = replace(loaded, packed=packed_kernel(loaded, device.type))
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     shape = f"{millions:.0f}M parameters, {dtype}, {placement(model, device)}, aux layers {list(aux_layers)}"
     if loaded.packed is not None:
@@ -269,11 +272,12 @@ def check_logits(target: HfTarget) -> None:
         raise ModelError(what, where=target.path, fix="report its name, with its config.json")
 
 
-def packed_kernel(target: HfTarget) -> str | None:
-    """The first attention implementation with which packed rows get the states that each has alone."""
+def packed_kernel(target: HfTarget, device: str) -> str | None:
+    """The first attention implementation of a type of device with which packed rows get the states that each has
+    alone."""
     rows = [[n % len(target.head) for n in ids] for ids in (PROBE, BESIDE)]
     alone = [torch.cat(target.capture_padded([ids])[0], -1) for ids in rows]
-    for implementation in packed_kernels(target.model):
+    for implementation in packed_kernels(target.model, device):
         try:
             states = target.capture_packed(rows, implementation)
         except (ImportError, TypeError, ValueError, RuntimeError):  # no such kernel for this torch, type or head size

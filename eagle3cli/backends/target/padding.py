@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 PASS_TOKENS = 256
 """Tokens that a GPU runs in about the time in which it reads all weights once more: the padding of a pass on a GPU."""
+CPU_PASS_TOKENS = 32
+"""The same of a CPU."""
 
 
 def similar_lengths(

@@ -37,7 +37,7 @@ class Workload:
     tokens: int
     sequences: int
     longest_sequence: int
-    """Tokens of the longest sequence: a live target's pass is padded to it."""
+    """Tokens of the longest sequence: a live target's pass may be padded to it."""
     positions: int
     """Rows that carry loss at depth 0."""
     ttt_steps: int
@@ -130,8 +130,7 @@ def loading_parts(work: Workload) -> Parts:
 def target_pass_parts(work: Workload) -> Parts:
     """The live target over a micro batch; a group of ranks that shares it runs it on the rows of all of them."""
     padded = work.sequences * work.longest_sequence * work.tp_size
-    if not work.cpu:  # rows of unlike length are packed, or run one after the other
-        padded = min(padded, work.tokens * work.tp_size + PASS_TOKENS)
+    padded = min(padded, work.tokens * work.tp_size + PASS_TOKENS)  # rows of unlike length are not padded to another
     return pass_parts(
         work.target,
         padded,

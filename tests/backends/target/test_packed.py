@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention import varlen
 
-from eagle3cli.backends.target.hf import HfTarget, load_target, packed_kernel
-from eagle3cli.backends.target.packed import VARLEN_ATTENTION, packed_kernels, varlen_attention
+from eagle3cli.backends.target.hf import MIN_SHARED, HfTarget, load_target, packed_kernel
+from eagle3cli.backends.target.packed import BLOCK_ATTENTION, VARLEN_ATTENTION, packed_kernels, varlen_attention
 from eagle3cli.backends.target.padding import PASS_TOKENS, similar_lengths
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
@@ -86,7 +86,7 @@ def random_rows(lengths: list[int]) -> list[list[int]]:
 
 
 def assert_states_of_each_alone(target: HfTarget, rows: list[list[int]]) -> None:
-    for row, states in zip(rows, target.capture_compact(rows), strict=True):
+    for row, states in zip(rows, target.capture(rows), strict=True):
         ((aux_SC, last_SH),) = target.capture_padded([row])
         torch.testing.assert_close(states[0], aux_SC, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(states[1], last_SH, rtol=1e-4, atol=1e-4)
@@ -97,18 +97,51 @@ def test_packed_rows_have_the_states_of_each_alone(tmp_path: Path, name: str, mo
     monkeypatch.setattr(varlen, "varlen_attn", row_by_row)
     target = loaded(family_target(tmp_path / name, name))
     before = target.model.config._attn_implementation
-    packed = packed_kernel(target)
+    packed = packed_kernel(target, "cuda")
     if name in ("llama", "llama-tied", "qwen2", "qwen3", "qwen3-moe", "deepseek-v2", "deepseek-v3", "phi4-mini"):
         assert packed == VARLEN_ATTENTION
     if name in ("gpt-oss", "gemma2", "mistral", "llama4", "qwen2-window"):
         assert packed is None
-    assert_states_of_each_alone(replace(target, packed=packed), random_rows([20, 1, 33, 5]))
+    assert (target.packed == BLOCK_ATTENTION) == (packed == VARLEN_ATTENTION)
+    for implementation in (packed, target.packed):
+        assert_states_of_each_alone(replace(target, packed=implementation), random_rows([20, 1, 33, 5]))
     assert target.model.config._attn_implementation == before
 
 
 def test_the_states_of_the_sixteen_rows_are_those_of_each_alone(tmp_path: Path) -> None:
     target = loaded(tiny_target(tmp_path / "llama", "llama"))
     assert_states_of_each_alone(target, random_rows([length // 4 for length in LENGTHS]))
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "deepseek-v3"])
+def test_on_a_cpu_rows_are_packed_behind_what_all_begin_with(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one pass, over no more tokens than there are; blocks of queries end inside of rows."""
+    target = loaded(family_target(tmp_path / name, name))
+    assert target.packed == BLOCK_ATTENTION
+    monkeypatch.setattr("eagle3cli.backends.target.packed.QUERY_BLOCK", 16)
+    seen: list[int] = []
+    target.decoder.register_forward_pre_hook(
+        lambda _module, _args, inputs: seen.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    begin = random_rows([MIN_SHARED])[0]
+    rows = [[*begin, *row] for row in random_rows([50, 1, 33, 16])]
+    states = target.capture(rows)
+    assert seen == [MIN_SHARED + 100]
+    for row, (aux_SC, last_SH) in zip(rows, states, strict=True):
+        ((alone_SC, alone_SH),) = target.capture_padded([row])
+        torch.testing.assert_close(aux_SC, alone_SC, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(last_SH, alone_SH, rtol=1e-5, atol=1e-5)
+
+
+def test_on_a_cpu_that_has_to_pad_rows_of_unlike_length_do_not_meet(tmp_path: Path) -> None:
+    target = loaded(family_target(tmp_path / "gemma2", "gemma2"))
+    assert target.packed is None
+    passes: list[int] = []
+    target.decoder.register_forward_hook(lambda *_: passes.append(1))
+    target.capture(random_rows([50, 3, 51, 90]))
+    assert len(passes) == 3
 
 
 def test_torchs_kernel_takes_what_it_is_given() -> None:
@@ -126,15 +159,15 @@ def test_torchs_kernel_takes_what_it_is_given() -> None:
 
 def test_without_a_kernel_rows_are_padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = loaded(tiny_target(tmp_path / "llama", "llama"))
-    assert list(packed_kernels(target.model)) == [VARLEN_ATTENTION]
-    assert packed_kernel(target) is None, "torch has this kernel for CUDA alone"
+    assert list(packed_kernels(target.model, "cuda")) == [VARLEN_ATTENTION]
+    assert packed_kernel(target, "cuda") is None, "torch has this kernel for CUDA alone"
 
     def leaking(query: Tensor, key: Tensor, value: Tensor, *_: Any, **options: Any) -> Tensor:
         bounds = torch.tensor([0, len(query)])
         return row_by_row(query, key, value, bounds, **options)
 
     monkeypatch.setattr(varlen, "varlen_attn", leaking)
-    assert packed_kernel(target) is None, "the second row saw the first"
+    assert packed_kernel(target, "cuda") is None, "the second row saw the first"
 
 
 @pytest.mark.parametrize("kernel", [True, False])
