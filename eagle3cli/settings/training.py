@@ -41,6 +41,15 @@ class TrainSettings(Table):
     micro_batch_size: int | None = option(
         None, "Sequences per forward pass; gradients accumulate to the batch.", "--draft-micro-batch-size", ge=1
     )
+    echo_factor: int = option(
+        1,
+        "Online: steps that are trained on each batch of states that the target has made (data echoing); an epoch has "
+        "as many more steps.",
+        ge=1,
+    )
+    echo_buffer: int = option(
+        64, "Batches whose states are kept in memory for that: all are trained on once, then all again.", ge=1
+    )
     max_tokens_per_gpu: int | None = option(
         None,
         "Instead of a number of sequences: tokens per forward pass of a process; sequences of like length go together.",
@@ -125,6 +134,12 @@ class TrainSettings(Table):
     )
     resume: bool = option(True, "Go on from the newest checkpoint of --output-dir.")
     overwrite: bool = option(False, "Start over and replace an earlier run.")
+
+    @model_validator(mode="after")
+    def _echoes_of_a_live_target(self) -> TrainSettings:
+        if self.echo_factor > 1 and self.mode == "offline":
+            raise ValueError("train.echo_factor is for a live target; of a store, train.num_epochs does the same")
+        return self
 
 
 SESSION_FIELDS = (

@@ -1,6 +1,10 @@
 """Which rows each step trains on, which of them each rank, and their target states: a pure function of seed and step.
 
 So any step can be resumed, and how fast a rank is never decides what it trains on.
+
+A live target may take longer than the draft's part of a step. With data echoing (Choi et al., arXiv 1907.05550) its
+states serve several steps: some batches are trained on as the target makes them, then again, in another order, from
+memory, before the next ones come.
 """
 
 from __future__ import annotations
@@ -12,9 +16,11 @@ from itertools import zip_longest
 import torch
 
 from eagle3cli.backends.batches.batch import BatchSource, RowsByRank, TargetBatch
+from eagle3cli.backends.batches.kept import KeptBatches
 from eagle3cli.backends.batches.online import own_batch
 from eagle3cli.backends.target.padding import similar_lengths
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
+from eagle3cli.settings.training import TrainSettings
 
 
 @dataclass
@@ -24,13 +30,22 @@ class Sampler:
     rows: int
     batch_size: int
     seed: int
+    echo_factor: int = 1
+    """Steps on each batch of an epoch."""
+    echo_buffer: int = 1
+    """Batches that are trained on once before the first of them is again."""
     _shuffled: tuple[int, list[int]] | None = field(default=None, repr=False, compare=False)
     """The epoch that was shuffled last, and its rows: every step of it reads the same list."""
 
     @property
-    def steps_per_epoch(self) -> int:
+    def batches_per_epoch(self) -> int:
         """Batches that show every row once."""
         return -(-self.rows // self.batch_size)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps on all of these batches, echoes included."""
+        return self.batches_per_epoch * self.echo_factor
 
     def epoch_of(self, step: int) -> int:
         """Epoch (from 0) of a 0-based step."""
@@ -45,8 +60,37 @@ class Sampler:
 
     def batch(self, step: int) -> list[int]:
         """Rows of a 0-based step, on all ranks together."""
-        epoch, at = divmod(step, self.steps_per_epoch)
+        epoch = self.epoch_of(step)
+        buffer, echo, place = self._echoed(step)
+        if echo:
+            # The same batches each time: a rank that has rows of one keeps their states.
+            seed = (self.seed * 1_000_003 + epoch) * 1_000_003 + buffer.start * self.echo_factor + echo
+            generator = torch.Generator().manual_seed(seed % 2**63)
+            place = int(torch.randperm(len(buffer), generator=generator)[place])
+        at = buffer[place]
         return self.shuffled(epoch)[at * self.batch_size : (at + 1) * self.batch_size]
+
+    def comes_again(self, step: int) -> bool:
+        """Whether the batch of a 0-based step is trained on once more in this epoch."""
+        _, echo, _ = self._echoed(step)
+        return echo < self.echo_factor - 1
+
+    def rows_seen(self, steps: int) -> int:
+        """Rows that the first ``steps`` steps train on, each counted once."""
+        if steps == 0 or self.epoch_of(steps - 1) > 0:
+            return min(steps, 1) * self.rows
+        buffer, echo, place = self._echoed(steps - 1)
+        batches = buffer.stop if echo else buffer.start + place + 1
+        return min(batches * self.batch_size, self.rows)
+
+    def _echoed(self, step: int) -> tuple[range, int, int]:
+        """The buffer of a step (batches of its epoch), how often all of that were trained on before, and how many of it
+        since."""
+        at = step % self.steps_per_epoch
+        first = at // (self.echo_buffer * self.echo_factor) * self.echo_buffer
+        buffer = range(first, min(first + self.echo_buffer, self.batches_per_epoch))
+        echo, place = divmod(at - first * self.echo_factor, len(buffer))
+        return buffer, echo, place
 
 
 @dataclass
@@ -60,6 +104,8 @@ class Batches:
     ranks: Ranks = SINGLE_PROCESS
     max_tokens: int | None = None
     """Tokens that go through the draft at once, where rows are not counted."""
+    kept: KeptBatches = field(default_factory=KeptBatches)
+    """States of the micro batches that come again."""
 
     def micro_batches(self, step: int) -> list[RowsByRank]:
         """The micro batches of a step."""
@@ -68,9 +114,25 @@ class Batches:
             rows, self.source.lengths, self.ranks.world_size, self.micro_batch_size, self.max_tokens
         )
 
-    def states(self, rows_by_rank: RowsByRank) -> TargetBatch | None:
-        """This rank's part of a micro batch; None where it has none. All ranks must ask for theirs."""
-        return own_batch(self.source, rows_by_rank, self.ranks.rank)
+    def states(self, step: int, rows_by_rank: RowsByRank) -> TargetBatch | None:
+        """This rank's part of a micro batch of a step; None where it has none. All ranks must ask for theirs.
+
+        What should have been kept but is not, as a run was resumed, is made again.
+        """
+        if rows_by_rank in self.kept:
+            batch = self.kept.take(rows_by_rank)
+        else:
+            batch = own_batch(self.source, rows_by_rank, self.ranks.rank)
+        if self.sampler.comes_again(step):
+            self.kept.put(rows_by_rank, batch)
+        return batch
+
+
+def sampler_of(train: TrainSettings, rows: int) -> Sampler:
+    """The order in which a run takes its rows."""
+    if train.mode == "offline":
+        return Sampler(rows, train.batch_size, train.seed)
+    return Sampler(rows, train.batch_size, train.seed, train.echo_factor, train.echo_buffer)
 
 
 def upcoming(
@@ -84,12 +146,19 @@ def upcoming(
 ) -> Iterator[Sequence[int]]:
     """Rows of every micro batch of a rank from a 0-based step on, as the trainer asks for them; it may have none.
 
-    ``end`` is the step behind the last one, where it is known.
+    Those that are kept for their echoes are not asked for again. ``end`` is the step behind the last one, where it is
+    known.
     """
+    kept = set[tuple[int, ...]]()
     while end is None or step < end:
         rows = sampler.batch(step)
-        cut = micro_batches_by_rank(rows, lengths, ranks.world_size, micro_batch_size, max_tokens)
-        yield from (rows_by_rank[ranks.rank] for rows_by_rank in cut)
+        key = tuple(rows)
+        if key not in kept:
+            cut = micro_batches_by_rank(rows, lengths, ranks.world_size, micro_batch_size, max_tokens)
+            yield from (rows_by_rank[ranks.rank] for rows_by_rank in cut)
+        kept.discard(key)
+        if sampler.comes_again(step):
+            kept.add(key)
         step += 1
 
 

@@ -21,7 +21,7 @@ from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.units import parse_duration
 from eagle3cli.settings.tables import Settings
 from eagle3cli.settings.training import TrainSettings
-from eagle3cli.training.batches import Batches, Sampler, balance, upcoming
+from eagle3cli.training.batches import Batches, Sampler, balance, sampler_of, upcoming
 from eagle3cli.training.checkpoint.load import latest_valid_checkpoint, resume, saved_state, saved_vocab
 from eagle3cli.training.checkpoint.save import Saver
 from eagle3cli.training.checkpoint.state import TrainState
@@ -181,7 +181,7 @@ def make_optimizer(train: TrainSettings, draft: Draft) -> Optimizer:
 def make_batches(train: TrainSettings, inputs: Inputs, step: int, ranks: Ranks) -> Batches:
     """This rank's batches; of a store, or a target on other ranks, those from ``step`` on are read ahead."""
     lengths = inputs.source.lengths
-    sampler = Sampler(len(lengths), train.batch_size, train.seed)
+    sampler = sampler_of(train, len(lengths))
     end = total_steps(train, sampler.steps_per_epoch)
     ahead = upcoming(sampler, step, train.micro_batch_size, lengths, ranks, train.max_tokens_per_gpu, end)
     source = inputs.source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def own_share(batches: Batches, step: int) -> list[TargetBatch]:
 
     All ranks must ask for theirs: they may share the target.
     """
-    states = map(batches.states, batches.micro_batches(step))
+    states = map(partial(batches.states, step), batches.micro_batches(step))
     return [_on_cpu(batch) for batch in states if batch is not None]
 
 

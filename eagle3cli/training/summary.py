@@ -21,6 +21,7 @@ def summary(trainer: Trainer, done_before: int, evaluation: Evaluation | None) -
         "steps": state.step,
         "steps_this_time": state.step - done_before,
         "steps_left_out": state.skipped,
+        "rows_seen": trainer.batches.sampler.rows_seen(state.step),
         "seconds": round(state.seconds, 1),
         "acceptance_length": acceptance,
         "best_acceptance_length": round(state.best, 4),

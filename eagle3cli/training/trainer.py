@@ -174,7 +174,7 @@ class Trainer:
     def accumulate(self, rows_by_rank: RowsByRank, weights: LossWeights, step: Metrics) -> None:
         """Add this rank's part of a micro batch: its gradients to the weights, and its numbers to the step's."""
         with self.timers.part("target" if self.settings.mode == "online" else "reading"):
-            batch = self.batches.states(rows_by_rank)
+            batch = self.batches.states(self.state.step, rows_by_rank)
         if batch is None:
             return
         plan = self.model.plan(batch, self.settings, self.state.step)

@@ -102,6 +102,9 @@ def test_training_from_the_tokens_to_the_last_step(planned: Planned, run_cli: Ru
     assert second["loss_tokens"] == cached["train"]["loss_tokens"]
     assert second["steps_per_epoch"] == 4
     assert sum(second["memory"]["parts"].values()) == second["memory"]["peak_bytes"]
+    echoed = planned("train", "--echo-factor", 3, "--echo-buffer", 2, "--dry-run")
+    assert echoed["steps_per_epoch"] == 12
+    assert echoed["memory"]["parts"]["states for echoes"] > 0
     assert second["proposals"] == []
     assert "--train-data-path train.jsonl" in second["launch"][0]
 

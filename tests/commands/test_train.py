@@ -217,6 +217,20 @@ def test_every_option_of_the_step_resumes_exactly(place: Path, run_cli: RunCli) 
     assert (legacy.code, "fc_norm is of EAGLE-3.1" in legacy.err) == (1, True), legacy.err
 
 
+def test_echoes_resume_exactly_though_their_states_are_gone(place: Path, run_cli: RunCli) -> None:
+    """Steps 8 to 13 train on three batches of the second epoch twice; the run goes on at 9."""
+    echoes = ("--echo-factor", "2", "--echo-buffer", "3")
+    whole = trained(run_cli("train", "--output-dir", "whole", *echoes, "--json"))
+    assert (whole["steps"], whole["rows_seen"]) == (12, 14)
+    cut = ("train", "--output-dir", "cut", *echoes, "--json")
+    trained(run_cli(*cut))
+    (place / "cut" / "checkpoints" / "epoch_1_step_12" / STATE).write_bytes(b"")
+    assert trained(run_cli(*cut))["steps_this_time"] == 3
+    assert last_state(place / "cut") == last_state(place / "whole")
+    other = run_cli("train", "--output-dir", "cut", "--echo-factor", "3", "--json")
+    assert (other.code, "train.echo_factor" in other.err) == (2, True), other.err
+
+
 def test_a_time_budget_ends_the_run(place: Path, run_cli: RunCli) -> None:
     words = ("--total-steps", "100000", "--num-epochs", "100000", "--time-budget", "1s", "--eval-interval", "100000")
     result = trained(run_cli("train", "--output-dir", "run", *words, "--json"))
@@ -246,6 +260,7 @@ def test_eval_measures_a_draft(place: Path, run_cli: RunCli) -> None:
         (("--learning-rat", "1"), 2, "--learning-rate"),
         (("--attention-backend", "flex_attention"), 2, "flex_attention trains on CUDA alone"),
         (("--anchor-fraction", "0"), 2, "anchor-fraction"),
+        (("--mode", "offline", "--echo-factor", "2"), 2, "train.num_epochs does the same"),
         (("--loss", "kld"), 2, "loss"),
     ],
 )

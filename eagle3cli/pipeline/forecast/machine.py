@@ -142,7 +142,10 @@ class Machine:
 SPEED_FIELDS = (
     *("target.dtype", "data.max_length", "hidden_states.dtype", "hidden_states.encoding", "regenerate.engine"),
     *(f"train.{name}" for name in ("mode", "dtype", "batch_size", "micro_batch_size", "max_tokens_per_gpu")),
-    *(f"train.{name}" for name in ("ttt_length", "anchor_fraction", "loss", "optimizer", "attention_backend")),
+    *(
+        f"train.{name}"
+        for name in ("ttt_length", "anchor_fraction", "loss", "optimizer", "attention_backend", "echo_factor")
+    ),
     "train.activation_checkpointing",
 )
 """Settings that change how long a step takes."""

@@ -13,7 +13,7 @@ from eagle3cli.pipeline.forecast.ranges import Range, as_range, between
 from eagle3cli.runtime.devices import compute_type, memory_of, resident_bytes
 from eagle3cli.runtime.units import parse_duration
 from eagle3cli.settings.tables import Settings
-from eagle3cli.training.batches import Sampler
+from eagle3cli.training.batches import sampler_of
 from eagle3cli.training.eval.measure import EVAL_BATCH
 from eagle3cli.training.forecast.inputs import CUDA_CONTEXT, RowLengths, RunInputs
 from eagle3cli.training.forecast.memory import Workload, draft_weights, evaluation_forecast, forecast
@@ -36,15 +36,12 @@ SHORTEST_ROW = 8
 def steps_of(settings: Settings, rows: Range) -> tuple[Range | None, Range]:
     """Steps of the run (None: a time decides), and rows that it sees."""
     train = settings.train
-    low, high = (
-        total_steps(train, Sampler(max(1, round(n)), train.batch_size, train.seed).steps_per_epoch)
-        for n in (rows.low, rows.high)
-    )
+    low, high = (total_steps(train, sampler_of(train, max(1, round(n))).steps_per_epoch) for n in (rows.low, rows.high))
     if low is None or high is None:
         return None, Range(0, rows.high * 1000)
     full = rows.low / (train.batch_size * max(1, -(-rows.low // train.batch_size)))  # an epoch's last batch is smaller
     seen = Range(low * train.batch_size * full, high * train.batch_size)
-    epochs = rows * train.num_epochs
+    epochs = rows * (train.num_epochs * (train.echo_factor if train.mode == "online" else 1))
     return Range(low, high), seen if train.total_steps is not None else epochs
 
 
@@ -156,7 +153,8 @@ def _step_seconds(machine: Machine, shapes: Shapes, rows: float, row: float, los
     seconds = timed.seconds * larger
     if settings.train.mode != "online":
         return seconds
-    passes = machine.capture_seconds(as_range(settings.train.batch_size * row), shapes)
+    live = settings.train.batch_size * row / settings.train.echo_factor
+    passes = machine.capture_seconds(as_range(live), shapes)
     if not targets or machine.device == "cpu":  # whose cores both sides share
         return seconds + passes
     passes *= machine.gpus / targets
@@ -166,7 +164,7 @@ def _step_seconds(machine: Machine, shapes: Shapes, rows: float, row: float, los
 def _modelled_seconds(machine: Machine, shapes: Shapes, rows: float, row: float, loss: float) -> float:
     inputs = _inputs(machine, shapes, rows, row, loss)
     train = machine.settings.train
-    order = Sampler(len(inputs.data.lengths), train.batch_size, train.seed)
+    order = sampler_of(train, len(inputs.data.lengths))
     return forecast_speed(machine.settings, inputs, machine.gpus - _targets(machine), order).step.total
 
 

@@ -63,6 +63,8 @@ class Workload:
     muon: bool = False
     initial_rows: int = 0
     """Rows that the initial weights are solved from; 0 where they are not."""
+    kept_tokens: int = 0
+    """Tokens whose states are kept for echoes, in the computer's memory."""
     prefetched: int = 0
     """Encoded states that are read ahead, in the computer's memory."""
     ahead: int = 0
@@ -118,7 +120,13 @@ def standing_parts(work: Workload) -> Parts:
         "target embedding and head": embedding + head,
         "teacher head": work.draft.draft_vocab_size * work.target.hidden * work.compute_bytes,
         "states read ahead": work.prefetched if work.cpu else 0,
+        "states for echoes": kept_bytes(work) if work.cpu else 0,
     }
+
+
+def kept_bytes(work: Workload) -> int:
+    """What a process keeps for echoes: of each token its states, its number, the target's best next token, its mask."""
+    return work.kept_tokens * ((work.draft.aux_width + work.draft.hidden_size) * work.state_bytes + 8 + 8 + 1)
 
 
 def loading_parts(work: Workload) -> Parts:

@@ -21,11 +21,11 @@ from eagle3cli.runtime.processes.launch import processes
 from eagle3cli.runtime.units import parse_duration, size_text
 from eagle3cli.settings.argv import to_argv
 from eagle3cli.settings.tables import Settings
-from eagle3cli.training.batches import Sampler
+from eagle3cli.training.batches import sampler_of
 from eagle3cli.training.checkpoint.load import check_place, list_checkpoints, saved_state
 from eagle3cli.training.fingerprint import go_on, run_identity
 from eagle3cli.training.forecast.inputs import RowLengths, inspect_inputs
-from eagle3cli.training.forecast.memory import MASTER, draft_weights, forecast
+from eagle3cli.training.forecast.memory import MASTER, draft_weights, forecast, kept_bytes
 from eagle3cli.training.forecast.phases import Forecast, part_lines
 from eagle3cli.training.forecast.proposals import Proposal, proposals
 from eagle3cli.training.forecast.speed import forecast_speed
@@ -76,7 +76,7 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
         changes = proposals(settings, inputs, world_size, round(room * (1 - SPARE)), resumes=resumes)
     disk = checkpoint_disk(settings, draft)
     launch = launch_lines(typed, started)
-    order = Sampler(len(data.lengths), settings.train.batch_size, settings.train.seed)
+    order = sampler_of(settings.train, len(data.lengths))
     steps = total_steps(settings.train, order.steps_per_epoch)
     speed = forecast_speed(settings, inputs, world_size, order)
     sharded = is_sharded(settings.train, draft_weights(draft), world_size)
@@ -86,6 +86,7 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
         done=how,
         does=(
             _steps(settings, steps, order.steps_per_epoch),
+            *_echoes(settings, kept_bytes(work)),
             *speed.lines(steps),
             *_memory(memory, room, inputs.device, world_size, sharded=sharded, targets=settings.launch.targets),
             *(_target_memory(at_target, settings.launch.targets) if at_target else ()),
@@ -192,6 +193,14 @@ def _steps(settings: Settings, steps: int | None, steps_per_epoch: int) -> str:
     if steps is None:
         return f"steps for {train.time_budget} ({per_epoch})"
     return f"{steps:,} steps, {steps / steps_per_epoch:.1f} epochs ({per_epoch})"
+
+
+def _echoes(settings: Settings, kept: int) -> list[str]:
+    train = settings.train
+    if train.mode == "offline" or train.echo_factor == 1:
+        return []
+    where = "the computer's memory of each process"
+    return [f"each batch {train.echo_factor} times, the states of {train.echo_buffer} in {where}: {size_text(kept)}"]
 
 
 def _memory(

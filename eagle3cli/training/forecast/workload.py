@@ -9,7 +9,7 @@ from eagle3cli.backends.batches.prefetch import WINDOW_BYTES
 from eagle3cli.backends.roles.source import AHEAD
 from eagle3cli.backends.target.hf import LONGEST_SHARED
 from eagle3cli.settings.tables import Settings
-from eagle3cli.training.batches import Sampler, micro_batches, partition
+from eagle3cli.training.batches import micro_batches, partition, sampler_of
 from eagle3cli.training.build import INIT_ELEMENTS
 from eagle3cli.training.forecast.inputs import RowLengths, RunInputs
 from eagle3cli.training.forecast.memory import Workload, draft_weights
@@ -74,16 +74,26 @@ def training_workload(settings: Settings, inputs: RunInputs, world_size: int, *,
         shared_prefix=data.shared_prefix and largest.sequences > 1 and largest.longest_sequence <= LONGEST_SHARED,
         muon=train.optimizer == "muon",
         initial_rows=initial_rows,
+        kept_tokens=kept_tokens(settings, data, world_size),
         ahead=AHEAD if apart else 0,
         prefetched=0 if apart else round(min(WINDOW_BYTES, data.tokens * data.bytes_per_token)),
         process_bytes=inputs.process_bytes,
     )
 
 
+def kept_tokens(settings: Settings, data: RowLengths, world_size: int) -> int:
+    """Tokens of a process's share of the batches that are kept for echoes."""
+    train = settings.train
+    if train.mode == "offline" or train.echo_factor == 1:
+        return 0
+    rows = min(train.echo_buffer * train.batch_size, len(data.lengths))
+    return round(data.tokens / max(1, len(data.lengths)) * rows / world_size)
+
+
 def planned_steps(settings: Settings, data: RowLengths, world_size: int) -> PlannedSteps:
     """The first steps, in the order in which the run will take its rows."""
     train = settings.train
-    order = Sampler(len(data.lengths), train.batch_size, train.seed)
+    order = sampler_of(train, len(data.lengths))
     limit = settings.data.max_length if train.mode == "online" else 2**62
     row_lengths = [min(length, limit) for length in data.lengths]
     candidates = [MicroBatch(0, 0, 0, 0)]
