@@ -89,7 +89,8 @@ def _truth(talk: Talk, cut: frozenset[int]) -> Truth:
     reasoning = _written_reasoning(message, context.text)
     opened = without_opening(context.text) != context.text
     shown = talk.text[len(context.text) : ending.at]
-    amiss = _lost(reasoning, _inline(message), shown, opened) or (opened and _OPENED.match(shown) is not None)
+    amiss = _lost(reasoning, _inline(message), shown, opened)
+    amiss = amiss or (opened and (_OPENED.match(shown) is not None or _is_closed_twice(message, shown)))
     if not talk.text.startswith(context.text) or amiss:
         return _rewritten(talk, context, reasoning, Truth(text, (), 0, rest, ending.optional), ending.stop, cut)
     start, earliest = talk.start_of(last)
@@ -188,6 +189,15 @@ def _lost(reasoning: str, content: str, shown: str, opened: bool) -> bool:
     of it, or in the content."""
     written = opened or "</think>" in content
     return bool(written and reasoning and "".join(reasoning.split()) not in "".join(shown.split()))
+
+
+def _is_closed_twice(message: Mapping[str, Any], shown: str) -> bool:
+    """Whether a content that ends reasoning which the prompt began stands behind the end of an empty block."""
+    block = EMPTY.match(shown)
+    content = str(message["content"] or "").strip()
+    end = CLOSING.search(content)
+    given = str(message.get("reasoning_content") or "").strip()
+    return bool(block and end and end.start() and not given and shown.startswith(content, block.end()))
 
 
 def _past(talk: Talk, index: int, cut: frozenset[int]) -> Written:

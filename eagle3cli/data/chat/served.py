@@ -77,6 +77,10 @@ def _with_lost_reasoning(prompt: str, message: Mapping[str, Any], whole: str) ->
     thought, closed, _ = content.partition(closing_tag(block))
     if not closed or not thought.strip():
         return None
+    empty = EMPTY_BLOCK.match(rendered)
+    shown = rendered[empty.end() :] if empty else ""
+    if shown.startswith(str(message["content"]).strip()):  # behind a block of the template's
+        return _without_shared_space(shown.removeprefix(block[1]), block[3]) if shown.startswith(block[1]) else shown
     return thought.strip() + rendered if message.get("tool_calls") else content
 
 

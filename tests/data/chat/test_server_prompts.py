@@ -239,6 +239,16 @@ def test_a_content_that_goes_on_where_the_prompt_opened_a_block(history: str, co
     assert text.endswith(f"<|bot|><think>\n«{content}<|bot_end|>»")
 
 
+@pytest.mark.parametrize("calls", [False, True])
+@pytest.mark.parametrize("said", ["r1</think>a1", "<think>\nr1</think>a1"])
+def test_a_content_that_ends_reasoning_behind_an_empty_block_of_the_templates(said: str, calls: bool) -> None:
+    """The prompt began it, and the template takes the content for one without."""
+    template = by_role("<|bot|><think>\n", user=USER, assistant=f"<|bot|>{BLOCK}CONTENT{CALLS}<|bot_end|>")
+    last = call(1, said) if calls else {"role": "assistant", "content": said}
+    text = agreed(coder_of(template), [*QUESTION, last], *TOOLS)
+    assert "<|bot|><think>\n«r1</think>a1" in text
+
+
 def test_reasoning_in_a_content_with_two_ends_that_history_splits() -> None:
     messages = [*QUESTION, {"role": "assistant", "content": "d</think>a0</think>a1"}]
     text = agreed(coder_of(by_role("<|bot|>", user=USER, assistant=f"<|bot|>{SPLIT}<|bot_end|>")), messages)
