@@ -81,7 +81,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(place: Path, gpus: str) -
 
 @pytest.mark.slow
 def test_a_disk_that_stays_full_ends_the_run_and_leaves_what_was_saved(place: Path) -> None:
-    process, ranks = training(place, "2", "--total-steps", "40", "--eval-interval", "1000")
+    process, ranks = training(place, "2", "--total-steps", "120", "--eval-interval", "1000")
     limit(ranks, FULL)
     assert_given_up(process.communicate(timeout=300)[0], place)
     assert process.returncode == 1
