@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from eagle3cli.backends.target.adapter import merged_folder
 from eagle3cli.backends.target.gguf import local_folder
 from eagle3cli.backends.target.gguf_header import check_header
 from eagle3cli.backends.target.head import read_config, read_target_tensors
@@ -46,6 +47,7 @@ from eagle3cli.serving.regenerate.shards import PartFile, ShardFolder
 from eagle3cli.settings.load import load
 from eagle3cli.training.checkpoint.state import TrainState, read_state
 from eagle3cli.training.history import history_writer, read_history
+from tests.adapters import make_adapter
 from tests.conftest import RunCli
 from tests.data.sources.test_fuzz import damaged
 
@@ -100,6 +102,15 @@ def bytes_of(draw: st.DrawFn, value: Any) -> bytes:
     if how == "bytes":
         return draw(damaged(json.dumps(value).encode()))
     return json.dumps(draw(VALUES) if how == "other" else draw(changed(value))).encode()
+
+
+@st.composite
+def other_header(draw: st.DrawFn, weights: bytes) -> bytes:
+    """A safetensors file whose header says something else."""
+    size = struct.unpack("<Q", weights[:8])[0]
+    header = draw(bytes_of(json.loads(weights[8 : 8 + size])))
+    length = draw(st.sampled_from([len(header), 2**63, 0, size]))
+    return struct.pack("<Q", length) + header + weights[8 + size :]
 
 
 @st.composite
@@ -260,18 +271,23 @@ def test_draft_folders(data: st.DataObject, draft_folder: Path, tmp_path_factory
     folder = tmp_path_factory.mktemp("fuzz")
     config = json.loads((draft_folder / "config.json").read_bytes())
     weights = (draft_folder / "model.safetensors").read_bytes()
-    if data.draw(st.booleans()):
-        (folder / "config.json").write_bytes(data.draw(bytes_of(config)))
-        (folder / "model.safetensors").write_bytes(weights)
-    else:
-        size = struct.unpack("<Q", weights[:8])[0]
-        header = data.draw(bytes_of(json.loads(weights[8 : 8 + size])))
-        length = data.draw(st.sampled_from([len(header), 2**63, 0, size]))
-        (folder / "config.json").write_text(json.dumps(config))
-        (folder / "model.safetensors").write_bytes(struct.pack("<Q", length) + header + weights[8 + size :])
+    is_config = data.draw(st.booleans())
+    (folder / "config.json").write_bytes(data.draw(bytes_of(config)) if is_config else json.dumps(config).encode())
+    (folder / "model.safetensors").write_bytes(weights if is_config else data.draw(other_header(weights)))
     for read in (read_tensors, load_draft, check_folder, lambda f: read_target_tensors(str(f))):
         survives(lambda read=read: read(folder))  # type: ignore[misc]
     shutil.rmtree(folder)
+
+
+@many
+@given(data=st.data())
+def test_adapters(data: st.DataObject, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = make_adapter(tmp_path_factory.mktemp("fuzz") / "mine", tiny, ("q_proj",), rank_pattern={"q_proj": 4})
+    file = folder / data.draw(st.sampled_from(["adapter_config.json", "adapter_model.safetensors"]))
+    is_json = file.suffix == ".json"
+    file.write_bytes(data.draw(bytes_of(json.loads(file.read_bytes())) if is_json else other_header(file.read_bytes())))
+    survives(lambda: merged_folder(str(tiny), folder, folder.parent, Silent()))
+    shutil.rmtree(folder.parent)
 
 
 @many

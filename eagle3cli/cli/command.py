@@ -18,7 +18,8 @@ TOKENIZE_FIELDS = (
 """The fields that decide the tokens and the mask of a row."""
 
 LOCAL_TARGET_FIELDS = tuple(
-    f"target.{name}" for name in ("model_path", "revision", "dtype", "device", "threads", "trust_remote_code")
+    f"target.{name}"
+    for name in ("model_path", "adapter", "revision", "dtype", "device", "threads", "trust_remote_code")
 ) + ("target.device_map", "target.max_memory", "target.offload_folder")
 """The target's fields for a command that runs it in one process, through transformers."""
 

@@ -36,13 +36,20 @@ def with_local_target(settings: Settings, report: Reporter) -> Settings:
 
 
 def with_target_folder(settings: Settings, report: Reporter) -> Settings:
-    """The settings with a .gguf target as the folder that it is converted to."""
+    """The settings with a .gguf target, or one with an adapter, as the folder that it is converted to."""
     from eagle3cli.backends.target.gguf import local_folder
     from eagle3cli.runtime.hub import warn_unless_reached
 
-    path = local_folder(settings.target.model_path, settings.data.cache_dir / "models", report)
+    target = settings.target
+    parent = settings.data.cache_dir / "models"
+    path = local_folder(target.model_path, parent, report)
     warn_unless_reached(path, report)
-    return settings if path == settings.target.model_path else settings.updated("target", model_path=path)
+    if target.adapter is not None:
+        from eagle3cli.backends.target.adapter import merged_folder
+
+        path = merged_folder(path, target.adapter, parent, report, target.revision)
+        settings = settings.updated("target", adapter=None)
+    return settings if path == target.model_path else settings.updated("target", model_path=path)
 
 
 def _within_context(settings: Settings, path: str, report: Reporter) -> Settings:

@@ -24,7 +24,8 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.serving.bench.bench import bench
     from eagle3cli.serving.bench.search import search
 
-    if settings.target.model_path and settings.bench.engine != "llama.cpp":  # which reads the .gguf file itself
+    reads_gguf = settings.bench.engine == "llama.cpp" and settings.target.adapter is None
+    if settings.target.model_path and not reads_gguf:
         settings = with_local_target(settings, out)
     result, searches = search(settings, out) if settings.bench.search else (bench(settings, out), [])
     out.table("Speculative decoding", COLUMNS, [table_row(row) for row in result.table])
@@ -59,7 +60,15 @@ COMMAND = Command(
         '--config-list "8,0,0,0" --benchmark-list mtbench:16 gsm8k@gsm8k.jsonl:16',
     ),
     fields=(
-        *("bench.*", "target.model_path", "target.revision", "target.dtype", "target.device", "target.threads"),
+        *(
+            "bench.*",
+            "target.model_path",
+            "target.adapter",
+            "target.revision",
+            "target.dtype",
+            "target.device",
+            "target.threads",
+        ),
         *("target.trust_remote_code", "draft.path", "draft.aux_layers"),
         *("data.chat_template", "data.chat_template_kwargs"),
         *(

@@ -46,7 +46,7 @@ COMMAND = Command(
         "eagle3 cache --target-model-path TARGET --train-data-path cache/dataset/train.jsonl --view-train-data 1 2",
     ),
     fields=(
-        *("target.model_path", "target.revision", "target.trust_remote_code"),
+        *("target.model_path", "target.adapter", "target.revision", "target.trust_remote_code"),
         *("draft.config", "draft.vocab_size"),
         *(
             "data.train_path",

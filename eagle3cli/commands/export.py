@@ -50,7 +50,7 @@ COMMAND = Command(
         "eagle3 export --draft-model-path runs/train --output-path runs/draft",
         "eagle3 export --layout gguf --outtype q8_0 --draft-model-path runs/train --output-path runs/draft-gguf",
     ),
-    fields=("draft.path", "draft.aux_layers", "target.model_path", "target.revision", "export.*"),
+    fields=("draft.path", "draft.aux_layers", "target.model_path", "target.adapter", "target.revision", "export.*"),
     run=run,
     loads_torch=True,
 )

@@ -18,9 +18,11 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.serving.engine import resolve_engine
     from eagle3cli.serving.regenerate.regenerate import regenerate
 
-    reads_gguf = settings.regenerate.engine == "llama.cpp"
+    reads_gguf = settings.regenerate.engine == "llama.cpp" and settings.target.adapter is None
     if resolve_engine(settings.regenerate.engine, settings.server) != "running" and not reads_gguf:
         settings = with_target_folder(settings, out)
+    elif settings.target.adapter is not None and not reads_gguf:
+        out.info("--target-adapter is not used: the servers hold their own model")
     done = regenerate(settings, out)
     speed = f", {done.tokens_now / done.seconds:.0f} reply tokens/s" if done.tokens_now else ""
     lines = [

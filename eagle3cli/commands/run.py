@@ -9,7 +9,7 @@ from eagle3cli.errors import UsageError
 from eagle3cli.settings.tables import Settings
 
 TRAIN = ("time_budget", "report_to", "tracker_project", "tracker_name")
-TARGET = ("model_path", "threads")
+TARGET = ("model_path", "adapter", "threads")
 
 
 def run(settings: Settings, out: Out) -> int | None:

@@ -119,20 +119,26 @@ def model_card(
     licence: str | None,
     target: str | None,
     target_hash: str | None = None,
+    adapter: tuple[str, str] | None = None,
     notes: Sequence[str] = (),
 ) -> str:
     """The card as Markdown with the hub's header; ``serve`` holds the line of every server that runs the draft.
 
-    ``target_hash`` says which target it is, ``notes`` what to know of the servers (``models/serve.py``).
+    ``target_hash`` says which target it is, ``adapter`` what was merged to make it (the names of a model and of its
+    adapter), ``notes`` what to know of the servers (``models/serve.py``).
     """
     target = public_name(target or origin.target or "") or "its target"
-    base = [f"base_model: {target}"] if HUB_ID.fullmatch(target) else []
+    based_on = adapter[0] if adapter else target
+    base = [f"base_model: {based_on}"] if HUB_ID.fullmatch(based_on) else []
+    if adapter:
+        notes = [*notes, f"{target} is {based_on} with the LoRA adapter {adapter[1]} merged into it: serve that folder"]
     header = ["---", f"license: {_yaml(licence or 'other')}", *base, "pipeline_tag: text-generation"]
     header += ["tags:", *(f"- {tag}" for tag in ("eagle3", "speculative-decoding", *serve)), "---"]
     options = [flag for flag in FLAGS if getattr(config, flag)]
     hashed = {"target's hash": f"{target_hash} (of its config and samples of its weights)"} if target_hash else {}
     facts = {
         "target": target,
+        **({"target is made of": f"{based_on} and the LoRA adapter {adapter[1]}"} if adapter else {}),
         **hashed,
         "target layers read": ", ".join(map(str, config.aux_layers)),
         "decoder layers": config.num_hidden_layers,

@@ -105,7 +105,7 @@ def evaluate(settings: Settings, out: StageOut) -> None:
 
 
 def convert_target(settings: Settings, out: StageOut) -> None:
-    """Make the target a folder; one that is a folder or on the hub stays where it is."""
+    """Make the target a folder, with its adapter in it; one that is a folder or on the hub stays where it is."""
     from eagle3cli.cli.preflight.target import check_target
 
     check_target(settings, weights=True, tokenizer=True)  # before what follows imports torch
@@ -113,8 +113,13 @@ def convert_target(settings: Settings, out: StageOut) -> None:
     from eagle3cli.backends.target.hf import read_target_config
     from eagle3cli.runtime.hub import warn_unless_reached
 
-    folder = local_folder(settings.target.model_path, settings.run.output_dir / "target", out)
+    parent = settings.run.output_dir / "target"
+    folder = local_folder(settings.target.model_path, parent, out)
     warn_unless_reached(folder, out)
+    if settings.target.adapter is not None:
+        from eagle3cli.backends.target.adapter import merged_folder
+
+        folder = merged_folder(folder, settings.target.adapter, parent, out, settings.target.revision)
     read_target_config(settings.target.model_copy(update={"model_path": folder}))  # tells a wrong one before any work
     out.data = {"target": folder}
 
@@ -151,13 +156,24 @@ def _source_files(settings: Settings) -> tuple[Path, ...]:
     return tuple(path for path in named if path is not None and path.is_file())
 
 
+def _adapter_files(settings: Settings) -> tuple[Path, ...]:
+    adapter = settings.target.adapter
+    files = () if adapter is None else (adapter / "adapter_config.json", adapter / "adapter_model.safetensors")
+    return tuple(path for path in files if path.is_file())
+
+
 UNRECORDED_ROWS = 1000
 """Replies that a small target writes on a CPU in minutes rather than hours."""
-TARGET = ("target.model_path", "target.revision", "target.dtype")
+TARGET = ("target.model_path", "target.adapter", "target.revision", "target.dtype")
 BENCH = ("bench", "run.k", "run.held_out_prompts", "run.new_tokens", "run.speed_prompts", "run.batch_size")
 STAGES = (
     Stage(
-        "target", "the target as a folder; tells a wrong one first", TARGET, lambda s: s.run.output_dir, convert_target
+        "target",
+        "the target as a folder; tells a wrong one first",
+        TARGET,
+        lambda s: s.run.output_dir,
+        convert_target,
+        _adapter_files,
     ),
     Stage(
         "prepare",
@@ -264,6 +280,8 @@ def with_default_paths(settings: Settings) -> Settings:
 def stage_settings(stage: Stage, settings: Settings, target: str) -> Settings:
     """The settings as one stage reads them: the converted target, and the draft that is there by then."""
     settings = settings.updated("target", model_path=target)
+    if stage.name != "target":  # which has put the adapter into the folder that the others read
+        settings = settings.updated("target", adapter=None)
     drafts = {
         "eval": settings.train.output_dir / "best",
         "export": settings.train.output_dir / "best",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eagle3cli.backends.target.adapter import MARK, adapter_of, merged_folder
 from eagle3cli.backends.target.gguf import find_gguf, local_folder
 from eagle3cli.backends.target.gguf_vocabulary import read_vocabulary
 from eagle3cli.backends.target.head import fingerprint, read_config, read_embedding_and_head
@@ -146,6 +147,7 @@ class _Files:
             licence=options.license,
             target=target.name,
             target_hash=_hash(target.folder, target.revision) if target.folder else None,
+            adapter=adapter_of(target.config),
             notes=[*served.notes(draft.config), *_about_types(draft, self.outtype)],
         )
         write_text(folder / "README.md", card)
@@ -169,11 +171,28 @@ def _target_of(settings: Settings, source: Path, origin: Origin, report: Reporte
     """The target of the settings, else the one that the draft names. Raises ModelError where the draft is another's."""
     revision = settings.target.revision
     name = settings.target.model_path or origin.target or _verifier_folder(source)
-    folder = local_folder(name, settings.data.cache_dir / "models", report) if name else None
+    parent = settings.data.cache_dir / "models"
+    folder = local_folder(name, parent, report) if name else None
+    if folder and settings.target.adapter is not None:
+        name = folder = merged_folder(folder, settings.target.adapter, parent, report, revision)
     config = read_config(folder, revision=revision) if folder else None
     if config is not None:
+        _refuse_other_adapter(config, origin)
         check_made_for(source, read_draft(source), config)
     return _Target(name, folder, config, revision)
+
+
+def _refuse_other_adapter(config: dict[str, Any], origin: Origin) -> None:
+    """Raise UsageError where the draft's run had a target with an adapter, and this one lacks it."""
+    folder = Path(origin.target or "")
+    merged = read_config(str(folder)) if (folder / "config.json").is_file() else {}
+    trained_for = adapter_of(merged)
+    if trained_for is not None and merged[MARK] != config.get(MARK):
+        what = (
+            f"the draft was trained for {trained_for[0]} with the adapter {trained_for[1]}; the target named lacks it"
+        )
+        fix = f"add --target-adapter, or name {folder}"
+        raise UsageError(what, where="--target-model-path", fix=fix)
 
 
 def _vocabulary(settings: Settings, target: _Target) -> list[Field]:

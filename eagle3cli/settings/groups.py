@@ -16,7 +16,7 @@ AGAIN = "Doing it again"
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "target": {
         ESSENTIAL: "model_path",
-        "Target": "backend revision dtype device threads trust_remote_code",
+        "Target": "adapter backend revision dtype device threads trust_remote_code",
         "Target over several devices": "tp_size mem_fraction_static device_map max_memory offload_folder",
     },
     "draft": {

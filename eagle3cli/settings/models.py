@@ -16,6 +16,11 @@ class TargetSettings(Table):
     model_path: str = option(
         "", "Target model: a folder, a hub id, or a .gguf file.", "--target-model-path", "--model-path"
     )
+    adapter: Path | None = option(
+        None,
+        "LoRA adapter of the target, a folder in peft's format: merged into a copy of the target, once.",
+        "--target-adapter",
+    )
     backend: Literal["auto", "hf", "custom", "sglang"] = option(
         "auto",
         "What runs the target: transformers (hf; also called custom) or sglang; auto: by model type, installed "

@@ -147,10 +147,7 @@ def offline(settings: Settings, report: Reporter) -> Inputs:
     held_out = Store(eval_path) if eval_path is not None else None
     now = fingerprint(settings.target.model_path, revision=settings.target.revision)
     for each in filter(None, (*store.stores, held_out)):
-        if each.meta.target_hash != now:
-            fix = f"give the target it came from ({each.meta.target}), or capture again"
-            what = "was captured from another target: config or weights differ"
-            raise UsageError(what, where=str(each.folder), fix=fix)
+        each.require_target(now)
     evaluation = StoreSource(held_out, device=device) if held_out is not None else None
     report.info(f"hidden states of {len(store)} rows, {sum(store.lengths)} tokens from {', '.join(map(str, paths))}")
     head = make_head(raw, weights["head"], weights.get("head_bias"))

@@ -45,14 +45,14 @@ def read_embedding_and_head(model_path: str, *, revision: str | None = None) -> 
     """
     config = read_config(model_path, revision=revision)
     files = _tensor_files(model_path, revision)
-    name = _find(files, EMBEDDINGS)
+    name = find_tensor(files, EMBEDDINGS)
     if name is None:
         raise ModelError(
             f"no input embedding among {len(files)} tensors", where=model_path, fix=_looked_for(EMBEDDINGS)
         )
     embedding = _read(_file(model_path, files[name], revision), name)
-    head_name = _find(files, HEADS)
-    tied = _tied(config)
+    head_name = find_tensor(files, HEADS)
+    tied = is_tied(config)
     if tied or (head_name is None and (tied is None or "text_config" in config)):
         head = embedding
     elif head_name is None:
@@ -78,7 +78,7 @@ def read_target_tensors(
     embedding, head = read_embedding_and_head(model_path, revision=revision)
     tensors = {"embedding": embedding, "head": head}
     files = _tensor_files(model_path, revision)
-    bias = _find(files, BIASES)
+    bias = find_tensor(files, BIASES)
     if bias is not None:
         tensors["head_bias"] = _read(_file(model_path, files[bias], revision), bias)
     if last_layer is None:
@@ -92,7 +92,7 @@ def read_target_tensors(
         "norm": tuple(f"{layer}.{norm}.weight" for norm in MLP_NORMS),
     }
     for key, names in endings.items():
-        name = _find(files, names)
+        name = find_tensor(files, names)
         if name is not None:
             tensors[key] = _read(_file(model_path, files[name], revision), name)
     kind = str(text_part(read_config(model_path, revision=revision)).get("model_type"))
@@ -175,7 +175,7 @@ def _tensor_files(model_path: str, revision: str | None) -> dict[str, str]:
     return read_weight_index(path)
 
 
-def _find(names: dict[str, str], endings: Sequence[str]) -> str | None:
+def find_tensor(names: dict[str, str], endings: Sequence[str]) -> str | None:
     """The tensor whose name ends in one of ``endings``; the shortest, where a model has several parts."""
     for ending in endings:
         matches = [n for n in names if n == ending or n.endswith(f".{ending}")]
@@ -185,7 +185,7 @@ def _find(names: dict[str, str], endings: Sequence[str]) -> str | None:
     return None
 
 
-def _tied(config: dict[str, Any]) -> bool | None:
+def is_tied(config: dict[str, Any]) -> bool | None:
     """Whether the head is the embedding; None where the config leaves it to what the weights hold.
 
     A wrapper and its text part may disagree: then the weights decide, too.

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from eagle3cli.backends.target.adapter_config import read_adapter_config
 from eagle3cli.backends.target.gguf import PACKAGES, existing_conversion, find_gguf
 from eagle3cli.backends.target.gguf_header import check_header
 from eagle3cli.cli.preflight.paths import fix_for, similar_path
@@ -26,6 +27,8 @@ def check_target(settings: Settings, *, weights: bool, tokenizer: bool) -> dict[
     ``weights``, ``tokenizer``: they are read, too. Raises ModelError where it cannot be loaded.
     """
     name = settings.target.model_path
+    if settings.target.adapter is not None:
+        read_adapter_config(settings.target.adapter)
     if not name:
         return None
     path = Path(name).expanduser()

@@ -223,6 +223,13 @@ class Store:
             self._open.move_to_end(shard)
             return self._open[shard]
 
+    def require_target(self, target_hash: str) -> None:
+        """Raise UsageError unless the states are of the target with this fingerprint."""
+        if self.meta.target_hash != target_hash:
+            fix = f"give the target it came from ({self.meta.target}), or capture again"
+            what = "was captured from another target: config or weights differ"
+            raise UsageError(what, where=str(self.folder), fix=fix)
+
     @property
     def bytes(self) -> int:
         """Size of all files."""

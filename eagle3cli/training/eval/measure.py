@@ -10,7 +10,7 @@ from eagle3cli.backends.batches.batch import BatchSource
 from eagle3cli.backends.batches.online import OnlineSource
 from eagle3cli.backends.batches.store import StoreSource
 from eagle3cli.backends.target.auto import open_target
-from eagle3cli.backends.target.head import read_target_tensors
+from eagle3cli.backends.target.head import fingerprint, read_target_tensors
 from eagle3cli.backends.target.hf import pick_device, read_target_config
 from eagle3cli.backends.target.logits import Head, make_head
 from eagle3cli.data.hidden_states.store import Store, check_aux_layers
@@ -80,6 +80,7 @@ def _source(settings: Settings, config: DraftConfig, report: Reporter) -> tuple[
     if store_path is not None:
         store = Store(store_path)
         check_aux_layers(store.meta, config.aux_layers, store_path)
+        store.require_target(fingerprint(settings.target.model_path, revision=settings.target.revision))
         device = pick_device(settings.target.device)
         tensors = read_target_tensors(settings.target.model_path, revision=settings.target.revision)
         embedding = tensors["embedding"].to(device).float()
