@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from eagle3cli.settings.refresh import RefreshSettings
@@ -11,6 +11,26 @@ TRAFFIC, OLD, EARLIER = "traffic", "old", "earlier traffic"
 Acceptance = Mapping[str, Mapping[str, float]]
 """Acceptance length by set: ``before`` of the served draft, ``after`` of the new one, and on the old data ``best``, the
 highest that any version before it had: small losses of many nights would add up."""
+
+
+SHARES = (1.0, 0.75, 0.5, 0.25)
+"""Of the way from the served draft to the trained one: all of it, or less where that forgets too much."""
+
+
+def furthest(measure: Callable[[float], Acceptance], options: RefreshSettings) -> tuple[float, Acceptance]:
+    """The largest of :data:`SHARES` that may be promoted, and what was measured of it; where none may, all of the way.
+
+    Less of the way is tried only where the logs gain and something else loses too much.
+    """
+    whole = measure(SHARES[0])
+    share, acceptance = SHARES[0], whole
+    for less in SHARES[1:]:
+        if not why_not(acceptance, options):
+            return share, acceptance
+        if why_not({TRAFFIC: acceptance[TRAFFIC]}, options):
+            break
+        share, acceptance = less, measure(less)
+    return (SHARES[0], whole) if why_not(acceptance, options) else (share, acceptance)
 
 
 def why_not(acceptance: Acceptance, options: RefreshSettings) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,16 @@ from eagle3cli.data.traffic.exchange import short_name
 from eagle3cli.data.traffic.logs import read_logs
 from eagle3cli.data.traffic.select import Traffic, select
 from eagle3cli.errors import UsageError
-from eagle3cli.pipeline.refresh.decision import EARLIER, OLD, TRAFFIC, best_before, why_foreign, why_not
+from eagle3cli.pipeline.refresh.decision import (
+    EARLIER,
+    OLD,
+    TRAFFIC,
+    Acceptance,
+    best_before,
+    furthest,
+    why_foreign,
+    why_not,
+)
 from eagle3cli.pipeline.refresh.old_data import EVAL, TRAIN, draw, find_run, keep_old_data, with_run_settings
 from eagle3cli.pipeline.refresh.rows import FOREIGN, REGENERATED, UNJUDGED, Sorted, sort_rows, write_shard
 from eagle3cli.pipeline.refresh.stages import Work
@@ -108,11 +118,12 @@ class _Refresh:
             return self._decide(entry, f"{usable} usable rows of at least {options.min_rows}", None, {}, traffic)
         train, held_out = work.merge(min(options.held_out_rows, usable // 5))
         self.stop.check(f"the work so far is in {self.folder}")
-        mixed = self._with_rehearsal(train, rows)
-        candidate = work.export(work.train(mixed))
+        trained = work.train(train, self._rehearsed(train, rows))
         self.stop.check(f"the work so far is in {self.folder}")
-        entry |= {"k": self.settings.run.k, "acceptance": self._measure(work, candidate, held_out)}
-        reason = why_not(entry["acceptance"], options)
+        share, acceptance = furthest(self._measures(work, trained, held_out), options)
+        entry |= {"k": self.settings.run.k, "share": share, "acceptance": acceptance}
+        reason = why_not(acceptance, options)
+        candidate = work.path("draft")
         files = {TRAIN: train, EVAL: held_out} if not reason else {}
         return self._decide(entry, reason, None if reason else candidate, files, traffic)
 
@@ -170,37 +181,51 @@ class _Refresh:
         rows["usable"] = dict(counts)
         return counts["usable"]
 
-    def _with_rehearsal(self, train: Path, rows: dict[str, Any]) -> Path:
-        """The rows of the logs and, for each, some of the old data and of earlier logs."""
+    def _rehearsed(self, train: Path, rows: dict[str, Any]) -> Path:
+        """For each row of the logs and each pass over it, some of the old data and of earlier logs."""
+        options = self.settings.refresh
         count = sum(1 for _ in read_raw_lines(train))
         earlier = [self.versions.data(version) / TRAIN for version in self.ancestors]
-        rehearsed = draw(earlier, round(self.settings.refresh.rehearsal * count), str(self.version))
+        rehearsed = draw(earlier, round(options.rehearsal * count * options.num_epochs), str(self.version))
         rows |= {"trained_on": count, "rehearsed": len(rehearsed)}
-        mixed = self.folder / "mixed.jsonl"
-        with writing(mixed, "wb") as file:
-            file.write(train.read_bytes())
-            for raw in rehearsed:
-                file.write(raw.rstrip(b"\r\n") + b"\n")
-        return mixed
+        path = self.folder / "rehearsed.jsonl"
+        with writing(path, "wb") as file:
+            file.writelines(raw.rstrip(b"\r\n") + b"\n" for raw in rehearsed)
+        return path
 
-    def _measure(self, work: Work, candidate: Path, held_out: Path) -> dict[str, dict[str, float]]:
-        """Acceptance of both drafts on the held-out rows of the logs, of the old data and of earlier logs."""
+    def _measures(self, work: Work, trained: Path, held_out: Path) -> Callable[[float], Acceptance]:
+        """Writes the draft at a share of the way to the trained one, and measures it beside the served one."""
+        sets = self._held_out_sets(held_out)
+        before = self._acceptance(work, self.served, sets, "before")
+        best = best_before(self.versions.entries(), self.ancestors, self.settings.run.k, before[OLD])
+
+        def measure(share: float) -> Acceptance:
+            candidate = work.export(work.part_of_the_way(trained, share))
+            after = self._acceptance(work, candidate, sets, "after" if share == 1 else f"after {share:.0%} of the way")
+            acceptance = {name: {"before": before[name], "after": after[name]} for name in sets}
+            acceptance[OLD]["best"] = best
+            return acceptance
+
+        return measure
+
+    def _held_out_sets(self, held_out: Path) -> dict[str, Path]:
+        """The held-out rows of the logs, of the old data and of earlier logs."""
         sets = {TRAFFIC: held_out, OLD: self.kept / EVAL}
         logs_before = [self.versions.data(version) / EVAL for version in self.ancestors[:-1]]
         earlier = draw(logs_before, self.settings.refresh.held_out_rows, "eval")
         if earlier:
             sets[EARLIER] = self.folder / "earlier.jsonl"
             sets[EARLIER].write_bytes(b"".join(earlier))
-        result: dict[str, dict[str, float]] = {}
+        return sets
+
+    def _acceptance(self, work: Work, draft: Path, sets: dict[str, Path], when: str) -> dict[str, float]:
+        """Acceptance of a draft by set."""
+        lengths = {}
         for name, rows in sets.items():
-            for when, draft in (("before", self.served), ("after", candidate)):
-                self.out.info(f"acceptance on the {name} data {when}:")
-                value = round(work.acceptance(draft, rows, whole=name == OLD), 4)
-                result.setdefault(name, {})[when] = value
-                self.stop.check(f"the work so far is in {self.folder}")
-        k = self.settings.run.k
-        result[OLD]["best"] = best_before(self.versions.entries(), self.ancestors, k, result[OLD]["before"])
-        return result
+            self.stop.check(f"the work so far is in {self.folder}")
+            self.out.info(f"acceptance on the {name} data {when}:")
+            lengths[name] = round(work.acceptance(draft, rows, whole=name == OLD), 4)
+        return lengths
 
     def _decide(
         self, entry: Entry, reason: str, candidate: Path | None, files: dict[str, Path], traffic: Traffic
@@ -212,6 +237,7 @@ class _Refresh:
         gone = self.versions.prune(self.settings.refresh.keep_versions) if candidate is not None else []
         if gone:
             self.out.info(f"removed versions {', '.join(map(str, gone))} (--keep-versions)")
-        state = f"version {self.version} is served" if candidate is not None else f"not promoted: {reason}"
+        part = f", {entry['share']:.0%} of the way to the trained draft" if entry.get("share", 1) < 1 else ""
+        state = f"version {self.version} is served{part}" if candidate is not None else f"not promoted: {reason}"
         errors = self.versions.data(self.version) / ERRORS
         return Refreshed(entry, state, entry["rows"], errors, self.settings.target.model_path)

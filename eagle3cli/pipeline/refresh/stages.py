@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eagle3cli.data.sources.lines import read_raw_lines
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.pipeline.stages import StageOut, evaluate, run_command
+from eagle3cli.runtime.files import free_bytes, write_folder, writing
 from eagle3cli.settings.tables import Settings
 
 NEVER = 10**9
@@ -63,25 +66,36 @@ class Work:
         run_command("merge")(settings, self.out)
         return folder / "train.jsonl", folder / "eval.jsonl"
 
-    def train(self, rows: Path) -> Path:
-        """Train the served draft on with these rows: the folder of what comes out."""
+    def train(self, rows: Path, rehearsed: Path) -> Path:
+        """Train the served draft on: the folder of what comes out.
+
+        ``rows`` are passed ``num_epochs`` times; those of ``rehearsed`` once, or as often as the share of old data asks
+        for where they are too few: the more often they are seen, the more they are learned by heart.
+        """
         options = self.settings.refresh
         train = self.settings.train
-        settings = self.rows_settings(rows)
-        if train.mode == "offline" or self.states_fit(settings):
-            stores = self.path("hidden_states")
-            settings = settings.updated("hidden_states", output_path=stores, split="train", sample_size=None)
-            run_command("hidden-states")(settings, self.out)
-            settings = settings.updated("data", train_hidden_states_path=(stores / "train",))
+        passes = {rows: options.num_epochs}
+        if old := sum(1 for _ in read_raw_lines(rehearsed)):
+            wanted = options.rehearsal * options.num_epochs * sum(1 for _ in read_raw_lines(rows))
+            passes[rehearsed] = min(options.num_epochs, max(1, round(wanted / old)))
+        if train.mode == "offline" or self.states_fit(list(passes)):
+            stores = [store for part, times in passes.items() for store in [self._states(part)] * times]
+            settings = self.rows_settings(rows).updated("data", train_hidden_states_path=tuple(stores))
             settings = settings.updated("train", mode="offline")
+        else:
+            mixed = self.path("mixed.jsonl")
+            with writing(mixed, "wb") as file:
+                for part, times in passes.items():
+                    file.write(part.read_bytes() * times)
+            settings = self.rows_settings(mixed)
         settings = settings.updated("draft", init="draft", path=str(self.served))
         settings = settings.updated(
             "train",
             output_dir=self.path("train"),
-            num_epochs=options.num_epochs,
+            num_epochs=1,
             total_steps=None,
             time_budget=options.time_budget,
-            learning_rate=options.learning_rate or train.learning_rate,
+            learning_rate=options.learning_rate or train.learning_rate / 2,
             eval_interval=NEVER,
             early_stop=None,
             keep_checkpoints=1,
@@ -90,7 +104,37 @@ class Work:
         run_command("train")(settings, self.out)
         return self.path("train", "best")
 
-    def states_fit(self, settings: Settings) -> bool:
+    def _states(self, rows: Path) -> Path:
+        """The target's states of some rows, on disk."""
+        stores = self.path("hidden_states", rows.stem)
+        settings = self.rows_settings(rows)
+        settings = settings.updated("hidden_states", output_path=stores, split="train", sample_size=None)
+        run_command("hidden-states")(settings, self.out)
+        return stores / "train"
+
+    def part_of_the_way(self, trained: Path, share: float) -> Path:
+        """A draft between the served one (``share`` 0) and the trained one (1), weight by weight: it forgets less."""
+        if share == 1:
+            return trained
+        import torch
+
+        from eagle3cli.backends.target.hf import read_target_config
+        from eagle3cli.models.checkpoint import load_draft, save_draft
+
+        config, new = load_draft(trained, aux_layers=self.config.aux_layers)
+        _, old = load_draft(self.served, aux_layers=self.config.aux_layers)
+        state = {
+            name: torch.lerp(old[name].float(), value.float(), share) if value.is_floating_point() else value
+            for name, value in new.items()
+        }
+        target = read_target_config(self.settings.target)
+        folder = self.path("between")
+        write_folder(
+            folder, lambda at: save_draft(at, state, config, dtype=getattr(torch, config.dtype), target=target)
+        )
+        return folder
+
+    def states_fit(self, parts: Sequence[Path]) -> bool:
         """Whether the target reads the rows once for all passes: its states wait on disk, where half of what is free
         suffices."""
         options = self.settings.refresh
@@ -99,13 +143,16 @@ class Work:
         from eagle3cli.data.hidden_states.forecast import AUTO_SHARE, choose_quantization, store_bytes
         from eagle3cli.data.hidden_states.rows import count_rows
         from eagle3cli.data.tokens.cache import open_or_build
-        from eagle3cli.runtime.files import free_bytes
 
-        rows = open_or_build(settings, self.config.draft_vocab_size, self.config.vocab_size, self.out).train
-        counts = count_rows(rows)
         shape = {"layers": len(self.config.aux_layers), "hidden": self.config.target_hidden_size}
-        encoding = choose_quantization(settings.hidden_states.encoding, counts, self.folder, **shape)
-        return store_bytes(counts, encoding, **shape) <= AUTO_SHARE * free_bytes(self.folder)
+        needed = 0
+        for part in parts:
+            settings = self.rows_settings(part)
+            rows = open_or_build(settings, self.config.draft_vocab_size, self.config.vocab_size, self.out).train
+            counts = count_rows(rows)
+            encoding = choose_quantization(settings.hidden_states.encoding, counts, self.folder, **shape)
+            needed += store_bytes(counts, encoding, **shape)
+        return needed <= AUTO_SHARE * free_bytes(self.folder)
 
     def export(self, draft: Path) -> Path:
         """The draft as a folder for servers, in the layout and type of the one that is served."""

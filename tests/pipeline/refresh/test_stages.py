@@ -6,13 +6,44 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from eagle3cli.data.tokens.vocab import from_ids
+from eagle3cli.models.checkpoint import load_draft, save_draft
 from eagle3cli.models.config import DraftConfig
+from eagle3cli.models.draft import Draft
+from eagle3cli.pipeline.refresh import stages
 from eagle3cli.pipeline.refresh.stages import Work
 from eagle3cli.pipeline.stages import StageOut
-from eagle3cli.runtime import files
 from eagle3cli.settings.tables import Settings
 from tests.tiny import TEXT
+
+
+def work_of(tiny: Path, folder: Path, **options: object) -> Work:
+    settings = Settings().updated("target", model_path=str(tiny)).updated("data", max_length=64, num_proc=1)
+    config = DraftConfig.from_target(json.loads((tiny / "config.json").read_text()), draft_vocab_size=200)
+    out = StageOut(json_wanted=True)
+    return Work(folder, settings.updated("refresh", **options), folder / "served", config, out)
+
+
+def test_half_of_the_way_is_the_mean_of_all_weights(tiny: Path, tmp_path: Path) -> None:
+    work = work_of(tiny, tmp_path)
+    states = {}
+    for seed, name in enumerate(("served", "trained")):
+        torch.manual_seed(seed)
+        draft = Draft(work.config)
+        for weight in draft.parameters():
+            torch.nn.init.normal_(weight)
+        vocab = from_ids(range(200), work.config.vocab_size)
+        states[name] = {**draft.state_dict(), "d2t": vocab.d2t, "t2d": vocab.t2d}
+        save_draft(tmp_path / name, states[name], work.config, dtype=torch.float32)
+    assert work.part_of_the_way(tmp_path / "trained", 1.0) == tmp_path / "trained"
+    for share in (0.5, 0.25):
+        _, state = load_draft(work.part_of_the_way(tmp_path / "trained", share))
+        name = "fc.weight"
+        expected = torch.lerp(states["served"][name], states["trained"][name], share)
+        assert torch.allclose(state[name], expected, atol=1e-6)
+        assert torch.equal(state["t2d"], states["served"]["t2d"])
 
 
 @pytest.mark.parametrize(
@@ -31,8 +62,6 @@ def test_states_wait_on_disk_where_they_save_passes_and_find_room(
     rows = tmp_path / "rows.jsonl"
     turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": text}] for text in TEXT]
     rows.write_text("".join(json.dumps({"id": str(i), "conversations": t}) + "\n" for i, t in enumerate(turns)))
-    settings = Settings().updated("target", model_path=str(tiny)).updated("data", max_length=64, num_proc=1)
-    config = DraftConfig.from_target(json.loads((tiny / "config.json").read_text()), draft_vocab_size=200)
-    work = Work(tmp_path, settings.updated("refresh", **options), tmp_path, config, StageOut(json_wanted=True))
-    monkeypatch.setattr(files, "free_bytes", lambda folder: free)
-    assert work.states_fit(work.rows_settings(rows)) is fits
+    work = work_of(tiny, tmp_path, **options)
+    monkeypatch.setattr(stages, "free_bytes", lambda folder: free)
+    assert work.states_fit([rows, rows]) is fits
