@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from eagle3cli.backends.target.adapter import adapter_of, merged_folder
 from eagle3cli.backends.target.head import fingerprint, read_config
 from eagle3cli.errors import Eagle3Error, ModelError
 from eagle3cli.runtime.report import Silent
 from tests.adapters import PREFIX, live_model, make_adapter, write_adapter
+from tests.families import family_target
 from tests.tiny import HIDDEN, VOCAB, tiny_target
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -188,3 +189,18 @@ def test_a_quantised_target_is_refused(tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(ModelError, match="quantised"):
         merge(tmp_path, make_adapter(tmp_path / "mine", tiny), tmp_path)
+
+
+def test_modules_of_a_loaded_model_are_found_under_the_files_names(tmp_path: Path) -> None:
+    """A model for pictures is saved under other names than its modules have; its picture part has layers, too."""
+    target = family_target(tmp_path / "base", "qwen2.5-vl")
+    loaded = AutoModelForImageTextToText.from_pretrained(target, dtype=torch.float32).eval()
+    (module,) = [name for name, _ in loaded.named_modules() if name.endswith("language_model.layers.0.mlp.up_proj")]
+    a, b = torch.randn(4, 64) / 8, torch.randn(loaded.get_submodule(module).out_features, 4) / 8
+    tensors = {f"{PREFIX}{module}.lora_{side}.weight": part for side, part in (("A", a), ("B", b))}
+    folder = merge(target, write_adapter(tmp_path / "mine", tensors), tmp_path)
+    merged = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    changed = [name for name, weight in merged.state_dict().items() if not weight.equal(loaded.state_dict()[name])]
+    assert changed == [f"{module}.weight"]
+    new = merged.state_dict()[f"{module}.weight"]
+    torch.testing.assert_close(new, loaded.state_dict()[f"{module}.weight"] + 2 * b @ a)
