@@ -106,6 +106,9 @@ class TrainSettings(Table):
         "On several GPUs: replicate keeps the whole draft on each, fsdp a share of it; auto shards large drafts.",
         "--draft-sharding",
     )
+    context_parallel: int = option(
+        1, "Deal the positions of each sequence to so many processes: for rows too long for one (offline).", ge=1
+    )
     seed: int = option(0, "Seed of initial weights and data order.")
     save_interval: int = option(1000, "Steps between checkpoints.", ge=1)
     eval_interval: int = option(1000, "Steps between evaluations.", ge=1)
@@ -145,7 +148,17 @@ class TrainSettings(Table):
 SESSION_FIELDS = (
     *("output_dir", "save_interval", "eval_interval", "log_interval", "keep_checkpoints", "early_stop"),
     *("max_skipped_steps", "resume", "overwrite", "micro_batch_size", "max_tokens_per_gpu", "activation_checkpointing"),
-    *("loss_chunk", "sharding", "report_to", "tracker_project", "tracker_name", "best_by", "top_p", "top_k"),
+    *(
+        "loss_chunk",
+        "sharding",
+        "context_parallel",
+        "report_to",
+        "tracker_project",
+        "tracker_name",
+        "best_by",
+        "top_p",
+        "top_k",
+    ),
 )
 """Settings of ``train`` that no number of a step depends on."""
 FREE_FIELDS = (

@@ -106,12 +106,21 @@ class Batches:
     """Tokens that go through the draft at once, where rows are not counted."""
     kept: KeptBatches = field(default_factory=KeptBatches)
     """States of the micro batches that come again."""
+    context: int = 1
+    """Neighbouring ranks that share every sequence."""
+    whole_source: BatchSource | None = None
+    """Where the rows are to be had whole, which ``source`` has a part of on each of those ranks."""
 
     def micro_batches(self, step: int) -> list[RowsByRank]:
         """The micro batches of a step."""
         rows = self.sampler.batch(step)
         return micro_batches_by_rank(
-            rows, self.source.lengths, self.ranks.world_size, self.micro_batch_size, self.max_tokens
+            rows,
+            self.source.lengths,
+            self.ranks.world_size,
+            self.micro_batch_size,
+            self.max_tokens,
+            self.context,
         )
 
     def states(self, step: int, rows_by_rank: RowsByRank) -> TargetBatch | None:
@@ -143,6 +152,7 @@ def upcoming(
     ranks: Ranks,
     max_tokens: int | None = None,
     end: int | None = None,
+    context: int = 1,
 ) -> Iterator[Sequence[int]]:
     """Rows of every micro batch of a rank from a 0-based step on, as the trainer asks for them; it may have none.
 
@@ -154,7 +164,7 @@ def upcoming(
         rows = sampler.batch(step)
         key = tuple(rows)
         if key not in kept:
-            cut = micro_batches_by_rank(rows, lengths, ranks.world_size, micro_batch_size, max_tokens)
+            cut = micro_batches_by_rank(rows, lengths, ranks.world_size, micro_batch_size, max_tokens, context)
             yield from (rows_by_rank[ranks.rank] for rows_by_rank in cut)
         kept.discard(key)
         if sampler.comes_again(step):
@@ -168,10 +178,16 @@ def micro_batches_by_rank(
     world_size: int,
     micro_batch_size: int | None,
     max_tokens: int | None = None,
+    context: int = 1,
 ) -> list[RowsByRank]:
-    """The micro batches of a batch; all ranks have equally many, so that some ranks' rows of the last may be none."""
-    parts = partition(rows, lengths, world_size)
-    by_rank = [micro_batches(part, micro_batch_size, lengths, max_tokens) for part in parts]
+    """The micro batches of a batch; all ranks have equally many, so that some ranks' rows of the last may be none.
+
+    ``context`` neighbouring ranks share their rows, and hold as many times ``max_tokens`` between them.
+    """
+    parts = partition(rows, lengths, world_size // context)
+    of_group = None if max_tokens is None else max_tokens * context
+    by_group = [micro_batches(part, micro_batch_size, lengths, of_group) for part in parts]
+    by_rank = [group for group in by_group for _ in range(context)]
     return [list(rows_by_rank) for rows_by_rank in zip_longest(*by_rank, fillvalue=[])]
 
 

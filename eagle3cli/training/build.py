@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from eagle3cli.backends.batches.prefetch import read_ahead
+from eagle3cli.backends.batches.store import StoreSource
 from eagle3cli.backends.roles.source import AskedAhead, RemoteSource
 from eagle3cli.backends.target.group import check_groups
 from eagle3cli.backends.target.hf import read_target_config
@@ -25,6 +26,7 @@ from eagle3cli.training.batches import Batches, Sampler, balance, sampler_of, up
 from eagle3cli.training.checkpoint.load import latest_valid_checkpoint, resume, saved_state, saved_vocab
 from eagle3cli.training.checkpoint.save import Saver
 from eagle3cli.training.checkpoint.state import TrainState
+from eagle3cli.training.context import check_context, context_group
 from eagle3cli.training.fingerprint import go_on, run_fingerprint, run_identity
 from eagle3cli.training.initialise import gather_sample, initialise
 from eagle3cli.training.inputs import Inputs, TargetShare, from_target_ranks, offline, online
@@ -60,6 +62,7 @@ def build(
     ``target_share`` says how much of a GPU a live target may take.
     """
     train = settings.train
+    check_context(train, ranks.world_size)
     is_online = train.mode == "online"
     if is_online and ranks.job is None:
         check_groups(settings.target.tp_size, ranks)
@@ -183,18 +186,26 @@ def make_batches(train: TrainSettings, inputs: Inputs, step: int, ranks: Ranks) 
     lengths = inputs.source.lengths
     sampler = sampler_of(train, len(lengths))
     end = total_steps(train, sampler.steps_per_epoch)
-    ahead = upcoming(sampler, step, train.micro_batch_size, lengths, ranks, train.max_tokens_per_gpu, end)
+    size = train.context_parallel
+    ahead = upcoming(sampler, step, train.micro_batch_size, lengths, ranks, train.max_tokens_per_gpu, end, size)
     source = inputs.source
+    if (context := context_group(train, ranks)) is not None:
+        assert isinstance(source, StoreSource), "a live target is refused before"
+        source = source.dealt(context.deal)
     source = AskedAhead(source, ahead) if isinstance(source, RemoteSource) else read_ahead(source, ahead)
-    return Batches(source, sampler, train.micro_batch_size, ranks, train.max_tokens_per_gpu)
+    whole = inputs.source if size > 1 else None
+    limits = {"micro_batch_size": train.micro_batch_size, "max_tokens": train.max_tokens_per_gpu}
+    return Batches(source, sampler, ranks=ranks, context=size, whole_source=whole, **limits)
 
 
 def _report_ranks(parallel: Parallel, batches: Batches, report: Reporter) -> None:
     sampler = batches.sampler
     first = [sampler.batch(step) for step in range(min(sampler.steps_per_epoch, BALANCE_STEPS))]
-    even = balance(first, batches.source.lengths, batches.ranks.world_size)
+    even = balance(first, batches.source.lengths, batches.ranks.world_size // batches.context)
     kept = "whole on each" if parallel.shards is None else "in shards"
-    report.info(f"{batches.ranks.world_size} processes, the draft {kept}; {even:.0%} of their tokens' time is work")
+    shared = f", each sequence on {batches.context} of them" if batches.context > 1 else ""
+    processes = f"{batches.ranks.world_size} processes{shared}"
+    report.info(f"{processes}, the draft {kept}; {even:.0%} of their tokens' time is work")
 
 
 def choose_attention(name: str, device: torch.device, report: Reporter) -> Attend:

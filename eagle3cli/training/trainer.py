@@ -178,8 +178,8 @@ class Trainer:
         if batch is None:
             return
         plan = self.model.plan(batch, self.settings, self.state.step)
-        step.tokens += len(batch.token_ids_N)
-        if plan.empty:
+        step.tokens += batch.own_tokens
+        if plan.empty and plan.shard is None:  # of a sequence on several ranks the others' positions see these keys
             return
         with self.timers.part("forward"):
             loss, sums = self.model(batch, plan, weights)
@@ -231,7 +231,9 @@ class Trainer:
         self.ranks.at(self.activity)
         with self.parallel.unsharded():
             evaluation = self._evaluate(source, self.settings.eval_rows, self.report, served_sampling(self.settings))
-            trained_on = self._evaluate(self.batches.source, min(self.settings.eval_rows, TRAINING_ROWS), Silent())
+            trained_on = self._evaluate(
+                self.batches.whole_source or self.batches.source, min(self.settings.eval_rows, TRAINING_ROWS), Silent()
+            )
         numbers = evaluation_numbers(evaluation, self.state, time.perf_counter() - began)
         return evaluation, numbers | {"training_acceptance_length": trained_on.acceptance_lengths}
 

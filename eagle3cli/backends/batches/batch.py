@@ -8,6 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from eagle3cli.backends.batches.context import ContextShard
+
 RowsByRank = Sequence[Sequence[int]]
 """Rows that go through the draft at once: of every rank its own."""
 
@@ -35,6 +37,14 @@ class TargetBatch:
     """Row number of each sequence in the data it came from."""
     top_host_N: Tensor | None = None
     """``top_N`` in the host's memory, where it is there without waiting for the device."""
+    shard: ContextShard | None = None
+    """Where the sequences are dealt to several ranks: this one's part. N counts the tokens that it holds then, and
+    ``cu_seqlens`` bounds its pieces."""
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens that no other rank counts."""
+        return len(self.token_ids_N) if self.shard is None else len(self.shard.own_M)
 
     @property
     def on_device(self) -> tuple[Tensor, ...]:

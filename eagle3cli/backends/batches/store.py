@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
 from eagle3cli.backends.batches.batch import TargetBatch
+from eagle3cli.backends.batches.context import ContextShard
 from eagle3cli.backends.target.on_policy import OnPolicyMeter
 from eagle3cli.data.hidden_states.rows import PackedRow, teacher_positions
 from eagle3cli.data.hidden_states.store import Store, Stores
 
 Planes = tuple[Tensor, ...]
+Deal = Callable[[tuple[int, ...]], ContextShard]
+"""From the bounds of a batch's sequences to a rank's part of them."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,15 @@ class HostBatch:
     cu_seqlens: tuple[int, ...]
     parts: tuple[Part, ...]
     rows: tuple[int, ...]
+    shard: ContextShard | None = None
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> HostBatch:
         """The same with every tensor moved."""
         tokens = move(self.token_ids_N)
         mask = move(self.loss_mask_N)
         top = move(self.top_N)
-        return HostBatch(tokens, mask, top, self.cu_seqlens, tuple(part.moved(move) for part in self.parts), self.rows)
+        parts = tuple(part.moved(move) for part in self.parts)
+        return HostBatch(tokens, mask, top, self.cu_seqlens, parts, self.rows, self.shard)
 
     def pinned(self) -> HostBatch:
         """The same in memory that a GPU reads by itself."""
@@ -76,6 +81,15 @@ class StoreSource:
         self._codecs = [codec.to(self.device) for codec in self.stores.codecs]
         self.meter: OnPolicyMeter | None = None
         """Sees, where there is one, whether the replies are the target's own."""
+        self.deal: Deal | None = None
+        """Deals the sequences of a batch to several ranks, of which this one reads its part."""
+
+    def dealt(self, deal: Deal) -> StoreSource:
+        """The same store, with this rank's part of every batch."""
+        source = StoreSource(self.stores, device=self.device, dtype=self.dtype)
+        source.meter = self.meter
+        source.deal = deal
+        return source
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -94,6 +108,18 @@ class StoreSource:
         last_at = [at + teacher_positions(mask) for at, mask in zip(cu_seqlens, masks, strict=False)]
         top_N = torch.full((cu_seqlens[-1],), -1, dtype=torch.long)
         top_N[torch.cat(last_at)] = torch.cat([row.top_R for row in packed]).long()
+        token_ids_N = torch.cat([row.token_ids_S for row in packed]).long()
+        loss_mask_N = torch.cat(masks)
+        if self.meter is not None and self.meter.wants(rows):
+            self.meter.add(rows, token_ids_N, loss_mask_N, cu_seqlens, top_N)
+        aux = [row.aux for row in packed]
+        last = [row.last for row in packed]
+        shard = None if self.deal is None else self.deal(cu_seqlens)
+        if shard is not None:
+            token_ids_N, loss_mask_N, top_N = (x[shard.packed_n] for x in (token_ids_N, loss_mask_N, top_N))
+            aux, aux_at = _held(aux, aux_at, shard.packed_n[shard.own_M], shard.own_M, cu_seqlens)
+            last, last_at = _held(last, last_at, shard.packed_n, torch.arange(len(shard.packed_n)), cu_seqlens)
+            cu_seqlens = shard.pieces
         stores = [self.stores.at(row)[0] for row in rows]
         parts = []
         for store in sorted(set(stores)):
@@ -101,17 +127,13 @@ class StoreSource:
             parts.append(
                 Part(
                     store=store,
-                    aux=_joined([packed[i].aux for i in own]),
+                    aux=_joined([aux[i] for i in own]),
                     aux_at_U=torch.cat([aux_at[i] for i in own]),
-                    last=_joined([packed[i].last for i in own]),
+                    last=_joined([last[i] for i in own]),
                     last_at_R=torch.cat([last_at[i] for i in own]),
                 )
             )
-        token_ids_N = torch.cat([row.token_ids_S for row in packed]).long()
-        loss_mask_N = torch.cat(masks)
-        if self.meter is not None and self.meter.wants(rows):
-            self.meter.add(rows, token_ids_N, loss_mask_N, cu_seqlens, top_N)
-        return HostBatch(token_ids_N, loss_mask_N, top_N, cu_seqlens, tuple(parts), tuple(rows))
+        return HostBatch(token_ids_N, loss_mask_N, top_N, cu_seqlens, tuple(parts), tuple(rows), shard)
 
     def decoded(self, host: HostBatch) -> TargetBatch:
         """Bring a batch to the device and decode it there."""
@@ -133,7 +155,28 @@ class StoreSource:
             top_N=batch.top_N,
             rows=batch.rows,
             top_host_N=host.top_N,
+            shard=host.shard,
         )
+
+
+def _held(
+    states: Sequence[Planes], at: Sequence[Tensor], packed_n: Tensor, place_n: Tensor, cu_seqlens: tuple[int, ...]
+) -> tuple[list[Planes], list[Tensor]]:
+    """Of each row's states, which stand at packed positions ``at``, those at ``packed_n``, and their places there.
+
+    Row by row, before they are put side by side: a rank never has the states of the others in memory.
+    """
+    kept_states: list[Planes] = []
+    kept_at: list[Tensor] = []
+    for planes, at_U, (begin, end) in zip(states, at, pairwise(cu_seqlens), strict=True):
+        index_S = torch.full((end - begin,), -1)
+        index_S[at_U - begin] = torch.arange(len(at_U))
+        here = (packed_n >= begin) & (packed_n < end)
+        index_n = index_S[packed_n[here] - begin]
+        found = index_n >= 0
+        kept_states.append(tuple(plane[index_n[found]] for plane in planes))
+        kept_at.append(place_n[here][found])
+    return kept_states, kept_at
 
 
 def _joined(planes: Sequence[Planes]) -> Planes:

@@ -13,7 +13,15 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.settings.training import TrainSettings
 from eagle3cli.training.ttt.fused_loss import fused_ttt_loss
 from eagle3cli.training.ttt.loss import LossSums, LossWeights, Teacher, ttt_loss
-from eagle3cli.training.ttt.unroll import Attend, PositionPlan, draw_anchors, plan_positions, unroll
+from eagle3cli.training.ttt.unroll import (
+    Attend,
+    PositionPlan,
+    dealt,
+    draw_anchors,
+    plan_positions,
+    step_zero_alone,
+    unroll,
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,11 @@ class TTTModel(nn.Module):
         The answers of a live target on a GPU are not waited for: the device leaves out those that the draft vocabulary
         does not have.
         """
-        anchors_N = draw_anchors(batch.rows, batch.cu_seqlens, settings.anchor_fraction, seed=settings.seed, step=step)
+        shard = batch.shard
+        cu_seqlens = batch.cu_seqlens if shard is None else shard.cu_seqlens
+        anchors_N = draw_anchors(batch.rows, cu_seqlens, settings.anchor_fraction, seed=settings.seed, step=step)
+        if shard is not None:
+            anchors_N = shard.own_n if anchors_N is None else anchors_N[shard.packed_n] & shard.own_n
         top_N = batch.top_N if batch.top_N.device.type == "cpu" else batch.top_host_N
         expressible_N = torch.ones_like(batch.loss_mask_N) if top_N is None else self.expressible_V[top_N]
         plan = plan_positions(
@@ -64,13 +76,19 @@ class TTTModel(nn.Module):
             settings.ttt_length,
             settings.alignment,
             anchors_N,
-        ).to(batch.token_ids_N.device)
+        )
+        plan = (plan if shard is None else dealt(plan, shard)).to(batch.token_ids_N.device)
         return plan if top_N is not None else replace(plan, taught_N=self.draft.t2d[batch.top_N])
 
     def forward(self, batch: TargetBatch, plan: PositionPlan, weights: LossWeights) -> tuple[Tensor, LossSums]:
         """The weighted sum of the losses over all positions with loss, and the sums behind it."""
         draft = self.draft
         target = self.target
+        if plan.empty:
+            assert plan.shard is not None, "alone, a batch without loss needs no pass"
+            aux_NC = batch.aux_NC.to(draft.fc.weight.dtype)
+            total = step_zero_alone(draft, batch.token_ids_N, aux_NC, target.embedding_VH, plan, self.attend)
+            return total, LossSums(*total.new_zeros(4, len(plan.steps), dtype=torch.float32).detach())
         normed = unroll(
             draft,
             batch.token_ids_N,

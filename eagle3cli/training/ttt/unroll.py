@@ -18,10 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from eagle3cli.backends.batches.context import ContextShard
 from eagle3cli.models.draft import Draft, rotate
 from eagle3cli.models.window import Window
 from eagle3cli.runtime.devices import to_device
 from eagle3cli.training.ttt.attention import DraftKV, KeyValue, QueryPositions, attend
+from eagle3cli.training.ttt.context import gather_keys
 from eagle3cli.training.ttt.gather import gather
 
 Alignment = Literal["serving", "specforge"]
@@ -69,6 +71,9 @@ class PositionPlan:
     taught_N: Tensor | None = None
     """Which teachers' answers the draft vocabulary has, where only a device knows. Then ``loss_L`` goes by the mask
     alone, and the loss leaves the others out; None: they are left out of the plan."""
+    shard: ContextShard | None = None
+    """Where sequences are dealt to several ranks: this one's part. N counts the tokens that it holds then, while
+    ``begin_N`` stays that of the whole packed batch."""
 
     @property
     def with_loss(self) -> int:
@@ -82,9 +87,18 @@ class PositionPlan:
 
     def queries(self, step: int, window: Window | None = None) -> QueryPositions:
         """The positions of a step as the queries of its attention, of a draft with this window."""
-        position_R = self.steps[step].position_R
-        host_R = (self.host or self).steps[step].position_R
-        return QueryPositions(position_R, self.cu_seqlens, host_R, self.begin_N[position_R], step, window)
+        return self.queries_at(self.steps[step].position_R, (self.host or self).steps[step].position_R, step, window)
+
+    def queries_at(
+        self, position_R: Tensor, host_R: Tensor, step: int = 0, window: Window | None = None
+    ) -> QueryPositions:
+        """These positions as queries in the whole packed batch; ``host_R`` are the same in the host's memory."""
+        begin_R = self.begin_N[position_R]
+        host = (self.host or self).shard
+        if self.shard is None or host is None:
+            return QueryPositions(position_R, self.cu_seqlens, host_R, begin_R, step, window)
+        packed_R, packed_host_R = self.shard.packed_n[position_R], host.packed_n[host_R]
+        return QueryPositions(packed_R, self.shard.cu_seqlens, packed_host_R, begin_R, step, window)
 
     def to(self, device: torch.device) -> PositionPlan:
         """The plan on a device: one copy of all its numbers, which nobody waits for."""
@@ -97,7 +111,8 @@ class PositionPlan:
         for step, at in zip(self.steps, range(0, len(indices), 4), strict=True):
             position_R, parent_R, loss_L, teacher_L = indices[at : at + 4]
             steps.append(StepPositions(position_R, parent_R, loss_L, teacher_L, step.counted))
-        return replace(self, steps=tuple(steps), begin_N=begin_N, host=self)
+        shard = None if self.shard is None else self.shard.to(device)
+        return replace(self, steps=tuple(steps), begin_N=begin_N, host=self, shard=shard)
 
 
 def masked_positions(loss_mask_N: Tensor, cu_seqlens: tuple[int, ...], ttt_length: int, alignment: Alignment) -> Tensor:
@@ -181,6 +196,16 @@ def plan_positions(
     return PositionPlan(tuple(steps), cu_seqlens, begin_N, last)
 
 
+def dealt(plan: PositionPlan, shard: ContextShard) -> PositionPlan:
+    """The plan of a rank's part of a batch, made of the tokens that it holds, as one of the whole batch.
+
+    Step 0 takes its states from those of the rank's own positions.
+    """
+    first = plan.steps[0]
+    first = replace(first, parent_R=torch.searchsorted(shard.own_M, first.position_R))
+    return replace(plan, steps=(first, *plan.steps[1:]), begin_N=shard.begin_n, shard=shard)
+
+
 @dataclass(frozen=True)
 class _Shared:
     """What every step reads."""
@@ -246,8 +271,9 @@ def _step_zero(
     Layers before the last run over all those positions: each is a key of the next layer.
     """
     first = draft.midlayer
+    shard = plan.shard
     position_N = torch.arange(len(token_ids_N), device=token_ids_N.device)
-    offset_N = position_N - plan.begin_N
+    offset_N = (position_N if shard is None else shard.packed_n) - plan.begin_N
     embedded_NH = first.input_layernorm(F.embedding(token_ids_N, embedding_VH).to(aux_NC.dtype))
 
     # The first layer's q, k and v are W [RMS(embed(x)) ; RMS(h)] = W_left RMS(embed(x)) + W_right RMS(h). A token is
@@ -256,19 +282,21 @@ def _step_zero(
     token_NO = F.linear(embedded_NH, token_weight_OH)
     shared = _Shared(draft, attend, plan, offset_N, hidden_weight_OH, token_NO, [])
 
-    seen = slice(0, plan.last_position + 1)
-    token_SO = token_NO[1 : plan.last_position + 2]
-    hidden_SH = draft.first_hidden(aux_NC[seen])
-    rope = draft.rope(offset_N[seen], hidden_SH.dtype)
-    every = torch.arange(plan.last_position + 1)
-    window = draft.config.sliding
-    queries = QueryPositions(position_N[seen], plan.cu_seqlens, every, plan.begin_N[seen], window=window)
+    # Alone, a rank makes the keys of all positions that some position sees; of several each makes those of its own.
+    seen_S = position_N[: plan.last_position + 1] if shard is None else shard.own_M
+    # The token behind a sequence's last position is another's, or none: nobody sees the key that is made of it.
+    token_SO = token_NO[1 : plan.last_position + 2] if shard is None else _next(token_NO, seen_S)
+    hidden_SH = draft.first_hidden(aux_NC[: plan.last_position + 1] if shard is None else aux_NC[seen_S])
+    rope = draft.rope(offset_N[seen_S], hidden_SH.dtype)
+    host = (plan.host or plan).shard
+    every = torch.arange(plan.last_position + 1) if host is None else host.own_M
+    queries = plan.queries_at(seen_S, every, window=draft.config.sliding)
     widths = _widths(draft)
     for index, layer in enumerate(draft.stack[:-1]):
 
         def attention(normed_SH: Tensor, index: int = index) -> Tensor:
             query_SO, key_SO, value_SO = _project(shared, index, normed_SH, token_SO, slice(None)).split(widths, 1)
-            shared.kv.append(_key_value(draft, key_SO, value_SO, rope))
+            shared.kv.append(gather_keys(_key_value(draft, key_SO, value_SO, rope), shard))
             return attend(rotate(_heads(draft, query_SO), *rope), *shared.kv[index], [], queries)
 
         hidden_SH = layer(hidden_SH, attention)
@@ -277,8 +305,22 @@ def _step_zero(
     last = len(draft.stack) - 1
     normed_SH = draft.stack[last].hidden_norm(hidden_SH)
     key_SO, value_SO = _project(shared, last, normed_SH, token_SO, slice(widths[0], None)).chunk(2, 1)
-    shared.kv.append(_key_value(draft, key_SO, value_SO, rope))
+    shared.kv.append(gather_keys(_key_value(draft, key_SO, value_SO, rope), shard))
     return hidden_SH, shared
+
+
+def _next(token_NO: Tensor, seen_S: Tensor) -> Tensor:
+    """What the first layer owes to the token behind each of these positions; junk where there is none."""
+    return token_NO[(seen_S + 1).clamp(max=len(token_NO) - 1)]
+
+
+def step_zero_alone(
+    draft: Draft, token_ids_N: Tensor, aux_NC: Tensor, embedding_VH: Tensor, plan: PositionPlan, attend: Attend
+) -> Tensor:
+    """Zero, behind which stands this rank's share of the step-0 keys and values: the pass of a rank none of whose own
+    positions carries loss, while other ranks' positions see its keys."""
+    _, shared = _step_zero(draft, token_ids_N, aux_NC, draft.embedding(embedding_VH), plan, attend)
+    return shared.kv[-1][0][:0].sum()
 
 
 def _one_step(

@@ -1,0 +1,57 @@
+"""train --context-parallel: sequences dealt to several processes give what one process gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from eagle3cli.runs.folder import read_run
+from tests.commands.ranks import CALM, assert_same_course
+from tests.commands.test_train import SETTINGS, WORDS, trained
+from tests.conftest import RunCli
+
+OFFLINE = ("train", "--mode", "offline", *CALM, "--json")
+
+
+def talks(count: int) -> str:
+    """Rows of very unlike lengths: some shorter than there are pieces, some with several replies."""
+    lines = []
+    for n in range(count):
+        reply = " and ".join(WORDS[(n * k) % len(WORDS)] for k in range(1, 2 + (n * n) % 23))
+        turns = [{"role": "user", "content": f"Name {n}."}, {"role": "assistant", "content": reply}]
+        lines.append(json.dumps({"id": f"row-{n}", "conversations": turns * (1 + n % 3)}))
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny: Path, run_cli: RunCli) -> Path:
+    (tmp_path / "train.jsonl").write_text(talks(14))
+    (tmp_path / "eval.jsonl").write_text(talks(4))
+    (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
+    assert run_cli("hidden-states", cwd=tmp_path).code == 0
+    return tmp_path
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    a, b = (load_file(folder / "best" / "model.safetensors") for folder in (one, other))
+    for name in a:
+        torch.testing.assert_close(a[name].float(), b[name].float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_sequences_over_several_processes_give_what_one_gives(place: Path, run_cli: RunCli) -> None:
+    trained(run_cli(*OFFLINE, "--output-dir", "one", cwd=place))
+    for name, words in {
+        "two": ("--gpus", "2", "--context-parallel", "2"),
+        "three": ("--gpus", "3", "--context-parallel", "3", "--draft-sharding", "fsdp"),
+        "two by two": ("--gpus", "4", "--context-parallel", "2", "--max-tokens-per-gpu", "40"),
+    }.items():
+        result = trained(run_cli(*OFFLINE, "--output-dir", name, *words, cwd=place, process=True))
+        assert result["steps"] == 12
+        assert_same_course(place / "one", place / name)
+        assert_same_weights(place / "one", place / name)
+        assert read_run(place / name).total("tokens") == read_run(place / "one").total("tokens")
