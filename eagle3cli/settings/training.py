@@ -148,17 +148,8 @@ class TrainSettings(Table):
 SESSION_FIELDS = (
     *("output_dir", "save_interval", "eval_interval", "log_interval", "keep_checkpoints", "early_stop"),
     *("max_skipped_steps", "resume", "overwrite", "micro_batch_size", "max_tokens_per_gpu", "activation_checkpointing"),
-    *(
-        "loss_chunk",
-        "sharding",
-        "context_parallel",
-        "report_to",
-        "tracker_project",
-        "tracker_name",
-        "best_by",
-        "top_p",
-        "top_k",
-    ),
+    *("loss_chunk", "sharding", "context_parallel", "report_to", "tracker_project", "tracker_name"),
+    *("best_by", "top_p", "top_k"),
 )
 """Settings of ``train`` that no number of a step depends on."""
 FREE_FIELDS = (

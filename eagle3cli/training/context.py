@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
 from torch import distributed as dist
 
 from eagle3cli.backends.batches.context import ContextShard, deal
@@ -19,15 +20,15 @@ class ContextGroup:
 
     rank: int
     size: int
-    halo: int
-    """Tokens behind a piece that the unroll reads ahead."""
+    steps: int
+    """Of the unroll."""
     group: Any
     ranks: Ranks
     """All ranks of the run."""
 
-    def deal(self, cu_seqlens: tuple[int, ...]) -> ContextShard:
+    def deal(self, cu_seqlens: tuple[int, ...], loss_mask_N: Tensor) -> ContextShard:
         """This rank's part of a packed batch with these sequences."""
-        shard = deal(cu_seqlens, self.rank, self.size, self.halo)
+        shard = deal(cu_seqlens, loss_mask_N, self.rank, self.size, steps=self.steps)
         return replace(shard, group=self.group, waiting=self.ranks.waiting)
 
 
@@ -52,5 +53,4 @@ def context_group(train: TrainSettings, ranks: Ranks) -> ContextGroup | None:
         return None
     own = ranks.rank // size
     groups = [dist.new_group([*range(first, first + size)]) for first in range(0, ranks.world_size, size)]
-    # The deepest step of the unroll reads T tokens ahead, and its answer stands one further.
-    return ContextGroup(ranks.rank % size, size, train.ttt_length + 1, groups[own], ranks)
+    return ContextGroup(ranks.rank % size, size, train.ttt_length, groups[own], ranks)

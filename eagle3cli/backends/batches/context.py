@@ -1,8 +1,10 @@
 """How the sequences of a packed batch are dealt to the ranks of a group, and what each of them holds: context parallel.
 
 A sequence is cut into two pieces for each rank, of which rank r gets piece r and the r-th from the end: late positions
-see many keys and early ones few, so that all ranks have about the same to do. A rank holds its own positions and,
-behind each piece, the few tokens that the steps of an unroll read ahead (the halo), whose teachers stand there.
+see many keys and early ones few, so that all ranks have about the same to do. The pieces are of equal work, not of
+equal length: a token that is trained on goes through the draft at every step of the unroll, another one just gives a
+key. A rank holds its own positions and, behind each piece, the few tokens that the unroll reads ahead (the halo), whose
+teachers stand there.
 """
 
 from __future__ import annotations
@@ -54,22 +56,37 @@ class ContextShard:
         return replace(self, **moved)
 
 
-def pieces_of(begin: int, end: int, rank: int, world_size: int) -> list[tuple[int, int]]:
-    """The pieces of a sequence that a rank gets, as ``[begin, end)``; neighbours are one, empty ones are left out."""
-    cuts = [begin + (end - begin) * at // (2 * world_size) for at in range(2 * world_size + 1)]
+KEY_WORK, STEP_WORK = 2, 3
+"""Time and memory of a token that gives a key alone, and of one more step of the unroll, by the forecast of either."""
+
+
+def pieces_of(loss_mask_S: Tensor, rank: int, world_size: int, steps: int) -> list[tuple[int, int]]:
+    """The pieces of a sequence that a rank gets, as ``[begin, end)``; neighbours are one, empty ones are left out.
+
+    ``loss_mask_S`` says which of its tokens are trained on, ``steps`` how often.
+    """
+    # In whole numbers, so that all ranks come to the same cuts.
+    done_S = (KEY_WORK + STEP_WORK * steps * loss_mask_S.long()).cumsum(0)
+    shares = torch.arange(1, 2 * world_size) * done_S[-1] // (2 * world_size)
+    cuts = [0, *torch.searchsorted(done_S, shares, right=True).tolist(), len(done_S)]
     first, second = ((cuts[at], cuts[at + 1]) for at in (rank, 2 * world_size - 1 - rank))
     joined = [(first[0], second[1])] if first[1] == second[0] else [first, second]
     return [piece for piece in joined if piece[0] < piece[1]]
 
 
-def deal(cu_seqlens: tuple[int, ...], rank: int, world_size: int, halo: int) -> ContextShard:
-    """A rank's part of sequences ``cu_seqlens[b]:cu_seqlens[b+1]``, with ``halo`` tokens behind each of its pieces."""
+def deal(cu_seqlens: tuple[int, ...], loss_mask_N: Tensor, rank: int, world_size: int, *, steps: int) -> ContextShard:
+    """A rank's part of sequences ``cu_seqlens[b]:cu_seqlens[b+1]``, for an unroll of so many ``steps``.
+
+    The last step reads as many tokens ahead, and its answer stands one further: so long is the halo.
+    """
+    halo = steps + 1
     packed = [list[Tensor]() for _ in range(world_size)]
     held, begins, own = list[Tensor](), list[int](), list[Tensor]()
     ends = [0]
     for begin, end in pairwise(cu_seqlens):
         for other in range(world_size):
-            for first, last in pieces_of(begin, end, other, world_size):
+            pieces = pieces_of(loss_mask_N[begin:end], other, world_size, steps)
+            for first, last in ((begin + first, begin + last) for first, last in pieces):
                 packed[other].append(torch.arange(first, last))
                 if other != rank:
                     continue

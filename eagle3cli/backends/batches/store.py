@@ -16,8 +16,8 @@ from eagle3cli.data.hidden_states.rows import PackedRow, teacher_positions
 from eagle3cli.data.hidden_states.store import Store, Stores
 
 Planes = tuple[Tensor, ...]
-Deal = Callable[[tuple[int, ...]], ContextShard]
-"""From the bounds of a batch's sequences to a rank's part of them."""
+Deal = Callable[[tuple[int, ...], Tensor], ContextShard]
+"""From the bounds of a batch's sequences and their loss mask ``[N]`` to a rank's part of them."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class StoreSource:
             self.meter.add(rows, token_ids_N, loss_mask_N, cu_seqlens, top_N)
         aux = [row.aux for row in packed]
         last = [row.last for row in packed]
-        shard = None if self.deal is None else self.deal(cu_seqlens)
+        shard = None if self.deal is None else self.deal(cu_seqlens, loss_mask_N)
         if shard is not None:
             token_ids_N, loss_mask_N, top_N = (x[shard.packed_n] for x in (token_ids_N, loss_mask_N, top_N))
             aux, aux_at = _held(aux, aux_at, shard.packed_n[shard.own_M], shard.own_M, cu_seqlens)

@@ -71,6 +71,13 @@ class Workload:
     """Batches of states that come from the target's own ranks while the draft trains on another."""
     process_bytes: int = 0
     """What the process takes before it loads anything."""
+    shared_tokens: int = 0
+    """Tokens of the sequences that are dealt to several processes, whose keys and values each has; 0: ``tokens``."""
+
+    @property
+    def keys(self) -> int:
+        """Tokens whose depth-0 keys and values are here."""
+        return self.shared_tokens or self.tokens
 
 
 def forecast(work: Workload) -> Forecast:
@@ -173,7 +180,7 @@ def backward_parts(work: Workload) -> Parts:
         return _gpu_backward_parts(work)
     recomputed = depth_bytes(work, work.ttt_steps - 1) if work.recompute else 0
     of_positions = work.positions * (4 * draft.intermediate_size + 4 * draft.query_width)
-    of_tokens = work.tokens * (4 * draft.query_width + 8 * draft.key_width)
+    of_tokens = work.tokens * 4 * draft.query_width + work.keys * 8 * draft.key_width
     of_weights = 2 * 2 * draft.hidden_size * draft.qkv_width
     layer = (of_positions + of_tokens + of_weights) * work.compute_bytes
     return {
@@ -292,9 +299,12 @@ def chunk_bytes(work: Workload) -> int:
 def mask_bytes(work: Workload) -> int:
     """Attention in blocks of queries, as on a CPU: one block's mask over the longest sequence, and what it is made
     of. Compiled attention has none."""
-    if not work.cpu or work.positions >= work.tokens - 2 * work.sequences:
+    window = work.draft.sliding
+    if not work.cpu or (window is None and work.positions >= work.keys - 2 * work.sequences):
         return 0
-    return min(QUERY_BLOCK, work.positions) * work.longest_sequence * (MASTER + 1)
+    queries = min(QUERY_BLOCK, work.positions)
+    keys = work.longest_sequence if window is None else queries + window.size + window.sinks
+    return queries * min(work.longest_sequence, keys) * (MASTER + 1)
 
 
 def depth_bytes(work: Workload, depth: int) -> int:
@@ -314,7 +324,7 @@ def depth_bytes(work: Workload, depth: int) -> int:
     layer = norm_bytes(work) * 2 * hidden + work.compute_bytes * (projections + keys + tables)
     log_sums = 4 * draft.num_attention_heads * (2 if merged else 1)
     layers = 1 if depth == 0 else draft.num_hidden_layers
-    padded = 0 if work.cpu else work.tokens * layers * 2 * draft.key_width * work.compute_bytes
+    padded = 0 if work.cpu else work.keys * layers * 2 * draft.key_width * work.compute_bytes
     return work.positions * (layers * (layer + log_sums) + norm_bytes(work) * hidden) + padded
 
 
@@ -348,7 +358,7 @@ def _activations(work: Workload) -> Parts:
         side_by_side += hidden * draft.aux_width * e  # and that of fc, scaled
     return {
         "activations": unrolled + work.tokens * zero + side_by_side,
-        "depth-0 keys and values": work.tokens * 2 * draft.key_width * e * draft.num_hidden_layers,
+        "depth-0 keys and values": work.keys * 2 * draft.key_width * e * draft.num_hidden_layers,
     }
 
 

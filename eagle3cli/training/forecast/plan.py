@@ -23,6 +23,7 @@ from eagle3cli.settings.argv import to_argv
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.batches import sampler_of
 from eagle3cli.training.checkpoint.load import check_place, list_checkpoints, saved_state
+from eagle3cli.training.context import check_context
 from eagle3cli.training.fingerprint import go_on, run_identity
 from eagle3cli.training.forecast.inputs import RowLengths, inspect_inputs
 from eagle3cli.training.forecast.memory import MASTER, draft_weights, forecast, kept_bytes
@@ -64,6 +65,7 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
     started = processes(settings.launch.gpus, settings.target.device)
     check_roles(settings, started)
     world_size = started - settings.launch.targets
+    check_context(settings.train, world_size)
     resumes = bool(checkpoints)
     work = training_workload(settings, inputs, world_size, resumes=resumes)
     memory = forecast(work)

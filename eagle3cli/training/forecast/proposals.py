@@ -77,6 +77,10 @@ def _singles(settings: Settings, inputs: RunInputs, world_size: int) -> Iterator
         yield "--activation-checkpointing", settings.updated("train", activation_checkpointing=True)
     if world_size > 1 and train.optimizer != "muon" and not is_sharded(train, draft_weights(inputs.draft), world_size):
         yield "--draft-sharding fsdp", settings.updated("train", sharding="fsdp")
+    if train.mode == "offline":
+        for size in range(train.context_parallel + 1, world_size + 1):
+            if world_size % size == 0:
+                yield f"--context-parallel {size}", settings.updated("train", context_parallel=size)
     if train.mode == "online":
         for size in range(settings.target.tp_size + 1, world_size + 1):
             if world_size % size == 0:

@@ -119,7 +119,7 @@ def forecast_speed(settings: Settings, inputs: RunInputs, world_size: int, order
         sharded=is_sharded(train, weights, world_size),
         weight_bytes=inputs.compute_dtype.itemsize,
         optimiser_bytes=moved,
-        balance=balance(batches, data.lengths, world_size),
+        balance=balance(batches, data.lengths, max(1, world_size // train.context_parallel)),
     )
     if not targets:
         return Speed(step_time(step, cluster), device, world_size)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import accumulate, islice
 
+import torch
+
+from eagle3cli.backends.batches.context import deal
 from eagle3cli.backends.batches.prefetch import WINDOW_BYTES
 from eagle3cli.backends.roles.source import AHEAD
 from eagle3cli.backends.target.hf import LONGEST_SHARED
@@ -27,6 +30,12 @@ class MicroBatch:
     sequences: int
     longest_sequence: int
     loss_tokens: int
+    shared_tokens: int = 0
+    """Tokens of its sequences, where they are dealt to several processes; else 0."""
+
+    def passes(self, steps: int) -> int:
+        """About how much it takes: its tokens, and those with loss once more for every step of the unroll."""
+        return self.tokens + steps * self.loss_tokens
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,9 @@ def training_workload(settings: Settings, inputs: RunInputs, world_size: int, *,
     initial_rows = 0
     if settings.draft.init == "target" and not resumes:
         initial_rows = min(sum(data.loss_tokens), INIT_ELEMENTS // draft.aux_width)
-    accumulates = train.micro_batch_size is not None and train.micro_batch_size * world_size < train.batch_size
+    accumulates = train.micro_batch_size is not None and (
+        train.micro_batch_size * world_size < train.batch_size * train.context_parallel
+    )
     if train.max_tokens_per_gpu is not None:
         accumulates = steps.most_micro_batches > 1
     return Workload(
@@ -78,6 +89,7 @@ def training_workload(settings: Settings, inputs: RunInputs, world_size: int, *,
         ahead=AHEAD if apart else 0,
         prefetched=0 if apart else round(min(WINDOW_BYTES, data.tokens * data.bytes_per_token)),
         process_bytes=inputs.process_bytes,
+        shared_tokens=largest.shared_tokens,
     )
 
 
@@ -96,15 +108,34 @@ def planned_steps(settings: Settings, data: RowLengths, world_size: int) -> Plan
     order = sampler_of(train, len(data.lengths))
     limit = settings.data.max_length if train.mode == "online" else 2**62
     row_lengths = [min(length, limit) for length in data.lengths]
-    candidates = [MicroBatch(0, 0, 0, 0)]
+    context = train.context_parallel
+    of_group = None if train.max_tokens_per_gpu is None else train.max_tokens_per_gpu * context
+    largest = MicroBatch(0, 0, 0, 0)
+    rows_of_largest: list[tuple[int, int]] = []
     most = 0
     for rows in islice(map(order.batch, range(order.steps_per_epoch)), PLANNED_STEPS):
-        for share in partition(rows, data.lengths, world_size):
-            parts = micro_batches(share, train.micro_batch_size, row_lengths, train.max_tokens_per_gpu)
+        for share in partition(rows, data.lengths, max(1, world_size // context)):
+            parts = micro_batches(share, train.micro_batch_size, row_lengths, of_group)
             most = max(most, len(parts))
             for part in parts:
-                lengths = [row_lengths[row] for row in part]
-                loss_tokens = sum(min(data.loss_tokens[row], limit) for row in part)
-                candidates.append(MicroBatch(sum(lengths), len(part), max(lengths, default=0), loss_tokens))
-    largest = max(candidates, key=lambda micro: micro.tokens + train.ttt_length * micro.loss_tokens)
+                sizes = [(row_lengths[row], min(data.loss_tokens[row], limit)) for row in part]
+                tokens, loss_tokens = (sum(counts) for counts in zip(*sizes, strict=True)) if sizes else (0, 0)
+                micro = MicroBatch(tokens, len(part), max((length for length, _ in sizes), default=0), loss_tokens)
+                if micro.passes(train.ttt_length) > largest.passes(train.ttt_length):
+                    largest, rows_of_largest = micro, sizes
+    if context > 1 and rows_of_largest:
+        largest = _of_one_rank(largest, rows_of_largest, context, train.ttt_length)
     return PlannedSteps(largest, most)
+
+
+def _of_one_rank(whole: MicroBatch, sizes: list[tuple[int, int]], context: int, steps: int) -> MicroBatch:
+    """What the busiest of the processes holds that share a micro batch of rows with so many tokens and tokens with
+    loss, these at the rows' ends."""
+    cu_seqlens = tuple(accumulate((length for length, _ in sizes), initial=0))
+    mask_N = torch.cat([torch.arange(length) >= length - loss for length, loss in sizes])
+    parts = []
+    for rank in range(context):
+        shard = deal(cu_seqlens, mask_N, rank, context, steps=steps)
+        loss_tokens = int(mask_N[shard.packed_n[shard.own_M]].sum())
+        parts.append(replace(whole, tokens=len(shard.packed_n), loss_tokens=loss_tokens, shared_tokens=whole.tokens))
+    return max(parts, key=lambda part: part.passes(steps))
