@@ -55,3 +55,24 @@ def test_sequences_over_several_processes_give_what_one_gives(place: Path, run_c
         assert_same_course(place / "one", place / name)
         assert_same_weights(place / "one", place / name)
         assert read_run(place / name).total("tokens") == read_run(place / "one").total("tokens")
+
+
+def test_what_cannot_be_dealt_ends_before_the_work(place: Path, run_cli: RunCli) -> None:
+    for words, message in (
+        (("--mode", "online", "--gpus", "2", "--context-parallel", "2"), "a live target reads whole sequences"),
+        (("--mode", "offline", "--context-parallel", "2"), "1 process cannot be grouped by 2"),
+        (("--mode", "offline", "--gpus", "3", "--context-parallel", "2"), "3 processes cannot be grouped by 2"),
+        (("--context-parallel", "0"), "--context-parallel"),
+    ):
+        refused = run_cli("train", *words, "--dry-run", cwd=place)
+        assert (refused.code, message in refused.err) == (2, True), refused.err
+
+
+def test_a_plan_foretells_a_ranks_part(place: Path, run_cli: RunCli) -> None:
+    """A rank that shares its sequences holds half of what one holds that has them alone."""
+    words = ("train", "--mode", "offline", "--gpus", "2", "--batch-size", "1", "--dry-run", "--json")
+    alone, shared = (
+        run_cli(*words, *more, cwd=place).json["memory"]["moments"]["end of a forward pass"]
+        for more in ((), ("--context-parallel", "2"))
+    )
+    assert shared < alone

@@ -19,7 +19,7 @@ from eagle3cli.backends.capture.memory import Parts, TargetShape, pass_parts
 from eagle3cli.backends.target.padding import PASS_TOKENS
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.training.forecast.phases import Forecast, Phase
-from eagle3cli.training.ttt.attention import QUERY_BLOCK
+from eagle3cli.training.ttt.attention import queries_at_once
 from eagle3cli.training.ttt.fused_loss import positions_at_once
 from eagle3cli.training.ttt.loss import chunk_elements
 
@@ -302,7 +302,7 @@ def mask_bytes(work: Workload) -> int:
     window = work.draft.sliding
     if not work.cpu or (window is None and work.positions >= work.keys - 2 * work.sequences):
         return 0
-    queries = min(QUERY_BLOCK, work.positions)
+    queries = min(queries_at_once(work.longest_sequence, window), work.positions)
     keys = work.longest_sequence if window is None else queries + window.size + window.sinks
     return queries * min(work.longest_sequence, keys) * (MASTER + 1)
 

@@ -30,6 +30,8 @@ GROUPED_ON_CPU = Version(torch.__version__).release >= (2, 13)
 """Whether the CPU kernel takes keys with fewer heads than the queries: 2.13's does, 2.8's reads past their end."""
 QUERY_BLOCK = 512
 """Queries of a kernel call: a block reads only the keys up to its last query, and no mask is queries x keys large."""
+MASK_ELEMENTS = 512 * 16_384
+"""Of a block's mask at most (42 MB with what it is made of): the blocks of longer sequences have fewer queries."""
 
 KeyValue = tuple[Tensor, Tensor]
 DraftKV = list[KeyValue]
@@ -133,11 +135,19 @@ def make_blocks(queries: QueryPositions) -> list[Block]:
     host_R = queries.position_R.cpu() if queries.host_R is None else queries.host_R
     cuts = torch.searchsorted(host_R, torch.tensor(queries.cu_seqlens)).tolist()
     blocks = []
-    for begin, first, last in zip(queries.cu_seqlens[:-1], cuts[:-1], cuts[1:], strict=True):
-        for at in range(first, last, QUERY_BLOCK):
-            part = slice(at, min(at + QUERY_BLOCK, last))
+    ranges = zip(queries.cu_seqlens[:-1], queries.cu_seqlens[1:], cuts[:-1], cuts[1:], strict=True)
+    for begin, end, first, last in ranges:
+        size = queries_at_once(end - begin, queries.window)
+        for at in range(first, last, size):
+            part = slice(at, min(at + size, last))
             blocks.append(_block(queries, part, begin, int(host_R[part.start]), int(host_R[part.stop - 1])))
     return blocks
+
+
+def queries_at_once(length: int, window: Window | None) -> int:
+    """Queries of a block in a sequence of so many tokens."""
+    seen = length if window is None else min(length, QUERY_BLOCK + window.size + window.sinks)
+    return min(QUERY_BLOCK, max(1, MASK_ELEMENTS // max(1, seen)))
 
 
 def _block(queries: QueryPositions, part: slice, begin: int, first: int, last: int) -> Block:

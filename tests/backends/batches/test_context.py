@@ -38,7 +38,7 @@ def test_every_position_is_one_ranks_own(sequences: list[list[bool]], world_size
 
 
 def test_work_is_equal_whatever_the_share_with_loss() -> None:
-    """By keys and steps of the unroll; and where much has loss, the ranks' positions see about as many keys."""
+    """By keys and steps of the unroll; and where all has loss, the ranks see as many keys, too."""
     size, steps, world_size = 60_000, 7, 4
     for share in (0.05, 0.5, 1.0):
         mask_N = torch.arange(size) >= (1 - share) * size
@@ -49,4 +49,4 @@ def test_work_is_equal_whatever_the_share_with_loss() -> None:
             work.append(len(own) * KEY_WORK + STEP_WORK * steps * int(mask_N[own].sum()))
             seen.append(int(own[mask_N[own]].sum()))
         assert max(work) < 1.001 * min(work)
-        assert share < 0.5 or max(seen) < 1.1 * min(seen)  # of a short reply all is with some of the ranks
+        assert share < 1 or max(seen) < 1.02 * min(seen)

@@ -241,7 +241,8 @@ def test_blocks_of_a_long_sequence_hold_a_number_a_row_and_no_masks() -> None:
     assert sum(tensor.numel() for tensor in held) == 50_000
     mask = blocks[-1].mask(torch.float32)
     assert mask is not None
-    assert mask.shape == (50_000 % attention.QUERY_BLOCK, 50_001)
+    assert mask.shape == (50_000 % attention.queries_at_once(50_002, None), 50_001)
+    assert max(len(range(*block.queries.indices(50_000))) for block in blocks) * 50_002 <= attention.MASK_ELEMENTS
     assert not mask[-1].any()
 
 

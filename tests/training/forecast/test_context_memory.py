@@ -1,0 +1,30 @@
+"""What a long row takes on one process and on two that share it, in real processes, beside the plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.speed.context_parallel import HIDDEN, LEAST, VOCAB, measure, write_store
+from tests.speed.memory_forecast import Model
+
+LENGTH, WINDOW = 65_536, 1024
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_rank_takes_its_share_of_a_long_row_and_the_plan_foretells_it(tmp_path: Path) -> None:
+    Model(HIDDEN, 8, 2, 1, 176, VOCAB).write(tmp_path / "target")
+    for store, length in (("long", LENGTH), ("short", LEAST)):
+        write_store(tmp_path / store, tmp_path / "target", length)
+    _, bare, _ = measure(tmp_path, "short", 1, WINDOW)
+    planned_alone, alone, loss = measure(tmp_path, "long", 1, WINDOW)
+    planned_each, each, same_loss = measure(tmp_path, "long", 2, WINDOW)
+    print(
+        f"\nalone {planned_alone:.0f} planned, {alone:.0f} taken; of two {planned_each:.0f}, {each:.0f}; {bare:.0f} bare"
+    )
+    assert same_loss == pytest.approx(loss, rel=1e-6)
+    assert each - bare <= 0.6 * (alone - bare)
+    assert planned_each == pytest.approx(each, rel=0.15)
+    assert planned_alone == pytest.approx(alone, rel=0.15)
