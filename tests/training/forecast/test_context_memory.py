@@ -21,9 +21,7 @@ def test_a_rank_takes_its_share_of_a_long_row_and_the_plan_foretells_it(tmp_path
     _, bare, _ = measure(tmp_path, "short", 1, WINDOW)
     planned_alone, alone, loss = measure(tmp_path, "long", 1, WINDOW)
     planned_each, each, same_loss = measure(tmp_path, "long", 2, WINDOW)
-    print(
-        f"\nalone {planned_alone:.0f} planned, {alone:.0f} taken; of two {planned_each:.0f}, {each:.0f}; {bare:.0f} bare"
-    )
+    print(f"\nalone {planned_alone:.0f} MB planned, {alone:.0f} taken; of two {planned_each:.0f}, {each:.0f}")
     assert same_loss == pytest.approx(loss, rel=1e-6)
     assert each - bare <= 0.6 * (alone - bare)
     assert planned_each == pytest.approx(each, rel=0.15)
