@@ -194,8 +194,8 @@ def make_batches(train: TrainSettings, inputs: Inputs, step: int, ranks: Ranks) 
         source = source.dealt(context.deal)
     source = AskedAhead(source, ahead) if isinstance(source, RemoteSource) else read_ahead(source, ahead)
     whole = inputs.source if size > 1 else None
-    limits = {"micro_batch_size": train.micro_batch_size, "max_tokens": train.max_tokens_per_gpu}
-    return Batches(source, sampler, ranks=ranks, context=size, whole_source=whole, **limits)
+    limits = (train.micro_batch_size, ranks, train.max_tokens_per_gpu)
+    return Batches(source, sampler, *limits, context=size, whole_source=whole)
 
 
 def _report_ranks(parallel: Parallel, batches: Batches, report: Reporter) -> None:

@@ -66,13 +66,3 @@ def test_what_cannot_be_dealt_ends_before_the_work(place: Path, run_cli: RunCli)
     ):
         refused = run_cli("train", *words, "--dry-run", cwd=place)
         assert (refused.code, message in refused.err) == (2, True), refused.err
-
-
-def test_a_plan_foretells_a_ranks_part(place: Path, run_cli: RunCli) -> None:
-    """A rank that shares its sequences holds half of what one holds that has them alone."""
-    words = ("train", "--mode", "offline", "--gpus", "2", "--batch-size", "1", "--dry-run", "--json")
-    alone, shared = (
-        run_cli(*words, *more, cwd=place).json["memory"]["moments"]["end of a forward pass"]
-        for more in ((), ("--context-parallel", "2"))
-    )
-    assert shared < alone

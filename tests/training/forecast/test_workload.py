@@ -35,6 +35,17 @@ def test_a_plan_knows_the_budget_of_tokens() -> None:
     assert two.most_micro_batches == 1
 
 
+def test_a_plan_knows_a_ranks_part_of_sequences() -> None:
+    """Half of the work, what the unroll reads ahead behind each piece, and the keys of all."""
+    whole = planned_steps(settings_with(mode="offline"), ROWS, 1).largest
+    part = planned_steps(settings_with(mode="offline", context_parallel=2), ROWS, 2).largest
+    assert part.shared_tokens == whole.tokens == 1450
+    assert 0.4 * whole.loss_tokens < part.loss_tokens < 0.6 * whole.loss_tokens
+    assert whole.tokens / 4 < part.tokens < 0.9 * whole.tokens
+    groups = planned_steps(settings_with(mode="offline", context_parallel=2, max_tokens_per_gpu=300), ROWS, 4).largest
+    assert groups.shared_tokens == 500
+
+
 def test_a_smaller_budget_is_proposed_where_there_is_one() -> None:
     flags = [flag for flag, _ in _smaller_micro_batches(settings_with(max_tokens_per_gpu=4000), 1)]
     assert flags == ["--max-tokens-per-gpu 2000", "--max-tokens-per-gpu 1000"]
