@@ -210,13 +210,16 @@ def _lifeline(ranks: Ranks) -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)
 
-    lifeline = Lifeline(job.groups["cpu"], rank, job.world_size, lost)
+    lifeline = Lifeline(job.store, rank, job.world_size, lost)
+    stopped: Stopped | None = None
     try:
         yield
-    except Stopped:
+    except Stopped as error:
+        stopped = error
+    with ranks.waiting():
         lifeline.let_go()
-        raise
-    lifeline.let_go()
+    if stopped is not None:
+        raise stopped
 
 
 @contextmanager
@@ -233,8 +236,12 @@ def _role(store: Any, rank: int, world_size: int, targets: int, timeout: float |
     host_group = None
     if size > 1:
         host_group = _init_process_groups(PrefixStore(job.role, store), own, size, timeout)
-    with as_world(own, size):
-        yield Ranks(own, size, host_group=host_group, job=job)
+    try:
+        with as_world(own, size):
+            yield Ranks(own, size, host_group=host_group, job=job)
+    finally:
+        for close in job.closers:
+            close()
 
 
 def _rendezvous(world_size: int, timeout: float) -> tuple[Any, int, int]:

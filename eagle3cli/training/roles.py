@@ -80,6 +80,7 @@ def target_ranks(trainer: Trainer, stop: Stop, tp_size: int) -> Iterator[None]:
     except Stopped as error:
         stopped = error
     target.finish()
+    trainer.ranks.at("")  # what is left is done without the others
     steps = trainer.state.step - step_before
     seconds = trainer.state.seconds - seconds_before
     if steps and seconds:

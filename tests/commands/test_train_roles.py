@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.commands.ranks import CALM, assert_same_course, events
-from tests.commands.test_train import SETTINGS, conversations, trained
+from tests.commands.ranks import CALM, assert_same_course, events, gone, ranks_of
+from tests.commands.test_train import SETTINGS, conversations, start, trained, wait_for
 from tests.conftest import RunCli
 
+ENDLESS = (*CALM, "--total-steps", "100000", "--num-epochs", "100000", "--eval-interval", "100000")
 STEPS = ("--total-steps", "30", "--eval-interval", "15", "--save-interval", "15")
 
 
@@ -51,6 +55,59 @@ def test_any_split_gives_what_the_draft_ranks_give_beside_the_target(place: Path
         trained(run_cli(*words, *split, "--output-dir", name, process=True))
         assert losses(place / drafts) == pytest.approx(losses(place / name), rel=1e-6)
         assert_same_course(place / drafts, place / name)
+
+
+@pytest.mark.slow
+def test_a_rank_of_either_role_that_is_stopped_is_named_in_time(place: Path) -> None:
+    for rank, role in ((0, "target"), (1, "draft")):
+        words = ("--gpus", "2", "--target-gpus", "1", "--dist-timeout", "0.1", "--save-interval", "5", *ENDLESS)
+        process = start(place, "--output-dir", role, *words)
+        wait_for(process, lambda role=role: any((place / role / "checkpoints").glob("epoch_*")))  # type: ignore[misc]
+        ranks = ranks_of(process.pid)
+        os.kill(ranks[rank], signal.SIGSTOP)
+        said = process.communicate(timeout=120)[0]
+        assert process.returncode == 1
+        assert f"rank {rank} ({role}, " in said
+        assert f"process {ranks[rank]}) does not answer for" in said
+        assert "last heard of in " in said
+        assert gone(ranks)
+
+
+@pytest.mark.slow
+def test_roles_need_no_launcher_of_ours(place: Path, run_cli: RunCli) -> None:
+    """Tasks of SLURM; that of the target ends well, and says nothing."""
+    words = ("train", *STEPS, *CALM, "--json")
+    trained(run_cli(*words, "--output-dir", "one"))
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "1", "SLURM_STEP_NODELIST": "localhost"}
+    with ThreadPoolExecutor(2) as pool:
+        tasks = [
+            pool.submit(
+                run_cli,
+                *(*words, "--output-dir", "split", "--target-gpus", 1),
+                process=True,
+                env={**job, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)},
+            )
+            for task in range(2)
+        ]
+    target, draft = (task.result() for task in tasks)
+    assert (target.code, target.out) == (0, ""), target.err
+    assert trained(draft)["steps"] == 30
+    assert losses(place / "one") == losses(place / "split")
+
+
+def test_a_signal_at_the_target_saves_and_the_run_goes_on_without_roles(place: Path, run_cli: RunCli) -> None:
+    process = start(place, "--output-dir", "run", "--gpus", "2", "--target-gpus", "1", "--save-interval", "5", *ENDLESS)
+    wait_for(process, lambda: any((place / "run" / "checkpoints").glob("epoch_*")))
+    ranks = ranks_of(process.pid)
+    os.kill(ranks[0], signal.SIGTERM)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "saved step" in said
+    assert "process for the target" in (place / "run" / "report.html").read_text()
+    assert gone(ranks)
+    steps = len(losses(place / "run")) + 4
+    ran = run_cli("train", "--output-dir", "run", *CALM, "--total-steps", steps, "--num-epochs", 100_000, "--json")
+    assert trained(ran)["steps"] == steps
 
 
 @pytest.mark.parametrize(

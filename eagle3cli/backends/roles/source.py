@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from eagle3cli.backends.batches.batch import TargetBatch
 from eagle3cli.backends.roles.message import LossStates, Message, Shape, Where
-from eagle3cli.backends.roles.queue import PassQueue, Request, Usage
+from eagle3cli.backends.roles.queue import Done, PassQueue, Request, Usage
 from eagle3cli.backends.roles.serve import FITTED
 from eagle3cli.backends.target.on_policy import OnPolicyMeter
 from eagle3cli.data.hidden_states.calibration import sample_rows
@@ -31,6 +32,10 @@ from eagle3cli.runtime.stop import Stop
 
 AHEAD = 2
 """Batches that a draft rank has asked for beyond the one it trains on."""
+NOTHING = -1
+"""Number of no request: its announcement is the last."""
+END_TIMEOUT = 10.0
+"""Seconds for what is still being received when a process ends."""
 FIT_TOKENS = 4096
 """Tokens of the rows that an encoding is fitted to."""
 
@@ -81,6 +86,7 @@ class TargetRanks:
         self._layout = self.shape.message(self.device, fitted)
         self._receiver = threading.Thread(target=self._receive, daemon=True, name="receive")
         self._receiver.start()
+        self.job.closers.append(self.close)
 
     def wait_until_loaded(self) -> None:
         """Go on once every replica of the target is there."""
@@ -117,9 +123,19 @@ class TargetRanks:
             on_their_way = list(self._requests.values())
         for asked in on_their_way:
             self.take(asked)
+        self.close()
         self.ranks.barrier()
         if self.ranks.is_main:
             self._queue.end(self.replicas)
+
+    def close(self) -> None:
+        """End the thread that receives: it waits for announcements, and one of our own is the last."""
+        if self._receiver is None:
+            return
+        with suppress(RuntimeError):  # the store has gone, and so will the thread
+            self._queue.announce(self.ranks.rank, Done(NOTHING, self.job.rank))
+        self._receiver.join(END_TIMEOUT)
+        self._receiver = None
 
     def usage(self) -> list[Usage]:
         """How the replicas have spent their time so far."""
@@ -133,6 +149,8 @@ class TargetRanks:
             while True:
                 place += 1
                 done = queue.announced(self.ranks.rank, place)
+                if done.number == NOTHING:
+                    return
                 if self.stop is not None and self.stop.requested is None:
                     self.stop.requested = done.stop
                 with self._lock:

@@ -8,9 +8,9 @@ and a group for messages from one rank to another.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ class Job:
     store: Any
     groups: dict[str, Any]
     """For messages between two ranks, by the kind of device whose memory they are in."""
+    closers: list[Callable[[], None]] = field(default_factory=list)
+    """What this process has to end before it does, whatever ends it: threads that wait for the others."""
 
     @property
     def role(self) -> str:

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle3cli.training.forecast.throughput import Cluster, Link, Step, draft_flops, step_time
+from eagle3cli.training.forecast.throughput import (
+    Cluster,
+    Link,
+    Step,
+    draft_flops,
+    replica_seconds,
+    split_step_time,
+    step_time,
+)
 
 LINK = Link(1e9, 1e-5)
 CLUSTERS = st.builds(
@@ -121,3 +129,18 @@ def test_what_cannot_be_is_refused(wrong: dict[str, float]) -> None:
     step = replace(Step(tokens=1, weights=1, draft_flops=1.0), **wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="not a step"):
         step_time(step, Cluster(1))
+
+
+@given(STEPS, CLUSTERS, st.integers(1, 64), st.floats(1e6, 1e15), st.floats(1, 1e6))
+def test_a_split_is_as_slow_as_its_slower_side(
+    step: Step, cluster: Cluster, targets: int, target_flops: float, state_bytes: float
+) -> None:
+    draft = step_time(replace(step, target_share=0.0), cluster)
+    time = split_step_time(replace(step, target_share=0.0), cluster, targets, 1, target_flops, state_bytes)
+    made = replica_seconds(step, cluster, 1, target_flops, state_bytes) / targets
+    assert time.total == pytest.approx(max(draft.total, made))
+    assert time.target == pytest.approx(max(0.0, made - draft.total), abs=1e-9 * time.total)
+    assert 0 < time.efficiency <= 1 + 1e-9
+    # What has to travel takes as long as the slowest link lets it.
+    slowest = min(cluster.link.bandwidth, cluster.network.bandwidth) if cluster.nodes > 1 else cluster.link.bandwidth
+    assert made * targets >= step.tokens * state_bytes / slowest * (1 - 1e-9)
