@@ -43,7 +43,7 @@ def test_a_plan_knows_a_ranks_part_of_sequences() -> None:
     assert 0.4 * whole.loss_tokens < part.loss_tokens < 0.6 * whole.loss_tokens
     assert whole.tokens / 4 < part.tokens < 0.9 * whole.tokens
     groups = planned_steps(settings_with(mode="offline", context_parallel=2, max_tokens_per_gpu=300), ROWS, 4).largest
-    assert groups.shared_tokens == 500
+    assert 500 <= groups.shared_tokens <= 600  # of two ranks together
 
 
 def test_a_smaller_budget_is_proposed_where_there_is_one() -> None:
