@@ -97,7 +97,7 @@ def build(
         draft.lm_head.requires_grad_(False)
     model = make_model(train, draft, inputs, dtype, report)
     parallel = parallelize(model, ranks, train, dtype)
-    optimizer = make_optimizer(train, draft)
+    optimizer = make_optimizer(train, draft, ranks)
     if checkpoint is not None:
         resume(checkpoint, draft, optimizer, report)
     batches = make_batches(train, inputs, state.step, ranks)
@@ -174,11 +174,11 @@ def make_model(train: TrainSettings, draft: Draft, inputs: Inputs, dtype: torch.
     return TTTModel(draft, target, attend, recompute=train.activation_checkpointing, chunk=train.loss_chunk)
 
 
-def make_optimizer(train: TrainSettings, draft: Draft) -> Optimizer:
+def make_optimizer(train: TrainSettings, draft: Draft, ranks: Ranks = SINGLE_PROCESS) -> Optimizer:
     """The optimizer of all weights that are trained."""
     trained = [(name, weight) for name, weight in draft.named_parameters() if weight.requires_grad]
     scales = {"lm_head": train.head_lr_scale}
-    return Optimizer(trained, max_grad_norm=train.max_grad_norm, scales=scales, kind=train.optimizer)
+    return Optimizer(trained, max_grad_norm=train.max_grad_norm, scales=scales, kind=train.optimizer, ranks=ranks)
 
 
 def make_batches(train: TrainSettings, inputs: Inputs, step: int, ranks: Ranks) -> Batches:

@@ -30,9 +30,12 @@ def losses(run: Path) -> list[float]:
     return [event["loss"] for event in events(run) if event["event"] == "step"]
 
 
-def test_one_rank_of_each_role_gives_what_one_process_gives(place: Path, run_cli: RunCli) -> None:
+@pytest.mark.parametrize("echoes", [(), ("--echo-factor", "2", "--echo-buffer", "3")])
+def test_one_rank_of_each_role_gives_what_one_process_gives(
+    place: Path, run_cli: RunCli, echoes: tuple[str, ...]
+) -> None:
     """To the bit, initial weights and held-out acceptance included."""
-    words = ("train", *STEPS, "--log-interval", "1", "--json")
+    words = ("train", *STEPS, *echoes, "--log-interval", "1", "--json")
     trained(run_cli(*words, "--output-dir", "one"))
     result = trained(run_cli(*words, "--output-dir", "split", "--gpus", 2, "--target-gpus", 1, process=True))
     assert result["steps"] == 30

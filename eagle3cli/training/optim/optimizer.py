@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from eagle3cli.errors import UsageError
 from eagle3cli.models.draft import whole
+from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
+from eagle3cli.training.optim.muon import SharedMuon, make_muon
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
@@ -25,7 +26,7 @@ class Optimizer:
 
     ``scales`` multiplies the learning rate of the parameters whose name starts with the key. ``muon`` gives the
     matrices other than the head and an own embedding to Muon, with updates as large as AdamW's, so that the same
-    learning rate serves.
+    learning rate serves; ``ranks`` share its work on a CPU.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Optimizer:
         max_grad_norm: float,
         scales: dict[str, float] | None = None,
         kind: Kind = "adamw",
+        ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         self.max_grad_norm = max_grad_norm
         self.names = [name for name, _ in named]
@@ -52,8 +54,10 @@ class Optimizer:
         self.inner: list[torch.optim.Optimizer] = []
         if adam:
             self.inner.append(torch.optim.AdamW(adam, lr=0.0, betas=BETAS, eps=EPS, weight_decay=0.0, fused=True))
+        self._muon: SharedMuon | None = None
         if muon:
-            self.inner.append(_muon(muon))
+            self.inner.append(make_muon(muon))
+            self._muon = SharedMuon(self.inner[-1], ranks)
         for inner in self.inner:
             for master in (weight for group in inner.param_groups for weight in group["params"]):
                 inner.state[master].update(_moments(master, muon=not isinstance(inner, torch.optim.AdamW)))
@@ -104,7 +108,10 @@ class Optimizer:
             for inner in self.inner:
                 for group in inner.param_groups:
                     group["lr"] = learning_rate * group["factor"]
-                inner.step()
+                if self._muon is not None and self._muon.muon is inner:
+                    self._muon.step()
+                else:
+                    inner.step()
             for master, weight in zip(self.masters, self.weights, strict=True):
                 if master is not weight:
                     weight.copy_(master)
@@ -135,10 +142,3 @@ def _moments(master: Tensor, *, muon: bool) -> dict[str, Tensor]:
         return {"momentum_buffer": torch.zeros_like(master)}
     step = torch.zeros((), dtype=torch.float32, device=master.device)
     return {"step": step, "exp_avg": torch.zeros_like(master), "exp_avg_sq": torch.zeros_like(master)}
-
-
-def _muon(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    if not hasattr(torch.optim, "Muon"):
-        what = f"torch {torch.__version__} has no Muon"
-        raise UsageError(what, where="train.optimizer", fix="pip install 'torch>=2.9', or use --optimizer adamw")
-    return torch.optim.Muon(groups, lr=0.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
