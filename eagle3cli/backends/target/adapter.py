@@ -35,6 +35,7 @@ from eagle3cli.errors import Eagle3Error, ModelError
 from eagle3cli.models.config import text_part
 from eagle3cli.models.files import DAMAGED, INDEX, WEIGHTS, open_safetensors, read_weight_index
 from eagle3cli.runtime.files import free_bytes, well_formed, write_folder, write_json
+from eagle3cli.runtime.manifest import remove_leftovers
 from eagle3cli.runtime.provenance import digest_json
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.units import size_text
@@ -68,6 +69,7 @@ def merged_folder(model_path: str, adapter: Path, parent: Path, report: Reporter
     folder = parent / f"{name}+{adapter.resolve().name}-{key[:8]}"
     if (folder / "config.json").is_file():
         return str(folder)
+    remove_leftovers(parent)
     base = _whole(model_path, revision)
     merge = _Merge(config, base, raw)
     size = sum((base / file).stat().st_size for file in set(merge.files.values()))

@@ -19,6 +19,7 @@ from eagle3cli.backends.target.gguf_header import check_header
 from eagle3cli.errors import Eagle3Error, ModelError
 from eagle3cli.runtime import demo
 from eagle3cli.runtime.files import read_json, write_folder, write_json
+from eagle3cli.runtime.manifest import remove_leftovers
 from eagle3cli.runtime.report import Reporter
 
 SOURCE_FILE = "source.json"
@@ -65,6 +66,7 @@ def local_folder(model_path: str, parent: Path, report: Reporter) -> str:
     source = _source(path)
     if _converted_from(folder) == source:
         return str(folder)
+    remove_leftovers(parent)
     report.info(f"converting {path.name} to {folder} (once)")
     write_folder(folder, lambda temporary: _convert(path, temporary, source))
     return str(folder)

@@ -115,7 +115,9 @@ def test_trained_copies_and_added_tokens(tmp_path: Path, tiny: Path, tied: bool)
 def test_a_folder_is_written_once_and_is_another_target(tmp_path: Path, tiny: Path) -> None:
     """Also where the adapter changes nothing that a sample of the weights would show."""
     adapter = make_adapter(tmp_path / "one", tiny, ("layers.2.self_attn.q_proj",))
+    (tmp_path / "models" / ".llama+one-12345678.tmp-999999999").mkdir(parents=True)  # of one that kill -9 ended
     folder = merge(tiny, adapter, tmp_path)
+    assert list((tmp_path / "models").iterdir()) == [folder]
     written = (folder / "model.safetensors").stat().st_mtime_ns
     assert merge(tiny, adapter, tmp_path) == folder
     assert merge(folder, adapter, tmp_path) == folder, "it is in it already"
