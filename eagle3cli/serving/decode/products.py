@@ -9,8 +9,9 @@ The shape legend is in ``models/draft.py``; X and Y are the widths of what goes 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -53,6 +54,17 @@ def _ordered(weight_YX: Tensor, bias_Y: Tensor | None) -> Product | None:
 
         expected_RY = F.linear(probe_RX, weight_YX, bias_Y)
         apart = (quick(probe_RX) - expected_RY).abs().max()
-    except (AttributeError, NotImplementedError, RuntimeError):  # a torch or a processor without it
+    except (AttributeError, NotImplementedError, RuntimeError) as error:  # a torch or a processor without it
+        if torch.backends.mkldnn.is_available():
+            _say_slower(f"oneDNN does not order weights of {weight_YX.dtype} here ({str(error).splitlines()[0]})")
         return None
-    return quick if bool(apart <= SLACK[weight_YX.dtype] * expected_RY.abs().max()) else None
+    if bool(apart <= SLACK[weight_YX.dtype] * expected_RY.abs().max()):
+        return quick
+    _say_slower(f"oneDNN's products of ordered weights are not torch's in {weight_YX.dtype}")
+    return None
+
+
+@cache
+def _say_slower(reason: str) -> None:
+    """Once for each reason: results are the same without."""
+    logging.getLogger(__name__).warning("%s: decoding reads them as torch keeps them, at about half the speed", reason)

@@ -40,6 +40,22 @@ def test_a_product_is_that_of_all_its_layers(dtype: torch.dtype, ordered: bool) 
     torch.testing.assert_close(made, expected, rtol=1.6e-2, atol=0.1 if dtype == torch.bfloat16 else 1e-4)
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_products_without_ordered_weights_are_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuses(weight: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no such instructions\nat some place")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refuses, raising=False)
+    weight = torch.randn(8, 48)
+    x = torch.randn(3, 48)
+    for _ in range(2):
+        assert torch.equal(product([weight])(x), F.linear(x, weight))
+    (said,) = [record.message for record in caplog.records if "oneDNN" in record.message]
+    assert "does not order weights of torch.float32 here (no such instructions)" in said
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_states_are_the_models_own(tmp_path: Path, kind: str) -> None:
     target = loaded(tiny_target(tmp_path / kind, kind))
