@@ -89,8 +89,9 @@ class Format:
 
     @property
     def headers(self) -> tuple[str, ...]:
-        """Headers of replies that are more than white space, a server's first."""
-        return tuple(header for header in dict.fromkeys((self.header, self.past_header)) if header.strip())
+        """Headers of replies that are more than white space, a server's first, and last without an empty block."""
+        headers = (self.header, self.past_header)
+        return tuple(header for header in dict.fromkeys((*headers, *map(without_block, headers))) if header.strip())
 
     @property
     def reasoning_edge(self) -> tuple[str, str]:
@@ -196,6 +197,12 @@ def _past_header(header: str, past: str) -> str:
     shared = whole_tags(commonprefix([header, past]))
     written = past[len(shared) :]
     return past if not shared.strip() or not written.strip() or EMPTY_BLOCK.fullmatch(written) else shared
+
+
+def without_block(header: str) -> str:
+    """A header without an empty block of reasoning at its end."""
+    at = header.rfind("<", 0, header.rfind("</"))
+    return header[:at] if at > 0 and EMPTY_BLOCK.fullmatch(header, at) else header
 
 
 def without_opening(header: str) -> str:

@@ -112,7 +112,9 @@ def _rewritten(talk: Talk, context: Talk, reasoning: str, truth: Truth, stop: st
     if talk.messages[last - 1]["role"] == "assistant" and not context.headers()[0]:
         raise Unknown(f"message {last + 1}: a server's prompt asks for no second reply in a row")
     opening = _only_in_prompts(context)
-    if opening and not opened and not _is_complete(opening, talk.stops) and not context.asks().endswith(opening):
+    asks = context.asks()
+    known = not opening or asks.endswith(opening) or _is_complete(opening.removesuffix(asks), talk.stops)
+    if not opened and not known:
         raise Unknown("the prompt ends with something that history does not have")
     start, earliest = _shown_from(talk, last)
     begun = OPENING.search(prompt)
@@ -166,9 +168,21 @@ def _shown_from(talk: Talk, last: int) -> tuple[int, int]:
         return talk.start_of(last)
     except Unknown:
         message = talk.messages[last]
+        if piece := _behind_a_question(talk, message):
+            return len(talk.text) - len(piece), len(talk.text) - len(piece)
         if message.get("tool_calls") or reasoning_of(message):
             raise
         return talk.slot(last).start, talk.slot(last).start
+
+
+def _behind_a_question(talk: Talk, message: Mapping[str, Any]) -> str:
+    """What the template shows of a reply behind a plain question, if this conversation ends with it; else ""."""
+    question = {"role": "user", "content": STAND_INS[0]}
+    asked = Talk(talk.chat, [question], talk.tools, talk.stops, True)
+    bare = without_opening(asked.text)
+    text = asked.closed([message]).text
+    piece = text[len(bare) :] if text.startswith(bare) and asked.asked() else ""
+    return piece if piece.strip() and talk.text.endswith(piece) else ""
 
 
 def _is_complete(opening: str, stops: Stops) -> bool:

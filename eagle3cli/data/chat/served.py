@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from os.path import commonprefix
 from typing import Any
 
-from eagle3cli.data.chat.format import EMPTY_BLOCK, OPEN_BLOCK, Format, closing_tag
+from eagle3cli.data.chat.format import EMPTY_BLOCK, OPEN_BLOCK, Format, closing_tag, without_opening
 from eagle3cli.data.chat.headers import template_block_length
 from eagle3cli.data.chat.placeholders import Span
 from eagle3cli.data.chat.probe import MessageSpans, Probe
@@ -47,10 +47,14 @@ def served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
     continues = whole.startswith(prompt)
     start = _start_behind(prompt, whole, start, probe.form) if continues else start
     reply = _with_lost_reasoning(prompt, probe.messages[last], whole[:end]) if continues else None
+    if not continues and not OPEN_BLOCK.search(prompt) and (opening := OPEN_BLOCK.search(whole[:start])):
+        start = opening.start()  # outside of the template's generation block, but no server's
     wrote_block = continues and start > len(prompt)  # the template, and an empty one of reasoning
     if reply is None and not wrote_block:
         reply = _generated_reply(prompt, probe.messages[last], whole[start:end], continues)
     if reply is None:
+        if not whole.startswith(without_opening(prompt)):
+            raise DataError(f"message {last + 1}: the chat template writes another header than a server would")
         spans.replies[last] = (start, end)
         return whole, spans.checked()
     header = probe.form.header.strip()
@@ -75,7 +79,7 @@ def _with_lost_reasoning(prompt: str, message: Mapping[str, Any], whole: str) ->
         return reasoning.strip(_NEWLINE) + rendered
     content = str(message["content"] or "").lstrip().removeprefix(block[1])
     thought, closed, _ = content.partition(closing_tag(block))
-    if not closed or not thought.strip():
+    if not closed or not thought.rpartition(block[1])[2].strip():
         return None
     empty = EMPTY_BLOCK.match(rendered)
     shown = rendered[empty.end() :] if empty else ""

@@ -183,9 +183,14 @@ class Talk:
         if own and self.text.startswith(before.text):
             return len(before.text)
         at = self.slot(index - 1).end
-        for header in (own, *others):
+        headers = (own, *others)
+        for header in (*headers, *map(without_block, headers)):
             if header.strip() and self.text.startswith(header, at):
                 return at + len(header)
+        asked = without_opening(self.asks())
+        gap, found, _ = self.text[at : self.slot(index).end].partition(asked or "\0")
+        if found and self.stops.closers(gap) == len(gap):  # what a prompt has behind a question, behind other ends
+            return at + len(gap) + len(asked)
         message = self.messages[index]
         slot = self.slot(index)
         spaced = slot.lead[at:].split() in [header.split() for header in (own, *others)]
@@ -313,6 +318,12 @@ def reasoning_of(message: Mapping[str, Any]) -> str:
 def without_opening(text: str) -> str:
     """A prompt without the start of a block of reasoning at its end."""
     return text[: match.start()] if (match := OPENING.search(text)) else text
+
+
+def without_block(text: str) -> str:
+    """A header without an empty block of reasoning at its end."""
+    at = max(text.rfind(start) for start in ("<think>", "[THINK]", "<|START_THINKING|>"))
+    return text[:at] if at >= 0 and EMPTY.fullmatch(text[at:]) else text
 
 
 def common_suffix(texts: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from os.path import commonprefix
 from typing import Any
 
-from eagle3cli.data.chat.format import EMPTY_BLOCK, whole_tags, without_opening
+from eagle3cli.data.chat.format import EMPTY_BLOCK, whole_tags, without_block, without_opening
 from eagle3cli.data.chat.headers import (
     check_content,
     header_before_content,
@@ -257,6 +257,8 @@ class _Surroundings:
             return len(header) - len(opened) + len(past)
         after = header_before_content(piece, header, self.probe.messages[index])
         after = spaced_prefix(piece, header) if after is None else after
+        bare = without_block(header)  # history may lack the empty block of a server's prompt
+        after = len(bare) if after is None and bare.strip() and piece.startswith(bare) else after
         if after is None and self.probe.messages[index].get("tool_calls"):
             lead = self._lead_with_content(index, number)
             after = header_within(lead, header, form) if lead is not None and piece.startswith(lead) else None

@@ -249,6 +249,13 @@ def test_a_content_that_ends_reasoning_behind_an_empty_block_of_the_templates(sa
     assert "<|bot|><think>\n«r1</think>a1" in text
 
 
+def test_an_empty_block_behind_other_text_that_history_leaves_out() -> None:
+    """It is no reasoning, so the row is as the template shows it."""
+    template = by_role("<|bot|><think>\n", user=USER, assistant=f"<|bot|>{BLOCK}{SPLIT}<|bot_end|>")
+    messages = [*QUESTION, {"role": "assistant", "content": "a0<think></think>a1"}]
+    assert agreed(coder_of(template), messages).endswith(f"<|bot|>{BLOCK}«a1<|bot_end|>»")
+
+
 def test_reasoning_in_a_content_with_two_ends_that_history_splits() -> None:
     messages = [*QUESTION, {"role": "assistant", "content": "d</think>a0</think>a1"}]
     text = agreed(coder_of(by_role("<|bot|>", user=USER, assistant=f"<|bot|>{SPLIT}<|bot_end|>")), messages)
@@ -294,3 +301,43 @@ def test_generation_blocks_where_a_content_changes_what_stands_before_it() -> No
     coder = coder_of(by_role("<|bot|><think></think>", user=USER, assistant=reply))
     messages = [*QUESTION, {"role": "assistant", "content": "a1<think>"}]
     assert agreed(coder, messages).endswith("<|bot|><think></think>«a1<think><|bot_end|>»")
+
+
+def test_reasoning_behind_a_prompt_that_asks_for_none_with_generation_blocks() -> None:
+    """The start of the block, which stands before the template's own mark, is no server's there."""
+    thought = "<think>{% generation %}REASONING</think>CONTENT<|bot_end|>{% endgeneration %}"
+    plain = "<think></think>{% generation %}CONTENT<|bot_end|>{% endgeneration %}"
+    reply = "<|bot|>{% if m.reasoning_content %}" + thought + "{% else %}" + plain + "{% endif %}"
+    coder = coder_of(by_role("<|bot|><think></think>", user=USER, assistant=reply))
+    assert agreed(coder, THOUGHT).endswith("<|bot|><think></think>«<think>r1</think>a1<|bot_end|>»")
+
+
+def test_a_call_that_a_template_writes_into_the_call_before_it() -> None:
+    """Nobody knows what the target would have written in its own turn."""
+    first = "{% if messages[loop.index0 - 1].role != 'assistant' %}<|bot|>{% else %}<next>{% endif %}"
+    reply = "{% if m.tool_calls %}" + first + CALLS + "{% else %}<|bot|>{% endif %}CONTENT<|bot_end|>"
+    coder = coder_of(by_role("<|bot|><think>\n", user=USER, assistant=reply))
+    assert "another header" in refused(coder, [*QUESTION, call(1), call(2)], *TOOLS)
+
+
+def test_a_header_behind_a_tool_result_where_a_prompt_has_another_end() -> None:
+    """In history it is context; the last reply stands behind what the prompt has."""
+    prompt = "{% if messages[-1].role == 'tool' %}<|sys_end|>{% else %}<|bot|>{% endif %}"
+    reply = "<|bot|>CONTENT" + CALLS + "<|bot_end|>"
+    coder = coder_of(by_role(prompt, user=USER, tool="<|result|>CONTENT", assistant=reply))
+    text = agreed(coder, [*CHAIN[:3], *CHAIN[3:5], call(3)], *TOOLS)
+    assert "<|result|>t1<|bot|>«{" in text
+    assert "<|result|>t2<|sys_end|>«{" in text
+
+
+def test_history_that_lacks_the_empty_block_of_a_prompt() -> None:
+    """It leaves the block out with the reasoning."""
+    block = "{% if not m.reasoning_content %}<think></think>{% endif %}"
+    coder = coder_of(
+        by_role("<|bot|><think></think>", user=USER, assistant="<|bot|>" + block + CALLS + "CONTENT<|bot_end|>")
+    )
+    last = {**call(1), "reasoning_content": "r2"}
+    second = {"role": "assistant", "content": "a2", "reasoning_content": "r2"}
+    text = agreed(coder, [*THOUGHT, second, *QUESTION, last], *TOOLS)
+    assert "<|bot|>«a1<|bot_end|>»<|bot|>«a2<|bot_end|>»" in text
+    assert "<|bot|><think></think>«{" in text
