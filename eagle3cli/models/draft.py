@@ -287,7 +287,7 @@ class Draft(nn.Module):
         mask_SS = None if window is None else window.shows(position_ids_S[:, None], position_ids_S)
         for index, layer in enumerate(self.stack):
             prefix_SH = embedded_SH if index == 0 else None
-            hidden_SH = layer(hidden_SH, partial(_causal_attention, layer.self_attn, prefix_SH, rope, mask_SS))
+            hidden_SH = layer(hidden_SH, partial(causal_attention, layer.self_attn, prefix_SH, rope, mask_SS))
         normed_SH, next_SH = self.head_and_carry(hidden_SH)
         return self.lm_head(normed_SH), next_SH
 
@@ -307,7 +307,7 @@ class Draft(nn.Module):
         return cos[0], sin[0]
 
 
-def _causal_attention(
+def causal_attention(
     attention: Attention, embedded_SH: Tensor | None, rope: Rope, mask_SS: Tensor | None, normed_SH: Tensor
 ) -> Tensor:
     """Every position attends to itself and those before it, or to those that a mask shows; ``[S, A, D]``."""

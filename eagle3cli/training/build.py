@@ -28,13 +28,14 @@ from eagle3cli.training.checkpoint.save import Saver
 from eagle3cli.training.checkpoint.state import TrainState
 from eagle3cli.training.context import check_context, context_group
 from eagle3cli.training.fingerprint import go_on, run_fingerprint, run_identity
-from eagle3cli.training.initialise import gather_sample, initialise
+from eagle3cli.training.initialise import initialise
 from eagle3cli.training.inputs import Inputs, TargetShare, from_target_ranks, offline, online
 from eagle3cli.training.metrics import Metrics
 from eagle3cli.training.on_policy import put_meters
 from eagle3cli.training.optim.optimizer import Optimizer
 from eagle3cli.training.optim.schedule import Schedule, total_steps
 from eagle3cli.training.parallel import Parallel, parallelize
+from eagle3cli.training.sample import gather_sample
 from eagle3cli.training.timers import Timers
 from eagle3cli.training.trainer import Trainer
 from eagle3cli.training.ttt.flex_attention import attend_flex, attention_for
@@ -47,8 +48,8 @@ INIT_ELEMENTS = 100_000_000
 
 On SmolLM2-135M 16k rows gave acceptance 1.24 (k = 5) before any training, 60k 1.29 and 140k 1.33.
 """
-LIVE_INIT_ELEMENTS = INIT_ELEMENTS // 4
-"""The same where a live target has to make them: its passes take longer than the steps that they save."""
+LIVE_INIT_ELEMENTS = INIT_ELEMENTS // 2
+"""The same where a live target has to make them, whose passes take as long as some steps do."""
 INIT_BATCH = 8
 BALANCE_STEPS = 200
 """Steps whose balance over the ranks is told."""
@@ -91,7 +92,7 @@ def build(
         ranks.job is None or ranks.is_main
     )  # its weights go to all; the target's ranks need not run for each of them
     if settings.draft.init == "target" and checkpoint is None and alone:
-        initialise_from_target(draft, inputs, report)
+        initialise_from_target(draft, inputs, train.seed, report)
     if train.head_lr_scale == 0:
         draft.lm_head.weight.data.copy_(inputs.head.weight_VH[draft.draft_ids])
         draft.lm_head.requires_grad_(False)
@@ -223,11 +224,14 @@ def choose_attention(name: str, device: torch.device, report: Reporter) -> Atten
     return chosen
 
 
-def initialise_from_target(draft: Draft, inputs: Inputs, report: Reporter) -> None:
-    """Solve the initial weights from the first rows of the training data."""
+def initialise_from_target(draft: Draft, inputs: Inputs, seed: int, report: Reporter) -> None:
+    """Solve the initial weights from the rows that the first epoch has last.
+
+    Training teaches little on rows that the weights are solved from: on the first ones those steps would be lost.
+    """
     weights = inputs.weights
-    sampler = Sampler(len(inputs.source.lengths), INIT_BATCH, seed=0)
-    batches = (inputs.source.batch(sampler.batch(step)) for step in range(sampler.steps_per_epoch))
+    last_first = Sampler(len(inputs.source.lengths), INIT_BATCH, seed).shuffled(0)[::-1]
+    batches = (inputs.source.batch(last_first[at : at + INIT_BATCH]) for at in range(0, len(last_first), INIT_BATCH))
     elements = LIVE_INIT_ELEMENTS if inputs.facts["kind"] == "cache" else INIT_ELEMENTS
     sample = gather_sample(batches, weights["final_norm"], elements // draft.fc.in_features)
     if len(sample.token_R) < 2:

@@ -226,7 +226,7 @@ def update_parts(work: Workload) -> Parts:
 def initial_parts(work: Workload) -> Parts:
     """Solving the initial weights from M rows, in fp32, before there are moments and a teacher's head.
 
-    ``4 M (2C + 5H + 4I)`` while the MLP is fitted, with the Gram matrix of C + H three times in fp64.
+    ``4 M (2C + 5H + 4I)`` while the MLP is fitted, with the Gram matrix of C + 2H three times in fp64.
     """
     draft = work.draft
     row = 2 * draft.aux_width + 5 * draft.hidden_size + 4 * draft.intermediate_size
@@ -234,7 +234,7 @@ def initial_parts(work: Workload) -> Parts:
         **loading_parts(work),
         "draft weights": draft_weights(draft) * MASTER,
         "sample of the target's states": 4 * work.initial_rows * row,
-        "equations": 3 * 8 * (draft.aux_width + draft.hidden_size) ** 2,
+        "equations": 3 * 8 * (draft.aux_width + 2 * draft.hidden_size) ** 2,
     }
 
 

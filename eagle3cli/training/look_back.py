@@ -1,0 +1,147 @@
+"""Heads of a draft that start as induction heads: they find where the newest token stood before and read what followed.
+
+Row j of a draft holds the target's states at ``x_j`` and the token ``x_{j+1}``. So one layer is enough: a query of the
+newest token ``x_{p+1}``, keys of the token that the states at j came from, values of the token that followed it.
+Repetition is a large part of what is predictable in replies: of SmolLM2-135M's greedy tokens 44% follow two tokens that
+stood together before, and 76% of those are what followed them then. Training alone does not find such heads in the
+steps of a short run.
+
+The keys need to know ``x_j``, which ``fc`` has to hand on: a random projection of its embedding, regressed from the
+auxiliary states, takes the place of those directions of the hidden state that the head of the draft reads least. It
+lies in channels that RoPE hardly turns within a sequence, since what is looked for may be anywhere.
+
+Knows nothing about files or settings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from eagle3cli.models.draft import Draft, rotate
+from eagle3cli.training.sample import Sample
+from eagle3cli.training.solve import Equations, Whitening
+
+SCORE = 18.0
+"""Attention score of a key of the token that is looked for; other keys score near zero."""
+SCORES_BY_HEAD = (1.0, 0.7, 1.4)
+"""Factors of it, in turn: heads that start alike stay alike."""
+SHRINK = 1.0
+"""Whitening of the embeddings, towards none: all tokens are to be told apart, rare ones not more than others."""
+CODE_SIZE = 1.0
+"""Size of the code within the hidden state, as a share of what it would have as a channel like others: the head reads
+even these directions."""
+TURN = 1.0
+"""RoPE turns a usable channel by no more than this over the longest sequence, in radians."""
+FEWEST_CHANNELS = 16
+"""With fewer channels too many tokens look alike."""
+
+
+@dataclass(frozen=True)
+class LookBack:
+    """What the last key/value group's heads will be."""
+
+    channels_D: Tensor
+    """The channels of a head that are used."""
+    code_DH: Tensor
+    """From a normed embedding to the code of its token."""
+    known_DC: Tensor
+    """From what ``fc`` reads to the code of the token that the states came from."""
+    found_RH: Tensor
+    """The normed embeddings that the heads find, by row."""
+
+    def put(self, draft: Draft, found_HH: Tensor, hidden_rms: float) -> None:
+        """Set the heads' weights, and make ``fc``, which is solved already, hand on the codes.
+
+        ``found_HH`` is what to add to the hidden state for what they find, ``hidden_rms`` how large ``fc``'s output is.
+        """
+        config = draft.config
+        attention = draft.midlayer.self_attn
+        dim = config.head_dim
+        hidden = config.hidden_size
+        spare_HD = _least_read(draft, len(self.channels_D))
+        free_HH = torch.eye(hidden, device=spare_HD.device) - spare_HD @ spare_HD.T
+        draft.fc.weight.copy_(free_HH @ draft.fc.weight + CODE_SIZE * hidden_rms * spare_HD @ self.known_DC)
+
+        value_RX, output_HR = Whitening.of(self.found_RH).low_rank(found_HH, min(dim, hidden))
+        group = config.num_key_value_heads - 1
+        share = config.num_attention_heads // config.num_key_value_heads
+        keys = group * dim + self.channels_D
+        size = (SCORE * dim**0.5 / len(self.channels_D)) ** 0.5
+        attention.k_proj.weight[keys, hidden:] = size / CODE_SIZE * spare_HD.T
+        rows = slice(group * dim, group * dim + len(value_RX))
+        attention.v_proj.weight[rows, :hidden] = value_RX.to(attention.v_proj.weight.dtype)
+        for n in range(share):
+            head = group * share + n
+            factor = SCORES_BY_HEAD[n % len(SCORES_BY_HEAD)]
+            attention.q_proj.weight[head * dim + self.channels_D, :hidden] = size * factor * self.code_DH
+            columns = slice(head * dim, head * dim + len(value_RX))
+            attention.o_proj.weight[:, columns] = (output_HR / share).to(attention.o_proj.weight.dtype)
+
+
+def look_back(draft: Draft, sample: Sample, token_NH: Tensor) -> LookBack | None:
+    """Looking heads for this draft, and what they find in the sample; None where it has no group of heads to spare.
+
+    ``token_NH`` are the normed embeddings of the sample's tokens; the draft's auxiliary scale is set.
+    """
+    longest = max(end - begin for begin, end in pairwise(sample.cu_seqlens))
+    channels_D = _still_channels(draft, longest)
+    if draft.config.num_key_value_heads < 2 or len(channels_D) < FEWEST_CHANNELS:
+        return None
+    generator = torch.Generator().manual_seed(1)
+    random = torch.randn(draft.config.hidden_size, len(channels_D), generator=generator, dtype=torch.double)
+    basis_HD = torch.linalg.qr(random.to(token_NH.device))[0]
+    code_DH = (basis_HD.T @ Whitening.of(token_NH, shrink=SHRINK).inverse_root_HH).to(token_NH.dtype)
+    code_DH = code_DH / (token_NH @ code_DH.T).pow(2).mean().sqrt()
+    code_ND = token_NH @ code_DH.T
+    known = Equations()
+    for begin, end in pairwise(sample.cu_seqlens):
+        known.add(_read(draft, sample, begin, end), code_ND[begin:end])
+    known_DC = known.solve()
+    found_NH = torch.zeros_like(token_NH)
+    for begin, end in pairwise(sample.cu_seqlens):
+        key_SD = _read(draft, sample, begin, end - 1) @ known_DC.T
+        following = slice(begin + 1, end)
+        found_NH[begin : end - 1] = _attention(draft, channels_D, code_ND[following], key_SD) @ token_NH[following]
+    return LookBack(channels_D, code_DH, known_DC, found_NH[sample.position_R])
+
+
+def _read(draft: Draft, sample: Sample, begin: int, end: int) -> Tensor:
+    """What ``fc`` reads at some positions, fp32."""
+    read_SC: Tensor = draft.fc_input(sample.aux_NC[begin:end].float()) / draft.aux_scale_C
+    return read_SC
+
+
+def _still_channels(draft: Draft, length: int) -> Tensor:
+    """Channels of a head that RoPE hardly turns over so many positions; both of each pair."""
+    still = (draft.rotary.inv_freq * length <= TURN).nonzero()[:, 0]
+    return torch.cat((still, still + draft.config.head_dim // 2))
+
+
+def _attention(draft: Draft, channels_D: Tensor, query_SD: Tensor, key_SD: Tensor) -> Tensor:
+    """Attention of every position over those up to it, ``[S, S]``."""
+    position_S = torch.arange(len(query_SD), device=query_SD.device)
+    rope = draft.rope(position_S, query_SD.dtype)
+    head = query_SD.new_zeros(2, len(query_SD), 1, draft.config.head_dim)
+    head[0, :, 0, channels_D] = query_SD
+    head[1, :, 0, channels_D] = key_SD
+    query, key = (rotate(states, *rope)[:, 0] for states in head)
+    score_SS = query @ key.T * (SCORE / len(channels_D))
+    return score_SS.masked_fill(~visible(draft, position_S), float("-inf")).softmax(-1)
+
+
+def visible(draft: Draft, position_S: Tensor) -> Tensor:
+    """Which positions of a sequence each of them attends to, ``[S, S]`` bool: those up to it, or its window of them."""
+    window = draft.config.sliding
+    before_SS = position_S[:, None] >= position_S
+    return before_SS if window is None else window.shows(position_S[:, None], position_S)
+
+
+def _least_read(draft: Draft, count: int) -> Tensor:
+    """Directions of the hidden state that move the head's logits least, ``[H, count]``, orthonormal."""
+    read_WH = draft.lm_head.weight.float() * draft.norm.weight.float()
+    directions_HH: Tensor = torch.linalg.eigh((read_WH.T @ read_WH).double())[1]
+    return directions_HH[:, :count].float()
