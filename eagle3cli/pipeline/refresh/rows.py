@@ -1,8 +1,9 @@
 """From rows of a log to rows that the target wrote: a reply is judged by the target, kept, written anew or left out.
 
 A reply is the target's own where nearly all of its tokens are those that the target would have taken, whatever the log
-says. One that the log calls the target's greedy reply and that is not, or that the target finds all but impossible,
-is foreign: nobody can say what it is, so nothing of its row is used.
+says, and not only because they repeat what somebody else began. One that the log calls the target's greedy reply and
+that is not, or that the target finds all but impossible, is foreign: nobody can say what it is, so nothing of its row
+is used.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from eagle3cli.runtime.files import write_json, writing
 from eagle3cli.training.eval.own_replies import JudgedReply
 
 OWN_SHARE = 0.9
-"""Share of the target's most likely tokens from which on a reply is its own: other kernels and types change a few."""
+"""Share of the target's most likely tokens, near ties among them, from which on a reply is its own."""
 UNLIKELY = 0.65
 """Replies less likely than this share of the logarithm of the vocabulary a token are garbage; 1 is blind chance."""
 OWN, REGENERATED, FOREIGN, UNJUDGED, LOOPS = "own", "to regenerate", "foreign", "no reply to judge", "repeats itself"
@@ -64,7 +65,7 @@ def kind_of_row(row: Mapping[str, Any], reply: JudgedReply | None, vocab_size: i
     """OWN, REGENERATED, FOREIGN or UNJUDGED."""
     if reply is None:
         return UNJUDGED
-    if reply.best_share >= OWN_SHARE and row[ORIGIN] != "edited":
+    if reply.own_share >= OWN_SHARE and row[ORIGIN] != "edited":
         return OWN
     if row[ORIGIN] == "greedy" or reply.mean_logprob < -UNLIKELY * math.log(vocab_size):
         return FOREIGN

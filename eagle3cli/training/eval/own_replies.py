@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,10 @@ from eagle3cli.runtime.stop import Stop
 from eagle3cli.settings.tables import Settings
 
 BATCH = 8
+CONTEXT = 3
+"""Tokens behind which a token that followed them before says nothing new: whoever wrote them, the target repeats it."""
+FEWEST_NEW = 16
+"""A reply that says little new is judged as if it said so much: one token alone condemns none."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,9 @@ class JudgedReply:
     mean_logprob: float
     """Mean log-probability of a token, in nats."""
     tokens: int
+    own_share: float
+    """1 less the share of tokens that neither are nor nearly are its most likely ones, of those that say something new:
+    a text that goes round or copies its prompt agrees with the target, whoever began it."""
 
 
 @torch.no_grad()
@@ -56,8 +64,28 @@ def judge_replies(settings: Settings, config: DraftConfig, report: Reporter, sto
                     bar.advance(len(source.batch(left[at : at + BATCH]).rows))
         finally:
             meter.save()
-    return {
-        rows[row].id: JudgedReply(best / tokens, logprob / tokens, int(tokens))
-        for row, (tokens, best, logprob, *_) in enumerate(meter.totals().tolist())
-        if tokens
-    }
+    judged = {}
+    for number, (tokens, best, logprob, _, ties) in enumerate(meter.totals().tolist()):
+        if not tokens:
+            continue
+        row = rows[number]
+        new = max(new_tokens(row.token_ids.tolist(), row.loss_mask.tolist()), min(FEWEST_NEW, int(tokens)))
+        own_share = max(0.0, 1 - (tokens - best - ties) / new)
+        judged[row.id] = JudgedReply(best / tokens, logprob / tokens, int(tokens), own_share)
+    return judged
+
+
+def new_tokens(token_ids: Sequence[int], loss_mask: Sequence[int]) -> int:
+    """Judged tokens of a row that do not merely follow :data:`CONTEXT` tokens as they did before, prompt included.
+
+    >>> new_tokens([7, 1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 5], [0] + [1] * 12)
+    7
+    """
+    seen = set()
+    count = 0
+    for at in range(len(token_ids)):
+        piece = tuple(token_ids[max(0, at - CONTEXT) : at + 1])
+        if at and loss_mask[at] and loss_mask[at - 1] and piece not in seen:
+            count += 1
+        seen.add(piece)
+    return count
