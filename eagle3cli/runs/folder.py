@@ -25,11 +25,11 @@ LOG = "log.txt"
 REPORT = "report.html"
 
 METADATA_TYPES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("total_steps", "steps_per_epoch", "processes", "draft_weights"), int),
+    **dict.fromkeys(("total_steps", "steps_per_epoch", "processes", "target_processes", "draft_weights"), int),
     "budget_seconds": (int, float),
     "data": dict,
     **dict.fromkeys(("samples", "sessions"), list),
-    **dict.fromkeys(("decoded", "machine", "on_policy"), dict),
+    **dict.fromkeys(("decoded", "machine", "on_policy", "split"), dict),
     "command": str,
     **dict.fromkeys(("eagle3", "python", "torch", "transformers", "device", "device_name"), str),
 }

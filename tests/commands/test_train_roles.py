@@ -44,20 +44,23 @@ def test_one_rank_of_each_role_gives_what_one_process_gives(
 
 
 @pytest.mark.slow
-def test_any_split_gives_what_the_draft_ranks_give_beside_the_target(place: Path, run_cli: RunCli) -> None:
+@pytest.mark.parametrize(
+    ("drafts", "split"),
+    [
+        (1, ("--gpus", 3, "--target-gpus", 2, "--tp-size", 2)),
+        (2, ("--gpus", 3, "--target-gpus", 1)),
+        (2, ("--gpus", 4, "--target-gpus", 2)),
+        (2, ("--gpus", 4, "--target-gpus", 2, "--draft-sharding", "fsdp", "--draft-micro-batch-size", 1)),
+    ],
+)
+def test_any_split_gives_what_the_draft_ranks_give_beside_the_target(
+    place: Path, run_cli: RunCli, drafts: int, split: tuple[object, ...]
+) -> None:
     words = ("train", *STEPS, *CALM, "--json")
-    trained(run_cli(*words, "--output-dir", "1"))
-    trained(run_cli(*words, "--output-dir", "2", "--gpus", 2, process=True))
-    for drafts, split in (
-        ("1", ("--gpus", 3, "--target-gpus", 2, "--tp-size", 2)),
-        ("2", ("--gpus", 3, "--target-gpus", 1)),
-        ("2", ("--gpus", 4, "--target-gpus", 2)),
-        ("2", ("--gpus", 4, "--target-gpus", 2, "--draft-sharding", "fsdp", "--draft-micro-batch-size", 1)),
-    ):
-        name = " ".join(map(str, split))
-        trained(run_cli(*words, *split, "--output-dir", name, process=True))
-        assert losses(place / drafts) == pytest.approx(losses(place / name), rel=1e-6)
-        assert_same_course(place / drafts, place / name)
+    trained(run_cli(*words, "--output-dir", "beside", "--gpus", drafts, process=True))
+    trained(run_cli(*words, *split, "--output-dir", "apart", process=True))
+    assert losses(place / "beside") == pytest.approx(losses(place / "apart"), rel=1e-6)
+    assert_same_course(place / "beside", place / "apart")
 
 
 @pytest.mark.slow
