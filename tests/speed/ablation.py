@@ -66,12 +66,12 @@ def run(a: argparse.Namespace, name: str, words: list[str], seed: int) -> dict[s
     """Train one variant, unless that is done, and read its history."""
     folder = a.output / f"{name}-{seed}"
     steps = a.steps * 8 // load([find_recipe("quickstart")], words).settings.train.batch_size
-    settings = ("train.time_budget=", "launch.gpus=", "train.mode=offline", "train.num_epochs=1")
-    settings += (f"train.total_steps={steps}", f"train.eval_interval={steps}", f"train.eval_rows={a.eval_rows}")
+    settings = ["train.time_budget=1000h", "launch.gpus=1", "train.mode=offline", "train.num_epochs=1"]
+    settings += [f"train.total_steps={steps}", f"train.eval_interval={steps}", f"train.eval_rows={a.eval_rows}"]
     assignments = [part for word in (*settings, *words) for part in ("--set", word)]
     stores = ("--train-hidden-states-path", a.store, "--eval-hidden-states-path", a.eval_store)
-    line = ("train", "--config", find_recipe("quickstart"), "--target-model-path", a.target, *stores, *assignments)
-    line += ("--seed", seed, "--threads", 1, "--output-dir", folder)
+    line = ["train", "--config", find_recipe("quickstart"), "--target-model-path", a.target, *stores, *assignments]
+    line += ["--seed", seed, "--threads", 1, "--output-dir", folder]
     subprocess.run([sys.executable, "-m", "eagle3cli", *map(str, line)], stdout=sys.stderr, check=True)
     events = [json.loads(event) for event in (folder / "metrics.jsonl").read_text().splitlines()]
     trained = [event for event in events if event["event"] == "step"]
