@@ -53,12 +53,13 @@ def served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
     if reply is None and not wrote_block:
         reply = _generated_reply(prompt, probe.messages[last], whole[start:end], continues)
     if reply is None:
-        if not whole.startswith(without_opening(prompt)):
+        ends = [end for _, end in (*spans.replies.values(), *spans.others.values()) if end <= start]
+        header = without_opening(probe.form.header).strip()
+        if not whole.startswith(without_opening(prompt)) and header not in whole[max(ends, default=0) : start]:
             raise DataError(f"message {last + 1}: the chat template writes another header than a server would")
         spans.replies[last] = (start, end)
         return whole, spans.checked()
-    header = probe.form.header.strip()
-    if probe.messages[last - 1]["role"] == "assistant" and not prompt.rstrip().endswith(header):
+    if probe.messages[last - 1]["role"] == "assistant" and not prompt.rstrip().endswith(probe.form.header.strip()):
         raise DataError(f"message {last + 1}: a server's prompt asks for no second reply in a row")
     known = {*spans.replies, *spans.problems}  # of the others the template's blocks say that nobody trains them
     spans = _find_spans(before, prompt).checked()

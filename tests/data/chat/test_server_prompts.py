@@ -341,3 +341,12 @@ def test_history_that_lacks_the_empty_block_of_a_prompt() -> None:
     text = agreed(coder, [*THOUGHT, second, *QUESTION, last], *TOOLS)
     assert "<|bot|>«a1<|bot_end|>»<|bot|>«a2<|bot_end|>»" in text
     assert "<|bot|><think></think>«{" in text
+
+
+def test_an_earlier_reply_of_the_turn_that_a_prompt_shows_with_a_block() -> None:
+    """The prompt for a second one has it, history does not; neither says that the second has another header."""
+    block = "{% if loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    template = by_role("<|bot|><think>\n\n", user=USER, assistant="<|bot|>" + block + "CONTENT<|bot_end|>")
+    assert agreed(coder_of(template), IN_A_ROW).endswith(
+        "<|bot|>«a1<|bot_end|>»<|bot|><think>\n\n</think>\n\n«a2<|bot_end|>»"
+    )
