@@ -90,7 +90,8 @@ class Watchdog:
         return self.latest[rank][0].place
 
     def _run(self) -> None:
-        while not self.ended.wait(min(PAUSE, self.timeout / 10)):
+        # At once for the first time: of a rank that never said anything nobody can say that it is late.
+        while not self.ended.wait(min(PAUSE, self.timeout / 10) if self.own.alive else 0):
             if not self.look():
                 return
 
