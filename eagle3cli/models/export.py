@@ -30,8 +30,8 @@ from eagle3cli.models.engines import (
     target_class,
     unread_window,
 )
-from eagle3cli.models.gguf_draft import file_name, read_draft, write_draft
-from eagle3cli.models.gguf_file import OUTTYPES, Field, Outtype
+from eagle3cli.models.gguf.draft import file_name, read_draft, write_draft
+from eagle3cli.models.gguf.file import OUTTYPES, Field, Outtype
 from eagle3cli.models.speculators import Verifier
 
 ROWS = 256

@@ -20,8 +20,8 @@ from eagle3cli.models.contract import Layout
 from eagle3cli.models.engines import ENGINES
 from eagle3cli.models.export import Exported, export_draft
 from eagle3cli.models.folders import check_made_for, find_draft
-from eagle3cli.models.gguf_draft import file_name
-from eagle3cli.models.gguf_file import OUTTYPES, Field, Outtype, require_gguf
+from eagle3cli.models.gguf.draft import file_name
+from eagle3cli.models.gguf.file import OUTTYPES, Field, Outtype, require_gguf
 from eagle3cli.models.serve import Served, check_served, engines_of, serve
 from eagle3cli.models.speculators import Verifier, verifier_of
 from eagle3cli.runtime.files import is_filled_so, refuse_existing, write_folder, write_text

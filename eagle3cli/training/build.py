@@ -28,14 +28,14 @@ from eagle3cli.training.checkpoint.save import Saver
 from eagle3cli.training.checkpoint.state import TrainState
 from eagle3cli.training.context import check_context, context_group
 from eagle3cli.training.fingerprint import go_on, run_fingerprint, run_identity
-from eagle3cli.training.initialise import initialise
+from eagle3cli.training.initial.initialise import initialise
+from eagle3cli.training.initial.sample import gather_sample
 from eagle3cli.training.inputs import Inputs, TargetShare, from_target_ranks, offline, online
 from eagle3cli.training.metrics import Metrics
 from eagle3cli.training.on_policy import put_meters
 from eagle3cli.training.optim.optimizer import Optimizer
 from eagle3cli.training.optim.schedule import Schedule, total_steps
 from eagle3cli.training.parallel import Parallel, parallelize
-from eagle3cli.training.sample import gather_sample
 from eagle3cli.training.timers import Timers
 from eagle3cli.training.trainer import Trainer
 from eagle3cli.training.ttt.flex_attention import attend_flex, attention_for

@@ -24,8 +24,8 @@ from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import rope_frequencies
 from eagle3cli.models.engines import target_class
 from eagle3cli.models.files import open_safetensors
-from eagle3cli.models.gguf_draft import FREQUENCIES, pairs
-from eagle3cli.models.gguf_file import Entry, Field, Outtype, require_gguf, write_gguf
+from eagle3cli.models.gguf.draft import FREQUENCIES, pairs
+from eagle3cli.models.gguf.file import Entry, Field, Outtype, require_gguf, write_gguf
 from eagle3cli.models.rope import read_rope
 from eagle3cli.runtime.files import read_json, write_folder, write_json
 from eagle3cli.runtime.report import Reporter

@@ -9,7 +9,7 @@ from typing import Any
 from eagle3cli.backends.target.gguf import find_gguf
 from eagle3cli.data.chat.tokenizer import configured_eos_ids, load_tokenizer
 from eagle3cli.errors import ModelError
-from eagle3cli.models.gguf_file import Field, fields_of
+from eagle3cli.models.gguf.file import Field, fields_of
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """llama.cpp's kinds of tokens."""

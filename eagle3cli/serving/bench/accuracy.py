@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 from eagle3cli.serving.bench.benchmarks import Check
-from eagle3cli.serving.bench.sandbox import passes
+from eagle3cli.serving.bench.sandbox.run import passes
 from eagle3cli.serving.reasoning import without_reasoning
 
 NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")

@@ -8,7 +8,7 @@ from pathlib import Path
 from eagle3cli.backends.target.gguf import local_folder
 from eagle3cli.backends.target.gguf_files import target_gguf
 from eagle3cli.models.folders import find_draft, gguf_draft
-from eagle3cli.models.gguf_file import Outtype, require_gguf
+from eagle3cli.models.gguf.file import Outtype, require_gguf
 from eagle3cli.runtime.files import write_folder
 from eagle3cli.runtime.provenance import digest_file
 from eagle3cli.runtime.report import Reporter

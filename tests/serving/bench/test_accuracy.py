@@ -11,7 +11,7 @@ from eagle3cli.data.sources.lines import read_jsonl
 from eagle3cli.serving.bench.accuracy import boxed, choice, is_right, last_number, program
 from eagle3cli.serving.bench.benchmarks import Check
 from eagle3cli.serving.bench.questions import question_of
-from eagle3cli.serving.bench.sandbox import passes
+from eagle3cli.serving.bench.sandbox.run import passes
 
 
 @pytest.mark.parametrize(

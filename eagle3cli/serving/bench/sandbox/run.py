@@ -14,7 +14,7 @@ import sys
 import tempfile
 from contextlib import suppress
 
-from eagle3cli.serving.bench import sandboxed
+from eagle3cli.serving.bench.sandbox import sandboxed
 
 SECONDS = 10.0
 """Wall-clock seconds a program may take; its processor time is limited, too."""

@@ -3,8 +3,8 @@
 Rows of a sample give, for each position p of a reply, the auxiliary states at p, the embedding of ``x_{p+1}``, and the
 target's last hidden state at p+1, which is what the draft should produce. In closed form:
 
-1. the heads of one key/value group look back (``training.look_back``): they read what followed the newest token when it
-   stood earlier in the sequence, as an induction head does;
+1. the heads of one key/value group look back (``training.initial.look_back``): they read what followed the newest
+   token when it stood earlier in the sequence, as an induction head does;
 2. ridge regression from [aux ; embedding ; what was found back there] to that state: the aux part becomes ``fc``;
 3. the embedding part, of limited rank, goes through v and o of the other heads, whose q and k make a row attend to
    itself (a fresh attention would average the newest token over all keys), and so do the looking heads' findings;
@@ -26,9 +26,9 @@ from torch.nn import functional as F
 
 from eagle3cli.backends.target.logits import Head
 from eagle3cli.models.draft import Draft, causal_attention
-from eagle3cli.training.look_back import SHRINK, look_back, visible
-from eagle3cli.training.sample import Sample
-from eagle3cli.training.solve import Whitening, ridge
+from eagle3cli.training.initial.look_back import SHRINK, look_back, visible
+from eagle3cli.training.initial.sample import Sample
+from eagle3cli.training.initial.solve import Whitening, ridge
 
 SELF_SCORE = 40.0
 """Attention score of a row's own key at the start; other keys score near zero."""

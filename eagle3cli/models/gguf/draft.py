@@ -19,7 +19,7 @@ from eagle3cli.errors import ModelError
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.contract import EMBEDDING, has_full_vocab
 from eagle3cli.models.draft import rope_frequencies
-from eagle3cli.models.gguf_file import Entry, Field, Outtype, decoded, encoded, kind_of, read_gguf, write_gguf
+from eagle3cli.models.gguf.file import Entry, Field, Outtype, decoded, encoded, kind_of, read_gguf, write_gguf
 
 ARCHITECTURE = "eagle3"
 ROTATED = ("blk.0.attn_q.weight", "blk.0.attn_k.weight")

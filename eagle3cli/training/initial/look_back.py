@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from eagle3cli.models.draft import Draft, rotate
-from eagle3cli.training.sample import Sample
-from eagle3cli.training.solve import Equations, Whitening
+from eagle3cli.training.initial.sample import Sample
+from eagle3cli.training.initial.solve import Equations, Whitening
 
 SCORE = 18.0
 """Attention score of a key of the token that is looked for; other keys score near zero."""

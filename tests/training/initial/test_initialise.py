@@ -16,9 +16,9 @@ from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
-from eagle3cli.training.initialise import initialise
-from eagle3cli.training.sample import gather_sample
-from eagle3cli.training.solve import ridge
+from eagle3cli.training.initial.initialise import initialise
+from eagle3cli.training.initial.sample import gather_sample
+from eagle3cli.training.initial.solve import ridge
 from eagle3cli.training.ttt.loss import LossWeights, Teacher, ttt_loss
 from eagle3cli.training.ttt.unroll import plan_positions, unroll
 

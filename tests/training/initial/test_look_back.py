@@ -9,9 +9,9 @@ import torch
 from eagle3cli.backends.target.logits import Head
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
-from eagle3cli.training.initialise import initialise
-from eagle3cli.training.look_back import look_back
-from eagle3cli.training.sample import Sample
+from eagle3cli.training.initial.initialise import initialise
+from eagle3cli.training.initial.look_back import look_back
+from eagle3cli.training.initial.sample import Sample
 
 HIDDEN = 64
 TOKENS = 48

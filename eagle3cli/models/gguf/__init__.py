@@ -1,0 +1,1 @@
+"""A draft as llama.cpp's GGUF."""
