@@ -15,14 +15,23 @@ from eagle3cli.settings.tables import Settings
 
 @contextmanager
 def planned_target(settings: Settings) -> Iterator[Settings]:
-    """As :func:`with_local_target` within the block, for a plan: nothing is converted, and no hub is asked.
+    """As :func:`with_local_target` within the block, for a plan: nothing is converted or merged, and no hub is asked.
 
-    A .gguf file that is not converted yet stands as a folder with its config alone.
+    A .gguf file that is not converted yet stands as a folder with its config alone, and a target whose adapter is not
+    merged yet as it is without.
     """
     from eagle3cli.backends.target.gguf import existing_conversion, gguf_config
 
-    model_path = settings.target.model_path
-    path = existing_conversion(model_path, settings.data.cache_dir / "models")
+    target = settings.target
+    model_path = target.model_path
+    parent = settings.data.cache_dir / "models"
+    path = existing_conversion(model_path, parent)
+    if path is not None and target.adapter is not None:
+        from eagle3cli.backends.target.adapter import existing_merge
+
+        if merged := existing_merge(path, target.adapter, parent, target.revision):
+            path = merged
+            settings = settings.updated("target", adapter=None)
     with TemporaryDirectory(prefix="eagle3-") as folder:
         if path is None:
             gguf_config(model_path).save_pretrained(folder)

@@ -93,14 +93,14 @@ class DraftSettings(Table):
     )
     window: int | None = option(
         None,
-        "Newest tokens that the draft attends to, its own included (sliding window); default: as the draft config "
+        "Sliding window: the draft attends to so many newest tokens, its own included; default: as the draft config "
         "says, auto: all.",
         "--draft-window",
         ge=1,
     )
     sinks: int | None = option(
         None,
-        "First tokens of a text that it attends to besides its window (sink tokens); no server reads them.",
+        "Attention sinks: first tokens of a text that it sees besides its window; no server reads them.",
         "--draft-sinks",
         ge=0,
     )

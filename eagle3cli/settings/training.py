@@ -43,12 +43,12 @@ class TrainSettings(Table):
     )
     echo_factor: int = option(
         1,
-        "Online: steps that are trained on each batch of states that the target has made (data echoing); an epoch has "
-        "as many more steps.",
+        "Online: train so many steps on each batch of the target's states (data echoing); an epoch has so many "
+        "times the steps.",
         ge=1,
     )
     echo_buffer: int = option(
-        64, "Batches whose states are kept in memory for that: all are trained on once, then all again.", ge=1
+        64, "Batches whose states --echo-factor keeps in memory: all are trained on once, then all again.", ge=1
     )
     max_tokens_per_gpu: int | None = option(
         None,
@@ -107,7 +107,7 @@ class TrainSettings(Table):
         "--draft-sharding",
     )
     context_parallel: int = option(
-        1, "Deal the positions of each sequence to so many processes: for rows too long for one (offline).", ge=1
+        1, "Offline: split each sequence over so many processes, for rows too long for one (context parallel).", ge=1
     )
     seed: int = option(0, "Seed of initial weights and data order.")
     save_interval: int = option(1000, "Steps between checkpoints.", ge=1)

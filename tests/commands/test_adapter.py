@@ -99,3 +99,18 @@ def test_a_plan_merges_nothing(run_cli: RunCli, tmp_path: Path, tiny: Path, adap
     ran = run_cli("train", *words, "--dry-run")
     assert ran.code == 0, ran.err
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.slow
+def test_a_plan_knows_what_was_made_with_the_adapter(
+    run_cli: RunCli, tmp_path: Path, tiny: Path, adapter: Path
+) -> None:
+    (tmp_path / "train.jsonl").write_text(conversations(14, 0))
+    (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
+    (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
+    words = ("train", "--target-adapter", adapter)
+    trained(run_cli(*words, "--json"))
+    planned = run_cli(*words, "--dry-run")
+    assert planned.code == 0, planned.err
+    without = run_cli("train", "--dry-run")
+    assert (without.code, "target.model_path" in without.err) == (2, True), without.err

@@ -10,6 +10,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,8 @@ def merged_folder(model_path: str, adapter: Path, parent: Path, report: Reporter
     if raw.get("quantization_config") or text_part(raw).get("quantization_config"):
         what = "its target's weights are quantised, and LoRA's sum is not: it would be another model"
         raise ModelError(what, where=str(adapter), fix="merge it into the unquantised target, and quantise the result")
-    key = digest_json([fingerprint(model_path, revision=revision), digest])
     name = Path(model_path).name
-    folder = parent / f"{name}+{adapter.resolve().name}-{key[:8]}"
+    folder = _place(model_path, config, parent, revision)
     if (folder / "config.json").is_file():
         return str(folder)
     remove_leftovers(parent)
@@ -80,6 +80,19 @@ def merged_folder(model_path: str, adapter: Path, parent: Path, report: Reporter
     mark = {"base_model": model_path if not Path(model_path).exists() else name, "adapter": adapter.resolve().name}
     write_folder(folder, lambda temporary: merge.write(temporary, {**mark, "sha256": digest}))
     return str(folder)
+
+
+def existing_merge(model_path: str, adapter: Path, parent: Path, revision: str | None = None) -> str | None:
+    """The folder that :func:`merged_folder` has written before; None where it would have to merge first."""
+    with suppress(Eagle3Error):
+        folder = _place(model_path, read_adapter_config(adapter), parent, revision)
+        return str(folder) if (folder / "config.json").is_file() else None
+    return None
+
+
+def _place(model_path: str, config: AdapterConfig, parent: Path, revision: str | None) -> Path:
+    key = digest_json([fingerprint(model_path, revision=revision), config.digest()])
+    return parent / f"{Path(model_path).name}+{config.folder.resolve().name}-{key[:8]}"
 
 
 def adapter_of(config: Mapping[str, Any] | None) -> tuple[str, str] | None:

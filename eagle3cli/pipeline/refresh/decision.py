@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from eagle3cli.settings.refresh import RefreshSettings
@@ -41,11 +41,25 @@ def why_not(acceptance: Acceptance, options: RefreshSettings) -> str:
         return f"acceptance on the logs' held-out rows changed by {gain:+.1%}; {options.least_gain:+.1%} is asked for"
     for name in (OLD, EARLIER):
         if name in acceptance:
-            reference = acceptance[name].get("best", acceptance[name]["before"])
+            before = acceptance[name]["before"]
+            reference = acceptance[name].get("best", before)
             loss = 1 - acceptance[name]["after"] / reference
             if loss > options.tolerance:
-                return f"acceptance on the {name} data fell by {loss:.1%}; {options.tolerance:.1%} is tolerated"
+                below = "" if reference == before else f" below the {reference:g} of an earlier version"
+                return f"acceptance on the {name} data fell by {loss:.1%}{below}; {options.tolerance:.1%} is tolerated"
     return ""
+
+
+def choice(tried: Sequence[float], *, promoted: bool) -> str:
+    """What is said of a decision between several drafts, by the shares of the way that were measured; empty for one."""
+    if len(tried) < 2:
+        return ""
+    if promoted:
+        return (
+            f", {tried[-1]:.0%} of the way to the trained draft; the held-out rows chose it out of {len(tried)} "
+            "drafts, so its numbers are a little too good"
+        )
+    return f" (nor will a draft do that is {', '.join(f'{share:.0%}' for share in tried[1:])} of the way to it)"
 
 
 def best_before(entries: list[dict[str, Any]], ancestors: list[int], k: int, before: float) -> float:

@@ -33,7 +33,10 @@ MOST_ROWS = 20_000
 """Rows of the old training data that are kept for rehearsal."""
 TABLES = ("target", "data", "cache", "regenerate", "hidden_states", "train")
 """Tables of the earlier run that a refresh goes on with, where nothing else is said."""
-LEFT_OUT = ("overwrite", "recorded", "retry_errors", "sample_range", "input_path", "total_steps", "time_budget")
+LEFT_OUT = (
+    *("overwrite", "recorded", "retry_errors", "sample_range", "input_path", "total_steps", "time_budget"),
+    *("echo_factor", "echo_buffer"),
+)
 
 
 @dataclass(frozen=True)

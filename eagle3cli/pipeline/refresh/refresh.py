@@ -22,6 +22,7 @@ from eagle3cli.pipeline.refresh.decision import (
     TRAFFIC,
     Acceptance,
     best_before,
+    choice,
     furthest,
     why_foreign,
     why_not,
@@ -120,8 +121,10 @@ class _Refresh:
         self.stop.check(f"the work so far is in {self.folder}")
         trained = work.train(train, self._rehearsed(train, rows))
         self.stop.check(f"the work so far is in {self.folder}")
-        share, acceptance = furthest(self._measures(work, trained, held_out), options)
+        tried: dict[float, Acceptance] = {}
+        share, acceptance = furthest(self._measures(work, trained, held_out, tried), options)
         entry |= {"k": self.settings.run.k, "share": share, "acceptance": acceptance}
+        entry |= {"tried": {f"{part:g}": measured for part, measured in tried.items()}}
         reason = why_not(acceptance, options)
         candidate = work.path("draft")
         files = {TRAIN: train, EVAL: held_out} if not reason else {}
@@ -193,8 +196,11 @@ class _Refresh:
             file.writelines(raw.rstrip(b"\r\n") + b"\n" for raw in rehearsed)
         return path
 
-    def _measures(self, work: Work, trained: Path, held_out: Path) -> Callable[[float], Acceptance]:
-        """Writes the draft at a share of the way to the trained one, and measures it beside the served one."""
+    def _measures(
+        self, work: Work, trained: Path, held_out: Path, tried: dict[float, Acceptance]
+    ) -> Callable[[float], Acceptance]:
+        """Writes the draft at a share of the way to the trained one, and measures it beside the served one; ``tried``
+        gets what was measured."""
         sets = self._held_out_sets(held_out)
         before = self._acceptance(work, self.served, sets, "before")
         best = best_before(self.versions.entries(), self.ancestors, self.settings.run.k, before[OLD])
@@ -204,6 +210,7 @@ class _Refresh:
             after = self._acceptance(work, candidate, sets, "after" if share == 1 else f"after {share:.0%} of the way")
             acceptance = {name: {"before": before[name], "after": after[name]} for name in sets}
             acceptance[OLD]["best"] = best
+            tried[share] = acceptance
             return acceptance
 
         return measure
@@ -237,7 +244,7 @@ class _Refresh:
         gone = self.versions.prune(self.settings.refresh.keep_versions) if candidate is not None else []
         if gone:
             self.out.info(f"removed versions {', '.join(map(str, gone))} (--keep-versions)")
-        part = f", {entry['share']:.0%} of the way to the trained draft" if entry.get("share", 1) < 1 else ""
-        state = f"version {self.version} is served{part}" if candidate is not None else f"not promoted: {reason}"
+        state = f"version {self.version} is served" if candidate is not None else f"not promoted: {reason}"
+        state += choice([float(part) for part in entry.get("tried", ())], promoted=candidate is not None)
         errors = self.versions.data(self.version) / ERRORS
         return Refreshed(entry, state, entry["rows"], errors, self.settings.target.model_path)

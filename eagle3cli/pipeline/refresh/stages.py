@@ -81,14 +81,16 @@ class Work:
         if train.mode == "offline" or self.states_fit(list(passes)):
             stores = [store for part, times in passes.items() for store in [self._states(part)] * times]
             settings = self.rows_settings(rows).updated("data", train_hidden_states_path=tuple(stores))
-            settings = settings.updated("train", mode="offline")
+            mode = "offline"
         else:
             mixed = self.path("mixed.jsonl")
             with writing(mixed, "wb") as file:
                 for part, times in passes.items():
                     file.write(part.read_bytes() * times)
             settings = self.rows_settings(mixed)
+            mode = "online"
         settings = settings.updated("draft", init="draft", path=str(self.served))
+        settings = in_these_processes(settings.updated("train", mode=mode, echo_factor=1))  # the passes are counted
         settings = settings.updated(
             "train",
             output_dir=self.path("train"),
@@ -183,3 +185,17 @@ class Work:
         evaluate(settings, self.out)
         lengths: Any = self.out.data["acceptance_length"]
         return float(lengths[k])
+
+
+def in_these_processes(settings: Settings) -> Settings:
+    """The settings without what an earlier run, or a settings file, says of more processes than ``launch.gpus`` starts,
+    or of the other mode."""
+    from eagle3cli.runtime.processes.launch import processes
+
+    count = processes(settings.launch.gpus, settings.target.device)
+    train = settings.train
+    if train.mode != "offline" or count % train.context_parallel:
+        settings = settings.updated("train", context_parallel=1)
+    if train.mode == "offline" or count <= settings.launch.targets:
+        settings = settings.updated("launch", target_gpus=None, transfer_encoding="exact")
+    return settings

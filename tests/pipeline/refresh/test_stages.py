@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.pipeline.refresh import stages
 from eagle3cli.pipeline.refresh.stages import Work
 from eagle3cli.pipeline.stages import StageOut
+from eagle3cli.runtime.processes.job import check_roles
 from eagle3cli.settings.tables import Settings
+from eagle3cli.training.context import check_context
 from tests.tiny import TEXT
 
 
@@ -65,3 +68,27 @@ def test_states_wait_on_disk_where_they_save_passes_and_find_room(
     work = work_of(tiny, tmp_path, **options)
     monkeypatch.setattr(stages, "free_bytes", lambda folder: free)
     assert work.states_fit([rows, rows]) is fits
+
+
+@pytest.mark.parametrize("gpus", [None, "2"])
+@pytest.mark.parametrize("room", [True, False])
+def test_what_the_earlier_run_had_of_processes_and_echoes_does_not_stop_a_refresh(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool, gpus: str | None
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"id": "a"}\n')
+    work = work_of(tiny, tmp_path)
+    settings = work.settings.updated("train", echo_factor=2, echo_buffer=8, context_parallel=2)
+    settings = settings.updated("launch", gpus=gpus, target_gpus=3, transfer_encoding="int8")
+    settings = settings.updated("target", device="cpu")
+    work = replace(work, settings=settings)
+    asked: dict[str, Settings] = {}
+    monkeypatch.setattr(stages, "run_command", lambda name: lambda settings, out: asked.update({name: settings}))
+    monkeypatch.setattr(Work, "states_fit", lambda self, parts: room)
+    work.train(rows, rows)
+    settings = Settings.model_validate(asked["train"].model_dump(mode="json", exclude_unset=True))  # as ranks read it
+    assert settings.train.mode == ("offline" if room else "online")
+    assert settings.train.echo_factor == 1
+    assert settings.train.context_parallel == (2 if room and gpus == "2" else 1)
+    check_context(settings.train, int(gpus or 1))
+    check_roles(settings, int(gpus or 1))
