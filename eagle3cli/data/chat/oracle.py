@@ -122,10 +122,14 @@ def _rewritten(talk: Talk, context: Talk, reasoning: str, truth: Truth, stop: st
     closing = _end_of_block(begun[0].strip()) if begun else "</think>"
     begins = begun is not None and content.lstrip().startswith((begun[0].strip(), closing))
     if opened and not reasoning and not begins:  # the target would have reasoned: the row is as the template shows it
+        silent = not talk.messages[last]["content"] and not talk.messages[last].get("tool_calls")
+        if silent and not talk.text.startswith(talk.slot(last).lead):
+            raise Unknown(f"message {last + 1}: it says nothing, and the template leaves out what it has before others")
         past = [_past(talk, i, cut) for i in replies]
         written = Written(last, start, _ends(truth.text, truth.optional), earliest)
         return replace(truth, replies=(*past, written), prompt=earliest)
     shown = truth.text[start:].removesuffix(stop)
+    shown = shown if opened else _without_block_of(prompt, shown)
     hidden = begins and closing in content and closing not in shown
     if _lost(reasoning, content, shown, opened) or hidden:
         inline = content.lstrip().removeprefix(begun[0].strip() if begun else "")
@@ -329,6 +333,15 @@ def _check_shown(talk: Talk, index: int) -> None:
     visible = CLOSING.split(content)[-1]
     if not shown.endswith((content, visible)):
         raise Unknown(f"message {index + 1}: the template rewrites the reply")
+
+
+def _without_block_of(prompt: str, shown: str) -> str:
+    """A reply without the empty block of reasoning at its start with which the server's prompt ends, too: a template
+    that shows it once, in either's white space, knows but one."""
+    block = EMPTY.match(shown)
+    tags = "".join(block[0].split()) if block else ""
+    is_shared = block and not tags.startswith("</") and "".join(prompt.split()).endswith(tags)
+    return shown[len(block[0].rstrip()) :] if block and is_shared else shown
 
 
 def _without_empty(text: str) -> str:

@@ -6,7 +6,7 @@ That is the template's whole rendering where it goes on from the server's prompt
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os.path import commonprefix
 from typing import Any
 
@@ -39,6 +39,8 @@ def served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
         if in_blocks:
             return whole, spans.checked()
         content = probe.messages[last]["content"]  # it says nothing, and the template leaves it out
+        if OPEN_BLOCK.search(prompt):
+            raise DataError(f"message {last + 1}: an empty reply behind a prompt that begins reasoning")
         spans = _find_spans(before, prompt).checked()
         spans.replies[last] = (len(prompt), len(prompt) + len(content))
         return prompt + content + probe.form.closing, spans
@@ -47,8 +49,9 @@ def served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
     continues = whole.startswith(prompt)
     start = _start_behind(prompt, whole, start, probe.form) if continues else start
     reply = _with_lost_reasoning(prompt, probe.messages[last], whole[:end]) if continues else None
-    if not continues and not OPEN_BLOCK.search(prompt) and (opening := OPEN_BLOCK.search(whole[:start])):
-        start = opening.start()  # outside of the template's generation block, but no server's
+    if not continues and not OPEN_BLOCK.search(prompt):
+        earlier = [span for i, span in (*spans.replies.items(), *spans.others.items()) if i != last]
+        start = _opening_before(whole, start, earlier)
     wrote_block = continues and start > len(prompt)  # the template, and an empty one of reasoning
     if reply is None and not wrote_block:
         reply = _generated_reply(prompt, probe.messages[last], whole[start:end], continues)
@@ -94,6 +97,14 @@ def _start_behind(prompt: str, whole: str, start: int, form: Format) -> int:
     if not form.header or start <= len(prompt):
         return max(start, len(prompt))
     return form.written_from(whole[:start], prompt)
+
+
+def _opening_before(whole: str, start: int, earlier: Sequence[Span]) -> int:
+    """Where a reply begins whose reasoning the template opens before its generation block, which no server's prompt
+    does; ``start`` where it opens none. With what one of the ``earlier`` messages ends it does not begin."""
+    opening = OPEN_BLOCK.search(whole[:start])
+    own = opening is not None and not any(opening.start() < end <= start for _, end in earlier)
+    return opening.start() if opening is not None and own else start
 
 
 def _find_spans(probe: Probe, text: str) -> MessageSpans:

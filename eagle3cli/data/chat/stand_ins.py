@@ -164,9 +164,10 @@ class Talk:
         behind = start + len(text)
         # Has the message a block itself? One that a prompt opened is in history the template's, who writes it anew.
         own = EMPTY.match(content) is not None and not self.upto(index, opened=True).opens_reasoning()
+        texts = (content, *(content[end.end() :].lstrip() for end in CLOSING.finditer(content)))
         shown = self.text[behind : slot.end].strip()
         if not self.text.startswith(text, start) or not (
-            message.get("tool_calls") or shown.startswith(content if own else (content, visible))
+            message.get("tool_calls") or shown.startswith(content if own else texts)
         ):
             if own or visible or self.text[start : slot.end].strip() != text.strip():
                 return start, start
