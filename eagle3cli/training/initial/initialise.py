@@ -25,10 +25,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eagle3cli.backends.target.logits import Head
-from eagle3cli.models.draft import Draft, causal_attention
-from eagle3cli.training.initial.look_back import SHRINK, look_back, visible
+from eagle3cli.models.draft import Draft
+from eagle3cli.training.initial.look_back import SHRINK, look_back
 from eagle3cli.training.initial.sample import Sample
 from eagle3cli.training.initial.solve import Whitening, ridge
+from eagle3cli.training.ttt.attention import QueryPositions, attend
 
 SELF_SCORE = 40.0
 """Attention score of a row's own key at the start; other keys score near zero."""
@@ -104,8 +105,9 @@ def _residual(draft: Draft, sample: Sample, token_NH: Tensor) -> Tensor:
         following_SH = F.pad(token_NH[begin + 1 : end], (0, 0, 0, 1))
         position_S = torch.arange(end - begin, device=hidden_SH.device)
         rope = draft.rope(position_S, hidden_SH.dtype)
-        seen_SS = visible(draft, position_S)
-        attended_SAD = causal_attention(layer.self_attn, following_SH, rope, seen_SS, layer.hidden_norm(hidden_SH))
+        read_SX = torch.cat((following_SH, layer.hidden_norm(hidden_SH)), 1)
+        queries = QueryPositions(position_S, (0, end - begin), window=draft.config.sliding)
+        attended_SAD = attend(*layer.self_attn.qkv(read_SX, rope), [], queries)
         residual_NH[begin:end] = hidden_SH + layer.self_attn.o_proj(attended_SAD.flatten(1))
     return residual_NH[sample.position_R]
 

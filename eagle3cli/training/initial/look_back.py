@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 
 from eagle3cli.models.draft import Draft, rotate
+from eagle3cli.models.window import Window
 from eagle3cli.training.initial.sample import Sample
 from eagle3cli.training.initial.solve import Equations, Whitening
+from eagle3cli.training.ttt.attention import QUERY_BLOCK
 
 SCORE = 18.0
 """Attention score of a key of the token that is looked for; other keys score near zero."""
@@ -105,7 +107,7 @@ def look_back(draft: Draft, sample: Sample, token_NH: Tensor) -> LookBack | None
     for begin, end in pairwise(sample.cu_seqlens):
         key_SD = _read(draft, sample, begin, end - 1) @ known_DC.T
         following = slice(begin + 1, end)
-        found_NH[begin : end - 1] = _attention(draft, channels_D, code_ND[following], key_SD) @ token_NH[following]
+        found_NH[begin : end - 1] = _found(draft, channels_D, code_ND[following], key_SD, token_NH[following])
     return LookBack(channels_D, code_DH, known_DC, found_NH[sample.position_R])
 
 
@@ -121,23 +123,22 @@ def _still_channels(draft: Draft, length: int) -> Tensor:
     return torch.cat((still, still + draft.config.head_dim // 2))
 
 
-def _attention(draft: Draft, channels_D: Tensor, query_SD: Tensor, key_SD: Tensor) -> Tensor:
-    """Attention of every position over those up to it, ``[S, S]``."""
+def _found(draft: Draft, channels_D: Tensor, query_SD: Tensor, key_SD: Tensor, value_SH: Tensor) -> Tensor:
+    """What every position finds at those up to it, or at its window of them, ``[S, H]``."""
     position_S = torch.arange(len(query_SD), device=query_SD.device)
     rope = draft.rope(position_S, query_SD.dtype)
     head = query_SD.new_zeros(2, len(query_SD), 1, draft.config.head_dim)
     head[0, :, 0, channels_D] = query_SD
     head[1, :, 0, channels_D] = key_SD
     query, key = (rotate(states, *rope)[:, 0] for states in head)
-    score_SS = query @ key.T * (SCORE / len(channels_D))
-    return score_SS.masked_fill(~visible(draft, position_S), float("-inf")).softmax(-1)
-
-
-def visible(draft: Draft, position_S: Tensor) -> Tensor:
-    """Which positions of a sequence each of them attends to, ``[S, S]`` bool: those up to it, or its window of them."""
-    window = draft.config.sliding
-    before_SS = position_S[:, None] >= position_S
-    return before_SS if window is None else window.shows(position_S[:, None], position_S)
+    window = draft.config.sliding or Window(len(query_SD))
+    found = []
+    # Some queries at a time: the scores of a long sequence are more than its states by far.
+    for query_QD, position_Q in zip(query.split(QUERY_BLOCK), position_S.split(QUERY_BLOCK), strict=True):
+        score_QS = query_QD @ key.T * (SCORE / len(channels_D))
+        seen_QS = window.shows(position_Q[:, None], position_S)
+        found.append(score_QS.masked_fill(~seen_QS, float("-inf")).softmax(-1) @ value_SH)
+    return torch.cat(found)
 
 
 def _least_read(draft: Draft, count: int) -> Tensor:

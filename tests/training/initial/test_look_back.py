@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
+import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eagle3cli.backends.target.logits import Head
 from eagle3cli.models.config import DraftConfig
@@ -12,6 +16,7 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.training.initial.initialise import initialise
 from eagle3cli.training.initial.look_back import look_back
 from eagle3cli.training.initial.sample import Sample
+from eagle3cli.training.ttt.attention import QUERY_BLOCK
 
 HIDDEN = 64
 TOKENS = 48
@@ -50,6 +55,46 @@ def test_the_heads_find_what_followed_the_newest_token() -> None:
     found_RV = torch.nn.functional.normalize(looking.found_RH, dim=1) @ embedding_VH.T
     followed = found_RV.argmax(1) == sample.token_N[sample.position_R + 2]
     assert followed.float().mean() > 0.9
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that some operation made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = out if isinstance(out, tuple | list) else [out]
+        self.elements = max([self.elements, *(x.numel() for x in tensors if isinstance(x, torch.Tensor))])
+        return out
+
+
+@pytest.mark.parametrize("window", [None, 700])
+def test_no_scores_of_a_long_sequence_exist_at_once(monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
+    """And in blocks they are what they are in one."""
+    torch.manual_seed(0)
+    embedding_VH = torch.randn(TOKENS, HIDDEN)
+    size = 2048
+    token_N = torch.randint(TOKENS, (size,))
+    position_R = torch.arange(size - 2)
+    aux_NC = torch.cat((embedding_VH[token_N], torch.randn(size, HIDDEN)), 1)
+    sample = Sample(token_N, aux_NC, (0, size), position_R, embedding_VH[token_N[2:]])
+    weights = []
+    for block in (QUERY_BLOCK, size):
+        monkeypatch.setattr("eagle3cli.training.initial.look_back.QUERY_BLOCK", block)
+        monkeypatch.setattr("eagle3cli.training.ttt.attention.QUERY_BLOCK", block)
+        draft = Draft(replace(config_of(), window=window))
+        draft.rotary.inv_freq.mul_(0.01)  # channels that hardly turn over so many tokens
+        with LargestTensor() as largest:
+            initialise(
+                draft, sample, embedding_VH=embedding_VH, head=Head(embedding_VH), final_norm_H=torch.ones(HIDDEN),
+                last_layer_mlp={},
+            )  # fmt: skip
+        assert (largest.elements < size**2 / 2) == (block == QUERY_BLOCK)
+        weights.append(draft.fc.weight.detach())
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
 
 
 def test_a_new_draft_copies_before_any_training() -> None:
