@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from eagle3cli.backends.target.positions import counts_positions
 from eagle3cli.backends.target.target import Tokens
 from eagle3cli.runtime.devices import to_device
 
@@ -51,12 +52,12 @@ def varlen_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each row, by torch's flash kernel; ``[1, N, A, D]`` as transformers expects.
 
-    Raises ImportError or TypeError with a torch that has no such kernel, NotImplementedError for caps and sinks.
+    Raises ImportError or TypeError with a torch that has no such kernel, NotImplementedError for caps, sinks and masks.
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    if softcap is not None or s_aux is not None:
-        raise NotImplementedError("soft-caps and sinks")
+    if softcap is not None or s_aux is not None or attention_mask is not None:
+        raise NotImplementedError("soft-caps, sinks and a mask that the model has made")
     query, key, value = (states[0].transpose(0, 1) for states in (query_1AND, key_1KND, value_1KND))
     # The kernel has one head size; latent attention has shorter values than keys.
     width = value.shape[-1]
@@ -97,11 +98,11 @@ def block_attention(
 
     A row with more keys than queries reads the first tokens of the pass before its own: what all rows begin with. As
     in transformers' own eager attention, scores are in the type of the states and their softmax is in fp32. Two
-    products and a softmax take a CPU half of the time of torch's flash kernel. Raises NotImplementedError for caps and
-    sinks.
+    products and a softmax take a CPU half of the time of torch's flash kernel. Raises NotImplementedError for caps,
+    sinks and masks.
     """
-    if softcap is not None or s_aux is not None:
-        raise NotImplementedError("soft-caps and sinks")
+    if softcap is not None or s_aux is not None or attention_mask is not None:
+        raise NotImplementedError("soft-caps, sinks and a mask that the model has made")
     query_AND, key_KND, value_KND = (states[0] for states in (query_1AND, key_1KND, value_1KND))
     heads, tokens, width = query_AND.shape
     factor = width**-0.5 if scaling is None else scaling
@@ -166,10 +167,12 @@ def packed_inputs(sequences: Sequence[Tokens], device: torch.device, shared: int
 
 def packed_kernels(model: PreTrainedModel, device: str) -> Iterator[str]:
     """Attention implementations that may run packed rows of ``model`` on a type of device; none where a layer sees less
-    than all tokens before it, or keeps more of them than keys and values."""
+    than all tokens before it, keeps more of them than keys and values, or counts them itself."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ("full_attention",))
     if kinds != {"full_attention"} or getattr(config, "sliding_window", None) is not None:
+        return
+    if counts_positions(model):
         return
     if device == "cpu":
         yield BLOCK_ATTENTION

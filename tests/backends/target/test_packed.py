@@ -108,6 +108,22 @@ def test_packed_rows_have_the_states_of_each_alone(tmp_path: Path, name: str, mo
     assert target.model.config._attn_implementation == before
 
 
+@pytest.mark.parametrize(
+    ("class_name", "own"),
+    [
+        ("DogeConfig", {"keep_window_size": 8}),  # each layer makes a mask of the keys that count most
+        ("Llama4TextConfig", {**FAMILIES["llama4"][1], "layer_types": ["full_attention"] * 8}),  # scales by place
+    ],
+)
+def test_what_four_tokens_do_not_show_is_not_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, class_name: str, own: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(FAMILIES, "other", (class_name, own))
+    target = loaded(family_target(tmp_path / "other", "other"))
+    assert target.packed is None
+    assert_states_of_each_alone(target, random_rows([20, 1, 33, 5]))
+
+
 def test_the_states_of_the_sixteen_rows_are_those_of_each_alone(tmp_path: Path) -> None:
     target = loaded(tiny_target(tmp_path / "llama", "llama"))
     assert_states_of_each_alone(target, random_rows([length // 4 for length in LENGTHS]))
