@@ -55,13 +55,13 @@ def run(settings: Settings, out: Out) -> int | None:
         report: Reporter = log if ranks.is_main else Silent()
         alone = ranks.world_size == 1 and ranks.job is None
         stop = stack.enter_context(catch_stop(report if alone else None, patient=not alone))
-        with training_explained(settings, ranks.world_size, lambda: "before the first step"):
+        with training_explained(settings, ranks.world_size, lambda: "before the first step", built=False):
             trainer = build(settings, report, ranks, partial(target_share, settings, ranks))
         if ranks.is_main:  # from here on there is a run: whatever refuses one has been asked
             stack.enter_context(running(trainer, settings, log, out))
         done_before = trainer.state.step
         with (
-            training_explained(settings, ranks.world_size, lambda: trainer.activity),
+            training_explained(settings, ranks.world_size, lambda: trainer.activity, built=True),
             target_ranks(trainer, stop, settings.target.tp_size),
         ):
             evaluation = trainer.train(stop)

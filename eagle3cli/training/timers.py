@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +10,7 @@ from typing import Any
 
 import torch
 
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]
+from eagle3cli.runtime.devices import peak_resident_bytes
 
 PARTS = ("target", "reading", "forward", "backward", "optimiser", "waiting", "communication")
 """The target's pass, or reading its states from disk; the draft's passes; its optimiser; waiting for other ranks, and
@@ -76,10 +72,7 @@ class Timers:
         """Bytes: the most that tensors took of the GPU, or this process of the machine's memory, so far."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        if resource is None:
-            return 0
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return peak_resident_bytes()
 
 
 def shares(parts: list[float], seconds: float) -> dict[str, float]:

@@ -113,7 +113,7 @@ def test_charts_for_papers(tmp_path: Path, run_cli: RunCli, monkeypatch: pytest.
         found = run_cli("report", "run", "--charts", "figures")
         assert found.code == 0, found.err
     files = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert len(files) == 24
+    assert len(files) == 26
     for name in files:
         data = (tmp_path / "figures" / name).read_bytes()
         if name.endswith(".png"):
@@ -125,7 +125,7 @@ def test_charts_for_papers(tmp_path: Path, run_cli: RunCli, monkeypatch: pytest.
     monkeypatch.setattr(plot, "can_plot", lambda: False)
     found = run_cli("report", "run", "--charts", "svg")
     assert "pip install 'eagle3[plot]'" in found.err
-    assert len(list((tmp_path / "svg").iterdir())) == 12
+    assert len(list((tmp_path / "svg").iterdir())) == 13
 
 
 def test_files_of_somebody_else_are_not_overwritten(tmp_path: Path, run_cli: RunCli) -> None:

@@ -49,15 +49,18 @@ def explained(
     raise explanation
 
 
-def training_explained(settings: Settings, world_size: int, place: Callable[[], str]) -> AbstractContextManager[None]:
-    """:func:`explained` for a training run of ``world_size`` processes."""
+def training_explained(
+    settings: Settings, world_size: int, place: Callable[[], str], *, built: bool
+) -> AbstractContextManager[None]:
+    """:func:`explained` for a training run of ``world_size`` processes; ``built``: its initial weights are there, so
+    what these took is no matter."""
 
     def advice() -> tuple[str, Forecast, str]:
         inputs = inspect_inputs(settings, planned_draft(settings))
-        memory = forecast(training_workload(settings, inputs, world_size))
+        memory = forecast(training_workload(settings, inputs, world_size, resumes=built))
         limit = round(CLEARLY_LESS * memory.peak_bytes)
         available = min(inputs.available or memory.peak_bytes, limit)
-        change = first_change(settings, inputs, world_size, available)
+        change = first_change(settings, inputs, world_size, available, resumes=built)
         fix = f"use {change}, {RESUME}" if change else "use a device with more memory, or more of them"
         return f"forecast for each process on {device_of(settings.target.device)}", memory, fix
 

@@ -117,7 +117,9 @@ def _merged(together: Settings, unchanged: Settings, changed: Settings) -> Setti
     return together
 
 
-def first_change(settings: Settings, inputs: RunInputs, world_size: int, available: int) -> str | None:
+def first_change(
+    settings: Settings, inputs: RunInputs, world_size: int, available: int, *, resumes: bool
+) -> str | None:
     """The flags of the first change that fits, else of the one to begin with; None where nothing helps."""
-    helpful = proposals(settings, inputs, world_size, available)
+    helpful = proposals(settings, inputs, world_size, available, resumes=resumes)
     return next((proposal.flags for proposal in helpful if proposal.fits), helpful[0].flags if helpful else None)
