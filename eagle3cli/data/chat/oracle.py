@@ -206,6 +206,8 @@ def _lost(reasoning: str, content: str, shown: str, opened: bool) -> bool:
     """Whether a template shows a reply without the reasoning that the target wrote: behind a prompt that opens a block
     of it, or in the content."""
     written = opened or "</think>" in content
+    if "</think>" in content and "</think>" not in shown:  # what the reply says may have the reasoning's words, too
+        shown = shown.replace(content.rpartition("</think>")[2].strip(), "", 1)
     return bool(written and reasoning and "".join(reasoning.split()) not in "".join(shown.split()))
 
 

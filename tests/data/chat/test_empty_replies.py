@@ -1,4 +1,4 @@
-"""Replies without text, and empty blocks of reasoning in a content: encoder and oracle, each by itself."""
+"""Replies without text, and reasoning in a content that a template leaves out or doubles: encoder and oracle apart."""
 
 from __future__ import annotations
 
@@ -65,3 +65,11 @@ def test_more_ends_of_reasoning_behind_a_block(rest: str, reasoning: str, follow
     coder = coder_of(by_role("<|bot|><think>\n", user=USER, assistant="<|bot|>" + text))
     row = agreed(coder, [*QUESTION, said(f"<think>{reasoning}</think>{rest}"), *follow])
     assert f"<|bot|><think></think>«{rest}<|bot_end|>»" in row
+
+
+@pytest.mark.parametrize("answer", ["a1", "so a1", "b1"])
+def test_lost_reasoning_in_the_words_of_the_answer(answer: str) -> None:
+    """The template cuts a content's reasoning off; the row has it, though the answer has the same words."""
+    text = "<|bot|>{{ m.content.split('</think>')[-1] }}<|bot_end|>"
+    row = agreed(coder_of(by_role("<|bot|>", user=USER, assistant=text)), [*QUESTION, said(f"a1</think>{answer}")])
+    assert row.endswith(f"<|bot|>«a1</think>{answer}<|bot_end|>»")
