@@ -12,9 +12,7 @@ from eagle3cli.training.forecast.phases import Forecast, Phase
 def forecast_target_rank(work: Workload) -> Forecast:
     """What a rank that holds the target alone takes, where a draft rank has this workload: one pass at a time, and
     the states of those before that wait to be fetched."""
-    padded = work.sequences * work.longest_sequence
-    if not work.cpu:
-        padded = min(padded, work.tokens + PASS_TOKENS)
+    padded = min(work.sequences * work.longest_sequence, work.tokens + PASS_TOKENS)  # as in target_pass_parts
     states = work.tokens * (work.draft.aux_width + work.target.hidden) * work.state_bytes
     standing = {
         "process": work.process_bytes,
