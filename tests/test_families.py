@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eagle3cli.models.checkpoint import check_folder
-from tests.commands.test_train import conversations
+from tests.commands.train.test_train import conversations
 from tests.conftest import RunCli
 from tests.families import family_target
 

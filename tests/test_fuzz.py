@@ -309,7 +309,7 @@ def test_vocabulary_files(data: st.DataObject, tmp_path_factory: pytest.TempPath
 def store_folder(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     """A small store of hidden states, as the command writes it."""
     from eagle3cli.cli.main import main
-    from tests.commands.test_train import conversations
+    from tests.commands.train.test_train import conversations
 
     place = tmp_path_factory.mktemp("store")
     (place / "train.jsonl").write_text(conversations(4, 0))

@@ -23,7 +23,7 @@ from eagle3cli.models.checkpoint import read_tensors
 from eagle3cli.models.config import FLAGS
 from eagle3cli.runtime import files
 from eagle3cli.runtime.files import refuse_existing, remove, write_folder, write_text
-from tests.commands.test_train import SETTINGS, conversations
+from tests.commands.train.test_train import SETTINGS, conversations
 from tests.conftest import ROOT, RunCli
 
 SECRETS = {

@@ -10,7 +10,7 @@ from eagle3cli.cli.command import fields_of
 from eagle3cli.cli.main import TABLE
 from eagle3cli.settings.groups import grouped
 from tests.conftest import RunCli
-from tests.documented import command
+from tests.examples.documented import command
 from tests.pseudo_terminal import STYLES, on_terminal
 
 COMMANDS = [spec.name for spec in TABLE if spec.name != "config"]

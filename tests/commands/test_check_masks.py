@@ -14,7 +14,7 @@ from eagle3cli.data.tokens import mask_check
 from eagle3cli.data.tokens.encode import Encoder
 from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.errors import DataError
-from tests.commands.test_train import SETTINGS, conversations
+from tests.commands.train.test_train import SETTINGS, conversations
 from tests.conftest import RunCli
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from eagle3cli.cli import main as cli
 from tests.cli.test_main import command
-from tests.commands.test_train import SETTINGS, conversations
+from tests.commands.train.test_train import SETTINGS, conversations
 from tests.conftest import RunCli
 
 LONG = ("prepare", "regenerate", "merge", "cache", "hidden-states", "train", "eval", "bench", "run")

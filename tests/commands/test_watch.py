@@ -17,7 +17,7 @@ from eagle3cli.runs import watch
 from eagle3cli.runs.find import run_folders
 from eagle3cli.runs.pipeline import pipeline_progress
 from eagle3cli.runs.state import this_process
-from tests.commands.test_train import place
+from tests.commands.train.test_train import place
 from tests.conftest import RunCli
 from tests.pseudo_terminal import on_terminal, screen
 from tests.runs.made import make_run, step_line

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_train import SETTINGS, conversations
+from tests.commands.train.test_train import SETTINGS, conversations
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads /proc, which Linux has")

@@ -16,7 +16,7 @@ from eagle3cli.backends.target.hf import load_target
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
 from tests.backends.target.rank_states import ROWS
-from tests.commands.test_train import SETTINGS, conversations
+from tests.commands.train.test_train import SETTINGS, conversations
 from tests.conftest import ROOT, RunCli
 from tests.families import family_target
 

@@ -16,7 +16,7 @@ from eagle3cli.data.hidden_states.quantize import relative_error
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
-from tests.commands.test_train import SETTINGS, conversations
+from tests.commands.train.test_train import SETTINGS, conversations
 from tests.conftest import RunCli
 from tests.families import family_target
 from tests.tiny import tiny_target

@@ -12,7 +12,7 @@ import torch
 
 from eagle3cli.backends.target import sglang
 from tests.backends.target.test_group import losses
-from tests.commands.test_train import SETTINGS, conversations
+from tests.commands.train.test_train import SETTINGS, conversations
 from tests.conftest import ROOT, RunCli
 from tests.families import family_target
 

@@ -12,7 +12,7 @@ import pytest
 
 from eagle3cli.models.checkpoint import load_draft, save_draft
 from eagle3cli.serving.client.protocol import acceptance_of_timings
-from tests.commands.test_export_gguf import pairs, write
+from tests.commands.export.test_export_gguf import pairs, write
 from tests.conftest import RunCli
 from tests.serving import llamacpp_server
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_train import SETTINGS, conversations
+from tests.commands.train.test_train import SETTINGS, conversations
 
 
 @pytest.fixture

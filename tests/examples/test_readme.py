@@ -11,7 +11,7 @@ import torch
 
 from eagle3cli.runtime import demo
 from tests.conftest import ROOT, RunCli
-from tests.documented import PAGES, lines_of, parsed
+from tests.examples.documented import PAGES, lines_of, parsed
 
 README = ROOT / "README.md"
 LINES = sorted(set(lines_of(README, "eagle3", "make", "pip")))

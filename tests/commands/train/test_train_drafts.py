@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from eagle3cli.models.checkpoint import load_draft
-from tests.commands.test_train import place  # noqa: F401 (a fixture)
+from tests.commands.train.test_train import place  # noqa: F401 (a fixture)
 from tests.conftest import RunCli
 
 WIDE = {

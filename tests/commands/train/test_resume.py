@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from eagle3cli.training.checkpoint.load import CHECKSUMS, PROGRESS, RESUME, checksums
-from tests.commands.test_train import SETTINGS, conversations, trained
+from tests.commands.train.test_train import SETTINGS, conversations, trained
 from tests.conftest import Ran, RunCli
 from tests.tiny import tiny_target
 

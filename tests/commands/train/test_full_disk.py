@@ -18,8 +18,8 @@ from eagle3cli.runtime.report import Silent
 from eagle3cli.training.checkpoint import save as saver
 from eagle3cli.training.checkpoint.load import latest_valid_checkpoint, list_checkpoints
 from eagle3cli.training.history import history_writer, read_history
-from tests.commands.ranks import CALM, events, ranks_of
-from tests.commands.test_train import SETTINGS, conversations, start, wait_for
+from tests.commands.train.ranks import CALM, events, ranks_of
+from tests.commands.train.test_train import SETTINGS, conversations, start, wait_for
 from tests.conftest import RunCli
 
 FULL = 60_000

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from eagle3cli.runs.folder import read_run
-from tests.commands.ranks import CALM, assert_same_course, gone, ranks_of
-from tests.commands.test_train import SETTINGS, conversations, start, trained, wait_for
+from tests.commands.train.ranks import CALM, assert_same_course, gone, ranks_of
+from tests.commands.train.test_train import SETTINGS, conversations, start, trained, wait_for
 from tests.conftest import RunCli
 
 LONG = ("--total-steps", "100000", "--num-epochs", "100000", "--eval-interval", "100000", "--save-interval", "20")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, RunCli
-from tests.documented import lines_of, parsed
+from tests.examples.documented import lines_of, parsed
 
 SCRIPTS = sorted([*(ROOT / "examples").glob("*.sh"), *(ROOT / "examples").glob("*.sbatch")])
 NOTE = '#!/usr/bin/env bash\n{ printf "%s\\37" "$(basename "$0")" "$@"; echo; } >> "$CALLS"\n'

@@ -13,7 +13,7 @@ import pytest
 from eagle3cli.runs import session
 from eagle3cli.runs.folder import read_run
 from eagle3cli.runs.state import state_of
-from tests.commands.test_train import place, start, wait_for
+from tests.commands.train.test_train import place, start, wait_for
 from tests.conftest import RunCli
 
 __all__ = ["place"]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.ranks import CALM, assert_same_course, events, gone, ranks_of
-from tests.commands.test_train import SETTINGS, conversations, start, trained, wait_for
+from tests.commands.train.ranks import CALM, assert_same_course, events, gone, ranks_of
+from tests.commands.train.test_train import SETTINGS, conversations, start, trained, wait_for
 from tests.conftest import RunCli
 
 ENDLESS = (*CALM, "--total-steps", "100000", "--num-epochs", "100000", "--eval-interval", "100000")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.ranks import CALM, Session, events, ranks_of
-from tests.commands.test_train import SETTINGS, conversations
+from tests.commands.train.ranks import CALM, Session, events, ranks_of
+from tests.commands.train.test_train import SETTINGS, conversations
 
 WORDS = (*CALM, "--gpus", "2", "--num-epochs", "100000", "--total-steps")
 ENDLESS = "100000"

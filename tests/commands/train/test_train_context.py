@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from eagle3cli.runs.folder import read_run
-from tests.commands.ranks import CALM, assert_same_course
-from tests.commands.test_train import SETTINGS, WORDS, trained
+from tests.commands.train.ranks import CALM, assert_same_course
+from tests.commands.train.test_train import SETTINGS, WORDS, trained
 from tests.conftest import RunCli
 
 OFFLINE = ("train", "--mode", "offline", *CALM, "--json")

@@ -10,7 +10,7 @@ import pytest
 
 from eagle3cli.settings.fields import fields
 from tests.conftest import ROOT, RunCli
-from tests.documented import MODULES, flags_of, lines_of, parsed
+from tests.examples.documented import MODULES, flags_of, lines_of, parsed
 
 PAGE = ROOT / "examples" / "coming-from-specforge.md"
 TEXT = PAGE.read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from eagle3cli.backends.batches.store import StoreSource
 from eagle3cli.data.hidden_states.store import Store
 from eagle3cli.training.ttt import flex_attention
-from tests.commands.test_train import conversations, last_state
+from tests.commands.train.test_train import conversations, last_state
 from tests.conftest import Ran, RunCli
 from tests.gpu_tensor import PretendGpu
 from tests.pretend_gpu import pretend_gpu

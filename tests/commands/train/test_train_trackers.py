@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands.test_train import SETTINGS, conversations, wait_for
+from tests.commands.train.test_train import SETTINGS, conversations, wait_for
 from tests.conftest import ROOT, RunCli
 
 STEPS = [2, 4, 6, 8, 10, 12]

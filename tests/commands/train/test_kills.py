@@ -5,7 +5,7 @@ that goes on with another number of processes, and all ranks once; this kills ea
 the second kind, and target and draft ranks of jobs with roles twenty times each, half of them in runs that go on with
 another split:
 
-    EAGLE3_KILLS=20 python -m pytest tests/commands/test_kills.py
+    EAGLE3_KILLS=20 python -m pytest tests/commands/train/test_kills.py
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import load_file
 
 from eagle3cli.training.checkpoint.load import list_checkpoints
-from tests.commands.ranks import CALM, Session, assert_same_course, events, lines, ranks_of
-from tests.commands.test_train import SETTINGS, conversations, last_state
+from tests.commands.train.ranks import CALM, Session, assert_same_course, events, lines, ranks_of
+from tests.commands.train.test_train import SETTINGS, conversations, last_state
 
 KILLS = int(os.environ.get("EAGLE3_KILLS", "2")) // 2
 """Of every run."""

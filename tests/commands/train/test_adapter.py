@@ -10,7 +10,7 @@ import pytest
 
 from eagle3cli.data.hidden_states.store import Store
 from tests.adapters import make_adapter
-from tests.commands.test_train import SETTINGS, conversations, trained
+from tests.commands.train.test_train import SETTINGS, conversations, trained
 from tests.conftest import RunCli
 from tests.pipeline.test_run import recipe, states
 

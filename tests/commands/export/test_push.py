@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.commands.test_export import run_folder  # noqa: F401 (a fixture)
+from tests.commands.export.test_export import run_folder  # noqa: F401 (a fixture)
 from tests.conftest import RunCli
 from tests.models.hub_stub import running_hub
 

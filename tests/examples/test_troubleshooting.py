@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, RunCli
-from tests.documented import MODULES, flags_of, parsed
+from tests.examples.documented import MODULES, flags_of, parsed
 
 TEXT = (ROOT / "examples" / "troubleshooting.md").read_text(encoding="utf-8")
 CELLS = [line.strip("|").split(" | ") for line in TEXT.splitlines() if line.startswith("| ")]
