@@ -85,7 +85,7 @@ $(ENGINES)/%.ready: | $(BIN)/python
 	@touch $@
 
 bench-gpu: $(BIN)/.installed-dev
-	PYTHONPATH=. $(BIN)/python tests/speed/gpu_bench.py --out runs/bench-gpu $(BENCH_ARGS)
+	PYTHONPATH=. $(BIN)/python tests/speed/step/gpu_bench.py --out runs/bench-gpu $(BENCH_ARGS)
 
 check: $(BIN)/.installed-dev
 	$(BIN)/ruff check .

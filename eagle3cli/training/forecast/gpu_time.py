@@ -1,9 +1,9 @@
 """How long one GPU takes for the draft's forward and backward passes over a batch: a roofline in closed form.
 
 Matrix products, attention and what only moves memory each go at a share of the GPU's peak; shares are those that H100s
-reach. ``tests/speed/roofline.py`` counts the same on the product's own step, operator by operator, and the tests hold
-the two together. Symbols as in :mod:`eagle3cli.training.forecast.memory`, with O = Q + 2K; a product with W weights is
-2 W FLOP a row forward and 4 W backward, 2 W where its input needs no gradient.
+reach. ``tests/speed/step/roofline.py`` counts the same on the product's own step, operator by operator, and the tests
+hold the two together. Symbols as in :mod:`eagle3cli.training.forecast.memory`, with O = Q + 2K; a product with W
+weights is 2 W FLOP a row forward and 4 W backward, 2 W where its input needs no gradient.
 """
 
 from __future__ import annotations

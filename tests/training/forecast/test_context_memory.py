@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.speed.context_parallel import HIDDEN, LEAST, VOCAB, measure, write_store
-from tests.speed.memory_forecast import Model
+from tests.speed.scaling.context_parallel import HIDDEN, LEAST, VOCAB, measure, write_store
+from tests.speed.scaling.memory_forecast import Model
 
 LENGTH, WINDOW = 65_536, 1024
 

@@ -20,7 +20,7 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.training.forecast.memory import Workload, depth_bytes, draft_weights, forecast, forward_parts
 from eagle3cli.training.ttt.unroll import plan_positions, unroll
 from tests.conftest import ROOT, RunCli
-from tests.speed.memory_forecast import Model, write_rows
+from tests.speed.scaling.memory_forecast import Model, write_rows
 
 CONFIG = DraftConfig(
     hidden_size=128,

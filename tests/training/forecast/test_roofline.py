@@ -8,8 +8,8 @@ from eagle3cli.training.forecast import gpu_time
 from eagle3cli.training.forecast.memory import draft_weights, forecast
 from eagle3cli.training.forecast.speed import visible_keys
 from eagle3cli.training.forecast.throughput import GPUS
-from tests.speed.roofline import TARGETS, count_step
-from tests.speed.step_case import Case, packaged
+from tests.speed.step.roofline import TARGETS, count_step
+from tests.speed.step.step_case import Case, packaged
 
 MIXED = (300, 2048, 1024, 3000, 512, 90, 1500, 700)
 SETTINGS = {

@@ -17,7 +17,7 @@ from eagle3cli.models import kernels as of_layers
 from eagle3cli.training.ttt import flex_attention, fused_loss, kernels
 from eagle3cli.training.ttt.kernels.plain_rows import ScoredRows, TeacherRows
 from tests.gpu_tensor import numbers
-from tests.speed.cost import Costs, size
+from tests.speed.step.cost import Costs, size
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Acceptance at a temperature, foretold and measured on the same prompts. Prints one JSON line a temperature.
 
-    PYTHONPATH=. python tests/speed/sampled.py --target TARGET --draft runs/quickstart/draft \
+    PYTHONPATH=. python tests/speed/acceptance/sampled.py --target TARGET --draft runs/quickstart/draft \
         --rows runs/quickstart/dataset/eval.jsonl --temperature 0.7 1
 
 The local engine draws a reply to each prompt with the draft's help and counts its passes. The replies that it drew are

@@ -1,7 +1,7 @@
 """`eagle3 cache` beside `datasets.map` with the tokenizer's `apply_chat_template` alone, on the same processes.
 
-    python tests/speed/cache.py                      # 20,000 conversations, 2 processes
-    python tests/speed/cache.py --gigabytes 1.2      # peak memory on an input of that size
+    python tests/speed/data/cache.py                      # 20,000 conversations, 2 processes
+    python tests/speed/data/cache.py --gigabytes 1.2      # peak memory on an input of that size
 
 Needs the shared data (EAGLE3_SHARED) and the packages of the quickstart. Of `datasets` only the `map` is timed, one row
 at a time (its default) and in batches; of `eagle3 cache` the whole command, from its start to its end, with masks,
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SHARED = Path(os.environ.get("EAGLE3_SHARED", ROOT.parent / "shared"))
 MAX_LENGTH = 2048
 

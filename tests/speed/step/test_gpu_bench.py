@@ -10,8 +10,8 @@ import pytest
 from eagle3cli.training.ttt import flex_attention
 from tests.dense_flex import dense_flex
 from tests.pretend_gpu import pretend_gpu
-from tests.speed import gpu_bench
-from tests.speed.gpu_sections import SECTIONS
+from tests.speed.step import gpu_bench
+from tests.speed.step.gpu_sections import SECTIONS
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Training on one process and on two: tokens a second, efficiency, and where a step's time goes.
 
-Run it as: python tests/speed/scale.py [--processes 1 2] [--steps 12] [--hidden 256] [--sharding replicate]
+Run it as: python tests/speed/scaling/scale.py [--processes 1 2] [--steps 12] [--hidden 256] [--sharding replicate]
 
 A random target of the given width and made-up conversations; the hidden states are captured once, then `eagle3 train
 --mode offline --gpus N` runs with one thread a process, and its metrics.jsonl says what it took. The first quarter of
@@ -26,7 +26,7 @@ import torch
 from eagle3cli.runtime.cpus import available_cpus
 from eagle3cli.training.forecast.throughput import OPTIMISER_BYTES, Cluster, Link, Step, step_time
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 WORDS = ("red", "blue", "green", "small", "large", "round", "square", "old", "new", "warm", "and", "then", "the")
 PARTS = ("reading", "forward", "backward", "optimiser", "waiting", "communication", "other")
 SETTINGS = """

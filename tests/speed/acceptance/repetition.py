@@ -1,6 +1,6 @@
 """What is there to be had from a draft vocabulary and from copying, without any draft. Prints JSON lines.
 
-    PYTHONPATH=. python tests/speed/repetition.py --store runs/q/hidden_states/train \
+    PYTHONPATH=. python tests/speed/acceptance/repetition.py --store runs/q/hidden_states/train \
         --eval-store runs/q/hidden_states/eval
 
 For draft vocabularies of the most frequent tokens: their coverage of held-out replies, and the acceptance length

@@ -1,7 +1,7 @@
 """Whether reading hidden states feeds training, and whether memory stays flat over many rows.
 
-    python tests/speed/store.py --store cache/hidden_states/train --target TARGET [--steps 12] [--set train.x=y ...]
-    python tests/speed/store.py --rows 100000
+    python tests/speed/data/store.py --store cache/hidden_states/train --target TARGET [--steps 12] [--set a.b=c ...]
+    python tests/speed/data/store.py --rows 100000
 
 The first line trains a few steps on the store with the quickstart's settings and compares with the loader alone, in the
 same order, from the system's cache and from the disk. The second writes a store of many short rows to a temporary

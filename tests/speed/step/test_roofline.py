@@ -13,9 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.conftest import ROOT
 from tests.pretend_gpu import pretend_gpu
-from tests.speed.cost import CostMode, Costs, Machine
-from tests.speed.roofline import count_step, peer_summary, shape
-from tests.speed.step_case import Case, packaged
+from tests.speed.step.cost import CostMode, Costs, Machine
+from tests.speed.step.roofline import count_step, peer_summary, shape
+from tests.speed.step.step_case import Case, packaged
 
 LLAMA = packaged("llama-3.1-8b")
 SMALL = replace(LLAMA, hidden_size=512, target_hidden_size=512, head_dim=16, vocab_size=4000, draft_vocab_size=1000)
@@ -74,7 +74,7 @@ def test_the_peer_takes_longer_where_half_of_the_positions_carry_loss() -> None:
 
 @pytest.mark.slow
 def test_the_command_prints_one_object() -> None:
-    words = [sys.executable, "tests/speed/roofline.py", "--target", "qwen3-30b-a3b", "--lengths", "1024", "--json"]
+    words = [sys.executable, "tests/speed/step/roofline.py", "--target", "qwen3-30b-a3b", "--lengths", "1024", "--json"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -1,7 +1,7 @@
 """The forecast of a training run's memory beside what the run takes: real `eagle3 train` processes on the CPU.
 
-    PYTHONPATH=. python tests/speed/memory_forecast.py                 # all settings, some three CPU minutes
-    PYTHONPATH=. python tests/speed/memory_forecast.py --only offline  # those whose name begins so
+    PYTHONPATH=. python tests/speed/scaling/memory_forecast.py                 # all settings, some three CPU minutes
+    PYTHONPATH=. python tests/speed/scaling/memory_forecast.py --only offline  # those whose name begins so
 
 Every line is one run: what `eagle3 train --dry-run` foretells before it, and the highest resident memory of the process
 that then trains (one step, then a checkpoint).
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 COLOURS = ("red", "blue", "green", "small", "large", "round", "square", "old", "new", "warm", "list", "numbers")
 
 

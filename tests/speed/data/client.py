@@ -1,6 +1,6 @@
 """CPU time and memory of `eagle3 regenerate` as a client, with 512 requests under way.
 
-    python tests/speed/client.py [--rows 20000] [--concurrency 512] [--seconds 1.0] [--words 300] [--servers 2]
+    python tests/speed/data/client.py [--rows 20000] [--concurrency 512] [--seconds 1.0] [--words 300] [--servers 2]
 
 A fake server (tests/serving/client/fake_server.py) answers each request after so many seconds with a reply of so many
 words. Prints one JSON line and exits 1 where the whole command, its start and its writing included, used 15% of a
@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CORE_LIMIT, GROWTH_LIMIT_MB = 0.15, 15
 
 

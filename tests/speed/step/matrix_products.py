@@ -1,6 +1,6 @@
 """GFLOPS of one core in float32 and bfloat16, on the shapes of a small target's layer.
 
-Run it as: python tests/speed/matrix_products.py
+Run it as: python tests/speed/step/matrix_products.py
 
 Prints one JSON line a shape. What `dtype = "fastest"` chooses should be what wins here.
 """

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.speed.step_case import Case
+from tests.speed.step.step_case import Case
 
 
 class Missing(Exception):

@@ -1,6 +1,6 @@
 """What raises acceptance: the same short training with one thing changed, at the CPU seconds that it takes.
 
-    PYTHONPATH=. python tests/speed/ablation.py --store runs/q/hidden_states/train --target TARGET \
+    PYTHONPATH=. python tests/speed/acceptance/ablation.py --store runs/q/hidden_states/train --target TARGET \
         --eval-store runs/q/hidden_states/eval --output runs/ablation [--steps 186] [--seeds 0 1] [--only base lr-2e-3]
     ... --variant "mine train.ttt_length=4 train.batch_size=4"
 

@@ -25,9 +25,9 @@ from eagle3cli.training.trainer import Trainer
 from eagle3cli.training.ttt.attention import QueryPositions, attend
 from eagle3cli.training.ttt.flex_attention import attend_flex
 from tests import gpu_tensor
-from tests.speed.step_case import Case, make_trainer, packaged
+from tests.speed.step.step_case import Case, make_trainer, packaged
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TINY = DraftConfig(
     hidden_size=64,
     intermediate_size=96,
@@ -336,7 +336,7 @@ def specforge(scale: Scale) -> Any:
     """SpecForge's own step (loss and flex attention, no optimiser) on one sequence, beside ours."""
     if scale.specforge is None or not scale.real:
         return "left out: needs a GPU and --specforge FOLDER, which holds SpecForge's package"
-    from tests.speed.specforge_model import load, make_step
+    from tests.speed.step.specforge_model import load, make_step
 
     case = Case(scale.draft("llama-3.1-8b"), (scale.long,))
     step, draft = make_step(load(scale.specforge), case, torch.device("cuda"))

@@ -1,7 +1,7 @@
 """Which split of the GPUs a draft should be trained with: `train --target-gpus N` beside training on the same GPUs.
 
-    python tests/speed/splits.py --target llama-3.1-8b --gpus 8
-    python tests/speed/splits.py --target qwen3-235b-a22b --gpus 16 --tp-size 8
+    python tests/speed/scaling/splits.py --target llama-3.1-8b --gpus 8
+    python tests/speed/scaling/splits.py --target qwen3-235b-a22b --gpus 16 --tp-size 8
 
 What `eagle3 plan` foretells for H100s (`eagle3cli/training/forecast/throughput.py`), over sequences of 2,048 tokens of
 which the last half carries loss, 16,384 tokens a GPU and step. Memory is that of each GPU of a side. Nothing is run.
@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import torch
 
@@ -25,7 +25,7 @@ from eagle3cli.training.forecast.memory import forecast
 from eagle3cli.training.forecast.speed import forecast_speed
 from eagle3cli.training.forecast.target_rank import forecast_target_rank
 from eagle3cli.training.forecast.workload import training_workload
-from tests.speed.step_case import packaged
+from tests.speed.step.step_case import packaged
 
 LENGTH = 2048
 ROWS_A_GPU = 8

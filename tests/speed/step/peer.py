@@ -20,10 +20,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from eagle3cli.training.optim.optimizer import Optimizer
 from tests.pretend_gpu import pretend_gpu
-from tests.speed.cost import CostMode, Costs, on_gpu, size
-from tests.speed.kernel_models import Flex
-from tests.speed.specforge_model import find, load, make_step
-from tests.speed.step_case import Case
+from tests.speed.step.cost import CostMode, Costs, on_gpu, size
+from tests.speed.step.kernel_models import Flex
+from tests.speed.step.specforge_model import find, load, make_step
+from tests.speed.step.step_case import Case
 
 BLOCK = 128
 

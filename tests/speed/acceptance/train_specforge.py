@@ -2,8 +2,8 @@
 
 Run it with the Python of an environment that holds SpecForge, with this repository on PYTHONPATH:
 
-    PYTHONPATH=. VENV/bin/python tests/speed/train_specforge.py --store cache/hidden_states/train --target TARGET \
-        --output runs/specforge --minutes 7 --ttt 3 --lr 1e-3
+    PYTHONPATH=. VENV/bin/python tests/speed/acceptance/train_specforge.py --store cache/hidden_states/train \
+        --target TARGET --output runs/specforge --minutes 7 --ttt 3 --lr 1e-3
 
 Model, loss, optimiser and learning-rate schedule are SpecForge's classes; rows, order, batch size and draft vocabulary
 are those of the store. After each minute of CPU time it writes a folder that `eagle3 eval` measures.

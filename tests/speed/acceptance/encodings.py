@@ -1,6 +1,7 @@
 """What each encoding of hidden states costs: bytes, error, and acceptance length after the same training.
 
-    python tests/speed/encodings.py --store runs/quickstart/hidden_states/train --eval-store runs/held_out/train \
+    python tests/speed/acceptance/encodings.py --store runs/quickstart/hidden_states/train \
+        --eval-store runs/held_out/train \
         --target runs/quickstart/target/SmolLM2-135M-Instruct.Q4_1 --output runs/encodings [--steps 242] [--seeds 0 1]
 
 Both stores must be bf16. The first is converted to every other encoding by ``eagle3 hidden-states convert``; ``eagle3

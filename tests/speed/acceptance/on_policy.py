@@ -1,6 +1,6 @@
 """What it costs an online step to see whether replies are the target's own, in CPU seconds. Prints one JSON line.
 
-    PYTHONPATH=. python tests/speed/on_policy.py --target TARGET --rows runs/quickstart/dataset/train.jsonl
+    PYTHONPATH=. python tests/speed/acceptance/on_policy.py --target TARGET --rows runs/quickstart/dataset/train.jsonl
 
 The step is the trainer's own, target's pass included, with the quickstart's settings. What is added to it is taken
 apart: the head with log-probabilities instead of the best tokens alone, and the sums. Each row is judged once, so that

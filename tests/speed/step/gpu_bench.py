@@ -1,7 +1,7 @@
 """Everything worth knowing of one GPU in one call of at most ten minutes; needs no network and no model files.
 
     make bench-gpu                                     # writes runs/bench-gpu/gpu.json
-    PYTHONPATH=. python tests/speed/gpu_bench.py --out FOLDER --specforge FOLDER_OF_ITS_PACKAGE
+    PYTHONPATH=. python tests/speed/step/gpu_bench.py --out FOLDER --specforge FOLDER_OF_ITS_PACKAGE
 
 Sections (``gpu_sections.py``) run in the order of their worth, each by itself, and what is known is written to gpu.json
 after each, so that a call that is cut off still brings something back. ``--small`` runs tiny shapes: the tests do, on a
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from tests.speed.gpu_sections import SECTIONS, Scale
+from tests.speed.step.gpu_sections import SECTIONS, Scale
 
 BUDGET = 480.0
 """Seconds after which no section begins any more."""

@@ -1,6 +1,6 @@
 """Ten wrong inputs: what each command line costs in CPU time until it is refused, and what is said.
 
-    python tests/speed/early_errors.py [--limit 0.5] [--all]
+    python tests/speed/data/early_errors.py [--limit 0.5] [--all]
 
 Each runs in a process of its own, as typed. Prints every one with its seconds and its text, and exits 1 where one took
 more than the limit, ended with another exit code or did not say what it should (``tests/cli/wrong_inputs.py``).
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from tests.cli.wrong_inputs import MORE, TEN, make_inputs, web_server  # noqa: E402

@@ -1,6 +1,6 @@
 """Our training step beside SpecForge's own on this machine: CPU seconds, memory, and the ratio of each pair.
 
-    python tests/speed/compare_specforge.py --python SPECFORGE_VENV/bin/python --bench bench_specforge.py
+    python tests/speed/step/compare_specforge.py --python SPECFORGE_VENV/bin/python --bench bench_specforge.py
 
 ``--bench`` is a script that times SpecForge's step with the flags of ``train_step.py`` and prints one JSON line with
 the same keys. The two run in turn, one after the other, never together. ``--case`` picks what is measured (repeatable):

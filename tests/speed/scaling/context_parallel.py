@@ -1,7 +1,7 @@
 """Memory of a long row on one process and dealt to several (``--context-parallel``), beside what `plan` foretells.
 
-    PYTHONPATH=. python tests/speed/context_parallel.py                          # 64k tokens on one and on two
-    PYTHONPATH=. python tests/speed/context_parallel.py --length 16384 --processes 1 2 3
+    PYTHONPATH=. python tests/speed/scaling/context_parallel.py                          # 64k tokens on one and on two
+    PYTHONPATH=. python tests/speed/scaling/context_parallel.py --length 16384 --processes 1 2 3
 
 A narrow draft on states at random, in a store of the usual kind, so that no target has to run; with ``--window`` (1,024
 tokens by default, 0 for none) the attention of 64k tokens takes seconds. Shown is the highest resident memory of the
@@ -32,7 +32,7 @@ from eagle3cli.data.hidden_states.writer import Index, StoreWriter, plan_layout
 from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.data.tokens.vocab import from_ids
 from eagle3cli.runtime.report import Silent
-from tests.speed.memory_forecast import ROOT, Model
+from tests.speed.scaling.memory_forecast import ROOT, Model
 
 HIDDEN, VOCAB, DRAFT_VOCAB, STEPS = 64, 4096, 2048, 3
 AUX_LAYERS = (1, 3, 4)

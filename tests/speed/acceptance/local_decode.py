@@ -1,6 +1,6 @@
 """What the local engine adds to the bare passes of target and draft, by k: CPU seconds, in interleaved rounds.
 
-    PYTHONPATH=. python tests/speed/local_decode.py --target FOLDER [--draft FOLDER] --dtype bfloat16 --threads 1
+    PYTHONPATH=. python tests/speed/acceptance/local_decode.py --target FOLDER [--draft FOLDER] --dtype bfloat16
 
 Without a draft one of random weights stands in, which costs the same and accepts nothing. Bare passes are those of the
 transformers model with its own cache and attention (1 + k tokens behind the text), and plain ones of the draft without

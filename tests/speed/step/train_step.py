@@ -1,6 +1,6 @@
 """Time one training step: rows, unroll, loss, backward and optimiser, on random states. Prints one JSON line.
 
-    python tests/speed/train_step.py --seq 2048 --mask-fraction 0.5
+    python tests/speed/step/train_step.py --seq 2048 --mask-fraction 0.5
 
 The step is the product's own (``Trainer.train_step``) with the trainer's default settings; only the target's
 states are random, as they would come from a hidden-state store. ``compare_specforge.py`` runs it beside SpecForge's.

@@ -1,13 +1,13 @@
 """A training step on an H100 that is not there: where its time and its memory go, from shapes alone.
 
-    python tests/speed/roofline.py --target llama-3.1-8b --lengths 4096,4096,4096,4096 --mask 0.5
-    python tests/speed/roofline.py --target qwen3-30b-a3b --lengths 32768 --mask 1.0 --recompute --json
-    EAGLE3_SPECFORGE=VENV python tests/speed/roofline.py --peer specforge
+    python tests/speed/step/roofline.py --target llama-3.1-8b --lengths 4096,4096,4096,4096 --mask 0.5
+    python tests/speed/step/roofline.py --target qwen3-30b-a3b --lengths 32768 --mask 1.0 --recompute --json
+    EAGLE3_SPECFORGE=VENV python tests/speed/step/roofline.py --peer specforge
 
 The step is the product's own (``Trainer.train_step``) on the pretend GPU, with floating-point tensors that have no
-numbers: ``tests/speed/cost.py`` says how it is counted and what the machine is taken to reach. ``floor_ms`` is the time
-of its FLOP alone. ``peak_gb`` is the draft's memory (weights, masters, moments, the target's embedding and heads, the
-batch and all that a step makes), without CUDA's own and without a live target. ``host_syncs`` are the places of one
+numbers: ``tests/speed/step/cost.py`` says how it is counted and what the machine is taken to reach. ``floor_ms`` is the
+time of its FLOP alone. ``peak_gb`` is the draft's memory (weights, masters, moments, the target's embedding and heads,
+the batch and all that a step makes), without CUDA's own and without a live target. ``host_syncs`` are the places of one
 step where the host waits for the GPU, ``graphs`` what Dynamo compiles of flex_attention over many lengths.
 """
 
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,11 @@ from eagle3cli.training.trainer import Trainer
 from eagle3cli.training.ttt import flex_attention, model
 from tests.gpu_tensor import GpuTensor
 from tests.pretend_gpu import pretend_gpu
-from tests.speed.cost import CostMode, Costs
-from tests.speed.kernel_models import modelled_kernels
-from tests.speed.peer import count_peer
-from tests.speed.specforge_model import Missing
-from tests.speed.step_case import Case, make_trainer, packaged
+from tests.speed.step.cost import CostMode, Costs
+from tests.speed.step.kernel_models import modelled_kernels
+from tests.speed.step.peer import count_peer
+from tests.speed.step.specforge_model import Missing
+from tests.speed.step.step_case import Case, make_trainer, packaged
 from tests.training.ttt.test_flex_graphs import graphs_of_a_run, nothing_computed
 
 TARGETS = ("llama-3.1-8b", "qwen3-30b-a3b", "gpt-oss-20b")

@@ -1,7 +1,7 @@
 """Memory of a training step by the length of its one sequence, with and without checkpointing, beside the forecast.
 
-    PYTHONPATH=. python tests/speed/long_context.py                       # 4k to 64k tokens
-    PYTHONPATH=. python tests/speed/long_context.py --lengths 4096 8192
+    PYTHONPATH=. python tests/speed/scaling/long_context.py                       # 4k to 64k tokens
+    PYTHONPATH=. python tests/speed/scaling/long_context.py --lengths 4096 8192
 
 A small draft, so that 64k tokens take minutes on one core; every line is a process of `train_step.py` of its own. What
 is shown is what the sequence adds to the process: the same step over 64 tokens is taken off.
@@ -21,7 +21,7 @@ from eagle3cli.backends.capture.memory import TargetShape
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.training.forecast.memory import Workload, forecast
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 HIDDEN, HEADS, GROUPS, INTERMEDIATE, VOCAB, DRAFT_VOCAB, DEPTHS = 32, 1, 1, 88, 4096, 2048, 3
 MASK = 0.7
 """Share of the sequence that carries loss: its end."""
@@ -44,7 +44,7 @@ def measured(length: int, recompute: bool) -> dict[str, Any]:
         "warmup": 0,
     }
     words = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
-    script = str(ROOT / "tests/speed/train_step.py")
+    script = str(ROOT / "tests/speed/step/train_step.py")
     command = [sys.executable, script, *words, *(["--activation-checkpointing"] if recompute else [])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

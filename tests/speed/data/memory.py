@@ -1,6 +1,6 @@
 """Peak memory and speed of prepare and merge on inputs larger than any memory limit would allow to hold.
 
-Run it as: python tests/speed/memory.py [--gb 1.0] [--row-bytes 300] [--kinds jsonl array parquet gz merge] [-- FLAGS]
+    python tests/speed/data/memory.py [--gb 1.0] [--row-bytes 300] [--kinds jsonl array parquet gz merge] [-- FLAGS]
 
 Writes made-up conversations (a tenth of them repeats, some are broken) to a temporary folder, runs each command in a
 process of its own, prints one JSON line each, and exits 1 where a peak is 1.5 GB or more, or a row is not accounted
@@ -24,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LIMIT_MB = 1500
 WORDS = [f"{a}{b}" for a in ("ba", "ko", "mi", "tu", "re", "sal", "dor", "pen") for b in ("na", "ri", "lo", "ge", "st")]
 
