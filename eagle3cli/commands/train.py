@@ -20,11 +20,17 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.training.trackers.tracker import check_trackers
 
     check_trackers(settings.train.report_to)  # before torch is imported
+    from eagle3cli.cli.worker import in_processes
+
+    return None if in_processes(COMMAND, settings, out) else _train(settings, out)
+
+
+def _train(settings: Settings, out: Out) -> None:
+    """What one rank does: serve the target, or train."""
     from contextlib import ExitStack
     from functools import partial
 
     from eagle3cli.cli.local_target import with_local_target
-    from eagle3cli.cli.worker import in_processes
     from eagle3cli.runs.running import running
     from eagle3cli.runtime.distributed import init_distributed
     from eagle3cli.runtime.log import logged
@@ -38,8 +44,6 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.training.roles import serve_target, target_processes, target_ranks
     from eagle3cli.training.summary import next_command, summary
 
-    if in_processes(COMMAND, settings, out):
-        return None
     folder = settings.train.output_dir
     original = settings
     with ExitStack() as stack:
@@ -49,8 +53,7 @@ def run(settings: Settings, out: Out) -> int | None:
             check_place(settings.train)
             settings = with_local_target(settings, out if ranks.is_main else Silent())
         if ranks.job is not None and ranks.job.role == TARGET:
-            serve_target(settings, out, ranks)
-            return None
+            return serve_target(settings, out, ranks)
         log = stack.enter_context(logged(out, folder / "log.txt", held=True))
         report: Reporter = log if ranks.is_main else Silent()
         alone = ranks.world_size == 1 and ranks.job is None
@@ -70,7 +73,6 @@ def run(settings: Settings, out: Out) -> int | None:
             out.warn(evaluation.context_warning)
         out.next(*next_command(original, evaluated=evaluation is not None))
         out.result(*summary(trainer, done_before, evaluation))
-    return None
 
 
 COMMAND = Command(
@@ -81,7 +83,6 @@ COMMAND = Command(
         "eagle3 train --mode offline --target-model-path MODEL --train-hidden-states-path cache/hidden_states/train",
         "eagle3 train --mode offline --gpus 8 --draft-global-batch-size 64",
         "eagle3 train --report-to wandb tensorboard --wandb-project my-drafts",
-        "eagle3 train --target-model-path MODEL --train-data-path cache/dataset/train.jsonl",
     ),
     fields=("train.*", "launch.*", "target.*", *(f"draft.{name}" for name in DRAFT), "data.*"),
     rarely=("--draft-model-path",),

@@ -141,9 +141,10 @@ def _attend_to_own_row(draft: Draft, token_HH: Tensor, token_RH: Tensor, groups:
         basis = torch.linalg.qr(random.T)[0].T
         project = basis @ alike.inverse_root_HH
         project *= (SELF_SCORE * dim**0.5 / (token_RH.double() @ project.T).pow(2).sum(1).mean()) ** 0.5
-        attention.k_proj.weight[g * dim : (g + 1) * dim, :hidden] = project.to(attention.k_proj.weight.dtype)
+        width = len(project)  # less than a head's where that is wider than a token's embedding
+        attention.k_proj.weight[g * dim : g * dim + width, :hidden] = project.to(attention.k_proj.weight.dtype)
         for n in range(g * share, (g + 1) * share):
-            attention.q_proj.weight[n * dim : (n + 1) * dim, :hidden] = project.to(attention.q_proj.weight.dtype)
+            attention.q_proj.weight[n * dim : n * dim + width, :hidden] = project.to(attention.q_proj.weight.dtype)
 
 
 def _fit_mlp(draft: Draft, residual_RH: Tensor, last_RH: Tensor, last_layer_mlp: dict[str, Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -47,7 +48,10 @@ def gather_sample(batches: Iterable[TargetBatch], final_norm_H: Tensor, rows: in
         mask = batch.loss_mask_N
         next_has_loss = torch.cat((mask[1:], mask.new_zeros(1)))
         second_has_loss = torch.cat((mask[2:], mask.new_zeros(min(2, len(mask)))))[: len(mask)]
-        at = (next_has_loss & second_has_loss).nonzero()[:, 0].to(batch.aux_NC.device)
+        useful = next_has_loss & second_has_loss
+        for begin, end in pairwise(batch.cu_seqlens):
+            useful[max(begin, end - 2) : end] = False  # what comes next there is another row's
+        at = useful.nonzero()[:, 0].to(batch.aux_NC.device)
         tokens.append(batch.token_ids_N)
         aux.append(batch.aux_NC)
         last.append(batch.last_NH[at + 1].float() / final_norm_H.float())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,11 +57,14 @@ def loss_of(draft: Draft, source: OnlineSource) -> float:
     return float(total) / plan.with_loss
 
 
-def test_starts_closer_to_the_target_than_noise(source: OnlineSource) -> None:
+@pytest.mark.parametrize("wide", [0, 8], ids=["heads of the target", "heads wider than the hidden size"])
+def test_starts_closer_to_the_target_than_noise(source: OnlineSource, wide: int) -> None:
     target = source.target
     assert isinstance(target, HfTarget)
     final_norm = read_target_tensors(target.path, 7)["final_norm"]
     config = DraftConfig.from_target(target.model.config.to_dict(), aux_layers=target.aux_layers)
+    if wide:
+        config = replace(config, head_dim=config.hidden_size + wide)
     torch.manual_seed(0)
     draft = Draft(config)
     before = loss_of(draft, source)
