@@ -12,7 +12,7 @@ DRAFT = (
 )
 
 
-def run(settings: Settings, out: Out) -> int | None:
+def run(settings: Settings, out: Out) -> None:
     """Build the run, train it, say what came of it; on every rank."""
     from eagle3cli.cli.preflight.preflight import preflight
 
@@ -22,7 +22,8 @@ def run(settings: Settings, out: Out) -> int | None:
     check_trackers(settings.train.report_to)  # before torch is imported
     from eagle3cli.cli.worker import in_processes
 
-    return None if in_processes(COMMAND, settings, out) else _train(settings, out)
+    if not in_processes(COMMAND, settings, out):
+        _train(settings, out)
 
 
 def _train(settings: Settings, out: Out) -> None:
