@@ -49,7 +49,6 @@ def test_one_rank_of_each_role_gives_what_one_process_gives(
     [
         (1, ("--gpus", 3, "--target-gpus", 2, "--tp-size", 2)),
         (2, ("--gpus", 3, "--target-gpus", 1)),
-        (2, ("--gpus", 4, "--target-gpus", 2)),
         (2, ("--gpus", 4, "--target-gpus", 2, "--draft-sharding", "fsdp", "--draft-micro-batch-size", 1)),
     ],
 )
