@@ -56,20 +56,20 @@ summary {{ cursor: pointer; color: var(--dim) }}
 """
 SCRIPT = """
 for (const chart of document.querySelectorAll("svg[data-x]")) {
-  const told = document.createElement("p"), lines = [...chart.querySelectorAll("polyline")].map(line => ({
+  const readout = document.createElement("p"), lines = [...chart.querySelectorAll("polyline")].map(line => ({
     name: line.dataset.name, points: line.getAttribute("points").split(" ").map(pair => pair.split(",").map(Number))}));
   const [x0, x1, left, right] = chart.dataset.x.split(" ").map(Number);
   const [y0, y1, low, high] = chart.dataset.y.split(" ").map(Number);
   const short = value => Number(value.toPrecision(4)).toLocaleString("en");
-  told.className = "read";
-  chart.after(told);
+  readout.className = "read";
+  chart.after(readout);
   chart.addEventListener("pointermove", event => {
     const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(chart.getScreenCTM().inverse()).x;
     const near = lines.map(line => line.points.reduce((a, b) => Math.abs(b[0] - at) < Math.abs(a[0] - at) ? b : a));
     const first = near.reduce((a, b) => Math.abs(b[0] - at) < Math.abs(a[0] - at) ? b : a)[0];
     const values = lines.map((line, i) => (lines.length > 1 ? line.name + " " : "") +
       short(y0 + (near[i][1] - low) / (high - low) * (y1 - y0)));
-    told.textContent = short(x0 + (first - left) / (right - left) * (x1 - x0)) + ": " + values.join(", ");
+    readout.textContent = short(x0 + (first - left) / (right - left) * (x1 - x0)) + ": " + values.join(", ");
   });
 }
 """

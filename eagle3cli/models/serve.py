@@ -47,8 +47,8 @@ class Served:
             older = f"; older ones pass over {' and '.join(options)} without a word" if options else ""
             notes.insert(0, f"needs {least} or newer{older}")
         if config.window is not None and "sglang" in self.lines:
-            told = f"{SGLANG_WINDOW} {sglang_window(config.window)}"
-            notes.append(f"SGLang reads no window from the draft: without {told} it attends to all tokens, in silence")
+            flag = f"{SGLANG_WINDOW} {sglang_window(config.window)}"
+            notes.append(f"SGLang reads no window from the draft: without {flag} it attends to all tokens, in silence")
         return notes
 
 

@@ -229,8 +229,8 @@ def _speed(report: Mapping[str, Any]) -> Section:
     rows = []
     for k, speed in speeds.items():
         spread = rounds.get(str(k))
-        told = f"{spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f})" if spread else None
-        rows.append((k, speed, f"{speed / speeds[0]:.2f}x", told, by_cpu.get(str(k))))
+        range_text = f"{spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f})" if spread else None
+        rows.append((k, speed, f"{speed / speeds[0]:.2f}x", range_text, by_cpu.get(str(k))))
     best = f"Best tokens/s: k = {report['best_k']}." if report["best_k"] else SLOWER
     chart = Bars(
         "Tokens/s by k, one answer at a time", {f"k = {k}" if k else "without the draft": v for k, v in speeds.items()}

@@ -98,8 +98,8 @@ def write_draft(settings: Settings, report: Reporter, *, dtype: Any, layout: Lay
     _tell_engine(origin.serve_with, draft.layout, report)
     if not target.folder:
         report.warn("the target is not known: context length and vocabulary were not checked; give --target-model-path")
-    given = str(find_gguf(target.name) or target.name) if layout == "gguf" and target.name else target.folder
-    return WrittenDraft(source, given, draft, files.served(given or "TARGET", folder, draft))
+    base = str(find_gguf(target.name) or target.name) if layout == "gguf" and target.name else target.folder
+    return WrittenDraft(source, base, draft, files.served(base or "TARGET", folder, draft))
 
 
 @dataclass(frozen=True)
@@ -212,8 +212,8 @@ def _tell_engine(engine: str | None, layout: Layout, report: Reporter) -> None:
     """Say where a draft was written for another engine than the one that it was trained for."""
     for known, name in ENGINES.items():
         if known == engine and known not in engines_of(layout):
-            wanted = "gguf" if known == "llama.cpp" else known
-            report.info(f"it was trained for {name}, which reads another layout: eagle3 export --layout {wanted}")
+            layout = "gguf" if known == "llama.cpp" else known
+            report.info(f"it was trained for {name}, which reads another layout: eagle3 export --layout {layout}")
 
 
 def _about_types(draft: Exported, outtype: str | None) -> list[str]:

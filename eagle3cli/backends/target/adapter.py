@@ -141,8 +141,8 @@ class _Merge:
         last = max((at for at, word in enumerate(words) if word in ("layers", "h", "blocks")), default=len(words) - 2)
         for first in range(last + 1):
             ending = ".".join(words[first:])
-            found = [other for other in self.files if other == ending or other.endswith(f".{ending}")]
-            own = [other for other in found if not any(part in other for part in OTHER_PARTS)] or found
+            matches = [other for other in self.files if other == ending or other.endswith(f".{ending}")]
+            own = [other for other in matches if not any(part in other for part in OTHER_PARTS)] or matches
             if len(own) == 1:
                 return own[0]
         if name.endswith(HEADS) and self.head is None:
@@ -245,20 +245,20 @@ class _Merge:
 
 def _modules(keys: list[str]) -> dict[str, dict[str, str]]:
     """The adapter's tensors by module and part. Raises ModelError for one that no LoRA has."""
-    found: dict[str, dict[str, str]] = defaultdict(dict)
+    tensors: dict[str, dict[str, str]] = defaultdict(dict)
     for key in keys:
         name = key.removeprefix(PREFIX).replace(".modules_to_save.", ".").replace(".default", "")
         if match := LORA.fullmatch(name):
             part = match["part"].removesuffix(".weight")
-            found[match["module"]]["bias" if part == "B.bias" else part] = key
+            tensors[match["module"]]["bias" if part == "B.bias" else part] = key
         elif match := MAGNITUDE.fullmatch(name):
-            found[match["module"]]["magnitude"] = key
+            tensors[match["module"]]["magnitude"] = key
         elif "lora_" not in name and name.endswith((".weight", ".bias")):
             module, _, kind = name.replace(".base_layer.", ".").rpartition(".")
-            found[module]["whole" if kind == "weight" else "whole bias"] = key
+            tensors[module]["whole" if kind == "weight" else "whole bias"] = key
         else:
             raise ModelError(f"{key}: no part of a LoRA adapter", where=ADAPTER, fix="merge it with peft")
-    return found
+    return tensors
 
 
 def _whole(model_path: str, revision: str | None) -> Path:

@@ -198,8 +198,8 @@ def _is_complete(opening: str, stops: Stops) -> bool:
 def _inline(message: Mapping[str, Any]) -> str:
     """A content that may hold reasoning: a message with a field for it has none there, and beside a call a template
     shows of a content what it likes."""
-    given = str(message.get("reasoning_content") or "").strip() or message.get("tool_calls")
-    return "" if given else str(message["content"] or "")
+    reasoning = str(message.get("reasoning_content") or "").strip() or message.get("tool_calls")
+    return "" if reasoning else str(message["content"] or "")
 
 
 def _lost(reasoning: str, content: str, shown: str, opened: bool) -> bool:
@@ -216,8 +216,8 @@ def _is_closed_twice(message: Mapping[str, Any], shown: str) -> bool:
     block = EMPTY.match(shown)
     content = str(message["content"] or "").strip()
     end = CLOSING.search(content)
-    given = str(message.get("reasoning_content") or "").strip()
-    return bool(block and end and end.start() and not given and shown.startswith(content, block.end()))
+    reasoning = str(message.get("reasoning_content") or "").strip()
+    return bool(block and end and end.start() and not reasoning and shown.startswith(content, block.end()))
 
 
 def _past(talk: Talk, index: int, cut: frozenset[int]) -> Written:

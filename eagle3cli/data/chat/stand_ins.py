@@ -189,8 +189,8 @@ class Talk:
             if header.strip() and self.text.startswith(header, at):
                 return at + len(header)
         asked = without_opening(self.asks())
-        gap, found, _ = self.text[at : self.slot(index).end].partition(asked or "\0")
-        if found and self.stops.closers(gap) == len(gap):  # what a prompt has behind a question, behind other ends
+        gap, matched, _ = self.text[at : self.slot(index).end].partition(asked or "\0")
+        if matched and self.stops.closers(gap) == len(gap):  # what a prompt has behind a question, behind other ends
             return at + len(gap) + len(asked)
         message = self.messages[index]
         slot = self.slot(index)
@@ -309,9 +309,9 @@ def _message(role: str, text: str) -> dict[str, str]:
 
 def reasoning_of(message: Mapping[str, Any]) -> str:
     """What the target thought, from the field or the content; "" where nothing."""
-    given = str(message.get("reasoning_content") or "")
-    if given.strip():
-        return given
+    reasoning = str(message.get("reasoning_content") or "")
+    if reasoning.strip():
+        return reasoning
     before, closed, _ = str(message["content"] or "").partition("</think>")
     return before.rpartition("<think>")[2].strip() if closed else ""
 

@@ -65,8 +65,8 @@ def own_address() -> str:
     """This machine's address as the place where all meet sees it."""
     master = os.environ.get("MASTER_ADDR", "127.0.0.1")
     try:
-        found = socket.getaddrinfo(master, 1, type=socket.SOCK_DGRAM)
-        family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        addresses = socket.getaddrinfo(master, 1, type=socket.SOCK_DGRAM)
+        family, kind, protocol, _, address = min(addresses, key=lambda entry: entry[0] != socket.AF_INET)
         with socket.socket(family, kind, protocol) as probe:
             probe.connect(address)  # of a datagram: nothing is sent
             return str(probe.getsockname()[0])

@@ -250,8 +250,8 @@ def _llamacpp(
         threads = int(_cpu_threads(target, 1)["OMP_NUM_THREADS"])
         flags |= {"--device": "none", "--threads": threads}
     given = shlex.split(server.args)  # of a flag that stands twice it takes the last, and complains
-    wanted = {name: value for name, value in flags.items() if name not in given}
-    argv = [word for name, value in wanted.items() for word in ([name] if value is True else [name, str(value)])]
+    added = {name: value for name, value in flags.items() if name not in given}
+    argv = [word for name, value in added.items() for word in ([name] if value is True else [name, str(value)])]
     return argv + (draft_words(speculation.draft, speculation.steps) if speculation else []), {}
 
 

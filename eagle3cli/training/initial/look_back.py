@@ -132,13 +132,13 @@ def _found(draft: Draft, channels_D: Tensor, query_SD: Tensor, key_SD: Tensor, v
     head[1, :, 0, channels_D] = key_SD
     query, key = (rotate(states, *rope)[:, 0] for states in head)
     window = draft.config.sliding or Window(len(query_SD))
-    found = []
+    attended = []
     # Some queries at a time: the scores of a long sequence are more than its states by far.
     for query_QD, position_Q in zip(query.split(QUERY_BLOCK), position_S.split(QUERY_BLOCK), strict=True):
         score_QS = query_QD @ key.T * (SCORE / len(channels_D))
         seen_QS = window.shows(position_Q[:, None], position_S)
-        found.append(score_QS.masked_fill(~seen_QS, float("-inf")).softmax(-1) @ value_SH)
-    return torch.cat(found)
+        attended.append(score_QS.masked_fill(~seen_QS, float("-inf")).softmax(-1) @ value_SH)
+    return torch.cat(attended)
 
 
 def _least_read(draft: Draft, count: int) -> Tensor:
