@@ -156,6 +156,8 @@ def _value(one: SettingsField, brief: bool) -> str:
     if brief and len(choices) > FEW:
         choices = (*choices[:2], "...", choices[-1])
     kinds: dict[Any, str] = {int: "<int>", float: "<number>"}
+    if one.words:
+        return f"<{'|'.join([kinds[one.type].strip('<>'), *one.words])}>"
     value = f"<{'|'.join(choices)}>" if choices else kinds.get(one.type, "<path>" if one.is_path else "<text>")
     return value + ("..." if one.many else "")
 

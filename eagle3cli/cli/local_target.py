@@ -35,7 +35,7 @@ def planned_target(settings: Settings) -> Iterator[Settings]:
     with TemporaryDirectory(prefix="eagle3-") as folder:
         if path is None:
             gguf_config(model_path).save_pretrained(folder)
-        yield _within_context(settings, folder if path is None else path, Silent())
+        yield _within_context(settings, folder if path is None else path, Silent(), planned=True)
 
 
 def with_local_target(settings: Settings, report: Reporter) -> Settings:
@@ -61,23 +61,43 @@ def with_target_folder(settings: Settings, report: Reporter) -> Settings:
     return settings if path == target.model_path else settings.updated("target", model_path=path)
 
 
-def _within_context(settings: Settings, path: str, report: Reporter) -> Settings:
+def _within_context(settings: Settings, path: str, report: Reporter, *, planned: bool = False) -> Settings:
     if path != settings.target.model_path:
         settings = settings.updated("target", model_path=path)
     context = _context(Path(path) / "config.json")
+    if settings.data.max_length == "auto":
+        return _with_chosen_length(settings, context, report, planned=planned)
     if context is None or settings.data.max_length <= context:
         return settings
     report.warn(f"data.max_length {settings.data.max_length} is more than the target's context: {context} is used")
     return settings.updated("data", max_length=context)
 
 
+def _with_chosen_length(settings: Settings, context: int | None, report: Reporter, *, planned: bool) -> Settings:
+    """The settings with a number for ``data.max_length = "auto"``. A plan keeps nothing, and goes on without one where
+    the tokenizer is not here or rows cannot be read: it counts with :attr:`DataSettings.row_limit` then."""
+    from eagle3cli.data.tokens.max_length import with_max_length
+    from eagle3cli.errors import Eagle3Error
+
+    with suppress(*((Eagle3Error,) if planned else ())):
+        if context is None:
+            from eagle3cli.backends.target.hf import read_target_config
+
+            context = _context_in(read_target_config(settings.target))
+        return with_max_length(settings, context, report, remember=not planned)
+    return settings
+
+
 def _context(config: Path) -> int | None:
     """The context length that a model's config names; None where there is no such file or number."""
     try:
-        raw = json.loads(config.read_text(encoding="utf-8"))
-        length = (raw.get("text_config") or raw).get("max_position_embeddings")
+        return _context_in(json.loads(config.read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
+
+
+def _context_in(raw: Any) -> int | None:
+    length = (raw.get("text_config") or raw).get("max_position_embeddings")
     return length if isinstance(length, int) and length > 0 else None
 
 

@@ -103,7 +103,7 @@ def wrong_value(field: SettingsField, value: Any, origin: str, message: str | No
 
 
 def _fix(field: SettingsField, value: Any, shown: str, *, from_file: bool) -> str | None:
-    close = difflib.get_close_matches(shown, field.choices, n=1)
+    close = difflib.get_close_matches(shown, (*field.choices, *field.words), n=1)
     if close:
         return f"did you mean {close[0]}?"
     if field.many and not isinstance(value, (list, tuple)) and from_file:

@@ -93,13 +93,21 @@ class SettingsField:
         return self.type is Path
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """Words that may stand where a number does, as ``auto``."""
+        parts = () if self.many else self._union
+        return tuple(str(word) for part in parts if part is not self._present for word in _literal(part))
+
+    @property
     def choices(self) -> tuple[str, ...]:
         """The allowed words of a Literal, else nothing."""
-        return tuple(map(str, typing.get_args(self.type))) if typing.get_origin(self.type) is Literal else ()
+        return tuple(map(str, _literal(self.type)))
 
     def bound(self, name: str) -> Any:
         """The bound ``ge``, ``gt``, ``le`` or ``lt``, or None."""
-        return next((getattr(m, name) for m in self.info.metadata if hasattr(m, name)), None)
+        metadata = [*self.info.metadata, *getattr(self._present, "__metadata__", ())]
+        metadata += [m for info in metadata for m in getattr(info, "metadata", ())]
+        return next((getattr(m, name) for m in metadata if hasattr(m, name)), None)
 
     @property
     def bounds(self) -> str:
@@ -111,7 +119,12 @@ class SettingsField:
     def allowed(self) -> str:
         """What may be given, in words: ``a whole number, at least 1``."""
         one = " or ".join(self.choices) or TYPE_TEXTS.get(self.type, "a value")
-        return ", ".join(filter(None, [f"a list, each {one}" if self.many else one, self.bounds]))
+        text = ", ".join(filter(None, [f"a list, each {one}" if self.many else one, self.bounds]))
+        return ", or ".join([text, *self.words])
+
+
+def _literal(kind: Any) -> tuple[Any, ...]:
+    return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
 
 
 def _tables() -> dict[str, type[Table]]:

@@ -58,7 +58,8 @@ def _one(field: SettingsField) -> dict[str, Any]:
     if kind == "string" and _takes(field, [1] if field.many else 1):
         kind = ["string", "integer"]
     bounds = {word: field.bound(name) for name, word in BOUNDS.items() if field.bound(name) is not None}
-    return {"type": kind, **({} if field.many else bounds)}
+    one = {"type": kind, **({} if field.many else bounds)}
+    return {"anyOf": [one, {"enum": list(field.words)}]} if field.words else one
 
 
 def _takes(field: SettingsField, value: object) -> bool:

@@ -47,7 +47,7 @@ def offer(values: str, prefix: str, used: Sequence[str] = (), before: str = "") 
     if values in fields():
         field = fields()[values]
         paths = paths or _paths(field)
-        words |= dict.fromkeys(field.choices, "")
+        words |= dict.fromkeys(field.choices or field.words, "")
     words = {before + word: text for word, text in starting_with(prefix, words).items() if word not in used}
     if ":" in prefix or (words and paths == "folders"):  # NAME:ROWS is no file; a folder only where no word fits
         paths = ""

@@ -51,6 +51,7 @@ def build(
     """
     size = sum(path.stat().st_size for path in paths.values())
     summary: dict[str, Any] = {"model_path": config.model_path, "chat_template": config.chat_template}
+    summary["max_length"] = config.max_length
     counts: dict[str, Counts] = {}
     with (
         (folder / ERRORS).open("w", encoding="utf-8") as errors,

@@ -167,7 +167,7 @@ def encoder_config(settings: Settings) -> EncoderConfig:
         revision=target.revision,
         trust_remote_code=target.trust_remote_code,
         chat_template=data.chat_template,
-        max_length=data.max_length,
+        max_length=data.row_limit,
         last_turn_only=data.last_turn_only,
         is_preformatted=data.is_preformatted,
         system_prompt=system_prompt_text(data.system_prompt),

@@ -52,12 +52,12 @@ def plan_cache(settings: Settings) -> Plan:
             },
         )
     rows = {split: lines_in(path) or 0 for split, path in paths.items()}
-    tokens = sum(rows.values()) * settings.data.max_length
+    tokens = sum(rows.values()) * settings.data.row_limit
     return Plan(
         "cache",
         reads=tuple(f"{path}: {rows[split]:,} rows" for split, path in paths.items()),
         does=(
-            f"tokenize and mask {sum(rows.values()):,} rows of at most {settings.data.max_length:,} tokens",
+            f"tokenize and mask {sum(rows.values()):,} rows of at most {settings.data.row_limit:,} tokens",
             "count them and choose the draft vocabulary",
         ),
         writes=(f"{settings.data.cache_dir / 'processed_dataset'}: at most {size_text(TOKEN_BYTES * tokens)}",),

@@ -79,7 +79,7 @@ def _lengths(
         counts = finished["cache"]["train"]
         rows = max(1, counts["rows"])
         return as_range(counts["tokens"] / rows), as_range(counts["loss_tokens"] / rows)
-    longest = settings.data.max_length
+    longest = settings.data.row_limit
     whole = known.prompt_tokens + of_row
     cut = CUT if whole.high > longest else 1.0
     row = Range(max(1.0, cut * min(whole.low, longest)), min(whole.high, longest))

@@ -135,7 +135,7 @@ def _time_notes(settings: Settings, machine: Machine) -> list[str]:
     notes = [
         f"minutes: by {by}; downloads are not in them",
         f"replies and benchmark: by {servers or 'transformers in this process'}",
-        f"long rows: cut at {settings.data.max_length:,} tokens (data.max_length); a batch of them takes most memory",
+        f"long rows: cut at {settings.data.row_limit:,} tokens (data.max_length); a batch of them takes most memory",
     ]
     if settings.regenerate.recorded:
         notes.append("regenerate: next to no time where the recorded replies match, all of it where they do not")
@@ -144,7 +144,7 @@ def _time_notes(settings: Settings, machine: Machine) -> list[str]:
 
 def _too_long(settings: Settings, known: Known) -> tuple[str, ...]:
     """Where the prompts leave no room for a reply."""
-    longest = settings.data.max_length
+    longest = settings.data.row_limit
     if known.prompt_tokens.low < longest:
         return ()
     prompts = f"{known.prompt_tokens.low:,.0f} tokens and more"

@@ -47,7 +47,7 @@ def steps_of(settings: Settings, rows: Range) -> tuple[Range | None, Range]:
 
 def memory_of_training(machine: Machine, shapes: Shapes, rows: Range, row: Range, loss: Range) -> Range:
     """Bytes of one device at its peak, from short rows to the longest that there may be."""
-    longest = machine.settings.data.max_length
+    longest = machine.settings.data.row_limit
     low = forecast(_workload(machine, shapes, rows.low, row.low, loss.low)).peak_bytes
     high = forecast(_workload(machine, shapes, rows.high, longest, max(loss.high, longest / 2))).peak_bytes
     return between(low, high)
@@ -121,7 +121,7 @@ def memory_of_evaluation(machine: Machine, shapes: Shapes, row: Range) -> Range:
                 ttt_steps=settings.eval.depths,
             )
         ).peak_bytes
-        for length, share in ((row.low, 0.2), (settings.data.max_length, 1.0))
+        for length, share in ((row.low, 0.2), (settings.data.row_limit, 1.0))
     )
     return between(low, high)
 

@@ -39,7 +39,7 @@ def _forecast(settings: Settings, batch_size: int) -> Forecast:
     raw = read_target_config(settings.target)
     draft = load_for_inference(find_draft(Path(str(settings.draft.path))), raw, settings.draft.aux_layers).config
     cpu = device_of(settings.target.device) == "cpu"
-    length = settings.data.max_length
+    length = settings.data.row_limit
     element = 4 if _in_float32(settings) else 2
     work = Workload(
         draft=draft,

@@ -113,7 +113,7 @@ def online_rows(settings: Settings) -> RowLengths:
     if folder is None:
         path = data_paths(settings)["train"]
         count = sum(1 for _ in read_raw_lines(path))
-        longest = settings.data.max_length
+        longest = settings.data.row_limit
         guess = max(1, round(longest * USUAL_SHARE))
         return RowLengths([longest] * count, [guess] * count, exact=False, where=str(path), shared_prefix=True)
     rows = TokenRows.open(folder / "train")

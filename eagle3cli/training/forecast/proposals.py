@@ -103,7 +103,7 @@ def _smaller_micro_batches(settings: Settings, world_size: int) -> Iterator[tupl
 
 def shorter_lengths(settings: Settings, shortest: int) -> Iterator[int]:
     """Half of the rows' longest length, and so on."""
-    length = settings.data.max_length
+    length = settings.data.row_limit
     while (length := length // 2) >= shortest:
         yield length
 

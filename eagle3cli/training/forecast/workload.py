@@ -106,7 +106,7 @@ def planned_steps(settings: Settings, data: RowLengths, world_size: int) -> Plan
     """The first steps, in the order in which the run will take its rows."""
     train = settings.train
     order = sampler_of(train, len(data.lengths))
-    limit = settings.data.max_length if train.mode == "online" else 2**62
+    limit = settings.data.row_limit if train.mode == "online" else 2**62
     row_lengths = [min(length, limit) for length in data.lengths]
     context = train.context_parallel
     of_group = None if train.max_tokens_per_gpu is None else train.max_tokens_per_gpu * context
