@@ -67,7 +67,7 @@ def test_a_server_that_dies_and_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_kill_at_six_random_moments(tmp_path: Path) -> None:
+def test_kill_at_three_random_moments(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "in.jsonl", 2000)
     out = tmp_path / "out"
     moments = random.Random(0)
@@ -78,7 +78,7 @@ def test_kill_at_six_random_moments(tmp_path: Path) -> None:
         words += ["--server-address-port", *[server.address for server in servers]]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         kills = 0
-        for _ in range(6):
+        for _ in range(3):
             process = subprocess.Popen([sys.executable, "-m", "eagle3cli", *words], env=environment, cwd=tmp_path)
             aim = lines_of(out) + moments.randrange(5, 190)
             while process.poll() is None and lines_of(out) < aim:
@@ -86,9 +86,9 @@ def test_kill_at_six_random_moments(tmp_path: Path) -> None:
             kills += process.poll() is None
             process.send_signal(signal.SIGKILL)
             process.wait()
-        assert kills == 6
+        assert kills == 3
         before = lines_of(out)
-        assert 100 < before < 2000
+        assert 50 < before < 2000
         finished = [json.dumps([user(f"q{row}")]) for row in rows_done(out)]
         requests = [sum(server.seen[text] for server in servers) for text in finished]
         done = run(servers, rows, out, num_per_shard=300)
