@@ -5,9 +5,10 @@
     ... --variant "mine train.ttt_length=4 train.batch_size=4"
 
 The quickstart's settings train on a store of the quickstart's rows (``eagle3 run quickstart --to hidden-states --set
-train.mode=offline``), each row once, on one thread; every variant sees the same rows in the same order. Acceptance
-length is measured on the held-out store, CPU seconds are those of the steps, as training logs them. A line starts with
-what is changed; ``base`` is the recipe. Runs that are done are not run again. One JSON line a run, then the table.
+train.mode=offline --set train.echo_factor=1``), each row once, on one thread; every variant sees the same rows in the
+same order. Acceptance length is measured on the held-out store, CPU seconds are those of the steps, as training logs
+them. A line starts with what is changed; ``base`` is the recipe. Runs that are done are not run again. One JSON line a
+run, then the table.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def run(a: argparse.Namespace, name: str, words: list[str], seed: int) -> dict[s
     """Train one variant, unless that is done, and read its history."""
     folder = a.output / f"{name}-{seed}"
     steps = a.steps * 8 // load([find_recipe("quickstart")], words).settings.train.batch_size
-    settings = ["train.time_budget=1000h", "launch.gpus=1", "train.mode=offline", "train.num_epochs=1"]
+    settings = ["train.time_budget=1000h", "launch.gpus=1", "train.mode=offline", "train.echo_factor=1"]
+    settings += ["train.num_epochs=1"]
     settings += [f"train.total_steps={steps}", f"train.eval_interval={steps}", f"train.eval_rows={a.eval_rows}"]
     assignments = [part for word in (*settings, *words) for part in ("--set", word)]
     stores = ("--train-hidden-states-path", a.store, "--eval-hidden-states-path", a.eval_store)
