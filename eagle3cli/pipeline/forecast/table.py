@@ -14,6 +14,7 @@ from eagle3cli.pipeline.forecast.models import Shapes, find_shapes
 from eagle3cli.pipeline.forecast.ranges import Range, counts_text, range_text
 from eagle3cli.pipeline.forecast.rows import Known, known_rows
 from eagle3cli.pipeline.forecast.stages import Forecaster, StageForecast
+from eagle3cli.pipeline.forecast.training import split_lines
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.units import size_text, time_text
 from eagle3cli.settings.data import PrepareSettings
@@ -90,7 +91,17 @@ def forecast_run(
     forecaster = Forecaster(machine.settings, known, chain, known_shapes, machine)
     stages = {name: forecaster.of(name) for name in left}
     sizes = f"sizes: {shapes if isinstance(shapes, str) else shapes.source}"
-    notes = (f"machine: {machine.name}", sizes, *_row_notes(known, finished), *_time_notes(settings, machine), how)
+    splits: list[str] = []
+    if known_shapes is not None and "train" in left:
+        splits = split_lines(machine, known_shapes, chain.trained.high, chain.row.high, chain.loss.high)
+    notes = (
+        f"machine: {machine.name}",
+        sizes,
+        *_row_notes(known, finished),
+        *_time_notes(settings, machine),
+        how,
+        *splits,
+    )
     warnings = (*_too_long(settings, known), *_warnings(stages, machine))
     forecast = RunForecast(stages, machine, known_shapes, notes, warnings)
     return replace(forecast, notes=(f"together: {range_text(forecast.time(), time_text)}", *notes))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from eagle3cli.backends.target.hf import pick_dtype
-from eagle3cli.pipeline.forecast.machine import START_SECONDS, Machine
+from eagle3cli.pipeline.forecast.machine import GPU_MEMORY, START_SECONDS, Machine
 from eagle3cli.pipeline.forecast.models import Shapes
 from eagle3cli.pipeline.forecast.ranges import Range, as_range, between
 from eagle3cli.runtime.devices import compute_type, memory_of, resident_bytes
@@ -17,8 +17,9 @@ from eagle3cli.training.batches import sampler_of
 from eagle3cli.training.eval.measure import EVAL_BATCH
 from eagle3cli.training.forecast.inputs import CUDA_CONTEXT, RowLengths, RunInputs
 from eagle3cli.training.forecast.memory import Workload, draft_weights, evaluation_forecast, forecast
-from eagle3cli.training.forecast.plan import checkpoint_disk
+from eagle3cli.training.forecast.plan import SPARE, checkpoint_disk
 from eagle3cli.training.forecast.speed import forecast_speed
+from eagle3cli.training.forecast.splits import plan_splits
 from eagle3cli.training.forecast.workload import training_workload
 from eagle3cli.training.optim.schedule import total_steps
 
@@ -105,6 +106,16 @@ def disk_of_training(settings: Settings, shapes: Shapes, steps: Range | None) ->
     saves = 1 if steps is None else steps.low // settings.train.save_interval
     kept = max(1, min(settings.train.keep_checkpoints, saves))
     return Range(0.9 * one * kept, 1.02 * most + 2_000_000)
+
+
+def split_lines(machine: Machine, shapes: Shapes, rows: float, row: float, loss: float) -> list[str]:
+    """The best split of several GPUs between target and draft, for people; nothing on a processor, whose cores both
+    sides share."""
+    if machine.device == "cpu":
+        return []
+    room = round((machine.memory or GPU_MEMORY) * (1 - SPARE))
+    splits = plan_splits(machine.settings, _inputs(machine, shapes, rows, row, loss), machine.gpus, room)
+    return [] if splits is None else [f"train: {line}" for line in splits.lines()]
 
 
 def memory_of_evaluation(machine: Machine, shapes: Shapes, row: Range) -> Range:

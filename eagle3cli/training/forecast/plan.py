@@ -30,6 +30,7 @@ from eagle3cli.training.forecast.memory import MASTER, draft_weights, forecast, 
 from eagle3cli.training.forecast.phases import Forecast, part_lines
 from eagle3cli.training.forecast.proposals import Proposal, proposals
 from eagle3cli.training.forecast.speed import forecast_speed
+from eagle3cli.training.forecast.splits import plan_splits
 from eagle3cli.training.forecast.target_rank import forecast_target_rank
 from eagle3cli.training.forecast.workload import training_workload
 from eagle3cli.training.inputs import draft_config_of
@@ -81,6 +82,7 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
     order = sampler_of(settings.train, len(data.lengths))
     steps = total_steps(settings.train, order.steps_per_epoch)
     speed = forecast_speed(settings, inputs, world_size, order)
+    splits = plan_splits(settings, inputs, started, room and round(room * (1 - SPARE)), resumes=resumes)
     sharded = is_sharded(settings.train, draft_weights(draft), world_size)
     return Plan(
         "train",
@@ -93,6 +95,7 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
             *_memory(memory, room, inputs.device, world_size, sharded=sharded, targets=settings.launch.targets),
             *(_target_memory(at_target, settings.launch.targets) if at_target else ()),
             *map(_proposal_text, changes),
+            *(splits.lines() if splits else ()),
             *launch,
         ),
         writes=(f"{settings.train.output_dir}: checkpoints {size_text(disk)} at most",),
@@ -114,6 +117,7 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
             "sharded": sharded,
             "device": inputs.device,
             "speed": speed.numbers(),
+            **({"splits": splits.numbers()} if splits else {}),
             "memory": memory_numbers(memory, room),
             **({"target_memory": memory_numbers(at_target, room)} if at_target else {}),
             "proposals": [vars(change) for change in changes],
