@@ -120,12 +120,13 @@ def model_card(
     target: str | None,
     target_hash: str | None = None,
     adapter: tuple[str, str] | None = None,
+    quantization: str | None = None,
     notes: Sequence[str] = (),
 ) -> str:
     """The card as Markdown with the hub's header; ``serve`` holds the line of every server that runs the draft.
 
     ``target_hash`` says which target it is, ``adapter`` what was merged to make it (the names of a model and of its
-    adapter), ``notes`` what to know of the servers (``models/serve.py``).
+    adapter), ``quantization`` how its weights are stored, ``notes`` what to know of the servers (``models/serve.py``).
     """
     target = public_name(target or origin.target or "") or "its target"
     based_on = adapter[0] if adapter else target
@@ -139,6 +140,7 @@ def model_card(
     facts = {
         "target": target,
         **({"target is made of": f"{based_on} and the LoRA adapter {adapter[1]}"} if adapter else {}),
+        **({"target's weights": quantization} if quantization else {}),
         **hashed,
         "target layers read": ", ".join(map(str, config.aux_layers)),
         "decoder layers": config.num_hidden_layers,

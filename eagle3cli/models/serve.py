@@ -37,6 +37,8 @@ class Served:
     lines: dict[Engine, str]
     refused: dict[Engine, str]
     needs: dict[Engine, str]
+    about_target: str | None = None
+    """What there is to know of the target's weights."""
 
     def notes(self, config: DraftConfig) -> list[str]:
         """What a person has to know besides the lines."""
@@ -49,7 +51,7 @@ class Served:
         if config.window is not None and "sglang" in self.lines:
             flag = f"{SGLANG_WINDOW} {sglang_window(config.window)}"
             notes.append(f"SGLang reads no window from the draft: without {flag} it attends to all tokens, in silence")
-        return notes
+        return [*notes, *([self.about_target] if self.about_target else [])]
 
 
 def serve(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from eagle3cli.backends.target.adapter import MARK, adapter_of, merged_folder
 from eagle3cli.backends.target.gguf import find_gguf, local_folder
 from eagle3cli.backends.target.gguf_vocabulary import read_vocabulary
 from eagle3cli.backends.target.head import fingerprint, read_config, read_embedding_and_head
+from eagle3cli.backends.target.weights.quantization import Quantization, folder_quantization
 from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.models.card import Origin, model_card, origin_of, public_name
 from eagle3cli.models.checkpoint import has_embedding
@@ -50,6 +51,11 @@ class _Target:
     """The same as a folder or hub id."""
     config: Mapping[str, Any] | None
     revision: str | None
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How its weights are stored, where they are quantised."""
+        return folder_quantization(self.config, Path(self.folder)) if self.config and self.folder else None
 
 
 def write_draft(settings: Settings, report: Reporter, *, dtype: Any, layout: Layout | None) -> WrittenDraft:
@@ -148,6 +154,7 @@ class _Files:
             target=target.name,
             target_hash=_hash(target.folder, target.revision) if target.folder else None,
             adapter=adapter_of(target.config),
+            quantization=str(target.quantization) if target.quantization else None,
             notes=[*served.notes(draft.config), *_about_types(draft, self.outtype)],
         )
         write_text(folder / "README.md", card)
@@ -155,7 +162,9 @@ class _Files:
 
     def served(self, target: str, place: Path | str, draft: Exported) -> Served:
         """Who serves the draft in the folder ``place``, and how."""
-        return serve(
+        quantization = self.target.quantization
+        about = None if quantization is None else _about_weights(quantization, self.origin.backend)
+        served = serve(
             target,
             f"{place}/{file_name(self.outtype)}" if self.outtype else str(place),
             draft.config,
@@ -165,6 +174,7 @@ class _Files:
             revision=self.target.revision,
             backend=self.origin.backend,
         )
+        return replace(served, about_target=about)
 
 
 def _target_of(settings: Settings, source: Path, origin: Origin, report: Reporter) -> _Target:
@@ -214,6 +224,14 @@ def _tell_engine(engine: str | None, layout: Layout, report: Reporter) -> None:
         if known == engine and known not in engines_of(layout):
             layout = "gguf" if known == "llama.cpp" else known
             report.info(f"it was trained for {name}, which reads another layout: eagle3 export --layout {layout}")
+
+
+def _about_weights(quantization: Quantization, backend: str | None) -> str:
+    """What to know of a draft whose target is quantised; ``backend`` captured the states."""
+    about = f"the target's weights are {quantization}: serve those, the draft was trained on their states"
+    if quantization.activations and backend != "sglang":
+        about += "; a server also rounds what the layers read, which those states do not show"
+    return f"{about}. The draft itself is not quantised"
 
 
 def _about_types(draft: Exported, outtype: str | None) -> list[str]:

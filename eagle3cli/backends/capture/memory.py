@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import torch
+
 from eagle3cli.backends.capture.passes import PassTooLarge
+from eagle3cli.backends.target.auto import choose_backend
 from eagle3cli.backends.target.hf import read_auto_config
-from eagle3cli.backends.target.hf_load import meta_model
+from eagle3cli.backends.target.hf_load import keeps_quantized, meta_model
 from eagle3cli.backends.target.logits import ARGMAX_CHUNK
-from eagle3cli.errors import Eagle3Error
+from eagle3cli.backends.target.weights.quantization import Quantization, quantization_of
+from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.models.config import text_part
 from eagle3cli.runtime.units import size_text
 from eagle3cli.settings.models import TargetSettings
 
+KEPT = 1.25
+"""What quantised weights take with their scales and the parts that are not, over their bits alone."""
 Parts = dict[str, int]
 """Bytes by name."""
 
@@ -35,11 +42,19 @@ class TargetShape:
     vocab: int
     tied: bool
     """The head is the embedding."""
+    kept_bits: int | None = None
+    """Bits of a quantised weight where it stays so while it runs; None where it does not, or is not quantised."""
+
+    def weight_bytes(self, each: int) -> int:
+        """Bytes of all weights; ``each`` takes one that is not quantised."""
+        # A quantised target has scales besides, and parts that are not.
+        return self.weights * each if self.kept_bits is None else int(self.weights * KEPT * self.kept_bits / 8)
 
 
 def target_shape(target: TargetSettings) -> TargetShape:
     """The target's shape from its config; weights are counted on a model without any."""
     raw = read_auto_config(target).to_dict()
+    quantization = quantization_of(raw)
     text = text_part(raw)
     heads = int(text["num_attention_heads"])
     size = int(text.get("head_dim") or text["hidden_size"] // heads)
@@ -51,7 +66,18 @@ def target_shape(target: TargetSettings) -> TargetShape:
         key_value=int(text.get("num_key_value_heads") or heads) * size,
         vocab=int(text["vocab_size"]),
         tied=bool(text.get("tie_word_embeddings")),
+        kept_bits=None if quantization is None else _kept_bits(target, quantization, raw),
     )
+
+
+def _kept_bits(target: TargetSettings, quantization: Quantization, raw: dict[str, Any]) -> int | None:
+    """Bits of a weight that stays quantised: on a GPU, in SGLang, or by kernels of transformers."""
+    if target.device == "cpu" or (target.device == "auto" and not torch.cuda.is_available()):
+        return None
+    with suppress(UsageError):  # a GPU that is planned for, and is not here
+        if choose_backend(target, raw)[0] == "sglang":
+            return quantization.bits
+    return quantization.bits if keeps_quantized(quantization) else None
 
 
 def _mlp(text: dict[str, Any]) -> int:
@@ -105,7 +131,7 @@ def explain_pass(error: PassTooLarge, target: TargetSettings, layers: int, each:
         return sum(parts.values())
 
     padded = error.rows * error.longest
-    weights = shape.weights * each // target.tp_size
+    weights = shape.weight_bytes(each) // target.tp_size
     forecast = f"forecast: {size_text(weights)} of target weights, {size_text(size(padded))} for the pass"
     half = max(1, padded // 2)
     change = f"--batch-tokens {half}" if error.rows > 1 else f"--max-length {half}"

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from eagle3cli.backends.target.logits import Head, make_head
+from eagle3cli.backends.target.weights.checkpoint import Checkpoint
+from eagle3cli.backends.target.weights.files import model_file, tensor_files
 from eagle3cli.errors import ModelError
 from eagle3cli.models.config import text_part
-from eagle3cli.models.files import INDEX, WEIGHTS, open_safetensors, read_json_object, read_weight_index
+from eagle3cli.models.files import read_json_object
 
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
@@ -44,13 +45,13 @@ def read_embedding_and_head(model_path: str, *, revision: str | None = None) -> 
     a tensor is missing or does not fit the config.
     """
     config = read_config(model_path, revision=revision)
-    files = _tensor_files(model_path, revision)
+    files = Checkpoint(model_path, config, revision=revision)
     name = find_tensor(files, EMBEDDINGS)
     if name is None:
         raise ModelError(
             f"no input embedding among {len(files)} tensors", where=model_path, fix=_looked_for(EMBEDDINGS)
         )
-    embedding = _read(_file(model_path, files[name], revision), name)
+    embedding = files[name]
     head_name = find_tensor(files, HEADS)
     tied = is_tied(config)
     if tied or (head_name is None and (tied is None or "text_config" in config)):
@@ -58,7 +59,7 @@ def read_embedding_and_head(model_path: str, *, revision: str | None = None) -> 
     elif head_name is None:
         raise ModelError("tie_word_embeddings is false but there is no head", where=model_path, fix=_looked_for(HEADS))
     else:
-        head = _read(_file(model_path, files[head_name], revision), head_name)
+        head = files[head_name]
     text = text_part(config)
     shape = (text.get("vocab_size"), text.get("hidden_size"))
     for tensor, what in ((embedding, name), (head, head_name or name)):
@@ -77,10 +78,11 @@ def read_target_tensors(
     """
     embedding, head = read_embedding_and_head(model_path, revision=revision)
     tensors = {"embedding": embedding, "head": head}
-    files = _tensor_files(model_path, revision)
+    config = read_config(model_path, revision=revision)
+    files = Checkpoint(model_path, config, revision=revision)
     bias = find_tensor(files, BIASES)
     if bias is not None:
-        tensors["head_bias"] = _read(_file(model_path, files[bias], revision), bias)
+        tensors["head_bias"] = files[bias]
     if last_layer is None:
         return tensors
     layer = f"layers.{last_layer}"
@@ -93,17 +95,17 @@ def read_target_tensors(
     }
     for key, names in endings.items():
         name = find_tensor(files, names)
-        if name is not None:
-            tensors[key] = _read(_file(model_path, files[name], revision), name)
-    kind = str(text_part(read_config(model_path, revision=revision)).get("model_type"))
+        # Projections that only a package can read are left out; the draft can start without them.
+        with suppress(ModelError) if files.needs_package else nullcontext():
+            if name is not None:
+                tensors[key] = files[name]
+    kind = str(text_part(config).get("model_type"))
     if kind in BARE_NORMS:
         tensors["final_norm"] = torch.ones(embedding.shape[1])
     if "final_norm" not in tensors:
         raise ModelError("no norm before the head", where=model_path, fix="start with --draft-init random")
     if "gate_up" in tensors:
         tensors["gate_proj"], tensors["up_proj"] = tensors.pop("gate_up").chunk(2)
-    # Quantised projections mean nothing without their scales; the draft can start without them.
-    tensors = {key: value for key, value in tensors.items() if value.is_floating_point() and value.element_size() > 1}
     if kind.startswith(UNIT_OFFSET_NORMS) and not kind.startswith(NOT_UNIT_OFFSET):
         tensors |= {key: tensors[key].float() + 1 for key in ("final_norm", "norm") if key in tensors}
     return tensors
@@ -117,7 +119,7 @@ def read_head(model_path: str, config: Mapping[str, Any], *, revision: str | Non
 
 def read_config(model_path: str, *, revision: str | None = None) -> dict[str, Any]:
     """A target's ``config.json``, from a folder or from the hub."""
-    return read_json_object(_file(model_path, "config.json", revision))
+    return read_json_object(model_file(model_path, "config.json", revision))
 
 
 def fingerprint(model_path: str, *, revision: str | None = None) -> str:
@@ -129,11 +131,11 @@ def fingerprint(model_path: str, *, revision: str | None = None) -> str:
     digest = blake2b(digest_size=16)
     config = read_config(model_path, revision=revision)
     digest.update(json.dumps({k: v for k, v in config.items() if not k.startswith("_")}, sort_keys=True).encode())
-    files = _tensor_files(model_path, revision)
+    files = tensor_files(model_path, revision)
     last_layer = f"layers.{text_part(config).get('num_hidden_layers', 0) - 1}."
     read = {file for name, file in files.items() if last_layer in name or name.endswith((*EMBEDDINGS, *HEADS))}
     for name in sorted(read or set(files.values())):
-        path = _file(model_path, name, revision)
+        path = model_file(model_path, name, revision)
         size = path.stat().st_size
         digest.update(f"{name} {size}".encode())
         with path.open("rb") as f:
@@ -143,39 +145,7 @@ def fingerprint(model_path: str, *, revision: str | None = None) -> str:
     return digest.hexdigest()
 
 
-def _file(model_path: str, name: str, revision: str | None) -> Path:
-    """A file of the model on this machine, fetched from the hub where ``model_path`` is no folder."""
-    folder = Path(model_path).expanduser()
-    if folder.is_dir():
-        if not (folder / name).is_file():
-            raise ModelError(f"no {name}", where=model_path, fix="give the folder of a model with safetensors weights")
-        return folder / name
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        cached = try_to_load_from_cache(model_path, name, revision=revision)
-        return Path(cached) if isinstance(cached, str) else Path(hf_hub_download(model_path, name, revision=revision))
-    except HFValidationError as error:
-        raise ModelError("no such folder, and no hub id", where=model_path, fix="check --target-model-path") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        fix = "check the name; without network, give a local folder"
-        raise ModelError(f"{name} cannot be fetched from the hub: {reason}", where=model_path, fix=fix) from error
-
-
-def _tensor_files(model_path: str, revision: str | None) -> dict[str, str]:
-    """Name of every tensor, and the file that holds it."""
-    try:
-        path = _file(model_path, INDEX, revision)
-    except ModelError:
-        path = _file(model_path, WEIGHTS, revision)
-        with open_safetensors(path) as f:
-            return dict.fromkeys(f.keys(), WEIGHTS)
-    return read_weight_index(path)
-
-
-def find_tensor(names: dict[str, str], endings: Sequence[str]) -> str | None:
+def find_tensor(names: Collection[str], endings: Sequence[str]) -> str | None:
     """The tensor whose name ends in one of ``endings``; the shortest, where a model has several parts."""
     for ending in endings:
         matches = [n for n in names if n == ending or n.endswith(f".{ending}")]
@@ -193,15 +163,6 @@ def is_tied(config: dict[str, Any]) -> bool | None:
     text = config.get("text_config") or {}
     tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
     return None if tied is None else bool(tied)
-
-
-def _read(path: Path, name: str) -> Tensor:
-    try:
-        with open_safetensors(path) as f:
-            tensor: Tensor = f.get_tensor(name)
-    except SafetensorError as error:
-        raise ModelError(f"{name} cannot be read: {error}", where=str(path)) from error
-    return tensor
 
 
 def _looked_for(endings: Sequence[str]) -> str:

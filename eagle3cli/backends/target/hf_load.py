@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import gc
 import importlib.util
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +17,22 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 
 from eagle3cli.backends.target.head import read_target_tensors
 from eagle3cli.backends.target.logits import Head, make_head
-from eagle3cli.errors import UsageError
+from eagle3cli.backends.target.weights.checkpoint import Checkpoint
+from eagle3cli.backends.target.weights.files import tensor_files
+from eagle3cli.backends.target.weights.quantization import (
+    Quantization,
+    check_all_read,
+    check_known,
+    folder_quantization,
+)
+from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.runtime.report import Reporter, Silent
 from eagle3cli.settings.models import TargetSettings
 
 BITS = {"mxfp4": 4, "fp8": 8}
 """Bits of a weight in the checkpoints that transformers keeps on a GPU by kernels of the hub, and can dequantise."""
 INSTALL = "pip install "
+IS_OLD = transformers.__version__.startswith("4.")
 
 
 def load_model(
@@ -39,15 +51,20 @@ def load_model(
         where = _device_map(target)
     elif quantization_bits(config) is not None and device.type == "cuda":
         where = {"device_map": {"": device}}  # its kernels arrange the weights there, while they are read
-    model: PreTrainedModel = _auto_class(config).from_pretrained(
-        target.model_path,
-        revision=target.revision,
-        trust_remote_code=target.trust_remote_code,
-        dtype=dtype,
-        use_safetensors=True,
-        **where,
-        **_without_kernels(config, device, report),
-    )
+    quantization = target_quantization(target, config)
+    model: PreTrainedModel
+    if _is_dequantized(quantization, device):
+        model = _dequantized(target, config, dtype, where, report)
+    else:
+        model = _auto_class(config).from_pretrained(
+            target.model_path,
+            revision=target.revision,
+            trust_remote_code=target.trust_remote_code,
+            dtype=dtype,
+            use_safetensors=True,
+            **where,
+            **_without_kernels(config, device, report),
+        )
     model = model.eval().requires_grad_(False)
     if not where:
         nn.Module.to(model, device)
@@ -55,9 +72,62 @@ def load_model(
     return model
 
 
+def _is_dequantized(quantization: Quantization | None, device: torch.device) -> bool:
+    """Whether weights are quantised, and are dequantised here: all that no kernel of transformers' own keeps."""
+    if quantization is None or not quantization.is_known:
+        return False
+    return device.type != "cuda" or quantization.method not in BITS
+
+
+def _dequantized(
+    target: TargetSettings, config: Any, dtype: torch.dtype, where: dict[str, Any], report: Reporter
+) -> PreTrainedModel:
+    """The model with its quantised weights as plain ones of ``dtype``, read one by one. Raises ModelError where the
+    files lack some."""
+    checkpoint = Checkpoint(target.model_path, config.to_dict(), revision=target.revision)
+    told = f"the target's weights are {checkpoint.quantization}: dequantised to {str(dtype).removeprefix('torch.')}"
+    if checkpoint.quantization is not None and checkpoint.quantization.activations:
+        told += "; a server rounds what the layers read, too, which these states do not show"
+    report.info(told)
+    config = copy.deepcopy(config)
+    for part in (config, config.get_text_config()):
+        for key in ("quantization_config", "compression_config"):
+            if hasattr(part, key):
+                delattr(part, key)
+    own: Any = type(meta_model(config, trust_remote_code=target.trust_remote_code))
+    state = dict(checkpoint) if IS_OLD else checkpoint.lazily()  # transformers 4 takes tensors alone
+    loaded = own.from_pretrained(None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, **where)
+    model: PreTrainedModel = loaded[0]
+    model.config.name_or_path = target.model_path
+    missing = sorted(loaded[1]["missing_keys"])
+    if missing:
+        what = f"{len(missing)} weights are missing, {missing[0]} among them"
+        raise ModelError(what, where=target.model_path, fix="copy the model again")
+    return model
+
+
+def target_quantization(target: TargetSettings, config: Any) -> Quantization | None:
+    """How the target's weights are quantised; ``config`` is its transformers config. Raises ModelError where that is
+    not known, or where the config keeps it back."""
+    quantization = folder_quantization(config.to_dict(), Path(target.model_path).expanduser())
+    check_known(quantization, target.model_path)
+    if quantization is None:
+        names: Collection[str] = ()
+        with suppress(ModelError):  # files under names of their own are left to transformers
+            names = tensor_files(target.model_path, target.revision)
+        check_all_read(names, None, target.model_path)
+    return quantization
+
+
 def quantization_bits(config: Any) -> int | None:
     """Bits of a weight in a checkpoint in MXFP4 or FP8; None of any other. ``config`` is its transformers config."""
     return BITS.get(_quantization(config) or "")
+
+
+def keeps_quantized(quantization: Quantization) -> bool:
+    """Whether transformers keeps the weights as they are on a GPU of this machine: its kernels are installed."""
+    missing = [name for name in ("kernels", "triton") if importlib.util.find_spec(name) is None]
+    return quantization.method in BITS and not missing
 
 
 def _quantization(config: Any) -> str | None:
@@ -91,10 +161,10 @@ def _without_kernels(config: Any, device: torch.device, report: Reporter) -> dic
     return {"config": config}
 
 
-def meta_model(config: Any) -> PreTrainedModel:
+def meta_model(config: Any, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model that a config describes, with shapes alone: no weight takes memory."""
     with torch.device("meta"):
-        model: PreTrainedModel = _auto_class(config).from_config(config)
+        model: PreTrainedModel = _auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     return model
 
 
@@ -102,7 +172,7 @@ def embedding_and_head(model: PreTrainedModel, target: TargetSettings, dtype: to
     """Embedding and head; read from the files where the model's own are off-loaded, sharded or quantised."""
     linear = model.get_output_embeddings()
     embedding_VH = _plain(model.get_input_embeddings().weight)
-    head_VH = _plain(linear.weight)
+    head_VH = _plain(getattr(linear, "weight", None))
     bias_V = getattr(linear, "bias", None)
     if embedding_VH is None or head_VH is None:
         tensors = read_target_tensors(target.model_path, revision=target.revision)

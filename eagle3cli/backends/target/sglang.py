@@ -308,7 +308,8 @@ def _embedding_and_head(
     if target.tp_size == 1 and hasattr(runner.model, "get_embed_and_head"):
         embedding, head = (weight.detach()[:vocab] for weight in runner.model.get_embed_and_head())
         bias = getattr(getattr(runner.model, "lm_head", None), "bias", None)
-        return embedding, make_head(config, head, None if bias is None else bias.detach()[:vocab])
+        if head.is_floating_point() and head.element_size() > 1:  # else it is quantised
+            return embedding, make_head(config, head, None if bias is None else bias.detach()[:vocab])
     tensors = {
         name: tensor.to(torch.device(runner.device), dtype)
         for name, tensor in read_target_tensors(target.model_path, revision=target.revision).items()

@@ -9,6 +9,7 @@ from typing import Any
 from eagle3cli.backends.target.adapter_config import read_adapter_config
 from eagle3cli.backends.target.gguf import PACKAGES, existing_conversion, find_gguf
 from eagle3cli.backends.target.gguf_header import check_header
+from eagle3cli.backends.target.weights.quantization import check_known, folder_quantization
 from eagle3cli.cli.preflight.paths import fix_for, similar_path
 from eagle3cli.data.chat.tokenizer import TOKENIZER_FILES
 from eagle3cli.errors import ModelError
@@ -69,6 +70,8 @@ def _folder_config(folder: Path, *, weights: bool, tokenizer: bool) -> dict[str,
     if "model_type" not in config:
         fix = "give a transformers model folder, or copy its config.json again"
         raise ModelError("config.json names no model_type: not a model's", where=str(folder), fix=fix)
+    if weights:
+        check_known(folder_quantization(config, folder), str(folder))
     if tokenizer and not any((folder / file).is_file() for file in TOKENIZER_FILES):
         fix = "download the tokenizer's files (tokenizer.json, tokenizer_config.json) into it"
         raise ModelError("the folder has no tokenizer", where=str(folder), fix=fix)

@@ -159,7 +159,8 @@ def conditions_of(machine: Machine, shapes: Shapes) -> Conditions:
     values["draft"] = digest_json(asdict(shapes.draft))
     # What its speed depends on: other weights of the same model are as fast, and a .gguf file is as what it becomes.
     quantization = None if shapes.is_converted else shapes.config.get("quantization_config")
-    kind = [shapes.config.get("model_type"), asdict(shapes.target), quantization]
+    shape = {key: value for key, value in asdict(shapes.target).items() if key != "kept_bits"}
+    kind = [shapes.config.get("model_type"), shape, quantization]
     target = {"name": settings.target.model_path, "kind": digest_json(json_value(kind))}
     return Conditions(this_machine(), target, json_value(values))
 

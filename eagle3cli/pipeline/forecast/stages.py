@@ -230,14 +230,14 @@ class Forecaster:
         aux = self.shapes.draft.aux_width
         each = self._element()
         passes = sum(pass_parts(self.shapes.target, tokens, tokens, aux=aux, each=each).values())
-        weights = self.shapes.target.weights * each / self.settings.target.tp_size
+        weights = self.shapes.target.weight_bytes(each) / self.settings.target.tp_size
         return Range(weights, weights + 1.5 * passes + 1.5e9)
 
     def _decoding_memory(self, batch: int, context: Range) -> Range:
         assert self.shapes is not None
         each = self._element()
         target = self.shapes.target
-        weights = target.weights * each / max(1, self.settings.server.tp_size)
+        weights = target.weight_bytes(each) / max(1, self.settings.server.tp_size)
         if self.machine.engine != "local":
             whole = self.machine.memory or 0
             return Range(max(weights, SERVER_MEMORY.low * whole), max(weights, SERVER_MEMORY.high * whole))

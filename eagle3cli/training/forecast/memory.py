@@ -386,7 +386,7 @@ def _head_gradient(work: Workload) -> int:
 
 
 def _target_bytes(work: Workload) -> int:
-    return work.target.weights * work.state_bytes // work.tp_size if work.online else 0
+    return work.target.weight_bytes(work.state_bytes) // work.tp_size if work.online else 0
 
 
 def _weight_bytes(work: Workload) -> int:

@@ -16,7 +16,7 @@ def forecast_target_rank(work: Workload) -> Forecast:
     states = work.tokens * (work.draft.aux_width + work.target.hidden) * work.state_bytes
     standing = {
         "process": work.process_bytes,
-        "target weights": work.target.weights * work.state_bytes // work.tp_size,
+        "target weights": work.target.weight_bytes(work.state_bytes) // work.tp_size,
         "states on their way": (1 + UNSENT) * states,
     }
     of_pass = pass_parts(

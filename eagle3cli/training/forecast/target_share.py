@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from eagle3cli.backends.target.hf import read_auto_config
-from eagle3cli.backends.target.hf_load import quantization_bits
+from eagle3cli.backends.target.weights.quantization import quantization_of
 from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.forecast.inputs import device_of, inspect_inputs
@@ -28,7 +30,8 @@ def target_share(settings: Settings, ranks: Ranks) -> float | None:
     inputs = inspect_inputs(settings, planned_draft(settings))
     if inputs.available is None:
         return None
-    bits = quantization_bits(read_auto_config(target))
+    quantization = quantization_of(read_auto_config(target).to_dict())
+    bits = None if quantization is None else quantization.bits
     share = share_beside(training_workload(settings, inputs, ranks.world_size), inputs.available, bits)
     return -ranks.all_reduce_max([-share])[0]  # a target over several GPUs has the same of each
 
@@ -42,9 +45,7 @@ def share_beside(work: Workload, room: int, bits: int | None = None) -> float:
     reserved = max(
         sum(size for name, size in phase.parts.items() if name not in OF_TARGET) for phase in forecast(work).phases
     )
-    # A quantised target has scales besides, and parts that are not.
-    weight_bytes = work.state_bytes if bits is None else 1.25 * bits / 8
-    weights = int(work.target.weights * weight_bytes) // work.tp_size
+    weights = replace(work.target, kept_bits=bits).weight_bytes(work.state_bytes) // work.tp_size
     cache = 2 * work.target.key_value * work.target.layers * work.state_bytes * work.longest_sequence // work.tp_size
     needed = -(-100 * (weights + cache) // room) + 1
     left = min(100 * LARGEST_SHARE, 100 * (1 - SPARE - reserved / room))
