@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from tests.commands.train.test_train import conversations
 
+from tests.commands.train.test_train import conversations
 from tests.conftest import RunCli
 from tests.pipeline.test_run import RECIPE
 from tests.quantized import quantized_target, write_weights
