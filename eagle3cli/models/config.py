@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from eagle3cli.errors import ModelError
-from eagle3cli.models.packaged import packaged_configs
+from eagle3cli.models.layers import sizes
+from eagle3cli.models.layers.sizes import (
+    Latent,
+    check_latent_rope,
+    heads_of,
+    is_latent,
+    latent_of,
+    mlp_width,
+    read_latent,
+)
+from eagle3cli.models.packaged import read_config_file
 from eagle3cli.models.rope import read_rope, reduced_rope
 from eagle3cli.models.window import SLIDING, Window, check_window, read_window
 
@@ -28,6 +35,7 @@ SIZES = (
     *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"),
     *("draft_vocab_size", "target_hidden_size", "max_position_embeddings", "num_hidden_layers"),
 )
+ROPE_KEYS = ("rope_parameters", "rope_theta", "rope_scaling")
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 LARGEST_SIZE = 2**31
 TARGET_SIZES = {"vocab_size": "vocab_size", "target_hidden_size": "hidden_size", "hidden_size": "hidden_size"}
@@ -76,6 +84,9 @@ class DraftConfig:
     """Newest keys that a position sees, its own included; None: all of its text."""
     sinks: int = 0
     """First positions of a text that every position sees besides."""
+    latent: Latent | None = None
+    """Latent attention (MLA) in place of the usual one; ``head_dim`` is then that of queries and keys, and every head
+    has a key and a value of its own."""
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -94,6 +105,13 @@ class DraftConfig:
                 fix="choose a smaller --draft-vocab-size",
             )
         check_window(self.window, self.sinks)
+        if self.latent is not None:
+            heads = (self.num_key_value_heads, self.head_dim)
+            if heads != (self.num_attention_heads, self.latent.qk_head_dim):
+                raise ModelError(
+                    "latent attention has a key for every head, as wide as its query", where="draft config"
+                )
+            check_latent_rope(self.rope_scaling)
         if list(self.aux_layers) != sorted(set(self.aux_layers)) or min(self.aux_layers, default=0) < 0:
             raise ModelError(f"aux layers {list(self.aux_layers)} must ascend from 0 on", where="--aux-layers")
 
@@ -103,24 +121,49 @@ class DraftConfig:
         return None if self.window is None else Window(self.window, self.sinks)
 
     @property
+    def architecture(self) -> str:
+        """The class that servers load it with."""
+        return ARCHITECTURE if self.latent is None else sizes.ARCHITECTURE
+
+    @property
+    def model_type(self) -> str:
+        """The kind of config that servers read."""
+        return "llama" if self.latent is None else sizes.MODEL_TYPE
+
+    @property
     def aux_width(self) -> int:
         """Width of the target's auxiliary states side by side."""
         return len(self.aux_layers) * self.target_hidden_size
 
     @property
+    def attended_dim(self) -> int:
+        """Channels of a head in the attention's kernels, where those of latent attention are padded to one width."""
+        return self.head_dim if self.latent is None else self.latent.width
+
+    @property
     def query_width(self) -> int:
-        """Width of all query heads."""
-        return self.num_attention_heads * self.head_dim
+        """Width of all query heads in the attention."""
+        return self.num_attention_heads * self.attended_dim
 
     @property
     def key_width(self) -> int:
-        """Width of all key heads, and of all value heads."""
-        return self.num_key_value_heads * self.head_dim
+        """Width of all key heads in the attention, and of all value heads."""
+        return self.num_key_value_heads * self.attended_dim
 
     @property
     def qkv_width(self) -> int:
-        """Channels of q, k and v side by side."""
-        return self.query_width + 2 * self.key_width
+        """Channels of what the attention's input is multiplied by: q, k and v, or their latents, side by side."""
+        return (
+            self.query_width + 2 * self.key_width
+            if self.latent is None
+            else self.latent.read_width(self.num_attention_heads)
+        )
+
+    def attention_weights(self, width: int) -> int:
+        """Weights of an attention that reads ``width`` channels, its output's included."""
+        if self.latent is None:
+            return width * self.qkv_width + self.query_width * self.hidden_size
+        return self.latent.weights(self.hidden_size, self.num_attention_heads, width)
 
     @classmethod
     def from_target(
@@ -129,8 +172,10 @@ class DraftConfig:
         *,
         draft_vocab_size: int | None = None,
         aux_layers: tuple[int, ...] | None = None,
+        latent: bool = False,
     ) -> DraftConfig:
-        """The draft that fits a target's ``config.json`` (its text part, for a multi-modal one)."""
+        """The draft that fits a target's ``config.json`` (its text part, for a multi-modal one); ``latent`` asks for
+        the target's latent attention in place of the usual one."""
         text = text_part(target)
         try:
             hidden = text["hidden_size"]
@@ -142,10 +187,13 @@ class DraftConfig:
                 f"the target's config has no {error.args[0]}", where="config.json", fix="give --draft-model-config FILE"
             ) from error
         theta, scaling = reduced_rope(text)
-        heads, kv_heads, head_dim = _heads(text, hidden, heads)
+        sizes_of_latent = latent_of(text) if latent else None
+        heads, kv_heads, head_dim = (
+            (heads, heads, sizes_of_latent.qk_head_dim) if sizes_of_latent else heads_of(text, hidden, heads)
+        )
         return cls(
             hidden_size=hidden,
-            intermediate_size=_mlp_width(text, hidden),
+            intermediate_size=mlp_width(text, hidden),
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
@@ -159,6 +207,7 @@ class DraftConfig:
             max_position_embeddings=text.get("max_position_embeddings") or 2048,
             **_special_tokens(text),
             norm_output=True,  # measured: tests/speed/README.md
+            latent=sizes_of_latent,
         )
 
     @classmethod
@@ -190,12 +239,13 @@ class DraftConfig:
                 fix="give --aux-layers LOW MID HIGH, or --target-model-path to use its default layers",
             )
         theta, scaling = read_rope(raw)
+        latent = read_latent(raw)
         return cls(
             hidden_size=hidden,
             intermediate_size=intermediate,
             num_attention_heads=heads,
-            num_key_value_heads=raw.get("num_key_value_heads") or heads,
-            head_dim=raw.get("head_dim") or hidden // heads,
+            num_key_value_heads=heads if latent else raw.get("num_key_value_heads") or heads,
+            head_dim=latent.qk_head_dim if latent else raw.get("head_dim") or hidden // heads,
             vocab_size=vocab,
             draft_vocab_size=raw.get("draft_vocab_size") or vocab,
             target_hidden_size=raw.get("target_hidden_size") or hidden,
@@ -213,6 +263,7 @@ class DraftConfig:
             num_hidden_layers=raw.get("num_hidden_layers") or 1,
             own_embedding=bool(raw.get("own_embedding")),
             **read_window(raw),
+            latent=latent,
         )
 
     def to_sglang(self) -> dict[str, Any]:
@@ -223,10 +274,11 @@ class DraftConfig:
         """
         scaling = dict(self.rope_scaling or {})
         return {
-            "architectures": [ARCHITECTURE],
-            "model_type": "llama",
+            "architectures": [self.architecture],
+            "model_type": self.model_type,
             **self._fields("hidden_size", "intermediate_size", "num_hidden_layers"),
-            **self._fields("num_attention_heads", "num_key_value_heads", "head_dim"),
+            **self._fields("num_attention_heads", "num_key_value_heads"),
+            **({"head_dim": self.head_dim} if self.latent is None else self.latent.keys()),
             "hidden_act": "silu",
             "attention_bias": False,
             "mlp_bias": False,
@@ -284,31 +336,6 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: config.get(name) for name in SPECIAL_TOKENS}
 
 
-def _heads(text: Mapping[str, Any], hidden: int, heads: int) -> tuple[int, int, int]:
-    """Heads, key/value heads and head size of a draft for this target.
-
-    Latent attention (DeepSeek) has no heads that a draft could copy: it gets as many of the values' size as fill the
-    hidden state, and at most eight of keys and values. A Llama layer, which the draft is, wants a number of heads that
-    divides its width (GLM-4.5 has 96 heads on 4096).
-    """
-    if text.get("kv_lora_rank"):
-        size = text.get("v_head_dim") or 128
-        heads = max(1, hidden // size)
-        return heads, max(n for n in range(1, 9) if heads % n == 0), size
-    kv_heads = text.get("num_key_value_heads") or heads
-    size = text.get("head_dim") or hidden // heads
-    if hidden % heads:
-        heads = max(n for n in range(1, heads + 1) if hidden % n == 0)
-        kv_heads = max(n for n in range(1, kv_heads + 1) if heads % n == 0)
-    return heads, kv_heads, size
-
-
-def _mlp_width(text: Mapping[str, Any], hidden: int) -> int:
-    """Width of the draft's MLP: the target's dense one, or four times hidden where there are only narrow experts."""
-    width = int(text.get("intermediate_size_mlp") or text.get("intermediate_size") or 4 * hidden)
-    return width if width >= 2 * hidden else 4 * hidden
-
-
 def read_draft_config(
     source: str, target: dict[str, Any], *, draft_vocab_size: int | None, aux_layers: tuple[int, ...] | None
 ) -> DraftConfig:
@@ -318,7 +345,7 @@ def read_draft_config(
     """
     if source == "auto":
         return DraftConfig.from_target(target, draft_vocab_size=draft_vocab_size, aux_layers=aux_layers)
-    raw = _read_json(source)
+    raw = read_config_file(source)
     text = text_part(target)
     try:
         config = DraftConfig.from_dict(_with_defaults(raw, target))
@@ -349,35 +376,17 @@ def _with_defaults(raw: dict[str, Any], target: dict[str, Any]) -> dict[str, Any
     """
     named = named_aux_layers(raw)
     inner = {"eagle_config": {AUX_LAYERS: list(named)}} if named else {}
+    latent = is_latent(raw)
     try:
-        derived = DraftConfig.from_target(target).to_sglang()
+        derived = DraftConfig.from_target(target, latent=latent).to_sglang()
     except ModelError:
         if named and "hidden_size" in raw:
             return raw | inner
         raise
-    own = {*FLAGS, "head_dim", "num_key_value_heads", "intermediate_size"} if "hidden_size" in raw else set()
+    whole = {*FLAGS, *sizes.KEYS, "head_dim", "num_key_value_heads", "intermediate_size"}
+    own = whole if "hidden_size" in raw else set()
     if "sliding_window" in raw and "hidden_size" not in raw:  # of a whole config the layers' types say it
         raw = {"layer_types": [SLIDING], **raw}
-    if any(key.startswith("rope_") for key in raw):
-        own |= {key for key in derived if key.startswith("rope_")}
+    if any(key in raw for key in ROPE_KEYS):
+        own |= set(ROPE_KEYS)
     return {key: value for key, value in derived.items() if key not in own} | raw | inner
-
-
-def _read_json(source: str) -> dict[str, Any]:
-    path = Path(source)
-    if not path.exists():
-        packaged = packaged_configs()
-        if source in packaged:
-            path = packaged[source]
-        else:
-            close = difflib.get_close_matches(source, packaged, n=1)
-            fix = f"did you mean {close[0]}? " if close else ""
-            fix += f"give a JSON file, auto, or one of: {', '.join(packaged)}"
-            raise ModelError("no such draft config", where=source, fix=fix)
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise ModelError(f"not a JSON draft config: {error}", where=source) from error
-    if not isinstance(raw, dict):
-        raise ModelError("not a JSON object", where=source)
-    return raw

@@ -18,9 +18,12 @@ from eagle3cli.models.engines import (
     sglang_layers,
     target_class,
     unread_last_layer,
+    unread_latent,
     unread_layers,
     unread_window,
 )
+from eagle3cli.models.layers import sizes
+from eagle3cli.models.layers.sizes import Latent, is_latent
 from eagle3cli.models.rope import KEPT
 from eagle3cli.models.speculators import renamed
 
@@ -87,14 +90,34 @@ def has_full_vocab(config: DraftConfig) -> bool:
 def _layer_shapes(name: str, config: DraftConfig, width: int) -> dict[str, Shape]:
     h = config.hidden_size
     i = config.intermediate_size
-    q = config.num_attention_heads * config.head_dim
-    kv = config.num_key_value_heads * config.head_dim
-    attention: dict[str, Shape] = {"q_proj": (q, width), "k_proj": (kv, width), "v_proj": (kv, width), "o_proj": (h, q)}
+    attention = latent_shapes(config, config.latent, width) if config.latent else _usual_shapes(config, width)
     mlp: dict[str, Shape] = {"gate_proj": (i, h), "up_proj": (i, h), "down_proj": (h, i)}
     return {
         **{f"{name}.self_attn.{part}.weight": shape for part, shape in attention.items()},
         **{f"{name}.mlp.{part}.weight": shape for part, shape in mlp.items()},
         **{f"{name}.{norm}.weight": (h,) for norm in ("hidden_norm", "post_attention_layernorm")},
+    }
+
+
+def _usual_shapes(config: DraftConfig, width: int) -> dict[str, Shape]:
+    q = config.query_width
+    kv = config.key_width
+    return {"q_proj": (q, width), "k_proj": (kv, width), "v_proj": (kv, width), "o_proj": (config.hidden_size, q)}
+
+
+def latent_shapes(config: DraftConfig, latent: Latent, width: int) -> dict[str, Shape]:
+    """The projections and norms of latent attention that reads ``width`` channels."""
+    heads = config.num_attention_heads
+    queries = heads * latent.qk_head_dim
+    rank = latent.q_lora_rank
+    query: dict[str, Shape] = {"q_proj": (queries, width)}
+    if rank is not None:
+        query = {"q_a_proj": (rank, width), "q_a_layernorm": (rank,), "q_b_proj": (queries, rank)}
+    return query | {
+        "kv_a_proj_with_mqa": (latent.kv_lora_rank + latent.qk_rope_head_dim, width),
+        "kv_a_layernorm": (latent.kv_lora_rank,),
+        "kv_b_proj": (heads * (latent.qk_nope_head_dim + latent.v_head_dim), latent.kv_lora_rank),
+        "o_proj": (config.hidden_size, heads * latent.v_head_dim),
     }
 
 
@@ -107,11 +130,13 @@ def refusals(config: DraftConfig, layout: Layout, target: Mapping[str, Any] | No
     if layout == "vllm":
         return []
     if layout == "speculators":
+        if config.latent is not None:
+            return ["speculators' decoder layer is Llama's; it has no latent attention (use --layout vllm)"]
         both = config.fc_norm and config.norm_before_fc
         return ["speculators has fc_norm or norm_before_fc, never both (use --layout vllm)"] if both else []
     if layout == "gguf":
         return _unread_by_llamacpp(config, target)
-    reasons = unread_layers(config, target) + unread_window("sglang", config)
+    reasons = unread_layers(config, target) + unread_window("sglang", config) + unread_latent("sglang", config, target)
     if config.own_embedding:
         reasons.append(
             "it has its own embedding, and SGLang puts the target's in its place (use --layout vllm, or train with "
@@ -133,12 +158,14 @@ def refusals(config: DraftConfig, layout: Layout, target: Mapping[str, Any] | No
         if getattr(config, flag)
     ]
     reasons += ["its window is unknown to older servers"] if config.window is not None else []
+    reasons += ["its latent attention is unknown to older servers"] if config.latent is not None else []
     return reasons + (["norm_before_fc is unknown to older servers"] if config.norm_before_fc else [])
 
 
 def _unread_by_llamacpp(config: DraftConfig, target: Mapping[str, Any] | None) -> list[str]:
     """What llama.cpp's loader does not know, or passes over without a word."""
     reasons = unread_last_layer("llama.cpp", config, target) + unread_window("llama.cpp", config)
+    reasons += unread_latent("llama.cpp", config, target)
     if config.norm_output:
         reasons.append(
             "norm_output: llama.cpp hands the state before the norm to the next depth (train with --serve-with "
@@ -167,20 +194,23 @@ def config_problems(
     raw: Mapping[str, Any], layout: Layout = "sglang", target: Mapping[str, Any] | None = None
 ) -> list[str]:
     """Every way in which a draft's ``config.json`` differs from what SGLang needs."""
+    latent = is_latent(raw)
     fixed = {
-        "architectures": [ARCHITECTURE],
-        "model_type": "llama",
+        "architectures": [sizes.ARCHITECTURE if latent else ARCHITECTURE],
+        "model_type": sizes.MODEL_TYPE if latent else "llama",
+        **({"rope_interleave": True} if latent else {}),
         "tie_word_embeddings": False,
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
     }
     problems = [f"config: {k} is {raw.get(k)!r}, must be {v!r}" for k, v in fixed.items() if raw.get(k) != v]
-    sizes = (
-        *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    numbers = (
+        *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
+        *((key for key in sizes.KEYS if key != "q_lora_rank") if latent else ("head_dim",)),
         *("vocab_size", "draft_vocab_size", "target_hidden_size", "max_position_embeddings", "num_hidden_layers"),
     )
-    for key in sizes:
+    for key in numbers:
         if type(raw.get(key)) is not int or raw[key] < 1:
             problems.append(f"config: {key} is {raw.get(key)!r}, must be a positive whole number")
     for key in ("rms_norm_eps", "rope_theta"):

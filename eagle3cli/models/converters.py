@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from eagle3cli.errors import ModelError
+from eagle3cli.models.layers.sizes import MODEL_TYPES, is_latent
 
 LEFT_OUT = ("verifier_lm_head.", "verifier_norm.")
 """Tensors of speculators that are its target's."""
@@ -43,8 +44,9 @@ def convert_config(raw: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse(raw: Mapping[str, Any]) -> None:
     """Raise ModelError for a decoder layer that is not the one this program trains."""
     kind = raw.get("model_type", "llama")
-    if kind != "llama":
-        raise ModelError(f"its layer is {kind}'s; only Llama's are read", fix="train a draft of its target here")
+    if kind != "llama" and not (is_latent(raw) and kind in MODEL_TYPES):
+        what = f"its layer is {kind}'s; only Llama's and DeepSeek's latent attention are read"
+        raise ModelError(what, fix="train a draft of its target here")
     reasons = [f"{key} is true" for key in ("attention_bias", "mlp_bias", "bias") if raw.get(key)]
     act = raw.get("hidden_act", "silu")
     reasons += [f"hidden_act is {act}"] if act != "silu" else []

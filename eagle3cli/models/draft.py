@@ -26,128 +26,20 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from eagle3cli.models import kernels
 from eagle3cli.models.config import AUX_LAYERS, FLAGS, DraftConfig
+from eagle3cli.models.layers.latent import LatentAttention
+from eagle3cli.models.layers.parts import MLP, Attention, RMSNorm, Rope
+from eagle3cli.models.layers.sizes import rope_factor
 from eagle3cli.models.window import WINDOW_KEYS
 
-Rope = tuple[Tensor, Tensor]
-"""Cosines and sines, ``[R, D]`` each."""
+AnyAttention = Attention | LatentAttention
 AttentionFn = Callable[[Tensor], Tensor]
 """From the normed hidden states ``[R, H]`` to the output of all heads ``[R, A, D]``: projections, RoPE and softmax."""
 
 
-class RMSNorm(nn.Module):
-    """A root-mean-square norm; statistics in fp32."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``w * x / sqrt(mean(x^2) + eps)`` over the last dimension."""
-        if x.dtype == torch.float32:
-            return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
-        if x.is_cuda and x.shape[-1] <= kernels.WIDEST_NORM and kernels.triton_runs():
-            from eagle3cli.models.kernels import rms_norm
-
-            return rms_norm.rms_norm(x, self.weight, self.eps)
-        wide = x.float()
-        scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * scaled.to(x.dtype)
-
-
-class Attention(nn.Module):
-    """The projections of an attention, which read ``width`` channels. Who attends to what is the caller's."""
-
-    def __init__(self, config: DraftConfig, width: int) -> None:
-        super().__init__()
-        query_width = config.num_attention_heads * config.head_dim
-        kv_width = config.num_key_value_heads * config.head_dim
-        self.head_dim = config.head_dim
-        self.q_proj = nn.Linear(width, query_width, bias=False)
-        self.k_proj = nn.Linear(width, kv_width, bias=False)
-        self.v_proj = nn.Linear(width, kv_width, bias=False)
-        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=False)
-
-    def qkv(self, x_RX: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries ``[R, A, D]``, rotated keys and values ``[R, K, D]``."""
-        query_RAD = self.q_proj(x_RX).unflatten(-1, (-1, self.head_dim))
-        key_RKD = self.k_proj(x_RX).unflatten(-1, (-1, self.head_dim))
-        value_RKD = self.v_proj(x_RX).unflatten(-1, (-1, self.head_dim))
-        return rotate(query_RAD, *rope), rotate(key_RKD, *rope), value_RKD
-
-
-class MLP(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, config: DraftConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x_RH: Tensor) -> Tensor:
-        """``W_down(silu(W_gate x) * W_up x)``."""
-        gate = self.gate_proj(x_RH)
-        up = self.up_proj(x_RH)
-        if gate.is_cuda:
-            out: Tensor = _GatedDown.apply(gate, up, self.down_proj.weight)  # type: ignore[no-untyped-call]
-            return out
-        gated: Tensor = _SiluGate.apply(gate, up)  # type: ignore[no-untyped-call]
-        out = self.down_proj(gated)
-        return out
-
-
-class _SiluGate(torch.autograd.Function):
-    """``silu(gate) * up`` that keeps its inputs alone: half of what autograd would keep of an MLP's activations."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return _gated(gate, up)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        return _gated_backward(grads[0], gate, up)
-
-
-class _GatedDown(torch.autograd.Function):
-    """Gate and down projection in one, which keep nothing of what lies between them.
-
-    The gated product is made again in the backward pass: on a GPU reading its two factors once more costs little beside
-    the three products around it, and at every step of the unroll a matrix ``[R, intermediate]`` less is kept.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up, weight)
-        return F.linear(_gated(gate, up), weight)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gate, up, weight = ctx.saved_tensors
-        d_weight = grads[0].T @ _gated(gate, up)
-        return *_gated_backward(grads[0] @ weight, gate, up), d_weight
-
-
-def _gated(gate: Tensor, up: Tensor) -> Tensor:
-    if gate.is_cuda and kernels.triton_runs():
-        from eagle3cli.models.kernels import silu_gate
-
-        return silu_gate.silu_gate(gate, up)
-    return F.silu(gate).mul_(up)
-
-
-def _gated_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    if gate.is_cuda and kernels.triton_runs():
-        from eagle3cli.models.kernels import silu_gate
-
-        return silu_gate.silu_gate_backward(grad, gate, up)
-    d_up = F.silu(gate).mul_(grad)
-    d_gate: Tensor = torch.ops.aten.silu_backward(grad * up, gate)
-    return d_gate, d_up
+def attention_of(config: DraftConfig, width: int) -> AnyAttention:
+    """The attention of a layer that reads ``width`` channels."""
+    return Attention(config, width) if config.latent is None else LatentAttention(config, config.latent, width)
 
 
 class DecoderLayer(nn.Module):
@@ -155,7 +47,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: DraftConfig, width: int) -> None:
         super().__init__()
-        self.self_attn = Attention(config, width)
+        self.self_attn = attention_of(config, width)
         self.mlp = MLP(config)
         self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -169,7 +61,7 @@ class DecoderLayer(nn.Module):
         """
         normed_RH = self.hidden_norm(hidden_RH)
         residual_RH = normed_RH if self.norm_before_residual else hidden_RH
-        residual_RH = residual_RH + self.self_attn.o_proj(attention(normed_RH).flatten(1))
+        residual_RH = residual_RH + self.self_attn.output(attention(normed_RH))
         out_RH: Tensor = residual_RH + self.mlp(self.post_attention_layernorm(residual_RH))
         return out_RH
 
@@ -308,7 +200,11 @@ class Draft(nn.Module):
 
 
 def causal_attention(
-    attention: Attention, embedded_SH: Tensor | None, rope: Rope, mask_SS: Tensor | None, normed_SH: Tensor
+    attention: Attention | LatentAttention,
+    embedded_SH: Tensor | None,
+    rope: Rope,
+    mask_SS: Tensor | None,
+    normed_SH: Tensor,
 ) -> Tensor:
     """Every position attends to itself and those before it, or to those that a mask shows; ``[S, A, D]``."""
     read_SX = normed_SH if embedded_SH is None else torch.cat((embedded_SH, normed_SH), -1)
@@ -325,17 +221,6 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
-def rotate(x_RAD: Tensor, cos_RD: Tensor, sin_RD: Tensor) -> Tensor:
-    """Rotary position embedding, half-split layout: dimension j pairs with j + D/2."""
-    if x_RAD.is_cuda and kernels.triton_runs():
-        from eagle3cli.models.kernels import rotary
-
-        return rotary.rotate(x_RAD, cos_RD, sin_RD)
-    low, high = x_RAD.chunk(2, dim=-1)
-    turned = torch.cat((-high, low), dim=-1)
-    return x_RAD * cos_RD[:, None] + turned * sin_RD[:, None]
-
-
 def rope_frequencies(config: DraftConfig) -> tuple[Tensor, float]:
     """The inverse frequencies ``[D / 2]`` of a draft's RoPE, and the factor of its cosines and sines."""
     rotary = LlamaRotaryEmbedding(_rope_config(config))
@@ -343,9 +228,28 @@ def rope_frequencies(config: DraftConfig) -> tuple[Tensor, float]:
 
 
 def _rope_config(config: DraftConfig) -> LlamaConfig:
+    if config.latent is not None:
+        return _latent_rope_config(config)
     raw = {
         k: v
         for k, v in config.to_sglang().items()
         if k not in ("architectures", "torch_dtype", "dtype", "eagle_config", AUX_LAYERS, *FLAGS, *WINDOW_KEYS)
+    }
+    return LlamaConfig(**raw)
+
+
+def _latent_rope_config(config: DraftConfig) -> LlamaConfig:
+    """One head of the channels that turn; the factor of cosines and sines is DeepSeek's, which transformers' YaRN takes
+    from elsewhere where ``mscale`` stands alone."""
+    assert config.latent is not None
+    size = config.latent.qk_rope_head_dim
+    scaling = dict(config.rope_scaling or {})
+    if scaling:
+        scaling["attention_factor"] = rope_factor(config.rope_scaling)
+    raw: dict[str, Any] = {
+        **{"hidden_size": size, "num_attention_heads": 1, "head_dim": size},
+        "max_position_embeddings": config.max_position_embeddings,
+        "rope_parameters": {"rope_type": "default", **scaling, "rope_theta": config.rope_theta},
+        **{"rope_theta": config.rope_theta, "rope_scaling": scaling or None},
     }
     return LlamaConfig(**raw)

@@ -217,6 +217,27 @@ def unread_window(engine: Engine, config: DraftConfig) -> list[str]:
     return reasons
 
 
+def unread_latent(engine: Engine, config: DraftConfig, target: Mapping[str, Any] | None) -> list[str]:
+    """Why an engine does not run a draft's latent attention (MLA) as it was trained; empty where it does."""
+    latent = config.latent
+    if latent is None:
+        return []
+    if engine == "llama.cpp":
+        return ["its latent attention (MLA), which llama.cpp's EAGLE-3 drafts do not have"]
+    reasons = []
+    if target is not None and not text_part(target).get("kv_lora_rank"):
+        reasons.append("its latent attention (MLA), beside a target with the usual one, which was not tried")
+    if config.norm_before_fc:
+        reasons.append(f"norm_before_fc, which {ENGINES[engine]} does not read of a draft of latent attention")
+    if config.window is not None:
+        reasons.append(f"its window of {config.window} tokens; {ENGINES[engine]}'s latent attention has none")
+    if engine == "sglang" and config.num_hidden_layers > 1:
+        reasons.append(f"{config.num_hidden_layers} layers of latent attention, of which SGLang reads one")
+    if engine == "sglang" and latent.q_lora_rank is None:
+        reasons.append("q_lora_rank is null, and SGLang's drafts of latent attention have one")
+    return reasons
+
+
 def is_taken_for_projected(config: DraftConfig) -> bool:
     """Whether SGLang takes the auxiliary states for a state of the draft, and leaves fc out."""
     return config.aux_width == config.hidden_size
@@ -246,6 +267,7 @@ def minimum_versions(config: DraftConfig, name: str | None = None) -> dict[Engin
         "aux_layers": len(config.aux_layers) != 3,
         "num_hidden_layers": config.num_hidden_layers > 1,
         "window": config.window is not None,
+        "latent": config.latent is not None,
         "shifted": has_shifted_layers(config.aux_layers, name),
     }
     least: dict[Engine, str] = {}

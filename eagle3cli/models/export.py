@@ -28,6 +28,7 @@ from eagle3cli.models.engines import (
     has_shifted_layers,
     layers_as_sglang_reads,
     target_class,
+    unread_latent,
     unread_window,
 )
 from eagle3cli.models.gguf.draft import file_name, read_draft, write_draft
@@ -156,7 +157,7 @@ def _refuse(
         return
     other = [name for name in LAYOUTS if not refusals(config, name, target)]
     fix = f"use --layout {other[0]}"
-    if other[0] == "vllm" and unread_window("vllm", config):
+    if other[0] == "vllm" and unread_window("vllm", config) + unread_latent("vllm", config, target):
         fix += " for eagle3 bench --engine local: no server runs it"
     if config.own_embedding and not compared:
         fix += ", or give --target-model-path: an embedding that equals the target's is left out"

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 from fnmatch import fnmatch
 from importlib import resources
 from pathlib import Path
+from typing import Any
+
+from eagle3cli.errors import ModelError
 
 TARGET_CLASSES = {
     "deepseek-v2*": "DeepseekV2ForCausalLM",
@@ -36,3 +41,24 @@ def packaged_configs() -> dict[str, Path]:
 def packaged_target_class(name: str) -> str | None:
     """The class of the target that a packaged draft config is for; None where it is not listed."""
     return next((kind for pattern, kind in TARGET_CLASSES.items() if fnmatch(name, pattern)), None)
+
+
+def read_config_file(source: str) -> dict[str, Any]:
+    """The JSON of a draft config that is named: a file, or a packaged one. Raises ModelError where there is none."""
+    path = Path(source)
+    if not path.exists():
+        packaged = packaged_configs()
+        if source in packaged:
+            path = packaged[source]
+        else:
+            close = difflib.get_close_matches(source, packaged, n=1)
+            fix = f"did you mean {close[0]}? " if close else ""
+            fix += f"give a JSON file, auto, or one of: {', '.join(packaged)}"
+            raise ModelError("no such draft config", where=source, fix=fix)
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise ModelError(f"not a JSON draft config: {error}", where=source) from error
+    if not isinstance(raw, dict):
+        raise ModelError("not a JSON object", where=source)
+    return raw

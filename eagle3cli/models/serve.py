@@ -19,6 +19,7 @@ from eagle3cli.models.engines import (
     enough_layers,
     minimum_versions,
     target_class,
+    unread_latent,
     unread_window,
     unsupported,
 )
@@ -96,7 +97,7 @@ def serve(
 def _reasons(engine: Engine, config: DraftConfig, target_config: Mapping[str, Any] | None) -> list[str]:
     """Why an engine does not run this draft as it was trained, whatever its target's class."""
     # The layout of vLLM holds every draft, what vLLM itself cannot run too.
-    own = unread_window(engine, config) if engine == "vllm" else []
+    own = [*unread_window(engine, config), *unread_latent(engine, config, target_config)] if engine == "vllm" else []
     return refusals(config, LAYOUT_OF[engine], target_config) + own
 
 

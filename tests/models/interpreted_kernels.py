@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eagle3cli.models.draft import rotate
 from eagle3cli.models.kernels import rms_norm, rotary, silu_gate
+from eagle3cli.models.layers.parts import rotate
 
 TOLERANCE: dict[torch.dtype, dict[str, Any]] = {
     torch.float32: {"rtol": 1e-5, "atol": 1e-5},

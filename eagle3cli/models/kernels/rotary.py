@@ -61,7 +61,7 @@ def rotate_kernel(
 
 
 def rotate(x_RAD: Tensor, cos_RD: Tensor, sin_RD: Tensor) -> Tensor:
-    """As ``models.draft.rotate``; the tables carry no gradient."""
+    """As ``models.layers.parts.rotate``; the tables carry no gradient."""
     rotated: Tensor = _Rotate.apply(x_RAD, cos_RD, sin_RD)  # type: ignore[no-untyped-call]
     return rotated
 

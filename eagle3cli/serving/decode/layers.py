@@ -9,7 +9,7 @@ The shape legend is in ``models/draft.py``; E are the queries of the heads that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eagle3cli.backends.target.positions import PositionCache, position_mask
-from eagle3cli.models.draft import Rope
+from eagle3cli.models.draft import DecoderLayer
+from eagle3cli.models.layers.latent import LatentAttention
+from eagle3cli.models.layers.parts import Attention, Rope
 from eagle3cli.models.window import Window
 from eagle3cli.serving.decode.products import Product, product
 
@@ -53,6 +55,7 @@ class Place:
     cos_R1D: Tensor
     sin_R1D: Tensor
     """Sines with the sign that the rotated half has."""
+    rope: Rope
     mask_B1ES: Tensor | None
     """None where the one query sees every slot."""
 
@@ -70,7 +73,7 @@ def place_at(
         mask = position_mask(positions_BQ, extent, cos_RD.dtype, window).repeat(1, 1, groups, 1)
     half = sin_RD.shape[-1] // 2
     signed_RD = torch.cat((-sin_RD[:, :half], sin_RD[:, half:]), -1)
-    return Place(cache, batch, cos_RD[:, None], signed_RD[:, None], mask)
+    return Place(cache, batch, cos_RD[:, None], signed_RD[:, None], rope, mask)
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,53 @@ class Layer:
             grouped_BKED, keys_BKSD, values_BKSD, attn_mask=place.mask_B1ES, scale=self.scaling
         )
         return attended.view(batch, self.heads, queries, self.head_dim).transpose(1, 2).reshape(len(qkv_RO), -1)
+
+
+@dataclass(frozen=True)
+class LatentLayer(Layer):
+    """A draft's layer of latent attention (MLA), whose ``qkv`` makes the latents: heads are expanded as in training."""
+
+    module: LatentAttention = field(kw_only=True)
+
+    def _attend(self, qkv_RO: Tensor, place: Place, index: int) -> Tensor:
+        module = self.module
+        query_RO, kv_RO = qkv_RO.tensor_split((module.query_channels,), -1)
+        query_RAD = module.queries(query_RO, place.rope)
+        key_RAD, value_RAD = module.keys_values(kv_RO, place.rope)
+        shape = (place.batch, len(qkv_RO) // place.batch)
+        query_BAQD, key_BAQD, value_BAQD = (
+            part.unflatten(0, shape).transpose(1, 2) for part in (query_RAD, key_RAD, value_RAD)
+        )
+        keys_BASD, values_BASD = place.cache.update(key_BAQD, value_BAQD, index)
+        attended_BAQD = F.scaled_dot_product_attention(
+            query_BAQD, keys_BASD, values_BASD, attn_mask=place.mask_B1ES, scale=self.scaling
+        )
+        return attended_BAQD.transpose(1, 2)[..., : module.latent.v_head_dim].reshape(len(qkv_RO), -1)
+
+
+def draft_layer(module: DecoderLayer, *, ordered: bool) -> Layer:
+    """The layer of a draft's module."""
+    attention = module.self_attn
+    size = attention.head_dim
+    more = {"scaling": size**-0.5, "ordered": ordered, "norm_before_residual": module.norm_before_residual}
+    if isinstance(attention, Attention):
+        return layer_of(module, size, module.hidden_norm, **more)
+    mlp = module.mlp
+    heads = attention.o_proj.in_features // attention.latent.v_head_dim
+    return LatentLayer(
+        hidden_norm=norm_of(module.hidden_norm),
+        qkv=product([attention.joint_weight().detach()], ordered=ordered),
+        out=product([attention.o_proj.weight.detach()], ordered=ordered),
+        mlp_norm=norm_of(module.post_attention_layernorm),
+        gate_up=product([mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()], ordered=ordered),
+        down=product([mlp.down_proj.weight.detach()], ordered=ordered),
+        heads=heads,
+        kv_heads=heads,
+        head_dim=size,
+        scaling=size**-0.5,
+        norm_before_residual=module.norm_before_residual,
+        module=attention,
+    )
 
 
 def layer_of(module: Any, head_dim: int, hidden_norm: Any, *, scaling: float, ordered: bool, **more: Any) -> Layer:

@@ -23,7 +23,7 @@ from eagle3cli.backends.target.positions import PositionCache, cached, grouped
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.devices import memory_of
 from eagle3cli.serving.decode.batches import PROBE_TOKENS, same_as_alone, serves_positions
-from eagle3cli.serving.decode.layers import Layer, Norm, layer_of, norm_of, place_at
+from eagle3cli.serving.decode.layers import Layer, Norm, draft_layer, layer_of, norm_of, place_at
 from eagle3cli.serving.decode.products import product
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -157,16 +157,7 @@ class DraftPasses:
         self.draft_ids_W = draft.draft_ids
         """Target token of every draft token."""
         self._embedded_norm = norm_of(draft.midlayer.input_layernorm)
-        head_dim = draft.config.head_dim
-        self._layers = [
-            layer_of(
-                *(layer, head_dim, layer.hidden_norm),
-                scaling=head_dim**-0.5,
-                ordered=on_cpu,
-                norm_before_residual=layer.norm_before_residual,
-            )
-            for layer in draft.stack
-        ]
+        self._layers = [draft_layer(layer, ordered=on_cpu) for layer in draft.stack]
 
     def first_hidden(self, aux_BQC: Tensor) -> Tensor:
         """``h^0 = fc(a)``, ``[B, Q, H]``."""

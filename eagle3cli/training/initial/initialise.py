@@ -7,7 +7,8 @@ target's last hidden state at p+1, which is what the draft should produce. In cl
    token when it stood earlier in the sequence, as an induction head does;
 2. ridge regression from [aux ; embedding ; what was found back there] to that state: the aux part becomes ``fc``;
 3. the embedding part, of limited rank, goes through v and o of the other heads, whose q and k make a row attend to
-   itself (a fresh attention would average the newest token over all keys), and so do the looking heads' findings;
+   itself (a fresh attention would average the newest token over all keys), and so do the looking heads' findings
+   (latent attention has no looking heads: ``training.initial.latent``);
 4. the MLP keeps the target's last-layer gate and up projections, and ``down`` is the ridge solution for what is left;
 5. the draft's head is the target's head restricted to the draft vocabulary, and its norm the target's final norm;
 6. the norm is scaled so that the draft is as sure of its tokens as it should be: a regression's outputs are too short,
@@ -26,13 +27,14 @@ from torch.nn import functional as F
 
 from eagle3cli.backends.target.logits import Head
 from eagle3cli.models.draft import Draft
+from eagle3cli.models.layers.latent import LatentAttention
+from eagle3cli.models.layers.parts import Attention
+from eagle3cli.training.initial.latent import SELF_SCORE, latent_to_own_row
 from eagle3cli.training.initial.look_back import SHRINK, look_back
 from eagle3cli.training.initial.sample import Sample
 from eagle3cli.training.initial.solve import Whitening, ridge
 from eagle3cli.training.ttt.attention import QueryPositions, attend
 
-SELF_SCORE = 40.0
-"""Attention score of a row's own key at the start; other keys score near zero."""
 TARGET_RMS_FLOOR = 1e-3
 CALIBRATION_ROWS = 1024
 CALIBRATION_GRID = tuple(0.1 * n for n in range(1, 16))
@@ -72,7 +74,11 @@ def initialise(
     solved_HX = ridge(read_RX[fitted], sample.last_RH[fitted])
     aux_HC, token_HH, found_HH = solved_HX.tensor_split((aux_RC.shape[1], aux_RC.shape[1] + hidden), 1)
     draft.fc.weight.copy_(aux_HC)
-    _attend_to_own_row(draft, token_HH, token_RH[fitted], draft.config.num_key_value_heads - (looking is not None))
+    attention = draft.midlayer.self_attn
+    if isinstance(attention, LatentAttention):
+        latent_to_own_row(attention, token_HH, token_RH[fitted])
+    else:
+        _attend_to_own_row(attention, token_HH, token_RH[fitted], looks_back=looking is not None)
     if looking is not None:
         looking.put(draft, found_HH, float((aux_RC @ aux_HC.T).pow(2).mean().sqrt()))
     del read_RX, aux_RC
@@ -108,18 +114,18 @@ def _residual(draft: Draft, sample: Sample, token_NH: Tensor) -> Tensor:
         read_SX = torch.cat((following_SH, layer.hidden_norm(hidden_SH)), 1)
         queries = QueryPositions(position_S, (0, end - begin), window=draft.config.sliding)
         attended_SAD = attend(*layer.self_attn.qkv(read_SX, rope), [], queries)
-        residual_NH[begin:end] = hidden_SH + layer.self_attn.o_proj(attended_SAD.flatten(1))
+        residual_NH[begin:end] = hidden_SH + layer.self_attn.output(attended_SAD)
     return residual_NH[sample.position_R]
 
 
-def _attend_to_own_row(draft: Draft, token_HH: Tensor, token_RH: Tensor, groups: int) -> None:
-    """v and o of the first ``groups`` key/value groups carry the best low-rank part of ``token_HH``; q = k = a whitened
-    projection of the token, so that a row scores its own key high and others low (rows with the same token carry the
-    same value, so they may share). The heads of other groups give nothing."""
-    config = draft.config
-    attention = draft.midlayer.self_attn
-    dim = config.head_dim
-    hidden = config.hidden_size
+def _attend_to_own_row(attention: Attention, token_HH: Tensor, token_RH: Tensor, *, looks_back: bool) -> None:
+    """v and o of the key/value groups (but for the last where it looks back) carry the best low-rank part of
+    ``token_HH``; q = k = a whitened projection of the token, so that a row scores its own key high and others low (rows
+    with the same token carry the same value, so they may share). The heads of the group left out give nothing."""
+    dim = attention.head_dim
+    hidden = token_RH.shape[1]
+    kv_heads = attention.k_proj.out_features // dim
+    groups = kv_heads - looks_back
     for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
         projection.weight.zero_()
     whitening = Whitening.of(token_RH)
@@ -129,7 +135,7 @@ def _attend_to_own_row(draft: Draft, token_HH: Tensor, token_RH: Tensor, groups:
     rank = len(value_RX)
     order = torch.arange(rank).reshape(-1, groups).T.flatten() if rank % groups == 0 else torch.arange(rank)
     attention.v_proj.weight[:rank, :hidden] = value_RX[order].to(attention.v_proj.weight.dtype)
-    share = config.num_attention_heads // config.num_key_value_heads
+    share = attention.q_proj.out_features // attention.k_proj.out_features
     columns = torch.zeros(hidden, groups * dim, dtype=torch.double, device=output_HR.device)
     columns[:, :rank] = output_HR[:, order] / share
     per_head = columns.unflatten(1, (groups, dim)).repeat_interleave(share, 1).flatten(1)

@@ -21,7 +21,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from eagle3cli.models.draft import Draft, rotate
+from eagle3cli.models.draft import Draft
+from eagle3cli.models.layers.parts import Attention, rotate
 from eagle3cli.models.window import Window
 from eagle3cli.training.initial.sample import Sample
 from eagle3cli.training.initial.solve import Equations, Whitening
@@ -62,6 +63,7 @@ class LookBack:
         """
         config = draft.config
         attention = draft.midlayer.self_attn
+        assert isinstance(attention, Attention), "looking heads are of the usual attention"
         dim = config.head_dim
         hidden = config.hidden_size
         spare_HD = _least_read(draft, len(self.channels_D))
@@ -85,10 +87,13 @@ class LookBack:
 
 
 def look_back(draft: Draft, sample: Sample, token_NH: Tensor) -> LookBack | None:
-    """Looking heads for this draft, and what they find in the sample; None where it has no group of heads to spare.
+    """Looking heads for this draft, and what they find in the sample; None where it has no group of heads to spare, or
+    latent attention, whose heads share one latent.
 
     ``token_NH`` are the normed embeddings of the sample's tokens; the draft's auxiliary scale is set.
     """
+    if draft.config.latent is not None:
+        return None
     longest = max(end - begin for begin, end in pairwise(sample.cu_seqlens))
     channels_D = _still_channels(draft, longest)
     if draft.config.num_key_value_heads < 2 or len(channels_D) < FEWEST_CHANNELS:

@@ -68,3 +68,10 @@ class Whitening:
         left, sizes, right = torch.linalg.svd(map_OH.double() @ self.root_HH, full_matrices=False)
         spread = sizes[:rank].sqrt()
         return (spread[:, None] * right[:rank]) @ self.inverse_root_HH, left[:, :rank] * spread
+
+    def white_directions(self, map_OH: Tensor, rank: int) -> Tensor:
+        """The directions that the map of this rank reads, ``[rank, H]`` in fp64: on such rows each has unit variance,
+        and none goes with another."""
+        right = torch.linalg.svd(map_OH.double() @ self.root_HH, full_matrices=False)[2]
+        directions: Tensor = right[:rank] @ self.inverse_root_HH
+        return directions

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from eagle3cli.backends.batches.context import ContextShard
-from eagle3cli.models.draft import Draft, rotate
+from eagle3cli.models.draft import AnyAttention, Draft
 from eagle3cli.models.window import Window
 from eagle3cli.runtime.devices import to_device
 from eagle3cli.training.ttt.attention import DraftKV, KeyValue, QueryPositions, attend
@@ -216,9 +216,9 @@ class _Shared:
     offset_N: Tensor
     """Position of every packed token inside its sequence."""
     hidden_weight_OH: Tensor
-    """Of q, k and v of the first layer, side by side, what they multiply the hidden state by."""
+    """What the first layer multiplies the hidden state by: of q, k and v, or of their latents, side by side."""
     token_NO: Tensor
-    """What q, k and v of the first layer owe to the token at each packed position."""
+    """What these owe to the token at each packed position."""
     kv: list[KeyValue]
     """Step-0 keys and values ``[S, K, D]`` of every layer, of all positions that some position can see."""
 
@@ -276,9 +276,9 @@ def _step_zero(
     offset_N = (position_N if shard is None else shard.packed_n) - plan.begin_N
     embedded_NH = first.input_layernorm(F.embedding(token_ids_N, embedding_VH).to(aux_NC.dtype))
 
-    # The first layer's q, k and v are W [RMS(embed(x)) ; RMS(h)] = W_left RMS(embed(x)) + W_right RMS(h). A token is
-    # read by up to T steps (of T positions): its half is computed once, not T times.
-    token_weight_OH, hidden_weight_OH = _joint_weight(draft, 0).split(draft.config.hidden_size, 1)
+    # The first layer's q, k and v (or their latents) are W [RMS(embed(x)) ; RMS(h)] = W_left RMS(embed(x)) + W_right
+    # RMS(h). A token is read by up to T steps (of T positions): its half is computed once, not T times.
+    token_weight_OH, hidden_weight_OH = first.self_attn.joint_weight().split(draft.config.hidden_size, 1)
     token_NO = F.linear(embedded_NH, token_weight_OH)
     shared = _Shared(draft, attend, plan, offset_N, hidden_weight_OH, token_NO, [])
 
@@ -291,21 +291,23 @@ def _step_zero(
     host = (plan.host or plan).shard
     every = torch.arange(plan.last_position + 1) if host is None else host.own_M
     queries = plan.queries_at(seen_S, every, window=draft.config.sliding)
-    widths = _widths(draft)
     for index, layer in enumerate(draft.stack[:-1]):
+        own = layer.self_attn
 
-        def attention(normed_SH: Tensor, index: int = index) -> Tensor:
-            query_SO, key_SO, value_SO = _project(shared, index, normed_SH, token_SO, slice(None)).split(widths, 1)
-            shared.kv.append(gather_keys(_key_value(draft, key_SO, value_SO, rope), shard))
-            return attend(rotate(_heads(draft, query_SO), *rope), *shared.kv[index], [], queries)
+        def attention(normed_SH: Tensor, index: int = index, own: AnyAttention = own) -> Tensor:
+            read_SO = _project(shared, index, normed_SH, token_SO, slice(None))
+            query_SO, kv_SO = read_SO.tensor_split((own.query_channels,), 1)
+            shared.kv.append(gather_keys(own.keys_values(kv_SO, rope), shard))
+            return attend(own.queries(query_SO, rope), *shared.kv[index], [], queries)
 
         hidden_SH = layer(hidden_SH, attention)
 
     # Of the last layer all positions give keys and values, but only those with a loss ahead ask: see _one_step.
     last = len(draft.stack) - 1
     normed_SH = draft.stack[last].hidden_norm(hidden_SH)
-    key_SO, value_SO = _project(shared, last, normed_SH, token_SO, slice(widths[0], None)).chunk(2, 1)
-    shared.kv.append(gather_keys(_key_value(draft, key_SO, value_SO, rope), shard))
+    last_attention = draft.stack[last].self_attn
+    kv_SO = _project(shared, last, normed_SH, token_SO, slice(last_attention.query_channels, None))
+    shared.kv.append(gather_keys(last_attention.keys_values(kv_SO, rope), shard))
     return hidden_SH, shared
 
 
@@ -336,18 +338,18 @@ def _one_step(
     token_RO = gather(shared.token_NO, position_R + 1 + ttt_step)
     rope = draft.rope(shared.offset_N[position_R] + ttt_step, token_RO.dtype)
     queries = shared.plan.queries(ttt_step, draft.config.sliding)
-    widths = _widths(draft)
-    channels = slice(0, None if ttt_step else widths[0])
     newest = [list[KeyValue]() for _ in draft.stack]
     first = len(draft.stack) - 1 if ttt_step == 0 else 0
     for index, layer in enumerate(draft.stack[first:], start=first):
+        own = layer.self_attn
 
-        def attention(normed_RH: Tensor, index: int = index) -> Tensor:
-            query_RO = _project(shared, index, normed_RH, token_RO, channels)
+        def attention(normed_RH: Tensor, index: int = index, own: AnyAttention = own) -> Tensor:
+            channels = slice(0, None if ttt_step else own.query_channels)
+            read_RO = _project(shared, index, normed_RH, token_RO, channels)
+            query_RO, kv_RO = read_RO.tensor_split((own.query_channels,), 1)
             if ttt_step:
-                query_RO, key_RO, value_RO = query_RO.split(widths, 1)
-                newest[index].append(_key_value(draft, key_RO, value_RO, rope))
-            query_RAD = rotate(_heads(draft, query_RO), *rope)
+                newest[index].append(own.keys_values(kv_RO, rope))
+            query_RAD = own.queries(query_RO, rope)
             return shared.attend(query_RAD, *shared.kv[index], draft_kv[index] + newest[index], queries)
 
         hidden_RH = layer(hidden_RH, attention)
@@ -356,29 +358,8 @@ def _one_step(
 
 
 def _project(shared: _Shared, index: int, normed_RH: Tensor, token_RO: Tensor, channels: slice) -> Tensor:
-    """q, k and v of a layer side by side, or those of their ``channels`` that are asked for, by one product."""
+    """q, k and v of a layer (or their latents) side by side, or those of their ``channels`` that are asked for, by one
+    product."""
     if index:
-        return F.linear(normed_RH, _joint_weight(shared.draft, index)[channels])
+        return F.linear(normed_RH, shared.draft.stack[index].self_attn.joint_weight()[channels])
     return token_RO[:, channels] + F.linear(normed_RH, shared.hidden_weight_OH[channels])
-
-
-def _widths(draft: Draft) -> list[int]:
-    """Channels of q, k and v where they lie side by side."""
-    attention = draft.midlayer.self_attn
-    return [part.out_features for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
-
-
-def _joint_weight(draft: Draft, index: int) -> Tensor:
-    attention = draft.stack[index].self_attn
-    return torch.cat((attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight))
-
-
-def _heads(draft: Draft, x_RO: Tensor) -> Tensor:
-    split: Tensor = x_RO.unflatten(1, (-1, draft.config.head_dim))
-    return split
-
-
-def _key_value(draft: Draft, key_RO: Tensor, value_RO: Tensor, rope: tuple[Tensor, Tensor]) -> KeyValue:
-    """Rotated keys and values ``[R, K, D]`` from their parts of the joint projection."""
-    # Values are a copy: as a view they would keep the whole projection alive until the backward pass.
-    return rotate(_heads(draft, key_RO), *rope), _heads(draft, value_RO.contiguous())

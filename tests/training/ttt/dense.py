@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -9,8 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eagle3cli.models.config import DraftConfig
-from eagle3cli.models.draft import Attention, Draft, rotate
+from eagle3cli.models.draft import AnyAttention, Draft
+from eagle3cli.models.layers.parts import Attention, rotate
 from eagle3cli.training.ttt.loss import LossWeights
+
+MSCALES = (("mscale", 1.0), ("mscale_all_dim", 0.0))
+"""Of DeepSeek's YaRN: what rotations are multiplied by, over what scores are divided by."""
 
 
 @dataclass
@@ -102,15 +107,77 @@ def in_window(config: DraftConfig, query: int, key: int) -> bool:
     return config.window is None or query - key < config.window or key < config.sinks
 
 
+def dense_heads(
+    c: DraftConfig, attention: AnyAttention, read: Tensor, positions: Tensor, draft: Draft
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Queries, keys and values of every head, and the scale of their scores."""
+    if isinstance(attention, Attention):
+        cos, sin = draft.rope(positions, torch.float32)
+        q = rotate(attention.q_proj(read).unflatten(1, (-1, c.head_dim)), cos, sin)
+        k = rotate(attention.k_proj(read).unflatten(1, (-1, c.head_dim)), cos, sin)
+        return q, k, attention.v_proj(read).unflatten(1, (-1, c.head_dim)), c.head_dim**-0.5
+    return latent_heads(c, dict(attention.named_parameters()), read, positions)
+
+
+def latent_heads(
+    c: DraftConfig, weights: dict[str, Tensor], read: Tensor, positions: Tensor
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """The same of latent attention, from the formulas of DeepSeek-V2 (arXiv 2405.04434) and its YaRN, head by head."""
+    sizes, eps = c.latent, c.rms_norm_eps
+    assert sizes is not None
+    nope, rope, heads = sizes.qk_nope_head_dim, sizes.qk_rope_head_dim, c.num_attention_heads
+    frequency, turned_by, factor = yarn(c, rope)
+    angle = positions[:, None].float() * frequency
+    turn = torch.polar(torch.full_like(angle, turned_by), angle)  # neighbouring channels are one complex number
+
+    def rotated(x: Tensor) -> Tensor:
+        return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2)).clone()) * turn).flatten(-2)
+
+    queries = read
+    if sizes.q_lora_rank is not None:
+        queries = rms(read @ weights["q_a_proj.weight"].T, weights["q_a_layernorm.weight"], eps)
+    queries = queries @ weights["q_proj.weight" if sizes.q_lora_rank is None else "q_b_proj.weight"].T
+    joint = read @ weights["kv_a_proj_with_mqa.weight"].T
+    shared = rms(joint[:, : sizes.kv_lora_rank], weights["kv_a_layernorm.weight"], eps)
+    turned = rotated(joint[:, sizes.kv_lora_rank :])
+    q, k, v = [], [], []
+    for head in range(heads):
+        own = queries[:, head * (nope + rope) : (head + 1) * (nope + rope)]
+        q.append(torch.cat((own[:, :nope], rotated(own[:, nope:])), 1))
+        wide = weights["kv_b_proj.weight"][head * (nope + sizes.v_head_dim) : (head + 1) * (nope + sizes.v_head_dim)]
+        k.append(torch.cat((shared @ wide[:nope].T, turned), 1))
+        v.append(shared @ wide[nope:].T)
+    return torch.stack(q, 1), torch.stack(k, 1), torch.stack(v, 1), (nope + rope) ** -0.5 * factor
+
+
+def yarn(c: DraftConfig, size: int) -> tuple[Tensor, float, float]:
+    """Frequencies of the pairs, the length of their rotation, and the factor of scores."""
+    plain = torch.tensor([c.rope_theta ** (-2 * i / size) for i in range(size // 2)])
+    raw = c.rope_scaling
+    if raw is None:
+        return plain, 1.0, 1.0
+
+    def pair_that_turns(often: float) -> float:
+        """The pair that turns so often over the original context."""
+        context = raw["original_max_position_embeddings"]
+        return size * math.log(context / (often * 2 * math.pi)) / (2 * math.log(c.rope_theta))
+
+    low = max(math.floor(pair_that_turns(raw.get("beta_fast", 32))), 0)
+    high = min(math.ceil(pair_that_turns(raw.get("beta_slow", 1))), size - 1)
+    stretched = ((torch.arange(size // 2) - low) / max(high - low, 0.001)).clamp(0, 1)
+    length, scores = (0.1 * raw.get(key, default) * math.log(raw["factor"]) + 1 for key, default in MSCALES)
+    return plain * (1 - stretched) + plain / raw["factor"] * stretched, length / scores, scores**2
+
+
 def _attended(
-    draft: Draft, attention: Attention, read: Tensor, depth: int, keys: list[Tensor], values: list[Tensor]
+    draft: Draft, attention: AnyAttention, read: Tensor, depth: int, keys: list[Tensor], values: list[Tensor]
 ) -> Tensor:
     """Attention of every row over the depth-0 rows up to it and its own later ones; this depth's are added to both."""
     size, c = len(read), draft.config
-    cos, sin = draft.rope(torch.arange(size) + depth, torch.float32)
-    q = rotate(attention.q_proj(read).unflatten(1, (-1, c.head_dim)), cos, sin)
-    keys.append(rotate(attention.k_proj(read).unflatten(1, (-1, c.head_dim)), cos, sin))
-    values.append(attention.v_proj(read).unflatten(1, (-1, c.head_dim)))
+    made = dense_heads(c, attention, read, torch.arange(size) + depth, draft)
+    q, scale = made[0], made[3]
+    keys.append(made[1])
+    values.append(made[2])
     share = c.num_attention_heads // c.num_key_value_heads
     out = []
     for p in range(size):
@@ -120,7 +187,7 @@ def _attended(
             for states in (keys, values)
         )
         k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
-        weights = torch.softmax(torch.einsum("nd,snd->ns", q[p], k) * c.head_dim**-0.5, -1)
+        weights = torch.softmax(torch.einsum("nd,snd->ns", q[p], k) * scale, -1)
         out.append(torch.einsum("ns,snd->nd", weights, v))
     return attention.o_proj(torch.stack(out).flatten(1))
 

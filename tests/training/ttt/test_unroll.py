@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from eagle3cli.backends.target.logits import Head
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
+from eagle3cli.models.layers.sizes import Latent
 from eagle3cli.models.window import Window
 from eagle3cli.training.ttt import attention, loss
 from eagle3cli.training.ttt.attention import QueryPositions
@@ -42,7 +43,18 @@ CONFIG = DraftConfig(
 )
 NEWER = replace(CONFIG, fc_norm=True, norm_output=True, head_dim=4, rope_theta=500.0)
 WIDE = replace(CONFIG, num_hidden_layers=3, norm_before_fc=True, norm_before_residual=True, own_embedding=True)
-CONFIGS = {"plain": CONFIG, "fc_norm, norm_output": NEWER, "wide": WIDE}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "mscale": 0.7, "mscale_all_dim": 1.1}
+LATENT = replace(
+    CONFIG,
+    num_key_value_heads=4,
+    head_dim=10,
+    latent=Latent(7, 6, 6, 4, 5),
+    rope_scaling=YARN,
+    rope_theta=100.0,
+    max_position_embeddings=32,
+)
+WIDE_LATENT = replace(WIDE, num_key_value_heads=4, head_dim=8, latent=Latent(5, None, 4, 4, 9), num_hidden_layers=2)
+CONFIGS = {"plain": CONFIG, "fc_norm, norm_output": NEWER, "wide": WIDE, "latent": LATENT, "wide latent": WIDE_LATENT}
 masks = st.lists(st.lists(st.booleans(), min_size=1, max_size=14), min_size=1, max_size=3)
 
 
@@ -163,8 +175,9 @@ def test_a_window_reads_the_keys_that_it_shows_alone() -> None:
     assert widest == attention.QUERY_BLOCK + 1024 - 1
 
 
-def test_a_wide_draft_equals_the_dense_step() -> None:
-    assert_equal(both_ways([[False] * 3 + [True] * 9, [True] * 8], 3, config=WIDE))
+@pytest.mark.parametrize("config", [WIDE, LATENT, WIDE_LATENT], ids=["wide", "latent", "wide latent"])
+def test_another_draft_equals_the_dense_step(config: DraftConfig) -> None:
+    assert_equal(both_ways([[False] * 3 + [True] * 9, [True] * 8], 3, config=config))
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
