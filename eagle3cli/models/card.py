@@ -144,6 +144,7 @@ def model_card(
         **hashed,
         "target layers read": ", ".join(map(str, config.aux_layers)),
         "decoder layers": config.num_hidden_layers,
+        **({"attention": f"latent (MLA), rank {config.latent.kv_lora_rank}"} if config.latent else {}),
         "hidden / MLP width": f"{config.hidden_size} / {config.intermediate_size}",
         "draft vocabulary": f"{config.draft_vocab_size} of {config.vocab_size}",
         "context": config.max_position_embeddings,

@@ -159,11 +159,21 @@ class DraftConfig:
             else self.latent.read_width(self.num_attention_heads)
         )
 
-    def attention_weights(self, width: int) -> int:
-        """Weights of an attention that reads ``width`` channels, its output's included."""
-        if self.latent is None:
-            return width * self.qkv_width + self.query_width * self.hidden_size
-        return self.latent.weights(self.hidden_size, self.num_attention_heads, width)
+    def query_weights(self, width: int) -> int:
+        """Weights that make an attention's queries of ``width`` channels."""
+        latent = self.latent
+        return width * self.query_width if latent is None else latent.query_weights(self.num_attention_heads, width)
+
+    def key_weights(self, width: int) -> int:
+        """Weights that make an attention's keys and values of ``width`` channels."""
+        latent = self.latent
+        return width * 2 * self.key_width if latent is None else latent.key_weights(self.num_attention_heads, width)
+
+    @property
+    def output_weights(self) -> int:
+        """Weights of an attention's output projection."""
+        size = self.head_dim if self.latent is None else self.latent.v_head_dim
+        return self.num_attention_heads * size * self.hidden_size
 
     @classmethod
     def from_target(
@@ -172,10 +182,10 @@ class DraftConfig:
         *,
         draft_vocab_size: int | None = None,
         aux_layers: tuple[int, ...] | None = None,
-        latent: bool = False,
+        latent: Mapping[str, Any] | None = None,
     ) -> DraftConfig:
         """The draft that fits a target's ``config.json`` (its text part, for a multi-modal one); ``latent`` asks for
-        the target's latent attention in place of the usual one."""
+        the target's latent attention in place of the usual one, with the sizes that it names."""
         text = text_part(target)
         try:
             hidden = text["hidden_size"]
@@ -187,7 +197,7 @@ class DraftConfig:
                 f"the target's config has no {error.args[0]}", where="config.json", fix="give --draft-model-config FILE"
             ) from error
         theta, scaling = reduced_rope(text)
-        sizes_of_latent = latent_of(text) if latent else None
+        sizes_of_latent = None if latent is None else latent_of(text, latent)
         heads, kv_heads, head_dim = (
             (heads, heads, sizes_of_latent.qk_head_dim) if sizes_of_latent else heads_of(text, hidden, heads)
         )
@@ -376,7 +386,7 @@ def _with_defaults(raw: dict[str, Any], target: dict[str, Any]) -> dict[str, Any
     """
     named = named_aux_layers(raw)
     inner = {"eagle_config": {AUX_LAYERS: list(named)}} if named else {}
-    latent = is_latent(raw)
+    latent = raw if is_latent(raw) else None
     try:
         derived = DraftConfig.from_target(target, latent=latent).to_sglang()
     except ModelError:

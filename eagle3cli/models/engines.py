@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from eagle3cli.models.config import AUX_LAYERS, DraftConfig, text_part
-from eagle3cli.models.packaged import packaged_configs, packaged_target_class
+from eagle3cli.models.layers.sizes import is_latent
+from eagle3cli.models.packaged import packaged_configs, packaged_target_class, read_config_file
 
 Engine = Literal["sglang", "vllm", "llama.cpp"]
 ENGINES: dict[Engine, str] = {"sglang": "SGLang", "vllm": "vLLM", "llama.cpp": "llama.cpp"}
@@ -24,9 +25,13 @@ NEWER: dict[Engine, dict[str, str]] = {
     "sglang": {
         **dict.fromkeys(("fc_norm", "norm_output", "aux_layers", "num_hidden_layers", "window"), "0.5.12"),
         "shifted": "0.5.13",
+        "latent": "0.5.13",  # 0.5.12 has it without fc_norm and norm_output
         "norm_before_fc": "0.5.17",
     },
-    "vllm": dict.fromkeys(("fc_norm", "norm_output", "aux_layers"), "0.22.0"),
+    "vllm": {
+        **dict.fromkeys(("fc_norm", "norm_output", "aux_layers"), "0.22.0"),
+        "latent": "0.32.0",  # the oldest that was read whose RoPE is the draft's: 0.22's loses its base
+    },
     "llama.cpp": {},
 }
 """The version that first reads what a plain draft has not; older ones pass over options without a word."""
@@ -115,6 +120,16 @@ RUN: dict[Engine, frozenset[str]] = {
 """Classes on which a draft was accepted by the engine as often as by our own decoder; ``make test-engine-families`` and
 ``test-llamacpp``."""
 
+
+LATENT_CLASSES = frozenset({"DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"})
+RUN_LATENT: dict[Engine, frozenset[str]] = {
+    "sglang": LATENT_CLASSES,
+    "vllm": LATENT_CLASSES,
+    "llama.cpp": frozenset(),
+}
+"""The same of a draft of latent attention (MLA)."""
+LATENT_WITH: dict[Engine, str] = {}
+"""What such a draft needs besides the line that ``export`` prints."""
 
 KNOWN: dict[Engine, frozenset[str]] = {
     "sglang": SGLANG | SGLANG_FIRST_IS_1,
@@ -277,11 +292,18 @@ def minimum_versions(config: DraftConfig, name: str | None = None) -> dict[Engin
     return least
 
 
-def support(engine: Engine, name: str) -> tuple[str, str]:
-    """``served``, ``refused`` or ``not tried`` for a draft of ``auto`` on a target of this class, and why."""
+def support(engine: Engine, name: str, *, latent: bool = False) -> tuple[str, str]:
+    """``served``, ``refused`` or ``not tried`` for a draft of ``auto`` (or of latent attention) on a target of this
+    class, and why."""
     reason = unsupported(engine, name)
     if reason:
         return "refused", reason
+    if latent:
+        return (
+            ("served", LATENT_WITH.get(engine, ""))
+            if name in RUN_LATENT[engine]
+            else ("not tried", "no tiny target was run")
+        )
     how = "`--model-impl transformers`" if engine == "vllm" and name in VLLM_BY_TRANSFORMERS else ""
     if engine == "llama.cpp":
         how = "trained with `--serve-with llama.cpp`"
@@ -302,6 +324,11 @@ NOT_RUN: dict[tuple[Engine, str], str] = {
 
 
 def support_table() -> list[tuple[str, str, dict[Engine, tuple[str, str]]]]:
-    """Every packaged draft config, the class of its target, and what each engine makes of it and why."""
-    named = [(name, packaged_target_class(name)) for name in packaged_configs()]
-    return [(name, kind, {engine: support(engine, kind) for engine in ENGINES}) for name, kind in named if kind]
+    """Every packaged draft config for a class of targets, and what each engine makes of it and why."""
+    rows = []
+    for name in packaged_configs():
+        kind = packaged_target_class(name)
+        if kind is not None:
+            latent = is_latent(read_config_file(name))
+            rows.append((name, kind, {engine: support(engine, kind, latent=latent) for engine in ENGINES}))
+    return rows

@@ -16,6 +16,7 @@ TARGET_CLASSES = {
     "deepseek-*": "DeepseekV3ForCausalLM",
     "gemma-3-1b": "Gemma3ForCausalLM",
     "gemma-3-*": "Gemma3ForConditionalGeneration",
+    "kimi-k2*": "DeepseekV3ForCausalLM",
     "glm-4.5*": "Glm4MoeForCausalLM",
     "glm-4-*": "Glm4ForCausalLM",
     "gpt-oss-*": "GptOssForCausalLM",

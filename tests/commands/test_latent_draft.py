@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.commands.test_train import conversations
+from tests.commands.train.test_train import conversations
 from tests.conftest import RunCli
 from tests.families import family_target
 
@@ -41,10 +41,9 @@ def test_the_whole_way(tmp_path: Path, run_cli: RunCli) -> None:
     family_target(tmp_path / "target", "deepseek-v3")
     (tmp_path / "raw.jsonl").write_text(conversations(8, 0))
     (tmp_path / "eagle3.toml").write_text(SETTINGS)
-    (tmp_path / "mla.json").write_text(json.dumps({"architectures": ["Eagle3DeepseekV2ForCausalLM"]}))
     for words in (
         ("prepare", "raw.jsonl", "--output-path", "rows"),
-        ("train", "--draft-model-config", "mla.json", "--output-dir", "run"),
+        ("train", "--draft-model-config", "mla", "--output-dir", "run"),
         ("eval", "--draft-model-path", "run"),
         ("export", "--draft-model-path", "run", "--output-path", "draft"),
         ("import", "--draft-model-path", "draft", "--output-path", "again"),

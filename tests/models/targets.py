@@ -263,15 +263,51 @@ TARGETS: dict[str, tuple[str, int, Keys]] = {
 }
 
 
+LATENT_HEADS: Keys = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64}
+V3_HEADS: Keys = {**LATENT_HEADS, "q_lora_rank": 1536}
+KIMI_YARN: Keys = {
+    "rope_scaling": {
+        **{"type": "yarn", "factor": 64.0, "original_max_position_embeddings": 4096},
+        **{"beta_fast": 1.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0},
+    }
+}
+KIMI: Keys = shape(
+    *(7168, 18432, 64, 64, 61, 163840, 262144),
+    **{**DEEPSEEK, **V3_HEADS, "rope_theta": 50000.0, "rms_norm_eps": 1e-5},
+    **{"bos_token_id": 163584, "eos_token_id": 163586, "pad_token_id": 163839},
+    **KIMI_YARN,
+)
+"""Kimi K2 of September 2025, and Thinking: as a report on moonshotai/Kimi-K2-Instruct-0905 and NVIDIA's Model Optimizer
+quote them. The K2 of July has half the context, K2.5 another YaRN: for these there is ``mla``."""
+LATENT: dict[str, tuple[str, int, Keys]] = {
+    "deepseek-v2-lite-mla": (
+        "deepseek-ai/DeepSeek-V2-Lite-Chat",
+        165_029_888,
+        {**TARGETS["deepseek-v2-lite"][2], **LATENT_HEADS, "q_lora_rank": None},
+    ),
+    "deepseek-v3-mla": ("deepseek-ai/DeepSeek-V3", 982_153_216, {**TARGETS["deepseek-v3"][2], **V3_HEADS}),
+    "deepseek-r1-mla": ("deepseek-ai/DeepSeek-R1", 982_153_216, {**TARGETS["deepseek-r1"][2], **V3_HEADS}),
+    "kimi-k2-mla": ("moonshotai/Kimi-K2-Instruct-0905", 896_169_984, KIMI),
+}
+"""Drafts of latent attention (MLA): the target's repository, parameters of the draft, keys of the target's config."""
+ANY_LATENT = "mla"
+"""The config that takes all but the kind of attention from the target."""
+
+
 def main() -> None:
     """Write the packaged configs anew."""
     import eagle3cli.models.packaged
     from eagle3cli.models.config import DraftConfig
+    from eagle3cli.models.layers.sizes import ARCHITECTURE
 
     folder = Path(eagle3cli.models.packaged.__file__).parent / "configs"
     for name, (_, _, keys) in TARGETS.items():
         text = json.dumps(DraftConfig.from_target(keys).to_sglang(), indent=1)
         (folder / f"{name}.json").write_text(text + "\n")
+    for name, (_, _, keys) in LATENT.items():
+        text = json.dumps(DraftConfig.from_target(keys, latent={}).to_sglang(), indent=1)
+        (folder / f"{name}.json").write_text(text + "\n")
+    (folder / f"{ANY_LATENT}.json").write_text(json.dumps({"architectures": [ARCHITECTURE]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.models.packaged import packaged_configs
 from eagle3cli.training.ttt.unroll import plan_positions, unroll
 from tests.conftest import RunCli
-from tests.models.targets import TARGETS
+from tests.models.targets import ANY_LATENT, LATENT, TARGETS
 
 WANTED = (
     *("llama-3-", "llama-3.1-", "llama-3.2-", "llama-3.3-", "llama-4-scout", "llama-4-maverick", "qwen2.5-", "qwen3-"),
@@ -27,7 +27,7 @@ WANTED = (
 
 
 def test_every_family_is_there() -> None:
-    assert set(packaged_configs()) == set(TARGETS)
+    assert set(packaged_configs()) == {*TARGETS, *LATENT, ANY_LATENT}
     for prefix in WANTED:
         assert any(name.startswith(prefix) for name in TARGETS), prefix
 

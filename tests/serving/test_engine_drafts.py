@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from eagle3cli.models.layers.sizes import ARCHITECTURE
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.client.client import Client
 from eagle3cli.serving.client.protocol import Answer, Request
@@ -59,7 +60,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     },
     **{family: (family, NORMS) for family in ("gemma3", "mixtral", "glm4", "glm4-moe")},
     "gemma3-vision": ("gemma3-vision", NORMS),  # the class of the hub's models but for the smallest
+    "latent": ("deepseek-v3", {"architectures": [ARCHITECTURE], **NORMS}),
 }
+TARGETS: dict[str, dict[str, Any]] = {
+    # vLLM's latent attention on a CPU knows the sizes of DeepSeek alone.
+    "latent": {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "head_dim": 64, "qk_nope_head_dim": 64},
+}
+"""Keys of a case's target, over its family's."""
 VLLM_ALONE = ("own-embedding", "norm-before-residual")
 """SGLang would run them otherwise than they were trained, so export refuses them: test_wide_drafts.py."""
 REFUSED: dict[tuple[Product, str], str] = {
@@ -112,7 +119,7 @@ def test_an_engine_accepts_what_we_accept(
     layout = "vllm" if case in VLLM_ALONE else "sglang"
     if layout == "vllm" and product == "sglang":
         pytest.skip("export refuses it for SGLang")
-    raw = make_target(tmp_path / "target", family)
+    raw = make_target(tmp_path / "target", family, **TARGETS.get(case, {}))
     expected = make_draft(tmp_path / "trained", tmp_path / "target", raw, **wanted)
     (tmp_path / "steps.toml").write_text(f"[run]\nk = {STEPS}\n")
     words = ("--draft-model-path", "trained", "--target-model-path", "target", "--output-path", "draft")

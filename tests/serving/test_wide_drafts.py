@@ -18,6 +18,7 @@ from eagle3cli.training.ttt.unroll import plan_positions, unroll
 from tests.serving.engine_case import STEPS, make_draft, make_target
 
 FIVE = {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 2, 3, 5, 6]}}
+LATENT = {"kv_lora_rank": 24, "q_lora_rank": 40, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 28}
 SHAPES: dict[str, tuple[dict[str, Any], set[Layout]]] = {
     # keys of the draft's JSON, and the layouts that may hold it
     "plain": ({"norm_output": False}, {"sglang", "vllm", "legacy"}),
@@ -28,6 +29,7 @@ SHAPES: dict[str, tuple[dict[str, Any], set[Layout]]] = {
     "three-wide-layers-five-states": ({"num_hidden_layers": 3, "intermediate_size": 320, **FIVE}, {"sglang", "vllm"}),
     "five-states": ({"norm_output": False, **FIVE}, {"sglang", "vllm"}),
     "own-embedding": ({"own_embedding": True, "norm_output": False}, {"vllm"}),
+    "latent": ({"architectures": ["Eagle3DeepseekV2ForCausalLM"], "fc_norm": True, **LATENT}, {"sglang", "vllm"}),
     "norm-before-residual": ({"norm_before_residual": True, "norm_output": False}, {"vllm"}),
 }
 

@@ -63,11 +63,20 @@ class Latent:
         queries = heads * self.qk_head_dim if self.q_lora_rank is None else self.q_lora_rank
         return queries + self.kv_lora_rank + self.qk_rope_head_dim
 
-    def weights(self, hidden: int, heads: int, width: int) -> int:
-        """Weights of the projections and norms of an attention that reads ``width`` channels."""
-        queries = (self.q_lora_rank or 0) * (heads * self.qk_head_dim + 1)
-        expanded = self.kv_lora_rank * (heads * (self.qk_nope_head_dim + self.v_head_dim) + 1)
-        return width * self.read_width(heads) + queries + expanded + heads * self.v_head_dim * hidden
+    def query_weights(self, heads: int, width: int) -> int:
+        """Weights that make queries of ``width`` channels."""
+        queries = heads * self.qk_head_dim
+        return width * queries if self.q_lora_rank is None else self.q_lora_rank * (width + queries)
+
+    def key_weights(self, heads: int, width: int) -> int:
+        """Weights that make keys and values of ``width`` channels."""
+        expanded = heads * (self.qk_nope_head_dim + self.v_head_dim)
+        return width * (self.kv_lora_rank + self.qk_rope_head_dim) + self.kv_lora_rank * expanded
+
+    @property
+    def norm_weights(self) -> int:
+        """Weights of the norms of the latents: their ranks."""
+        return self.kv_lora_rank + (self.q_lora_rank or 0)
 
     def keys(self) -> dict[str, Any]:
         """What the config of such a draft says of it."""
@@ -103,21 +112,22 @@ def read_latent(raw: Mapping[str, Any]) -> Latent | None:
     return Latent(**{key: raw[key] for key in KEYS})
 
 
-def latent_of(target: Mapping[str, Any]) -> Latent:
-    """That of a draft for this target: the target's own, with a rank of the queries where the target has none.
+def latent_of(target: Mapping[str, Any], given: Mapping[str, Any]) -> Latent:
+    """That of a draft for this target: the target's own but for the sizes that are given, with a rank of the queries
+    where neither has one.
 
     Raises ModelError for a target without latent attention.
     """
+    target = {**target, **{key: given[key] for key in KEYS if key in given}}
     missing = [key for key in KEYS if key != "q_lora_rank" and not target.get(key)]
     if missing:
         what = f"the target has no latent attention to take {', '.join(missing)} from"
         raise ModelError(
             what, where="draft config", fix="use --draft-model-config auto, a draft of the usual attention"
         )
-    rank = int(target["kv_lora_rank"])
     # SGLang's drafts have one always; only the layout of keys and values need be the target's.
-    query_rank = int(target.get("q_lora_rank") or QUERY_RATIO * rank)
-    return Latent(rank, query_rank, *(int(target[key]) for key in KEYS[2:]))
+    query_rank = target.get("q_lora_rank") or QUERY_RATIO * target["kv_lora_rank"]
+    return Latent(**{**{key: target[key] for key in KEYS if key != "q_lora_rank"}, "q_lora_rank": query_rank})
 
 
 def check_latent_rope(scaling: Mapping[str, Any] | None) -> None:
@@ -131,7 +141,8 @@ def check_latent_rope(scaling: Mapping[str, Any] | None) -> None:
     reasons += ["truncate is false"] if scaling.get("truncate") is False else []
     if reasons:
         what = f"latent attention with another RoPE than plain or DeepSeek's YaRN: {', '.join(reasons)}"
-        raise ModelError(what, where="draft config", fix="SGLang and vLLM would compute that one")
+        fix = "give a rope_scaling of type yarn, or null: SGLang and vLLM would compute that one"
+        raise ModelError(what, where="draft config", fix=fix)
 
 
 def rope_factor(scaling: Mapping[str, Any] | None) -> float:

@@ -88,7 +88,10 @@ def _packaged(settings: Settings, error: Eagle3Error) -> Shapes | str:
         name = max((each for each in configs if named.startswith(each)), key=len, default="")
     if not name or Path(settings.target.model_path).exists() or settings.target.model_path.endswith(".gguf"):
         return f"the target's config cannot be read ({error.what}), and no packaged draft config has its name"
-    draft = DraftConfig.from_dict(json.loads(configs[name].read_text(encoding="utf-8")))
+    raw = json.loads(configs[name].read_text(encoding="utf-8"))
+    if "hidden_size" not in raw:
+        return f"the target's config cannot be read ({error.what}), and the draft config {name} takes its sizes from it"
+    draft = DraftConfig.from_dict(raw)
     draft = replace(
         draft,
         draft_vocab_size=settings.draft.vocab_size or draft.draft_vocab_size,

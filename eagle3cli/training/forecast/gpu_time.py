@@ -40,9 +40,9 @@ def layer_flops(work: Workload) -> float:
     """Forward FLOP of the layers over the positions of all steps."""
     draft = work.draft
     hidden = draft.hidden_size
-    queries = hidden * draft.query_width
-    own = 2 * hidden * draft.key_width * (work.ttt_steps - 1) / work.ttt_steps
-    layer = 2 * queries + own + 3 * hidden * draft.intermediate_size
+    queries = draft.query_weights(hidden) + draft.output_weights
+    own = draft.key_weights(hidden) * (work.ttt_steps - 1) / work.ttt_steps
+    layer = queries + own + 3 * hidden * draft.intermediate_size
     return 2.0 * work.positions * work.ttt_steps * draft.num_hidden_layers * layer
 
 
@@ -50,9 +50,9 @@ def product_flops(work: Workload) -> tuple[float, float]:
     """FLOP of all products, forward (the loss makes the gradients of the head there) and backward."""
     draft = work.draft
     hidden = draft.hidden_size
-    keys = 2 * draft.key_width
     fc = 2.0 * work.tokens * hidden * draft.aux_width
-    of_tokens = 2.0 * work.tokens * hidden * (draft.query_width + 2 * keys)
+    # The token's half of what q, k and v (or their latents) are made of, and the keys and values of step 0.
+    of_tokens = 2.0 * work.tokens * (hidden * draft.qkv_width + draft.key_weights(hidden))
     layers = layer_flops(work)
     head = 6.0 * work.positions * work.ttt_steps * hidden * draft.draft_vocab_size
     vocab = draft.draft_vocab_size + (work.target.vocab if work.full_head else 0)

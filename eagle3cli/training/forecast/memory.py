@@ -102,8 +102,10 @@ def forecast(work: Workload) -> Forecast:
 def draft_weights(draft: DraftConfig) -> int:
     """Number of a draft's weights: ``CH + (layers)(xO + QH + 3HI) + VdH`` and norms, x = 2H in the first layer."""
     hidden = draft.hidden_size
-    layer = draft.query_width * hidden + 3 * hidden * draft.intermediate_size + 2 * hidden
-    attention = (1 + draft.num_hidden_layers) * hidden * draft.qkv_width
+    layer = draft.output_weights + 3 * hidden * draft.intermediate_size + 2 * hidden
+    widths = [2 * hidden] + [hidden] * (draft.num_hidden_layers - 1)
+    attention = sum(draft.query_weights(width) + draft.key_weights(width) for width in widths)
+    attention += draft.num_hidden_layers * (draft.latent.norm_weights if draft.latent else 0)
     ends = (draft.draft_vocab_size + (draft.vocab_size if draft.own_embedding else 0)) * hidden
     return draft.aux_width * hidden + attention + draft.num_hidden_layers * layer + 2 * hidden + ends
 
@@ -323,9 +325,17 @@ def depth_bytes(work: Workload, depth: int) -> int:
     tables = (4 if depth and work.cpu else 2) * draft.head_dim
     layer = norm_bytes(work) * 2 * hidden + work.compute_bytes * (projections + keys + tables)
     log_sums = 4 * draft.num_attention_heads * (2 if merged else 1)
+    if draft.latent is not None:
+        layer += latent_bytes(work, draft.latent.q_lora_rank or 0)
+        layer += latent_bytes(work, draft.latent.kv_lora_rank) if depth else 0
     layers = 1 if depth == 0 else draft.num_hidden_layers
     padded = 0 if work.cpu else work.keys * layers * 2 * draft.key_width * work.compute_bytes
     return work.positions * (layers * (layer + log_sums) + norm_bytes(work) * hidden) + padded
+
+
+def latent_bytes(work: Workload, rank: int) -> int:
+    """What autograd keeps of a latent of latent attention: for its norm, and for the product that expands it."""
+    return rank * (norm_bytes(work) + work.compute_bytes)
 
 
 def _mlp_widths(work: Workload) -> int:
@@ -353,6 +363,7 @@ def _activations(work: Workload) -> Parts:
     inner = (draft.num_hidden_layers - 1) * inner_layer * e
     kept = draft.aux_width if work.cpu or draft.fc_norm else 0  # of the auxiliary states a copy, scaled or normed
     zero = (norm_bytes(work) + 3 * e) * hidden + (kept + 2 * draft.head_dim) * e + inner
+    zero += 0 if draft.latent is None else draft.num_hidden_layers * latent_bytes(work, draft.latent.kv_lora_rank)
     side_by_side = 2 * hidden * draft.qkv_width * e  # the weights of q, k and v
     if not work.cpu:
         side_by_side += hidden * draft.aux_width * e  # and that of fc, scaled
