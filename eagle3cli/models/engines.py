@@ -121,12 +121,7 @@ RUN: dict[Engine, frozenset[str]] = {
 ``test-llamacpp``."""
 
 
-LATENT_CLASSES = frozenset({"DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"})
-RUN_LATENT: dict[Engine, frozenset[str]] = {
-    "sglang": LATENT_CLASSES,
-    "vllm": LATENT_CLASSES,
-    "llama.cpp": frozenset(),
-}
+RUN_LATENT: dict[Engine, frozenset[str]] = {"sglang": frozenset(), "vllm": frozenset(), "llama.cpp": frozenset()}
 """The same of a draft of latent attention (MLA)."""
 LATENT_WITH: dict[Engine, str] = {}
 """What such a draft needs besides the line that ``export`` prints."""
