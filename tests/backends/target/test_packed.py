@@ -23,7 +23,7 @@ from tests.families import FAMILIES, family_target
 from tests.gpu_tensor import PretendGpu
 from tests.tiny import tiny_target
 
-LENGTHS = [int(line) for line in (Path(__file__).parents[2] / "speed" / "lengths.txt").read_text().split()]
+LENGTHS = [int(line) for line in (Path(__file__).parents[2] / "speed" / "step" / "lengths.txt").read_text().split()]
 
 
 @given(
