@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import mmap
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,6 +22,8 @@ from eagle3cli.runtime.cpus import available_cpus, has_bfloat16
 M_TRIM_THRESHOLD = -1
 M_TOP_PAD = -2
 M_MMAP_MAX = -4
+PAGES_FROM = 2**20
+"""Bytes from which a stretch of memory is worth a mapping of its own."""
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -97,6 +102,16 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 * 2**20)):
             mallopt(option, value)
+
+
+def pages(size: int) -> npt.NDArray[np.uint8]:
+    """So many bytes that the system gets back when nobody uses them, for what threads hand to each other.
+
+    A thread's heap keeps what was freed in it (:func:`_keep_freed_memory`), and others cannot use that.
+    """
+    if size < PAGES_FROM:
+        return np.empty(size, dtype=np.uint8)
+    return np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8)
 
 
 def give_back_gpu_memory() -> None:

@@ -14,6 +14,7 @@ from eagle3cli.backends.batches.context import ContextShard
 from eagle3cli.backends.target.on_policy import OnPolicyMeter
 from eagle3cli.data.hidden_states.rows import PackedRow, teacher_positions
 from eagle3cli.data.hidden_states.store import Store, Stores
+from eagle3cli.runtime.devices import pages
 
 Planes = tuple[Tensor, ...]
 Deal = Callable[[tuple[int, ...], Tensor], ContextShard]
@@ -174,10 +175,31 @@ def _held(
         here = (packed_n >= begin) & (packed_n < end)
         index_n = index_S[packed_n[here] - begin]
         found = index_n >= 0
-        kept_states.append(tuple(plane[index_n[found]] for plane in planes))
+        kept_states.append(tuple(_rows(plane, index_n[found]) for plane in planes))
         kept_at.append(place_n[here][found])
     return kept_states, kept_at
 
 
+def _rows(plane: Tensor, index_n: Tensor) -> Tensor:
+    """Rows of a plane, as bytes: not every type of encoded states can be indexed."""
+    rows = _room(len(index_n), plane)
+    torch.index_select(plane.view(torch.uint8), 0, index_n, out=rows.view(torch.uint8))
+    return rows
+
+
 def _joined(planes: Sequence[Planes]) -> Planes:
-    return tuple(torch.cat(rows) for rows in zip(*planes, strict=True))
+    return tuple(map(_side_by_side, zip(*planes, strict=True)))
+
+
+def _side_by_side(rows: Sequence[Tensor]) -> Tensor:
+    if len(rows) == 1:
+        return rows[0]
+    joined = _room(sum(map(len, rows)), rows[0])
+    torch.cat([row.view(torch.uint8) for row in rows], out=joined.view(torch.uint8))
+    return joined
+
+
+def _room(length: int, plane: Tensor) -> Tensor:
+    """Room for so many rows like a plane's, outside the heap of the thread that fills it."""
+    width = plane.shape[1]
+    return torch.from_numpy(pages(length * width * plane.dtype.itemsize)).view(plane.dtype).view(length, width)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from eagle3cli.errors import DataError
+from eagle3cli.runtime.devices import pages
 from eagle3cli.runtime.files import writing
 
 HEADER_ALIGNMENT = 64
@@ -153,7 +154,8 @@ class StateShard:
         """A copy of a row's bytes, uint8. Raises DataError where they do not have their checksum."""
         begin, end = self.place(index)
         self._advise("MADV_WILLNEED", index)  # one request for all of the row, not one a page
-        blob = self._bytes[begin:end].copy()
+        blob = pages(end - begin)
+        np.copyto(blob, self._bytes[begin:end])
         # Its pages leave this process (they stay in the system's cache), so that its memory stays flat.
         self._advise("MADV_DONTNEED", index)
         if zlib.crc32(blob.data) != int(self._checks[index]):

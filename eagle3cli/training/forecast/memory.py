@@ -279,7 +279,8 @@ def logits_at_once(work: Workload) -> int:
 def chunk_bytes(work: Workload) -> int:
     """One chunk of the head.
 
-    On a CPU teacher's and draft's logits, probabilities and error, in fp32 and in ``e`` bytes. On a GPU, in ``e``
+    On a CPU the teacher's probabilities, those of a step's positions, the draft's logits and probabilities, in fp32 and
+    in ``e`` bytes, and with the whole head one more. On a GPU, in ``e``
     bytes, the logits of all steps' rows, which their gradient replaces, those rows' states and gradients, and the
     teacher's logits.
     """
@@ -295,7 +296,8 @@ def chunk_bytes(work: Workload) -> int:
     positions = min(work.positions + work.ttt_steps, max(1, chunk // width))
     low = work.compute_bytes if work.compute_bytes != MASTER else 0
     full = positions * work.target.vocab * (MASTER + low) if work.full_head else 0
-    return positions * work.draft.draft_vocab_size * (5 * MASTER + 2 * low) + full
+    tables = 5 if work.full_head else 4
+    return positions * work.draft.draft_vocab_size * (tables * MASTER + 2 * low) + full
 
 
 def mask_bytes(work: Workload) -> int:

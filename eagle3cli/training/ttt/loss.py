@@ -164,28 +164,7 @@ class _FusedHead(torch.autograd.Function):
         # The widest logits decide how many positions fit into a chunk: the whole head's, where rates read it.
         width = len(teacher.whole_head or head)
         for position_U in all_teachers(plan).split(max(1, chunk // width)):
-            teacher_UW, whole_UW = _teacher_probabilities(teacher, position_U, head.dtype)
-            for step, (positions, states_LH) in enumerate(zip(plan.steps, normed, strict=True)):
-                part = positions_in(positions.teacher_L, position_U)
-                if part.start == part.stop:  # deep steps have fewer positions, and some chunks none of theirs
-                    continue
-                teacher_L = positions.teacher_L[part]
-                # Where no position was pruned the two are the same, and nothing is gathered.
-                at_L = torch.searchsorted(position_U, teacher_L)
-                teacher_LW = _rows(teacher_UW, at_L)
-                whole_LW = None if whole_UW is None else _rows(whole_UW, at_L)
-                logits_LW = F.linear(states_LH[part], head).float()
-                draft_LW, best_L = _score(logits_LW, teacher_LW, sums, step)
-                sums.correct_T[step] += (teacher.draft_ids_W[best_L] == teacher.answer_N[teacher_L]).sum()
-                d_logits_LW, scale = _d_logits(draft_LW, teacher_LW, whole_LW, weights, sums, step)
-                if not training:
-                    continue
-                d_logits_LW = d_logits_LW.to(head.dtype)
-                # The scalar goes to the narrow matrix [L, H]: over [L, W] it would cost one more pass of the logits.
-                if d_head is not None:
-                    _add_product(d_head, d_logits_LW.T, states_LH[part] * scale)
-                torch.mm(d_logits_LW, head, out=d_normed[step][part])
-                d_normed[step][part] *= scale
+            _add_chunk(position_U, head, teacher, plan, weights, sums, normed, d_head, d_normed)
         ctx.save_for_backward(*d_normed, *([d_head] if d_head is not None else []))
         parts = (sums.loss_T, sums.correct_T, sums.rate_T, sums.log_rate_T)
         ctx.mark_non_differentiable(*parts)
@@ -198,6 +177,47 @@ class _FusedHead(torch.autograd.Function):
         d_normed = list(ctx.saved_tensors)
         d_head = d_normed.pop() * scale if ctx.needs_input_grad[0] else None
         return (d_head, None, None, None, None, *(d * scale for d in d_normed))
+
+
+def _add_chunk(
+    position_U: Tensor,
+    head: Tensor,
+    teacher: Teacher,
+    plan: PositionPlan,
+    weights: LossWeights,
+    sums: LossSums,
+    normed: Sequence[Tensor],
+    d_head: Tensor | None,
+    d_normed: Sequence[Tensor],
+) -> None:
+    """Score what the teacher positions of one chunk teach: adds to the sums and to the head's gradient, and fills in
+    the rows of ``d_normed`` unless that is empty.
+
+    A function of its own, so that a chunk's logits are gone before the next one's are made.
+    """
+    teacher_UW, whole_UW = _teacher_probabilities(teacher, position_U, head.dtype)
+    for step, (positions, states_LH) in enumerate(zip(plan.steps, normed, strict=True)):
+        part = positions_in(positions.teacher_L, position_U)
+        if part.start == part.stop:  # deep steps have fewer positions, and some chunks none of theirs
+            continue
+        teacher_L = positions.teacher_L[part]
+        # Where no position was pruned the two are the same, and nothing is gathered.
+        at_L = torch.searchsorted(position_U, teacher_L)
+        teacher_LW = _rows(teacher_UW, at_L)
+        whole_LW = None if whole_UW is None else _rows(whole_UW, at_L)
+        draft_LW, best_L = _score(F.linear(states_LH[part], head).float(), teacher_LW, sums, step)
+        sums.correct_T[step] += (teacher.draft_ids_W[best_L] == teacher.answer_N[teacher_L]).sum()
+        d_logits_LW, scale = _d_logits(draft_LW, teacher_LW, whole_LW, weights, sums, step)
+        del draft_LW, teacher_LW, whole_LW  # before the next step's are made
+        if not d_normed:
+            continue
+        d_logits_LW = d_logits_LW.to(head.dtype)
+        # The scalar goes to the narrow matrix [L, H]: over [L, W] it would cost one more pass of the logits.
+        if d_head is not None:
+            _add_product(d_head, d_logits_LW.T, states_LH[part] * scale)
+        torch.mm(d_logits_LW, head, out=d_normed[step][part])
+        d_normed[step][part] *= scale
+        del d_logits_LW
 
 
 def _teacher_probabilities(teacher: Teacher, position_U: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

@@ -107,7 +107,7 @@ def family(pid: int) -> list[int]:
     return [pid, *children]
 
 
-def own_megabytes(pid: int) -> float:
+def own_megabytes(pid: int | str) -> float:
     """Resident memory of a process that is no file's; 0 where it has just ended."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
