@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ DIM = "\x1b[2m"
 UNDERLINE = "\x1b[4m"
 NO_UNDERLINE = "\x1b[24m"
 RESET = "\x1b[0m"
+FEWEST_COUNTED = 8
+"""Equal tokens one behind the other that are shown as one, in a row with images."""
 WHITE_SPACE = {" ": "·", "\t": "→", "\n": "↵\n"}
 STEERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that turn the direction of writing, so that text would be read in another order than it is in."""
@@ -82,6 +84,21 @@ def title(row: RowView) -> str:
     return f"{name}: {', '.join(counts)}" + ("" if row.trained else "; it trains nothing")
 
 
+def image_lines(row: RowView) -> list[str]:
+    """Where a row's images are, one line each."""
+    return [f"image {number}: {visible(source)}" for number, source in enumerate(row.images, 1)]
+
+
+def _counted(row: RowView) -> Iterator[Piece]:
+    """The row's pieces; of one with images, what stands for them is told once, with its number."""
+    for _, group in groupby(row.pieces, key=lambda piece: (piece.ids, piece.role, piece.trained)):
+        run = list(group)
+        if len(run) < FEWEST_COUNTED or not row.images:
+            yield from run
+        else:
+            yield replace(run[0], text=f"{run[0].text}×{len(run)}")
+
+
 def _own(on_policy: dict[str, Any]) -> str:
     """How far the replies of a row are the target's own."""
     logprob = on_policy["logprob"]
@@ -99,12 +116,12 @@ def page(shown: View, style: Style) -> str:
         key = "{+trained+}  not trained" + ("  {?unknown to the draft?}" if unknown else "")
     parts = [visible(shown.source), key]
     for row in shown.rows:
-        parts += ["", title(row), *_body(row, style), *edges(row)]
+        parts += ["", title(row), *image_lines(row), *_body(row, style), *edges(row)]
     return "\n".join(parts)
 
 
 def _body(row: RowView, style: Style) -> Iterator[str]:
-    for role, pieces in groupby(row.pieces, key=lambda piece: piece.role):
+    for role, pieces in groupby(_counted(row), key=lambda piece: piece.role):
         if role:
             yield f"{DIM}[{role}]{RESET}" if style.colour else f"[{role}]"
         run = groupby(pieces, key=lambda piece: piece.trained)
@@ -157,7 +174,8 @@ def _row_data(row: RowView) -> dict[str, Any]:
     names = ("first", "last", "behind", "begins", "ends", "ended")
     replies = [{name: getattr(reply, name) for name in names} for reply in row.replies]
     counts = {"tokens": row.tokens, "trained": row.trained, "truncated": row.truncated, "missing": row.missing}
-    own = {"on_policy": row.on_policy} if row.on_policy else {}
+    own: dict[str, Any] = {"on_policy": row.on_policy} if row.on_policy else {}
+    own |= {"images": list(row.images)} if row.images else {}
     return {**data, **counts, **own, "replies": replies, "runs": runs}
 
 
@@ -188,13 +206,14 @@ def html(shown: View, style: Style) -> str:
     ]
     for row in shown.rows:
         parts.append(f"<h2>{escape(title(row))}</h2>")
+        parts += [f"<p class='e'>{escape(line)}</p>" for line in image_lines(row)]
         parts.append(f"<pre>{''.join(_html_body(row, style))}</pre>" if row.pieces else "")
         parts += [f"<p class='e'>{escape(line)}</p>" for line in edges(row)]
     return "".join(parts) + "</html>\n"
 
 
 def _html_body(row: RowView, style: Style) -> Iterator[str]:
-    for role, pieces in groupby(row.pieces, key=lambda piece: piece.role):
+    for role, pieces in groupby(_counted(row), key=lambda piece: piece.role):
         yield f"<span class='r'>[{escape(role)}]</span>\n" if role else ""
         for piece in pieces:
             classes = ("t" if piece.trained else "n") + ("" if piece.known else " m")

@@ -190,7 +190,7 @@ class DraftConfig:
         try:
             hidden = text["hidden_size"]
             heads = text["num_attention_heads"]
-            layers = text["num_hidden_layers"]
+            aux_layers = aux_layers or chosen_aux_layers(target)
             vocab = text["vocab_size"]
         except KeyError as error:
             raise ModelError(
@@ -210,7 +210,7 @@ class DraftConfig:
             vocab_size=vocab,
             draft_vocab_size=draft_vocab_size or min(DEFAULT_DRAFT_VOCAB, vocab),
             target_hidden_size=hidden,
-            aux_layers=aux_layers or default_aux_layers(layers),
+            aux_layers=aux_layers,
             rms_norm_eps=text.get("rms_norm_eps") or 1e-5,
             rope_theta=theta,
             rope_scaling=scaling,
@@ -328,6 +328,19 @@ def default_aux_layers(layers: int) -> tuple[int, ...]:
     if layers < 3:
         raise ModelError(f"the target has {layers} layers; EAGLE-3 reads three", where="config.json")
     return tuple(sorted({0, (layers - 1) // 2, layers - 2}))
+
+
+def deepstack_layers(target: Mapping[str, Any]) -> int:
+    """The first layers of a multi-modal target behind which it adds features of images (Qwen3-VL); 0 for others."""
+    return len((target.get("vision_config") or {}).get("deepstack_visual_indexes") or ())
+
+
+def chosen_aux_layers(target: Mapping[str, Any]) -> tuple[int, ...]:
+    """The layers that a new draft reads: :func:`default_aux_layers`, the low one behind those to which images are
+    added, whose outputs are not yet what the layers above see."""
+    usual = default_aux_layers(int(text_part(target)["num_hidden_layers"]))
+    moved = (max(usual[0], deepstack_layers(target)), *usual[1:])
+    return moved if list(moved) == sorted(set(moved)) else usual
 
 
 def named_aux_layers(raw: Mapping[str, Any]) -> tuple[int, ...] | None:

@@ -9,6 +9,7 @@ from typing import Any
 from eagle3cli.data.chat.format import OPEN_BLOCK
 from eagle3cli.data.chat.template import Chat, template_options
 from eagle3cli.data.chat.tokenizer import encode_rendered, eos_ids, load_tokenizer
+from eagle3cli.data.conversations.images import refuse_images
 from eagle3cli.serving.conversation import OpenConversation
 from eagle3cli.serving.reasoning import ParsedReply, from_harmony, without_reasoning
 from eagle3cli.settings.tables import Settings
@@ -33,6 +34,7 @@ class ChatTokenizer:
     def encode(self, conversation: OpenConversation) -> list[int]:
         """Token ids of the conversation's next prompt; raises ModelError or DataError where the template refuses it."""
         options = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        refuse_images(conversation.prompt(), "a prompt that is tokenized here (servers are asked by chat completions)")
         messages = self.chat.adapt_tool_calls(conversation.prompt(), conversation.tools)
         text = self.chat.render(messages, True, conversation.tools, **options)
         conversation.prompt_opens_reasoning = OPEN_BLOCK.search(text) is not None

@@ -15,7 +15,7 @@ from eagle3cli.backends.batches.online import online_source
 from eagle3cli.backends.batches.store import StoreSource
 from eagle3cli.backends.roles.message import Shape
 from eagle3cli.backends.roles.source import RemoteSource, TargetRanks
-from eagle3cli.backends.target.auto import open_target
+from eagle3cli.backends.target.auto import open_target, shown_images
 from eagle3cli.backends.target.head import fingerprint, read_target_tensors
 from eagle3cli.backends.target.hf import pick_device, pick_dtype, read_target_config
 from eagle3cli.backends.target.logits import Head, make_head
@@ -61,9 +61,8 @@ def online(
     config = draft_config_of(settings, raw)
     cached = _cached(settings, config, report, ranks)
     share = settings.target.mem_fraction_static if target_share is None else target_share()
-    target = open_target(
-        settings.target.model_copy(update={"mem_fraction_static": share}), report, config.aux_layers, ranks
-    )
+    chosen = shown_images(settings.target, (cached.train, cached.eval))
+    target = open_target(chosen.model_copy(update={"mem_fraction_static": share}), report, config.aux_layers, ranks)
     embedding_VH = target.embedding_VH
     weights = _last_layer(settings.target, raw, embedding_VH.device, embedding_VH.dtype) | {"embedding": embedding_VH}
     evaluation = online_source(target, cached.eval) if cached.eval is not None and len(cached.eval) else None
@@ -84,6 +83,7 @@ def from_target_ranks(settings: Settings, report: Reporter, ranks: Ranks) -> Inp
     raw = read_target_config(settings.target)
     config = draft_config_of(settings, raw)
     cached = _cached(settings, config, report, ranks)
+    shown_images(settings.target, (cached.train, cached.eval), on_ranks=True)
     device = pick_device(settings.target.device)
     shape = state_shape(settings, config, device, raw)
     weights = _last_layer(settings.target, raw, device, shape.dtype)

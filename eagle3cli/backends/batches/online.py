@@ -10,7 +10,7 @@ import torch
 from eagle3cli.backends.batches.batch import BatchSource, RowsByRank, TargetBatch
 from eagle3cli.backends.target.group import SharedTarget
 from eagle3cli.backends.target.on_policy import OnPolicyMeter
-from eagle3cli.backends.target.target import LiveTarget, States, Tokens
+from eagle3cli.backends.target.target import LiveTarget, States, Tokens, tokens_of
 from eagle3cli.data.hidden_states.rows import teacher_positions
 from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.runtime.devices import to_device
@@ -35,7 +35,7 @@ class OnlineSource:
         return self._batch(rows, self.target.capture(self._tokens(rows)))
 
     def _tokens(self, rows: Sequence[int]) -> list[Tokens]:
-        return [self.rows[row].token_ids for row in rows]
+        return [tokens_of(self.rows[row]) for row in rows]
 
     def _batch(self, rows: Sequence[int], states: States) -> TargetBatch:
         picked = [self.rows[row] for row in rows]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from eagle3cli.backends.target.on_policy import OnPolicyMeter
-from eagle3cli.backends.target.target import LiveTarget
+from eagle3cli.backends.target.target import LiveTarget, tokens_of
 from eagle3cli.data.hidden_states.calibration import describe_sample, fit_codec, sample_rows
 from eagle3cli.data.hidden_states.quantize import Quantization
 from eagle3cli.data.hidden_states.rows import RowCodec, RowCounts, StateRow, aux_count, teacher_positions
@@ -73,7 +73,7 @@ def run_batch(
     if meter is not None:
         finders = [partial(meter.top_tokens, head, number, row) for number, row in zip(numbers, rows, strict=True)]
     try:
-        states = target.capture([row.token_ids.tolist() for row in rows])
+        states = target.capture([tokens_of(row) for row in rows])
         return [
             state_row(row, *of_row, top_tokens) for row, of_row, top_tokens in zip(rows, states, finders, strict=True)
         ]

@@ -7,7 +7,7 @@ import torch
 from eagle3cli.backends.capture.capture import CaptureResult, StoreOptions, capture, identify_target, with_compute_dtype
 from eagle3cli.backends.capture.memory import explain_pass
 from eagle3cli.backends.capture.passes import PassTooLarge
-from eagle3cli.backends.target.auto import open_target
+from eagle3cli.backends.target.auto import open_target, shown_images
 from eagle3cli.backends.target.hf import pick_device, pick_dtype, read_target_config
 from eagle3cli.backends.target.on_policy import OnPolicyMeter
 from eagle3cli.backends.target.target import LiveTarget
@@ -44,6 +44,7 @@ def capture_splits(settings: Settings, report: Reporter, stop: Stop, ranks: Rank
     splits = {name: rows for name, rows in (("train", cached.train), ("eval", cached.eval)) if rows is not None}
     if requested.split != "both" and requested.split not in splits:
         raise UsageError("no held-out rows to capture", where="--split eval", fix="give --eval-data-path")
+    target = shown_images(target, splits.values())
     _limit_memory(requested.mem_frac, report)
     identity = identify_target(target, config)
     loaded: list[LiveTarget] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, Literal
 
@@ -9,6 +10,8 @@ from eagle3cli.backends.target.group import SharedTarget, load_tensor_parallel
 from eagle3cli.backends.target.hf import load_target, pick_device, read_target_config
 from eagle3cli.backends.target.sglang import MODEL_TYPES, VERSIONS, load_sglang
 from eagle3cli.backends.target.target import LiveTarget
+from eagle3cli.data.tokens.rows import TokenRows
+from eagle3cli.errors import UsageError
 from eagle3cli.models.config import default_aux_layers, text_part
 from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.runtime.packages import installed_version
@@ -35,6 +38,29 @@ def open_target(
     if target.tp_size > 1:
         return load_tensor_parallel(chosen, layers, partial(load_backend, report=report))
     return load_backend(chosen, layers, report)
+
+
+def shown_images(
+    target: TargetSettings, splits: Iterable[TokenRows | None], *, on_ranks: bool = False
+) -> TargetSettings:
+    """The settings of a target that is shown the images of these rows: it runs by transformers, in one process.
+
+    ``on_ranks``: it runs on ranks of its own. Raises UsageError where it is to run in another way.
+    """
+    row = next((at for rows in splits if rows is not None and (at := rows.first_with_images) is not None), None)
+    if row is None:
+        return target
+    ways = {
+        "SGLang": target.backend == "sglang",
+        "a target over several processes": target.tp_size > 1,
+        "a target on ranks of its own": on_ranks,
+    }
+    other = next((name for name, used in ways.items() if used), None)
+    if other is not None:
+        what = f"row {row + 1} has images, which {other} is not shown"
+        fix = "use --target-backend hf in one process for each draft, or leave rows with images out"
+        raise UsageError(what, where="target.backend", fix=fix)
+    return target.model_copy(update={"backend": "hf"})
 
 
 def load_backend(target: TargetSettings, aux_layers: tuple[int, ...], report: Reporter = Silent()) -> LiveTarget:  # noqa: B008

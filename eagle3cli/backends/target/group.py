@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from eagle3cli.backends.target.target import LiveTarget, ProcessTarget, States, Tokens
+from eagle3cli.backends.target.target import LiveTarget, ProcessTarget, States, Tokens, refuse_images
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.distributed import COLLECTIVE_TIMEOUT, Ranks, init_distributed
 from eagle3cli.runtime.stop import catch_stop
@@ -35,6 +35,7 @@ class TensorParallelTarget(ProcessTarget):
 
     def capture(self, sequences: Sequence[Tokens]) -> States:
         """States of each sequence, made together with the other processes."""
+        refuse_images(sequences, "a target over several processes")
         _send(("capture", [np.asarray(ids, dtype=np.int32) for ids in sequences]), self.size)
         return self.inner.capture(sequences)
 
@@ -49,6 +50,7 @@ class SharedTarget(ProcessTarget):
 
     def capture(self, sequences: Sequence[Tokens]) -> States:
         """States of sequences that all processes of the group ask for."""
+        refuse_images(sequences, "a target over several processes")
         with self.ranks.waiting():
             return self.inner.capture(sequences)
 

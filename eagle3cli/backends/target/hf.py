@@ -23,9 +23,10 @@ from eagle3cli.backends.target.packed import packed_inputs, packed_kernels
 from eagle3cli.backends.target.padding import CPU_PASS_TOKENS, PASS_TOKENS, similar_lengths
 from eagle3cli.backends.target.positions import NoCache, cached, keeps_positions, with_attention
 from eagle3cli.backends.target.structure import decoder_of
-from eagle3cli.backends.target.target import States, Tokens
+from eagle3cli.backends.target.target import ImageTokens, States, Tokens
+from eagle3cli.data.images.processor import ImageProcessor
 from eagle3cli.errors import ModelError, UsageError
-from eagle3cli.models.config import default_aux_layers
+from eagle3cli.models.config import deepstack_layers, default_aux_layers
 from eagle3cli.runtime.devices import to_device
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.models import TargetSettings
@@ -62,6 +63,10 @@ class HfTarget:
     path: str
     packed: str | None = None
     """The attention implementation that runs rows of unlike length without padding; None: they are padded."""
+    deepstack: int = 0
+    """The first layers to whose outputs a multi-modal model adds features of images."""
+    image_processor: ImageProcessor | None = None
+    """What makes inputs of images; None for a target of text alone."""
 
     @property
     def hidden_size(self) -> int:
@@ -94,9 +99,20 @@ class HfTarget:
 
             return hook
 
+        def input_hook_of(layer: int) -> Any:
+            """What images add behind a layer is in the next one's input: there servers read it, too."""
+
+            def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
+                outputs[layer] = args[0] if args else kwargs["hidden_states"]
+
+            return hook
+
         with ExitStack() as stack:
             for layer in self.aux_layers:
-                handle = self.layers[layer].register_forward_hook(hook_of(layer))
+                if layer < self.deepstack and layer + 1 < len(self.layers):
+                    handle = self.layers[layer + 1].register_forward_pre_hook(input_hook_of(layer), with_kwargs=True)
+                else:
+                    handle = self.layers[layer].register_forward_hook(hook_of(layer))
                 stack.callback(handle.remove)
             yield outputs
 
@@ -106,6 +122,9 @@ class HfTarget:
 
         They run without padding where the model can, else as several passes over sequences of similar length.
         """
+        pictured = [at for at, tokens in enumerate(sequences) if isinstance(tokens, ImageTokens)]
+        if pictured:
+            return self._capture_mixed(sequences, frozenset(pictured))
         on_cpu = self.device.type == "cpu"
         if self.packed is not None and (on_cpu or not self._shared(sequences)):
             return self.capture_packed(sequences, self.packed)
@@ -114,6 +133,29 @@ class HfTarget:
         for group in similar_lengths([len(ids) for ids in sequences], max_padding=padding):
             states |= zip(group, self.capture_padded([sequences[at] for at in group]), strict=True)
         return [states[at] for at in range(len(sequences))]
+
+    def _capture_mixed(self, sequences: Sequence[Tokens], pictured: frozenset[int]) -> States:
+        """The same, of which those that are ``pictured`` have images; the others run as they would among themselves."""
+        plain = [tokens for at, tokens in enumerate(sequences) if at not in pictured]
+        states = iter(self.capture(plain) if plain else [])
+        return [
+            self.capture_with_images(tokens) if isinstance(tokens, ImageTokens) else next(states)
+            for tokens in sequences
+        ]
+
+    @torch.no_grad()
+    def capture_with_images(self, tokens: ImageTokens) -> tuple[Tensor, Tensor]:
+        """Auxiliary states ``[S, C]`` and last hidden states ``[S, H]`` of one row with images, by the whole model with
+        its tower and positions of its own. Raises DataError for an image that is not what it was."""
+        if self.image_processor is None:
+            raise UsageError("the rows have images, and the target takes text alone", where=self.path)
+        ids_1S = torch.tensor([tokens], device=self.device)
+        inputs = self.image_processor.model_inputs(tokens, tokens.images)
+        moved = {name: to_device(_in_type(value, self.dtype), self.device) for name, value in inputs.items()}
+        with self.recording() as outputs, last_states(self.decoder) as last:
+            self.model(input_ids=ids_1S, use_cache=False, logits_to_keep=1, **moved)
+        aux_SC = torch.cat([outputs[n][0].to(self.device) for n in self.aux_layers], dim=-1)
+        return aux_SC, last[0][0].to(self.device)
 
     @torch.no_grad()
     def capture_padded(self, sequences: Sequence[Tokens]) -> States:
@@ -168,6 +210,22 @@ class HfTarget:
         last: Tensor = self.decoder(input_ids=ids_BS, **options).last_hidden_state
         # Layers may be spread over devices.
         return torch.cat([outputs[n].to(self.device) for n in self.aux_layers], dim=-1), last.to(self.device)
+
+
+@contextmanager
+def last_states(decoder: nn.Module) -> Iterator[list[Tensor]]:
+    """Within the block every pass leaves the last hidden states ``[B, S, H]`` of the text model in the list."""
+    states: list[Tensor] = []
+    handle = decoder.register_forward_hook(lambda _module, _inputs, output: states.append(output[0]))
+    try:
+        yield states
+    finally:
+        handle.remove()
+
+
+def _in_type(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Pixels in the type of the weights; numbers of tokens as they are."""
+    return values.to(dtype) if values.is_floating_point() else values
 
 
 def shared_prefix(sequences: Sequence[Tokens]) -> int:
@@ -236,7 +294,17 @@ def load_target(target: TargetSettings, report: Reporter, aux_layers: tuple[int,
     if max(aux_layers) >= len(layers):
         raise UsageError(f"the target has layers 0 to {len(layers) - 1}, not {max(aux_layers)}", where="--aux-layers")
     embedding_VH, head = embedding_and_head(model, target, dtype)
-    loaded = HfTarget(model, decoder, layers, embedding_VH, head, aux_layers, target.model_path)
+    loaded = HfTarget(
+        model,
+        decoder,
+        layers,
+        embedding_VH,
+        head,
+        aux_layers,
+        target.model_path,
+        deepstack=deepstack_layers(config.to_dict()),
+        image_processor=ImageProcessor(target.model_path, target.revision, target.trust_remote_code),
+    )
     check_logits(loaded)
     if device.type in ("cpu", "cuda") and not target.spreads:
         loaded = replace(loaded, packed=packed_kernel(loaded, device.type))

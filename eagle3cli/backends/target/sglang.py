@@ -21,7 +21,7 @@ from eagle3cli.backends.target.group import world_of_neighbours
 from eagle3cli.backends.target.head import read_target_tensors
 from eagle3cli.backends.target.hf import pick_device, pick_dtype, read_target_config
 from eagle3cli.backends.target.logits import Head, make_head
-from eagle3cli.backends.target.target import States, Tokens
+from eagle3cli.backends.target.target import States, Tokens, refuse_images
 from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.models.config import default_aux_layers, text_part
 from eagle3cli.runtime.cpus import available_cpus
@@ -68,6 +68,7 @@ class SglangTarget:
     @torch.no_grad()
     def capture(self, sequences: Sequence[Tokens]) -> States:
         """Auxiliary states ``[S, C]`` and last hidden states ``[S, H]`` of each sequence."""
+        refuse_images(sequences, "SGLang inside this process")
         states: States = []
         for part in split_to_fit(sequences, int(self.runner.max_total_num_tokens), int(self.runner.page_size)):
             out = extend(self.runner, part)

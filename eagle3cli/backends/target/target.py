@@ -11,9 +11,38 @@ import torch
 from torch import Tensor
 
 from eagle3cli.backends.target.logits import Head
+from eagle3cli.data.images.reference import ImageRef
+from eagle3cli.data.tokens.rows import TokenRow
+from eagle3cli.errors import UsageError
+
+
+class ImageTokens(tuple[int, ...]):
+    """Tokens of a row with images, whose tokens stand among them."""
+
+    images: tuple[ImageRef, ...]
+
+    @classmethod
+    def of(cls, token_ids: Sequence[int], images: tuple[ImageRef, ...]) -> ImageTokens:
+        """The tokens of a row with these images."""
+        tokens = cls(token_ids)
+        tokens.images = images
+        return tokens
+
 
 Tokens = Sequence[int] | npt.NDArray[np.int32]
 States = list[tuple[Tensor, Tensor]]
+
+
+def tokens_of(row: TokenRow) -> Tokens:
+    """What a target reads of a row."""
+    return ImageTokens.of(row.token_ids.tolist(), row.images) if row.images else row.token_ids
+
+
+def refuse_images(sequences: Sequence[Tokens], who: str) -> None:
+    """Raise UsageError where a sequence has images, which ``who`` would take for text."""
+    if any(isinstance(tokens, ImageTokens) for tokens in sequences):
+        fix = "use --target-backend hf on one device, without target ranks; or leave rows with images out"
+        raise UsageError(f"the rows have images, which {who} is not shown", where="--target-backend", fix=fix)
 
 
 class LiveTarget(Protocol):

@@ -17,9 +17,10 @@ Tools = Sequence[Mapping[str, Any]]
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _NAME = "\ue000{}\ue001"
 PARTS = "content_parts"
-"""Where `eagle3cli.data.conversations.messages` keeps the texts of a content of several parts."""
+"""Where `eagle3cli.data.conversations.messages` keeps the parts of a content: texts, and an object for each image."""
 _COMPLAINTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What a template may raise by itself where a conversation is not what it expects."""
+NO_IMAGES = "the chat template does not write images as those of known multi-modal models do"
 UNWRITTEN = "the chat template does not write the tool calls"
 
 
@@ -119,16 +120,41 @@ class Chat:
 
     def _with_joined_parts(self, messages: Messages) -> Messages:
         """The messages, each content of several parts as one text: joined as the template joins a list of parts, and
-        line by line, as servers do, where it takes none."""
+        line by line, as servers do, where it takes none. An image is what the template writes for it; raises DataError
+        where that does not give the template's own rendering of the parts."""
         if not any(PARTS in message for message in messages):
             return messages
         joined = []
         for message in messages:
             plain = {key: value for key, value in message.items() if key != PARTS}
-            if PARTS in message:
+            if _has_images(message):
+                plain["content"] = self._written_parts(message[PARTS])
+            elif PARTS in message:
                 plain["content"] = self._joint(message["role"]).join(message[PARTS])
             joined.append(plain)
+        if any(map(_has_images, messages)):
+            in_parts = [
+                {**plain, "content": _listed(message[PARTS])} if _has_images(message) else plain
+                for message, plain in zip(messages, joined, strict=True)
+            ]
+            if self._image_rendering(in_parts) != self._image_rendering(joined):
+                raise DataError(NO_IMAGES)
         return joined
+
+    def _written_parts(self, parts: Sequence[Any]) -> str:
+        """What the template writes for a user's content of texts and images."""
+        name = _NAME.format(0)
+        before, _, behind = self._image_rendering([{"role": "user", "content": name}]).partition(name)
+        text = self._image_rendering([{"role": "user", "content": _listed(parts)}])
+        if not (text.startswith(before) and text.endswith(behind) and len(text) >= len(before) + len(behind)):
+            raise DataError(NO_IMAGES)
+        return text[len(before) : len(text) - len(behind)]
+
+    def _image_rendering(self, messages: Messages) -> str:
+        try:
+            return self.render(messages)
+        except ModelError as error:
+            raise DataError(f"{NO_IMAGES}: {error.what}") from error
 
     def _joint(self, role: str) -> str:
         """What the template writes between two parts of a content."""
@@ -167,6 +193,15 @@ def template_options(pairs: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             options[name] = value
     return options
+
+
+def _has_images(message: Mapping[str, Any]) -> bool:
+    return any(not isinstance(part, str) for part in message.get(PARTS) or ())
+
+
+def _listed(parts: Sequence[Any]) -> list[dict[str, str]]:
+    """Parts as the templates of multi-modal models read them."""
+    return [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
 
 
 def _tool_list(tools: Tools) -> list[dict[str, Any]] | None:

@@ -6,10 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from eagle3cli.data.conversations.images import images_of, place_images, row_images, with_checked_images
 from eagle3cli.data.conversations.layouts import identifier, raw_messages, raw_tools
-from eagle3cli.data.conversations.messages import Message, to_message
+from eagle3cli.data.conversations.messages import PARTS, Message, to_message
+from eagle3cli.data.images.reference import ImageRef
 from eagle3cli.errors import DataError
 
 LONGEST_SOURCE = 100
@@ -50,9 +53,26 @@ class Conversation:
         """The first user message."""
         return next(str(message["content"]) for message in self.messages if message["role"] == "user")
 
+    @property
+    def prompt_key(self) -> str:
+        """What tells one first question from another: its text and its images."""
+        first = next(message for message in self.messages if message["role"] == "user")
+        return " ".join([self.prompt.strip(), *(image.sha256 for image in images_of([first]))])
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """The images of all messages, in order, of a conversation whose images are checked."""
+        return images_of(self.messages)
+
+    def with_images(self, folder: Path | None) -> Conversation:
+        """The same with its images found (relative paths below ``folder``) and their hashes known; raises DataError
+        with the reason for one that cannot be used."""
+        return replace(self, messages=with_checked_images(self.messages, folder))
+
     def digest(self) -> bytes:
         """16 bytes that are equal for equal messages, whatever the id."""
-        content = [self.messages, self.tools] if self.tools else self.messages
+        messages = [_without_places(message) for message in self.messages]
+        content = [messages, self.tools] if self.tools else messages
         text = json.dumps(content, ensure_ascii=False, sort_keys=True)
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
@@ -75,6 +95,7 @@ def to_conversation(
     messages = [
         to_message(item, number, generated=bool(finish) or empty_replies) for number, item in enumerate(rows, 1)
     ]
+    messages = place_images(messages, row_images(raw))
     replies = sum(message["role"] == "assistant" for message in messages)
     if finish and len(finish) != replies:
         raise DataError(f"finish has {len(finish)} entries for {replies} assistant messages")
@@ -90,6 +111,14 @@ def to_conversation(
     messages = [*system, *messages[first_user:]]
     ended = tuple(finish)[dropped_replies:]
     return Conversation(identifier(raw, mapping), tuple(messages), ended, tools, repairs, source_of(raw))
+
+
+def _without_places(message: Message) -> Message:
+    """A message whose images are named by their hashes alone, where these are known: copies of a file are one image."""
+    if PARTS not in message:
+        return message
+    parts = [part if isinstance(part, str) else part.get("sha256", part) for part in message[PARTS]]
+    return {**message, PARTS: parts}
 
 
 def source_of(raw: Mapping[str, Any]) -> str:

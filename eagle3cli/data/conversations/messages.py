@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +22,11 @@ CALLING = ("function_call", "tool_call")
 """Role names of turns whose content is a call, as JSON text."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
 PARTS = "content_parts"
-"""Where a message keeps the texts of a content of several parts; its content has them line by line."""
+"""Where a message keeps a content of several parts, or with images: texts, and an object for each image (see
+``conversations/images.py``). Its content has the texts line by line."""
+IMAGE_KINDS = ("image", "image_url", "input_image")
+IMAGE_KEYS = ("image", "image_url", "url", "path", "base64", "source")
+"""Where a part of one of these kinds names its image, in the forms of transformers, OpenAI and Anthropic."""
 LONGEST_SHOWN = 40
 
 
@@ -42,7 +47,10 @@ def to_message(item: Any, number: int, *, generated: bool) -> Message:
         calls = [_call(content, where)]
         content = ""
     content = "" if content is None and calls else _text(content, where)
-    extra: Message = _parts(item, content)
+    extra: Message = _parts(item, content, where)
+    pictured = any(not isinstance(part, str) for part in extra.get(PARTS, ()))
+    if pictured and role != "user":
+        raise DataError(f"{where}: an image in a message that is not the user's")
     if key := next((key for key in REASONING if item.get(key)), None):
         if not isinstance(item[key], str):
             raise DataError(f"{where}: {key} is {kind_of(item[key])}, not a string")
@@ -51,21 +59,56 @@ def to_message(item: Any, number: int, *, generated: bool) -> Message:
         extra["tool_calls"] = calls
     extra |= {key: item[key] for key in ("tool_call_id", "name") if isinstance(item.get(key), str) and item[key]}
     says = any(key != PARTS for key in extra)
-    may_be_empty = role in ("system", "tool") or (role == "assistant" and (generated or says))
+    may_be_empty = pictured or role in ("system", "tool") or (role == "assistant" and (generated or says))
     if not may_be_empty and not content.strip():
         raise DataError(f"{where} is empty")
     return {"role": role, "content": content, **extra}
 
 
-def _parts(item: Mapping[str, Any], content: str) -> Message:
-    """The parts of a content that is more than one, as {PARTS: texts}: templates put them together in ways of their
-    own."""
+def image_parts(message: Mapping[str, Any]) -> list[Message]:
+    """The parts of a message that are images."""
+    return [part for part in message.get(PARTS) or () if not isinstance(part, str)]
+
+
+def _parts(item: Mapping[str, Any], content: str, where: str) -> Message:
+    """The parts of a content that is more than one, or has an image, as {PARTS: parts}: templates put them together in
+    ways of their own."""
     raw = item.get(PARTS, item.get("content", item.get("value")))
-    if not isinstance(raw, list) or len(raw) < 2:
+    if not isinstance(raw, list):
         return {}
-    texts = [part.get("text") if isinstance(part, Mapping) else part for part in raw]
-    known = [text for text in texts if isinstance(text, str)]
-    return {PARTS: known} if len(known) == len(raw) and "\n".join(known) == content else {}
+    parts = [_image(part, where) or (part.get("text") if isinstance(part, Mapping) else part) for part in raw]
+    texts = [part for part in parts if isinstance(part, str)]
+    images = [part for part in parts if isinstance(part, dict)]
+    if (len(parts) < 2 and not images) or len(texts) + len(images) != len(parts):
+        return {}
+    return {PARTS: parts} if "\n".join(texts) == content else {}
+
+
+def _image(part: Any, where: str) -> Message | None:
+    """A part that is an image as ``{"type": "image", "image": source or None}``, perhaps with the hash that it had;
+    None for another part."""
+    if not isinstance(part, Mapping) or part.get("type") not in IMAGE_KINDS:
+        return None
+    value = next((part[key] for key in IMAGE_KEYS if part.get(key) is not None), None)
+    if value is None and part["type"] != "image":
+        raise DataError(
+            f"{where}: content is a list with a part of type {part['type']!r}, which is no text and names no image"
+        )
+    known = {"sha256": part["sha256"]} if isinstance(part.get("sha256"), str) else {}
+    return {"type": "image", "image": _image_source(value, where), **known}
+
+
+def _image_source(value: Any, where: str) -> str | None:
+    """The path or URL of an image part; None where it stands for an image of the row's column."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("data"), str):
+            return f"data:{value.get('media_type') or 'image/png'};base64,{value['data']}"
+        if isinstance(value.get("bytes"), bytes):
+            return f"data:image/png;base64,{base64.b64encode(value['bytes']).decode()}"
+        value = next((value[key] for key in ("url", "path") if value.get(key) is not None), None)
+    if value is None or (isinstance(value, str) and value.strip()):
+        return value
+    raise DataError(f"{where}: an image part whose image is {kind_of(value)}, not a path or URL")
 
 
 def _name(item: Mapping[str, Any]) -> Any:
@@ -93,6 +136,8 @@ def _text(content: Any, where: str) -> str:
         raise DataError(f"{where}: content is {kind_of(content)}, not a string")
     texts = []
     for part in content:
+        if isinstance(part, Mapping) and part.get("type") in IMAGE_KINDS:
+            continue
         text = part.get("text") if isinstance(part, Mapping) else part
         if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, Mapping) else None

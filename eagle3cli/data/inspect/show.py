@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from eagle3cli.data.chat.tokenizer import load_tokenizer
+from eagle3cli.data.images.reference import shown
 from eagle3cli.data.inspect.selection import RowSelection, SelectedRow, rows_of_cache, rows_of_file, rows_of_store
 from eagle3cli.data.tokens.build import SUMMARY
 from eagle3cli.data.tokens.cache import cache_key, data_paths, encoder_config
@@ -75,6 +76,8 @@ class RowView:
     """Why the row is none, where it was rejected."""
     on_policy: dict[str, Any] | None = None
     """How far its replies are the target's own, where a pass has seen that."""
+    images: tuple[str, ...] = ()
+    """Where its images are."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,7 @@ def show_row(selected: SelectedRow, tokenizer: Any, known: VocabMask | None) -> 
         replies=tuple(_replies(row, pieces, tokenizer)),
         rejected=selected.rejected,
         on_policy=selected.on_policy,
+        images=tuple(shown(image.source) for image in row.images),
     )
 
 

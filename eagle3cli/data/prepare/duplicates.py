@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
 
+from eagle3cli.data.conversations.images import images_of
 from eagle3cli.data.conversations.messages import Message
 from eagle3cli.data.prepare.row_table import DUPLICATE, KEPT, NEAR_DUPLICATE, RowTable, mix, signed
 
@@ -67,7 +69,14 @@ def shingles(messages: Sequence[Message]) -> Hashes:
     position = np.arange(len(word_bytes)) - starts[np.cumsum(begins) - 1]
     words = mix(np.add.reduceat(word_bytes * _POWERS[position & 63], starts))
     words = np.pad(words, (0, max(0, 3 - len(words))))
-    return np.unique(mix(words[:-2] * _POWERS[0] + words[1:-1] * _POWERS[1] + words[2:] * _POWERS[2]))
+    runs = mix(words[:-2] * _POWERS[0] + words[1:-1] * _POWERS[1] + words[2:] * _POWERS[2])
+    return np.unique(runs ^ _of_images(messages))
+
+
+def _of_images(messages: Sequence[Message]) -> np.uint64:
+    """What sets apart the words of rows about other images: they have none in common. 0 for rows without any."""
+    hashes = "".join(image.sha256 for image in images_of(messages))
+    return np.uint64(int.from_bytes(blake2b(hashes.encode(), digest_size=8).digest(), "big") if hashes else 0)
 
 
 def band_keys(messages: Sequence[Message]) -> list[int]:

@@ -123,7 +123,7 @@ def _scan(shards: Sequence[Path], options: MergeSettings, ledger: Ledger, rows: 
 def _take(shard: int, line: SourceRow, kinds: Sequence[Unwanted], ledger: Ledger, rows: RowTable) -> None:
     """Note the facts of a row, or tell the ledger why it is not in the result."""
     try:
-        conversation = to_conversation(line.parsed())
+        conversation = to_conversation(line.parsed()).with_images(Path(line.path).parent)
         reason = unwanted_reply(conversation, kinds)
         if reason:
             ledger.drop("filtered", line.place, conversation.id, reason)

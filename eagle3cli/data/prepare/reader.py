@@ -120,7 +120,7 @@ class Reader:
         value = line.parsed()
         # A preset's mapping names its id column; a local file of the same layout may lack it.
         present = {role: column for role, column in source.mapping.items() if role != "id" or column in value}
-        conversation = to_conversation(value, present)
+        conversation = to_conversation(value, present).with_images(Path(line.path).parent if line.path else None)
         if source.is_chosen is not None and not source.is_chosen(conversation):
             self.ledger.left_out["not chosen by the preset"] += 1
             return None

@@ -73,7 +73,7 @@ class RowTable:
         self, conversation: Conversation, name: str, file: int, line: int, *, offset: int = 0, repaired: bool = False
     ) -> None:
         """Add a conversation that stands in a line of a file, both by number."""
-        prompt = _hash(conversation.prompt.strip())
+        prompt = _hash(conversation.prompt_key)
         self._pending.append(
             (self._count, file, line, offset, repaired, conversation.digest(), _hash(name, signed=True))
         )

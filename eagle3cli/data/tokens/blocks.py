@@ -12,6 +12,7 @@ import pyarrow as pa
 from eagle3cli.data.chat.preformatted import ReplyDelimiters
 from eagle3cli.data.chat.tokenizer import eos_ids, load_tokenizer
 from eagle3cli.data.conversations.conversation import source_of, to_conversation
+from eagle3cli.data.images.processor import ImageProcessor
 from eagle3cli.data.sources.files import format_of, read_file
 from eagle3cli.data.sources.lines import SourceRow, parse_line, read_raw_lines
 from eagle3cli.data.tokens.encode import Encoder
@@ -59,7 +60,13 @@ class EncoderConfig:
             system_prompt=self.system_prompt,
             text_marks=self.text_marks,
             chat_options=dict(self.chat_options),
+            image_processor=self.image_processor,
         )
+
+    @property
+    def image_processor(self) -> ImageProcessor:
+        """What the target makes of images."""
+        return ImageProcessor(self.model_path, self.revision, self.trust_remote_code)
 
 
 @dataclass
@@ -101,7 +108,7 @@ def encode_items(encoder: Encoder, items: list[Item], path: str, *, preformatted
                 inputs.append(_text_of(value))
                 usable.append((line.number, inputs[-1][0], source_of(value), line.repairs))
             else:
-                conversation = to_conversation(value)
+                conversation = to_conversation(value).with_images(Path(path).parent)
                 inputs.append(conversation)
                 repairs = (*line.repairs, *conversation.repairs)
                 usable.append((line.number, conversation.id, conversation.source, repairs))

@@ -42,7 +42,7 @@ from eagle3cli.settings.tables import Settings
 if TYPE_CHECKING:
     from eagle3cli.data.tokens.vocab import VocabMapping
 
-FORMAT = 7
+FORMAT = 8
 """Raised when the same inputs would give other rows."""
 DIGESTS = "inputs.json"
 TOKENIZER_PARTS = (

@@ -17,6 +17,8 @@ from eagle3cli.data.chat.template import Chat
 from eagle3cli.data.chat.tokenizer import stop_texts
 from eagle3cli.data.conversations.conversation import Conversation
 from eagle3cli.data.conversations.system_prompt import with_system
+from eagle3cli.data.images.processor import Expansion, ImageProcessor
+from eagle3cli.data.images.reference import ImageRef
 from eagle3cli.data.tokens.lengths import count_kept
 from eagle3cli.data.tokens.rows import Ids, Mask, TokenRow
 from eagle3cli.errors import DataError
@@ -43,6 +45,8 @@ class Encoder:
     """What stands around replies in pre-formatted rows, where it is not the template's."""
     chat_options: Mapping[str, Any] = field(default_factory=dict)
     """Values that the chat template reads."""
+    image_processor: ImageProcessor | None = None
+    """Says which tokens the images of a row are."""
     format: Format = field(init=False)
     _chat: Chat | None = field(init=False)
     _special: frozenset[int] = field(init=False)
@@ -66,7 +70,7 @@ class Encoder:
         """Token rows of pre-formatted (id, text) pairs, whose replies follow the template's own header."""
         return self._encode([name for name, _ in texts], [self._preformatted(text) for _, text in texts])
 
-    def _rendered(self, conversation: Conversation) -> Rendered | DataError:
+    def _rendered(self, conversation: Conversation) -> _Pictured | Rendered | DataError:
         assert self._chat is not None
         messages = conversation.messages
         if self.system_prompt is not None:
@@ -75,20 +79,33 @@ class Encoder:
         ended = zip(replies, conversation.finish, strict=False)
         cut = frozenset(index for index, reason in ended if reason == "length")
         try:
-            return find_replies(
+            rendered = find_replies(
                 self._chat, messages, self.format, tools=conversation.tools, cut=cut, last_only=self.last_turn_only
             )
+            return self._with_images(rendered, conversation.images) if conversation.images else rendered
         except DataError as error:
             return error
         except RecursionError:
             return DataError("nested too deeply")
 
+    def _with_images(self, rendered: Rendered, images: tuple[ImageRef, ...]) -> _Pictured:
+        """The rendering with all tokens of its images; raises DataError where the target takes none."""
+        if self.image_processor is None:
+            raise DataError("the row has images, and the target takes text alone")
+        expansion = self.image_processor.expand(rendered.text, images)
+        place = expansion.place
+        replies = tuple((place(start), place(end)) for start, end in rendered.replies)
+        turns = tuple((place(start), role) for start, role in rendered.turns)
+        return _Pictured(Rendered(expansion.text, replies, turns), expansion, images)
+
     def _preformatted(self, text: str) -> Rendered:
         until_user = self.text_marks is not None or self.format.unended  # the template ends no reply
         return find_replies_in_text(text, self.format, until_user=until_user, last_only=self.last_turn_only)
 
-    def _encode(self, names: list[str], rendered: list[Rendered | DataError]) -> list[TokenRow | DataError]:
-        renderings = [item for item in rendered if isinstance(item, Rendered)]
+    def _encode(
+        self, names: list[str], rendered: Sequence[_Pictured | Rendered | DataError]
+    ) -> list[TokenRow | DataError]:
+        renderings = [_text_of(item) for item in rendered if not isinstance(item, DataError)]
         encodings = iter(tokenize(self.tokenizer, [item.text for item in renderings]))
         result: list[TokenRow | DataError] = []
         for name, item in zip(names, rendered, strict=True):
@@ -96,12 +113,14 @@ class Encoder:
                 result.append(item)
                 continue
             try:
-                result.append(self._row(name, item, next(encodings)))
+                result.append(self._row(name, item, *self._pieces(_text_of(item), next(encodings))))
             except DataError as error:
                 result.append(error)
         return result
 
-    def _row(self, name: str, item: Rendered, encoding: Any) -> TokenRow:
+    def _pieces(self, item: Rendered, encoding: Any) -> tuple[list[_Piece], list[tuple[int, int]]]:
+        """The row's text as it is tokenized, and the tokens of each reply; raises DataError where there is no exact
+        mask."""
         try:
             pieces = [_Piece(encoding, item.text, 0)]
             ranges = self._ranges(pieces, item)
@@ -111,18 +130,28 @@ class Encoder:
             # (or white space at the prompt's end was split for the reply): tokenize both apart, as a server does.
             pieces = self._apart(item, encoding)
             ranges = self._ranges(pieces, item)
+        return pieces, ranges
+
+    def _row(
+        self, name: str, item: _Pictured | Rendered, pieces: list[_Piece], ranges: list[tuple[int, int]]
+    ) -> TokenRow:
+        text = _text_of(item)
         ids: Ids = np.concatenate([np.array(piece.encoding.ids, dtype=np.int32) for piece in pieces])
         mask: Mask = np.zeros(len(ids), dtype=np.uint8)
         for first, last in ranges:
             mask[first:last] = 1
         length = min(self.max_length, len(ids))
-        turns = [(_find(pieces, start), role) for start, role in item.turns]
+        images: tuple[ImageRef, ...] = ()
+        if isinstance(item, _Pictured):
+            length, images = item.within(length, pieces)
+        turns = [(_find(pieces, start), role) for start, role in text.turns]
         return TokenRow(
             name,
             ids[:length],
             mask[:length],
             turns=tuple(turn for turn in turns if turn[0] < length),
             truncated=len(ids) > length,
+            images=images,
             kept=count_kept(len(ids), ranges, self.max_length),
         )
 
@@ -224,6 +253,26 @@ class _Piece:
             if token is not None:
                 return int(token)
         return len(self.encoding.ids)
+
+
+@dataclass(frozen=True)
+class _Pictured:
+    """A rendering with images, all their tokens in its text."""
+
+    rendered: Rendered
+    expansion: Expansion
+    images: tuple[ImageRef, ...]
+
+    def within(self, length: int, pieces: list[_Piece]) -> tuple[int, tuple[ImageRef, ...]]:
+        """The length, at most ``length``, at which no image is cut, and the images that stand before it."""
+        for number, (_, (start, end)) in enumerate(self.expansion.spans):
+            if _find(pieces, end) > length:
+                return min(length, _find(pieces, start)), self.images[:number]
+        return length, self.images
+
+
+def _text_of(item: _Pictured | Rendered) -> Rendered:
+    return item.rendered if isinstance(item, _Pictured) else item
 
 
 def _find(pieces: list[_Piece], position: int) -> int:

@@ -14,6 +14,7 @@ from eagle3cli.data.chat.template import Chat, Messages, Tools
 from eagle3cli.data.chat.template_check import SAMPLES
 from eagle3cli.data.chat.tokenizer import configured_eos_ids
 from eagle3cli.data.conversations.conversation import Conversation, to_conversation
+from eagle3cli.data.conversations.messages import image_parts
 from eagle3cli.data.conversations.system_prompt import with_system
 from eagle3cli.data.sources.lines import SourceRow, parse_line
 from eagle3cli.data.tokens.blocks import EncoderConfig, Item, blocks_of
@@ -154,6 +155,8 @@ def _readable(items: Sequence[Item], path: str) -> Iterable[tuple[int, Conversat
             conversation = to_conversation(row.parsed())
         except (DataError, RecursionError):
             continue
+        if any(map(image_parts, conversation.messages)):
+            continue  # what stands for an image is the processor's business, which the judge does not know
         yield row.number, _beginning(conversation)
 
 

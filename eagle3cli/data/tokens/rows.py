@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from eagle3cli.data.images.reference import ImageRef
 from eagle3cli.data.tokens.lengths import Counted
 from eagle3cli.errors import DataError
 
@@ -33,9 +34,11 @@ SCHEMA = pa.schema(
         ("turn_roles", pa.list_(pa.int8())),
         ("truncated", pa.bool_()),
         ("source", pa.string()),
+        ("images", pa.list_(pa.string())),
+        ("image_sha256", pa.list_(pa.string())),
     ]
 )
-OPTIONAL = ("source",)
+OPTIONAL = ("source", "images", "image_sha256")
 """Columns that caches of earlier versions lack."""
 
 
@@ -54,6 +57,8 @@ class TokenRow:
     """Cut at the maximum length."""
     source: str = ""
     """The data set that the row comes from; empty where unknown."""
+    images: tuple[ImageRef, ...] = ()
+    """The images whose tokens stand in ``token_ids``, in their order."""
     kept: Counted | None = field(default=None, compare=False)
     """What maximum lengths leave of it; known where it was tokenized just now."""
 
@@ -78,8 +83,17 @@ def to_batch(rows: Iterable[TokenRow]) -> pa.RecordBatch:
         _lists([np.array([ROLES.index(role) for _, role in row.turns], dtype=np.int8) for row in rows], pa.int8()),
         pa.array([row.truncated for row in rows], pa.bool_()),
         pa.array([row.source for row in rows], pa.string()),
+        pa.array([[image.source for image in row.images] for row in rows], pa.list_(pa.string())),
+        pa.array([[image.sha256 for image in row.images] for row in rows], pa.list_(pa.string())),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def _images(batch: pa.RecordBatch, at: int) -> tuple[ImageRef, ...]:
+    if "images" not in batch.schema.names:
+        return ()
+    columns = (batch.column(name)[at].as_py() for name in ("images", "image_sha256"))
+    return tuple(ImageRef(source, sha256) for source, sha256 in zip(*columns, strict=True))
 
 
 def _lists(arrays: list[npt.NDArray[np.generic]], kind: pa.DataType) -> pa.ListArray:
@@ -136,7 +150,9 @@ class TokenRows:
         """The rows below ``folder``; raises DataError where they are absent or broken."""
         try:
             with pa.ipc.open_stream(pa.memory_map(str(folder / ARROW_FILE))) as reader:
-                if [*reader.schema.names, *OPTIONAL][: len(SCHEMA)] != SCHEMA.names:
+                always = [name for name in SCHEMA.names if name not in OPTIONAL]
+                names = reader.schema.names
+                if names[: len(always)] != always or not {*names[len(always) :]} <= {*OPTIONAL}:
                     raise DataError(f"columns {reader.schema.names}, not token rows", where=str(folder / ARROW_FILE))
                 return cls(list(reader))
         except (OSError, pa.ArrowInvalid) as error:
@@ -174,7 +190,19 @@ class TokenRows:
             turns=tuple(zip((int(start) for start in values("turn_starts")), roles, strict=True)),
             truncated=batch.column("truncated")[at].as_py(),
             source=batch.column("source")[at].as_py() if "source" in batch.schema.names else "",
+            images=_images(batch, at),
         )
+
+    @property
+    def first_with_images(self) -> int | None:
+        """The first row that has images, counted from 0; None where all are of text alone."""
+        before = 0
+        for batch in self._batches:
+            if "images" in batch.schema.names and len(batch.column("images").flatten()):
+                counts = pc.list_value_length(batch.column("images")).to_numpy()
+                return before + int(np.flatnonzero(counts)[0])
+            before += batch.num_rows
+        return None
 
     @property
     def sources(self) -> list[str]:

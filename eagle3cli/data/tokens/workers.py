@@ -20,6 +20,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
+from eagle3cli.data.images.processor import has_processor
 from eagle3cli.data.tokens.blocks import EncoderConfig, Item, PackedBlock, blocks_of, encode_items, pack
 from eagle3cli.data.tokens.encode import Encoder
 from eagle3cli.data.tokens.mask_check import check_masks
@@ -85,8 +86,13 @@ def always_ids(encoder: Encoder) -> list[int]:
 
 def _context(config: EncoderConfig) -> BaseContext:
     """How workers start: forked from a process that did nothing but import, so that they start at once and share its
-    memory. (A fork of this process would copy the locks of its threads.) A model's own code gets a plain process."""
-    if config.trust_remote_code or "forkserver" not in multiprocessing.get_all_start_methods():
+    memory. (A fork of this process would copy the locks of its threads.) A model's own code, and a processor of images,
+    which needs torch, get a plain process."""
+    if (
+        config.trust_remote_code
+        or has_processor(config.model_path)
+        or "forkserver" not in multiprocessing.get_all_start_methods()
+    ):
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([PRELOADED])

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from eagle3cli.data.conversations.conversation import Conversation, to_conversation
+from eagle3cli.data.conversations.images import refuse_images
 from eagle3cli.data.conversations.messages import kind_of
 from eagle3cli.data.traffic.stream import is_chunk, joined_chunks, read_events
 from eagle3cli.errors import DataError
@@ -149,6 +150,7 @@ def exchange_of(halves: Halves) -> Exchange:
     if finish and finish not in FINISHED:
         raise DataError(f"the reply was not finished: {finish[:40]}")
     conversation = to_conversation({"messages": messages, "tools": request.get("tools")}, empty_replies=bool(finish))
+    refuse_images(conversation.messages, "a log of traffic")
     replies = sum(message["role"] == "assistant" for message in conversation.messages)
     if finish:
         ends = (*("kept",) * (replies - 1), NAMES_OF_FINISH.get(finish, finish))

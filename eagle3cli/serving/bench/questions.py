@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eagle3cli.data.conversations.conversation import to_conversation
+from eagle3cli.data.conversations.images import refuse_images
 from eagle3cli.errors import DataError
 from eagle3cli.serving.bench.benchmarks import BENCHMARKS, WITHHELD, Check, DatasetRow, complete
 
@@ -47,6 +48,7 @@ def question_of(row: DatasetRow, number: int, benchmark: str = "") -> Question:
     # Only what was asked counts, whatever became of the replies.
     asked = {key: value for key, value in row.items() if key != "finish"}
     messages = to_conversation(asked, empty_replies=True).messages
+    refuse_images(messages, "eagle3 bench")
     turns = tuple(str(message["content"]) for message in messages if message["role"] == "user")
     system = next((str(message["content"]) for message in messages if message["role"] == "system"), None)
     return Question(row_id, _told(turns), category, system, check)

@@ -207,7 +207,7 @@ def _openai_message(message: Message, number: int) -> Message:
     """A message as the OpenAI interface wants it: arguments of tool calls are text, and every call has an id; a content
     of several parts is a list of them."""
     if PARTS in message:
-        parts = [{"type": "text", "text": text} for text in message[PARTS]]
+        parts = list(map(_openai_part, message[PARTS]))
         message = {key: value for key, value in message.items() if key != PARTS} | {"content": parts}
     if not message.get("tool_calls"):
         return message
@@ -218,6 +218,13 @@ def _openai_message(message: Message, number: int) -> Message:
         text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         calls.append({"id": f"call_{number}_{position}", **call, "function": {**function, "arguments": text}})
     return {**message, "tool_calls": calls}
+
+
+def _openai_part(part: Any) -> dict[str, Any]:
+    """A part of a content: a text, or an image by its URL."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "image_url", "image_url": {"url": part["image"]}}
 
 
 def read_answer(path: str, body: Any) -> Answer:

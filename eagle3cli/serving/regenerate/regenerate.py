@@ -195,7 +195,8 @@ class _Rows:
     def _read(self, row: int, line: SourceRow) -> OpenConversation | RowOutcome:
         """The conversation of an input row, or its error."""
         try:
-            return open_conversation(row, to_conversation(line.parsed()), self.turns, self.system_prompt, line.number)
+            conversation = to_conversation(line.parsed()).with_images(Path(line.path).parent)
+            return open_conversation(row, conversation, self.turns, self.system_prompt, line.number)
         except DataError as error:
             return failed(row, line.number, line.id, error.what)
 

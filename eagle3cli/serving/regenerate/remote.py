@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from eagle3cli.data.chat.template import template_options
+from eagle3cli.data.conversations.images import as_data_urls
 from eagle3cli.errors import DataError, ModelError
 from eagle3cli.models.sampling import Sampling
 from eagle3cli.runtime.report import Reporter
@@ -158,7 +159,7 @@ class RemoteGenerator:
             return replace(request, input_ids=tuple(self.tokenizer.encode(conversation)), stop_token_ids=eos_ids)
         return replace(
             request,
-            messages=tuple(conversation.prompt()),
+            messages=tuple(as_data_urls(conversation.prompt())),
             tools=conversation.tools,
             reasoning_effort=config.reasoning_effort,
             template_options=self._template_options,

@@ -155,7 +155,7 @@ class FakeServer:
 
     def chat(self, body: dict[str, Any], fate: str = "") -> dict[str, Any]:
         text = reply_to(body["messages"], self.faults.words)
-        prompt = sum(len(message["content"].split()) for message in body["messages"])
+        prompt = sum(len(str(message["content"]).split()) for message in body["messages"])
         if prompt >= self.faults.context:
             what = (
                 f"The input ({prompt} tokens) is longer than the model's context length ({self.faults.context} tokens)."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 
 from eagle3cli.data.chat.tokenizer import load_tokenizer
+from eagle3cli.data.images.reference import find_image
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.regenerate.regenerate import regenerate
 from eagle3cli.settings.tables import Settings
+from tests.pictures import write_images
 from tests.serving.client.fake_server import Faults, reply_to, running
 from tests.serving.regenerate.remote_run import (
     QUICK,
@@ -195,3 +198,26 @@ def test_addresses_and_local_exclude_each_other(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "in.jsonl", 1)
     with running(Faults()) as servers, pytest.raises(UsageError, match="needs no servers"):
         run(servers, rows, tmp_path / "out", engine="local")
+
+
+def test_images_are_sent_by_data_urls_and_a_changed_one_fails_its_row(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images")
+    asked = [{"type": "text", "text": "What?"}, {"type": "image", "image": "images/0.png"}]
+    rows = [
+        {"id": "a", "messages": [{"role": "user", "content": asked}, old()]},
+        {"id": "b", "messages": [{"role": "user", "content": [{**asked[1], "sha256": "0" * 64}]}, old()]},
+        {"id": "c", "messages": [{"role": "user", "content": [{**asked[1], "image": "images/9.png"}]}, old()]},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with running(Faults()) as servers:
+        run(servers, tmp_path / "in.jsonl", tmp_path / "out")
+        sent = [body["messages"] for body in servers[0].bodies]
+    url = "data:image/png;base64," + base64.b64encode(images[0].read_bytes()).decode()
+    parts = [{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": url}}]
+    assert sent == [[{"role": "user", "content": parts}]]
+    written = rows_of(tmp_path / "out", "shard")
+    image = {"type": "image", "image": str(images[0]), "sha256": find_image(str(images[0])).sha256}
+    assert written[0]["conversations"][0]["content_parts"] == ["What?", image]
+    reasons = {row["id"]: row["reason"] for row in rows_of(tmp_path / "out", "error")}
+    assert reasons["b"].startswith("message 1: the image has changed since the row was prepared")
+    assert reasons["c"] == "no such image: images/9.png"

@@ -1,0 +1,134 @@
+"""References to images: a file or a ``data:`` URL, and the SHA-256 of its bytes, so that a changed file is noticed."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import mimetypes
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from eagle3cli.errors import DataError
+
+INSTALL = "pip install 'eagle3[images]'"
+LONGEST_SHOWN = 120
+REMEMBERED = 4096
+"""Files whose hash is remembered: many rows share an image."""
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
+_DATA = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w-]+=[^;,]*)*;base64,", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """An image of a row: ``source`` is a path or a ``data:`` URL, ``sha256`` the hash of the bytes behind it."""
+
+    source: str
+    sha256: str
+
+    def read(self) -> bytes:
+        """The file's bytes; raises DataError where it is gone, or is not the one that the row was made with."""
+        content = _bytes_of(self.source)
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            fix = "put the file back, or run eagle3 prepare and eagle3 cache --overwrite again"
+            raise DataError("the image has changed since its row was prepared", where=shown(self.source), fix=fix)
+        return content
+
+    def open(self) -> Any:
+        """The image as RGB; raises as :meth:`read` does."""
+        return _decoded(self.read(), self.source).convert("RGB")
+
+    def as_url(self) -> str:
+        """A ``data:`` URL that holds the image, as servers take it; raises as :meth:`read` does."""
+        if is_data_url(self.source):
+            return self.source
+        kind = mimetypes.guess_type(self.source)[0] or "image/png"
+        return f"data:{kind};base64,{base64.b64encode(self.read()).decode()}"
+
+
+def is_data_url(source: str) -> bool:
+    """Whether an image stands in its name."""
+    return source[:5].lower() == "data:"
+
+
+def find_image(source: str, folder: Path | None = None) -> ImageRef:
+    """The image that a row names: a path, a ``file:`` URL or a ``data:`` URL.
+
+    A relative path is looked for below ``folder``, where the rows are, then in the working directory. Raises DataError
+    for one that is not there or is no image, and where the package that reads images is missing.
+    """
+    place = source if is_data_url(source) else str(_path_of(source, folder))
+    if is_data_url(source):
+        return ImageRef(place, _checked(place, 0, 0))
+    status = Path(place).stat()
+    return ImageRef(place, _checked(place, status.st_mtime_ns, status.st_size))
+
+
+def shown(source: str) -> str:
+    """A reference for people, on one line of bearable length."""
+    return source if len(source) <= LONGEST_SHOWN else f"{source[: LONGEST_SHOWN - 3]}..."
+
+
+def _path_of(source: str, folder: Path | None) -> Path:
+    """Where a file is, absolute; raises DataError where it is not."""
+    if source[:5].lower() == "file:":
+        parts = urlsplit(source)
+        if parts.netloc not in ("", "localhost"):
+            raise DataError(f"an image on another machine: {shown(source)}")
+        path = Path(unquote(parts.path))
+    elif _SCHEME.match(source) and not Path(source).exists():
+        what = f"an image at a remote address ({shown(source)}); download it, and name the file"
+        raise DataError(what)
+    else:
+        path = Path(source).expanduser()
+    places = [path] if path.is_absolute() or folder is None else [folder / path, path]
+    try:
+        found = next((place for place in places if place.is_file()), None)
+    except (OSError, ValueError) as error:
+        raise DataError(f"no such image: {shown(source)} ({type(error).__name__})") from error
+    if found is None:
+        raise DataError(f"no such image: {shown(source)}")
+    return found.resolve()
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _checked(source: str, modified: int, size: int) -> str:
+    """The hash of an image that can be read; ``modified`` and ``size`` tell a file from what it was before."""
+    content = _bytes_of(source)
+    _decoded(content, source)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _bytes_of(source: str) -> bytes:
+    if not is_data_url(source):
+        try:
+            return Path(source).read_bytes()
+        except (OSError, ValueError) as error:
+            raise DataError(f"the image cannot be read: {type(error).__name__}", where=shown(source)) from error
+    head = _DATA.match(source)
+    if head is None:
+        raise DataError(f"a data: URL that is no image in base64: {shown(source)}")
+    try:
+        return base64.b64decode(source[head.end() :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"a data: URL whose base64 is damaged: {shown(source)}") from error
+
+
+def _decoded(content: bytes, source: str) -> Any:
+    """The decoded image; raises DataError where the bytes are none, or break off."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DataError(f"rows with images need pillow ({INSTALL})") from error
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        reason = "breaks off or is damaged" if len(content) else "is empty"
+        raise DataError(f"not an image that can be read: {shown(source)} {reason}") from error
+    return image

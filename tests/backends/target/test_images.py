@@ -1,0 +1,165 @@
+"""Rows with images: tokens, positions and states are those of transformers' own processors and models."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eagle3cli.backends.target.hf import HfTarget, load_target
+from eagle3cli.backends.target.target import ImageTokens, refuse_images, tokens_of
+from eagle3cli.data.tokens.blocks import EncodedBlock, EncoderConfig, blocks_of, encode_items
+from eagle3cli.errors import DataError, UsageError
+from eagle3cli.models.config import DraftConfig, chosen_aux_layers
+from eagle3cli.runtime.report import Silent
+from eagle3cli.settings.models import TargetSettings
+from tests.pictures import FAMILIES_WITH_IMAGES, image_rows, image_target, write_images, write_rows
+
+
+def encoded(folder: Path, rows: list[dict[str, Any]], max_length: int = 256) -> EncodedBlock:
+    path = write_rows(folder / "rows.jsonl", rows)
+    encoder = EncoderConfig(str(folder / "target"), None, False, "auto", max_length, False, False).encoder()
+    items = [item for block in blocks_of(path) for item in block]
+    return encode_items(encoder, items, str(path), preformatted=False)
+
+
+def load(folder: Path) -> HfTarget:
+    config = json.loads((folder / "target" / "config.json").read_text())
+    return load_target(TargetSettings(model_path=str(folder / "target")), Silent(), chosen_aux_layers(config))
+
+
+def in_parts(row: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """The row as transformers' processors take it."""
+    if "image" in row:
+        question, answer = (message["value"] for message in row["conversations"])
+        image = {"type": "image", "image": str(folder / row["image"])}
+        asked = [image, {"type": "text", "text": question.removeprefix("<image>\n")}]
+        return [
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ]
+    return [{"role": message["role"], "content": list(map(own_part, _listed(message)))} for message in row["messages"]]
+
+
+def _listed(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def own_part(part: dict[str, Any]) -> dict[str, Any]:
+    """A part as transformers names it."""
+    if part["type"] != "image_url":
+        return part
+    return {"type": "image", "image": part["image_url"]["url"].removeprefix("file://")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES_WITH_IMAGES)
+def test_states_are_transformers_own(tmp_path: Path, name: str) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    image_target(tmp_path / "target", name)
+    rows = image_rows(write_images(tmp_path / "images"))
+    block = encoded(tmp_path, rows)
+    assert not block.rejected
+    target = load(tmp_path)
+    states = target.capture([tokens_of(row) for row in block.rows])
+    processor = AutoProcessor.from_pretrained(tmp_path / "target")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "target", dtype=torch.float32).eval()
+    for raw, row, (aux_SC, last_SH) in zip(rows, block.rows, states, strict=True):
+        inputs = processor.apply_chat_template(
+            in_parts(raw, tmp_path), tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        assert inputs["input_ids"][0].tolist() == row.token_ids.tolist()
+        with torch.no_grad():
+            own = model(**inputs, output_hidden_states=True)
+        expected = torch.cat([own.hidden_states[layer + 1][0] for layer in target.aux_layers], -1)
+        torch.testing.assert_close(aux_SC, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(target.head(last_SH), own.logits[0], rtol=1e-5, atol=1e-5)
+        assert len(row.images) == json.dumps(raw).count(".png")
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("qwen")
+    image_target(folder / "target", "qwen3-vl")
+    write_images(folder / "images")
+    return folder
+
+
+def test_the_mask_is_that_of_the_same_row_without_its_images(qwen: Path) -> None:
+    images = sorted((qwen / "images").iterdir())
+    rows = image_rows(images)[:3]
+    block = encoded(qwen, rows)
+    text = [
+        {
+            **row,
+            "messages": [
+                {**m, "content": "What do you see?"} if isinstance(m["content"], list) else m for m in row["messages"]
+            ],
+        }
+        for row in rows
+    ]
+    alone = encoded(qwen, text)
+    for row, plain in zip(block.rows, alone.rows, strict=True):
+        assert row.token_ids[row.loss_mask == 1].tolist() == plain.token_ids[plain.loss_mask == 1].tolist()
+        assert [role for _, role in row.turns] == [role for _, role in plain.turns]
+
+
+def test_a_row_is_cut_before_an_image_never_inside(qwen: Path) -> None:
+    rows = image_rows(sorted((qwen / "images").iterdir()))[1:2]
+    whole = encoded(qwen, rows).rows[0]
+    image = whole.token_ids.tolist().index(max(whole.token_ids[whole.loss_mask == 0].tolist()))
+    first_end = image + int((whole.token_ids == whole.token_ids[image]).sum())
+    lengths = range(image - 1, first_end + 5)
+    cut = [encoded(qwen, rows, length).rows[0] for length in lengths]
+    target = load(qwen)
+    for length, row in zip(lengths, cut, strict=True):
+        assert len(row) <= length
+        assert row.token_ids.tolist() == whole.token_ids[: len(row)].tolist()
+        aux_SC, _ = target.capture([tokens_of(row)])[0]  # the target itself counts tokens and features
+        assert len(aux_SC) == len(row)
+    assert {len(row.images) for row in cut} == {0, 1, 2}
+
+
+def test_the_text_may_not_hold_what_stands_for_an_image(qwen: Path) -> None:
+    image = {"type": "image", "image": str(qwen / "images" / "0.png")}
+    answer = {"role": "assistant", "content": "A hill."}
+    said = ["an <|image_pad|>", "a <|video_pad|>"]
+    rows = [
+        {"messages": [{"role": "user", "content": [image, {"type": "text", "text": text}]}, answer]} for text in said
+    ]
+    reasons = [reason for _, _, reason in encoded(qwen, rows).rejected]
+    assert reasons[0] == "the text has 2 of <|image_pad|> for 1 images"
+    assert reasons[1].startswith("the target's processor refuses the images: Found 1 <|video_pad|>")
+
+
+def test_layers_that_get_images_later_are_avoided_or_read_behind_them(qwen: Path) -> None:
+    """Qwen3-VL adds images to the outputs of its first layers: what servers read there is the next layer's input."""
+    config = json.loads((qwen / "target" / "config.json").read_text())
+    assert DraftConfig.from_target(config).aux_layers == chosen_aux_layers(config) == (2, 3, 4)
+    row = encoded(qwen, image_rows(sorted((qwen / "images").iterdir()))[:1]).rows[0]
+    target = replace(load(qwen), aux_layers=(0, 1, 2))
+    inputs: list[torch.Tensor] = []
+    for layer in target.layers[1:4]:
+        layer.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
+    aux_SC, _ = target.capture([tokens_of(row)])[0]
+    torch.testing.assert_close(aux_SC, torch.cat(inputs, -1)[0], rtol=0, atol=0)
+
+
+def test_an_image_that_changed_stops_the_pass(qwen: Path, tmp_path: Path) -> None:
+    image = write_images(tmp_path / "images")[0]
+    row = encoded(qwen, image_rows([image] * 3)[:1]).rows[0]
+    (tmp_path / "images" / "1.png").replace(image)
+    with pytest.raises(DataError, match="has changed since its row was prepared"):
+        load(qwen).capture([tokens_of(row)])
+
+
+def test_what_does_not_show_images_refuses_them() -> None:
+    refuse_images([[1, 2]], "x")
+    with pytest.raises(UsageError, match="the rows have images, which SGLang is not shown"):
+        refuse_images([[1, 2], ImageTokens.of([1, 2], ())], "SGLang")

@@ -1,0 +1,66 @@
+"""References to images: where they are looked for, what refuses them, and a file that has changed."""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+
+import pytest
+
+from eagle3cli.data.images.reference import find_image
+from eagle3cli.errors import DataError
+
+pytest.importorskip("PIL", reason="needs pillow")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    from PIL import Image
+
+    (tmp_path / "in here").mkdir()
+    path = tmp_path / "in here" / "a.png"
+    Image.new("RGB", (6, 4), (200, 10, 20)).save(path)
+    return path
+
+
+def test_the_same_image_by_every_name(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+    beside = find_image("in here/a.png", picture.parent.parent)
+    monkeypatch.chdir(picture.parent)
+    named = [beside, find_image(str(picture)), find_image(picture.as_uri()), find_image("a.png"), find_image(data)]
+    assert len({image.sha256 for image in named}) == 1
+    assert [image.source for image in named] == [*[str(picture)] * 4, data]
+    assert all(image.open().size == (6, 4) for image in named)
+    assert {image.as_url() for image in named} == {data}
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("https://example.org/a.png", "a remote address (https://example.org/a.png); download it"),
+        ("file://elsewhere/a.png", "on another machine"),
+        ("gone.png", "no such image: gone.png"),
+        ("text.png", "not an image that can be read"),
+        ("cut.png", "not an image that can be read"),
+        ("data:image/png;base64,####", "base64 is damaged"),
+        ("data:text/plain,hello", "no image in base64"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_its_reason(picture: Path, source: str, reason: str) -> None:
+    (picture.parent / "text.png").write_text("no picture")
+    (picture.parent / "cut.png").write_bytes(picture.read_bytes()[:50])
+    with pytest.raises(DataError) as caught:
+        find_image(source, picture.parent)
+    assert reason in caught.value.what
+
+
+def test_a_file_that_changed_is_noticed(picture: Path) -> None:
+    from PIL import Image
+
+    image = find_image(str(picture))
+    Image.new("RGB", (6, 4), (0, 10, 20)).save(picture)
+    os.utime(picture, ns=(1, 1))
+    with pytest.raises(DataError, match="has changed since its row was prepared"):
+        image.open()
+    assert find_image(str(picture)).sha256 != image.sha256
