@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from eagle3cli.models.config import ARCHITECTURE, AUX_LAYERS, EAGLE31_FLAGS, DraftConfig, named_aux_layers, text_part
+from eagle3cli.models.aux_layers import text_part
+from eagle3cli.models.config import ARCHITECTURE, AUX_LAYERS, EAGLE31_FLAGS, DraftConfig, named_aux_layers
 from eagle3cli.models.engines import (
     SGLANG_FIRST_IS_1,
     Engine,

@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from eagle3cli.models.config import AUX_LAYERS, DraftConfig, text_part
+from eagle3cli.models.aux_layers import text_part
+from eagle3cli.models.config import AUX_LAYERS, DraftConfig
 from eagle3cli.models.layers.sizes import is_latent
 from eagle3cli.models.packaged import packaged_configs, packaged_target_class, read_config_file
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from eagle3cli.errors import ModelError
+from eagle3cli.models.aux_layers import default_aux_layers, text_part
 from eagle3cli.models.checkpoint import check_folder, load_draft, read_config, save_draft
-from eagle3cli.models.config import DraftConfig, default_aux_layers, named_aux_layers, text_part
+from eagle3cli.models.config import DraftConfig, named_aux_layers
 from eagle3cli.models.contract import (
     EMBEDDING,
     LAYOUTS,

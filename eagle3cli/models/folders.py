@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from eagle3cli.errors import ModelError
-from eagle3cli.models.config import named_aux_layers, text_part
+from eagle3cli.models.aux_layers import text_part
+from eagle3cli.models.config import named_aux_layers
 from eagle3cli.models.files import DAMAGED, INDEX, WEIGHTS, read_weight_index
 
 LARGEST_HEAD = 100_000_000

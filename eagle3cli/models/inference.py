@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from eagle3cli.models.aux_layers import default_aux_layers, text_part
 from eagle3cli.models.checkpoint import load_draft
-from eagle3cli.models.config import default_aux_layers, text_part
 from eagle3cli.models.draft import Draft
 from eagle3cli.models.folders import check_made_for
 

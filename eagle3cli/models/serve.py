@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from eagle3cli.errors import ModelError
-from eagle3cli.models.config import DraftConfig, text_part
+from eagle3cli.models.aux_layers import text_part
+from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.contract import LAYOUT_OF, LEAST_LAYERS, Layout, refusals
 from eagle3cli.models.engines import (
     ENGINES,

@@ -13,10 +13,10 @@ from eagle3cli.backends.target.gguf_vocabulary import read_vocabulary
 from eagle3cli.backends.target.head import fingerprint, read_config, read_embedding_and_head
 from eagle3cli.backends.target.weights.quantization import Quantization, folder_quantization
 from eagle3cli.errors import ModelError, UsageError
+from eagle3cli.models.aux_layers import text_part
 from eagle3cli.models.card import Origin, model_card, origin_of, public_name
 from eagle3cli.models.checkpoint import has_embedding
 from eagle3cli.models.checkpoint import read_config as read_draft
-from eagle3cli.models.config import text_part
 from eagle3cli.models.contract import Layout
 from eagle3cli.models.engines import ENGINES
 from eagle3cli.models.export import Exported, export_draft

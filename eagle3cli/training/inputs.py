@@ -23,7 +23,8 @@ from eagle3cli.data.hidden_states.store import Store, check_aux_layers, open_sto
 from eagle3cli.data.tokens.cache import TokenCache, open_or_build
 from eagle3cli.data.tokens.vocab import VocabMapping
 from eagle3cli.errors import DataError, UsageError
-from eagle3cli.models.config import DraftConfig, read_draft_config, text_part
+from eagle3cli.models.aux_layers import text_part
+from eagle3cli.models.config import DraftConfig, read_draft_config
 from eagle3cli.models.serve import check_served, with_options
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 from eagle3cli.runtime.report import Reporter

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from eagle3cli.errors import UsageError
+from eagle3cli.models.aux_layers import default_aux_layers, text_part
 from eagle3cli.models.checkpoint import load_draft
-from eagle3cli.models.config import DraftConfig, default_aux_layers, text_part
+from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
 from eagle3cli.models.folders import check_made_for, find_draft
 from eagle3cli.models.serve import with_window

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from eagle3cli.models.config import DraftConfig, default_aux_layers, named_aux_layers
+from eagle3cli.models.aux_layers import default_aux_layers
+from eagle3cli.models.config import DraftConfig, named_aux_layers
 from eagle3cli.models.contract import refusals
 from eagle3cli.models.engines import (
     CHECKED,

@@ -17,7 +17,7 @@ from eagle3cli.backends.target.hf_load import keeps_quantized, meta_model
 from eagle3cli.backends.target.logits import ARGMAX_CHUNK
 from eagle3cli.backends.target.weights.quantization import Quantization, quantization_of
 from eagle3cli.errors import Eagle3Error, UsageError
-from eagle3cli.models.config import text_part
+from eagle3cli.models.aux_layers import text_part
 from eagle3cli.runtime.units import size_text
 from eagle3cli.settings.models import TargetSettings
 

@@ -33,7 +33,7 @@ from eagle3cli.backends.target.head import (
 )
 from eagle3cli.data.chat.tokenizer import TOKENIZER_FILES
 from eagle3cli.errors import Eagle3Error, ModelError
-from eagle3cli.models.config import text_part
+from eagle3cli.models.aux_layers import text_part
 from eagle3cli.models.files import DAMAGED, INDEX, WEIGHTS, open_safetensors, read_weight_index
 from eagle3cli.runtime.files import free_bytes, well_formed, write_folder, write_json
 from eagle3cli.runtime.manifest import remove_leftovers

@@ -12,7 +12,7 @@ from eagle3cli.backends.target.sglang import MODEL_TYPES, VERSIONS, load_sglang
 from eagle3cli.backends.target.target import LiveTarget
 from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.errors import UsageError
-from eagle3cli.models.config import default_aux_layers, text_part
+from eagle3cli.models.aux_layers import default_aux_layers, text_part
 from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.runtime.packages import installed_version
 from eagle3cli.runtime.report import Reporter, Silent

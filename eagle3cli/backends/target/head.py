@@ -15,7 +15,7 @@ from eagle3cli.backends.target.logits import Head, make_head
 from eagle3cli.backends.target.weights.checkpoint import Checkpoint
 from eagle3cli.backends.target.weights.files import model_file, tensor_files
 from eagle3cli.errors import ModelError
-from eagle3cli.models.config import text_part
+from eagle3cli.models.aux_layers import text_part
 from eagle3cli.models.files import read_json_object
 
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")

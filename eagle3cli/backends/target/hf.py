@@ -26,7 +26,7 @@ from eagle3cli.backends.target.structure import decoder_of
 from eagle3cli.backends.target.target import ImageTokens, States, Tokens
 from eagle3cli.data.images.processor import ImageProcessor
 from eagle3cli.errors import ModelError, UsageError
-from eagle3cli.models.config import deepstack_layers, default_aux_layers
+from eagle3cli.models.aux_layers import deepstack_layers, default_aux_layers
 from eagle3cli.runtime.devices import to_device
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.models import TargetSettings

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eagle3cli.models.config import text_part
+from eagle3cli.models.aux_layers import text_part
 
 MULTIPLIES = ("hyperclovax",)
 """Families whose ``logits_scaling`` is a factor; elsewhere it is a divisor."""

@@ -23,7 +23,7 @@ from eagle3cli.backends.target.hf import pick_device, pick_dtype, read_target_co
 from eagle3cli.backends.target.logits import Head, make_head
 from eagle3cli.backends.target.target import States, Tokens, refuse_images
 from eagle3cli.errors import ModelError, UsageError
-from eagle3cli.models.config import default_aux_layers, text_part
+from eagle3cli.models.aux_layers import default_aux_layers, text_part
 from eagle3cli.runtime.cpus import available_cpus
 from eagle3cli.runtime.packages import installed_version
 from eagle3cli.runtime.report import Reporter

@@ -44,7 +44,7 @@ def draft_file(settings: Settings, report: Reporter) -> Path:
         return own.absolute()
     from eagle3cli.backends.target.gguf_vocabulary import read_vocabulary
     from eagle3cli.backends.target.head import read_config
-    from eagle3cli.models.config import text_part
+    from eagle3cli.models.aux_layers import text_part
     from eagle3cli.models.export import export_draft
 
     require_gguf("--engine llama.cpp")

@@ -14,7 +14,8 @@ from eagle3cli.backends.target.hf import HfTarget, load_target
 from eagle3cli.backends.target.target import ImageTokens, refuse_images, tokens_of
 from eagle3cli.data.tokens.blocks import EncodedBlock, EncoderConfig, blocks_of, encode_items
 from eagle3cli.errors import DataError, UsageError
-from eagle3cli.models.config import DraftConfig, chosen_aux_layers
+from eagle3cli.models.aux_layers import chosen_aux_layers
+from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
 from tests.pictures import FAMILIES_WITH_IMAGES, image_rows, image_target, write_images, write_rows

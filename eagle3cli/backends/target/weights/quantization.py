@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle3cli.errors import ModelError
-from eagle3cli.models.config import text_part
+from eagle3cli.models.aux_layers import text_part
 from eagle3cli.models.files import read_json_object
 from eagle3cli.runtime.packages import installed_version
 
