@@ -185,8 +185,8 @@ class DraftConfig:
         aux_layers: tuple[int, ...] | None = None,
         latent: Mapping[str, Any] | None = None,
     ) -> DraftConfig:
-        """The draft that fits a target's ``config.json`` (its text part, for a multi-modal one); ``latent`` asks for
-        the target's latent attention in place of the usual one, with the sizes that it names."""
+        """The draft that fits a target's ``config.json`` (its text part, for a multi-modal one), its vocabulary at most
+        the target's; ``latent`` asks for the target's latent attention instead, with the sizes that it names."""
         text = text_part(target)
         try:
             hidden = text["hidden_size"]
@@ -209,7 +209,7 @@ class DraftConfig:
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
             vocab_size=vocab,
-            draft_vocab_size=draft_vocab_size or min(DEFAULT_DRAFT_VOCAB, vocab),
+            draft_vocab_size=min(draft_vocab_size or DEFAULT_DRAFT_VOCAB, vocab),
             target_hidden_size=hidden,
             aux_layers=aux_layers,
             rms_norm_eps=text.get("rms_norm_eps") or 1e-5,

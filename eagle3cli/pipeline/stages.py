@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eagle3cli.console.out import Out
 from eagle3cli.errors import UsageError
+from eagle3cli.runtime.units import time_text
 from eagle3cli.settings.training import FREE_FIELDS
 
 if TYPE_CHECKING:
@@ -79,19 +80,28 @@ def run_command(name: str) -> Callable[[Settings, StageOut], None]:
 
 
 def prepare_prompts(settings: Settings, out: StageOut) -> None:
-    """eagle3 prepare; of prompts whose replies were recorded from another target, as many as one writes in minutes."""
-    from eagle3cli.serving.regenerate.recorded import recorded_target
+    """eagle3 prepare; of prompts whose recorded replies are not the target's, as many as it answers in minutes."""
+    from eagle3cli.pipeline.own_replies import own_replies, why_own
 
-    name = settings.regenerate.recorded
-    rows = settings.prepare.sample_size
-    target = Path(settings.target.model_path).name
-    if name is not None and (rows is None or rows > UNRECORDED_ROWS) and recorded_target(name) != target:
+    if why := why_own(settings):
+        own = own_replies(settings, out)
+        target = Path(settings.target.model_path).name
+        time = f", about {time_text(own.rows * own.row_seconds)} here" if own.row_seconds else ""
         out.warn(
-            f"the replies of {name} are another target's: {target} writes its own, to {UNRECORDED_ROWS:,} prompts "
-            "(--regenerate with --sample-size N: to N)"
+            f"the replies of {settings.regenerate.recorded} were recorded with {', '.join(why)}: {target} writes its "
+            f"own, to {own.rows:,} prompts{time} (--regenerate with --sample-size N: to N)"
         )
-        settings = settings.updated("prepare", sample_size=UNRECORDED_ROWS)
+        settings = settings.updated("prepare", sample_size=own.rows)
     run_command("prepare")(settings, out)
+
+
+def write_replies(settings: Settings, out: StageOut) -> None:
+    """eagle3 regenerate; without the recorded replies of which prepare has said that they are not the target's."""
+    from eagle3cli.pipeline.own_replies import why_own
+
+    if why_own(settings):
+        settings = settings.updated("regenerate", recorded=None)
+    run_command("regenerate")(settings, out)
 
 
 def evaluate(settings: Settings, out: StageOut) -> None:
@@ -162,8 +172,6 @@ def _adapter_files(settings: Settings) -> tuple[Path, ...]:
     return tuple(path for path in files if path.is_file())
 
 
-UNRECORDED_ROWS = 1000
-"""Replies that a small target writes on a CPU in minutes rather than hours."""
 TARGET = ("target.model_path", "target.adapter", "target.revision", "target.dtype")
 BENCH = ("bench", "run.k", "run.held_out_prompts", "run.new_tokens", "run.speed_prompts", "run.batch_size")
 STAGES = (
@@ -188,7 +196,7 @@ STAGES = (
         "replies written anew by the target",
         ("regenerate", "data.chat_template", "data.chat_template_kwargs"),
         lambda s: s.regenerate.output_dir,
-        run_command("regenerate"),
+        write_replies,
     ),
     Stage("merge", "a training and an evaluation file", ("merge",), lambda s: s.merge.output_dir, run_command("merge")),
     Stage(

@@ -76,7 +76,9 @@ class DraftSettings(Table):
         "file of a few keys changes those of auto.",
         "--draft-model-config",
     )
-    vocab_size: int | None = option(None, "Draft vocabulary; overrides the config.", "--draft-vocab-size", ge=1)
+    vocab_size: int | None = option(
+        None, "Draft vocabulary, at most the target's; overrides the config.", "--draft-vocab-size", ge=1
+    )
     aux_layers: tuple[int, ...] | None = option(
         None, "Target layers whose outputs feed the draft, low to high; default 1, L//2-1, L-4."
     )

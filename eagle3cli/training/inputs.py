@@ -131,7 +131,7 @@ def offline(settings: Settings, report: Reporter) -> Inputs:
     config = draft_config_of(settings, raw)
     check_aux_layers(store.meta, config.aux_layers, path, "use --aux-layers of the store, or capture again")
     asked = settings.draft.vocab_size
-    if asked not in (None, store.vocab.size):
+    if asked is not None and min(asked, config.vocab_size) != store.vocab.size:
         what = f"its vocabulary has {store.vocab.size} tokens, --draft-vocab-size asks for {asked}"
         raise UsageError(what, where=str(path), fix="leave --draft-vocab-size out, or capture again with it")
     if settings.draft.init != "draft":

@@ -151,6 +151,14 @@ def test_a_file_of_a_few_keys_changes_auto(tmp_path: Path) -> None:
     assert config == replace(auto, **wide, aux_layers=(1, 9, 17, 25, 32))
 
 
+def test_a_draft_proposes_at_most_all_of_a_small_vocabulary() -> None:
+    target = {**TARGETS["qwen3-8b"][2], "vocab_size": 320}
+    sizes = [
+        read_draft_config("auto", target, draft_vocab_size=n, aux_layers=None).draft_vocab_size for n in (100, 8192)
+    ]
+    assert sizes == [100, 320]
+
+
 def test_a_config_of_another_target_or_name_is_refused(run_cli: RunCli, tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="made for another target: vocab_size is 151936, the target's is 128256"):
         read_draft_config("qwen3-8b", TARGETS["llama-3.1-8b"][2], draft_vocab_size=None, aux_layers=None)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from eagle3cli.pipeline import stages
+from eagle3cli.pipeline import own_replies
 from eagle3cli.settings.packaged import recipes
 from eagle3cli.settings.training import STAGE_NAMES
 from tests.conftest import ROOT, RunCli
@@ -97,20 +97,29 @@ def test_the_chain_ends_in_a_report_and_is_not_run_twice(run_cli: RunCli, recipe
     assert (folder / "stages.json").read_text() == before
 
 
-def test_a_target_without_recorded_replies_writes_fewer(
+def test_a_target_without_recorded_replies_writes_as_many_as_there_is_time_for(
     run_cli: RunCli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "UNRECORDED_ROWS", 6)
     recorded = tmp_path / "recorded.jsonl"
     recorded.write_text(json.dumps({"target": "another", "max_tokens": 12, "temperature": 0}) + "\n")
     some = ("--set", f"regenerate.recorded={recorded}", "--to", "prepare")
-    done = run_cli("run", recipe, *some)
-    assert (done.code, "writes its own, to 6 prompts" in done.err) == (0, True), done.err
-    prompts = tmp_path / "runs" / "tiny" / "prompts" / "train.jsonl"
-    assert len(prompts.read_text().splitlines()) == 6
-    every = run_cli("run", recipe, *some, "--regenerate", "--overwrite")
-    assert every.code == 0, every.err
-    assert len(prompts.read_text().splitlines()) > 6
+    monkeypatch.setattr(own_replies, "UNTIMED_ROWS", 16)
+
+    def prepared(folder: str, *more: str) -> tuple[str, int]:
+        done = run_cli("run", recipe, *some, "--output-dir", folder, *more)
+        assert done.code == 0, done.err
+        return done.err, len((tmp_path / folder / "prompts" / "train.jsonl").read_text().splitlines())
+
+    told, rows = prepared("untimed")
+    assert ("writes its own, to 16 prompts (" in told, rows) == (True, 16), told
+    told, rows = prepared("slow", "--time-budget", "0.001s")
+    assert ("writes its own, to 12 prompts, about " in told, rows) == (True, 12), told
+    monkeypatch.setattr(own_replies, "_row_seconds", lambda settings, report: 0.5)
+    planned = run_cli("run", recipe, *some, "--output-dir", "timed", "--time-budget", "10s", "--dry-run")
+    assert "the target writes its own replies" in planned.out
+    told, rows = prepared("timed", "--time-budget", "10s")
+    assert ("to 20 prompts, about 10 s here" in told, rows) == (True, 20), told
+    assert prepared("timed", "--time-budget", "10s", "--regenerate", "--overwrite")[1] == 24
 
 
 def test_changed_settings_need_overwrite_and_redo_what_follows(run_cli: RunCli, recipe: Path, tmp_path: Path) -> None:

@@ -81,6 +81,12 @@ def existing_conversion(model_path: str, parent: Path) -> str | None:
     return str(folder) if _converted_from(folder) == _source(path) else None
 
 
+def source_of(model_path: str) -> object:
+    """Which .gguf file a model is or was converted from: name, size and a hash of its ends; None for other models."""
+    path = find_gguf(model_path)
+    return _converted_from(Path(model_path)) if path is None else _source(path)
+
+
 def gguf_config(model_path: str) -> Any:
     """The config of a .gguf file's model, without its weights."""
     path = find_gguf(model_path)

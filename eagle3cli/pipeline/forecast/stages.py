@@ -77,6 +77,8 @@ class Forecaster:
     chain: Chain
     shapes: Shapes | None
     machine: Machine
+    own_seconds: float | None = None
+    """The most that the replies take where their number follows from the time; None where recorded ones may serve."""
 
     def of(self, stage: str) -> StageForecast:
         """The forecast of a stage by its name."""
@@ -103,8 +105,10 @@ class Forecaster:
         config = self.settings.regenerate
         batch = config.batch_size if self.machine.engine == "local" else self.settings.server.max_concurrency
         seconds = self.machine.decode_seconds(chain.written, chain.replies.high, chain.row, self.shapes, batch)
+        if self.own_seconds is not None:
+            seconds = seconds.at_most(self.own_seconds)
         seconds += self.machine.start_seconds()
-        if config.recorded:
+        if config.recorded and self.own_seconds is None:
             seconds = Range(0, seconds.high)
         memory = self._decoding_memory(batch, chain.row)
         return StageForecast(chain.prompts, chain.written, disk, memory, seconds)

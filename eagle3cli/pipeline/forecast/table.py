@@ -11,6 +11,7 @@ from eagle3cli.pipeline.forecast.calibration import Calibration, find, save
 from eagle3cli.pipeline.forecast.chain import Chain, follow
 from eagle3cli.pipeline.forecast.machine import GPU_MEMORY, Machine, conditions_of, machine_of
 from eagle3cli.pipeline.forecast.models import Shapes, find_shapes
+from eagle3cli.pipeline.forecast.own import own_rows
 from eagle3cli.pipeline.forecast.ranges import Range, counts_text, range_text
 from eagle3cli.pipeline.forecast.rows import Known, known_rows
 from eagle3cli.pipeline.forecast.stages import Forecaster, StageForecast
@@ -88,20 +89,20 @@ def forecast_run(
         _calibrate(machine, shapes, chain, report)
     calibration, how = _calibration(machine, known_shapes)
     machine = replace(machine, calibration=calibration)
-    forecaster = Forecaster(machine.settings, known, chain, known_shapes, machine)
+    own = None if "regenerate" in finished else own_rows(settings, known, machine, known_shapes)
+    if own is not None and "prepare" not in finished:
+        known = replace(known, rows=own.rows)
+        chain = follow(settings, known, finished)
+    forecaster = Forecaster(machine.settings, known, chain, known_shapes, machine, own.seconds if own else None)
     stages = {name: forecaster.of(name) for name in left}
     sizes = f"sizes: {shapes if isinstance(shapes, str) else shapes.source}"
     splits: list[str] = []
     if known_shapes is not None and "train" in left:
         splits = split_lines(machine, known_shapes, chain.trained.high, chain.row.high, chain.loss.high)
-    notes = (
-        f"machine: {machine.name}",
-        sizes,
-        *_row_notes(known, finished),
-        *_time_notes(settings, machine),
-        how,
-        *splits,
-    )
+    replies = (own.note,) if own else _recorded_notes(settings)
+    times = _time_notes(settings, machine)
+    rows_told = _row_notes(known, finished)
+    notes = (f"machine: {machine.name}", sizes, *rows_told, *times, *replies, how, *splits)
     warnings = (*_too_long(settings, known), *_warnings(stages, machine))
     forecast = RunForecast(stages, machine, known_shapes, notes, warnings)
     return replace(forecast, notes=(f"together: {range_text(forecast.time(), time_text)}", *notes))
@@ -148,9 +149,13 @@ def _time_notes(settings: Settings, machine: Machine) -> list[str]:
         f"replies and benchmark: by {servers or 'transformers in this process'}",
         f"long rows: cut at {settings.data.row_limit:,} tokens (data.max_length); a batch of them takes most memory",
     ]
-    if settings.regenerate.recorded:
-        notes.append("regenerate: next to no time where the recorded replies match, all of it where they do not")
     return notes
+
+
+def _recorded_notes(settings: Settings) -> tuple[str, ...]:
+    if not settings.regenerate.recorded:
+        return ()
+    return ("regenerate: next to no time where the recorded replies match, all of it where they do not",)
 
 
 def _too_long(settings: Settings, known: Known) -> tuple[str, ...]:

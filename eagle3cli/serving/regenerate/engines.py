@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from eagle3cli.backends.target.gguf import source_of
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
 from eagle3cli.serving.client.client import Client, Info
@@ -29,6 +30,12 @@ class Generator(Protocol):
 
 def identify_target(settings: Settings) -> dict[str, Any]:
     """The target's name, and its weights where they are here to look at; raises ModelError for a wrong folder."""
+    path = settings.target.model_path
+    source = source_of(path) if path and Path(path).is_dir() else None
+    return _named(settings) | ({"target_source": source} if source else {})
+
+
+def _named(settings: Settings) -> dict[str, Any]:
     target = settings.target
     engine = resolve_engine(settings.regenerate.engine, settings.server)
     if engine == "running":

@@ -17,7 +17,7 @@ from typing import Any
 
 from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.runtime.files import read_json, writing
-from eagle3cli.serving.regenerate.recorded import HEADER, prompt_sha
+from eagle3cli.serving.regenerate.recorded import HEADER, WEIGHTS, prompt_sha
 from eagle3cli.serving.regenerate.shards import MANIFEST, read_rows
 
 
@@ -28,6 +28,7 @@ def record(shards: Path, output: Path) -> int:
     if made_with["temperature"] != 0:
         raise UsageError("sampled replies cannot be recorded", where=str(shards), fix="regenerate with --temperature 0")
     header = {key: made_with.get(key, default) for key, default in HEADER.items()}
+    header |= {key: made_with[key] for key in WEIGHTS if key in made_with}
     finished = [name for name, counts in manifest["shards"].items() if counts["finished"]]
     replies = [reply for name in finished for reply in _replies(shards / f"shard_{name}.jsonl")]
     with writing(output, "wb") as f:

@@ -8,8 +8,9 @@ each other line is a reply to a first message: ``{"id", "prompt_sha", "reply", "
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,14 @@ HEADER: dict[str, Any] = {
     "is_reasoning_model": False,
 }
 """The settings that a greedy reply depends on, with what holds where a file does not say."""
+WEIGHTS = ("target_source", "target_weights")
+"""What tells apart two targets of one name: the .gguf file that it was made of, and its weights."""
 
 
 Recorded = Mapping[tuple[str, str], tuple[str, str]]
 """Text and finish of replies, by row id and hash of the first message."""
+PromptWith = Callable[[Sequence[str]], str]
+"""A message's prompt with these ``name=value`` options of the chat template."""
 
 
 def find_reply(recorded: Recorded, row_id: str, prompt: list[Message]) -> tuple[str, str] | None:
@@ -48,33 +53,54 @@ def prompt_sha(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def load_recorded(name: str | None, settings: Mapping[str, Any], report: Reporter) -> Recorded:
+def load_recorded(
+    name: str | None, settings: Mapping[str, Any], report: Reporter, prompt_with: PromptWith | None = None
+) -> Recorded:
     """The replies of a file or of a packaged name; none, with a warning, if made with other ``settings``."""
     if name is None:
         return {}
     path = find_recorded(name)
-    lines = read_jsonl(path)
-    header = next(lines, None)
-    if header is None or header.value is None or "target" not in header.value:
-        fix = "make it with: python -m eagle3cli.serving.regenerate.record SHARDS OUTPUT"
-        raise DataError("no recorded replies: the first line does not tell their settings", where=str(path), fix=fix)
-    before = {**HEADER, **header.value}
-    differences = changes(before, {**HEADER, **settings}, keys=HEADER, text="{key} {was!r} instead of {now!r}")
+    differences = differences_of(name, settings, prompt_with)
     if differences:
         report.warn(f"{path.name} was recorded with {', '.join(differences)}: every reply is generated instead")
         return {}
     replies = {}
-    for line in lines:
+    for line in islice(read_jsonl(path), 1, None):
         if line.value is None or not {"id", "prompt_sha", "reply", "finish"} <= line.value.keys():
             raise DataError(line.problem or "not a recorded reply", where=line.place, fix="record the replies again")
         replies[line.value["id"], line.value["prompt_sha"]] = (line.value["reply"], line.value["finish"])
     return replies
 
 
-def recorded_target(name: str) -> str:
-    """The target that wrote the replies of a file or of a packaged name; empty where its first line does not tell."""
-    header = next(read_jsonl(find_recorded(name)), None)
-    return str((header.value or {}).get("target", "")) if header is not None else ""
+def differences_of(name: str, settings: Mapping[str, Any], prompt_with: PromptWith | None = None) -> list[str]:
+    """Why the target would not reply with these ``settings`` as it is recorded; nothing where it would.
+
+    ``prompt_with`` tells a message's prompt with options of the chat template: those that change nothing do not count.
+    """
+    path = find_recorded(name)
+    header = next(read_jsonl(path), None)
+    if header is None or header.value is None or "target" not in header.value:
+        fix = "make it with: python -m eagle3cli.serving.regenerate.record SHARDS OUTPUT"
+        raise DataError("no recorded replies: the first line does not tell their settings", where=str(path), fix=fix)
+    before = {**HEADER, **header.value}
+    now = {**HEADER, **settings}
+    options = [before["chat_template_kwargs"], now["chat_template_kwargs"]]
+    if prompt_with is not None and options[0] != options[1] and prompt_with(options[0]) == prompt_with(options[1]):
+        now["chat_template_kwargs"] = options[0]
+    differences = changes(before, now, keys=HEADER, text="{key} {was!r} instead of {now!r}")
+    if before["target"] == now["target"] and _other_weights(header.value, now):
+        differences.append(f"other weights of {now['target']}")
+    return differences
+
+
+def _other_weights(told: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a target of the same name is another one: by its .gguf file, whose weights each version of transformers
+    writes in another way, or by its weights. Files of before tell neither, and a server that runs not the latter."""
+    if told.get("target_source"):
+        return bool(told["target_source"] != now.get("target_source"))
+    return bool(told.get("target_weights")) and told["target_weights"] != now.get(
+        "target_weights", told["target_weights"]
+    )
 
 
 def find_recorded(name: str) -> Path:

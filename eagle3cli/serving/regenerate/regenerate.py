@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from eagle3cli.data.chat.template import Chat, template_options
+from eagle3cli.data.chat.tokenizer import load_tokenizer
 from eagle3cli.data.conversations.conversation import to_conversation
 from eagle3cli.data.conversations.system_prompt import system_prompt_text
 from eagle3cli.data.sources.files import format_of
@@ -67,7 +69,8 @@ def regenerate(settings: Settings, report: Reporter, rules: Rules | None = None)
     total, digest = survey(path)
     first, end = range_of(config.sample_range, total)
     made_with = made_with_of(settings, digest)
-    recorded = load_recorded(config.recorded, made_with, report)  # before anything claims the folder
+    # Before anything claims the folder.
+    recorded = load_recorded(config.recorded, made_with, report, partial(prompt_with, settings))
     start = time.monotonic()
     folder = ShardFolder(config.output_dir)
     with folder.locked(), catch_stop(report) as stop:
@@ -141,17 +144,33 @@ def range_of(text: str | None, total: int) -> tuple[int, int]:
 def made_with_of(settings: Settings, digest: str) -> dict[str, Any]:
     """The settings that the shards depend on. Raises for a wrong model before anything claims the folder."""
     config = settings.regenerate
-    names = ("turns", "max_tokens", "temperature", "top_p", "top_k", "seed", "is_reasoning_model", "reasoning_effort")
     return {
         **identify_target(settings),
         "input_sha256": digest,
+        **reply_settings(settings),
+        "num_per_shard": config.num_per_shard,
+        "sample_range": config.sample_range,
+    }
+
+
+def reply_settings(settings: Settings) -> dict[str, Any]:
+    """The settings that a reply depends on."""
+    config = settings.regenerate
+    names = ("turns", "max_tokens", "temperature", "top_p", "top_k", "seed", "is_reasoning_model", "reasoning_effort")
+    return {
         "chat_template": settings.data.chat_template,
         "chat_template_kwargs": list(settings.data.chat_template_kwargs),
         "system_prompt": system_prompt_text(config.system_prompt),
         **{name: getattr(config, name) for name in names},
-        "num_per_shard": config.num_per_shard,
-        "sample_range": config.sample_range,
     }
+
+
+def prompt_with(settings: Settings, options: Sequence[str]) -> str:
+    """The prompt of one message as the target's chat template writes it with ``options``."""
+    target = settings.target
+    tokenizer = load_tokenizer(target.model_path, revision=target.revision, trust_remote_code=target.trust_remote_code)
+    chat = Chat(tokenizer, settings.data.chat_template, template_options(options))
+    return chat.render([{"role": "user", "content": "Hello."}], add_generation_prompt=True)
 
 
 class _Rows:

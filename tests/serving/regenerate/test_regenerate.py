@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.chat_tokenizer import ChatTokenizer
 from eagle3cli.serving.conversation import OpenConversation
 from eagle3cli.serving.regenerate import record
-from eagle3cli.serving.regenerate.regenerate import Regenerated, regenerate
+from eagle3cli.serving.regenerate.recorded import differences_of
+from eagle3cli.serving.regenerate.regenerate import Regenerated, made_with_of, prompt_with, regenerate
 from eagle3cli.settings.tables import Settings
 from tests.conftest import ROOT
 from tests.serving.regenerate.remote_run import lines_of
@@ -275,6 +277,33 @@ def test_a_changed_prompt_or_setting_is_generated(tiny: Path, tmp_path: Path) ->
     assert run(tiny, path, tmp_path / "c", recorded=str(replies), temperature=0.5).recorded == 0
     with pytest.raises(UsageError, match="--recorded"):
         run(tiny, path, tmp_path / "d", recorded="absent")
+
+
+def test_replies_of_another_target_of_the_same_name_are_not_used(tiny: Path, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "in.jsonl", 2)
+    replies = recorded_file(tiny, tmp_path, path)
+    tuned = tiny_target(tmp_path / tiny.name, seed=1)
+    report = Silent()
+    assert regenerate(settings(tuned, path, tmp_path / "out", recorded=str(replies)), report).recorded == 0
+    assert f"other weights of {tiny.name}" in report.warnings[0]
+    file = {"file": f"{tiny.name}.gguf", "bytes": 1, "sha256_of_ends": "0"}
+    told = {"target": tiny.name, "max_tokens": 12, "temperature": 0, "target_source": file, "target_weights": "0"}
+    (tmp_path / "of-gguf.jsonl").write_text(json.dumps(told))
+    now = made_with_of(settings(tiny, path, tmp_path / "out"), "")
+    assert differences_of(str(tmp_path / "of-gguf.jsonl"), {**now, "target_source": file}) == []
+    assert differences_of(str(tmp_path / "of-gguf.jsonl"), now) == [f"other weights of {tiny.name}"]
+
+
+def test_options_that_the_template_does_not_read_make_no_other_reply(tiny: Path, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "in.jsonl", 2)
+    replies = recorded_file(tiny, tmp_path, path)
+    thinking = settings(tiny, path, tmp_path / "a").updated("data", chat_template_kwargs=("enable_thinking=false",))
+    now = made_with_of(thinking, "")
+    assert len(differences_of(str(replies), now)) == 1
+    assert differences_of(str(replies), now, partial(prompt_with, thinking)) == []
+    read = thinking.updated("data", chat_template=str(tmp_path / "own.jinja"))
+    (tmp_path / "own.jinja").write_text("{{ enable_thinking }}{{ messages[0].content }}")
+    assert len(differences_of(str(replies), now, partial(prompt_with, read))) == 1
 
 
 def test_sampled_replies_are_not_recorded(tiny: Path, tmp_path: Path) -> None:
