@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 SECONDS_BETWEEN_LINES = 10.0
+SHARE_TO_TELL_BY = 0.01
+"""Of the work, before the time that is left can be told by what is under way alone."""
 
 
 def duration(seconds: float) -> str:
@@ -69,9 +71,12 @@ class Job:
     @property
     def seconds_left(self) -> float | None:
         """By what was worked until now: rows that are decoded together end together, so those that ended tell little.
-        None before anything has ended or is under way, and at the end."""
+        None at the end, and before anything has ended or a little is under way: prompts take time before first tokens.
+        """
         worked = self.done - self.done_before + self.under_way
         if self.total is None or self.done >= self.total or worked <= 0:
+            return None
+        if self.done == self.done_before and worked < SHARE_TO_TELL_BY * self.total:
             return None
         elapsed = time.monotonic() - self.start
         return max(0.0, self.total - self.done - self.under_way) * elapsed / worked

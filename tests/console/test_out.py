@@ -83,6 +83,9 @@ def test_the_time_left_is_right_from_the_first_answer_of_a_batch_on(
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     count = Job("bench", 64, "answers", done=0)
+    now[0] = 5.0
+    count.advance(0, under_way=0.5)
+    assert count.seconds_left is None, "prompts are read before the first tokens come"
     now[0] = 64.0
     count.advance(0, under_way=32.0)
     assert count.seconds_left == pytest.approx(64.0)

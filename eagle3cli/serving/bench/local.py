@@ -96,7 +96,7 @@ class LocalEngine:
                     measurement.responses.append(Response(conversation.index, conversation.replies, prompt, answer))
                     content = self.tokenizer.parse_reply(decoded.token_ids).content
                     conversation.append_reply(content, decoded.finish)
-                    advance(under_way=0.0)
+                advance(len(batch), under_way=0.0)
         return measurement
 
     def _decode(

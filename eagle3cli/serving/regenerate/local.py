@@ -56,12 +56,11 @@ class LocalGenerator:
                     yield from self._enqueue(conversation, decoder)
                 if decoder.is_finished:
                     return
-                finished = decoder.step()
-                show(under_way=sum(len(one.token_ids) / one.max_tokens for one in decoder.running if one is not None))
-                for reply in finished:
+                for reply in decoder.step():
                     conversation = by_index[reply.index]
                     self._append(conversation, reply)
                     yield from self._enqueue(conversation, decoder)
+                show(under_way=sum(len(one.token_ids) / one.max_tokens for one in decoder.running if one is not None))
 
     def _enqueue(self, conversation: OpenConversation, decoder: Decoder | BatchDecoder) -> Iterator[RowOutcome]:
         """Queue the next prompt; where there is none, or no room for a reply, the row's outcome."""
