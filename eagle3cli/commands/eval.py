@@ -16,7 +16,7 @@ def run(settings: Settings, out: Out) -> int | None:
     from eagle3cli.backends.target.auto import load_backend
     from eagle3cli.backends.target.group import single_tp_group
     from eagle3cli.cli.local_target import with_local_target
-    from eagle3cli.training.eval.measure import EVAL_BATCH, measure
+    from eagle3cli.training.eval.measure import measure
     from eagle3cli.training.eval.summary import as_data, as_text, tables
     from eagle3cli.training.forecast.eval_out_of_memory import evaluation_explained
 
@@ -24,7 +24,7 @@ def run(settings: Settings, out: Out) -> int | None:
         if not works:
             return None
         settings = with_local_target(settings, out)
-        with evaluation_explained(settings, EVAL_BATCH):
+        with evaluation_explained(settings):
             result = measure(settings, out)
     if not result.replies:
         out.warn("no reply in these rows: nothing was measured")

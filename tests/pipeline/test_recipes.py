@@ -27,12 +27,17 @@ from tests.families import family_target
 FAMILY = {
     "llama-3.1-8b-online": "llama",
     "llama-3.1-8b-offline": "llama",
+    "llama-3.1-8b-8k": "llama",
     "qwen3-8b": "qwen3",
+    "qwen3-8b-32k": "qwen3",
     "gpt-oss-20b": "gpt-oss",
     "qwen3-30b-a3b": "qwen3-moe",
     "deepseek-v2-lite": "deepseek-v2",
 }
 """A tiny target of the recipe's family; quickstart has a test of its own kind: `make quickstart`."""
+
+TWIN = {"llama-3.1-8b-8k": "llama-3.1-8b-online"}
+"""A recipe that differs from another in numbers alone, and is the same as that one when it is shrunken."""
 
 SHRUNKEN = """
 [run]
@@ -166,8 +171,16 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: family_target(folder / family, family) for family in sorted(set(FAMILY.values()))}
 
 
+@pytest.mark.parametrize(("name", "twin"), TWIN.items())
+def test_a_twin_is_tried_by_what_it_is_like(name: str, twin: str, tmp_path: Path) -> None:
+    (tmp_path / "shrunken.toml").write_text(SHRUNKEN)
+    same = ["run.output_dir=runs/x", "prepare.max_turns=4", "train.learning_rate=1e-4", "train.num_epochs=1"]
+    ours, its = (load([recipes()[each], tmp_path / "shrunken.toml"], same).settings for each in (name, twin))
+    assert ours == its
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", [name for name in FAMILY if name not in TWIN])
 def test_a_shrunken_recipe_runs_from_prompts_to_a_report(
     name: str, targets: dict[str, Path], run_cli: RunCli, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from eagle3cli.cli.local_target import planned_target
 from eagle3cli.errors import Eagle3Error, ModelError
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.packaged import packaged_configs
+from eagle3cli.models.serve import with_window
 from eagle3cli.pipeline.forecast.ranges import Range
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.forecast.plan import planned_draft
@@ -97,6 +98,7 @@ def _packaged(settings: Settings, error: Eagle3Error) -> Shapes | str:
         draft_vocab_size=settings.draft.vocab_size or draft.draft_vocab_size,
         aux_layers=settings.draft.aux_layers or draft.aux_layers,
     )
+    draft = with_window(draft, settings.draft)
     target = _target_of(draft, name)
     least = 0.5 if name in MIXTURES else 2.0  # some mixtures come in four or eight bits
     source = f"the packaged draft config {name}: the target's own cannot be read here without a network"

@@ -14,7 +14,7 @@ from eagle3cli.runtime.devices import compute_type, memory_of, resident_bytes
 from eagle3cli.runtime.units import parse_duration
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.batches import sampler_of
-from eagle3cli.training.eval.measure import EVAL_BATCH
+from eagle3cli.training.eval.measure import rows_at_once
 from eagle3cli.training.forecast.inputs import CUDA_CONTEXT, RowLengths, RunInputs
 from eagle3cli.training.forecast.memory import Workload, draft_weights, evaluation_forecast, forecast
 from eagle3cli.training.forecast.plan import SPARE, checkpoint_disk
@@ -124,15 +124,16 @@ def memory_of_evaluation(machine: Machine, shapes: Shapes, row: Range) -> Range:
     low, high = (
         evaluation_forecast(
             replace(
-                _workload(machine, shapes, EVAL_BATCH, length, length / 2),
-                tokens=round(EVAL_BATCH * length),
-                sequences=EVAL_BATCH,
+                _workload(machine, shapes, rows, length, length / 2),
+                tokens=round(rows * length),
+                sequences=rows,
                 longest_sequence=round(length),
-                positions=round(EVAL_BATCH * length * share),
+                positions=round(rows * length * share),
                 ttt_steps=settings.eval.depths,
             )
         ).peak_bytes
         for length, share in ((row.low, 0.2), (settings.data.row_limit, 1.0))
+        for rows in (rows_at_once(round(length)),)
     )
     return between(low, high)
 

@@ -29,6 +29,14 @@ from eagle3cli.training.eval.sampled import drawn_elsewhere
 from eagle3cli.training.ttt.flex_attention import attention_for
 
 EVAL_BATCH = 8
+"""Rows that run at once, at most."""
+EVAL_TOKENS = 1 << 15
+"""Tokens that run at once, at most, in more than one row: memory grows with them."""
+
+
+def rows_at_once(longest: int) -> int:
+    """Rows of an evaluation's batch where the longest has so many tokens."""
+    return max(1, min(EVAL_BATCH, EVAL_TOKENS // max(1, longest)))
 
 
 def measure(settings: Settings, report: Reporter) -> Evaluation:
@@ -51,7 +59,7 @@ def measure(settings: Settings, report: Reporter) -> Evaluation:
         draft.embedding(embedding),
         draft_steps=options.depths,
         rows=range(count),
-        batch_size=EVAL_BATCH,
+        batch_size=rows_at_once(max(source.lengths[:count])),
         report=report,
         attend=attention_for(settings.train.attention_backend, embedding.device),
         samplings=[Sampling(t, options.top_p, options.top_k) for t in dict.fromkeys(options.temperature) if t],

@@ -11,6 +11,7 @@ from eagle3cli.backends.target.hf import read_target_config
 from eagle3cli.models.folders import find_draft
 from eagle3cli.models.inference import load_for_inference
 from eagle3cli.settings.tables import Settings
+from eagle3cli.training.eval.measure import rows_at_once
 from eagle3cli.training.forecast.inputs import CUDA_CONTEXT, USUAL_SHARE, device_of
 from eagle3cli.training.forecast.memory import Workload, evaluation_forecast
 from eagle3cli.training.forecast.out_of_memory import CLEARLY_LESS, explained
@@ -20,26 +21,27 @@ from eagle3cli.training.forecast.proposals import shorter_lengths
 SHORTEST = 256
 
 
-def evaluation_explained(settings: Settings, batch_size: int) -> AbstractContextManager[None]:
+def evaluation_explained(settings: Settings) -> AbstractContextManager[None]:
     """:func:`~eagle3cli.training.forecast.out_of_memory.explained` for an evaluation with these settings."""
 
     def advice() -> tuple[str, Forecast, str]:
-        memory = _forecast(settings, batch_size)
+        memory = _forecast(settings)
         limit = CLEARLY_LESS * memory.peak_bytes
-        smaller = (flags for flags, changed in _changes(settings) if _forecast(changed, batch_size).peak_bytes <= limit)
+        smaller = (flags for flags, changed in _changes(settings) if _forecast(changed).peak_bytes <= limit)
         change = next(smaller, None)
         fix = f"use {change}" if change else "use a device with more memory"
         return f"forecast on {device_of(settings.target.device)}", memory, fix
 
-    place = f"a batch of {batch_size} rows"
+    place = f"a batch of {rows_at_once(settings.data.row_limit)} rows"
     return explained(lambda: place, advice, "use a smaller --max-length or fewer --depths")
 
 
-def _forecast(settings: Settings, batch_size: int) -> Forecast:
+def _forecast(settings: Settings) -> Forecast:
     raw = read_target_config(settings.target)
     draft = load_for_inference(find_draft(Path(str(settings.draft.path))), raw, settings.draft.aux_layers).config
     cpu = device_of(settings.target.device) == "cpu"
     length = settings.data.row_limit
+    batch_size = rows_at_once(length)
     element = 4 if _in_float32(settings) else 2
     work = Workload(
         draft=draft,

@@ -11,7 +11,7 @@ from eagle3cli.errors import UsageError
 from eagle3cli.models.folders import find_draft
 from eagle3cli.runtime.plan import Plan
 from eagle3cli.settings.tables import Settings
-from eagle3cli.training.eval.measure import EVAL_BATCH, held_out
+from eagle3cli.training.eval.measure import held_out, rows_at_once
 
 
 def plan_eval(settings: Settings) -> Plan:
@@ -36,11 +36,12 @@ def plan_eval(settings: Settings) -> Plan:
         work = (f"tokenize the rows, then simulate acceptance at {settings.eval.depths} depths",)
         return Plan("eval", reads=(str(folder), where), does=work, numbers={"rows_known": False})
     lengths = lengths[: settings.eval.rows]
-    passes = -(-len(lengths) // EVAL_BATCH)
+    together = rows_at_once(max(lengths, default=1))
+    passes = -(-len(lengths) // together)
     live = "" if store is not None else " of target and draft"
     return Plan(
         "eval",
         reads=(str(folder), f"{where}: {len(lengths):,} rows, {sum(lengths):,} tokens"),
-        does=(f"{passes:,} passes{live} over {EVAL_BATCH} rows each, {settings.eval.depths} depths",),
+        does=(f"{passes:,} passes{live} over {together} rows each, {settings.eval.depths} depths",),
         numbers={"rows_known": True, "rows": len(lengths), "tokens": sum(lengths), "passes": passes},
     )
