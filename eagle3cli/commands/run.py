@@ -66,6 +66,7 @@ COMMAND = Command(
         "run.*",
         *(f"train.{name}" for name in TRAIN),
         "prepare.sample_size",
+        "data.chat_template",
         *(f"target.{name}" for name in TARGET),
     ),
     recipe=True,

@@ -131,6 +131,11 @@ def convert_target(settings: Settings, out: StageOut) -> None:
 
         folder = merged_folder(folder, settings.target.adapter, parent, out, settings.target.revision)
     read_target_config(settings.target.model_copy(update={"model_path": folder}))  # tells a wrong one before any work
+    if Path(folder).is_dir() and not settings.data.is_preformatted:
+        from eagle3cli.data.chat.template import Chat
+        from eagle3cli.data.chat.tokenizer import load_tokenizer
+
+        Chat(load_tokenizer(folder, trust_remote_code=settings.target.trust_remote_code), settings.data.chat_template)
     out.data = {"target": folder}
 
 

@@ -6,10 +6,12 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -120,6 +122,17 @@ def test_a_target_without_recorded_replies_writes_as_many_as_there_is_time_for(
     told, rows = prepared("timed", "--time-budget", "10s")
     assert ("to 20 prompts, about 10 s here" in told, rows) == (True, 20), told
     assert prepared("timed", "--time-budget", "10s", "--regenerate", "--overwrite")[1] == 24
+
+
+def test_a_target_without_a_chat_template_is_told_first(run_cli: RunCli, recipe: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tomllib.loads(recipe.read_text())["target"]["model_path"], base)
+    (base / "chat_template.jinja").unlink()
+    refused = run_cli("run", recipe, "--target-model-path", base)
+    assert refused.code != 0
+    assert "no chat template of its own" in refused.err
+    assert not (tmp_path / "runs").exists()
+    assert run_cli("run", recipe, "--target-model-path", base, "--chat-template", "chatml", "--to", "prepare").code == 0
 
 
 def test_changed_settings_need_overwrite_and_redo_what_follows(run_cli: RunCli, recipe: Path, tmp_path: Path) -> None:

@@ -89,6 +89,12 @@ def regenerate(settings: Settings, report: Reporter, rules: Rules | None = None)
                     generator.generate(chain(head, conversations), rows.add, partial(rows.progress.advance, 0), stop)
             stop.check(f"{outputs.done} of {end - first} rows are in {folder.folder}")
         result = _count(folder, shards)
+    if rows.cut_reasoning:
+        report.warn(
+            f"{rows.cut_reasoning:,} of {rows.good:,} rows end in reasoning that --max-tokens {config.max_tokens:,} "
+            "cut: nothing of that reply is left to train on. Allow more tokens, keep the reasoning "
+            "(--is-reasoning-model), or let the target answer without it (--chat-template-kwargs enable_thinking=false)"
+        )
     result.nothing_new = not rows.added
     result.rows_now = rows.good
     result.tokens_now = rows.tokens
@@ -185,6 +191,7 @@ class _Rows:
         self.added = 0
         self.good = 0
         self.tokens = 0
+        self.cut_reasoning = 0
 
     def open_conversations(self, path: Path, first: int, end: int) -> Iterator[OpenConversation]:
         """Where the target has to reply; rows in which it need not get their outcome on the way."""
@@ -209,6 +216,7 @@ class _Rows:
         self.added += 1
         self.good += outcome.by != "error"
         self.tokens += outcome.tokens
+        self.cut_reasoning += outcome.by == "generated" and _is_cut_reasoning(outcome.value)
         self.progress.advance(free=outcome.by == "recorded")
 
     def _read(self, row: int, line: SourceRow) -> OpenConversation | RowOutcome:
@@ -218,6 +226,11 @@ class _Rows:
             return open_conversation(row, conversation, self.turns, self.system_prompt, line.number)
         except DataError as error:
             return failed(row, line.number, line.id, error.what)
+
+
+def _is_cut_reasoning(row: dict[str, Any]) -> bool:
+    """Whether nothing is left of the last reply, though it was as long as may be: all of it was reasoning."""
+    return row["finish"][-1:] == ["length"] and not row["conversations"][-1]["content"]
 
 
 def _count(folder: ShardFolder, shards: list[ReplyShard]) -> Regenerated:

@@ -306,6 +306,18 @@ def test_options_that_the_template_does_not_read_make_no_other_reply(tiny: Path,
     assert len(differences_of(str(replies), now, partial(prompt_with, read))) == 1
 
 
+def test_replies_of_reasoning_alone_are_told(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "thinks.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}<think>\n"
+    )
+    some = settings(tiny, write_rows(tmp_path / "in.jsonl", 3), tmp_path / "out", max_tokens=3)
+    report = Silent()
+    done = regenerate(some.updated("data", chat_template=str(tmp_path / "thinks.jinja")), report)
+    assert [row["conversations"][-1]["content"] for row in rows_of(tmp_path / "out", "shard")] == [""] * 3
+    assert (done.generated, len(report.warnings)) == (3, 1)
+    assert "3 of 3 rows end in reasoning that --max-tokens 3 cut" in report.warnings[0]
+
+
 def test_sampled_replies_are_not_recorded(tiny: Path, tmp_path: Path) -> None:
     run(tiny, write_rows(tmp_path / "in.jsonl", 2), tmp_path / "out", temperature=1.0)
     assert record.main([str(tmp_path / "out"), str(tmp_path / "x.jsonl")]) == 2
