@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shlex
@@ -27,6 +28,10 @@ from tests.engines.lines import CPU_ENVIRONMENT, CPU_FLAGS, engine_python
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.families, pytest.mark.timeout(600)]
 DRAFTS = ("NextN", "MTP", "Eagle", "Eagle3", "EmbeddingGemmaModel", "AssistantForCausalLM", "MindSporeForCausalLM")
 """Classes of drafts and embeddings that inherit the method, by the ends of their names; and one for another backend."""
+SGLANG_PARTS = {"InternS2MobiusForCausalLM", "Qwen3OmniMoeThinkerForConditionalGeneration"}
+"""Text models inside others, which no config names."""
+VLLM_DRAFTS = ("DFlash", "Eagle", "Peagle", "LiLiCorr")
+"""Drafts of vLLM, by the beginnings of their names."""
 SGLANG_SAYS = """
 import json, logging
 from unittest.mock import MagicMock
@@ -69,6 +74,43 @@ for name in json.loads(sys.argv[1]):
         said[name] = repr(error)
 print("SAID" + json.dumps({"version": vllm.__version__, "classes": said}))
 """
+
+
+def classes_in(folder: Path) -> dict[str, tuple[list[str], set[str]]]:
+    """Every class in an engine's models: its bases, and what its body defines."""
+    found = {}
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                bases = [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases]
+                found[node.name] = (bases, {part.name for part in node.body if isinstance(part, ast.FunctionDef)})
+    return found
+
+
+def has(classes: dict[str, tuple[list[str], set[str]]], name: str, wanted: str) -> bool:
+    """Whether a class, or one that it is made of, is or defines what is wanted."""
+    if name not in classes:
+        return name == wanted
+    bases, defined = classes[name]
+    return wanted in defined or any(base != name and has(classes, base, wanted) for base in bases)
+
+
+def models_folder(engine: Engine, *parts: str) -> Path:
+    """Where an engine's models are defined."""
+    (folder,) = Path(engine_python(engine)).parents[1].glob(f"lib/python*/site-packages/{'/'.join(parts)}")
+    return folder
+
+
+def test_no_class_of_the_engines_sources_is_missing() -> None:
+    """Also those that a CPU cannot import."""
+    sglang = classes_in(models_folder("sglang", "sglang", "srt", "models"))
+    named = {name for name in sglang if name.endswith(("ForCausalLM", "ForConditionalGeneration"))}
+    hooked = {name for name in named if has(sglang, name, "set_eagle3_layers_to_capture")}
+    assert {name for name in hooked if not name.endswith(DRAFTS)} - (SGLANG | SGLANG_FIRST_IS_1) == SGLANG_PARTS
+    vllm = classes_in(models_folder("vllm", "vllm", "model_executor", "models"))
+    named = {name for name in vllm if name.endswith(("ForCausalLM", "ForConditionalGeneration"))}
+    hooked = {name for name in named if has(vllm, name, "SupportsEagle3")}
+    assert {name for name in hooked if not name.startswith(VLLM_DRAFTS)} - VLLM == set()
 
 
 def said_by(engine: Engine, code: str, *words: str) -> Any:

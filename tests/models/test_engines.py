@@ -14,6 +14,7 @@ from eagle3cli.models.contract import refusals
 from eagle3cli.models.engines import (
     CHECKED,
     ENGINES,
+    KNOWN,
     RUN,
     SGLANG,
     SGLANG_FIRST_IS_1,
@@ -27,6 +28,7 @@ from eagle3cli.models.engines import (
 from eagle3cli.models.packaged import packaged_configs, packaged_target_class
 from eagle3cli.models.serve import serve, unserved
 from tests.conftest import ROOT
+from tests.models.engine_classes import MORE_THAN_TEXT, NO_NUMBERS, TEXT_OF
 from tests.models.engine_table import BEGIN, END, markdown
 from tests.models.targets import ANY_LATENT, LATENT, TARGETS
 from tests.serving.test_engine_drafts import CASES, REFUSED, VLLM_ALONE
@@ -168,6 +170,13 @@ def family_of(config: str) -> str:
 def test_every_packaged_config_stands_in_the_table() -> None:
     assert [name for name, _, _ in support_table()] == [name for name in packaged_configs() if name != ANY_LATENT]
     assert {name for name, _, _ in support_table()} == {*TARGETS, *LATENT}
+
+
+def test_every_class_has_a_packaged_config_or_is_named_as_one_without() -> None:
+    packaged = {kind for _, kind, _ in support_table()}
+    assert KNOWN["sglang"] | KNOWN["vllm"] == packaged | set(TEXT_OF) | NO_NUMBERS | MORE_THAN_TEXT
+    assert set(TEXT_OF.values()) <= packaged
+    assert not packaged & (set(TEXT_OF) | NO_NUMBERS | MORE_THAN_TEXT)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

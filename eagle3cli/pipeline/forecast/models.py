@@ -24,20 +24,35 @@ MIXTURES = {
     "deepseek-r1": (671e9, 37e9),
     "deepseek-v2-lite": (15.7e9, 2.4e9),
     "deepseek-v3": (671e9, 37e9),
+    "deepseek-v3.2": (671e9, 37e9),
+    "gemma-4-26b-a4b": (26e9, 4e9),
     "glm-4.5-air": (106e9, 12e9),
+    "glm-4.7-flash": (30e9, 3e9),
+    "glm-5": (744e9, 40e9),
     "gpt-oss-120b": (117e9, 5.1e9),
     "gpt-oss-20b": (20.9e9, 3.6e9),
+    "kimi-k2.5": (1e12, 32e9),
+    "ling-lite-1.5": (16.8e9, 2.75e9),
     "llama-4-maverick": (400e9, 17e9),
     "llama-4-scout": (109e9, 17e9),
+    "mimo-v2-flash": (309e9, 15e9),
+    "minimax-m2.5": (230e9, 10e9),
+    "minimax-m3": (423e9, 24e9),
     "mixtral-8x22b": (141e9, 39e9),
     "mixtral-8x7b": (46.7e9, 12.9e9),
+    "nemotron-3-nano-30b-a3b": (31.6e9, 3.6e9),
+    "qwen2-57b-a14b": (57.4e9, 14.2e9),
     "qwen3-235b-a22b": (235e9, 22e9),
     "qwen3-30b-a3b": (30.5e9, 3.3e9),
     "qwen3-coder-30b-a3b": (30.5e9, 3.3e9),
     "qwen3-coder-480b-a35b": (480e9, 35e9),
+    "qwen3-next-80b-a3b": (80e9, 3e9),
+    "qwen3-vl-30b-a3b": (31e9, 3.3e9),
+    "qwen3.5-122b-a10b": (122e9, 10e9),
+    "qwen3.5-35b-a3b": (35e9, 3e9),
 }
 """Weights of the mixtures of experts among the packaged configs, all and those that a token passes, as their makers
-state them: a draft config does not tell them."""
+state them (MiniMax-M3's by its config): a draft config does not tell them."""
 LAST_TAP = 4
 """The highest tapped layer is this many before the end of the target."""
 
