@@ -107,7 +107,7 @@ class TrainSettings(Table):
         "--draft-sharding",
     )
     context_parallel: int = option(
-        1, "Offline: split each sequence over so many processes, for rows too long for one (context parallel).", ge=1
+        1, "Split each sequence over so many processes, for rows too long for one (context parallel).", ge=1
     )
     seed: int = option(0, "Seed of initial weights and data order.")
     save_interval: int = option(1000, "Steps between checkpoints.", ge=1)

@@ -15,9 +15,9 @@ from itertools import zip_longest
 
 import torch
 
-from eagle3cli.backends.batches.batch import BatchSource, RowsByRank, TargetBatch
+from eagle3cli.backends.batches.batch import BatchSource, RowsByRank, TargetBatch, partition
+from eagle3cli.backends.batches.dealt import own_batch
 from eagle3cli.backends.batches.kept import KeptBatches
-from eagle3cli.backends.batches.online import own_batch
 from eagle3cli.backends.target.padding import similar_lengths
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 from eagle3cli.settings.training import TrainSettings
@@ -189,20 +189,6 @@ def micro_batches_by_rank(
     by_group = [micro_batches(part, micro_batch_size, lengths, of_group) for part in parts]
     by_rank = [group for group in by_group for _ in range(context)]
     return [list(rows_by_rank) for rows_by_rank in zip_longest(*by_rank, fillvalue=[])]
-
-
-def partition(rows: Sequence[int], lengths: Sequence[int], world_size: int) -> list[list[int]]:
-    """The rows of every rank, each row at one rank, with about as many tokens for each; a rank's rows keep their order.
-
-    The longest row goes first, always to the rank that has the fewest tokens (Graham's rule: at most a third above the
-    best there is). With fewer rows than ranks some get none.
-    """
-    tokens = [0] * world_size
-    owner = dict[int, int]()
-    for at in sorted(range(len(rows)), key=lambda i: (-lengths[rows[i]], i)):
-        owner[at] = min(range(world_size), key=lambda rank: (tokens[rank], rank))
-        tokens[owner[at]] += lengths[rows[at]]
-    return [[row for at, row in enumerate(rows) if owner[at] == rank] for rank in range(world_size)]
 
 
 def micro_batches(

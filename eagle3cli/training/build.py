@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from eagle3cli.backends.batches.dealt import dealt
+from eagle3cli.backends.batches.online import OnlineSource
 from eagle3cli.backends.batches.prefetch import read_ahead
 from eagle3cli.backends.batches.store import StoreSource
 from eagle3cli.backends.roles.source import AskedAhead, RemoteSource
@@ -63,7 +65,7 @@ def build(
     ``target_share`` says how much of a GPU a live target may take.
     """
     train = settings.train
-    check_context(train, ranks.world_size)
+    check_context(train, ranks.world_size, settings.target.tp_size if ranks.job is None else 1)
     is_online = train.mode == "online"
     if is_online and ranks.job is None:
         check_groups(settings.target.tp_size, ranks)
@@ -191,8 +193,8 @@ def make_batches(train: TrainSettings, inputs: Inputs, step: int, ranks: Ranks) 
     ahead = upcoming(sampler, step, train.micro_batch_size, lengths, ranks, train.max_tokens_per_gpu, end, size)
     source = inputs.source
     if (context := context_group(train, ranks)) is not None:
-        assert isinstance(source, StoreSource), "a live target is refused before"
-        source = source.dealt(context.deal)
+        assert isinstance(source, StoreSource | OnlineSource | RemoteSource)
+        source = dealt(source, context) if isinstance(source, OnlineSource) else source.dealt(context)
     source = AskedAhead(source, ahead) if isinstance(source, RemoteSource) else read_ahead(source, ahead)
     whole = inputs.source if size > 1 else None
     limits = (train.micro_batch_size, ranks, train.max_tokens_per_gpu)

@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
-
-from torch import Tensor
 from torch import distributed as dist
 
-from eagle3cli.backends.batches.context import ContextShard, deal
+from eagle3cli.backends.batches.context import ContextGroup
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.settings.training import TrainSettings
 
 
-@dataclass(frozen=True)
-class ContextGroup:
-    """Neighbouring ranks that share sequences, of which this process is one."""
-
-    rank: int
-    size: int
-    steps: int
-    """Of the unroll."""
-    group: Any
-    ranks: Ranks
-    """All ranks of the run."""
-
-    def deal(self, cu_seqlens: tuple[int, ...], loss_mask_N: Tensor) -> ContextShard:
-        """This rank's part of a packed batch with these sequences."""
-        shard = deal(cu_seqlens, loss_mask_N, self.rank, self.size, steps=self.steps)
-        return replace(shard, group=self.group, waiting=self.ranks.waiting)
+def can_share(size: int, tp_size: int) -> bool:
+    """Whether groups of ``size`` ranks that share sequences fit groups of ``tp_size`` that share a target."""
+    return size % tp_size == 0 or tp_size % size == 0
 
 
-def check_context(train: TrainSettings, world_size: int) -> None:
-    """Raise UsageError where sequences cannot be dealt to so many ranks as the settings say."""
+def check_context(train: TrainSettings, world_size: int, tp_size: int = 1) -> None:
+    """Raise UsageError where sequences cannot be dealt to so many ranks as the settings say.
+
+    ``tp_size`` of the ranks share a live target, 1 where it is elsewhere.
+    """
     size = train.context_parallel
     where = "--context-parallel"
     if size == 1:
         return
-    if train.mode != "offline":
-        fix = "capture the states first (eagle3 hidden-states), then train --mode offline"
-        raise UsageError("a live target reads whole sequences", where=where, fix=fix)
+    if train.mode == "online" and not can_share(size, tp_size):
+        what = f"groups of {size} that share sequences cut through groups of {tp_size} that share a target"
+        raise UsageError(what, where=where, fix=f"use a multiple or a divisor of --tp-size {tp_size}")
     if world_size % size:
         what = f"{world_size} process{'es' if world_size > 1 else ''} cannot be grouped by {size}"
         raise UsageError(what, where=where, fix=f"start a multiple of {size}: --gpus {size}, or lower it")

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from eagle3cli.backends.batches.batch import TargetBatch
+from eagle3cli.backends.batches.batch import TargetBatch, partition
 from eagle3cli.errors import Eagle3Error
 from eagle3cli.runtime.files import writing
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.training import TrainSettings
-from eagle3cli.training.batches import Batches, partition
+from eagle3cli.training.batches import Batches
 from eagle3cli.training.checkpoint.state import TrainState
 
 

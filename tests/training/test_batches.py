@@ -8,14 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle3cli.backends.batches.batch import TargetBatch
+from eagle3cli.backends.batches.batch import TargetBatch, partition
 from eagle3cli.training.batches import (
     Batches,
     Sampler,
     balance,
     micro_batches,
     micro_batches_by_rank,
-    partition,
     upcoming,
 )
 

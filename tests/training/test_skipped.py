@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from eagle3cli.backends.batches.batch import RowsByRank, TargetBatch
+from eagle3cli.backends.batches.batch import RowsByRank, TargetBatch, partition
 from eagle3cli.backends.batches.online import SharedSource
 from eagle3cli.errors import Eagle3Error
 from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.training import TrainSettings
-from eagle3cli.training.batches import Batches, Sampler, partition
+from eagle3cli.training.batches import Batches, Sampler
 from eagle3cli.training.checkpoint.state import TrainState
 from eagle3cli.training.skipped import skip_step
 from tests.training.test_trainer import LENGTHS, RandomSource

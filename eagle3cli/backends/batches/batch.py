@@ -61,3 +61,17 @@ class BatchSource(Protocol):
 
     def batch(self, rows: Sequence[int]) -> TargetBatch:
         """The states of these rows, packed in the order given. Processes that share a target ask for the same rows."""
+
+
+def partition(rows: Sequence[int], lengths: Sequence[int], world_size: int) -> list[list[int]]:
+    """The rows of every rank, each row at one rank, with about as many tokens for each; a rank's rows keep their order.
+
+    The longest row goes first, always to the rank that has the fewest tokens (Graham's rule: at most a third above the
+    best there is). With fewer rows than ranks some get none.
+    """
+    tokens = [0] * world_size
+    owner = dict[int, int]()
+    for at in sorted(range(len(rows)), key=lambda i: (-lengths[rows[i]], i)):
+        owner[at] = min(range(world_size), key=lambda rank: (tokens[rank], rank))
+        tokens[owner[at]] += lengths[rows[at]]
+    return [[row for at, row in enumerate(rows) if owner[at] == rank] for rank in range(world_size)]

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eagle3cli.runtime.distributed import Ranks
+
 
 @dataclass(frozen=True)
 class ContextShard:
@@ -104,6 +106,27 @@ def deal(cu_seqlens: tuple[int, ...], loss_mask_N: Tensor, rank: int, world_size
     return ContextShard(
         _joined(held), begin_n, _joined(own), order_S, width, cu_seqlens, tuple(ends), world_size=world_size
     )
+
+
+@dataclass(frozen=True)
+class ContextGroup:
+    """Neighbouring ranks that share sequences, of which this process is one."""
+
+    rank: int
+    size: int
+    steps: int
+    """Of the unroll."""
+    group: Any
+    ranks: Ranks
+    """All ranks of the run."""
+
+    def deal(self, cu_seqlens: tuple[int, ...], loss_mask_N: Tensor) -> ContextShard:
+        """This rank's part of a packed batch with these sequences."""
+        return replace(self.deal_to(self.rank, cu_seqlens, loss_mask_N), group=self.group, waiting=self.ranks.waiting)
+
+    def deal_to(self, rank: int, cu_seqlens: tuple[int, ...], loss_mask_N: Tensor) -> ContextShard:
+        """The part of a rank of the group."""
+        return deal(cu_seqlens, loss_mask_N, rank, self.size, steps=self.steps)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

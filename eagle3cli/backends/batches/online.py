@@ -7,7 +7,7 @@ from itertools import accumulate
 
 import torch
 
-from eagle3cli.backends.batches.batch import BatchSource, RowsByRank, TargetBatch
+from eagle3cli.backends.batches.batch import RowsByRank, TargetBatch
 from eagle3cli.backends.target.group import SharedTarget
 from eagle3cli.backends.target.on_policy import OnPolicyMeter
 from eagle3cli.backends.target.target import LiveTarget, States, Tokens, tokens_of
@@ -83,11 +83,3 @@ class SharedSource(OnlineSource):
 def online_source(target: LiveTarget, rows: TokenRows) -> OnlineSource:
     """The source of batches for a target, shared or not."""
     return SharedSource(target, rows) if isinstance(target, SharedTarget) else OnlineSource(target, rows)
-
-
-def own_batch(source: BatchSource, rows_by_rank: RowsByRank, rank: int) -> TargetBatch | None:
-    """A process's part of a batch; None where it has none. All must ask for theirs: they may share the target."""
-    if isinstance(source, SharedSource):
-        return source.own_batch(rows_by_rank, rank)
-    rows = rows_by_rank[rank]
-    return source.batch(rows) if rows else None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eagle3cli.backends.batches.batch import TargetBatch
-from eagle3cli.backends.batches.context import ContextShard
+from eagle3cli.backends.batches.context import ContextGroup, ContextShard
 from eagle3cli.backends.target.on_policy import OnPolicyMeter
 from eagle3cli.data.hidden_states.rows import PackedRow, teacher_positions
 from eagle3cli.data.hidden_states.store import Store, Stores
@@ -85,11 +85,11 @@ class StoreSource:
         self.deal: Deal | None = None
         """Deals the sequences of a batch to several ranks, of which this one reads its part."""
 
-    def dealt(self, deal: Deal) -> StoreSource:
+    def dealt(self, context: ContextGroup) -> StoreSource:
         """The same store, with this rank's part of every batch."""
         source = StoreSource(self.stores, device=self.device, dtype=self.dtype)
         source.meter = self.meter
-        source.deal = deal
+        source.deal = context.deal
         return source
 
     @property

@@ -10,7 +10,7 @@ hidden size, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from eagle3cli.backends.batches.context import ContextShard
 from eagle3cli.backends.roles.queue import Request
 from eagle3cli.backends.target.target import LiveTarget, States
 from eagle3cli.data.hidden_states.calibration import fit_codec
@@ -66,6 +67,24 @@ class Exact:
 
 
 @dataclass(frozen=True)
+class Held:
+    """Which of a pass's states a rank gets that shares its rows with others, and where they stand among its tokens."""
+
+    aux_M: Tensor
+    aux_at_M: Tensor
+    last_n: Tensor
+    last_at_n: Tensor
+
+
+def _found(at_U: Tensor, packed_n: Tensor, place_n: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """Of states at these positions those that stand at ``packed_n``, and their places."""
+    index_N = torch.full((tokens,), -1)
+    index_N[at_U] = torch.arange(len(at_U))
+    index_n = index_N[packed_n]
+    return index_n[index_n >= 0], place_n[index_n >= 0]
+
+
+@dataclass(frozen=True)
 class Where:
     """Which positions of some rows, side by side, a message speaks of."""
 
@@ -74,6 +93,23 @@ class Where:
     """bool, in the host's memory as all of these."""
     aux_at_U: Tensor
     teacher_R: Tensor
+    held: Held | None = None
+    """Where sequences are dealt to several ranks: of these states those that one of them gets."""
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """How many auxiliary states, last states and most likely tokens a message has."""
+        teachers = len(self.teacher_R)
+        if self.held is None:
+            return len(self.aux_at_U), teachers, teachers
+        return len(self.held.aux_M), len(self.held.last_n), teachers
+
+    def dealt(self, shard: ContextShard) -> Where:
+        """The same for the rank that has this part of the rows."""
+        aux_M, aux_at_M = _found(self.aux_at_U, shard.packed_n[shard.own_M], shard.own_M, self.cu_seqlens[-1])
+        places_n = torch.arange(len(shard.packed_n))
+        last_n, last_at_n = _found(self.teacher_R, shard.packed_n, places_n, self.cu_seqlens[-1])
+        return replace(self, held=Held(aux_M, aux_at_M, last_n, last_at_n))
 
     @classmethod
     def of(cls, loss_masks: Sequence[Any]) -> Where:
@@ -96,6 +132,11 @@ class LossStates:
     """int64: the target's most likely next token."""
     judged_2R: Tensor | None = None
     """What :meth:`Head.judge` says of the tokens that follow."""
+
+    def dealt(self, held: Held) -> LossStates:
+        """What one of several ranks gets that share the rows: its own states, and the tokens of all."""
+        aux_M, last_n = (to_device(index, self.aux_UC.device) for index in (held.aux_M, held.last_n))
+        return replace(self, aux_UC=self.aux_UC[aux_M], last_RH=self.last_RH[last_n])
 
 
 def read_states(target: LiveTarget, request: Request, states: States) -> LossStates:
@@ -154,12 +195,11 @@ class Message:
 
     def _parts(self, where: Where, *, judged: bool) -> list[tuple[torch.dtype, tuple[int, ...]]]:
         """Type and shape of every tensor, in order."""
-        aux = len(where.aux_at_U)
-        last = len(where.teacher_R)
-        parts: list[tuple[torch.dtype, tuple[int, ...]]] = [(torch.int32, (last,))]
+        aux, last, tokens = where.counts
+        parts: list[tuple[torch.dtype, tuple[int, ...]]] = [(torch.int32, (tokens,))]
         parts += [(plane.dtype, (aux, plane.width)) for plane in self.aux.planes]
         parts += [(plane.dtype, (last, plane.width)) for plane in self.last.planes]
-        return [*parts, (torch.float32, (2, last))] if judged else parts
+        return [*parts, (torch.float32, (2, tokens))] if judged else parts
 
 
 def _bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:

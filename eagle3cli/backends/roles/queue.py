@@ -40,15 +40,19 @@ class Request:
     """Whether the target's opinion of the rows' own tokens is asked for, too."""
     fit: bool = False
     """Whether an encoding is to be fitted to the states, which nobody else wants."""
+    context: int = 1
+    """Ranks that share the rows: ``draft`` and those behind it, of which each gets its own positions."""
+    steps: int = 0
+    """Of the unroll, by which the rows are dealt to them."""
 
     @classmethod
-    def of(cls, draft: int, number: int, rows: Sequence[TokenRow], **flags: bool) -> Request:
+    def of(cls, draft: int, number: int, rows: Sequence[TokenRow], **flags: Any) -> Request:
         """A request for these rows."""
         return cls(draft, number, [row.token_ids for row in rows], [row.loss_mask for row in rows], **flags)
 
     def to_bytes(self) -> bytes:
         """A line of JSON, then all tokens as int32, then all masks."""
-        head = {"draft": self.draft, "number": self.number, "judge": self.judge, "fit": self.fit}
+        head = {name: getattr(self, name) for name in ("draft", "number", "judge", "fit", "context", "steps")}
         lengths = [len(ids) for ids in self.token_ids]
         tokens = [np.asarray(ids, dtype="<i4").tobytes() for ids in self.token_ids]
         masks = [np.asarray(mask, dtype="u1").tobytes() for mask in self.loss_masks]
@@ -74,6 +78,8 @@ class Done:
     """Of the requests of the rank that asked."""
     rank: int
     """Of the job, which sends the states."""
+    shared: bool = False
+    """Whether the rows are shared by several ranks, who count such requests for themselves."""
     stop: int | None = None
     """The signal by which that rank was asked to stop: the ranks that train decide when."""
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from eagle3cli.backends.roles.message import Message, Shape, fit, read_states
+from eagle3cli.backends.batches.context import deal
+from eagle3cli.backends.roles.message import Message, Shape, Where, fit, read_states
 from eagle3cli.backends.roles.queue import Done, PassQueue, Request, Usage
 from eagle3cli.backends.target.target import LiveTarget
 from eagle3cli.runtime.distributed import Ranks
@@ -57,10 +58,10 @@ class Replica:
             self.place = f"target pass {self.usage.passes + 1}, for rank {self.job.targets + request.draft}"
             self.ranks.at(self.place)
             began = _Moment(self.target.device)
-            message = self._run(request)
-            if message is not None:
+            messages = self._run(request)
+            if messages:
                 done = _Moment(self.target.device)
-                self._unsent.append(sender.submit(self._send, announcements, request, message, began, done))
+                self._unsent.append(sender.submit(self._send, announcements, request, messages, began, done))
                 self.most_unsent = max(self.most_unsent, len(self._unsent))
             self.usage.passes += 1
             self.usage.tokens += sum(map(len, request.token_ids))
@@ -76,24 +77,33 @@ class Replica:
             return self.queue.claim()
 
     @torch.no_grad()
-    def _run(self, request: Request) -> Tensor | None:
-        """The message that answers a request; None where it was answered for all ranks."""
+    def _run(self, request: Request) -> list[Tensor]:
+        """The messages that answer a request, one for each rank that shares its rows; none where it was answered for
+        all ranks."""
         states = read_states(self.target, request, self.target.capture(request.token_ids))
         if request.fit:
             self.queue.publish(FITTED, fit(self.shape, states))
-            return None
+            return []
         if self._layout is None:
             fitted = self.queue.published(FITTED) if self.shape.fitted else b""
             self._layout = self.shape.message(self.target.device, fitted)
-        return self._layout.pack(states)
+        if request.context == 1:
+            return [self._layout.pack(states)]
+        where = Where.of(request.loss_masks)
+        ranks = range(request.context)
+        shards = (deal(where.cu_seqlens, where.loss_mask_N, rank, len(ranks), steps=request.steps) for rank in ranks)
+        parts = (where.dealt(shard).held for shard in shards)
+        return [self._layout.pack(states.dealt(part)) for part in parts if part is not None]
 
     def _send(
-        self, announcements: PassQueue, request: Request, message: Tensor, began: _Moment, done: _Moment
+        self, announcements: PassQueue, request: Request, messages: list[Tensor], began: _Moment, done: _Moment
     ) -> float:
         """In the sender's thread: have the states fetched once the device has made them; returns the pass's seconds."""
         seconds = done.since(began)
-        announcements.announce(request.draft, Done(request.number, self.job.rank, self.stop.requested))
-        self.job.send(message, self.job.targets + request.draft)
+        shared = request.context > 1
+        for draft, message in enumerate(messages, request.draft):
+            announcements.announce(draft, Done(request.number, self.job.rank, shared, self.stop.requested))
+            self.job.send(message, self.job.targets + draft)
         return seconds
 
     def _wait_for_senders(self, most: int) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from eagle3cli.backends.batches.batch import TargetBatch
+from eagle3cli.backends.batches.context import ContextGroup, ContextShard
 from eagle3cli.backends.roles.message import LossStates, Message, Shape, Where
 from eagle3cli.backends.roles.queue import Done, PassQueue, Request, Usage
 from eagle3cli.backends.roles.serve import FITTED
@@ -47,6 +48,8 @@ class _Asked:
     where: Where
     judged: bool
     states: Future[tuple[LossStates, torch.cuda.Event | None]]
+    shard: ContextShard | None = None
+    """Where the rows are shared with other ranks: this one's part."""
 
 
 class TargetRanks:
@@ -67,8 +70,11 @@ class TargetRanks:
         """The most that states took which were here before they were used."""
         self._queue = PassQueue(self.job.store)
         self._waiting_bytes = 0
-        self._lock = threading.Lock()
-        self._requests: dict[int, _Asked] = {}
+        self._lock = threading.Condition()
+        self._requests: dict[tuple[bool, int], _Asked] = {}
+        """What is on its way: whether it is shared with other ranks, and its number among those that are or are not."""
+        self._shared = 0
+        self._closing = False
         self._failure: BaseException | None = None
         self._beside = SideStream(device) if device.type == "cuda" else None
         self._layout: Message | None = None
@@ -94,16 +100,31 @@ class TargetRanks:
             for replica in range(self.replicas):
                 self._queue.published(f"loaded/{replica}")
 
-    def ask(self, rows: TokenRows, numbers: Sequence[int], *, judge: bool) -> _Asked:
-        """Ask for the states of some rows."""
+    def ask(
+        self, rows: TokenRows, numbers: Sequence[int], *, judge: bool, context: ContextGroup | None = None
+    ) -> _Asked:
+        """Ask for the states of some rows; of rows that a group shares the first rank asks, and each gets its own."""
         chosen = [rows[number] for number in numbers]
-        self.asked += 1
-        asked = _Asked(Where.of([row.loss_mask for row in chosen]), judge, Future())
+        where = Where.of([row.loss_mask for row in chosen])
+        if context is None:
+            self.asked += 1
+            number = self.asked
+            asked = _Asked(where, judge, Future())
+        else:
+            self._shared += 1
+            number = self._shared
+            shard = context.deal(where.cu_seqlens, where.loss_mask_N)
+            asked = _Asked(where.dealt(shard), judge, Future(), shard)
         with self._lock:
             if self._failure is not None:
                 raise self._failure
-            self._requests[self.asked] = asked
-        self._queue.ask(Request.of(self.ranks.rank, self.asked, chosen, judge=judge))
+            self._requests[context is not None, number] = asked
+            self._lock.notify_all()
+        if context is None:
+            self._queue.ask(Request.of(self.ranks.rank, number, chosen, judge=judge))
+        elif context.rank == 0:
+            dealt = {"context": context.size, "steps": context.steps}
+            self._queue.ask(Request.of(self.ranks.rank, number, chosen, judge=judge, **dealt))
         return asked
 
     def take(self, asked: _Asked) -> LossStates:
@@ -132,6 +153,9 @@ class TargetRanks:
         """End the thread that receives: it waits for announcements, and one of our own is the last."""
         if self._receiver is None:
             return
+        with self._lock:
+            self._closing = True
+            self._lock.notify_all()
         with suppress(RuntimeError):  # the store has gone, and so will the thread
             self._queue.announce(self.ranks.rank, Done(NOTHING, self.job.rank))
         self._receiver.join(END_TIMEOUT)
@@ -153,11 +177,14 @@ class TargetRanks:
                     return
                 if self.stop is not None and self.stop.requested is None:
                     self.stop.requested = done.stop
+                key = (done.shared, done.number)
                 with self._lock:
-                    asked = self._requests[done.number]
+                    # Of a group the first rank asks: this one may be about to.
+                    self._lock.wait_for(lambda key=key: key in self._requests or self._closing)  # type: ignore[misc]
+                    asked = self._requests[key]
                 received = self._fetch(asked, done.rank)
                 with self._lock:
-                    del self._requests[done.number]
+                    del self._requests[key]
                     self._waiting_bytes += _size(received[0])
                     self.most_waiting_bytes = max(self.most_waiting_bytes, self._waiting_bytes)
                 asked.states.set_result(received)
@@ -196,6 +223,12 @@ class RemoteSource:
         """Tokens of every row."""
         return self.rows.lengths
 
+    def dealt(self, context: ContextGroup) -> RemoteSource:
+        """The same for a rank that shares every batch with others."""
+        source = DealtRemoteSource(self.target, self.rows, context)
+        source.meter = self.meter
+        return source
+
     def batch(self, rows: Sequence[int]) -> TargetBatch:
         """Ask for the states of these rows and wait for them; positions whose states nobody reads are zero."""
         return self.take(rows, self.ask(rows))
@@ -232,6 +265,55 @@ class RemoteSource:
         )
 
 
+class DealtRemoteSource(RemoteSource):
+    """The same for a rank that shares its rows with others: it gets the states of its own positions alone.
+
+    All ranks of the group ask for the same batches in the same order.
+    """
+
+    def __init__(self, target: TargetRanks, rows: TokenRows, context: ContextGroup) -> None:
+        super().__init__(target, rows)
+        self.context = context
+        self._seen = set[int]()
+        """Rows whose tokens have been judged: all ranks of a group know the same."""
+
+    def ask(self, rows: Sequence[int]) -> _Asked:
+        """Ask for this rank's states of these rows."""
+        judge = not self._seen.issuperset(rows)
+        self._seen.update(rows)
+        return self.target.ask(self.rows, rows, judge=judge, context=self.context)
+
+    def take(self, rows: Sequence[int], asked: _Asked) -> TargetBatch:
+        """This rank's part of the rows that were asked for."""
+        states = self.target.take(asked)
+        where = asked.where
+        shard = asked.shard
+        assert where.held is not None, "asked for by a group"
+        assert shard is not None, "asked for by a group"
+        device = self.target.device
+        dtype = self.target.shape.dtype
+        held = len(shard.packed_n)
+        teacher_R = to_device(where.teacher_R, device)
+        packed_n = to_device(shard.packed_n, device)
+        top_N = torch.full((len(where.loss_mask_N),), -1, dtype=torch.long, device=device)
+        top_N[teacher_R] = states.top_R
+        token_ids_N = torch.cat([torch.tensor(self.rows[row].token_ids, dtype=torch.long) for row in rows])
+        if self.meter is not None and states.judged_2R is not None and self.meter.wants(rows):
+            judged_2N = torch.zeros(2, len(top_N), device=device)
+            judged_2N[:, teacher_R] = states.judged_2R
+            self.meter.add(rows, token_ids_N, where.loss_mask_N, where.cu_seqlens, top_N, judged_2N)
+        return TargetBatch(
+            token_ids_N=to_device(token_ids_N[shard.packed_n], device),
+            loss_mask_N=where.loss_mask_N[shard.packed_n],
+            cu_seqlens=shard.pieces,
+            aux_NC=_scattered(states.aux_UC.to(dtype), to_device(where.held.aux_at_M, device), held),
+            last_NH=_scattered(states.last_RH.to(dtype), to_device(where.held.last_at_n, device), held),
+            top_N=top_N[packed_n],
+            rows=tuple(rows),
+            shard=shard,
+        )
+
+
 class AskedAhead:
     """A :class:`RemoteSource` that knows which batches will be asked for; any other is asked for when it is wanted."""
 
@@ -261,7 +343,7 @@ class AskedAhead:
         began = time.perf_counter()
         batch = self.source.take(rows, asked)
         self.waited += time.perf_counter() - began
-        self.tokens += len(batch.loss_mask_N)
+        self.tokens += batch.own_tokens
         return batch
 
     def _fill(self, ahead: int) -> None:

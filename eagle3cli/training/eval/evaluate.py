@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eagle3cli.backends.batches.batch import BatchSource, TargetBatch
-from eagle3cli.backends.batches.online import own_batch
+from eagle3cli.backends.batches.dealt import own_batch
 from eagle3cli.backends.target.logits import Head
 from eagle3cli.data.tokens.on_policy import POSITIONS
 from eagle3cli.models.draft import Draft

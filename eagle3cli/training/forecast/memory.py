@@ -74,10 +74,21 @@ class Workload:
     shared_tokens: int = 0
     """Tokens of the sequences that are dealt to several processes, whose keys and values each has; 0: ``tokens``."""
 
+    context: int = 1
+    """Processes that they are dealt to."""
+
     @property
     def keys(self) -> int:
         """Tokens whose depth-0 keys and values are here."""
         return self.shared_tokens or self.tokens
+
+    @property
+    def pass_tokens(self) -> int:
+        """Tokens of one pass of a target that runs beside the draft: of all that share it, or of its share of the rows
+        that several targets read for a group."""
+        if self.tp_size >= self.context:
+            return self.keys * (self.tp_size // self.context)
+        return max(self.longest_sequence, self.keys * self.tp_size // self.context)
 
 
 def forecast(work: Workload) -> Forecast:
@@ -146,17 +157,19 @@ def loading_parts(work: Workload) -> Parts:
 
 def target_pass_parts(work: Workload) -> Parts:
     """The live target over a micro batch; a group of ranks that shares it runs it on the rows of all of them."""
-    padded = work.sequences * work.longest_sequence * work.tp_size
-    padded = min(padded, work.tokens * work.tp_size + PASS_TOKENS)  # rows of unlike length are not padded to another
-    return pass_parts(
+    padded = work.sequences * work.longest_sequence * max(1, work.tp_size // work.context)
+    padded = min(padded, work.pass_tokens + PASS_TOKENS)  # rows of unlike length are not padded to another
+    dealt = _states(work) if work.context > 1 else {}  # they are cut while the whole rows' are there
+    of_pass = pass_parts(
         work.target,
         padded,
-        work.tokens,
+        work.pass_tokens if work.context > 1 else work.tokens,
         aux=work.draft.aux_width,
         each=work.state_bytes,
         tp_size=work.tp_size,
         shared_prefix=work.shared_prefix,
     )
+    return {**of_pass, **dealt}
 
 
 def forward_parts(work: Workload) -> Parts:

@@ -66,7 +66,7 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
     started = processes(settings.launch.gpus, settings.target.device)
     check_roles(settings, started)
     world_size = started - settings.launch.targets
-    check_context(settings.train, world_size)
+    check_context(settings.train, world_size, 1 if settings.launch.targets else settings.target.tp_size)
     resumes = bool(checkpoints)
     work = training_workload(settings, inputs, world_size, resumes=resumes)
     memory = forecast(work)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from eagle3cli.settings.tables import Settings
+from eagle3cli.training.context import can_share
 from eagle3cli.training.forecast.inputs import RunInputs
 from eagle3cli.training.forecast.memory import draft_weights, forecast
 from eagle3cli.training.forecast.workload import training_workload
@@ -77,10 +78,10 @@ def _singles(settings: Settings, inputs: RunInputs, world_size: int) -> Iterator
         yield "--activation-checkpointing", settings.updated("train", activation_checkpointing=True)
     if world_size > 1 and train.optimizer != "muon" and not is_sharded(train, draft_weights(inputs.draft), world_size):
         yield "--draft-sharding fsdp", settings.updated("train", sharding="fsdp")
-    if train.mode == "offline":
-        for size in range(train.context_parallel + 1, world_size + 1):
-            if world_size % size == 0:
-                yield f"--context-parallel {size}", settings.updated("train", context_parallel=size)
+    beside = settings.target.tp_size if train.mode == "online" and not settings.launch.targets else 1
+    for size in range(train.context_parallel + 1, world_size + 1):
+        if world_size % size == 0 and can_share(size, beside):
+            yield f"--context-parallel {size}", settings.updated("train", context_parallel=size)
     if train.mode == "online":
         for size in range(settings.target.tp_size + 1, world_size + 1):
             if world_size % size == 0:

@@ -110,6 +110,9 @@ def forecast_speed(settings: Settings, inputs: RunInputs, world_size: int, order
         moved = gpu_time.OPTIMISER_BYTES
     target = 2 * active_weights(inputs.target) / train.echo_factor if train.mode == "online" else 0
     batches = [order.batch(step) for step in range(min(order.steps_per_epoch, PLANNED_STEPS))]
+    even = balance(batches, data.lengths, max(1, world_size // train.context_parallel))
+    if not targets and train.context_parallel > settings.target.tp_size:  # the targets of a group read whole rows
+        target *= even / balance(batches, data.lengths, max(1, world_size // settings.target.tp_size))
     weights = draft_weights(inputs.draft)
     step = Step(
         tokens=max(1, data.tokens * train.batch_size // max(1, len(data.lengths))),
@@ -119,7 +122,7 @@ def forecast_speed(settings: Settings, inputs: RunInputs, world_size: int, order
         sharded=is_sharded(train, weights, world_size),
         weight_bytes=inputs.compute_dtype.itemsize,
         optimiser_bytes=moved,
-        balance=balance(batches, data.lengths, max(1, world_size // train.context_parallel)),
+        balance=even,
     )
     if not targets:
         return Speed(step_time(step, cluster), device, world_size)

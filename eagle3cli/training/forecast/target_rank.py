@@ -12,8 +12,8 @@ from eagle3cli.training.forecast.phases import Forecast, Phase
 def forecast_target_rank(work: Workload) -> Forecast:
     """What a rank that holds the target alone takes, where a draft rank has this workload: one pass at a time, and
     the states of those before that wait to be fetched."""
-    padded = min(work.sequences * work.longest_sequence, work.tokens + PASS_TOKENS)  # as in target_pass_parts
-    states = work.tokens * (work.draft.aux_width + work.target.hidden) * work.state_bytes
+    padded = min(work.sequences * work.longest_sequence, work.keys + PASS_TOKENS)  # as in target_pass_parts
+    states = work.keys * (work.draft.aux_width + work.target.hidden) * work.state_bytes
     standing = {
         "process": work.process_bytes,
         "target weights": work.target.weight_bytes(work.state_bytes) // work.tp_size,
@@ -22,7 +22,7 @@ def forecast_target_rank(work: Workload) -> Forecast:
     of_pass = pass_parts(
         work.target,
         padded,
-        work.tokens,
+        work.keys,
         aux=work.draft.aux_width,
         each=work.state_bytes,
         tp_size=work.tp_size,

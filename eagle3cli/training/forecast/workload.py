@@ -7,12 +7,13 @@ from itertools import accumulate, islice
 
 import torch
 
+from eagle3cli.backends.batches.batch import partition
 from eagle3cli.backends.batches.context import deal
 from eagle3cli.backends.batches.prefetch import WINDOW_BYTES
 from eagle3cli.backends.roles.source import AHEAD
 from eagle3cli.backends.target.hf import LONGEST_SHARED
 from eagle3cli.settings.tables import Settings
-from eagle3cli.training.batches import micro_batches, partition, sampler_of
+from eagle3cli.training.batches import micro_batches, sampler_of
 from eagle3cli.training.build import INIT_ELEMENTS
 from eagle3cli.training.forecast.inputs import RowLengths, RunInputs
 from eagle3cli.training.forecast.memory import Workload, draft_weights
@@ -90,6 +91,7 @@ def training_workload(settings: Settings, inputs: RunInputs, world_size: int, *,
         prefetched=0 if apart else round(min(WINDOW_BYTES, data.tokens * data.bytes_per_token)),
         process_bytes=inputs.process_bytes,
         shared_tokens=largest.shared_tokens,
+        context=train.context_parallel,
     )
 
 

@@ -30,27 +30,35 @@ class _GatherContext(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, keys_MKD: Tensor, values_MKD: Tensor, shard: ContextShard) -> KeyValue:
         ctx.shard = shard
-        own, kv_heads, width = keys_MKD.shape
-        of_all = keys_MKD.new_zeros(shard.world_size * shard.width, 2 * kv_heads, width)
+        ctx.shapes = keys_MKD.shape[1:], values_MKD.shape[1:]
+        keys, values = (states.flatten(1) for states in (keys_MKD, values_MKD))
+        own, width = keys.shape
+        of_all = keys.new_zeros(shard.world_size * shard.width, width + values.shape[1])
         mine = _part(of_all, dist.get_rank(shard.group), shard)
-        mine[:own, :kv_heads] = keys_MKD
-        mine[:own, kv_heads:] = values_MKD
+        mine[:own, :width] = keys
+        mine[:own, width:] = values
         with shard.waiting():
             _all_gather(of_all, shard)
-        return of_all[:, :kv_heads].index_select(0, shard.order_S), of_all[:, kv_heads:].index_select(0, shard.order_S)
+        keys_SKD, values_SKD = (
+            part.index_select(0, shard.order_S).unflatten(1, shape)
+            for part, shape in zip((of_all[:, :width], of_all[:, width:]), ctx.shapes, strict=True)
+        )
+        return keys_SKD, values_SKD
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         shard = ctx.shard
-        _, kv_heads, width = grads[0].shape
+        keys, values = (grad.flatten(1) for grad in grads)
+        width = keys.shape[1]
         # Sums of the ranks' parts in fp32, as one rank alone has them.
-        shape = (shard.world_size * shard.width, 2 * kv_heads, width)
-        of_all = grads[0].new_zeros(shape, dtype=torch.float32)
-        of_all[:, :kv_heads].index_copy_(0, shard.order_S, grads[0].float())
-        of_all[:, kv_heads:].index_copy_(0, shard.order_S, grads[1].float())
+        shape = (shard.world_size * shard.width, width + values.shape[1])
+        of_all = keys.new_zeros(shape, dtype=torch.float32)
+        of_all[:, :width].index_copy_(0, shard.order_S, keys.float())
+        of_all[:, width:].index_copy_(0, shard.order_S, values.float())
         with shard.waiting():
-            own = _reduce_scatter(of_all, shard)[: len(shard.own_M)].to(grads[0].dtype)
-        return own[:, :kv_heads], own[:, kv_heads:], None
+            own = _reduce_scatter(of_all, shard)[: len(shard.own_M)].to(keys.dtype)
+        of_keys, of_values = ctx.shapes
+        return own[:, :width].unflatten(1, of_keys), own[:, width:].unflatten(1, of_values), None
 
 
 def _part(of_all: Tensor, rank: int, shard: ContextShard) -> Tensor:

@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from eagle3cli.runs.folder import read_run
+from tests.commands.train.forked import run_forked
 from tests.commands.train.ranks import CALM, assert_same_course
 from tests.commands.train.test_train import SETTINGS, WORDS, trained
 from tests.conftest import RunCli
 
 OFFLINE = ("train", "--mode", "offline", *CALM, "--json")
+ONLINE = ("train", "--mode", "online", *CALM, "--json")
 
 
 def talks(count: int) -> str:
@@ -44,22 +46,33 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 @pytest.mark.slow
 def test_sequences_over_several_processes_give_what_one_gives(place: Path, run_cli: RunCli) -> None:
-    trained(run_cli(*OFFLINE, "--output-dir", "one", cwd=place))
-    for name, words in {
-        "two": ("--gpus", "2", "--context-parallel", "2"),
-        "three": ("--gpus", "3", "--context-parallel", "3", "--draft-sharding", "fsdp"),
-        "two by two": ("--gpus", "4", "--context-parallel", "2", "--max-tokens-per-gpu", "40"),
-    }.items():
-        result = trained(run_cli(*OFFLINE, "--output-dir", name, *words, cwd=place, process=True))
-        assert result["steps"] == 12
-        assert_same_course(place / "one", place / name)
-        assert_same_weights(place / "one", place / name)
-        assert read_run(place / name).total("tokens") == read_run(place / "one").total("tokens")
+    """States from disk, and live ones of targets beside the draft or on ranks of their own."""
+    words = {
+        "two": (2, OFFLINE, ("--context-parallel", "2")),
+        "three": (3, OFFLINE, ("--context-parallel", "3", "--draft-sharding", "fsdp")),
+        "two by two": (4, OFFLINE, ("--context-parallel", "2", "--max-tokens-per-gpu", "40")),
+        "live": (3, ONLINE, ("--context-parallel", "3", "--draft-sharding", "fsdp")),
+        "one target": (2, ONLINE, ("--context-parallel", "2", "--tp-size", "2", "--max-tokens-per-gpu", "60")),
+        "roles": (3, ONLINE, ("--context-parallel", "2", "--target-gpus", "1", "--max-tokens-per-gpu", "60")),
+    }
+    run_forked([(ranks, [*mode, "--output-dir", name, *more]) for name, (ranks, mode, more) in words.items()], place)
+    for mode, one in ((OFFLINE, "one"), (ONLINE, "one live")):
+        trained(run_cli(*mode, "--output-dir", one, cwd=place))
+        for name in (name for name, (_, of, _) in words.items() if of == mode):
+            assert read_run(place / name).last_step == 12
+            assert_same_course(place / one, place / name)
+            assert_same_weights(place / one, place / name)
+            assert read_run(place / name).total("tokens") == read_run(place / one).total("tokens")
+            if name != "two by two":  # there the first process sees some of the rows at a time
+                assert read_run(place / name).metadata["on_policy"] == read_run(place / one).metadata["on_policy"]
 
 
 def test_what_cannot_be_dealt_ends_before_the_work(place: Path, run_cli: RunCli) -> None:
     for words, message in (
-        (("--mode", "online", "--gpus", "2", "--context-parallel", "2"), "a live target reads whole sequences"),
+        (
+            ("--mode", "online", "--gpus", "6", "--context-parallel", "3", "--tp-size", "2"),
+            "groups of 3 that share sequences cut through groups of 2 that share a target",
+        ),
         (("--mode", "offline", "--context-parallel", "2"), "1 process cannot be grouped by 2"),
         (("--mode", "offline", "--gpus", "3", "--context-parallel", "2"), "3 processes cannot be grouped by 2"),
         (("--context-parallel", "0"), "--context-parallel"),
