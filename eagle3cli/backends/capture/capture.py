@@ -20,7 +20,7 @@ from eagle3cli.data.hidden_states.quantize import Quantization
 from eagle3cli.data.hidden_states.rows import TOKENS, RowCodec, RowCounts, count_rows
 from eagle3cli.data.hidden_states.store import Index, StoreMeta, TargetIdentity, vocab_hash
 from eagle3cli.data.hidden_states.writer import StoreWriter
-from eagle3cli.data.tokens.rows import TokenRow, TokenRows
+from eagle3cli.data.tokens.rows import TokenRow, TokenRows, images_hash
 from eagle3cli.data.tokens.vocab import VocabMapping
 from eagle3cli.errors import DataError
 from eagle3cli.models.config import DraftConfig
@@ -141,6 +141,7 @@ def _open(
     meta = StoreMeta(
         **vars(identity),
         data_hash=counts.data_hash,
+        images_hash=images_hash(rows),
         rows=len(rows),
         vocab_hash=vocab_hash(vocab),
         shard_mb=options.shard_mb,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from eagle3cli.data.hidden_states.check import Damage, check_store
 from eagle3cli.data.hidden_states.quantize import Quantization, relative_error
 from eagle3cli.data.hidden_states.rows import TOKENS
 from eagle3cli.data.hidden_states.store import Store
+from eagle3cli.data.images.processor import ImageProcessor
 from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.report import Reporter
@@ -56,10 +58,13 @@ def target_of(store: Store, target: TargetSettings) -> TargetSettings:
     return target.model_copy(update={"model_path": path, "dtype": dtype, "revision": target.revision or meta.revision})
 
 
-def recompute(store: Store, target: LiveTarget, rows: int, report: Reporter) -> RecomputeResult:
-    """Run the target over ``rows`` rows from all over the store and compare."""
+def recompute(store: Store, target: LiveTarget, rows: int, report: Reporter) -> RecomputeResult | None:
+    """Run the target over ``rows`` rows from all over the store and compare; None where all of them have images."""
     mean = store.index.counts.tokens / max(1, len(store))
     chosen = sample_rows(store.index.counts, max(1, round(rows * mean)))[:rows]
+    chosen = _of_text(store, chosen, target, report)
+    if not chosen:
+        return None
     stored_rows = []
     new_rows = []
     with report.task(f"computing {store.folder.name} again", len(chosen)) as task:
@@ -81,6 +86,17 @@ def recompute(store: Store, target: LiveTarget, rows: int, report: Reporter) -> 
     tokens = int(store.counts_N3[chosen, TOKENS].sum())
     allowed = ROUNDING + 2 * USUAL_ERROR[store.meta.encoding]
     return RecomputeResult(len(chosen), tokens, aux, last, float(same), allowed)
+
+
+def _of_text(store: Store, chosen: Sequence[int], target: LiveTarget, report: Reporter) -> list[int]:
+    """The rows among these that have no images: which a row had, a store does not keep."""
+    if not store.meta.images_hash:
+        return list(chosen)
+    image_ids = torch.tensor(sorted(ImageProcessor(target.path, store.meta.revision).image_token_ids))
+    text = [number for number in chosen if not torch.isin(store[number].token_ids_S.cpu(), image_ids).any()]
+    if len(text) < len(chosen):
+        report.warn(f"{len(chosen) - len(text)} rows with images are not computed again: a store keeps no images")
+    return text
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, DynamicCache, PreTrainedModel
 
 from eagle3cli.backends.target.hf_load import embedding_and_head, load_model, placement
+from eagle3cli.backends.target.llama4_tower import Llama4Tower
 from eagle3cli.backends.target.logits import Head
 from eagle3cli.backends.target.packed import packed_inputs, packed_kernels
 from eagle3cli.backends.target.padding import CPU_PASS_TOKENS, PASS_TOKENS, similar_lengths
@@ -67,6 +68,8 @@ class HfTarget:
     """The first layers to whose outputs a multi-modal model adds features of images."""
     image_processor: ImageProcessor | None = None
     """What makes inputs of images; None for a target of text alone."""
+    tower: Llama4Tower | None = None
+    """What makes features of images, where ``model`` is the text model alone."""
 
     @property
     def hidden_size(self) -> int:
@@ -152,8 +155,11 @@ class HfTarget:
         ids_1S = torch.tensor([tokens], device=self.device)
         inputs = self.image_processor.model_inputs(tokens, tokens.images)
         moved = {name: to_device(_in_type(value, self.dtype), self.device) for name, value in inputs.items()}
+        moved["input_ids"] = ids_1S
+        if self.tower is not None:
+            moved = {"inputs_embeds": self.tower.embed(self.model.get_input_embeddings(), ids_1S, moved, self.dtype)}
         with self.recording() as outputs, last_states(self.decoder) as last:
-            self.model(input_ids=ids_1S, use_cache=False, logits_to_keep=1, **moved)
+            self.model(use_cache=False, logits_to_keep=1, **moved)
         aux_SC = torch.cat([outputs[n][0].to(self.device) for n in self.aux_layers], dim=-1)
         return aux_SC, last[0][0].to(self.device)
 
@@ -304,6 +310,7 @@ def load_target(target: TargetSettings, report: Reporter, aux_layers: tuple[int,
         target.model_path,
         deepstack=deepstack_layers(config.to_dict()),
         image_processor=ImageProcessor(target.model_path, target.revision, target.trust_remote_code),
+        tower=Llama4Tower(target.model_path, config, target.revision) if config.model_type == "llama4" else None,
     )
     check_logits(loaded)
     if device.type in ("cpu", "cuda") and not target.spreads:

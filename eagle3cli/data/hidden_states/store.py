@@ -64,6 +64,8 @@ class StoreMeta(TargetIdentity):
     encoding: Quantization
     source: str = "captured"
     """How the states came here; conversions name the encodings that they went through."""
+    images_hash: str = ""
+    """Identifies the images that the target was shown; empty where the rows are text alone."""
 
     @property
     def aux_width(self) -> int:
@@ -89,7 +91,8 @@ def read_meta(manifest: Any, folder: Path) -> StoreMeta:
         if manifest["format"] != FORMAT:
             fix = "read it with the version of eagle3 that wrote it, or capture again"
             raise DataError(f"store format {manifest['format']}, not {FORMAT}", where=str(folder), fix=fix)
-        raw = {field.name: manifest["meta"][field.name] for field in fields(StoreMeta)}
+        meta = {"images_hash": "", **manifest["meta"]}  # stores of earlier versions do not name it
+        raw = {field.name: meta[field.name] for field in fields(StoreMeta)}
     except (KeyError, TypeError) as error:
         raise DataError(f"not a manifest of hidden states ({error})", where=str(folder / MANIFEST)) from error
     return StoreMeta(**{**raw, "aux_layers": tuple(raw["aux_layers"])})

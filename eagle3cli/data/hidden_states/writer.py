@@ -44,6 +44,7 @@ LEAST_TOKENS = 16_384
 HASHES = {
     "target_hash": "the target's config or weights",
     "data_hash": "the rows' tokens or masks",
+    "images_hash": "the rows' images",
     "vocab_hash": "the tokens of the draft vocabulary",
 }
 

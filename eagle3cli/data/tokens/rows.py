@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,14 @@ def to_batch(rows: Iterable[TokenRow]) -> pa.RecordBatch:
         pa.array([[image.sha256 for image in row.images] for row in rows], pa.list_(pa.string())),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def images_hash(rows: Sequence[TokenRow] | TokenRows) -> str:
+    """Identifies the images of all rows, in their order; empty where there are none."""
+    if isinstance(rows, TokenRows) and rows.first_with_images is None:
+        return ""
+    shown = [[image.sha256 for image in row.images] for row in rows]
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest() if any(shown) else ""
 
 
 def _images(batch: pa.RecordBatch, at: int) -> tuple[ImageRef, ...]:

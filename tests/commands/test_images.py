@@ -1,0 +1,65 @@
+"""Rows with images on the command line, from files as people have them to a trained draft."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eagle3cli.data.hidden_states.store import Store
+from tests.conftest import RunCli
+from tests.pictures import image_rows, image_target, write_images, write_rows
+
+SETTINGS = """
+[target]
+model_path = "target"
+threads = 1
+[draft]
+vocab_size = 200
+[data]
+train_path = "rows/train.jsonl"
+max_length = 96
+[train]
+total_steps = 2
+batch_size = 3
+ttt_length = 2
+log_interval = 1
+"""
+
+
+@pytest.mark.slow
+def test_rows_with_images_go_the_whole_way(tmp_path: Path, run_cli: RunCli) -> None:
+    image_target(tmp_path / "target", "qwen2.5-vl")
+    rows = image_rows(write_images(tmp_path / "images"))
+    (tmp_path / "images" / "bad.png").write_text("no picture")
+    bad = [{**rows[3], "id": name, "image": image} for name, image in (("gone", "no.png"), ("bad", "images/bad.png"))]
+    write_rows(tmp_path / "all.jsonl", [*rows, *bad])
+    (tmp_path / "eagle3.toml").write_text(SETTINGS)
+
+    prepared = run_cli("prepare", "all.jsonl", "--output-path", "rows", "--json", cwd=tmp_path)
+    assert (prepared.json["read"], prepared.json["written"], prepared.json["rejected"]) == (7, 5, 2)
+    entries = map(json.loads, (tmp_path / "rows" / "errors.jsonl").read_text().splitlines())
+    reasons = {entry["id"]: entry["reason"] for entry in entries}
+    assert reasons["gone"] == "no such image: no.png"
+    assert reasons["bad"].startswith("not an image that can be read: ")
+
+    shown = run_cli("view", "1", "2", "5", "--json", cwd=tmp_path).json["rows"]
+    assert [len(row.get("images", ())) for row in shown] == [1, 2, 0]
+    assert "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>What do you see?" in shown[0]["runs"][0]["text"]
+
+    ran = run_cli("hidden-states", "--json", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    store = Store(tmp_path / "cache" / "hidden_states" / "train")
+    assert (len(store), bool(store.meta.images_hash)) == (5, True)
+    for mode in ("offline", "online"):
+        ran = run_cli("train", "--mode", mode, "--output-dir", mode, cwd=tmp_path)
+        assert ran.code == 0, ran.err
+    sound = run_cli("hidden-states", "verify", cwd=tmp_path)
+    assert sound.code == 0, sound.err
+    assert "4 rows with images are not computed again" in sound.err
+
+    write_images(tmp_path / "more")[1].replace(tmp_path / "images" / "0.png")
+    changed = run_cli("hidden-states", "--overwrite", cwd=tmp_path)
+    assert changed.code == 1
+    assert "0.png: the image has changed since its row was prepared" in changed.err
