@@ -8,7 +8,7 @@ target's last hidden state at p+1, which is what the draft should produce. In cl
 2. ridge regression from [aux ; embedding ; what was found back there] to that state: the aux part becomes ``fc``;
 3. the embedding part, of limited rank, goes through v and o of the other heads, whose q and k make a row attend to
    itself (a fresh attention would average the newest token over all keys), and so do the looking heads' findings
-   (latent attention has no looking heads: ``training.initial.latent``);
+   (the same through the latents of latent attention: ``training.initial.latent``);
 4. the MLP keeps the target's last-layer gate and up projections, and ``down`` is the ridge solution for what is left;
 5. the draft's head is the target's head restricted to the draft vocabulary, and its norm the target's final norm;
 6. the norm is scaled so that the draft is as sure of its tokens as it should be: a regression's outputs are too short,
@@ -76,7 +76,7 @@ def initialise(
     draft.fc.weight.copy_(aux_HC)
     attention = draft.midlayer.self_attn
     if isinstance(attention, LatentAttention):
-        latent_to_own_row(attention, token_HH, token_RH[fitted])
+        latent_to_own_row(attention, token_HH, token_RH[fitted], looks_back=looking is not None)
     else:
         _attend_to_own_row(attention, token_HH, token_RH[fitted], looks_back=looking is not None)
     if looking is not None:

@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 
 from eagle3cli.models.draft import Draft
+from eagle3cli.models.layers.latent import LatentAttention
 from eagle3cli.models.layers.parts import Attention, rotate
 from eagle3cli.models.window import Window
+from eagle3cli.training.initial.latent import code_channels, latent_looks_back
 from eagle3cli.training.initial.sample import Sample
 from eagle3cli.training.initial.solve import Equations, Whitening
 from eagle3cli.training.ttt.attention import QUERY_BLOCK
@@ -48,7 +50,7 @@ class LookBack:
     """What the last key/value group's heads will be."""
 
     channels_D: Tensor
-    """The channels of a head that are used."""
+    """The channels of a head that are used; of latent attention's those that do not turn."""
     code_DH: Tensor
     """From a normed embedding to the code of its token."""
     known_DC: Tensor
@@ -61,21 +63,29 @@ class LookBack:
 
         ``found_HH`` is what to add to the hidden state for what they find, ``hidden_rms`` how large ``fc``'s output is.
         """
-        config = draft.config
         attention = draft.midlayer.self_attn
-        assert isinstance(attention, Attention), "looking heads are of the usual attention"
-        dim = config.head_dim
-        hidden = config.hidden_size
+        hidden = draft.config.hidden_size
         spare_HD = _least_read(draft, len(self.channels_D))
         free_HH = torch.eye(hidden, device=spare_HD.device) - spare_HD @ spare_HD.T
         draft.fc.weight.copy_(free_HH @ draft.fc.weight + CODE_SIZE * hidden_rms * spare_HD @ self.known_DC)
+        known_DH = spare_HD.T / CODE_SIZE
+        if isinstance(attention, LatentAttention):
+            scores = tuple(SCORE * factor for factor in SCORES_BY_HEAD)
+            parts = {"known_DH": known_DH, "code_DH": self.code_DH, "found_HH": found_HH, "found_RH": self.found_RH}
+            latent_looks_back(attention, **parts, scores=scores)
+        else:
+            self._put_last_group(attention, known_DH, found_HH)
 
+    def _put_last_group(self, attention: Attention, known_DH: Tensor, found_HH: Tensor) -> None:
+        """The heads of the usual attention's last key/value group."""
+        dim = attention.head_dim
+        hidden = known_DH.shape[1]
         value_RX, output_HR = Whitening.of(self.found_RH).low_rank(found_HH, min(dim, hidden))
-        group = config.num_key_value_heads - 1
-        share = config.num_attention_heads // config.num_key_value_heads
+        group = attention.k_proj.out_features // dim - 1
+        share = attention.q_proj.out_features // attention.k_proj.out_features
         keys = group * dim + self.channels_D
         size = (SCORE * dim**0.5 / len(self.channels_D)) ** 0.5
-        attention.k_proj.weight[keys, hidden:] = size / CODE_SIZE * spare_HD.T
+        attention.k_proj.weight[keys, hidden:] = size * known_DH
         rows = slice(group * dim, group * dim + len(value_RX))
         attention.v_proj.weight[rows, :hidden] = value_RX.to(attention.v_proj.weight.dtype)
         for n in range(share):
@@ -87,15 +97,11 @@ class LookBack:
 
 
 def look_back(draft: Draft, sample: Sample, token_NH: Tensor) -> LookBack | None:
-    """Looking heads for this draft, and what they find in the sample; None where it has no group of heads to spare, or
-    latent attention, whose heads share one latent.
+    """Looking heads for this draft, and what they find in the sample; None where it has no group of heads to spare.
 
     ``token_NH`` are the normed embeddings of the sample's tokens; the draft's auxiliary scale is set.
     """
-    if draft.config.latent is not None:
-        return None
-    longest = max(end - begin for begin, end in pairwise(sample.cu_seqlens))
-    channels_D = _still_channels(draft, longest)
+    channels_D = _usable_channels(draft, sample)
     if draft.config.num_key_value_heads < 2 or len(channels_D) < FEWEST_CHANNELS:
         return None
     generator = torch.Generator().manual_seed(1)
@@ -122,8 +128,12 @@ def _read(draft: Draft, sample: Sample, begin: int, end: int) -> Tensor:
     return read_SC
 
 
-def _still_channels(draft: Draft, length: int) -> Tensor:
-    """Channels of a head that RoPE hardly turns over so many positions; both of each pair."""
+def _usable_channels(draft: Draft, sample: Sample) -> Tensor:
+    """Channels of a head that do not turn, or that RoPE hardly turns within a sequence: both of each pair."""
+    attention = draft.midlayer.self_attn
+    if isinstance(attention, LatentAttention):
+        return torch.arange(code_channels(attention), device=draft.fc.weight.device)
+    length = max(end - begin for begin, end in pairwise(sample.cu_seqlens))
     still = (draft.rotary.inv_freq * length <= TURN).nonzero()[:, 0]
     return torch.cat((still, still + draft.config.head_dim // 2))
 
@@ -135,7 +145,8 @@ def _found(draft: Draft, channels_D: Tensor, query_SD: Tensor, key_SD: Tensor, v
     head = query_SD.new_zeros(2, len(query_SD), 1, draft.config.head_dim)
     head[0, :, 0, channels_D] = query_SD
     head[1, :, 0, channels_D] = key_SD
-    query, key = (rotate(states, *rope)[:, 0] for states in head)
+    turns = draft.config.latent is None
+    query, key = ((rotate(states, *rope) if turns else states)[:, 0] for states in head)
     window = draft.config.sliding or Window(len(query_SD))
     attended = []
     # Some queries at a time: the scores of a long sequence are more than its states by far.

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from eagle3cli.backends.target.logits import Head
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
+from eagle3cli.models.layers.sizes import Latent
 from eagle3cli.training.initial.initialise import initialise
 from eagle3cli.training.initial.look_back import look_back
 from eagle3cli.training.initial.sample import Sample
@@ -22,7 +23,7 @@ HIDDEN = 64
 TOKENS = 48
 
 
-def config_of(**changed: int) -> DraftConfig:
+def config_of(**changed: Any) -> DraftConfig:
     sizes = {"hidden_size": HIDDEN, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
     sizes |= {"head_dim": 64, "vocab_size": TOKENS, "draft_vocab_size": TOKENS, "target_hidden_size": HIDDEN}
     return DraftConfig(**{**sizes, **changed}, aux_layers=(0, 1))  # type: ignore[arg-type]
@@ -102,8 +103,9 @@ def test_a_new_draft_copies_before_any_training() -> None:
     embedding_VH = torch.randn(TOKENS, HIDDEN)
     sample = repeating_sample(embedding_VH)
     right = {}
-    for groups in (2, 1):  # one group has no heads to spare
-        draft = Draft(config_of(num_key_value_heads=groups))
+    latent = config_of(num_key_value_heads=4, head_dim=40, latent=Latent(96, 88, 32, 8, 48))
+    for groups, config in {2: config_of(), 1: config_of(num_key_value_heads=1), "latent": latent}.items():
+        draft = Draft(config)  # one group has no heads to spare
         initialise(
             draft, sample, embedding_VH=embedding_VH, head=Head(embedding_VH), final_norm_H=torch.ones(HIDDEN),
             last_layer_mlp={},
@@ -117,6 +119,7 @@ def test_a_new_draft_copies_before_any_training() -> None:
             )
         right[groups] = float((logits_SW.argmax(1)[20:38] == unseen.token_N[begin + 22 : end]).float().mean())
     assert right[2] > 0.7
+    assert right["latent"] > 0.7
     assert right[1] < 0.3
 
 
