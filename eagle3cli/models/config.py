@@ -122,16 +122,6 @@ class DraftConfig:
         return None if self.window is None else Window(self.window, self.sinks)
 
     @property
-    def architecture(self) -> str:
-        """The class that servers load it with."""
-        return ARCHITECTURE if self.latent is None else sizes.ARCHITECTURE
-
-    @property
-    def model_type(self) -> str:
-        """The kind of config that servers read."""
-        return "llama" if self.latent is None else sizes.MODEL_TYPE
-
-    @property
     def aux_width(self) -> int:
         """Width of the target's auxiliary states side by side."""
         return len(self.aux_layers) * self.target_hidden_size
@@ -199,6 +189,8 @@ class DraftConfig:
             ) from error
         theta, scaling = reduced_rope(text)
         sizes_of_latent = None if latent is None else latent_of(text, latent)
+        if sizes_of_latent and scaling and scaling["rope_type"] != "yarn":
+            scaling = None  # servers have no other RoPE in latent attention
         heads, kv_heads, head_dim = (
             (heads, heads, sizes_of_latent.qk_head_dim) if sizes_of_latent else heads_of(text, hidden, heads)
         )
@@ -285,8 +277,8 @@ class DraftConfig:
         """
         scaling = dict(self.rope_scaling or {})
         return {
-            "architectures": [self.architecture],
-            "model_type": self.model_type,
+            "architectures": [ARCHITECTURE if self.latent is None else sizes.ARCHITECTURE],
+            "model_type": "llama" if self.latent is None else sizes.MODEL_TYPE,
             **self._fields("hidden_size", "intermediate_size", "num_hidden_layers"),
             **self._fields("num_attention_heads", "num_key_value_heads"),
             **({"head_dim": self.head_dim} if self.latent is None else self.latent.keys()),

@@ -134,7 +134,11 @@ RUN: dict[Engine, frozenset[str]] = {
 ``test-llamacpp``."""
 
 
-RUN_LATENT: dict[Engine, frozenset[str]] = {"sglang": frozenset(), "vllm": frozenset(), "llama.cpp": frozenset()}
+RUN_LATENT: dict[Engine, frozenset[str]] = {
+    "sglang": frozenset({"DeepseekV3ForCausalLM"}),
+    "vllm": frozenset({"DeepseekV3ForCausalLM"}),
+    "llama.cpp": frozenset(),
+}
 """The same of a draft of latent attention (MLA)."""
 LATENT_WITH: dict[Engine, str] = {}
 """What such a draft needs besides the line that ``export`` prints."""

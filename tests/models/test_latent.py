@@ -179,14 +179,13 @@ def test_a_file_of_a_few_keys(tmp_path: Path) -> None:
     assert few(**named, q_lora_rank=None)(tmp_path).latent == PLAIN_QUERIES.latent
     without = {**TARGET, "q_lora_rank": None}
     assert few(without, **named)(tmp_path).latent == replace(latent_of(CONFIG), q_lora_rank=3 * KV)
-    llama = {**TARGETS["llama-3.1-8b"][2], "rope_scaling": None}
-    assert few(llama, **named, **SIZES)(tmp_path).latent == CONFIG.latent
+    llama = few(TARGETS["llama-3.1-8b"][2], **named, **SIZES)(tmp_path)
+    assert (llama.latent, llama.rope_theta, llama.rope_scaling) == (CONFIG.latent, 500000.0, None)
 
 
 BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "another target": (TARGETS["qwen3-8b"][2], {}, "the target has no latent attention to take kv_lora_rank"),
     "another RoPE": (TARGET, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
-    "Llama's RoPE": (TARGETS["llama-3.1-8b"][2], SIZES, "rope_type is 'llama3'"),
     "no truncation": (TARGET, {"rope_scaling": {**YARN, "truncate": False}}, "truncate is false"),
     "odd channels": (TARGET, {"qk_rope_head_dim": 5}, "RoPE turns channels in pairs"),
     "a size that is none": (TARGET, {"v_head_dim": "wide"}, "v_head_dim is 'wide'"),

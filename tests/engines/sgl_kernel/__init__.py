@@ -1,4 +1,4 @@
-"""The stand-in for SGLang's CPU kernels that is installed, and what it lacks: sinks (GPT-OSS), drafts of latent attention.
+"""The stand-in for SGLang's CPU kernels that is installed, and what it lacks: attention sinks, drafts of MLA.
 
 A server that is started with ``tests/engines`` on its PYTHONPATH finds this package first. It runs the installed one's
 source as its own, so that the two functions below take the place of those with the same names.
