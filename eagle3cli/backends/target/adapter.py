@@ -31,6 +31,7 @@ from eagle3cli.backends.target.head import (
     is_tied,
     read_config,
 )
+from eagle3cli.backends.target.weights.quantization import folder_quantization
 from eagle3cli.data.chat.tokenizer import TOKENIZER_FILES
 from eagle3cli.errors import Eagle3Error, ModelError
 from eagle3cli.models.aux_layers import text_part
@@ -62,7 +63,7 @@ def merged_folder(model_path: str, adapter: Path, parent: Path, report: Reporter
     mark = raw.get(MARK)
     if isinstance(mark, dict) and mark.get("sha256") == digest:
         return model_path
-    if raw.get("quantization_config") or text_part(raw).get("quantization_config"):
+    if folder_quantization(raw, Path(model_path)) is not None:
         what = "its target's weights are quantised, and LoRA's sum is not: it would be another model"
         raise ModelError(what, where=str(adapter), fix="merge it into the unquantised target, and quantise the result")
     name = Path(model_path).name

@@ -18,6 +18,7 @@ from torch import Tensor
 from eagle3cli.backends.target.gguf import find_gguf
 from eagle3cli.backends.target.gguf_vocabulary import pre_tokenizer, read_vocabulary
 from eagle3cli.backends.target.head import fingerprint, read_config
+from eagle3cli.backends.target.weights.quantization import quantization_of
 from eagle3cli.data.chat.tokenizer import load_tokenizer
 from eagle3cli.errors import Eagle3Error, ModelError
 from eagle3cli.models.config import DraftConfig
@@ -104,7 +105,7 @@ def _problems(raw: Mapping[str, Any], architecture: str | None, folder: Path) ->
     static = ("linear", "llama3", "yarn") if architecture == "llama" else ()
     if kind is not None and kind not in static:
         return f"its RoPE is {kind}"
-    if raw.get("quantization_config"):
+    if quantization_of(raw) is not None:
         return "its weights are quantised"
     if raw.get("sliding_window") and raw.get("use_sliding_window", architecture == "llama"):
         return "its attention has a sliding window"

@@ -45,15 +45,15 @@ def load_model(
     """The frozen model; ``config`` is its transformers config. Raises what transformers raises, UsageError for a
     package that is missing."""
     where: dict[str, Any] = {}
+    is_dequantized = _is_dequantized(target_quantization(target, config), device)
     if target.tp_size > 1:
         where = _tensor_parallel(target.tp_size)
     elif target.spreads:
         where = _device_map(target)
-    elif quantization_bits(config) is not None and device.type == "cuda":
+    elif quantization_bits(config) is not None and device.type == "cuda" and not is_dequantized:
         where = {"device_map": {"": device}}  # its kernels arrange the weights there, while they are read
-    quantization = target_quantization(target, config)
     model: PreTrainedModel
-    if _is_dequantized(quantization, device):
+    if is_dequantized:
         model = _dequantized(target, config, dtype, where, report)
     else:
         model = _auto_class(config).from_pretrained(
@@ -73,10 +73,17 @@ def load_model(
 
 
 def _is_dequantized(quantization: Quantization | None, device: torch.device) -> bool:
-    """Whether weights are quantised, and are dequantised here: all that no kernel of transformers' own keeps."""
+    """Whether weights are quantised, and are dequantised here: all that transformers does not keep on a GPU."""
     if quantization is None or not quantization.is_known:
         return False
-    return device.type != "cuda" or quantization.method not in BITS
+    return device.type != "cuda" or not is_kept_by_transformers(quantization)
+
+
+def is_kept_by_transformers(quantization: Quantization) -> bool:
+    """Whether transformers has kernels for such weights: of FP8 those with scales of blocks."""
+    return quantization.method == "mxfp4" or bool(
+        quantization.method == "fp8" and quantization.config.get("weight_block_size")
+    )
 
 
 def _dequantized(
@@ -127,7 +134,7 @@ def quantization_bits(config: Any) -> int | None:
 def keeps_quantized(quantization: Quantization) -> bool:
     """Whether transformers keeps the weights as they are on a GPU of this machine: its kernels are installed."""
     missing = [name for name in ("kernels", "triton") if importlib.util.find_spec(name) is None]
-    return quantization.method in BITS and not missing
+    return is_kept_by_transformers(quantization) and not missing
 
 
 def _quantization(config: Any) -> str | None:

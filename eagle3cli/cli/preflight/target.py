@@ -70,8 +70,9 @@ def _folder_config(folder: Path, *, weights: bool, tokenizer: bool) -> dict[str,
     if "model_type" not in config:
         fix = "give a transformers model folder, or copy its config.json again"
         raise ModelError("config.json names no model_type: not a model's", where=str(folder), fix=fix)
-    if weights:
-        check_known(folder_quantization(config, folder), str(folder))
+    quantization = folder_quantization(config, folder) if weights else None
+    if quantization is not None and quantization.method:
+        check_known(quantization, str(folder))
     if tokenizer and not any((folder / file).is_file() for file in TOKENIZER_FILES):
         fix = "download the tokenizer's files (tokenizer.json, tokenizer_config.json) into it"
         raise ModelError("the folder has no tokenizer", where=str(folder), fix=fix)

@@ -15,7 +15,8 @@ from transformers import AutoConfig
 
 from eagle3cli.backends.target import hf_load
 from eagle3cli.backends.target.hf import load_target
-from eagle3cli.backends.target.hf_load import load_model
+from eagle3cli.backends.target.hf_load import is_kept_by_transformers, load_model
+from eagle3cli.backends.target.weights.quantization import Quantization
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
@@ -95,6 +96,13 @@ def test_without_kernels_they_are_dequantised_and_that_is_said(
     assert asked[0]["device_map"] == {"": GPU}
     assert times in told.warnings[0]
     assert "pip install kernels" in told.warnings[0]
+
+
+def test_transformers_has_no_kernels_for_one_scale_a_tensor() -> None:
+    blocks = Quantization("fp8", CONFIGS["fp8"])
+    assert is_kept_by_transformers(blocks)
+    assert not is_kept_by_transformers(Quantization("fp8", {**CONFIGS["fp8"], "weight_block_size": None}))
+    assert not is_kept_by_transformers(Quantization("gptq", {"bits": 4}))
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
