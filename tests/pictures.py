@@ -12,21 +12,45 @@ from tests.families import COMMON, FAMILIES, MROPE, QWEN_TOWER, TOWER
 from tests.tiny import tiny_tokenizer
 
 VOCAB = 336
-_PARTS = (
-    "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
-    "{% if p.type == 'image' %}IMAGE{% elif p.type == 'text' %}{{ p.text }}{% endif %}"
-    "{% endfor %}{% endif %}"
+QWEN_TEMPLATE = (
+    "{% set image_count = namespace(value=0) %}{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}"
+    "<|im_end|>\n{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
+    "{% set image_count.value = image_count.value + 1 %}{% if add_vision_id %}"
+    "Picture {{ image_count.value }}: {% endif %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}"
+    "{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}"
+    "<|im_start|>assistant\n{% endif %}"
 )
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n" + _PARTS + "<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+"""Qwen2.5-VL's, without its branch of videos."""
+GEMMA_TEMPLATE = (
+    "{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}"
+    "{%- set first_user_prefix = messages[0]['content'] + '\n\n' -%}"
+    "{%- set loop_messages = messages[1:] -%}{%- else -%}{%- set first_user_prefix = '' -%}"
+    "{%- set loop_messages = messages -%}{%- endif -%}{%- for message in loop_messages -%}"
+    "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}"
+    "{{ raise_exception('Conversation roles must alternate') }}{%- endif -%}"
+    "{%- if (message['role'] == 'assistant') -%}{%- set role = 'model' -%}{%- else -%}"
+    "{%- set role = message['role'] -%}{%- endif -%}"
+    "{{ '<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else '') }}"
+    "{%- if message['content'] is string -%}{{ message['content'] | trim }}"
+    "{%- elif message['content'] is iterable -%}{%- for item in message['content'] -%}"
+    "{%- if item['type'] == 'image' -%}{{ '<start_of_image>' }}{%- elif item['type'] == 'text' -%}"
+    "{{ item['text'] | trim }}{%- endif -%}{%- endfor -%}{%- else -%}"
+    "{{ raise_exception('Invalid content type') }}{%- endif -%}{{ '<end_of_turn>\n' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"
 )
+"""Gemma 3's."""
 QWEN_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 GEMMA_TOKENS = ("<start_of_image>", "<end_of_image>", "<image_soft_token>")
+TURN_TOKENS = ("<start_of_turn>", "<end_of_turn>")
+HEADER_TOKENS = ("<|header_start|>", "<|header_end|>", "<|eot|>")
 LLAMA_TOKENS = (
     *("<|image|>", "<|image_start|>", "<|image_end|>", "<|patch|>", "<|tile_x_separator|>", "<|tile_y_separator|>"),
 )
-QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 FAMILIES_WITH_IMAGES = ("qwen2.5-vl", "qwen3-vl", "gemma3", "llama4")
 
 
@@ -99,10 +123,10 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def _tokenizer(tokens: tuple[str, ...], image: str) -> Any:
+def _tokenizer(tokens: tuple[str, ...], template: str) -> Any:
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
-    tokenizer.chat_template = CHATML.replace("IMAGE", image)
+    tokenizer.chat_template = template
     return tokenizer
 
 
@@ -111,7 +135,7 @@ def _qwen(name: str) -> tuple[Any, Any, Any]:
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
     third = name == "Qwen3VL"
-    tokenizer = _tokenizer(QWEN_TOKENS, QWEN_IMAGE)
+    tokenizer = _tokenizer(QWEN_TOKENS, QWEN_TEMPLATE)
     ids = tokenizer.convert_tokens_to_ids(list(QWEN_TOKENS))
     patch = 16 if third else 14
     size = {"shortest_edge": patch * patch * 4, "longest_edge": patch * patch * 24}
@@ -135,14 +159,14 @@ def _qwen(name: str) -> tuple[Any, Any, Any]:
 def _gemma() -> tuple[Any, Any, Any]:
     import transformers
 
-    tokenizer = _tokenizer(GEMMA_TOKENS, "<start_of_image>")
+    tokenizer = _tokenizer(GEMMA_TOKENS + TURN_TOKENS, GEMMA_TEMPLATE)
     named = dict(zip(("boi_token", "eoi_token", "image_token"), GEMMA_TOKENS, strict=True))
     backend = tokenizer.backend_tokenizer
     template = tokenizer.chat_template
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
+        eos_token="<end_of_turn>",
         pad_token="<|endoftext|>",
         extra_special_tokens=named,
     )
@@ -163,8 +187,9 @@ def _gemma() -> tuple[Any, Any, Any]:
 def _llama() -> tuple[Any, Any, Any]:
     import transformers
     from transformers.models.llama4.image_processing_llama4 import Llama4ImageProcessor
+    from transformers.models.llama4.processing_llama4 import chat_template
 
-    tokenizer = _tokenizer(LLAMA_TOKENS, "<|image|>")
+    tokenizer = _tokenizer(LLAMA_TOKENS + HEADER_TOKENS, chat_template)
     images = Llama4ImageProcessor(size={"height": 28, "width": 28}, max_patches=4)
     processor = transformers.Llama4Processor(images, tokenizer, patch_size=14, chat_template=tokenizer.chat_template)
     width = {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}
