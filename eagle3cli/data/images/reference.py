@@ -8,6 +8,8 @@ import hashlib
 import io
 import mimetypes
 import re
+import struct
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +22,11 @@ INSTALL = "pip install 'eagle3[images]'"
 LONGEST_SHOWN = 120
 REMEMBERED = 4096
 """Files whose hash is remembered: many rows share an image."""
+DAMAGED = (
+    *(OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError),
+    *(struct.error, zlib.error),
+)
+"""What Pillow raises for bytes that are no image, or a broken one."""
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
 _DATA = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w-]+=[^;,]*)*;base64,", re.IGNORECASE)
 
@@ -40,8 +47,8 @@ class ImageRef:
         return content
 
     def open(self) -> Any:
-        """The image as RGB; raises as :meth:`read` does."""
-        return _decoded(self.read(), self.source).convert("RGB")
+        """The image as transformers loads it: upright, in RGB. Raises as :meth:`read` does."""
+        return _decoded(self.read(), self.source)
 
     def as_url(self) -> str:
         """A ``data:`` URL that holds the image, as servers take it; raises as :meth:`read` does."""
@@ -120,15 +127,13 @@ def _bytes_of(source: str) -> bytes:
 
 
 def _decoded(content: bytes, source: str) -> Any:
-    """The decoded image; raises DataError where the bytes are none, or break off."""
+    """The image, turned as its EXIF data says, in RGB; raises DataError where the bytes are none, or break off."""
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError as error:
         raise DataError(f"rows with images need pillow ({INSTALL})") from error
     try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        return ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    except (*DAMAGED, Image.DecompressionBombError) as error:
         reason = "breaks off or is damaged" if len(content) else "is empty"
         raise DataError(f"not an image that can be read: {shown(source)} {reason}") from error
-    return image

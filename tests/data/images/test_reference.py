@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import base64
+import io
 import os
+import random
+import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eagle3cli.data.images.reference import find_image
 from eagle3cli.errors import DataError
@@ -64,3 +70,30 @@ def test_a_file_that_changed_is_noticed(picture: Path) -> None:
     with pytest.raises(DataError, match="has changed since its row was prepared"):
         image.open()
     assert find_image(str(picture)).sha256 != image.sha256
+
+
+def test_an_image_is_upright_and_in_rgb(tmp_path: Path) -> None:
+    from PIL import Image
+
+    photo = Image.new("RGB", (6, 4))
+    photo.getexif()[0x0112] = 6  # a camera that was held on its side
+    photo.save(tmp_path / "a.jpg", exif=photo.getexif())
+    Image.new("RGBA", (6, 4)).save(tmp_path / "b.png")
+    images = [find_image(str(tmp_path / name)).open() for name in ("a.jpg", "b.png")]
+    assert [(image.size, image.mode) for image in images] == [((4, 6), "RGB"), ((6, 4), "RGB")]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "GIF", "WEBP"])
+@given(seed=st.integers(0, 2**32))
+def test_a_damaged_image_is_an_image_or_refused(kind: str, seed: int) -> None:
+    from PIL import Image
+
+    generator = random.Random(seed)
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", (6, 5), generator.randbytes(90)).save(buffer, kind)
+    content = bytearray(buffer.getvalue())
+    for _ in range(generator.randint(1, 6)):
+        content[generator.randrange(len(content))] = generator.randrange(256)
+    url = "data:image/png;base64," + base64.b64encode(content[: generator.randint(0, 2 * len(content))]).decode()
+    with suppress(DataError), warnings.catch_warnings(action="ignore"):
+        assert find_image(url).open().mode == "RGB"
