@@ -144,7 +144,11 @@ def world_of_neighbours(size: int) -> Iterator[None]:
     For an engine that takes torch's default process group for its own and builds its groups from that. Those it has
     built stay its own after the block. All processes must come here together, unless ``size`` is 1.
     """
-    if not dist.is_initialized() or dist.get_world_size() == size:
+    if not dist.is_initialized():
+        with _without_agent_store():
+            yield
+        return
+    if dist.get_world_size() == size:
         yield
         return
     group = _neighbours(size)
@@ -160,6 +164,19 @@ def world_of_neighbours(size: int) -> Iterator[None]:
         dist.GroupMember.WORLD = world
         if port is not None:
             os.environ["MASTER_PORT"] = port
+
+
+@contextmanager
+def _without_agent_store() -> Iterator[None]:
+    """Within the block a process that torchrun has started makes a default group of its own alone: with torchrun's
+    word it would look for the store of a group at an address where nobody is, for ever."""
+    name = "TORCHELASTIC_USE_AGENT_STORE"
+    before = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
 
 
 @cache

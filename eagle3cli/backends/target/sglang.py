@@ -239,11 +239,12 @@ def _load_runner(target: TargetSettings, aux_layers: tuple[int, ...], device: to
 
 
 def _share_cores(ranks: int) -> None:
-    """Tell SGLang the cores of each rank; its own rule wants a memory node for each."""
+    """Tell SGLang the cores of each rank, several of which share one where there are fewer; its own rule wants a
+    memory node for each."""
     cores = available_cpus()
     each = len(cores) // ranks
-    if ranks > 1 and each:
-        shares = [cores[rank * each : (rank + 1) * each] for rank in range(ranks)]
+    if ranks > 1:
+        shares = [cores[rank * each : (rank + 1) * each] or [cores[rank % len(cores)]] for rank in range(ranks)]
         binding = "|".join(f"{share[0]}-{share[-1]}" for share in shares)
         os.environ.setdefault("SGLANG_CPU_OMP_THREADS_BIND", binding)
 

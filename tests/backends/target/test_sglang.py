@@ -76,6 +76,23 @@ def test_capture_and_training_through_sglang(tmp_path: Path, run_cli: RunCli) ->
     assert (verified.code, "100.0% of the top tokens the same" in verified.out) == (0, True), verified.err
 
 
+def test_sglang_on_ranks_of_its_own(tmp_path: Path, run_cli: RunCli) -> None:
+    """Whole on one rank, which has no process group; over two; and two of it."""
+    target = family_target(tmp_path / "target", "llama")
+    (tmp_path / "train.jsonl").write_text(conversations(10, 0))
+    (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
+    (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=target))
+    short = ("--total-steps", "4", "--log-interval", "1", "--draft-init", "random")
+    assert run_cli("train", "--output-dir", "hf", *short).code == 0
+    words = ("-m", "eagle3cli", "train", "--target-model-backend", "sglang", *short)
+    for targets, tp_size in ((1, 1), (2, 2), (2, 1)):
+        split = ("--target-gpus", str(targets), "--tp-size", str(tp_size), "--output-dir", f"{targets}-{tp_size}")
+        done = in_engine(tmp_path, *words, *split, processes=targets + 1)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "backend sglang" in done.stderr
+        assert losses(tmp_path / f"{targets}-{tp_size}") == pytest.approx(losses(tmp_path / "hf"), rel=1e-5)
+
+
 def test_what_sglang_cannot_capture_is_said(tmp_path: Path) -> None:
     folder = family_target(tmp_path / "glm4", "glm4")
     (tmp_path / "train.jsonl").write_text(conversations(4, 0))
