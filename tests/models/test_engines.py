@@ -154,7 +154,7 @@ def family_of(config: str) -> str:
     if config == "phi-4-mini":
         return "phi4-mini"
     if config in LATENT:
-        return "latent"
+        return "latent-v2" if config == "deepseek-v2-lite-mla" else "latent"
     names = {
         **{"DeepseekV3ForCausalLM": "deepseek-v3", "Phi3ForCausalLM": "phi3", "Glm4MoeForCausalLM": "glm4-moe"},
         "Gemma3ForConditionalGeneration": "gemma3-vision",

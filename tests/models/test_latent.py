@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention, DeepseekV3RotaryEmbedding
 
 from eagle3cli.errors import ModelError
-from eagle3cli.models.checkpoint import check_folder, load_draft, save_draft
+from eagle3cli.models.checkpoint import check_folder, load_draft, read_tensors, save_draft
 from eagle3cli.models.config import DraftConfig, read_draft_config
 from eagle3cli.models.contract import folder_shapes, refusals
 from eagle3cli.models.draft import Draft, causal_attention
@@ -147,6 +148,13 @@ def test_a_folder_says_what_both_loaders_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**raw, "v_head_dim": 9, "model_type": "kimi_k2"}))
     with pytest.raises(ModelError, match=r"model_type is 'kimi_k2'[\s\S]*kv_b_proj.weight: shape \[52, 10\], must be"):
         check_folder(tmp_path, target=TARGET)
+    other = {"architectures": ["Eagle3DeepseekV3ForCausalLM"], "model_type": "kimi_k2"}  # as other programs write it
+    (tmp_path / "config.json").write_text(json.dumps({**raw, **other}))
+    theirs = {re.sub("^midlayer", "layers.0", name): value for name, value in read_tensors(tmp_path).items()}
+    save_file(theirs, tmp_path / "model.safetensors")
+    again, loaded = load_draft(tmp_path, target=TARGET)
+    assert again == config
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
 
 
 @pytest.mark.parametrize("name", LATENT)
@@ -186,6 +194,7 @@ def test_a_file_of_a_few_keys(tmp_path: Path) -> None:
 BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "another target": (TARGETS["qwen3-8b"][2], {}, "the target has no latent attention to take kv_lora_rank"),
     "another RoPE": (TARGET, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
+    "a factor that is none": (TARGET, {"rope_scaling": {**YARN, "factor": "4"}}, "factor is '4'"),
     "no truncation": (TARGET, {"rope_scaling": {**YARN, "truncate": False}}, "truncate is false"),
     "odd channels": (TARGET, {"qk_rope_head_dim": 5}, "RoPE turns channels in pairs"),
     "a size that is none": (TARGET, {"v_head_dim": "wide"}, "v_head_dim is 'wide'"),

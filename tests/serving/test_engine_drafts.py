@@ -61,11 +61,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{family: (family, NORMS) for family in ("gemma3", "mixtral", "glm4", "glm4-moe")},
     "gemma3-vision": ("gemma3-vision", NORMS),  # the class of the hub's models but for the smallest
     "latent": ("deepseek-v3", {"architectures": [ARCHITECTURE], **NORMS}),
+    "latent-v2": ("deepseek-v2", {"architectures": [ARCHITECTURE], "q_lora_rank": 48, **NORMS}),
 }
-TARGETS: dict[str, dict[str, Any]] = {
-    # vLLM's latent attention on a CPU knows the sizes of DeepSeek alone.
-    "latent": {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "head_dim": 64, "qk_nope_head_dim": 64},
-}
+LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "head_dim": 64, "qk_nope_head_dim": 64}
+"""vLLM's latent attention on a CPU knows these sizes of a cache alone, DeepSeek's."""
+TARGETS: dict[str, dict[str, Any]] = {"latent": LATENT, "latent-v2": LATENT}
 """Keys of a case's target, over its family's."""
 VLLM_ALONE = ("own-embedding", "norm-before-residual")
 """SGLang would run them otherwise than they were trained, so export refuses them: test_wide_drafts.py."""

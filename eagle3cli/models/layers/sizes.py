@@ -23,6 +23,7 @@ MODEL_TYPES = (MODEL_TYPE, "deepseek_v3", "kimi_k2")
 """Those that drafts of other programs name."""
 QUERY_RATIO = 3
 """Rank of the queries over that of keys and values where the target has none: DeepSeek-V3's and Kimi K2's."""
+YARN_NEEDS = ("factor", "original_max_position_embeddings")
 KEYS = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 
 
@@ -136,7 +137,10 @@ def check_latent_rope(scaling: Mapping[str, Any] | None) -> None:
         return
     kind = scaling.get("rope_type")
     reasons = [f"rope_type is {kind!r}"] if kind != "yarn" else []
-    reasons += [f"{key} is missing" for key in ("factor", "original_max_position_embeddings") if not scaling.get(key)]
+    for key in ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
+        value = scaling.get(key)
+        if not isinstance(value, int | float) and not (value is None and key not in YARN_NEEDS):
+            reasons.append(f"{key} is {value!r}")
     reasons += ["attention_factor is given"] if scaling.get("attention_factor") is not None else []
     reasons += ["truncate is false"] if scaling.get("truncate") is False else []
     if reasons:

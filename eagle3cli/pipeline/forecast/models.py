@@ -31,6 +31,7 @@ MIXTURES = {
     "glm-5": (744e9, 40e9),
     "gpt-oss-120b": (117e9, 5.1e9),
     "gpt-oss-20b": (20.9e9, 3.6e9),
+    "kimi-k2": (1e12, 32e9),
     "kimi-k2.5": (1e12, 32e9),
     "ling-lite-1.5": (16.8e9, 2.75e9),
     "llama-4-maverick": (400e9, 17e9),
@@ -114,6 +115,7 @@ def _packaged(settings: Settings, error: Eagle3Error) -> Shapes | str:
         aux_layers=settings.draft.aux_layers or draft.aux_layers,
     )
     draft = with_window(draft, settings.draft)
+    name = name.removesuffix("-mla")
     target = _target_of(draft, name)
     least = 0.5 if name in MIXTURES else 2.0  # some mixtures come in four or eight bits
     source = f"the packaged draft config {name}: the target's own cannot be read here without a network"
@@ -126,7 +128,7 @@ def _target_of(draft: DraftConfig, name: str) -> TargetShape:
     """A target as wide as its draft; that its head is not its embedding makes a small one too large by the head."""
     hidden = draft.target_hidden_size
     layers = max(draft.aux_layers) + LAST_TAP
-    attention = 2 * hidden * (draft.query_width + draft.key_width)
+    attention = draft.query_weights(hidden) + draft.key_weights(hidden) + draft.output_weights
     ends = draft.vocab_size * hidden
     dense = 2 * ends + layers * (attention + 3 * hidden * draft.intermediate_size)
     total, active = MIXTURES.get(name, (dense, dense - ends))

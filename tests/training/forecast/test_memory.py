@@ -17,6 +17,7 @@ import torch
 from eagle3cli.backends.capture.memory import TargetShape
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
+from eagle3cli.models.layers.sizes import Latent
 from eagle3cli.training.forecast.memory import Workload, depth_bytes, draft_weights, forecast, forward_parts
 from eagle3cli.training.ttt.unroll import plan_positions, unroll
 from tests.conftest import ROOT, RunCli
@@ -34,6 +35,7 @@ CONFIG = DraftConfig(
     aux_layers=(1, 2, 3),
     norm_output=True,
 )
+LATENT = replace(CONFIG, num_key_value_heads=4, head_dim=48, latent=Latent(64, 96, 32, 16, 32))
 TARGET = TargetShape(weights=10**6, layers=8, hidden=128, intermediate=352, key_value=64, vocab=1000, tied=True)
 WORK = Workload(
     draft=CONFIG, target=TARGET, online=True, tokens=512, sequences=2, longest_sequence=256, positions=400, ttt_steps=4
@@ -81,8 +83,18 @@ def test_activations_are_those_that_autograd_keeps(dtype: torch.dtype, depths: i
     assert kept == pytest.approx(foretold, rel=0.03)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_of_latent_attention(dtype: torch.dtype) -> None:
+    kept, rows = kept_by_autograd(LATENT, dtype, 3, [300, 212])
+    sizes = {"compute_bytes": dtype.itemsize, "state_bytes": dtype.itemsize}
+    parts = forward_parts(replace(WORK, draft=LATENT, tokens=512, positions=rows, ttt_steps=3, **sizes))
+    foretold = parts["activations"] + parts["depth-0 keys and values"]
+    foretold += parts["rows for the head and their gradients"] // 2
+    assert kept == pytest.approx(foretold, rel=0.03)
+
+
 def test_weights_are_counted_as_they_are() -> None:
-    for config in (CONFIG, replace(CONFIG, num_hidden_layers=3, own_embedding=True)):
+    for config in (CONFIG, replace(CONFIG, num_hidden_layers=3, own_embedding=True), LATENT):
         assert draft_weights(config) == pytest.approx(sum(w.numel() for w in Draft(config).parameters()), rel=0.002)
 
 
