@@ -22,6 +22,7 @@ from eagle3cli.backends.target.adapter import merged_folder
 from eagle3cli.backends.target.gguf import local_folder
 from eagle3cli.backends.target.gguf_header import check_header
 from eagle3cli.backends.target.head import read_config, read_target_tensors
+from eagle3cli.backends.target.weights.checkpoint import Checkpoint
 from eagle3cli.console.report import html
 from eagle3cli.data.hidden_states.store import Store
 from eagle3cli.data.tokens.vocab import load_vocab
@@ -50,6 +51,7 @@ from eagle3cli.training.history import history_writer, read_history
 from tests.adapters import make_adapter
 from tests.conftest import RunCli
 from tests.data.sources.test_fuzz import damaged
+from tests.quantized import FORMATS, packed_integers
 
 TARGET = {
     "model_type": "llama",
@@ -125,6 +127,16 @@ def survives(read: Callable[[], object]) -> None:
         read()
 
 
+def _quantised(folder: Path) -> None:
+    """The weights of a layer, as the config says that they are stored."""
+    stored, _ = packed_integers(torch.randn(8, 64))
+    save_file({f"model.layer.{part}": tensor for part, tensor in stored.items()}, folder / "model.safetensors")
+    checkpoint = Checkpoint(str(folder), read_config(str(folder)))
+    assert str(checkpoint.quantization)
+    for name in checkpoint:
+        checkpoint[name]
+
+
 STEP = {
     "event": "step",
     "step": 2,
@@ -163,6 +175,10 @@ JSON_FILES: dict[str, tuple[Any, Callable[[Path], object]]] = {
         lambda p: read_draft_config(str(p), TARGET, draft_vocab_size=None, aux_layers=None),
     ),
     "target config": (TARGET, lambda p: (p.rename(p.with_name("config.json")), read_config(str(p.parent)))),
+    "quantised target": (
+        {"quantization_config": FORMATS["compressed-int4"][0], "vocab_size": 8},
+        lambda p: _quantised(p.rename(p.with_name("config.json")).parent),
+    ),
     "weight index": ({"weight_map": {"a": "x.safetensors", "b": "y.safetensors"}}, read_weight_index),
     "progress": (TrainState(step=3, rates=[0.5]).to_file(), read_state),
     "manifest": (

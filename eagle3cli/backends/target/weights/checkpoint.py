@@ -13,7 +13,7 @@ from torch import Tensor
 from eagle3cli.backends.target.weights import awq, compressed, fp8, gptq, mxfp4
 from eagle3cli.backends.target.weights.files import model_file, tensor_files
 from eagle3cli.backends.target.weights.quantization import (
-    UNPACKED,
+    ANOTHER,
     Quantization,
     check_all_read,
     check_known,
@@ -22,6 +22,7 @@ from eagle3cli.backends.target.weights.quantization import (
 from eagle3cli.backends.target.weights.recipe import Recipe
 from eagle3cli.errors import ModelError
 from eagle3cli.models.files import open_safetensors
+from eagle3cli.runtime.files import well_formed
 
 FORMATS: dict[str, Callable[[Collection[str], Quantization], dict[str, Recipe]]] = {
     "awq": awq.recipes,
@@ -48,10 +49,11 @@ class Checkpoint(Mapping[str, Tensor]):
         self.recipes: dict[str, Recipe] = {}
         check_known(self.quantization, model_path)
         if self.quantization is not None and self.quantization.is_known:
-            self.recipes = FORMATS[self.quantization.method](self.files, self.quantization)
+            with well_formed(Path(model_path) / "config.json", f"what {self.quantization} weights need", ANOTHER):
+                self.recipes = FORMATS[self.quantization.method](self.files, self.quantization)
         consumed = {name for recipe in self.recipes.values() for name in recipe.parts.values()}
         apart = NOT_OF_WEIGHTS if self.recipes else ()
-        self.plain = [name for name in self.files if name not in consumed and not name.endswith(apart)]
+        self.plain = {name for name in self.files if name not in consumed and not name.endswith(apart)}
         if not self.needs_package:
             check_all_read(self.plain, self.quantization, model_path)
         self._open: dict[str, Any] = {}
@@ -69,7 +71,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return len(self.plain) + len(self.recipes)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.recipes or name in self.files
+        return name in self.recipes or name in self.plain
 
     def __getitem__(self, name: str) -> Tensor:
         recipe = self.recipes.get(name)
@@ -77,11 +79,11 @@ class Checkpoint(Mapping[str, Tensor]):
             tensor = self._stored(name)
             if tensor.dtype in (torch.int8, torch.uint8) or "float8" in str(tensor.dtype):
                 what = f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, without scales that are known"
-                raise ModelError(what, where=self.model_path, fix=UNPACKED)
+                raise ModelError(what, where=self.model_path, fix=ANOTHER)
             return tensor
         try:
             return recipe.decode({part: self._stored(stored) for part, stored in recipe.parts.items()})
-        except (ValueError, KeyError, RuntimeError, IndexError) as error:
+        except (ValueError, LookupError, TypeError, RuntimeError) as error:
             what = f"{name} is not what {self.quantization} stores: {error}"
             raise ModelError(what, where=self.model_path, fix="copy the model again") from error
 

@@ -43,10 +43,20 @@ def _weights_of(layer: str, quantization: Quantization) -> Mapping[str, Any]:
         if not isinstance(weights, dict):
             continue
         for target in map(str, group.get("targets") or ()):
-            if re.match(target[3:], layer) if target.startswith("re:") else layer in (target, f"model.{target}"):
+            if _names(target, layer):
                 return weights
             by_class += [weights] if target.isidentifier() else []
     return by_class[0] if by_class else {}
+
+
+def _names(target: str, layer: str) -> bool:
+    """Whether a group's target names this layer. Raises ValueError for a pattern that is none."""
+    if not target.startswith("re:"):
+        return layer in (target, f"model.{target}")
+    try:
+        return re.match(target[3:], layer) is not None
+    except re.error as error:
+        raise ValueError(f"{target} is no pattern: {error}") from error
 
 
 def decode(parts: Parts, args: Mapping[str, Any]) -> Tensor:

@@ -49,7 +49,7 @@ PART_ENDINGS = (
     *(".absmax", ".SCB", ".weight_zero_point"),
 )
 """Ends of names that quantised weights alone have."""
-UNPACKED = f"give the unquantised model, or one in {', '.join(KNOWN.values())} or GGUF"
+ANOTHER = f"give the unquantised model, or one in {', '.join(KNOWN.values())} or GGUF"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Quantization:
         groups = [args for args in self.weight_groups() if isinstance(args.get("num_bits"), int)]
         own = max((int(args["num_bits"]) for args in groups), default=None)
         bits = own if own is not None else self.config.get("bits", self.config.get("w_bit"))
-        return int(bits) if isinstance(bits, (int, float)) and bits > 0 else None
+        return int(bits) if isinstance(bits, int) and bits > 0 else None
 
     @property
     def algorithm(self) -> str:
@@ -125,7 +125,9 @@ def quantization_of(raw: Mapping[str, Any]) -> Quantization | None:
     if config is None:
         return None
     if not isinstance(config, Mapping):
-        config = config.to_dict()  # as transformers keeps it behind a load
+        if not hasattr(config, "to_dict"):  # an object of transformers', behind a load
+            raise ModelError(f"quantization_config is no object: {config!r:.80}", where="config.json", fix=ANOTHER)
+        config = config.to_dict()
     method = config.get("quant_method")
     method = str(getattr(method, "value", method) or "")
     if not method and (config.get("load_in_4bit") or config.get("load_in_8bit")):
@@ -150,18 +152,18 @@ def check_known(quantization: Quantization | None, where: str) -> None:
         return
     if quantization.is_known:
         if reason := _other_layout(quantization):
-            raise ModelError(f"its {quantization} weights are not read here: {reason}", where=where, fix=UNPACKED)
+            raise ModelError(f"its {quantization} weights are not read here: {reason}", where=where, fix=ANOTHER)
         return
     method = quantization.method
     if not method:
-        raise ModelError("its weights are quantised, and quant_method is missing", where=where, fix=UNPACKED)
+        raise ModelError("its weights are quantised, and quant_method is missing", where=where, fix=ANOTHER)
     packages = BY_PACKAGE.get(method)
     if packages is None:
-        raise ModelError(f"its weights are quantised in an unknown way: {method}", where=where, fix=UNPACKED)
+        raise ModelError(f"its weights are quantised in an unknown way: {method}", where=where, fix=ANOTHER)
     missing = " ".join(name for name in packages.split() if installed_version(name) is None)
     if missing:
         what = f"its weights are quantised by {method}, which transformers reads with the package {missing}"
-        raise ModelError(what, where=where, fix=f"pip install {missing}; or {UNPACKED}")
+        raise ModelError(what, where=where, fix=f"pip install {missing}; or {ANOTHER}")
 
 
 def _other_layout(quantization: Quantization) -> str | None:
@@ -196,4 +198,4 @@ def check_all_read(unread: Collection[str], quantization: Quantization | None, w
         what = f"config.json names no quantisation, but {len(parts)} tensors belong to quantised weights ({parts[0]})"
         raise ModelError(what, where=where, fix="copy config.json again; it lacks quantization_config")
     what = f"{quantization} does not say what {len(parts)} of its tensors mean ({parts[0]})"
-    raise ModelError(what, where=where, fix=UNPACKED)
+    raise ModelError(what, where=where, fix=ANOTHER)
