@@ -10,6 +10,7 @@ from eagle3cli.settings.tables import Settings
 DRAFT = (
     *("config", "vocab_size", "aux_layers", "init", "fc_norm", "norm_output", "window", "sinks", "serve_with", "path"),
 )
+STORE = ("hidden_states.encoding", "hidden_states.shard_mb")
 
 
 def run(settings: Settings, out: Out) -> None:
@@ -85,7 +86,7 @@ COMMAND = Command(
         "eagle3 train --mode offline --gpus 8 --draft-global-batch-size 64",
         "eagle3 train --report-to wandb tensorboard --wandb-project my-drafts",
     ),
-    fields=("train.*", "launch.*", "target.*", *(f"draft.{name}" for name in DRAFT), "data.*"),
+    fields=("train.*", "launch.*", "target.*", *(f"draft.{name}" for name in DRAFT), "data.*", *STORE),
     rarely=("--draft-model-path",),
     run=run,
     loads_torch=True,

@@ -76,7 +76,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "Optimiser": "optimizer lr_schedule min_lr_ratio warmup_ratio max_grad_norm head_lr_scale seed",
         "Loss": "ttt_length loss kl_scale kl_decay loss_decay anchor_fraction alignment",
         "Memory and speed": "micro_batch_size max_tokens_per_gpu attention_backend activation_checkpointing loss_chunk "
-        "dtype sharding context_parallel echo_factor echo_buffer",
+        "dtype sharding context_parallel echo_factor echo_buffer keep_states",
         "Saving and evaluating": "save_interval eval_interval log_interval keep_checkpoints eval_rows best_by top_p "
         "top_k",
         "Trackers": "report_to tracker_project tracker_name",

@@ -50,6 +50,11 @@ class TrainSettings(Table):
     echo_buffer: int = option(
         64, "Batches whose states --echo-factor keeps in memory: all are trained on once, then all again.", ge=1
     )
+    keep_states: bool = option(
+        False,
+        "Online: write the target's states of the first epoch into the run's folder and read them from the second "
+        "on, by --encoding. For several epochs and a disk that holds them; --echo-factor needs neither.",
+    )
     max_tokens_per_gpu: int | None = option(
         None,
         "Instead of a number of sequences: tokens per forward pass of a process; sequences of like length go together.",
@@ -138,6 +143,24 @@ class TrainSettings(Table):
     resume: bool = option(True, "Go on from the newest checkpoint of --output-dir.")
     overwrite: bool = option(False, "Start over and replace an earlier run.")
 
+    @property
+    def live_share(self) -> float:
+        """Share of the rows of all epochs that a live target has to read: echoes, or kept states, are the others."""
+        return 1 / (self.num_epochs if self.keep_states else self.echo_factor)
+
+    @model_validator(mode="after")
+    def _kept_states_of_a_live_target(self) -> TrainSettings:
+        if not self.keep_states:
+            return self
+        if self.mode == "offline":
+            raise ValueError("train.keep_states is for a live target; train.mode offline reads states that are kept")
+        if self.echo_factor > 1:
+            raise ValueError("train.keep_states or train.echo_factor: either spares the target its later passes")
+        if self.context_parallel > 1:
+            fix = "capture the states first (eagle3 hidden-states), then train --mode offline"
+            raise ValueError(f"train.keep_states needs rows that are whole on a process, not context_parallel: {fix}")
+        return self
+
     @model_validator(mode="after")
     def _echoes_of_a_live_target(self) -> TrainSettings:
         if self.echo_factor > 1 and self.mode == "offline":
@@ -154,7 +177,7 @@ SESSION_FIELDS = (
 """Settings of ``train`` that no number of a step depends on."""
 FREE_FIELDS = (
     *SESSION_FIELDS,
-    *("mode", "total_steps", "num_epochs", "time_budget", "eval_rows", "attention_backend"),
+    *("mode", "keep_states", "total_steps", "num_epochs", "time_budget", "eval_rows", "attention_backend"),
 )
 """Settings of ``train`` that may change between the sessions of one run."""
 

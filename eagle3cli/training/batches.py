@@ -17,9 +17,12 @@ import torch
 
 from eagle3cli.backends.batches.batch import BatchSource, RowsByRank, TargetBatch, partition
 from eagle3cli.backends.batches.dealt import own_batch
+from eagle3cli.backends.batches.keeping import StatesKeeper
 from eagle3cli.backends.batches.kept import KeptBatches
+from eagle3cli.backends.batches.prefetch import read_ahead
 from eagle3cli.backends.target.padding import similar_lengths
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
+from eagle3cli.runtime.report import Reporter, Silent
 from eagle3cli.settings.training import TrainSettings
 
 
@@ -110,6 +113,10 @@ class Batches:
     """Neighbouring ranks that share every sequence."""
     whole_source: BatchSource | None = None
     """Where the rows are to be had whole, which ``source`` has a part of on each of those ranks."""
+    keeper: StatesKeeper | None = None
+    """Where the states of the first epoch go, and those of later ones come from."""
+    report: Reporter = field(default_factory=Silent)
+    _stored: BatchSource | None = field(default=None, repr=False)
 
     def micro_batches(self, step: int) -> list[RowsByRank]:
         """The micro batches of a step."""
@@ -128,13 +135,47 @@ class Batches:
 
         What should have been kept but is not, as a run was resumed, is made again.
         """
+        if self.is_stored(step):
+            rows = rows_by_rank[self.ranks.rank]
+            source = self._stored_source(step)
+            return source.batch(rows) if rows else None
         if rows_by_rank in self.kept:
             batch = self.kept.take(rows_by_rank)
         else:
             batch = own_batch(self.source, rows_by_rank, self.ranks.rank)
         if self.sampler.comes_again(step):
             self.kept.put(rows_by_rank, batch)
+        if self.keeper is not None and batch is not None:
+            self.keeper.put(batch)
         return batch
+
+    def is_stored(self, step: int) -> bool:
+        """Whether the states of a step are read that the first epoch has kept."""
+        return self.keeper is not None and self.sampler.epoch_of(step) > 0
+
+    def close(self, step: int) -> None:
+        """Before a 0-based step that nobody may take, close the store of states, if an epoch has filled it; all ranks
+        must."""
+        if self.keeper is not None and self.is_stored(step):
+            self.keeper.finish(self._made_again, self.report)
+
+    def _stored_source(self, step: int) -> BatchSource:
+        """The store that the first epoch has filled, from a step on read ahead; all ranks come here together."""
+        if self._stored is None:
+            assert self.keeper is not None, "asked for at a step whose states are stored"
+            self.close(step)
+            source = self.keeper.source()
+            cut = (self.micro_batch_size, source.lengths, self.ranks, self.max_tokens)
+            self._stored = read_ahead(source, upcoming(self.sampler, step, *cut))
+        return self._stored
+
+    def _made_again(self, rows: Sequence[int]) -> Iterator[TargetBatch | None]:
+        """This rank's part of some rows, live, as many at once as in a step."""
+        size = self.sampler.batch_size
+        for at in range(0, len(rows), size):
+            cut = (self.ranks.world_size, self.micro_batch_size, self.max_tokens)
+            for rows_by_rank in micro_batches_by_rank(rows[at : at + size], self.source.lengths, *cut):
+                yield own_batch(self.source, rows_by_rank, self.ranks.rank)
 
 
 def sampler_of(train: TrainSettings, rows: int) -> Sampler:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from eagle3cli.backends.batches.dealt import dealt
+from eagle3cli.backends.batches.keeping import StatesKeeper
 from eagle3cli.backends.batches.online import OnlineSource
 from eagle3cli.backends.batches.prefetch import read_ahead
 from eagle3cli.backends.batches.store import StoreSource
@@ -20,7 +21,7 @@ from eagle3cli.models.draft import Draft
 from eagle3cli.models.serve import report_unserved
 from eagle3cli.runtime.devices import compute_type, set_threads
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
-from eagle3cli.runtime.report import Reporter
+from eagle3cli.runtime.report import Reporter, Silent
 from eagle3cli.runtime.units import parse_duration
 from eagle3cli.settings.tables import Settings
 from eagle3cli.settings.training import TrainSettings
@@ -33,6 +34,7 @@ from eagle3cli.training.fingerprint import go_on, run_fingerprint, run_identity
 from eagle3cli.training.initial.initialise import initialise
 from eagle3cli.training.initial.sample import gather_sample
 from eagle3cli.training.inputs import Inputs, TargetShare, from_target_ranks, offline, online
+from eagle3cli.training.keep import states_keeper
 from eagle3cli.training.metrics import Metrics
 from eagle3cli.training.on_policy import put_meters
 from eagle3cli.training.optim.optimizer import Optimizer
@@ -103,7 +105,7 @@ def build(
     optimizer = make_optimizer(train, draft, ranks)
     if checkpoint is not None:
         resume(checkpoint, draft, optimizer, report)
-    batches = make_batches(train, inputs, state.step, ranks)
+    batches = make_batches(train, inputs, state.step, ranks, states_keeper(settings, inputs, ranks, report), report)
     if ranks.world_size > 1:
         _report_ranks(parallel, batches, report)
     return Trainer(
@@ -184,11 +186,20 @@ def make_optimizer(train: TrainSettings, draft: Draft, ranks: Ranks = SINGLE_PRO
     return Optimizer(trained, max_grad_norm=train.max_grad_norm, scales=scales, kind=train.optimizer, ranks=ranks)
 
 
-def make_batches(train: TrainSettings, inputs: Inputs, step: int, ranks: Ranks) -> Batches:
+def make_batches(
+    train: TrainSettings,
+    inputs: Inputs,
+    step: int,
+    ranks: Ranks,
+    keeper: StatesKeeper | None = None,
+    report: Reporter | None = None,
+) -> Batches:
     """This rank's batches; of a store, or a target on other ranks, those from ``step`` on are read ahead."""
     lengths = inputs.source.lengths
     sampler = sampler_of(train, len(lengths))
     end = total_steps(train, sampler.steps_per_epoch)
+    if keeper is not None:  # the target is asked for one epoch alone
+        end = min(sampler.steps_per_epoch, end or sampler.steps_per_epoch)
     size = train.context_parallel
     ahead = upcoming(sampler, step, train.micro_batch_size, lengths, ranks, train.max_tokens_per_gpu, end, size)
     source = inputs.source
@@ -198,7 +209,7 @@ def make_batches(train: TrainSettings, inputs: Inputs, step: int, ranks: Ranks) 
     source = AskedAhead(source, ahead) if isinstance(source, RemoteSource) else read_ahead(source, ahead)
     whole = inputs.source if size > 1 else None
     limits = (train.micro_batch_size, ranks, train.max_tokens_per_gpu)
-    return Batches(source, sampler, *limits, context=size, whole_source=whole)
+    return Batches(source, sampler, *limits, context=size, whole_source=whole, keeper=keeper, report=report or Silent())
 
 
 def _report_ranks(parallel: Parallel, batches: Batches, report: Reporter) -> None:

@@ -135,6 +135,7 @@ class Trainer:
                 raise stopped(signal, saved)
             if self.metrics.with_loss and not due(settings.log_interval):
                 bar.advance(0, **self.log())
+        self.batches.close(state.step)
         if evaluation is None or not due(settings.eval_interval) or self._best_unwritten:
             evaluation = self.evaluate(last=True)
         self.save(now=True)
@@ -173,7 +174,8 @@ class Trainer:
 
     def accumulate(self, rows_by_rank: RowsByRank, weights: LossWeights, step: Metrics) -> None:
         """Add this rank's part of a micro batch: its gradients to the weights, and its numbers to the step's."""
-        with self.timers.part("target" if self.settings.mode == "online" else "reading"):
+        is_live = self.settings.mode == "online" and not self.batches.is_stored(self.state.step)
+        with self.timers.part("target" if is_live else "reading"):
             batch = self.batches.states(self.state.step, rows_by_rank)
         if batch is None:
             return

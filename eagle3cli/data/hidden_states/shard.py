@@ -85,24 +85,24 @@ def writing_shard(path: Path, shape: ShardShape) -> Iterator[Callable[[int, Tens
     checks = np.zeros(len(shape.sizes), dtype="<u4")
     missing = set(range(len(shape.sizes)))
     with writing(path, "wb") as f:
-        _reserve(f, shape.bytes)
-        _write_at(f, 0, shape.header)
+        reserve(f, shape.bytes)
+        write_at(f, 0, shape.header)
 
         def put(index: int, blob: Tensor) -> None:
             if len(blob) != shape.sizes[index]:
                 raise ValueError(f"row {index} of {path.name} has {len(blob)} bytes, not {shape.sizes[index]}")
             data = blob.numpy().data
-            _write_at(f, shape.starts[index], data)
+            write_at(f, shape.starts[index], data)
             checks[index] = zlib.crc32(data)
             missing.discard(index)
 
         yield put
         if missing:
             raise ValueError(f"{path.name} lacks rows {sorted(missing)[:5]}")
-        _write_at(f, shape.starts[-1], checks.tobytes())
+        write_at(f, shape.starts[-1], checks.tobytes())
 
 
-def _reserve(f: IO[bytes], size: int) -> None:
+def reserve(f: IO[bytes], size: int) -> None:
     """Take the space, so that a full disk stops a shard at its beginning; where the file system cannot, its size."""
     try:
         os.posix_fallocate(f.fileno(), 0, size)
@@ -112,7 +112,8 @@ def _reserve(f: IO[bytes], size: int) -> None:
         f.truncate(size)
 
 
-def _write_at(f: IO[bytes], at: int, data: bytes | memoryview) -> None:
+def write_at(f: IO[bytes], at: int, data: bytes | memoryview) -> None:
+    """Write all of ``data`` at a place of the file."""
     rest = memoryview(data)
     while rest:
         written = os.pwrite(f.fileno(), rest, at)

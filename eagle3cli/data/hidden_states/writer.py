@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from eagle3cli.data.hidden_states.rows import RowCodec, RowCounts
-from eagle3cli.data.hidden_states.shard import StateShard, shard_name, writing_shard
+from eagle3cli.data.hidden_states.shard import ShardShape, StateShard, shard_name, writing_shard
 from eagle3cli.data.hidden_states.store import (
     FORMAT,
     INDEX,
@@ -190,6 +190,11 @@ class StoreWriter:
         self._lock.close()
 
     @property
+    def shapes(self) -> list[ShardShape]:
+        """What every shard will be."""
+        return self._shapes
+
+    @property
     def complete(self) -> bool:
         """Whether everything is there."""
         return bool(self._manifest["complete"])
@@ -265,7 +270,7 @@ def discard_store(folder: Path) -> None:
     if not folder.is_dir():
         return
     with locked(folder, _busy(folder)):
-        for pattern in (MANIFEST, INDEX, ERRORS, "shard_*.safetensors", ".*.tmp-*"):
+        for pattern in (MANIFEST, INDEX, ERRORS, "shard_*.safetensors", "shard_*.safetensors.part", ".*.tmp-*"):
             for path in folder.glob(pattern):
                 path.unlink()
 

@@ -165,7 +165,7 @@ def _step_seconds(machine: Machine, shapes: Shapes, rows: float, row: float, los
     seconds = timed.seconds * larger
     if settings.train.mode != "online":
         return seconds
-    live = settings.train.batch_size * row / settings.train.echo_factor
+    live = settings.train.batch_size * row * settings.train.live_share
     passes = machine.capture_seconds(as_range(live), shapes)
     if not targets or machine.device == "cpu":  # whose cores both sides share
         return seconds + passes

@@ -35,7 +35,7 @@ TABLES = ("target", "data", "cache", "regenerate", "hidden_states", "train")
 """Tables of the earlier run that a refresh goes on with, where nothing else is said."""
 LEFT_OUT = (
     *("overwrite", "recorded", "retry_errors", "sample_range", "input_path", "total_steps", "time_budget"),
-    *("echo_factor", "echo_buffer"),
+    *("echo_factor", "echo_buffer", "keep_states"),
 )
 
 

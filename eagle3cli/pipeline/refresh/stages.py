@@ -90,7 +90,9 @@ class Work:
             settings = self.rows_settings(mixed)
             mode = "online"
         settings = settings.updated("draft", init="draft", path=str(self.served))
-        settings = in_these_processes(settings.updated("train", mode=mode, echo_factor=1))  # the passes are counted
+        settings = in_these_processes(
+            settings.updated("train", mode=mode, echo_factor=1, keep_states=False)
+        )  # the passes are counted
         settings = settings.updated(
             "train",
             output_dir=self.path("train"),

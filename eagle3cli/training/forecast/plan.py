@@ -34,6 +34,7 @@ from eagle3cli.training.forecast.splits import plan_splits
 from eagle3cli.training.forecast.target_rank import forecast_target_rank
 from eagle3cli.training.forecast.workload import training_workload
 from eagle3cli.training.inputs import draft_config_of
+from eagle3cli.training.keep import FOLDER, kept_states_bytes
 from eagle3cli.training.optim.schedule import total_steps
 from eagle3cli.training.parallel import is_sharded
 
@@ -78,6 +79,7 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
     if room is not None and memory.peak_bytes > room * (1 - SPARE):
         changes = proposals(settings, inputs, world_size, round(room * (1 - SPARE)), resumes=resumes)
     disk = checkpoint_disk(settings, draft)
+    kept = kept_states_bytes(settings, draft, data.lengths, data.loss_tokens) if settings.train.keep_states else 0
     launch = launch_lines(typed, started)
     order = sampler_of(settings.train, len(data.lengths))
     steps = total_steps(settings.train, order.steps_per_epoch)
@@ -98,9 +100,9 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
             *(splits.lines() if splits else ()),
             *launch,
         ),
-        writes=(f"{settings.train.output_dir}: checkpoints {size_text(disk)} at most",),
+        writes=(f"{settings.train.output_dir}: checkpoints {size_text(disk)} at most", *_kept(settings, kept)),
         warnings=(
-            *_warnings(memory, room, disk, settings, changes),
+            *_warnings(memory, room, disk + kept, settings, changes),
             *(_target_warnings(at_target, room) if at_target else ()),
             *_foreign(data),
         ),
@@ -122,6 +124,7 @@ def plan_training(settings: Settings, typed: Settings) -> Plan:
             **({"target_memory": memory_numbers(at_target, room)} if at_target else {}),
             "proposals": [vars(change) for change in changes],
             "disk_bytes": disk,
+            **({"kept_states_bytes": kept} if kept else {}),
             "launch": list(launch),
         },
     )
@@ -201,6 +204,12 @@ def _steps(settings: Settings, steps: int | None, steps_per_epoch: int) -> str:
     return f"{steps:,} steps, {steps / steps_per_epoch:.1f} epochs ({per_epoch})"
 
 
+def _kept(settings: Settings, kept: int) -> list[str]:
+    if not settings.train.keep_states:
+        return []
+    return [f"{settings.train.output_dir / FOLDER}: the target's states, {size_text(kept)}"]
+
+
 def _echoes(settings: Settings, kept: int) -> list[str]:
     train = settings.train
     if train.mode == "offline" or train.echo_factor == 1:
@@ -247,5 +256,6 @@ def _warnings(
         way = f"use {fitting}" if fitting else "no change of settings makes it fit: use more or larger devices"
         warnings.append(f"{size_text(memory.peak_bytes)} do not fit into {size_text(room)}: {way}")
     if disk > free:
-        warnings.append(f"{size_text(disk)} of checkpoints, {size_text(free)} free at {settings.train.output_dir}")
+        what = "checkpoints and states" if settings.train.keep_states else "checkpoints"
+        warnings.append(f"{size_text(disk)} of {what}, {size_text(free)} free at {settings.train.output_dir}")
     return warnings

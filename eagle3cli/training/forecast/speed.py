@@ -108,7 +108,7 @@ def forecast_speed(settings: Settings, inputs: RunInputs, world_size: int, order
         cluster = replace(cluster, gpus=world_size)
         draft = cluster.flops * seconds_per_token(settings, inputs, world_size, gpu)
         moved = gpu_time.OPTIMISER_BYTES
-    target = 2 * active_weights(inputs.target) / train.echo_factor if train.mode == "online" else 0
+    target = 2 * active_weights(inputs.target) * train.live_share if train.mode == "online" else 0
     batches = [order.batch(step) for step in range(min(order.steps_per_epoch, PLANNED_STEPS))]
     even = balance(batches, data.lengths, max(1, world_size // train.context_parallel))
     if not targets and train.context_parallel > settings.target.tp_size:  # the targets of a group read whole rows
