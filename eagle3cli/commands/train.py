@@ -87,7 +87,7 @@ COMMAND = Command(
         "eagle3 train --report-to wandb tensorboard --wandb-project my-drafts",
     ),
     fields=("train.*", "launch.*", "target.*", *(f"draft.{name}" for name in DRAFT), "data.*", *STORE),
-    rarely=("--draft-model-path",),
+    rarely=("--draft-model-path", "--encoding"),
     run=run,
     loads_torch=True,
     plan=planner("eagle3cli.training.forecast.plan:plan_training", original=True),

@@ -155,6 +155,8 @@ def conditions_of(machine: Machine, shapes: Shapes) -> Conditions:
     """What a calibration of this run on this machine holds for."""
     settings = machine.settings
     values = {key: field.value(settings) for key, field in fields().items() if key in SPEED_FIELDS}
+    if settings.train.keep_states:  # calibrations of before the setting do not have it
+        values["train.keep_states"] = True
     values |= {"device": machine.device, "gpus": machine.gpus, "threads": settings.target.threads}
     values["draft"] = digest_json(asdict(shapes.draft))
     # What its speed depends on: other weights of the same model are as fast, and a .gguf file is as what it becomes.
