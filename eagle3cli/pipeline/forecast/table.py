@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from eagle3cli.errors import UsageError
+from eagle3cli.cli.local_target import planned_target
+from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.pipeline.forecast.calibration import Calibration, find, save
 from eagle3cli.pipeline.forecast.chain import Chain, follow
 from eagle3cli.pipeline.forecast.machine import GPU_MEMORY, Machine, conditions_of, machine_of
@@ -80,6 +82,7 @@ def forecast_run(
 
     With ``run.calibrate`` this machine is timed first; raises as :func:`calibrate` does.
     """
+    settings = _with_length(settings)
     shapes = find_shapes(settings)
     machine = machine_of(settings)
     known = known_rows(_prepared(settings) if "prepare" in finished else settings)
@@ -106,6 +109,15 @@ def forecast_run(
     warnings = (*_too_long(settings, known), *_warnings(stages, machine))
     forecast = RunForecast(stages, machine, known_shapes, notes, warnings)
     return replace(forecast, notes=(f"together: {range_text(forecast.time(), time_text)}", *notes))
+
+
+def _with_length(settings: Settings) -> Settings:
+    """The settings with the number for ``data.max_length = "auto"``, where the rows and the tokenizer are there."""
+    if settings.data.max_length != "auto":
+        return settings
+    with suppress(Eagle3Error), planned_target(settings) as local:
+        return settings.updated("data", max_length=local.data.max_length)
+    return settings
 
 
 def _calibrate(machine: Machine, shapes: Shapes | str, chain: Chain, report: Reporter) -> None:
@@ -149,6 +161,8 @@ def _time_notes(settings: Settings, machine: Machine) -> list[str]:
         f"replies and benchmark: by {servers or 'transformers in this process'}",
         f"long rows: cut at {settings.data.row_limit:,} tokens (data.max_length); a batch of them takes most memory",
     ]
+    if settings.data.max_length == "auto":
+        notes[-1] += "; auto chooses another number once the rows are there"
     return notes
 
 

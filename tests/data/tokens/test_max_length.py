@@ -71,7 +71,9 @@ def test_every_command_takes_the_number_that_the_cache_chose(run_cli: RunCli, ti
 
 def test_without_rows_a_plan_counts_with_the_usual_length(run_cli: RunCli, tiny: Path) -> None:
     words = ("plan", "llama-3.1-8b-online", "--model-path", str(tiny), "--set", "data.max_length=auto", "--json")
-    assert run_cli(*words).code == 0
+    told = run_cli(*words)
+    assert told.code == 0, told.err
+    assert any("auto chooses another number" in note for note in told.json["forecast"]["ranges_from"])
     wrong = run_cli("cache", "--max-length", "atuo")
     assert wrong.code == 2
     assert "did you mean auto?" in wrong.err
