@@ -128,7 +128,8 @@ def file_entry(blob: bytes) -> Entry:
 
 def shard_shapes(meta: StoreMeta, index: Index, starts: Sequence[int]) -> list[ShardShape]:
     """Header and sizes of every shard."""
-    identity = {name: value for name, value in asdict(meta).items() if name not in ("target", "revision")}
+    left_out = {"target", "revision"} if meta.images_hash else {"target", "revision", "images_hash"}
+    identity = {name: value for name, value in asdict(meta).items() if name not in left_out}  # text's is as ever
     key = blake2b(repr(sorted(identity.items())).encode() + index.to_bytes(), digest_size=16).hexdigest()
     sizes = index.codec.sizes(index.counts.counts_N3).tolist()
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from eagle3cli.data.hidden_states.quantize import QUANTIZATIONS, Quantization, relative_error
 from eagle3cli.data.hidden_states.rows import StateRow, aux_count, count_rows, row_codec, teacher_positions
 from eagle3cli.data.hidden_states.shard import shard_name
-from eagle3cli.data.hidden_states.store import Index, Store, StoreMeta, vocab_hash
+from eagle3cli.data.hidden_states.store import Index, Store, StoreMeta, shard_shapes, vocab_hash
 from eagle3cli.data.hidden_states.writer import StoreLayout, StoreWriter, discard_store, plan_layout, read_existing
 from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.data.tokens.vocab import from_ids
@@ -167,6 +168,30 @@ def test_shards_are_safetensors(tmp_path: Path) -> None:
     size = store.shapes[1].sizes[0]
     assert torch.equal(store.codec.unpack(tensors["rows"][:size], store.counts_N3[3].tolist()).aux[0], store[3].aux_UC)
     assert zlib.crc32(tensors["rows"][:size].numpy().tobytes()) == int(tensors["checks"][0])
+
+
+def test_shards_of_text_have_the_headers_of_versions_that_knew_no_images(tmp_path: Path) -> None:
+    rows = make_rows()
+    fill(tmp_path / "store", rows)
+    store = Store(tmp_path / "store")
+    index = make_index(rows)
+    then = {
+        "target_hash": "abc",
+        "aux_layers": LAYERS,
+        "hidden_size": HIDDEN,
+        "vocab_size": 16,
+        "compute_dtype": "float32",
+        "data_hash": index.counts.data_hash,
+        "rows": len(rows),
+        "vocab_hash": vocab_hash(VOCAB),
+        "shard_mb": 1,
+        "encoding": "bf16",
+        "source": "captured",
+    }
+    key = blake2b(repr(sorted(then.items())).encode() + index.to_bytes(), digest_size=16).hexdigest()
+    assert key.encode() in store.shapes[0].header
+    shown = replace(store.meta, images_hash="seen")
+    assert shard_shapes(shown, index, store.starts)[0].header != store.shapes[0].header
 
 
 def test_shards_are_cut_by_size() -> None:
