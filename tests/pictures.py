@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.families import COMMON, FAMILIES, MROPE, QWEN_TOWER, TOWER
+from tests.families import COMMON, FAMILIES, MROPE, QWEN_TOWER, ROUTED, TOWER
 from tests.tiny import tiny_tokenizer
 
 VOCAB = 336
@@ -51,7 +51,7 @@ HEADER_TOKENS = ("<|header_start|>", "<|header_end|>", "<|eot|>")
 LLAMA_TOKENS = (
     *("<|image|>", "<|image_start|>", "<|image_end|>", "<|patch|>", "<|tile_x_separator|>", "<|tile_y_separator|>"),
 )
-FAMILIES_WITH_IMAGES = ("qwen2.5-vl", "qwen3-vl", "gemma3", "llama4")
+FAMILIES_WITH_IMAGES = ("qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe", "gemma3", "llama4")
 
 
 def image_target(folder: Path, name: str, seed: int = 0) -> Path:
@@ -134,7 +134,7 @@ def _qwen(name: str) -> tuple[Any, Any, Any]:
     import transformers
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
-    third = name == "Qwen3VL"
+    third = name.startswith("Qwen3VL")
     tokenizer = _tokenizer(QWEN_TOKENS, QWEN_TEMPLATE)
     ids = tokenizer.convert_tokens_to_ids(list(QWEN_TOKENS))
     patch = 16 if third else 14
@@ -144,13 +144,13 @@ def _qwen(name: str) -> tuple[Any, Any, Any]:
     tower = {**QWEN_TOWER, "patch_size": patch}
     own = {"deepstack_visual_indexes": [0, 1], "depth": 2} if third else {"fullatt_block_indexes": [0]}
     config = getattr(transformers, f"{name}Config")(
-        text_config={**COMMON, "vocab_size": VOCAB, "rope_parameters": MROPE},
+        text_config={**COMMON, **(ROUTED if "Moe" in name else {}), "vocab_size": VOCAB, "rope_parameters": MROPE},
         vision_config={**tower, **own},
         **dict(
             zip(("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"), ids, strict=True)
         ),
     )
-    processor = getattr(transformers, f"{name}Processor")(
+    processor = getattr(transformers, f"{name.removesuffix('Moe')}Processor")(
         images, tokenizer, videos, chat_template=tokenizer.chat_template
     )
     return processor, config, getattr(transformers, f"{name}ForConditionalGeneration")
@@ -204,6 +204,7 @@ def _llama() -> tuple[Any, Any, Any]:
 _MAKERS: dict[str, Any] = {
     "qwen2.5-vl": lambda: _qwen("Qwen2_5_VL"),
     "qwen3-vl": lambda: _qwen("Qwen3VL"),
+    "qwen3-vl-moe": lambda: _qwen("Qwen3VLMoe"),
     "gemma3": _gemma,
     "llama4": _llama,
 }

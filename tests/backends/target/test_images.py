@@ -82,7 +82,7 @@ def test_states_are_transformers_own(tmp_path: Path, name: str) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     image_target(tmp_path / "target", name)
-    rows = image_rows(write_images(tmp_path / "images"))
+    rows = image_rows(write_images(tmp_path / "images"))[1:]
     block = encoded(tmp_path, rows)
     assert not block.rejected
     target = load(tmp_path)
@@ -108,6 +108,11 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def target(qwen: Path) -> HfTarget:
+    return load(qwen)
+
+
 def test_the_mask_is_that_of_the_same_row_without_its_images(qwen: Path) -> None:
     images = sorted((qwen / "images").iterdir())
     rows = image_rows(images)[:3]
@@ -127,14 +132,13 @@ def test_the_mask_is_that_of_the_same_row_without_its_images(qwen: Path) -> None
         assert [role for _, role in row.turns] == [role for _, role in plain.turns]
 
 
-def test_a_row_is_cut_before_an_image_never_inside(qwen: Path) -> None:
+def test_a_row_is_cut_before_an_image_never_inside(qwen: Path, target: HfTarget) -> None:
     rows = image_rows(sorted((qwen / "images").iterdir()))[1:2]
     whole = encoded(qwen, rows).rows[0]
     image = whole.token_ids.tolist().index(max(whole.token_ids[whole.loss_mask == 0].tolist()))
     first_end = image + int((whole.token_ids == whole.token_ids[image]).sum())
     lengths = (image - 1, image + 1, image + 3, first_end + 2, first_end + 3)
     cut = [encoded(qwen, rows, length).rows[0] for length in lengths]
-    target = load(qwen)
     for length, row in zip(lengths, cut, strict=True):
         assert len(row) <= length
         assert row.token_ids.tolist() == whole.token_ids[: len(row)].tolist()
@@ -155,25 +159,26 @@ def test_the_text_may_not_hold_what_stands_for_an_image(qwen: Path) -> None:
     assert reasons[1].startswith("the target's processor refuses the images: Found 1 <|video_pad|>")
 
 
-def test_layers_that_get_images_later_are_avoided_or_read_behind_them(qwen: Path) -> None:
+def test_layers_that_get_images_later_are_avoided_or_read_behind_them(qwen: Path, target: HfTarget) -> None:
     """Qwen3-VL adds images to the outputs of its first layers: what servers read there is the next layer's input."""
     config = json.loads((qwen / "target" / "config.json").read_text())
     assert DraftConfig.from_target(config).aux_layers == chosen_aux_layers(config) == (2, 3, 4)
     row = encoded(qwen, image_rows(sorted((qwen / "images").iterdir()))[:1]).rows[0]
-    target = replace(load(qwen), aux_layers=(0, 1, 2))
     inputs: list[torch.Tensor] = []
-    for layer in target.layers[1:4]:
-        layer.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
-    aux_SC, _ = target.capture([tokens_of(row)])[0]
+    with ExitStack() as stack:
+        for layer in target.layers[1:4]:
+            hook = layer.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
+            stack.callback(hook.remove)
+        aux_SC, _ = replace(target, aux_layers=(0, 1, 2)).capture([tokens_of(row)])[0]
     torch.testing.assert_close(aux_SC, torch.cat(inputs, -1)[0], rtol=0, atol=0)
 
 
-def test_an_image_that_changed_stops_the_pass(qwen: Path, tmp_path: Path) -> None:
+def test_an_image_that_changed_stops_the_pass(qwen: Path, target: HfTarget, tmp_path: Path) -> None:
     image = write_images(tmp_path / "images")[0]
     row = encoded(qwen, image_rows([image] * 3)[:1]).rows[0]
     (tmp_path / "images" / "1.png").replace(image)
     with pytest.raises(DataError, match="has changed since its row was prepared"):
-        load(qwen).capture([tokens_of(row)])
+        target.capture([tokens_of(row)])
 
 
 def test_what_does_not_show_images_refuses_them() -> None:

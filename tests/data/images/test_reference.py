@@ -83,7 +83,7 @@ def test_an_image_is_upright_and_in_rgb(tmp_path: Path) -> None:
     assert [(image.size, image.mode) for image in images] == [((4, 6), "RGB"), ((6, 4), "RGB")]
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "GIF", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
 @given(seed=st.integers(0, 2**32))
 def test_a_damaged_image_is_an_image_or_refused(kind: str, seed: int) -> None:
     from PIL import Image
