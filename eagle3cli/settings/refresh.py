@@ -32,7 +32,7 @@ class RefreshSettings(Table):
     )
     held_out_rows: int = option(64, "Rows of the logs that are held out, at most a fifth; and of the old data.", ge=4)
     num_epochs: int = option(3, "Passes over the rows of the logs; those of the old data are others each time.", ge=1)
-    learning_rate: float | None = option(None, "Peak learning rate; default: half of the earlier run's.", gt=0)
+    learning_rate: float | None = option(None, "Peak learning rate; default: a tenth of the earlier run's.", gt=0)
     time_budget: str | None = option(None, "Train for this time, e.g. 5m, whatever num_epochs says.")
     least_gain: float = option(0.01, "Promote where acceptance on the logs' held-out rows rises by this share.", ge=0)
     tolerance: float = option(0.01, "and where that on the old data falls by no more than this share.", ge=0, lt=1)

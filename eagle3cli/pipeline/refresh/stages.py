@@ -17,6 +17,10 @@ NEVER = 10**9
 """Steps between evaluations of a training that holds nothing out: the held-out rows judge the end, once."""
 
 
+RATE = 0.1
+"""Of the earlier run's peak learning rate: the few steps of a refresh cannot settle what a higher one stirs up."""
+
+
 @dataclass(frozen=True)
 class Work:
     """The folder of a refresh under way, the settings of all its stages, and the draft that it begins with."""
@@ -99,7 +103,7 @@ class Work:
             num_epochs=1,
             total_steps=None,
             time_budget=options.time_budget,
-            learning_rate=options.learning_rate or train.learning_rate / 2,
+            learning_rate=options.learning_rate or train.learning_rate * RATE,
             eval_interval=NEVER,
             early_stop=None,
             keep_checkpoints=1,

@@ -89,6 +89,7 @@ def test_what_the_earlier_run_had_of_processes_and_echoes_does_not_stop_a_refres
     settings = Settings.model_validate(asked["train"].model_dump(mode="json", exclude_unset=True))  # as ranks read it
     assert settings.train.mode == ("offline" if room else "online")
     assert settings.train.echo_factor == 1
+    assert settings.train.learning_rate == pytest.approx(work.settings.train.learning_rate / 10)
     assert settings.train.context_parallel == (2 if room and gpus == "2" else 1)
     check_context(settings.train, int(gpus or 1))
     check_roles(settings, int(gpus or 1))
