@@ -115,11 +115,11 @@ def _packaged(settings: Settings, error: Eagle3Error) -> Shapes | str:
         aux_layers=settings.draft.aux_layers or draft.aux_layers,
     )
     draft = with_window(draft, settings.draft)
-    name = name.removesuffix("-mla")
-    target = _target_of(draft, name)
-    least = 0.5 if name in MIXTURES else 2.0  # some mixtures come in four or eight bits
+    family = name.removesuffix("-mla")
+    target = _target_of(draft, family)
+    least = 0.5 if family in MIXTURES else 2.0  # some mixtures come in four or eight bits
     source = f"the packaged draft config {name}: the target's own cannot be read here without a network"
-    if name in MIXTURES:
+    if family in MIXTURES:
         source += "; its number of weights as its makers state it"
     return Shapes(draft, target, {}, False, source, Range(least * target.weights, 2.05 * target.weights))
 
