@@ -13,7 +13,7 @@ import pytest
 from torch import distributed as dist
 from torch import multiprocessing
 
-from eagle3cli.runtime.devices import peak_resident_bytes
+from eagle3cli.runtime.devices import peak_resident_bytes, resident_bytes
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.tables import Settings
@@ -79,7 +79,7 @@ def step(folder: Path, ranks: Ranks, measured: dict[str, float], name: str) -> N
 
 def one_of_two(rank: int, folder: Path) -> None:
     """A rank's part of the row; then the first one does the same with all of it."""
-    measured: dict[str, float] = {}
+    measured: dict[str, float] = {"process": resident_bytes() / 1e6}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     step(folder, Ranks(rank, 2, host_group=dist.group.WORLD), measured, "each")
     if rank == 0:
@@ -94,10 +94,11 @@ def test_a_rank_takes_its_share_of_a_long_row_and_the_plan_foretells_it(tmp_path
     write_store(tmp_path / "store", tmp_path / "target", LENGTH)
     multiprocessing.spawn(one_of_two, (tmp_path,), nprocs=2)
     first, second = (json.loads((tmp_path / f"measured-{rank}.json").read_text()) for rank in range(2))
-    foretold = {
-        name: run_cli("train", *FLAGS, *words, cwd=tmp_path).json["memory"]["peak_bytes"] / 1e6
-        for name, words in (("alone", ()), ("each", ("--gpus", "2", "--context-parallel", "2")))
-    }
+    foretold = {}
+    for name, words in (("alone", ()), ("each", ("--gpus", "2", "--context-parallel", "2"))):
+        memory = run_cli("train", *FLAGS, *words, cwd=tmp_path).json["memory"]
+        # The process that plans is not like those that train: by now it has run other tests.
+        foretold[name] = (memory["peak_bytes"] - memory["parts"]["process"]) / 1e6 + first["process"]
     print("", first, second, foretold, sep="\n")
     alone = first["alone"] - first["before"]
     for each in (first, second):
