@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ class ImageProcessor:
 
     @cached_property
     def _processor(self) -> Any:
-        if not has_processor(self.model_path):
+        if not has_processor(self.model_path, self.revision, fetch=True):
             raise DataError("the row has images, and the target takes text alone")
         processor = _load(self.model_path, self.revision, self.trust_remote_code)
         name = type(processor).__name__
@@ -131,15 +132,31 @@ class ImageProcessor:
         return processor
 
 
-def has_processor(model_path: str) -> bool:
-    """Whether a model folder, or what was downloaded of a model of the hub, says how images are prepared."""
+def has_processor(model_path: str, revision: str | None = None, *, fetch: bool = False) -> bool:
+    """Whether a model folder, or what was downloaded of a model of the hub, says how images are prepared; with
+    ``fetch`` what says so is downloaded."""
     folder = Path(model_path).expanduser()
     if folder.is_dir():
         return any(_names_images(folder / name) for name in FILES)
     from huggingface_hub import try_to_load_from_cache
 
-    files = [try_to_load_from_cache(model_path, name) for name in FILES]
-    return any(isinstance(file, str) and _names_images(Path(file)) for file in files)
+    found = [try_to_load_from_cache(model_path, name, revision=revision) for name in FILES]
+    files = [file for file in found if isinstance(file, str)]
+    if fetch and not files:
+        files = _fetched(model_path, revision)
+    return any(_names_images(Path(file)) for file in files)
+
+
+@lru_cache(maxsize=1)
+def _fetched(model_path: str, revision: str | None) -> list[str]:
+    """Those of the files that the hub has; it is asked once, whatever it says."""
+    from huggingface_hub import hf_hub_download
+
+    files: list[str] = []
+    for name in FILES:
+        with suppress(OSError, ValueError):  # no such file, no such model, or no network
+            files.append(hf_hub_download(model_path, name, revision=revision))
+    return files
 
 
 def _names_images(path: Path) -> bool:

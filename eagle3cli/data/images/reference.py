@@ -22,6 +22,11 @@ INSTALL = "pip install 'eagle3[images]'"
 LONGEST_SHOWN = 120
 REMEMBERED = 4096
 """Files whose hash is remembered: many rows share an image."""
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP"),
+    *("HEIF", "JXL"),
+)
+"""What Pillow reads by itself (or by a plugin): for others, EPS among them, it runs programs on what a row brings."""
 DAMAGED = (
     *(OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError),
     *(struct.error, zlib.error),
@@ -69,9 +74,9 @@ def find_image(source: str, folder: Path | None = None) -> ImageRef:
     A relative path is looked for below ``folder``, where the rows are, then in the working directory. Raises DataError
     for one that is not there or is no image, and where the package that reads images is missing.
     """
-    place = source if is_data_url(source) else str(_path_of(source, folder))
     if is_data_url(source):
-        return ImageRef(place, _checked(place, 0, 0))
+        return ImageRef(source, _hash_of_image(source))  # not remembered: it is as long as the image
+    place = str(_path_of(source, folder))
     status = Path(place).stat()
     return ImageRef(place, _checked(place, status.st_mtime_ns, status.st_size))
 
@@ -88,7 +93,7 @@ def _path_of(source: str, folder: Path | None) -> Path:
         if parts.netloc not in ("", "localhost"):
             raise DataError(f"an image on another machine: {shown(source)}")
         path = Path(unquote(parts.path))
-    elif _SCHEME.match(source) and not Path(source).exists():
+    elif _SCHEME.match(source) and not _exists(source):
         what = f"an image at a remote address ({shown(source)}); download it, and name the file"
         raise DataError(what)
     else:
@@ -103,9 +108,21 @@ def _path_of(source: str, folder: Path | None) -> Path:
     return found.resolve()
 
 
+def _exists(source: str) -> bool:
+    """Whether this is a path that is there; an address is too long for one where it is signed."""
+    try:
+        return Path(source).exists()
+    except (OSError, ValueError):
+        return False
+
+
 @lru_cache(maxsize=REMEMBERED)
 def _checked(source: str, modified: int, size: int) -> str:
-    """The hash of an image that can be read; ``modified`` and ``size`` tell a file from what it was before."""
+    """The hash of an image file that can be read; ``modified`` and ``size`` tell it from what it was before."""
+    return _hash_of_image(source)
+
+
+def _hash_of_image(source: str) -> str:
     content = _bytes_of(source)
     _decoded(content, source)
     return hashlib.sha256(content).hexdigest()
@@ -133,7 +150,9 @@ def _decoded(content: bytes, source: str) -> Any:
     except ImportError as error:
         raise DataError(f"rows with images need pillow ({INSTALL})") from error
     try:
-        return ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+        Image.init()
+        formats = [name for name in FORMATS if name in Image.OPEN]
+        return ImageOps.exif_transpose(Image.open(io.BytesIO(content), formats=formats)).convert("RGB")
     except (*DAMAGED, Image.DecompressionBombError) as error:
         reason = "breaks off or is damaged" if len(content) else "is empty"
         raise DataError(f"not an image that can be read: {shown(source)} {reason}") from error

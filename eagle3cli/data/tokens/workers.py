@@ -90,7 +90,7 @@ def _context(config: EncoderConfig) -> BaseContext:
     which needs torch, get a plain process."""
     if (
         config.trust_remote_code
-        or has_processor(config.model_path)
+        or has_processor(config.model_path, config.revision)
         or "forkserver" not in multiprocessing.get_all_start_methods()
     ):
         return multiprocessing.get_context("spawn")

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from eagle3cli.data.images.processor import Expansion, ImageProcessor, has_processor
@@ -23,6 +24,27 @@ def test_a_target_of_text_alone_refuses_images(tmp_path: Path) -> None:
     assert not has_processor(str(tmp_path))
     with pytest.raises(DataError, match="the row has images, and the target takes text alone"):
         ImageProcessor(str(tmp_path)).expand("x", ())
+
+
+def test_what_the_hub_says_of_images_is_fetched_with_the_first_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def download(model: str, name: str, revision: str | None = None) -> str:
+        asked.append((name, revision))
+        if name == "processor_config.json":
+            raise FileNotFoundError(name)
+        (tmp_path / name).write_text('{"image_mean": [0.5]}')
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
+    assert not has_processor("someone/model", "v2")
+    assert not asked
+    for _ in range(2):
+        assert has_processor("someone/model", "v2", fetch=True)
+    assert asked == [("processor_config.json", "v2"), ("preprocessor_config.json", "v2")]
 
 
 def write_llava(folder: Path) -> None:

@@ -45,6 +45,7 @@ def test_the_same_image_by_every_name(picture: Path, monkeypatch: pytest.MonkeyP
     ("source", "reason"),
     [
         ("https://example.org/a.png", "a remote address (https://example.org/a.png); download it"),
+        (f"https://example.org/a.png?signature={'s' * 300}", "a remote address (https://example.org/a.png?sig"),
         ("file://elsewhere/a.png", "on another machine"),
         ("gone.png", "no such image: gone.png"),
         ("text.png", "not an image that can be read"),
@@ -59,6 +60,18 @@ def test_what_is_no_image_is_refused_with_its_reason(picture: Path, source: str,
     with pytest.raises(DataError) as caught:
         find_image(source, picture.parent)
     assert reason in caught.value.what
+
+
+def test_no_program_is_run_for_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import EpsImagePlugin
+
+    def ghostscript(*_: object, **__: object) -> None:
+        raise AssertionError("Ghostscript runs what a row brought")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", ghostscript)
+    (tmp_path / "page.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n")
+    with pytest.raises(DataError, match="not an image that can be read"):
+        find_image("page.png", tmp_path)
 
 
 def test_a_file_that_changed_is_noticed(picture: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eagle3cli.backends.target.weights.packing import scale_values, spread, unpack, unpack_fp4
+from eagle3cli.backends.target.weights.packing import scale_values, spread, unpack, unpack_apart, unpack_fp4
 from eagle3cli.backends.target.weights.quantization import Quantization
 from eagle3cli.backends.target.weights.recipe import Parts, Recipe, bases, parts_of
 
@@ -69,17 +69,20 @@ def decode(parts: Parts, args: Mapping[str, Any]) -> Tensor:
         bits = int(args.get("num_bits") or 4)
         rows, columns = (int(size) for size in parts["weight_shape"].tolist()[-2:])
         half = 2 ** (bits - 1)
-        values: Tensor = unpack(parts["weight_packed"], bits, columns).float() - half
+        values: Tensor = _integers(parts["weight_packed"], bits, columns).float() - half
         if zero is not None and zero.dtype == torch.int32:
-            zero = unpack(zero.transpose(-2, -1).contiguous(), bits, rows).transpose(-2, -1).float() - half
+            zero = _integers(zero.transpose(-2, -1).contiguous(), bits, rows).transpose(-2, -1).float() - half
     elif parts["weight"].dtype in (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2):
         values = parts["weight"].float()
     else:
         raise ValueError(f"it is stored in {parts['weight'].dtype} beside a scale: not compressed")
     block = args.get("block_structure")
+    block = [int(size) for size in block.split("x")] if isinstance(block, str) else block
+    group_I = parts.get("weight_g_idx")
+    is_ordered = group_I is None or bool((group_I < 0).any())  # -1 where no order was chosen
 
     def over_weights(grid: Tensor) -> Tensor:
-        if "weight_g_idx" in parts and grid.dim() > 1 and grid.shape[-1] > 1:
+        if not is_ordered and grid.dim() > 1 and grid.shape[-1] > 1:
             return grid.index_select(-1, parts["weight_g_idx"].long())
         return spread(grid, values.shape, block)
 
@@ -87,6 +90,19 @@ def decode(parts: Parts, args: Mapping[str, Any]) -> Tensor:
         values -= over_weights(zero.float())
     values *= over_weights(scale)
     return values
+
+
+def _integers(words: Tensor, bits: int, count: int) -> Tensor:
+    """Unsigned integers of words: one stream of bits, or, as versions before 0.18 wrote, whole integers in each word.
+
+    Which it is follows from how many words there are. Raises ValueError where it is neither.
+    """
+    stored = words.shape[-1]
+    if stored == -(-count * bits // 32):
+        return unpack(words, bits, count)
+    if stored == -(-count // (32 // bits)):
+        return unpack_apart(words, bits, count)
+    raise ValueError(f"{stored} words a row for {count} integers of {bits} bits")
 
 
 def _four_bit_floats(parts: Parts) -> Tensor:

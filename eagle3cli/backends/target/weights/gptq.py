@@ -15,6 +15,8 @@ from eagle3cli.backends.target.weights.packing import unpack
 from eagle3cli.backends.target.weights.quantization import Quantization
 from eagle3cli.backends.target.weights.recipe import Parts, Recipe, bases, parts_of
 
+ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
+"""A one in each place of a word."""
 KEYS = ("qweight", "qzeros", "scales", "g_idx")
 
 
@@ -38,9 +40,17 @@ def decode(parts: Parts, offset: int) -> Tensor:
     bits = next((bits for bits in (2, 3, 4, 8) if -(-outputs * bits // 32) == columns), 0)
     if not bits:
         raise ValueError(f"qzeros of {columns} words a group, scales of {outputs} outputs")
-    zero_GO = unpack(parts["qzeros"], bits, outputs).float() + offset
+    zero_GO = _zeros(parts["qzeros"], bits, outputs, offset).float()
     packed_NO = parts["qweight"]
     inputs = 32 * len(packed_NO) // bits
     value_OI = unpack(packed_NO.T.contiguous(), bits, inputs).float()
     group_I = parts["g_idx"].long() if "g_idx" in parts else torch.arange(inputs) // -(-inputs // groups)
     return value_OI.sub_(zero_GO.T[:, group_I]).mul_(scale_GO.T[:, group_I])
+
+
+def _zeros(words: Tensor, bits: int, outputs: int, offset: int) -> Tensor:
+    """Zeros ``[G, O]``. Those of 0 were stored by taking ones off whole words, with borrows, so ones are added so."""
+    if offset and bits in ONES:
+        return unpack(words + ONES[bits], bits, outputs)
+    zeros: Tensor = (unpack(words, bits, outputs) + offset) & (2**bits - 1)
+    return zeros

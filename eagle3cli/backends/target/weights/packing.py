@@ -14,18 +14,26 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3
 def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     """Unsigned integers ``[..., count]`` of ``bits`` (1 to 8), as uint8, out of int32 words ``[..., n]``.
 
-    The words are one stream of bits, the lowest first; an integer may go on in the next word (3 bits, 5, 6, 7).
+    The words are one stream of bits, the lowest first; an integer may go on in the next word (3 bits, 5, 6, 7). Raises
+    ValueError for words of another size.
     """
+    if words.dtype != torch.int32:
+        raise ValueError(f"words of {words.dtype}, not torch.int32")
     if 32 % bits == 0:
-        # int32 shifts keep the sign, which the mask takes off again
-        shifts = torch.arange(0, 32, bits, dtype=torch.int32)
-        values: Tensor = ((words[..., None] >> shifts) & (2**bits - 1)).to(torch.uint8)
-        return values.flatten(-2)[..., :count]
+        return unpack_apart(words, bits, count)
     begins = torch.arange(count) * bits
     wide = torch.nn.functional.pad(words.long() & 0xFFFFFFFF, (0, 1))
     both = wide[..., begins // 32] | wide[..., begins // 32 + 1] << 32
     unpacked: Tensor = ((both >> begins % 32) & (2**bits - 1)).to(torch.uint8)
     return unpacked
+
+
+def unpack_apart(words: Tensor, bits: int, count: int) -> Tensor:
+    """The same of words that hold whole integers alone, their highest bits unused where none fits any more."""
+    shifts = torch.arange(32 // bits, dtype=torch.int32) * bits
+    # int32 shifts keep the sign, which the mask takes off again
+    values: Tensor = ((words[..., None] >> shifts) & (2**bits - 1)).to(torch.uint8)
+    return values.flatten(-2)[..., :count]
 
 
 def unpack_fp4(packed: Tensor) -> Tensor:
@@ -46,14 +54,15 @@ def scale_values(scale: Tensor) -> Tensor:
 def spread(scale: Tensor, shape: Sequence[int], block: Sequence[int] | None = None) -> Tensor:
     """A scale for every weight of ``shape`` ``[..., O, I]``, as a tensor that broadcasts to it.
 
-    ``scale`` is one number, one a row ``[O]``, or a grid ``[..., o, i]`` of which each covers a block of weights: of
-    ``block`` rows and columns, the last ones cut off, else of equal parts. Raises ValueError for a grid that fits
-    neither.
+    ``scale`` is one number, one a row ``[O]`` or an expert ``[E]``, or a grid ``[..., o, i]`` of which each covers a
+    block of weights: of ``block`` rows and columns, the last ones cut off, else of equal parts. Raises ValueError for a
+    grid that fits neither.
     """
     if scale.numel() == 1:
         return scale.reshape(())
     if scale.dim() == 1:
-        scale = scale[:, None]
+        of_experts = len(shape) == 3 and len(scale) == shape[0]
+        scale = scale[:, None, None] if of_experts else scale[:, None]
     for dim in (-2, -1):
         size, parts = shape[dim], scale.shape[dim]
         if parts in (1, size):

@@ -173,7 +173,9 @@ def _other_layout(quantization: Quantization) -> str | None:
         layout = config.get("checkpoint_format") or ("marlin" if config.get("is_marlin_format") else "gptq")
         return None if layout in ("gptq", "gptq_v2") else f"their layout is {layout}, one kernel's own"
     if quantization.method == "awq":
-        version = str(config.get("version") or "gemm").lower()
+        version = str(config.get("version") or config.get("checkpoint_format") or "gemm").lower()
+        if quantization.bits not in (None, 4):
+            return f"they have {quantization.bits} bits, not 4"
         return None if version == "gemm" else f"their version is {version}, not gemm"
     if quantization.method == "modelopt":
         known = quantization.algorithm in ("FP8", "NVFP4")
@@ -191,7 +193,9 @@ def _other_layout(quantization: Quantization) -> str | None:
 
 def check_all_read(unread: Collection[str], quantization: Quantization | None, where: str) -> None:
     """Raise ModelError where tensors that nothing reads are parts of quantised weights."""
-    parts = sorted(name for name in unread if name.endswith(PART_ENDINGS))
+    # AWQ divides by scales of their own what some activations make: no weight shows those.
+    endings = (*PART_ENDINGS, ".scales") if quantization is not None else PART_ENDINGS
+    parts = sorted(name for name in unread if name.endswith(endings))
     if not parts:
         return
     if quantization is None:

@@ -16,7 +16,7 @@ from eagle3cli.backends.capture.memory import target_shape
 from eagle3cli.backends.target import hf_load
 from eagle3cli.backends.target.head import read_config, read_target_tensors
 from eagle3cli.backends.target.hf import load_target
-from eagle3cli.backends.target.weights import compressed, fp8
+from eagle3cli.backends.target.weights import compressed, fp8, gptq
 from eagle3cli.backends.target.weights.checkpoint import Checkpoint
 from eagle3cli.backends.target.weights.packing import spread, unpack
 from eagle3cli.backends.target.weights.quantization import quantization_of
@@ -87,6 +87,43 @@ def test_integers_come_out_of_words_as_they_went_in(bits: int) -> None:
     assert unpack(packed, bits, 41)[0].tolist() == values.tolist()
 
 
+@pytest.mark.parametrize("bits", [3, 5])
+def test_compressed_words_of_whole_integers_are_known_by_how_many_there_are(bits: int) -> None:
+    values = torch.randint(2**bits, (2, 320))
+    each = 32 // bits
+    rows = [[words(row[at : at + each], bits)[0] for at in range(0, 320, each)] for row in values.tolist()]
+    stored = {"weight_packed": torch.tensor(rows, dtype=torch.int32), "weight_shape": torch.tensor([2, 320])}
+    stored |= {"weight_scale": torch.ones(2, 1)}
+    assert torch.equal(compressed.decode(stored, {"num_bits": bits}), values - 2.0 ** (bits - 1))
+    stored["weight_packed"] = stored["weight_packed"][:, 1:]
+    with pytest.raises(ValueError, match=f"words a row for 320 integers of {bits} bits"):
+        compressed.decode(stored, {"num_bits": bits})
+
+
+def test_gptq_zeros_of_zero_were_stored_with_borrows() -> None:
+    four, three = [0, 8, 0, 0, 15, 1, 0, 7] * 4, [0, 4, 7, 0, 1, 2, 3, 0] * 4
+    taken_off = {
+        4: torch.tensor([words(four, 4)], dtype=torch.int32) - 0x11111111,
+        3: torch.tensor([words([(zero - 1) % 8 for zero in three], 3)], dtype=torch.int32),
+    }
+    for bits, zeros in ((4, four), (3, three)):
+        parts = {"qweight": torch.zeros(bits, 32, dtype=torch.int32), "scales": torch.ones(1, 32)}
+        assert (-gptq.decode({**parts, "qzeros": taken_off[bits]}, 1)[:, 0]).tolist() == zeros
+    with pytest.raises(ValueError, match=r"words of torch.int16"):
+        gptq.decode({**parts, "qzeros": torch.zeros(1, 4, dtype=torch.int16)}, 1)
+
+
+def test_an_order_that_was_not_chosen_is_the_columns_own() -> None:
+    weight = torch.randn(8, 64)
+    stored, meant = packed_integers(weight, 4, symmetric=True)
+    stored["weight_g_idx"] = torch.full((64,), -1, dtype=torch.int32)
+    assert torch.equal(compressed.decode(stored, {"num_bits": 4}), meant)
+
+
+def test_a_scale_for_each_expert() -> None:
+    assert spread(torch.tensor([1.0, 2.0]), (2, 4, 3)).flatten().tolist() == [1, 2]
+
+
 def test_blocks_that_are_cut_off_and_blocks_of_equal_parts() -> None:
     grid = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     assert spread(grid, (5, 4), (3, 2))[:, 0].tolist() == [1, 1, 1, 3, 3]
@@ -138,6 +175,7 @@ def test_compressed_tensors_means_the_same() -> None:
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "with the package bitsandbytes"),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "layout is marlin"),
         ({"quant_method": "awq", "version": "gemv"}, "version is gemv, not gemm"),
+        ({"quant_method": "awq", "bits": 8}, "8 bits, not 4"),
         ({"quant_method": "modelopt", "quant_algo": "INT4_AWQ"}, "INT4_AWQ is not FP8 or NVFP4"),
         ({"quant_method": "compressed-tensors", "format": "marlin-24"}, "format is marlin-24"),
         ({"quant_method": "compressed-tensors", "format": "pack-quantized", "transform_config": {"a": 1}}, "rotations"),
@@ -159,6 +197,14 @@ def test_what_is_not_known_is_refused(
             read()
         assert reason in str(caught.value)
         assert caught.value.fix
+
+
+def test_awq_scales_of_activations_are_refused(tmp_path: Path) -> None:
+    target, _ = quantized_target(tmp_path, "awq")
+    tensors = load_file(target / "model.safetensors")
+    write_weights(target, {**tensors, "model.layers.0.mlp.act.scales": torch.ones(3)})
+    with pytest.raises(ModelError, match=r"what 1 of its tensors mean \(model.layers.0.mlp.act.scales\)"):
+        checkpoint(target)
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
