@@ -19,15 +19,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from eagle3cli.backends.target.adapter import merged_folder
-from eagle3cli.backends.target.gguf import local_folder
-from eagle3cli.backends.target.gguf_header import check_header
 from eagle3cli.backends.target.head import read_config, read_target_tensors
 from eagle3cli.backends.target.weights.checkpoint import Checkpoint
 from eagle3cli.console.report import html
 from eagle3cli.data.hidden_states.store import Store
 from eagle3cli.data.tokens.vocab import load_vocab
 from eagle3cli.data.tokens.vocab_file import write_vocab
-from eagle3cli.errors import Eagle3Error, ModelError
+from eagle3cli.errors import Eagle3Error
 from eagle3cli.models.card import origin_of
 from eagle3cli.models.checkpoint import check_folder, load_draft, read_tensors, save_draft
 from eagle3cli.models.config import DraftConfig, read_draft_config
@@ -352,45 +350,6 @@ def test_hidden_state_stores(data: st.DataObject, store_folder: Path, tmp_path_f
 
     survives(read)
     shutil.rmtree(folder)
-
-
-def gguf(*, tensors: int = 1) -> bytes:
-    """A small .gguf head with a value of every kind that is looked at."""
-
-    def text(word: str) -> bytes:
-        return struct.pack("<Q", len(word)) + word.encode()
-
-    values = [text(name) + struct.pack("<II", 4, 2) for name in ("a.block_count", "a.embedding_length")]
-    values += [text("a.attention.head_count") + struct.pack("<IIQII", 9, 4, 2, 1, 1)]
-    values += [text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + text("x") + text("yz")]
-    values += [text("general.architecture") + struct.pack("<I", 8) + text("a")]
-    tensor = text("t") + struct.pack("<IQQIQ", 2, 3, 4, 0, 0)
-    return b"GGUF" + struct.pack("<IQQ", 3, tensors, len(values)) + b"".join(values) + tensor * tensors
-
-
-def test_a_whole_gguf_head_is_taken(tmp_path: Path) -> None:
-    (tmp_path / "m.gguf").write_bytes(gguf())
-    check_header(tmp_path / "m.gguf")
-    (tmp_path / "m.gguf").write_bytes(gguf(tensors=0))
-    with pytest.raises(ModelError, match="no tensors in it"):
-        check_header(tmp_path / "m.gguf")
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_gguf_files(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = tmp_path_factory.mktemp("fuzz") / "m.gguf"
-    path.write_bytes(data.draw(damaged(gguf())))
-    survives(lambda: check_header(path))
-    shutil.rmtree(path.parent)
-
-
-@pytest.mark.parametrize("content", [b"", b"GGUF", gguf(tensors=0), gguf()])
-def test_a_damaged_gguf_target_is_told(content: bytes, tmp_path: Path) -> None:
-    pytest.importorskip("gguf")
-    (tmp_path / "m.gguf").write_bytes(content)
-    with pytest.raises(ModelError):
-        local_folder(str(tmp_path / "m.gguf"), tmp_path / "out", Silent())
 
 
 @many

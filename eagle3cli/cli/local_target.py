@@ -20,7 +20,7 @@ def planned_target(settings: Settings) -> Iterator[Settings]:
     A .gguf file that is not converted yet stands as a folder with its config alone, and a target whose adapter is not
     merged yet as it is without.
     """
-    from eagle3cli.backends.target.gguf import existing_conversion, gguf_config
+    from eagle3cli.backends.target.gguf.folder import existing_conversion, gguf_config
 
     target = settings.target
     model_path = target.model_path
@@ -46,7 +46,7 @@ def with_local_target(settings: Settings, report: Reporter) -> Settings:
 
 def with_target_folder(settings: Settings, report: Reporter) -> Settings:
     """The settings with a .gguf target, or one with an adapter, as the folder that it is converted to."""
-    from eagle3cli.backends.target.gguf import local_folder
+    from eagle3cli.backends.target.gguf.folder import local_folder
     from eagle3cli.runtime.hub import warn_unless_reached
 
     target = settings.target

@@ -37,7 +37,7 @@ class OwnReplies:
 def why_own(settings: Settings) -> list[str]:
     """Why recorded replies that the settings name are not those of this target, which is here; nothing where they are,
     or where none are named."""
-    from eagle3cli.backends.target.gguf import find_gguf, source_of
+    from eagle3cli.backends.target.gguf.folder import find_gguf, source_of
     from eagle3cli.serving.regenerate.engines import identify_target
     from eagle3cli.serving.regenerate.recorded import differences_of
     from eagle3cli.serving.regenerate.regenerate import prompt_with, reply_settings

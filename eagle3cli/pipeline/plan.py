@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from eagle3cli.backends.target.gguf import find_gguf
+from eagle3cli.backends.target.gguf.folder import find_gguf
 from eagle3cli.console.out import Out
 from eagle3cli.errors import Eagle3Error, ModelError, UsageError
 from eagle3cli.pipeline.engine import Pipeline, StageLedger

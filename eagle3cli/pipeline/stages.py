@@ -119,7 +119,7 @@ def convert_target(settings: Settings, out: StageOut) -> None:
     from eagle3cli.cli.preflight.target import check_target
 
     check_target(settings, weights=True, tokenizer=True)  # before what follows imports torch
-    from eagle3cli.backends.target.gguf import local_folder
+    from eagle3cli.backends.target.gguf.folder import local_folder
     from eagle3cli.backends.target.hf import read_target_config
     from eagle3cli.runtime.hub import warn_unless_reached
 

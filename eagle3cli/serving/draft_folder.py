@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from eagle3cli.backends.target.adapter import MARK, adapter_of, merged_folder
-from eagle3cli.backends.target.gguf import find_gguf, local_folder
-from eagle3cli.backends.target.gguf_vocabulary import read_vocabulary
+from eagle3cli.backends.target.gguf.folder import find_gguf, local_folder
+from eagle3cli.backends.target.gguf.vocabulary import read_vocabulary
 from eagle3cli.backends.target.head import fingerprint, read_config, read_embedding_and_head
 from eagle3cli.backends.target.weights.quantization import Quantization, folder_quantization
 from eagle3cli.errors import ModelError, UsageError

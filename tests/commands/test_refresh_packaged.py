@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from eagle3cli.backends.target.gguf import local_folder
+from eagle3cli.backends.target.gguf.folder import local_folder
 from eagle3cli.data.tokens.vocab import from_ids
 from eagle3cli.models.checkpoint import save_draft
 from eagle3cli.models.config import DraftConfig

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from eagle3cli.backends.target.gguf_files import target_gguf
+from eagle3cli.backends.target.gguf.files import target_gguf
 from eagle3cli.runtime.llama_server import knows_drafts, version_of
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.client.client import Client

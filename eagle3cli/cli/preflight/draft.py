@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.backends.target.gguf import existing_conversion
+from eagle3cli.backends.target.gguf.folder import existing_conversion
 from eagle3cli.cli.preflight.paths import similar_path
 from eagle3cli.errors import Eagle3Error, ModelError, UsageError
 from eagle3cli.models.files import read_json_object

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from eagle3cli.backends.target.adapter_config import read_adapter_config
-from eagle3cli.backends.target.gguf import PACKAGES, existing_conversion, find_gguf
-from eagle3cli.backends.target.gguf_header import check_header
+from eagle3cli.backends.target.gguf.folder import PACKAGES, existing_conversion, find_gguf
+from eagle3cli.backends.target.gguf.header import check_header
 from eagle3cli.backends.target.weights.quantization import check_known, folder_quantization
 from eagle3cli.cli.preflight.paths import fix_for, similar_path
 from eagle3cli.data.chat.tokenizer import TOKENIZER_FILES

@@ -20,7 +20,7 @@ import torch
 from eagle3cli.backends.batches.batch import TargetBatch
 from eagle3cli.backends.capture.capture import with_compute_dtype
 from eagle3cli.backends.capture.passes import CPU_TOKENS, run_batch
-from eagle3cli.backends.target.gguf import local_folder
+from eagle3cli.backends.target.gguf.folder import local_folder
 from eagle3cli.backends.target.hf import HfTarget, load_target
 from eagle3cli.data.hidden_states.calibration import fit_codec
 from eagle3cli.data.tokens.rows import TokenRow

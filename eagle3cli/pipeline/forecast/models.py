@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle3cli.backends.capture.memory import TargetShape, target_shape
-from eagle3cli.backends.target.gguf import find_gguf
+from eagle3cli.backends.target.gguf.folder import find_gguf
 from eagle3cli.backends.target.hf import read_target_config
 from eagle3cli.cli.local_target import planned_target
 from eagle3cli.errors import Eagle3Error, ModelError

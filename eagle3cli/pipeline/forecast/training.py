@@ -16,8 +16,9 @@ from eagle3cli.settings.tables import Settings
 from eagle3cli.training.batches import sampler_of
 from eagle3cli.training.eval.measure import rows_at_once
 from eagle3cli.training.forecast.inputs import CUDA_CONTEXT, RowLengths, RunInputs
-from eagle3cli.training.forecast.memory import Workload, draft_weights, evaluation_forecast, forecast
+from eagle3cli.training.forecast.memory import draft_weights, evaluation_forecast, forecast
 from eagle3cli.training.forecast.plan import SPARE, checkpoint_disk
+from eagle3cli.training.forecast.sizes import Workload
 from eagle3cli.training.forecast.speed import forecast_speed
 from eagle3cli.training.forecast.splits import plan_splits
 from eagle3cli.training.forecast.workload import training_workload

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from eagle3cli.backends.target.gguf import local_folder
+from eagle3cli.backends.target.gguf.folder import local_folder
 from eagle3cli.errors import UsageError
 from eagle3cli.models.checkpoint import read_config
 from eagle3cli.models.converters import is_speculators

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from eagle3cli.backends.target.gguf import local_folder
-from eagle3cli.backends.target.gguf_files import target_gguf
+from eagle3cli.backends.target.gguf.files import target_gguf
+from eagle3cli.backends.target.gguf.folder import local_folder
 from eagle3cli.models.folders import find_draft, gguf_draft
 from eagle3cli.models.gguf.file import Outtype, require_gguf
 from eagle3cli.runtime.files import write_folder
@@ -42,7 +42,7 @@ def draft_file(settings: Settings, report: Reporter) -> Path:
     own = gguf_draft(path)
     if own is not None:
         return own.absolute()
-    from eagle3cli.backends.target.gguf_vocabulary import read_vocabulary
+    from eagle3cli.backends.target.gguf.vocabulary import read_vocabulary
     from eagle3cli.backends.target.head import read_config
     from eagle3cli.models.aux_layers import text_part
     from eagle3cli.models.export import export_draft

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from eagle3cli.backends.target.gguf import source_of
+from eagle3cli.backends.target.gguf.folder import source_of
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
 from eagle3cli.serving.client.client import Client, Info

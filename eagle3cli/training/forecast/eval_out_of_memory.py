@@ -13,10 +13,11 @@ from eagle3cli.models.inference import load_for_inference
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.eval.measure import rows_at_once
 from eagle3cli.training.forecast.inputs import CUDA_CONTEXT, USUAL_SHARE, device_of
-from eagle3cli.training.forecast.memory import Workload, evaluation_forecast
+from eagle3cli.training.forecast.memory import evaluation_forecast
 from eagle3cli.training.forecast.out_of_memory import CLEARLY_LESS, explained
 from eagle3cli.training.forecast.phases import Forecast
 from eagle3cli.training.forecast.proposals import shorter_lengths
+from eagle3cli.training.forecast.sizes import Workload
 
 SHORTEST = 256
 

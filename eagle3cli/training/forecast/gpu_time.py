@@ -8,7 +8,7 @@ weights is 2 W FLOP a row forward and 4 W backward, 2 W where its input needs no
 
 from __future__ import annotations
 
-from eagle3cli.training.forecast.memory import Workload
+from eagle3cli.training.forecast.sizes import Workload
 from eagle3cli.training.forecast.throughput import Gpu
 
 PRODUCTS = 0.657

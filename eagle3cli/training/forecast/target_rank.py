@@ -5,8 +5,8 @@ from __future__ import annotations
 from eagle3cli.backends.capture.memory import pass_parts
 from eagle3cli.backends.roles.serve import UNSENT
 from eagle3cli.backends.target.padding import PASS_TOKENS
-from eagle3cli.training.forecast.memory import Workload
 from eagle3cli.training.forecast.phases import Forecast, Phase
+from eagle3cli.training.forecast.sizes import Workload
 
 
 def forecast_target_rank(work: Workload) -> Forecast:

@@ -9,8 +9,9 @@ from eagle3cli.backends.target.weights.quantization import quantization_of
 from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.forecast.inputs import device_of, inspect_inputs
-from eagle3cli.training.forecast.memory import Workload, forecast
+from eagle3cli.training.forecast.memory import forecast
 from eagle3cli.training.forecast.plan import SPARE, planned_draft
+from eagle3cli.training.forecast.sizes import Workload
 from eagle3cli.training.forecast.workload import training_workload
 
 LARGEST_SHARE = 0.85

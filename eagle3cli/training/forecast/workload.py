@@ -16,7 +16,8 @@ from eagle3cli.settings.tables import Settings
 from eagle3cli.training.batches import micro_batches, sampler_of
 from eagle3cli.training.build import INIT_ELEMENTS
 from eagle3cli.training.forecast.inputs import RowLengths, RunInputs
-from eagle3cli.training.forecast.memory import Workload, draft_weights
+from eagle3cli.training.forecast.memory import draft_weights
+from eagle3cli.training.forecast.sizes import Workload
 from eagle3cli.training.parallel import is_sharded
 
 PLANNED_STEPS = 200

@@ -249,49 +249,6 @@ def test_several_processes_write_one_store(tmp_path: Path) -> None:
     assert contents(tmp_path / "shared") == contents(tmp_path / "whole")
 
 
-def test_a_flipped_byte_is_noticed_when_the_row_is_read(tmp_path: Path) -> None:
-    rows, folder = make_rows(), tmp_path / "store"
-    fill(folder, rows)
-    path = folder / shard_name(2)
-    begin, end = Store(folder).shard(2).place(1)
-    spoilt = bytearray(path.read_bytes())
-    spoilt[end - 20] ^= 1
-    path.write_bytes(spoilt)
-    store = Store(folder)
-    assert torch.equal(store[6].aux_UC, states_of(rows[6]).aux_UC)
-    with pytest.raises(DataError, match=f"checksum differs in bytes {begin} to {end}") as caught:
-        store[7]
-    assert shard_name(2) in str(caught.value)
-
-
-def test_a_damaged_table_of_checksums_is_captured_again(tmp_path: Path) -> None:
-    rows, folder = make_rows(), tmp_path / "store"
-    fill(folder, rows)
-    before = contents(folder)
-    spoilt = bytearray(before[shard_name(2)])
-    spoilt[-5] ^= 1
-    (folder / shard_name(2)).write_bytes(spoilt)
-    with writer(folder, rows) as found:
-        assert found.pending == [2]
-    fill(folder, rows)
-    assert contents(folder) == before
-
-
-@pytest.mark.parametrize("name", [shard_name(1), "index.safetensors"])
-def test_a_missing_or_cut_off_file_is_named(tmp_path: Path, name: str) -> None:
-    folder = tmp_path / "store"
-    fill(folder, make_rows())
-    whole = (folder / name).read_bytes()
-    (folder / name).write_bytes(whole[:-1])
-    with pytest.raises(DataError, match=name):
-        Store(folder)
-    (folder / name).unlink()
-    with pytest.raises(DataError, match=name):
-        Store(folder)
-    fill(folder, make_rows())
-    assert (folder / name).read_bytes() == whole
-
-
 def test_an_earlier_runs_index_is_found_unless_it_is_damaged(tmp_path: Path) -> None:
     folder, report = tmp_path / "store", Silent()
     assert read_existing(folder, report) is None

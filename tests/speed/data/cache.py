@@ -152,7 +152,7 @@ def main() -> None:
 
 def measure(a: argparse.Namespace, folder: Path) -> None:
     """Both programs on the same file."""
-    from eagle3cli.backends.target.gguf import local_folder
+    from eagle3cli.backends.target.gguf.folder import local_folder
     from eagle3cli.runtime.report import Silent
 
     size = None if a.gigabytes is None else a.gigabytes * 1e9

@@ -19,7 +19,8 @@ from typing import Any
 
 from eagle3cli.backends.capture.memory import TargetShape
 from eagle3cli.models.config import DraftConfig
-from eagle3cli.training.forecast.memory import Workload, forecast
+from eagle3cli.training.forecast.memory import forecast
+from eagle3cli.training.forecast.sizes import Workload
 
 ROOT = Path(__file__).resolve().parents[3]
 HIDDEN, HEADS, GROUPS, INTERMEDIATE, VOCAB, DRAFT_VOCAB, DEPTHS = 32, 1, 1, 88, 4096, 2048, 3

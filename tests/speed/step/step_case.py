@@ -28,7 +28,7 @@ from eagle3cli.training.batches import Batches, Sampler
 from eagle3cli.training.build import choose_attention
 from eagle3cli.training.checkpoint.save import Saver
 from eagle3cli.training.checkpoint.state import TrainState
-from eagle3cli.training.forecast.memory import Workload
+from eagle3cli.training.forecast.sizes import Workload
 from eagle3cli.training.optim.optimizer import Optimizer
 from eagle3cli.training.optim.schedule import Schedule
 from eagle3cli.training.parallel import Parallel

@@ -18,7 +18,8 @@ from eagle3cli.backends.capture.memory import TargetShape
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
 from eagle3cli.models.layers.sizes import Latent
-from eagle3cli.training.forecast.memory import Workload, depth_bytes, draft_weights, forecast, forward_parts
+from eagle3cli.training.forecast.memory import depth_bytes, draft_weights, forecast, forward_parts
+from eagle3cli.training.forecast.sizes import Workload
 from eagle3cli.training.ttt.unroll import plan_positions, unroll
 from tests.conftest import ROOT, RunCli
 from tests.speed.scaling.memory_forecast import Model, write_rows

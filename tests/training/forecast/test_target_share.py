@@ -17,7 +17,8 @@ from eagle3cli.settings.models import TargetSettings
 from eagle3cli.training import inputs
 from eagle3cli.training.forecast import inputs as known
 from eagle3cli.training.forecast import target_share
-from eagle3cli.training.forecast.memory import Workload, forecast
+from eagle3cli.training.forecast.memory import forecast
+from eagle3cli.training.forecast.sizes import Workload
 from eagle3cli.training.forecast.target_share import LARGEST_SHARE, OF_TARGET, share_beside
 from tests.conftest import RunCli
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.backends.target.gguf_header import check_header
+from eagle3cli.backends.target.gguf.header import check_header
 from eagle3cli.errors import Eagle3Error, ModelError
 from eagle3cli.runtime import demo
 from eagle3cli.runtime.files import read_json, write_folder, write_json

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eagle3cli.backends.target import gguf
+from eagle3cli.backends.target.gguf import folder as gguf
 from eagle3cli.errors import ModelError
 from eagle3cli.runtime import demo
 from eagle3cli.runtime.report import Silent

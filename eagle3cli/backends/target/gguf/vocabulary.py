@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from eagle3cli.backends.target.gguf import find_gguf
+from eagle3cli.backends.target.gguf.folder import find_gguf
 from eagle3cli.data.chat.tokenizer import configured_eos_ids, load_tokenizer
 from eagle3cli.errors import ModelError
 from eagle3cli.models.gguf.file import Field, fields_of

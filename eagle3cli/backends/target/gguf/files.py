@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eagle3cli.backends.target.gguf import find_gguf
-from eagle3cli.backends.target.gguf_vocabulary import pre_tokenizer, read_vocabulary
+from eagle3cli.backends.target.gguf.folder import find_gguf
+from eagle3cli.backends.target.gguf.vocabulary import pre_tokenizer, read_vocabulary
 from eagle3cli.backends.target.head import fingerprint, read_config
 from eagle3cli.backends.target.weights.quantization import quantization_of
 from eagle3cli.data.chat.tokenizer import load_tokenizer
