@@ -18,6 +18,7 @@ from eagle3cli.data.hidden_states.quantize import Quantization
 from eagle3cli.data.hidden_states.rows import RowCodec, RowCounts, count_rows, empty_codec
 from eagle3cli.data.hidden_states.store import Index, StoreMeta, vocab_hash
 from eagle3cli.data.hidden_states.writer import StoreWriter, discard_store
+from eagle3cli.data.tokens.rows import images_hash
 from eagle3cli.errors import Eagle3Error
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.distributed import Ranks
@@ -50,6 +51,7 @@ def states_keeper(settings: Settings, inputs: Inputs, ranks: Ranks, report: Repo
     meta = StoreMeta(
         **vars(identify_target(settings.target, inputs.config)),
         data_hash=counts.data_hash,
+        images_hash=images_hash(source.rows),
         rows=len(source.rows),
         vocab_hash=vocab_hash(inputs.vocab),
         shard_mb=settings.hidden_states.shard_mb,

@@ -54,9 +54,11 @@ def test_rows_with_images_go_the_whole_way(tmp_path: Path, run_cli: RunCli) -> N
     assert ran.code == 0, ran.err
     store = Store(tmp_path / "cache" / "hidden_states" / "train")
     assert (len(store), bool(store.meta.images_hash)) == (5, True)
-    for mode in ("offline", "online"):
-        ran = run_cli("train", "--mode", mode, "--output-dir", mode, cwd=tmp_path)
+    for mode, more in (("offline", ()), ("online", ("--keep-states",))):
+        ran = run_cli("train", "--mode", mode, "--output-dir", mode, *more, cwd=tmp_path)
         assert ran.code == 0, ran.err
+    kept = json.loads((tmp_path / "online" / "hidden_states" / "manifest.json").read_text())["meta"]
+    assert kept["images_hash"] == store.meta.images_hash
     sound = run_cli("hidden-states", "verify", cwd=tmp_path)
     assert sound.code == 0, sound.err
     assert "4 rows with images are not computed again" in sound.err
