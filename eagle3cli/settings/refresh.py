@@ -28,7 +28,7 @@ class RefreshSettings(Table):
     min_rows: int = option(50, "Fewer new rows wait for the next refresh.", ge=8)
     client_share: float = option(0.5, "Share of the rows that one of several clients may fill.", gt=0, le=1)
     rehearsal: float = option(
-        1.0, "Rows of the old data that are trained on for each row of the logs and each pass.", ge=0
+        2.0, "Rows of the old data that are trained on for each row of the logs and each pass.", ge=0
     )
     held_out_rows: int = option(64, "Rows of the logs that are held out, at most a fifth; and of the old data.", ge=4)
     num_epochs: int = option(3, "Passes over the rows of the logs; those of the old data are others each time.", ge=1)
