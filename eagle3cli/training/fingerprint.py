@@ -61,6 +61,8 @@ def run_fingerprint(train: TrainSettings, identity: Identity) -> str:
 def _kept(train: TrainSettings, left_out: Sequence[str]) -> dict[str, Any]:
     if train.echo_factor == 1:  # nor do runs of before the setting have it
         left_out = (*left_out, "echo_factor", "echo_buffer")
+    if not train.keep_states:
+        left_out = (*left_out, "keep_states")
     return {name: value for name, value in train.model_dump(mode="json").items() if name not in left_out}
 
 
