@@ -25,8 +25,6 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from eagle3cli.settings.packaged import find_recipe
-
 LIMIT = 8192
 """Tokens of a long row: SmolLM2's context."""
 ROOM = 64
@@ -127,18 +125,12 @@ def captured(a: argparse.Namespace, target: Path, name: str, *words: object) -> 
 def trained(a: argparse.Namespace, target: Path, store: Path, name: str, *words: object) -> Path:
     """The run's draft trained on the long rows."""
     folder = a.output / name
-    settings = [
-        "train.mode=offline",
-        "train.echo_factor=1",
-        "train.time_budget=1000h",
-        "train.num_epochs=1",
-        "train.batch_size=1",
-    ]
-    settings += [f"train.total_steps={a.rows}", "launch.gpus=1", f"train.learning_rate={a.learning_rate}"]
-    assignments = [part for word in settings for part in ("--set", word)]
+    settings = ["dtype=fastest", "optimizer=muon", "head_lr_scale=0", "min_lr_ratio=0.02", "ttt_length=3"]
+    settings += ["mode=offline", "num_epochs=1", "batch_size=1", f"total_steps={a.rows}"]
+    settings += [f"learning_rate={a.learning_rate}"]
+    assignments = [part for word in settings for part in ("--set", f"train.{word}")]
     start = ("--draft-init", "draft", "--draft-model-path", a.run / "draft", "--train-hidden-states-path", store)
-    recipe = ("--config", find_recipe("quickstart"), "--target-model-path", target)
-    eagle3("train", *recipe, *assignments, *start, *words, "--threads", 1, "--output-dir", folder)
+    eagle3("train", "--target-model-path", target, *assignments, *start, *words, "--threads", 1, "--output-dir", folder)
     return folder / "best" if (folder / "best").is_dir() else sorted((folder / "checkpoints").glob("epoch_*"))[-1]
 
 
