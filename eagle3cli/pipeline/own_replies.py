@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eagle3cli.runtime.units import parse_duration
@@ -34,9 +35,10 @@ class OwnReplies:
     row_seconds: float | None
 
 
-def why_own(settings: Settings) -> list[str]:
+def why_own(settings: Settings, *, planned: bool = False) -> list[str]:
     """Why recorded replies that the settings name are not those of this target, which is here; nothing where they are,
-    or where none are named."""
+    or where none are named. ``planned``: of a target on the hub, whose weights are not fetched for it, the name tells.
+    """
     from eagle3cli.backends.target.gguf.folder import find_gguf, source_of
     from eagle3cli.serving.regenerate.engines import identify_target
     from eagle3cli.serving.regenerate.recorded import differences_of
@@ -48,6 +50,8 @@ def why_own(settings: Settings) -> list[str]:
     path = settings.target.model_path
     file = find_gguf(path)
     if file is None:
+        if planned and path and not Path(path).is_dir():
+            return differences_of(name, {"target": Path(path).name, **reply_settings(settings)})
         made_with = identify_target(settings) | reply_settings(settings)
         return differences_of(name, made_with, partial(prompt_with, settings))
     made_with = {"target": file.stem, "target_source": source_of(path)}  # as of the folder that it becomes

@@ -29,7 +29,7 @@ def own_rows(settings: Settings, known: Known, machine: Machine, shapes: Shapes 
     """How many prompts the run will keep; None where the recorded replies serve, or where none are named."""
     why: list[str] = []
     with suppress(Eagle3Error):  # of a target that is not here
-        why = why_own(settings)
+        why = why_own(settings, planned=True)
     if not why:
         return None
     each: Range | None = None

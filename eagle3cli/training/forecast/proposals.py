@@ -80,7 +80,7 @@ def _singles(settings: Settings, inputs: RunInputs, world_size: int) -> Iterator
         yield "--draft-sharding fsdp", settings.updated("train", sharding="fsdp")
     beside = settings.target.tp_size if train.mode == "online" and not settings.launch.targets else 1
     for size in range(train.context_parallel + 1, world_size + 1):
-        if world_size % size == 0 and can_share(size, beside):
+        if world_size % size == 0 and can_share(size, beside) and not train.keep_states:
             yield f"--context-parallel {size}", settings.updated("train", context_parallel=size)
     if train.mode == "online":
         for size in range(settings.target.tp_size + 1, world_size + 1):
