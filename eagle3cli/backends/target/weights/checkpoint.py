@@ -82,10 +82,14 @@ class Checkpoint(Mapping[str, Tensor]):
                 raise ModelError(what, where=self.model_path, fix=ANOTHER)
             return tensor
         try:
-            return recipe.decode({part: self._stored(stored) for part, stored in recipe.parts.items()})
+            weight = recipe.decode({part: self._stored(stored) for part, stored in recipe.parts.items()})
         except (ValueError, LookupError, TypeError, RuntimeError) as error:
             what = f"{name} is not what {self.quantization} stores: {error}"
             raise ModelError(what, where=self.model_path, fix="copy the model again") from error
+        if not bool(torch.isfinite(weight).all()):
+            what = f"{name} has numbers that are not finite: its scales or zeros are damaged"
+            raise ModelError(what, where=self.model_path, fix="copy the model again")
+        return weight
 
     def _stored(self, name: str) -> Tensor:
         path = model_file(self.model_path, self.files[name], self.revision)

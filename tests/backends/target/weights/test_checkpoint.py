@@ -214,6 +214,11 @@ def test_damage_is_named(tmp_path: Path) -> None:
     write_weights(target, {**tensors, f"{name}.scales": tensors[f"{name}.scales"][:, :3]})
     with pytest.raises(ModelError, match=rf"{name}.weight is not what GPTQ, 4 bits, groups of 32 stores"):
         load_target(TargetSettings(model_path=str(target), device="cpu"), Silent())
+    infinite = tensors[f"{name}.scales"].clone()
+    infinite[0, 0] = float("inf")
+    write_weights(target, {**tensors, f"{name}.scales": infinite})
+    with pytest.raises(ModelError, match=rf"{name}.weight has numbers that are not finite"):
+        load_target(TargetSettings(model_path=str(target), device="cpu"), Silent())
     del tensors["model.layers.3.self_attn.o_proj.qzeros"]
     write_weights(target, tensors)
     with pytest.raises(ModelError, match="o_proj.weight is not what GPTQ"):
