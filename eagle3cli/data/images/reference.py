@@ -133,7 +133,8 @@ def _bytes_of(source: str) -> bytes:
         try:
             return Path(source).read_bytes()
         except (OSError, ValueError) as error:
-            raise DataError(f"the image cannot be read: {type(error).__name__}", where=shown(source)) from error
+            what = f"the image cannot be read: {type(error).__name__}"
+            raise DataError(what, where=shown(source), fix="put the file back, or leave the row out") from error
     head = _DATA.match(source)
     if head is None:
         raise DataError(f"a data: URL that is no image in base64: {shown(source)}")
