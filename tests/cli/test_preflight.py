@@ -9,12 +9,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from eagle3cli.backends.target.gguf.folder import source_of
+from eagle3cli.cli.preflight.draft import check_draft
 from eagle3cli.cli.preflight.paths import check_output, similar_path
 from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.models.folders import other_target
 from eagle3cli.runtime import gpus
+from eagle3cli.runtime.report import Silent
+from eagle3cli.settings.tables import Settings
 from tests.cli.wrong_inputs import MORE, TEN, WrongInput, draft_config, make_inputs, web_server
 from tests.conftest import ROOT, RunCli
 from tests.pseudo_terminal import on_terminal, screen
@@ -130,3 +136,23 @@ def test_processes_are_held_against_gpus_or_cores(monkeypatch: pytest.MonkeyPatc
     for asked, count, said in (("17", 0, "no GPU, and 16 CPU cores"), ("9", 8, "9 GPUs asked for, 8 there")):
         with pytest.raises(UsageError, match=said):
             gpus.check_processes(asked, count)
+
+
+def test_a_gguf_file_and_the_folder_made_of_it_are_one_target(tmp_path: Path) -> None:
+    """Wherever the folder stands: that of ``eagle3 run`` is below the run's folder."""
+    (tmp_path / "A.gguf").write_bytes(b"GGUF of a model")
+    for name in ("made", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "made" / "source.json").write_text(json.dumps(source_of(str(tmp_path / "A.gguf"))))
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps(draft_config(64)))
+    save_file({"norm.weight": np.ones(64, np.float32)}, run / "model.safetensors")
+    (run / "settings.toml").write_text(f"[target]\nmodel_path = {json.dumps(str(tmp_path / 'A.gguf'))}\n")
+    warned = {}
+    for name in ("made", "other"):
+        tables = Settings.model_validate({"target": {"model_path": str(tmp_path / name)}, "draft": {"path": str(run)}})
+        report = Silent()
+        check_draft(tables, {"vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 8}, report)
+        warned[name] = len(report.warnings)
+    assert warned == {"made": 0, "other": 1}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.backends.target.gguf.folder import existing_conversion
+from eagle3cli.backends.target.gguf.folder import existing_conversion, source_of
 from eagle3cli.cli.preflight.paths import similar_path
 from eagle3cli.errors import Eagle3Error, ModelError, UsageError
 from eagle3cli.models.files import read_json_object
@@ -56,19 +56,23 @@ def _warn_of_another_name(folder: Path, settings: Settings, report: Reporter) ->
     trained_for = _target_of_run(folder)
     if not trained_for:
         return
-    models = settings.data.cache_dir / "models"
-    names = set()
-    for name in (settings.target.model_path, trained_for):
-        try:
-            converted = existing_conversion(name, models) or name
-        except Eagle3Error:  # a file that the run read, and that is gone
-            converted = name
-        names.add(Path(converted).name.removesuffix(".gguf").lower())
+    names = {_name_of(name, settings.data.cache_dir / "models") for name in (settings.target.model_path, trained_for)}
     if len(names) > 1:
         report.warn(
             f"{folder} was trained for the target {trained_for}, not for {settings.target.model_path}: where they are "
             f"different models, few of its tokens are accepted"
         )
+
+
+def _name_of(target: str, models: Path) -> str:
+    """A model's name, the same for a .gguf file and for what it was converted to, wherever that stands."""
+    try:
+        if source := source_of(target):
+            return str(source)
+        converted = existing_conversion(target, models) or target
+    except Eagle3Error:  # a file that the run read, and that is gone
+        converted = target
+    return Path(converted).name.removesuffix(".gguf").lower()
 
 
 def _target_of_run(folder: Path) -> str | None:
