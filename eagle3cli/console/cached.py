@@ -55,10 +55,15 @@ def _vocab_lines(vocab: dict[str, Any]) -> list[str]:
     suggested = vocab["suggested_size"]
     enough = next((n for n, share in shares.items() if share == 1.0), vocab["target_size"])
     by_size = ", ".join(f"{n:,}: {share:.1%}" for n, share in shares.items() if n <= enough or n in (size, suggested))
+    why = (
+        "all there are"
+        if suggested == vocab["target_size"]
+        else "the smallest multiple of 1,024 that covers 99% of those"
+    )
     judged = "eval" if vocab["coverage_of"] == "eval" else "each 20th row, by a vocabulary chosen without them"
     return [
         f"draft vocabulary: {size:,} of {vocab['target_size']:,} tokens, {vocab['always_in']} of them special; "
         f"it covers {vocab['coverage_of_train']:.1%} of the reply tokens of train",
         f"  covered reply tokens of {judged}: {by_size}",
-        f"  suggested: --draft-vocab-size {suggested}, the smallest multiple of 1,024 that covers 99% of those",
+        f"  suggested: --draft-vocab-size {suggested}, {why}",
     ]
