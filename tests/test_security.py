@@ -190,6 +190,7 @@ def test_a_model_card_shows_hostile_names_as_text() -> None:
         draft_vocab_size=4,
         vocab_size=8,
         max_position_embeddings=16,
+        latent=None,
         **dict.fromkeys(FLAGS, False),
     )
     origin = Origin(HOSTILE, [HOSTILE], {"loss": HOSTILE, "chat_template": "a|b"})

@@ -88,14 +88,14 @@ def test_a_value_that_a_step_reads_on_the_way_is_noticed(
     tmp_path: Path, gpu: PretendGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody looks at a number in every step of the unroll."""
-    rotate = unroll.rotate
+    gather = unroll.gather
 
     def reads(*args: Any) -> Any:
-        out = rotate(*args)
+        out = gather(*args)
         assert torch.isfinite(out).all()
         return out
 
-    monkeypatch.setattr(unroll, "rotate", reads)
+    monkeypatch.setattr(unroll, "gather", reads)
     with pytest.raises(AssertionError, match="unroll.py"):
         check_budget(syncs_of_a_step(tmp_path, gpu))
 

@@ -139,8 +139,12 @@ def has_processor(model_path: str, revision: str | None = None, *, fetch: bool =
     if folder.is_dir():
         return any(_names_images(folder / name) for name in FILES)
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    found = [try_to_load_from_cache(model_path, name, revision=revision) for name in FILES]
+    try:
+        found = [try_to_load_from_cache(model_path, name, revision=revision) for name in FILES]
+    except HFValidationError:  # a folder that is not there: who loads the tokenizer says so
+        return False
     files = [file for file in found if isinstance(file, str)]
     if fetch and not files:
         files = _fetched(model_path, revision)
