@@ -157,8 +157,7 @@ def test_a_target_over_two_processes_serves_two_groups(place: Path, run_cli: Run
 
 @pytest.mark.slow
 def test_processes_that_do_not_make_whole_groups(place: Path, run_cli: RunCli) -> None:
-    for processes in (("--gpus", "3"), ()):
-        ran = run_cli("train", "--tp-size", "2", *processes, "--output-dir", "run", process=True)
-        assert ran.code == 2
-        assert "groups of 2" in ran.err
-        assert "start a multiple of 2: --gpus 2" in ran.err
+    ran = run_cli("train", "--tp-size", "2", "--gpus", "3", "--output-dir", "run", process=True)
+    assert ran.code == 2
+    assert "groups of 2" in ran.err
+    assert "start a multiple of 2: --gpus 2" in ran.err
