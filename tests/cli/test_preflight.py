@@ -156,3 +156,15 @@ def test_a_gguf_file_and_the_folder_made_of_it_are_one_target(tmp_path: Path) ->
         check_draft(tables, {"vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 8}, report)
         warned[name] = len(report.warnings)
     assert warned == {"made": 0, "other": 1}
+
+
+def test_a_draft_of_the_merged_target_is_one_of_the_target_with_its_adapter(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(draft_config(64)))
+    (tmp_path / "settings.toml").write_text('[target]\nmodel_path = "cache/models/llama+mine-0a1b2c3d"\n')
+    warned = []
+    for adapter in ("at/mine", "at/other", None):
+        report = Silent()
+        target = {"model_path": "org/llama", "adapter": adapter}
+        check_draft(Settings.model_validate({"target": target, "draft": {"path": str(tmp_path)}}), {}, report)
+        warned.append(len(report.warnings))
+    assert warned == [0, 1, 1]

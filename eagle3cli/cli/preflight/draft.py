@@ -54,7 +54,7 @@ def _fix(folder: Path | None) -> str:
 def _warn_of_another_name(folder: Path, settings: Settings, report: Reporter) -> None:
     """A draft of another target with the same sizes loads and runs; it is only accepted less often."""
     trained_for = _target_of_run(folder)
-    if not trained_for:
+    if not trained_for or _is_merged(trained_for, settings):
         return
     names = {_name_of(name, settings.data.cache_dir / "models") for name in (settings.target.model_path, trained_for)}
     if len(names) > 1:
@@ -62,6 +62,15 @@ def _warn_of_another_name(folder: Path, settings: Settings, report: Reporter) ->
             f"{folder} was trained for the target {trained_for}, not for {settings.target.model_path}: where they are "
             f"different models, few of its tokens are accepted"
         )
+
+
+def _is_merged(trained_for: str, settings: Settings) -> bool:
+    """Whether this is the folder that the target and its adapter were merged into; the adapter's module needs torch."""
+    target = settings.target
+    if target.adapter is None:
+        return False
+    base = Path(target.model_path).name.removesuffix(".gguf")
+    return Path(trained_for).name.startswith(f"{base}+{target.adapter.resolve().name}-")
 
 
 def _name_of(target: str, models: Path) -> str:
