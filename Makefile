@@ -17,7 +17,8 @@ PYTEST_ARGS ?= -n 2 --hypothesis-profile=fixed
 EAGLE3_SHARED ?= ../shared
 ENGINE_SETUP := $(EAGLE3_SHARED)/engines/setup_engine_cpu.sh
 ENGINES := .engines
-ENGINE_ARGS ?=
+# A server keeps one core busy.
+ENGINE_ARGS ?= -n 2
 BENCH_ARGS ?=
 
 # The oldest versions that pyproject.toml allows, all at once, and the tests that meet torch and transformers.
@@ -65,7 +66,7 @@ $(MINIMUM)/.installed: pyproject.toml | $(BIN)/python
 ENGINE_ENV := EAGLE3_ENGINE_SGLANG=$(abspath $(ENGINES)/sglang/bin/python) EAGLE3_ENGINE_VLLM=$(abspath $(ENGINES)/vllm/bin/python)
 
 test-engines: $(BIN)/.installed-dev $(ENGINES)/sglang.ready $(ENGINES)/vllm.ready
-	$(TEST_ENV) $(ENGINE_ENV) $(BIN)/python -m pytest -m "engine and not families" -n 0 $(ENGINE_ARGS)
+	$(TEST_ENV) $(ENGINE_ENV) $(BIN)/python -m pytest -m "engine and not families" $(ENGINE_ARGS)
 
 test-engine-families: $(BIN)/.installed-dev $(ENGINES)/sglang.ready $(ENGINES)/vllm.ready
 	$(TEST_ENV) $(ENGINE_ENV) $(BIN)/python -m pytest -m families -n 0
@@ -73,7 +74,7 @@ test-engine-families: $(BIN)/.installed-dev $(ENGINES)/sglang.ready $(ENGINES)/v
 LLAMA_SERVER ?= $(ENGINES)/llamacpp/bin/llama-server
 
 test-llamacpp: $(BIN)/.installed-dev $(LLAMA_SERVER)
-	$(TEST_ENV) EAGLE3_ENGINE_LLAMACPP=$(abspath $(LLAMA_SERVER)) $(BIN)/python -m pytest tests/engines/test_llamacpp.py -n 0 $(ENGINE_ARGS)
+	$(TEST_ENV) EAGLE3_ENGINE_LLAMACPP=$(abspath $(LLAMA_SERVER)) $(BIN)/python -m pytest tests/engines/test_llamacpp.py $(ENGINE_ARGS)
 
 $(ENGINES)/llamacpp/bin/llama-server:
 	bash $(EAGLE3_SHARED)/engines/setup_llamacpp_cpu.sh $(ENGINES)/llamacpp

@@ -135,6 +135,7 @@ def test_a_target_without_a_chat_template_is_told_first(run_cli: RunCli, recipe:
     assert run_cli("run", recipe, "--target-model-path", base, "--chat-template", "chatml", "--to", "prepare").code == 0
 
 
+@pytest.mark.slow
 def test_changed_settings_need_overwrite_and_redo_what_follows(run_cli: RunCli, recipe: Path, tmp_path: Path) -> None:
     assert run_cli("run", recipe).code == 0
     changed = ("--set", "train.learning_rate=2e-3", "--set", "bench.max_tokens=4")
@@ -179,6 +180,7 @@ def test_a_refused_run_leaves_no_folder(run_cli: RunCli, recipe: Path, tmp_path:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_offline_training_captures_the_states_first(run_cli: RunCli, recipe: Path, tiny: Path, tmp_path: Path) -> None:
     recipe.write_text(RECIPE.format(tiny=tiny, mode="offline"))
     assert run_cli("run", recipe).code == 0

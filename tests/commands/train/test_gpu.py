@@ -109,6 +109,7 @@ def test_train_offline(place: Path, run_cli: RunCli, gpu_kernel: None, quantizat
     check_same_run(place / "gpu", place / "cpu", rel=1e-5 if quantization == "bf16" else 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_what_a_run_waits_for_in_a_step(place: Path, run_cli: RunCli, gpu_kernel: None, mode: str) -> None:
     """For its gradient norm, though it has four micro batches; all other waits are a run's, not a step's."""

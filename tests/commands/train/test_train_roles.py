@@ -30,6 +30,7 @@ def losses(run: Path) -> list[float]:
     return [event["loss"] for event in events(run) if event["event"] == "step"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("echoes", [(), ("--echo-factor", "2", "--echo-buffer", "3")])
 def test_one_rank_of_each_role_gives_what_one_process_gives(
     place: Path, run_cli: RunCli, echoes: tuple[str, ...]

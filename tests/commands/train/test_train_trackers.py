@@ -87,6 +87,7 @@ def logged(path: Path) -> Iterator[bytes]:
             yield part
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_every_step_once(tracked_run: tuple[Path, str]) -> None:
     need("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

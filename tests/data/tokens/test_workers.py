@@ -110,6 +110,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_is_built_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "target"
     tiny_tokenizer().save_pretrained(target)
