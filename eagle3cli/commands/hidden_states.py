@@ -16,17 +16,18 @@ def run(settings: Settings, out: Out) -> None:
     from eagle3cli.cli.preflight.preflight import preflight
 
     preflight(COMMAND, settings, out)
+    from eagle3cli.cli.worker import in_processes
+
+    if in_processes(COMMAND, settings, out):  # which need what is imported below, and this one does not
+        return
     from eagle3cli.backends.capture.splits import capture_splits
     from eagle3cli.backends.target.auto import load_backend
     from eagle3cli.backends.target.group import tp_group
     from eagle3cli.cli.local_target import with_local_target
-    from eagle3cli.cli.worker import in_processes
     from eagle3cli.runtime.devices import set_threads
     from eagle3cli.runtime.report import Silent
     from eagle3cli.runtime.stop import catch_stop
 
-    if in_processes(COMMAND, settings, out):
-        return
     set_threads(settings.target.threads)
     original = settings
     with tp_group(settings.target, load_backend) as ranks:

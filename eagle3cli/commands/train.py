@@ -24,57 +24,9 @@ def run(settings: Settings, out: Out) -> None:
     from eagle3cli.cli.worker import in_processes
 
     if not in_processes(COMMAND, settings, out):
-        _train(settings, out)
+        from eagle3cli.pipeline.train_rank import train_rank
 
-
-def _train(settings: Settings, out: Out) -> None:
-    """What one rank does: serve the target, or train."""
-    from contextlib import ExitStack
-    from functools import partial
-
-    from eagle3cli.cli.local_target import with_local_target
-    from eagle3cli.runs.running import running
-    from eagle3cli.runtime.distributed import init_distributed
-    from eagle3cli.runtime.log import logged
-    from eagle3cli.runtime.processes.job import TARGET
-    from eagle3cli.runtime.report import Reporter, Silent
-    from eagle3cli.runtime.stop import catch_stop
-    from eagle3cli.training.build import build
-    from eagle3cli.training.checkpoint.load import check_place
-    from eagle3cli.training.forecast.out_of_memory import training_explained
-    from eagle3cli.training.forecast.target_share import target_share
-    from eagle3cli.training.roles import serve_target, target_processes, target_ranks
-    from eagle3cli.training.summary import next_command, summary
-
-    folder = settings.train.output_dir
-    original = settings
-    with ExitStack() as stack:
-        targets = target_processes(settings)
-        ranks = stack.enter_context(init_distributed(60 * settings.launch.dist_timeout, targets))
-        with ranks.main_process_first() if ranks.job is None else ranks.job.main_first():
-            check_place(settings.train)
-            settings = with_local_target(settings, out if ranks.is_main else Silent())
-        if ranks.job is not None and ranks.job.role == TARGET:
-            return serve_target(settings, out, ranks)
-        log = stack.enter_context(logged(out, folder / "log.txt", held=True))
-        report: Reporter = log if ranks.is_main else Silent()
-        alone = ranks.world_size == 1 and ranks.job is None
-        stop = stack.enter_context(catch_stop(report if alone else None, patient=not alone))
-        with training_explained(settings, ranks.world_size, lambda: "before the first step", built=False):
-            trainer = build(settings, report, ranks, partial(target_share, settings, ranks))
-        if ranks.is_main:  # from here on there is a run: whatever refuses one has been asked
-            stack.enter_context(running(trainer, settings, log, out))
-        done_before = trainer.state.step
-        with (
-            training_explained(settings, ranks.world_size, lambda: trainer.activity, built=True),
-            target_ranks(trainer, stop, settings.target.tp_size),
-        ):
-            evaluation = trainer.train(stop)
-    if ranks.is_main:
-        if evaluation is not None and evaluation.context_warning:
-            out.warn(evaluation.context_warning)
-        out.next(*next_command(original, evaluated=evaluation is not None))
-        out.result(*summary(trainer, done_before, evaluation))
+        train_rank(settings, out)
 
 
 COMMAND = Command(

@@ -8,6 +8,7 @@ Every command that tokenizes asks here first, so that all of them cut the same r
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from eagle3cli.data.tokens.blocks import EncoderConfig, Item, blocks_of, encode_
 from eagle3cli.data.tokens.cache import cache_key, encoder_config
 from eagle3cli.data.tokens.lengths import ENOUGH, LENGTHS
 from eagle3cli.data.tokens.rows import TokenRow
+from eagle3cli.errors import Eagle3Error
 from eagle3cli.runtime.files import read_json, write_json
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.data import UNSEEN_ROWS
@@ -89,7 +91,7 @@ def _choice(settings: Settings, path: Path, limit: int, remember: bool) -> Lengt
     if remember:
         folder.mkdir(parents=True, exist_ok=True)
     kept = folder / f"{cache_key(settings, config, {'train': path}, remember=remember)}.json"
-    if kept.is_file():
+    with suppress(Eagle3Error, TypeError):  # none yet, or damaged: it is chosen again
         return LengthChoice(**read_json(kept))
     choice = choose(config, path)
     if remember:

@@ -11,6 +11,7 @@ import pytest
 from eagle3cli.data.tokens.lengths import count_kept
 from eagle3cli.data.tokens.max_length import STEP, LengthChoice, Tally
 from eagle3cli.data.tokens.rows import TokenRow
+from tests.commands.train.test_train import conversations
 from tests.conftest import RunCli
 
 
@@ -77,3 +78,15 @@ def test_without_rows_a_plan_counts_with_the_usual_length(run_cli: RunCli, tiny:
     wrong = run_cli("cache", "--max-length", "atuo")
     assert wrong.code == 2
     assert "did you mean auto?" in wrong.err
+
+
+def test_a_damaged_choice_is_made_again(run_cli: RunCli, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(conversations(6, 0))
+    words = ("cache", "--target-model-path", tiny, "--train-data-path", "train.jsonl", "--max-length", "auto")
+    assert run_cli(*words).code == 0
+    (kept,) = (tmp_path / "cache" / "max_length").glob("*.json")
+    whole = kept.read_text()
+    for damaged in ("{", "[]", '{"max_length": 128}'):
+        kept.write_text(damaged)
+        assert run_cli(*words).code == 0
+        assert kept.read_text() == whole
