@@ -16,7 +16,7 @@ from eagle3cli.errors import Eagle3Error, Stopped, UsageError
 from eagle3cli.pipeline.stages import Stage, StageOut, stage_settings, stages
 from eagle3cli.runs.find import STAGES
 from eagle3cli.runs.state import this_process
-from eagle3cli.runtime.files import check_removable, read_json, well_formed, write_json
+from eagle3cli.runtime.files import PATIENCE, check_removable, locked, read_json, well_formed, write_json
 from eagle3cli.runtime.provenance import changes, digest_json, refuse_changes
 
 if TYPE_CHECKING:
@@ -95,16 +95,22 @@ class Pipeline:
     def run(self, out: Out, stop: Stop) -> None:
         """Bring the selected stages to their end; a line per stage says how long it took.
 
-        A run that is refused before it has made anything leaves no folder.
+        A run that is refused before it has made anything leaves no folder. Raises UsageError where another process
+        runs in the folder.
         """
         missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        fix = "wait for it to end, stop it, or choose another --output-dir"
+        busy = UsageError("another run is under way there", where=str(self.folder), fix=fix)
         try:
-            self._run_stages(out, stop)
+            with locked(self.folder, busy, patience=PATIENCE):
+                self.ledger = StageLedger.open(self.folder)  # what one that has just ended left
+                self._run_stages(out, stop)
         except Stopped:
             raise
         except Eagle3Error:
-            if self.folder in missing and [path.name for path in self.folder.glob("*")] == [STAGES]:
-                self.ledger.path.unlink()
+            if self.folder in missing and not {path.name for path in self.folder.glob("*")} - {STAGES}:
+                self.ledger.path.unlink(missing_ok=True)
                 for folder in missing:
                     folder.rmdir()
             raise

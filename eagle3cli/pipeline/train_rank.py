@@ -15,7 +15,7 @@ from eagle3cli.runtime.report import Reporter, Silent
 from eagle3cli.runtime.stop import catch_stop
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.build import build
-from eagle3cli.training.checkpoint.load import check_place
+from eagle3cli.training.checkpoint.load import check_place, held_place
 from eagle3cli.training.forecast.out_of_memory import training_explained
 from eagle3cli.training.forecast.target_share import target_share
 from eagle3cli.training.roles import serve_target, target_processes, target_ranks
@@ -34,6 +34,9 @@ def train_rank(settings: Settings, out: Out) -> None:
             settings = with_local_target(settings, out if ranks.is_main else Silent())
         if ranks.job is not None and ranks.job.role == TARGET:
             return serve_target(settings, out, ranks)
+        if ranks.is_main:
+            with held_place(settings.train):
+                pass  # told before the target is read; from where the run is one it is held
         log = stack.enter_context(logged(out, folder / "log.txt", held=True))
         report: Reporter = log if ranks.is_main else Silent()
         alone = ranks.world_size == 1 and ranks.job is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from eagle3cli.runs.live import show_live
@@ -12,7 +12,7 @@ from eagle3cli.runtime.files import write_text
 from eagle3cli.runtime.log import Logged
 from eagle3cli.settings.tables import Settings
 from eagle3cli.settings.toml import to_toml
-from eagle3cli.training.checkpoint.load import make_place
+from eagle3cli.training.checkpoint.load import held_place, make_place
 from eagle3cli.training.history import history_writer
 from eagle3cli.training.trackers.session import tracked
 from eagle3cli.training.trainer import Trainer
@@ -29,8 +29,12 @@ def running(trainer: Trainer, settings: Settings, log: Logged, out: Out) -> Iter
     """
     folder = settings.train.output_dir
     make_place(settings.train)
-    log.begin()
-    trainer.listeners = [history_writer(folder, trainer.state.step, log)]
-    write_text(folder / "settings.toml", to_toml(settings))
-    with record_session(trainer, settings, log), tracked(trainer, settings), show_live(trainer, out):
+    with ExitStack() as stack:
+        stack.enter_context(held_place(settings.train))
+        log.begin()
+        trainer.listeners = [history_writer(folder, trainer.state.step, log)]
+        write_text(folder / "settings.toml", to_toml(settings))
+        stack.enter_context(record_session(trainer, settings, log))
+        stack.enter_context(tracked(trainer, settings))
+        stack.enter_context(show_live(trainer, out))
         yield

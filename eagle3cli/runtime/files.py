@@ -8,12 +8,16 @@ import filecmp
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from eagle3cli.errors import DataError, Eagle3Error, UsageError
+
+PATIENCE = 30.0
+"""Seconds that the processes of a run that was killed get to end, before another one's folder is called taken."""
 
 
 def _sync_folder(folder: Path) -> None:
@@ -234,19 +238,25 @@ def free_bytes(folder: Path) -> int:
 
 
 @contextmanager
-def locked(path: Path, busy: Eagle3Error) -> Iterator[None]:
-    """Hold the lock on a folder, or on a file that is made where it is missing; raises ``busy`` if it is taken.
+def locked(path: Path, busy: Eagle3Error, *, patience: float = 0.0) -> Iterator[None]:
+    """Hold the lock on a folder, or on a file that is made where it is missing; raises ``busy`` if it is taken, and
+    still is ``patience`` seconds later.
 
     A process that is killed lets go of it.
     """
     import fcntl  # not on Windows
 
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+    given_up = time.monotonic() + patience
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise busy from error
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= given_up:
+                    raise busy from error
+            time.sleep(0.1)
         yield
     finally:
         os.close(handle)

@@ -339,7 +339,8 @@ class Trainer:
             "seconds": state.seconds,
         }
         self._tell("step", numbers)
-        return {"loss": f"{loss:.3f}", "acc": "/".join(f"{a:.2f}" for a in accuracy_T), "best": f"{state.best:.2f}"}
+        best = {"best": f"{state.best:.2f}"} if state.best else {}
+        return {"loss": f"{loss:.3f}", "acc": "/".join(f"{a:.2f}" for a in accuracy_T), **best}
 
     def _tell(self, event: str, numbers: dict[str, Any]) -> None:
         for listener in self.listeners:

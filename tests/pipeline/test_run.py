@@ -19,7 +19,9 @@ from typing import Any
 
 import pytest
 
-from eagle3cli.pipeline import own_replies
+from eagle3cli.errors import UsageError
+from eagle3cli.pipeline import engine, own_replies
+from eagle3cli.runtime.files import locked
 from eagle3cli.settings.packaged import recipes
 from eagle3cli.settings.training import STAGE_NAMES
 from tests.conftest import ROOT, RunCli
@@ -224,6 +226,20 @@ def kill_when(reached: Callable[[], bool], recipe: Path, cwd: Path) -> None:
 
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_folder_that_another_run_is_in(
+    run_cli: RunCli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "runs" / "tiny"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(engine, "PATIENCE", 0.0)
+    with locked(folder, UsageError("taken")):
+        done = run_cli("run", recipe, "--to", "prepare")
+        assert done.code == 2, done.err
+        assert "another run is under way there" in done.err
+        assert not any(folder.iterdir())
+    assert run_cli("run", recipe, "--to", "prepare").code == 0
 
 
 def test_a_folder_of_something_else_is_left_alone(run_cli: RunCli, recipe: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ are written behind the rows, into a file that begins as zeros.
 
 from __future__ import annotations
 
+import os
 import zlib
 from pathlib import Path
 
@@ -60,5 +61,7 @@ class PartialShard:
         return [int(index) for index in np.flatnonzero(checks == 0)]
 
     def finish(self) -> None:
-        """Give it its own name; all rows must be there."""
+        """Give it its own name, once the disk has all of it; all rows must be there."""
+        with self.part.open("rb") as f:
+            os.fsync(f.fileno())
         self.part.replace(self.path)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from eagle3cli.errors import UsageError
 from eagle3cli.models.checkpoint import load_draft, save_draft
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.distributed import Ranks
-from eagle3cli.runtime.files import check_removable, read_json, refuse_existing, write_folder
+from eagle3cli.runtime.files import PATIENCE, check_removable, locked, read_json, refuse_existing, write_folder
 from eagle3cli.runtime.manifest import remove_leftovers
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.settings.training import TrainSettings
@@ -56,6 +58,20 @@ def make_place(settings: TrainSettings) -> None:
     if settings.overwrite:
         refuse_existing(folder, overwrite=True)
     folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def held_place(settings: TrainSettings) -> Iterator[None]:
+    """Within the block the run's folder, where there is one, is this process's alone; raises UsageError where another
+    one trains there."""
+    folder = settings.output_dir
+    if not folder.is_dir():
+        yield
+        return
+    fix = "wait for it to end, stop it, or choose another --output-dir"
+    busy = UsageError("another training is under way there", where=str(folder), fix=fix)
+    with locked(folder, busy, patience=PATIENCE):
+        yield
 
 
 def save_best(run: Path, draft: Draft, state: dict[str, Tensor]) -> None:

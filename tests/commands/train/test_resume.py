@@ -9,6 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from eagle3cli.errors import UsageError
+from eagle3cli.runtime.files import locked
+from eagle3cli.training.checkpoint import load
 from eagle3cli.training.checkpoint.load import CHECKSUMS, PROGRESS, RESUME, checksums
 from tests.commands.train.test_train import SETTINGS, conversations, trained
 from tests.conftest import Ran, RunCli
@@ -129,3 +132,15 @@ def test_a_checkpoint_of_an_earlier_version_says_no_more_than_its_hash(place: Pa
     words = ("train", "--output-dir", "run")
     assert table_of(run_cli(*words, "--learning-rate", "5e-4")) == [["train.learning_rate", "0.001", "0.0005"]]
     assert trained(run_cli(*words, "--total-steps", 9, "--json"))["steps_this_time"] == 3
+
+
+def test_a_folder_that_another_process_trains_in(place: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = files(place / "run")
+    monkeypatch.setattr(load, "PATIENCE", 0.0)
+    with locked(place / "run", UsageError("taken")):
+        for more in ((), ("--overwrite",)):
+            ran = run_cli("train", "--output-dir", "run", "--total-steps", 12, *more)
+            assert ran.code == 2, ran.err
+            assert "another training is under way there" in ran.err
+    assert files(place / "run") == before
+    assert run_cli("train", "--output-dir", "run", "--total-steps", 7).code == 0

@@ -100,8 +100,12 @@ def test_training_goes_on_from_a_folder(run_cli: RunCli, place: Path) -> None:  
     )
     plain = [word for word in words if word != "--no-norm-output"]
     clash = run_cli(*words, cwd=place)
-    assert (clash.code, "the draft has its own" in clash.err) == (2, True), clash.err
-    (place / "eagle3.toml").write_text((place / "eagle3.toml").read_text().replace("vocab_size = 200\n", ""))
+    assert (clash.code, "the draft has norm_output True, not False" in clash.err) == (2, True), clash.err
+    clash = run_cli(*plain, "--draft-vocab-size", 100, cwd=place)
+    assert (clash.code, "the draft has draft_vocab_size 200, not 100" in clash.err) == (2, True), clash.err
+    (place / "wide.json").write_text(json.dumps({"intermediate_size": 96}))
+    clash = run_cli(*plain, "--draft-model-config", "wide.json", cwd=place)
+    assert (clash.code, "not 96" in clash.err) == (2, True), clash.err
     ran = run_cli(*plain, *few, "--learning-rate", "1e-9", "--json", cwd=place)
     assert ran.code == 0, ran.err
     before, after = load_draft(best), load_draft(place / "runs" / "on" / "best")
