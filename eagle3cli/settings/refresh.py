@@ -27,13 +27,14 @@ class RefreshSettings(Table):
     sample_size: int = option(2000, "Rows of the logs that one refresh uses, at most.", ge=1)
     min_rows: int = option(50, "Fewer new rows wait for the next refresh.", ge=8)
     client_share: float = option(0.5, "Share of the rows that one of several clients may fill.", gt=0, le=1)
-    rehearsal: float = option(
-        2.0, "Rows of the old data that are trained on for each row of the logs and each pass.", ge=0
-    )
+    rehearsal: float = option(1.0, "Rows of the old data that are trained on beside each row of the logs.", ge=0)
     held_out_rows: int = option(64, "Rows of the logs that are held out, at most a fifth; and of the old data.", ge=4)
-    num_epochs: int = option(3, "Passes over the rows of the logs; those of the old data are others each time.", ge=1)
-    learning_rate: float | None = option(None, "Peak learning rate; default: a tenth of the earlier run's.", gt=0)
-    time_budget: str | None = option(None, "Train for this time, e.g. 5m, whatever num_epochs says.")
+    num_epochs: int = option(3, "Passes over the rows of the logs and the old ones.", ge=1)
+    learning_rate: float | None = option(None, "Peak learning rate; default: a fifth of the earlier run's.", gt=0)
+    time_budget: str | None = option(
+        None,
+        "Time for the whole refresh, e.g. 10m: where all would take longer, fewer old rows and a shorter training.",
+    )
     least_gain: float = option(0.01, "Promote where acceptance on the logs' held-out rows rises by this share.", ge=0)
     tolerance: float = option(0.01, "and where that on the old data falls by no more than this share.", ge=0, lt=1)
     most_foreign: float = option(

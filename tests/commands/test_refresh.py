@@ -85,7 +85,7 @@ def test_traffic_makes_a_better_draft_once_and_it_can_be_taken_back(
     usable = counts["usable"]["usable"]
     assert usable == judged["own"] + judged["to regenerate"]
     assert counts["trained_on"] == usable - usable // 5
-    assert counts["rehearsed"] == min(5 * counts["trained_on"], len((served / "train.jsonl").read_text().splitlines()))
+    assert counts["rehearsed"] == min(counts["trained_on"], len((served / "train.jsonl").read_text().splitlines()))
     assert set(result["acceptance"]) == {"traffic", "old"}
     traffic = result["acceptance"]["traffic"]
     assert traffic["after"] > traffic["before"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from eagle3cli.data.traffic.exchange import short_name
 from eagle3cli.data.traffic.logs import read_logs
 from eagle3cli.data.traffic.select import Traffic, select
 from eagle3cli.errors import UsageError
+from eagle3cli.pipeline.refresh.budget import Budget
 from eagle3cli.pipeline.refresh.decision import (
     EARLIER,
     OLD,
@@ -28,13 +30,14 @@ from eagle3cli.pipeline.refresh.decision import (
     why_not,
 )
 from eagle3cli.pipeline.refresh.old_data import EVAL, TRAIN, draw, find_run, keep_old_data, with_run_settings
-from eagle3cli.pipeline.refresh.rows import FOREIGN, REGENERATED, UNJUDGED, Sorted, sort_rows, write_shard
+from eagle3cli.pipeline.refresh.rows import FOREIGN, REGENERATED, SORTED, UNJUDGED, Sorted, sort_rows, write_shard
 from eagle3cli.pipeline.refresh.stages import Work
 from eagle3cli.pipeline.refresh.versions import REFRESH, Entry, Versions
 from eagle3cli.pipeline.stages import StageOut
 from eagle3cli.runtime.files import read_json, remove, write_json, writing
 from eagle3cli.runtime.provenance import digest_file, digest_json
 from eagle3cli.runtime.stop import Stop, catch_stop
+from eagle3cli.runtime.units import parse_duration
 
 if TYPE_CHECKING:
     from eagle3cli.settings.tables import Settings
@@ -98,6 +101,7 @@ class _Refresh:
         self.ancestors = versions.ancestors(parent)
         self.kept = versions.data(self.ancestors[-1])
         self.served = versions.draft.resolve()
+        self.budget = Budget(parse_duration(settings.refresh.time_budget))
 
     def run(self, paths: list[Path], logs: dict[str, str]) -> Refreshed:
         """From new logs to a decision."""
@@ -119,7 +123,7 @@ class _Refresh:
             return self._decide(entry, f"{usable} usable rows of at least {options.min_rows}", None, {}, traffic)
         train, held_out = work.merge(min(options.held_out_rows, usable // 5))
         self.stop.check(f"the work so far is in {self.folder}")
-        trained = work.train(train, self._rehearsed(train, rows))
+        trained = self._train(work, train, held_out, rows)
         self.stop.check(f"the work so far is in {self.folder}")
         tried: dict[float, Acceptance] = {}
         share, acceptance = furthest(self._measures(work, trained, held_out, tried), options)
@@ -172,7 +176,12 @@ class _Refresh:
         from eagle3cli.training.eval.own_replies import judge_replies
 
         traffic = work.path("traffic.jsonl")
-        judged = judge_replies(work.rows_settings(traffic), work.config, self.out, self.stop)
+        began = time.monotonic()
+        is_new = not work.path(SORTED).exists()
+        store = work.read_traffic()
+        judged = judge_replies(work.rows_settings(traffic), work.config, self.out, self.stop, store)
+        if is_new:  # else a killed refresh has judged them, and these seconds tell nothing
+            self.budget.told(traffic.stat().st_size, time.monotonic() - began)
         return sort_rows(traffic, judged, work.config.vocab_size, self.folder)
 
     def _usable(self, work: Work, off_policy: int, rows: dict[str, Any]) -> int:
@@ -184,17 +193,23 @@ class _Refresh:
         rows["usable"] = dict(counts)
         return counts["usable"]
 
-    def _rehearsed(self, train: Path, rows: dict[str, Any]) -> Path:
-        """For each row of the logs and each pass over it, some of the old data and of earlier logs."""
-        options = self.settings.refresh
+    def _train(self, work: Work, train: Path, held_out: Path, rows: dict[str, Any]) -> Path:
+        """Train on the rows of the logs and on old ones, as many as there is time for: the folder of the draft."""
         count = sum(1 for _ in read_raw_lines(train))
-        earlier = [self.versions.data(version) / TRAIN for version in self.ancestors]
-        rehearsed = draw(earlier, round(options.rehearsal * count * options.num_epochs), str(self.version))
-        rows |= {"trained_on": count, "rehearsed": len(rehearsed)}
+        measured = sum(path.stat().st_size for path in self._held_out_sets(held_out).values())
         path = self.folder / "rehearsed.jsonl"
-        with writing(path, "wb") as file:
-            file.writelines(raw.rstrip(b"\r\n") + b"\n" for raw in rehearsed)
-        return path
+        if not path.exists():  # else a killed refresh has chosen them, and their states may be there
+            old = self._rehearsed(count)
+            old = old[: self.budget.old_rows(old, measured)]
+            with writing(path, "wb") as file:
+                file.writelines(raw.rstrip(b"\r\n") + b"\n" for raw in old)
+        rows |= {"trained_on": count, "rehearsed": sum(1 for _ in read_raw_lines(path))}
+        return work.train(train, path, lambda: self.budget.training(measured))
+
+    def _rehearsed(self, logs: int) -> list[bytes]:
+        """For each row of the logs some of the old data and of earlier logs."""
+        earlier = [self.versions.data(version) / TRAIN for version in self.ancestors]
+        return draw(earlier, round(self.settings.refresh.rehearsal * logs), str(self.version))
 
     def _measures(
         self, work: Work, trained: Path, held_out: Path, tried: dict[float, Acceptance]
@@ -231,7 +246,7 @@ class _Refresh:
         for name, rows in sets.items():
             self.stop.check(f"the work so far is in {self.folder}")
             self.out.info(f"acceptance on the {name} data {when}:")
-            lengths[name] = round(work.acceptance(draft, rows, whole=name == OLD), 4)
+            lengths[name] = round(work.acceptance(draft, rows, name, whole=name == OLD), 4)
         return lengths
 
     def _decide(

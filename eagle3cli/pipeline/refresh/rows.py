@@ -29,6 +29,7 @@ OWN_SHARE = 0.9
 UNLIKELY = 0.65
 """Replies less likely than this share of the logarithm of the vocabulary a token are garbage; 1 is blind chance."""
 OWN, REGENERATED, FOREIGN, UNJUDGED, LOOPS = "own", "to regenerate", "foreign", "no reply to judge", "repeats itself"
+SORTED = "sorted.json"
 
 
 @dataclass
@@ -57,7 +58,7 @@ def sort_rows(traffic: Path, judged: Mapping[str, JudgedReply], vocab_size: int,
                 (own if kind == OWN else off_policy).write(raw)
     shares = [reply.best_share for reply in judged.values()]
     result.best_share = round(sum(shares) / max(1, len(shares)), 4)
-    write_json(folder / "sorted.json", result.as_dict())
+    write_json(folder / SORTED, result.as_dict())
     return result
 
 

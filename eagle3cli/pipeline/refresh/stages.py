@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eagle3cli.data.sources.lines import read_raw_lines
 from eagle3cli.models.config import DraftConfig
@@ -13,12 +14,21 @@ from eagle3cli.pipeline.stages import StageOut, evaluate, run_command
 from eagle3cli.runtime.files import free_bytes, write_folder, writing
 from eagle3cli.settings.tables import Settings
 
+if TYPE_CHECKING:
+    from eagle3cli.data.hidden_states.quantize import Quantization
+    from eagle3cli.data.tokens.rows import TokenRows
+
 NEVER = 10**9
 """Steps between evaluations of a training that holds nothing out: the held-out rows judge the end, once."""
 
 
-RATE = 0.1
-"""Of the earlier run's peak learning rate: the few steps of a refresh cannot settle what a higher one stirs up."""
+RATE = 0.2
+"""Of the earlier run's peak learning rate: enough for the logs in few passes. What it stirs up of the old data settles
+between the served and the trained weights: see ``decision.furthest``."""
+LOGS = "logs"
+"""Name of the store of all rows of the logs."""
+EXACT: Quantization = "bf16"
+"""Encoding of held-out states: an evaluation on states that lost something would measure that loss too."""
 
 
 @dataclass(frozen=True)
@@ -70,39 +80,33 @@ class Work:
         run_command("merge")(settings, self.out)
         return folder / "train.jsonl", folder / "eval.jsonl"
 
-    def train(self, rows: Path, rehearsed: Path) -> Path:
-        """Train the served draft on: the folder of what comes out.
+    def train(self, rows: Path, old: Path, time_left: Callable[[], float | None] = lambda: None) -> Path:
+        """Train the served draft on with ``rows`` and ``old`` ones, ``num_epochs`` times: the folder of the draft.
 
-        ``rows`` are passed ``num_epochs`` times; those of ``rehearsed`` once, or as often as the share of old data asks
-        for where they are too few: the more often they are seen, the more they are learned by heart.
+        ``time_left``, asked once the target has read the rows, says after how many seconds training ends before that.
         """
         options = self.settings.refresh
         train = self.settings.train
-        passes = {rows: options.num_epochs}
-        if old := sum(1 for _ in read_raw_lines(rehearsed)):
-            wanted = options.rehearsal * options.num_epochs * sum(1 for _ in read_raw_lines(rows))
-            passes[rehearsed] = min(options.num_epochs, max(1, round(wanted / old)))
-        if train.mode == "offline" or self.states_fit(list(passes)):
-            stores = [store for part, times in passes.items() for store in [self._states(part)] * times]
-            settings = self.rows_settings(rows).updated("data", train_hidden_states_path=tuple(stores))
-            mode = "offline"
-        else:
-            mixed = self.path("mixed.jsonl")
-            with writing(mixed, "wb") as file:
-                for part, times in passes.items():
-                    file.write(part.read_bytes() * times)
-            settings = self.rows_settings(mixed)
-            mode = "online"
+        mixed = self.path("mixed.jsonl")
+        with writing(mixed, "wb") as file:
+            for path in (rows, old):
+                file.writelines(raw.rstrip(b"\r\n") + b"\n" for _, raw in read_raw_lines(path))
+        settings = self.rows_settings(mixed)
+        mode = "offline" if train.mode == "offline" or self.states_fit(mixed) else "online"
+        if mode == "offline":
+            settings = settings.updated("data", train_hidden_states_path=self._stores(rows, old))
         settings = settings.updated("draft", init="draft", path=str(self.served))
         settings = in_these_processes(
             settings.updated("train", mode=mode, echo_factor=1, keep_states=False)
         )  # the passes are counted
+        seconds = time_left()
+        steps = options.num_epochs * -(-sum(1 for _ in read_raw_lines(mixed)) // train.batch_size)
         settings = settings.updated(
             "train",
             output_dir=self.path("train"),
-            num_epochs=1,
-            total_steps=None,
-            time_budget=options.time_budget,
+            num_epochs=options.num_epochs,
+            total_steps=None if seconds is None else steps,
+            time_budget=None if seconds is None else f"{seconds:.0f}s",
             learning_rate=options.learning_rate or train.learning_rate * RATE,
             eval_interval=NEVER,
             early_stop=None,
@@ -112,13 +116,86 @@ class Work:
         run_command("train")(settings, self.out)
         return self.path("train", "best")
 
-    def _states(self, rows: Path) -> Path:
+    def read_traffic(self) -> Path | None:
+        """The target's states of the logs' rows, from the one pass that judges them as well; None where they find no
+        room."""
+        rows = self.path("traffic.jsonl")
+        if self._store(LOGS) is None and not self.states_fit(rows):
+            return None
+        return self._states(rows, LOGS)
+
+    def _stores(self, rows: Path, old: Path) -> tuple[Path, ...]:
+        """The states of rows of the logs and of old ones: those that the target has read with the logs are copied."""
+        own = self._own_rows()
+        rest = self.path("rest.jsonl")
+        chosen: list[int] = []
+        with writing(rest, "wb") as file:
+            for _, raw in read_raw_lines(rows):
+                number = own.get(json.loads(raw)["id"])
+                if number is None:
+                    file.write(raw.rstrip(b"\r\n") + b"\n")
+                else:
+                    chosen.append(number)
+            file.write(old.read_bytes())
+        stores = [self._selected(chosen, "own")] if chosen else []
+        if rest.stat().st_size:
+            stores.append(self._states(rest, "rest"))
+        return tuple(stores)
+
+    def _own_rows(self) -> dict[str, int]:
+        """Of the rows that are used as the logs have them: id, and number in the store of the logs."""
+        if self._store(LOGS) is None:
+            return {}
+        own = {json.loads(raw)["id"] for _, raw in read_raw_lines(self.path("own.jsonl"))}
+        tokens = self._tokens(self.rows_settings(self.path("traffic.jsonl")))
+        return {row.id: number for number, row in enumerate(tokens) if row.id in own}
+
+    def _selected(self, numbers: list[int], name: str) -> Path:
+        """Rows of the store of the logs as a store of their own."""
+        from eagle3cli.data.hidden_states.select import select_rows
+        from eagle3cli.data.hidden_states.store import Store
+
+        folder = self._folder(name)
+        select_rows(Store(self._folder(LOGS)), numbers, folder, self.out)
+        return folder
+
+    def _held_out(self, rows: Path, name: str, *, whole: bool) -> Path | None:
+        """The states of held-out rows, for all drafts that are measured on them; None where they find no room."""
+        from eagle3cli.data.hidden_states.store import Store
+
+        own = {} if whole else self._own_rows()
+        numbers = [own.get(json.loads(raw)["id"], -1) for _, raw in read_raw_lines(rows)] if own else [-1]
+        if min(numbers, default=-1) >= 0 and Store(self._folder(LOGS)).meta.encoding == EXACT:
+            return self._selected(numbers, name)
+        if self._store(name) is None and not self.states_fit(rows, whole=whole, encoding=EXACT):
+            return None
+        return self._states(rows, name, whole=whole, encoding=EXACT)
+
+    def _states(self, rows: Path, name: str, *, whole: bool = False, encoding: Quantization | None = None) -> Path:
         """The target's states of some rows, on disk."""
-        stores = self.path("hidden_states", rows.stem)
-        settings = self.rows_settings(rows)
-        settings = settings.updated("hidden_states", output_path=stores, split="train", sample_size=None)
+        settings = self.rows_settings(rows, whole=whole)
+        settings = settings.updated(
+            "hidden_states",
+            output_path=self._folder(name).parent,
+            split="train",
+            sample_size=None,
+            encoding=encoding or settings.hidden_states.encoding,
+        )
         run_command("hidden-states")(settings, self.out)
-        return stores / "train"
+        return self._folder(name)
+
+    def _folder(self, name: str) -> Path:
+        return self.path("hidden_states", name, "train")
+
+    def _store(self, name: str) -> Path | None:
+        """A store, perhaps not finished; None where there is none."""
+        return self._folder(name) if (self._folder(name) / "manifest.json").is_file() else None
+
+    def _tokens(self, settings: Settings) -> TokenRows:
+        """The rows as tokens."""
+        from eagle3cli.data.tokens.cache import open_or_build
+
+        return open_or_build(settings, self.config.draft_vocab_size, self.config.vocab_size, self.out).train
 
     def part_of_the_way(self, trained: Path, share: float) -> Path:
         """A draft between the served one (``share`` 0) and the trained one (1), weight by weight: it forgets less."""
@@ -142,25 +219,17 @@ class Work:
         )
         return folder
 
-    def states_fit(self, parts: Sequence[Path]) -> bool:
-        """Whether the target reads the rows once for all passes: its states wait on disk, where half of what is free
-        suffices."""
-        options = self.settings.refresh
-        if options.num_epochs == 1 and options.time_budget is None:
-            return False
+    def states_fit(self, rows: Path, *, whole: bool = False, encoding: Quantization | None = None) -> bool:
+        """Whether the target reads the rows once for all that needs them: its states wait on disk, where half of what
+        is free suffices."""
         from eagle3cli.data.hidden_states.forecast import AUTO_SHARE, choose_quantization, store_bytes
         from eagle3cli.data.hidden_states.rows import count_rows
-        from eagle3cli.data.tokens.cache import open_or_build
 
         shape = {"layers": len(self.config.aux_layers), "hidden": self.config.target_hidden_size}
-        needed = 0
-        for part in parts:
-            settings = self.rows_settings(part)
-            rows = open_or_build(settings, self.config.draft_vocab_size, self.config.vocab_size, self.out).train
-            counts = count_rows(rows)
-            encoding = choose_quantization(settings.hidden_states.encoding, counts, self.folder, **shape)
-            needed += store_bytes(counts, encoding, **shape)
-        return needed <= AUTO_SHARE * free_bytes(self.folder)
+        counts = count_rows(self._tokens(self.rows_settings(rows, whole=whole)))
+        wanted = encoding or self.settings.hidden_states.encoding
+        chosen = choose_quantization(wanted, counts, self.folder, **shape)
+        return store_bytes(counts, chosen, **shape) <= AUTO_SHARE * free_bytes(self.folder)
 
     def export(self, draft: Path) -> Path:
         """The draft as a folder for servers, in the layout and type of the one that is served."""
@@ -181,11 +250,12 @@ class Work:
         run_command("export")(settings, self.out)
         return folder
 
-    def acceptance(self, draft: Path, rows: Path, *, whole: bool = False) -> float:
-        """Acceptance length of a draft folder on rows, for the k of ``run.k``."""
+    def acceptance(self, draft: Path, rows: Path, name: str, *, whole: bool = False) -> float:
+        """Acceptance length of a draft folder on the held-out rows of this name, for the k of ``run.k``."""
         k = self.settings.run.k
         settings = self.rows_settings(rows, whole=whole)
         settings = settings.updated("data", train_path=None, eval_path=rows)
+        settings = settings.updated("data", eval_hidden_states_path=self._held_out(rows, name, whole=whole))
         settings = settings.updated("draft", path=str(draft)).updated("eval", depths=k, rows=None)
         self.out.data = {}
         evaluate(settings, self.out)

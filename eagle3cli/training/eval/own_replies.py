@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from eagle3cli.backends.batches.online import OnlineSource
 from eagle3cli.backends.capture.capture import with_compute_dtype
 from eagle3cli.backends.target.auto import open_target
-from eagle3cli.backends.target.head import fingerprint
+from eagle3cli.backends.target.head import fingerprint, read_target_tensors
+from eagle3cli.backends.target.hf import pick_device, pick_dtype, read_target_config
+from eagle3cli.backends.target.logits import make_head
 from eagle3cli.backends.target.on_policy import OnPolicyMeter
+from eagle3cli.data.hidden_states.store import Store
 from eagle3cli.data.tokens.cache import open_or_build
+from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
+from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.tables import Settings
 
 BATCH = 8
@@ -41,11 +47,14 @@ class JudgedReply:
 
 
 @torch.no_grad()
-def judge_replies(settings: Settings, config: DraftConfig, report: Reporter, stop: Stop) -> dict[str, JudgedReply]:
+def judge_replies(
+    settings: Settings, config: DraftConfig, report: Reporter, stop: Stop, store: Path | None = None
+) -> dict[str, JudgedReply]:
     """Judge the rows of ``data.train_path``, by their ids; rows without a reply of two tokens are not there.
 
     The target computes in the type of ``hidden_states.dtype``: which token is best hardly depends on it. What is known
-    is kept beside the rows in the cache, and what was stopped goes on from there.
+    is kept beside the rows in the cache, and what was stopped goes on from there. ``store`` has these rows' states:
+    what their capture has not judged itself, as that of several processes, is judged from them.
     """
     set_threads(settings.target.threads)
     cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report)
@@ -55,13 +64,19 @@ def judge_replies(settings: Settings, config: DraftConfig, report: Reporter, sto
     left = sorted((row for row in range(len(rows)) if meter.wants([row])), key=lambda row: rows.lengths[row])
     if left:
         options = with_compute_dtype(settings.target, settings.hidden_states.dtype)
-        source = OnlineSource(open_target(options, report, config.aux_layers), rows)
-        source.meter = meter
+        if store is not None:
+            judge: Callable[[list[int]], object] = _from_states(Store(store), rows, meter, options)
+        else:
+            source = OnlineSource(open_target(options, report, config.aux_layers), rows)
+            source.meter = meter
+            judge = source.batch
         try:
             with report.task("judging replies", total=len(left)) as bar:
                 for at in range(0, len(left), BATCH):
                     stop.check(f"{at:,} of {len(left):,} replies are judged")
-                    bar.advance(len(source.batch(left[at : at + BATCH]).rows))
+                    batch = left[at : at + BATCH]
+                    judge(batch)
+                    bar.advance(len(batch))
         finally:
             meter.save()
     judged = {}
@@ -73,6 +88,23 @@ def judge_replies(settings: Settings, config: DraftConfig, report: Reporter, sto
         own_share = max(0.0, 1 - (tokens - best - ties) / new)
         judged[row.id] = JudgedReply(best / tokens, logprob / tokens, int(tokens), own_share)
     return judged
+
+
+def _from_states(
+    store: Store, rows: TokenRows, meter: OnPolicyMeter, target: TargetSettings
+) -> Callable[[list[int]], None]:
+    """Judges rows by their states on disk and the target's head alone."""
+    raw = read_target_config(target)
+    device = pick_device(target.device)
+    place = (device, pick_dtype(target.dtype, device, raw))
+    weights = read_target_tensors(target.model_path, revision=target.revision)
+    head = make_head(raw, weights["head"], weights.get("head_bias")).to(*place)
+
+    def judge(numbers: list[int]) -> None:
+        for number in numbers:
+            meter.top_tokens(head, number, rows[number], store[number].last_RH.to(*place))
+
+    return judge
 
 
 def new_tokens(token_ids: Sequence[int], loss_mask: Sequence[int]) -> int:

@@ -49,25 +49,36 @@ def test_half_of_the_way_is_the_mean_of_all_weights(tiny: Path, tmp_path: Path) 
         assert torch.equal(state["t2d"], states["served"]["t2d"])
 
 
-@pytest.mark.parametrize(
-    ("free", "options", "fits"),
-    [
-        (10**9, {}, True),
-        (10**9, {"num_epochs": 1, "time_budget": "5m"}, True),
-        (10**9, {"num_epochs": 1}, False),
-        (10_000, {}, False),
-    ],
-    ids=["several passes", "as many as there is time for", "one pass", "no room"],
-)
-def test_states_wait_on_disk_where_they_save_passes_and_find_room(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, options: dict[str, object], fits: bool
+@pytest.mark.parametrize(("free", "fits"), [(10**9, True), (10_000, False)])
+def test_states_wait_on_disk_where_they_find_room(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, fits: bool
 ) -> None:
     rows = tmp_path / "rows.jsonl"
     turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": text}] for text in TEXT]
     rows.write_text("".join(json.dumps({"id": str(i), "conversations": t}) + "\n" for i, t in enumerate(turns)))
-    work = work_of(tiny, tmp_path, **options)
+    work = work_of(tiny, tmp_path)
     monkeypatch.setattr(stages, "free_bytes", lambda folder: free)
-    assert work.states_fit([rows, rows]) is fits
+    assert work.states_fit(rows) is fits
+
+
+def test_time_ends_a_training_before_its_passes_do(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"id": "a"}\n' * 5)
+    old = tmp_path / "old.jsonl"
+    old.write_text('{"id": "b"}')
+    work = work_of(tiny, tmp_path, num_epochs=3)
+    work = replace(work, settings=work.settings.updated("train", batch_size=4, total_steps=7, time_budget="9h"))
+    asked: list[Settings] = []
+    monkeypatch.setattr(stages, "run_command", lambda name: lambda settings, out: asked.append(settings))
+    monkeypatch.setattr(Work, "states_fit", lambda self, rows: False)
+    work.train(rows, old, lambda: 71.6)
+    work.train(rows, old)
+    assert [(s.train.num_epochs, s.train.total_steps, s.train.time_budget) for s in asked] == [
+        (3, 6, "72s"),
+        (3, None, None),
+    ]
+    assert asked[0].data.train_path is not None
+    assert asked[0].data.train_path.read_text() == '{"id": "a"}\n' * 5 + '{"id": "b"}\n'
 
 
 @pytest.mark.parametrize("gpus", [None, "2"])
@@ -84,12 +95,12 @@ def test_what_the_earlier_run_had_of_processes_and_echoes_does_not_stop_a_refres
     work = replace(work, settings=settings)
     asked: dict[str, Settings] = {}
     monkeypatch.setattr(stages, "run_command", lambda name: lambda settings, out: asked.update({name: settings}))
-    monkeypatch.setattr(Work, "states_fit", lambda self, parts: room)
+    monkeypatch.setattr(Work, "states_fit", lambda self, rows: room)
     work.train(rows, rows)
     settings = Settings.model_validate(asked["train"].model_dump(mode="json", exclude_unset=True))  # as ranks read it
     assert settings.train.mode == ("offline" if room else "online")
     assert settings.train.echo_factor == 1
-    assert settings.train.learning_rate == pytest.approx(work.settings.train.learning_rate / 10)
+    assert settings.train.learning_rate == pytest.approx(work.settings.train.learning_rate / 5)
     assert settings.train.context_parallel == (2 if room and gpus == "2" else 1)
     check_context(settings.train, int(gpus or 1))
     check_roles(settings, int(gpus or 1))
