@@ -27,4 +27,4 @@ def resolve_engine(requested: str, server: ServerSettings) -> EngineName:
 
 def context_length(model: Any) -> int:
     """Tokens that a transformers model reads at most, prompt and reply together; without a limit 2^30."""
-    return int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)

@@ -23,9 +23,11 @@ from eagle3cli.backends.target.logits import Head
 from eagle3cli.backends.target.packed import packed_inputs, packed_kernels
 from eagle3cli.backends.target.padding import CPU_PASS_TOKENS, PASS_TOKENS, similar_lengths
 from eagle3cli.backends.target.positions import NoCache, cached, keeps_positions, with_attention
+from eagle3cli.backends.target.prompt import PromptReader, last_states
 from eagle3cli.backends.target.structure import decoder_of
-from eagle3cli.backends.target.target import ImageTokens, States, Tokens
+from eagle3cli.backends.target.target import States, Tokens
 from eagle3cli.data.images.processor import ImageProcessor
+from eagle3cli.data.images.tokens import ImageTokens
 from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.models.aux_layers import deepstack_layers, default_aux_layers
 from eagle3cli.runtime.devices import to_device
@@ -70,6 +72,11 @@ class HfTarget:
     """What makes inputs of images; None for a target of text alone."""
     tower: Llama4Tower | None = None
     """What makes features of images, where ``model`` is the text model alone."""
+
+    @property
+    def reader(self) -> PromptReader:
+        """What ``model`` reads of a row, with or without images."""
+        return PromptReader(self.model, self.device, self.dtype, self.image_processor, self.tower, self.path)
 
     @property
     def hidden_size(self) -> int:
@@ -150,16 +157,9 @@ class HfTarget:
     def capture_with_images(self, tokens: ImageTokens) -> tuple[Tensor, Tensor]:
         """Auxiliary states ``[S, C]`` and last hidden states ``[S, H]`` of one row with images, by the whole model with
         its tower and positions of its own. Raises DataError for an image that is not what it was."""
-        if self.image_processor is None:
-            raise UsageError("the rows have images, and the target takes text alone", where=self.path)
-        ids_1S = torch.tensor([tokens], device=self.device)
-        inputs = self.image_processor.model_inputs(tokens, tokens.images)
-        moved = {name: to_device(_in_type(value, self.dtype), self.device) for name, value in inputs.items()}
-        moved["input_ids"] = ids_1S
-        if self.tower is not None:
-            moved = {"inputs_embeds": self.tower.embed(self.model.get_input_embeddings(), ids_1S, moved, self.dtype)}
+        inputs = self.reader.read(tokens)
         with self.recording() as outputs, last_states(self.decoder) as last:
-            self.model(use_cache=False, logits_to_keep=1, **moved)
+            self.model(use_cache=False, logits_to_keep=1, **inputs.arguments)
         aux_SC = torch.cat([outputs[n][0].to(self.device) for n in self.aux_layers], dim=-1)
         return aux_SC, last[0][0].to(self.device)
 
@@ -216,22 +216,6 @@ class HfTarget:
         last: Tensor = self.decoder(input_ids=ids_BS, **options).last_hidden_state
         # Layers may be spread over devices.
         return torch.cat([outputs[n].to(self.device) for n in self.aux_layers], dim=-1), last.to(self.device)
-
-
-@contextmanager
-def last_states(decoder: nn.Module) -> Iterator[list[Tensor]]:
-    """Within the block every pass leaves the last hidden states ``[B, S, H]`` of the text model in the list."""
-    states: list[Tensor] = []
-    handle = decoder.register_forward_hook(lambda _module, _inputs, output: states.append(output[0]))
-    try:
-        yield states
-    finally:
-        handle.remove()
-
-
-def _in_type(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Pixels in the type of the weights; numbers of tokens as they are."""
-    return values.to(dtype) if values.is_floating_point() else values
 
 
 def shared_prefix(sequences: Sequence[Tokens]) -> int:

@@ -101,6 +101,9 @@ class PositionCache(Cache):
         self.rows_B1 = torch.zeros(0, dtype=torch.long)
         self.positions_BQ = torch.zeros(0, dtype=torch.long)
         self.extent = 0
+        self.shift_B: Tensor | None = None
+        """By row: what is added to a slot's number for the position that a token behind the prompt is turned by, where
+        images have fewer positions than tokens; None: nothing."""
         self.all_rows = False
         self.span: slice | None = None
         """The slots that a single row's pass writes, where they are neighbours: writing them needs no index."""
@@ -117,6 +120,17 @@ class PositionCache(Cache):
             if positions_BQ[0].tolist() == list(range(begin, extent)):
                 self.span = slice(begin, extent)
         _current.set(self)
+
+    def turned_by(self, rows_B: Tensor, positions_BQ: Tensor) -> Tensor:
+        """The positions that tokens behind the prompts of these rows are turned by, ``[B, Q]``."""
+        return positions_BQ if self.shift_B is None else positions_BQ + self.shift_B[rows_B][:, None]
+
+    def set_shift(self, row: int, shift: int) -> None:
+        """Say how far the positions of a row's tokens behind its prompt, which was read, are from their slots."""
+        if self.shift_B is None and shift:
+            self.shift_B = torch.zeros(self.rows, dtype=torch.long, device=self.positions_BQ.device)
+        if self.shift_B is not None:
+            self.shift_B[row] = shift
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -142,6 +156,7 @@ class PositionCache(Cache):
         """Drop every row that is not listed; the survivors are renumbered in the order given."""
         self.keys = [k[rows] for k in self.keys]
         self.values = [v[rows] for v in self.values]
+        self.shift_B = None if self.shift_B is None else self.shift_B[rows]
         self.rows = len(rows)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -213,13 +228,17 @@ def counts_positions(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def with_attention(model: PreTrainedModel, implementation: str) -> Iterator[None]:
-    """Run ``model`` with an attention implementation, and give back the one it had."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(implementation)
+    """Run the text model of ``model`` with an attention implementation, and give back the one it had; a tower keeps
+    its own."""
+    config = model.config
+    text = config.get_text_config()
+    part = next((name for name in config.sub_configs if getattr(config, name, None) is text), None)
+    before = text._attn_implementation
+    model.set_attn_implementation(implementation if part is None else {part: implementation})
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(before if part is None else {part: before})
 
 
 def grouped(model: PreTrainedModel) -> AbstractContextManager[None]:

@@ -11,23 +11,9 @@ import torch
 from torch import Tensor
 
 from eagle3cli.backends.target.logits import Head
-from eagle3cli.data.images.reference import ImageRef
+from eagle3cli.data.images.tokens import ImageTokens
 from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.errors import UsageError
-
-
-class ImageTokens(tuple[int, ...]):
-    """Tokens of a row with images, whose tokens stand among them."""
-
-    images: tuple[ImageRef, ...]
-
-    @classmethod
-    def of(cls, token_ids: Sequence[int], images: tuple[ImageRef, ...]) -> ImageTokens:
-        """The tokens of a row with these images."""
-        tokens = cls(token_ids)
-        tokens.images = images
-        return tokens
-
 
 Tokens = Sequence[int] | npt.NDArray[np.int32]
 States = list[tuple[Tensor, Tensor]]

@@ -22,6 +22,7 @@ from eagle3cli.serving.bench.remote import ServerEngine, connect
 from eagle3cli.serving.bench.session import Engine
 from eagle3cli.serving.chat_tokenizer import ChatTokenizer, load_chat_tokenizer
 from eagle3cli.serving.client.client import Info
+from eagle3cli.serving.client.protocol import ServerKind
 from eagle3cli.serving.client.same_model import PROBE, model_path, same_answers, same_files
 from eagle3cli.serving.engine import resolve_engine
 from eagle3cli.serving.launch.commands import (
@@ -206,7 +207,7 @@ class StartedProvider:
     @cached_property
     def _tokenizer(self) -> ChatTokenizer:
         if self.name != "llama.cpp":
-            return load_chat_tokenizer(self.settings)
+            return load_chat_tokenizer(self.settings, images=_shows_images(self.settings, self.name))
         from eagle3cli.serving.launch.gguf import target_folder
 
         return load_chat_tokenizer(self.settings, target_folder(self.settings, self.report))
@@ -238,6 +239,11 @@ class StartedProvider:
             if speculates and vllm_knows(self.settings.server.python, COUNTERS_FLAG):
                 words += [COUNTERS_FLAG, "summary"]
         return f"{shlex.join(words)} {self.settings.server.args}".strip()
+
+
+def _shows_images(settings: Settings, kind: ServerKind) -> bool:
+    """Whether a server is shown images: in chat completions, by its own template; llama.cpp is asked by tokens."""
+    return settings.data.chat_template == "auto" and kind != "llama.cpp"
 
 
 def serve_command(settings: Settings, config: Config) -> str:
@@ -313,11 +319,12 @@ class RunningProvider:
         asked = self.settings.target.model_path
         if asked.endswith(".gguf"):
             asked = local_folder(asked, self.settings.data.cache_dir / "models", self.report)
-        if asked and not Path(own).is_dir():
-            return load_chat_tokenizer(self.settings, asked)
-        if asked and not same_files(own, asked):
+        is_here = not asked or Path(own).is_dir()
+        if asked and is_here and not same_files(own, asked):
             self.report.warn(f"the server holds {own}; --model-path {asked} is not used")
-        return load_chat_tokenizer(self.settings, own)
+        return load_chat_tokenizer(
+            self.settings, own if is_here else asked, images=_shows_images(self.settings, info.kind)
+        )
 
     def _require_tokenizer(self, server: ServerEngine) -> None:
         """Ids of another vocabulary would be answered with nonsense, and may end a server."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from eagle3cli.data.images.tokens import followed_by
 from eagle3cli.serving.bench.logit_margin import first_difference
 from eagle3cli.serving.bench.results import ResultRow
 from eagle3cli.serving.bench.session import Engine, open_conversations
@@ -63,7 +64,7 @@ def judge(
                 at = row["first_difference"]
                 ids = row["token_ids"]
                 other = expected_rows[_turn(row)]["token_ids"][at]
-                margin = engine.logit_margin([*prompts[_turn(row)], *ids[:at]], ids[at], other)
+                margin = engine.logit_margin(followed_by(prompts[_turn(row)], ids[:at]), ids[at], other)
                 row["margin"] = None if margin is None or math.isinf(margin) else round(margin, 5)
 
 
@@ -94,7 +95,7 @@ def _by_turn(rows: Sequence[ResultRow]) -> dict[Turn, ResultRow]:
     return {_turn(row): row for row in rows if row["repeat"] == 0}
 
 
-def _prompts(rows: Sequence[ResultRow], task: Task, system: str | None, engine: Engine) -> dict[Turn, list[int]]:
+def _prompts(rows: Sequence[ResultRow], task: Task, system: str | None, engine: Engine) -> dict[Turn, Sequence[int]]:
     """The prompt of every reply, as it was asked: the conversations once more, with the replies that they had."""
     replies = {_turn(row): row for row in rows}
     prompts = {}

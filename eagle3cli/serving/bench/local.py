@@ -61,7 +61,7 @@ class LocalEngine:
         """First calls allocate and choose kernels."""
         batch = options.config.batch
         for _ in range(times):
-            self._decode([list(prompt)] * batch, options, [0] * batch, lambda _: check())
+            self._decode([prompt] * batch, options, [0] * batch, lambda _: check())
 
     def rounds(self, conversations: Sequence[OpenConversation], batch: int) -> list[list[int]]:
         """A batch each, prompts of similar length together."""
@@ -100,7 +100,11 @@ class LocalEngine:
         return measurement
 
     def _decode(
-        self, prompts: list[list[int]], options: MeasureOptions, seeds: list[int], check: Callable[[float], None]
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: MeasureOptions,
+        seeds: list[int],
+        check: Callable[[float], None],
     ) -> list[Decoded]:
         room = self.context - max(map(len, prompts))
         return decode(
@@ -136,14 +140,14 @@ class LocalEngine:
     @torch.inference_mode()
     def logit_margin(self, prompt: Sequence[int], one: int, other: int) -> float | None:
         """One more pass of the target over the common beginning."""
-        _, last_SH = self.target.capture([list(prompt)])[0]
+        _, last_SH = self.target.capture([prompt])[0]
         logprobs_V = self.target.head(last_SH[-1:]).float().log_softmax(-1)[0]
         return float((logprobs_V[one] - logprobs_V[other]).abs())
 
 
 def load_local_engine(settings: Settings, draft_folder: Path | None, report: Reporter) -> LocalEngine:
     """Load the target and, where a folder is given, the draft, in the target's type and on its device."""
-    tokenizer = load_chat_tokenizer(settings)
+    tokenizer = load_chat_tokenizer(settings, images=True)
     set_threads(settings.target.threads)
     draft = None
     if draft_folder is not None:

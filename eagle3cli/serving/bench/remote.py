@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, TypeVar
 
+from eagle3cli.data.conversations.images import as_data_urls
+from eagle3cli.data.images.tokens import ImageTokens
 from eagle3cli.errors import Eagle3Error
 from eagle3cli.models.sampling import Sampling
 from eagle3cli.serving.bench.logit_margin import logit_margin_of, logprobs_request, read_logprobs
@@ -101,7 +103,7 @@ class ServerEngine:
         measurement = Measurement()
         queue = deque(conversations)
         # The first prompts cost no time that is measured.
-        first_prompts = {conversation.index: self.tokenizer.encode(conversation) for conversation in conversations}
+        first_requests = {conversation.index: self._asked(conversation, options) for conversation in conversations}
 
         busy = options.config.batch
 
@@ -109,10 +111,9 @@ class ServerEngine:
             nonlocal busy
             while queue:
                 conversation = queue.popleft()
-                prompt = tuple(first_prompts[conversation.index])
+                prompt, request = first_requests[conversation.index]
                 while True:
-                    request = self._request(prompt, options.max_tokens, options.sampling(conversation))
-                    answer = await client.ask(request, stream=True)
+                    answer = await client.ask(request, stream=self._streams(request))
                     measurement.responses.append(Response(conversation.index, conversation.replies, prompt, answer))
                     ids = answer.token_ids
                     content = answer.text if ids is None else self.tokenizer.parse_reply(ids).content
@@ -120,7 +121,7 @@ class ServerEngine:
                     advance(under_way=busy / 2)  # some replies have just begun, some are nearly done
                     if conversation.is_complete:
                         break
-                    prompt = tuple(self.tokenizer.encode(conversation))
+                    prompt, request = self._asked(conversation, options)
             busy -= 1
 
         async def check_again() -> None:
@@ -144,8 +145,24 @@ class ServerEngine:
             measurement.acceptance = after - before if before and after else None
         return measurement
 
+    def _asked(self, conversation: OpenConversation, options: MeasureOptions) -> tuple[tuple[int, ...], Request]:
+        """The next prompt, and the request for the reply to it: by its tokens, by messages where it has images."""
+        prompt = self.tokenizer.encode(conversation)
+        request = self._request(tuple(prompt), options.max_tokens, options.sampling(conversation))
+        if isinstance(prompt, ImageTokens):
+            messages = tuple(as_data_urls(conversation.prompt()))
+            template_options = self.tokenizer.chat.options
+            request = replace(request, input_ids=(), messages=messages, template_options=template_options)
+        return tuple(prompt), request
+
+    def _streams(self, request: Request) -> bool:
+        """Whether the times of tokens are asked for: SGLang tells tokens and counters of a chat in whole answers."""
+        return not (request.messages and self.info.kind == "sglang")
+
     def logit_margin(self, prompt: Sequence[int], one: int, other: int) -> float | None:
-        """The server is asked for the probabilities of the token after ``prompt``."""
+        """The server is asked for the probabilities of the token after ``prompt``; none is of one with images."""
+        if isinstance(prompt, ImageTokens):
+            return None
         return logit_margin_of(self.likely_tokens(prompt), one, other)
 
     def likely_tokens(self, prompt: Sequence[int]) -> dict[int, float] | None:

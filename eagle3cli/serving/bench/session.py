@@ -29,8 +29,8 @@ def open_conversations(
     for index, question in enumerate(questions):
         opening: list[Message] = [{"role": "system", "content": question.system}] if question.system else []
         pending: list[Message | None] = [*(opening if system is None else with_system(opening, system))]
-        for turn in question.turns if multi_turn else question.turns[:1]:
-            pending += [{"role": "user", "content": turn}, None]
+        for turn in range(len(question.turns) if multi_turn else 1):
+            pending += [question.asked(turn), None]
         conversations.append(OpenConversation(index, pending))
     return conversations
 

@@ -20,7 +20,7 @@ from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import Reporter, Silent
 from eagle3cli.serving.bench.benchmarks import ALIASES, BENCHMARKS, Benchmark
-from eagle3cli.serving.bench.questions import Question, Withheld, question_of
+from eagle3cli.serving.bench.questions import NoImage, Question, Withheld, question_of
 
 OWN_QUESTIONS = Path(__file__).with_name("questions.jsonl")
 OWN = "mtbench-like"
@@ -153,13 +153,13 @@ def _questions(rows: Iterable[SourceRow], benchmark: str, place: str, report: Re
     withheld = 0
     for row in rows:
         try:
-            questions.append(question_of(row.parsed(), row.number, benchmark))
+            questions.append(question_of(row.parsed(), row.number, benchmark, Path(row.path).parent))
         except Withheld:
             withheld += 1
         except DataError as error:
             fix = "rows need turns (a list of texts), a prompt, a conversation, or the layout of the task's data set"
             left_out.append(DataError(error.what, where=row.place, fix=fix))
-            if row.value and "turns" in row.value:
+            if row.value and "turns" in row.value and not isinstance(error, NoImage):
                 raise left_out[-1] from error
     if withheld:
         what = f"{withheld} of {withheld + len(questions)} questions are left out: {WITHHELD_WHY}"

@@ -9,6 +9,7 @@ The shape legend is in ``models/draft.py``.
 
 from __future__ import annotations
 
+from collections import abc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from eagle3cli.backends.target.positions import PositionCache, cached, counts_positions, grouped, keeps_positions
+from eagle3cli.backends.target.prompt import ModelInputs, PromptReader
+from eagle3cli.data.images.tokens import ImageTokens
 from eagle3cli.models.sampling import Sampling
 from eagle3cli.serving.decode.generate import BaseDecoder, Decoder, Sequence
 
@@ -36,6 +39,7 @@ class BatchDecoder(BaseDecoder):
     _cache: Any
     _mask_BS: Tensor
     _last_token_B: Tensor
+    _shift: int
 
     @property
     def wants_more(self) -> bool:
@@ -47,45 +51,69 @@ class BatchDecoder(BaseDecoder):
         """One token for every row of the batch, or the first of the next batch. Returns what finished."""
         if any(self.running):
             self._mask_BS = torch.cat((self._mask_BS, self._mask_BS.new_ones(len(self.running), 1)), 1)
-            ids_BQ = self._last_token_B[:, None]
+            positions_B1 = self._mask_BS.sum(-1, keepdim=True) - 1 + self._shift
+            arguments = {"input_ids": self._last_token_B[:, None], "position_ids": positions_B1}
         else:
-            ids_BQ = self._next_batch()
-        positions_BS = (self._mask_BS.cumsum(-1) - 1).clamp(min=0)
+            arguments = self._next_batch()
         logits_B1V = self.model(
-            input_ids=ids_BQ,
-            position_ids=positions_BS[:, -ids_BQ.shape[1] :],
             attention_mask=self._mask_BS,
             use_cache=True,
             logits_to_keep=1,
+            **arguments,
             **cached(self.model, self._cache),
         ).logits
         self._last_token_B = self._choose(logits_B1V[:, -1], self.running)
         return self._append(range(len(self.running)), self._last_token_B)
 
-    def _next_batch(self) -> Tensor:
-        """Start the next sequences with an empty cache; returns their prompts ``[B, Q]``, padded on the left."""
-        device = self.model.device
-        batch = [self.waiting.popleft() for _ in range(min(self.batch_size, len(self.waiting)))]
+    def _next_batch(self) -> dict[str, Tensor]:
+        """Start the next sequences with an empty cache; returns what the model reads of their prompts, padded on the
+        left. One with images is a batch of its own."""
+        batch = [self.waiting.popleft()]
+        while len(batch) < self._most(batch[0]) and self.waiting and not _has_images(self.waiting[0]):
+            batch.append(self.waiting.popleft())
         self.running = [*batch]
+        self._cache = DynamicCache(config=self.model.config)
+        inputs = ModelInputs({"input_ids": self._padded(batch)})
+        positions_BQ = (self._mask_BS.cumsum(-1) - 1).clamp(min=0)
+        if _has_images(batch[0]):
+            inputs = self.reader.read(batch[0].prompt_ids)
+        self._shift = inputs.shift
+        return {"position_ids": positions_BQ, **inputs.arguments}
+
+    def _most(self, first: Sequence) -> int:
+        """How many prompts may be read with this one: none where padding would be counted as tokens."""
+        return 1 if _has_images(first) or counts_positions(self.model) else self.batch_size
+
+    def _padded(self, batch: abc.Sequence[Sequence]) -> Tensor:
+        """The prompts ``[B, Q]``; the mask says where they are."""
+        device = self.model.device
         longest = max(len(sequence.prompt_ids) for sequence in batch)
         padding = [longest - len(sequence.prompt_ids) for sequence in batch]
         starts_B1 = torch.tensor(padding, device=device)[:, None]
         self._mask_BS = (torch.arange(longest, device=device)[None] >= starts_B1).long()
-        self._cache = DynamicCache(config=self.model.config)
-        padded = [[0] * count + sequence.prompt_ids for count, sequence in zip(padding, batch, strict=True)]
+        padded = [[*[0] * count, *sequence.prompt_ids] for count, sequence in zip(padding, batch, strict=True)]
         return torch.tensor(padded, device=device)
+
+
+def _has_images(sequence: Sequence) -> bool:
+    return isinstance(sequence.prompt_ids, ImageTokens)
 
 
 @contextmanager
 def decoding(
-    model: PreTrainedModel, batch_size: int, eos_ids: frozenset[int], sampling: Sampling | None = None
+    model: PreTrainedModel,
+    batch_size: int,
+    eos_ids: frozenset[int],
+    sampling: Sampling | None = None,
+    reader: PromptReader | None = None,
 ) -> Iterator[Decoder | BatchDecoder]:
-    """The fastest decoder that is right for ``model``, to be used within the block."""
+    """The fastest decoder that is right for ``model``, to be used within the block; ``reader`` reads prompts with
+    images."""
     if not serves_positions(model):
-        yield BatchDecoder(model, batch_size, eos_ids, sampling)
+        yield BatchDecoder(model, batch_size, eos_ids, sampling, reader)
         return
     with grouped(model):
-        yield Decoder(model, batch_size, eos_ids, sampling)
+        yield Decoder(model, batch_size, eos_ids, sampling, reader)
 
 
 @torch.inference_mode()

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from eagle3cli.backends.target.hf import HfTarget
 from eagle3cli.backends.target.positions import PositionCache
+from eagle3cli.data.images.tokens import ImageTokens
 from eagle3cli.errors import ModelError
 from eagle3cli.models.draft import Draft
 from eagle3cli.models.sampling import Sampling, probabilities
@@ -86,7 +87,7 @@ def decode(
     for index, prompt in enumerate(prompts):
         rng = random.Random(seeds[index] if temperature else 0)
         zeros = [0] * k
-        sequences.append(Decoded(index, list(prompt), max_new_tokens, rng, accepted_at=zeros, counted_at=zeros.copy()))
+        sequences.append(Decoded(index, prompt, max_new_tokens, rng, accepted_at=zeros, counted_at=zeros.copy()))
     by_length = sorted(sequences, key=lambda sequence: len(sequence.prompt_ids))
     with passes.running() as target_pass:
         for start in range(0, len(by_length), batch_size):
@@ -157,15 +158,14 @@ class _Batch:
     def prefill(self) -> list[int]:
         """Run the prompts, padded on the right; returns the first new token of every sequence."""
         batch = len(self.sequences)
-        width = int(self.length_B.max())
-        device = self.device
-        ids_BQ = torch.zeros(batch, width, dtype=torch.long, device=device)
-        for row, sequence in enumerate(self.sequences):
-            ids_BQ[row, : len(sequence.prompt_ids)] = torch.tensor(sequence.prompt_ids)
-        positions_BQ = torch.arange(width, device=device).expand(batch, width)
-        rows_B = torch.arange(batch, device=device)
+        rows_B = torch.arange(batch, device=self.device)
         end_B = self.length_B - 1
-        aux_BQC, last_BQH = self.target_pass(ids_BQ, positions_BQ, self.target_cache)
+        ids_BQ, positions_BQ = self._padded()
+        prompts = [sequence.prompt_ids for sequence in self.sequences]
+        if any(isinstance(prompt, ImageTokens) for prompt in prompts):
+            aux_BQC, last_BQH = self.target_pass.read_each(prompts, self.target_cache)
+        else:
+            aux_BQC, last_BQH = self.target_pass(ids_BQ, positions_BQ, self.target_cache)
         no_draft_B0 = self.length_B.new_zeros(batch, 0)
         # The head reads one position of each prompt: logits of all of them would be [B, Q, V].
         _, tokens_B1 = self._verify(last_BQH[rows_B, end_B][:, None], no_draft_B0, no_draft_B0[..., None])
@@ -175,6 +175,14 @@ class _Batch:
         self._extend_draft(aux_BQC, next_BQ, positions_BQ, end_B)
         self.length_B = self.length_B + 1
         return self.newest_B.tolist()
+
+    def _padded(self) -> tuple[Tensor, Tensor]:
+        """Tokens and positions of the prompts, ``[B, Q]``, padded on the right."""
+        width = int(self.length_B.max())
+        ids_BQ = torch.zeros(len(self.sequences), width, dtype=torch.long, device=self.device)
+        for row, sequence in enumerate(self.sequences):
+            ids_BQ[row, : len(sequence.prompt_ids)] = torch.tensor(sequence.prompt_ids)
+        return ids_BQ, torch.arange(width, device=self.device).expand_as(ids_BQ)
 
     def step(self) -> list[tuple[int, list[int]]]:
         """Propose, verify, accept: of every sequence how many draft tokens it accepted, and its new tokens."""

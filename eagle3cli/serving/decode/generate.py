@@ -9,7 +9,7 @@ The shape legend is in ``models/draft.py``.
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import abc, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from eagle3cli.backends.target.positions import PositionCache, cached
+from eagle3cli.backends.target.prompt import PromptReader
 from eagle3cli.models.sampling import Sampling
 
 SLOT_STEP = 128
@@ -32,7 +33,7 @@ class Sequence:
     """A prompt and what the target wrote behind it so far; the end token is included where it wrote one."""
 
     index: int
-    prompt_ids: list[int]
+    prompt_ids: abc.Sequence[int]
     max_tokens: int
     rng: random.Random = field(compare=False)
     token_ids: list[int] = field(default_factory=list)
@@ -57,9 +58,15 @@ class BaseDecoder:
     """The queue of sequences that wait and those that run, by their row of the batch (None: the row is free)."""
 
     def __init__(
-        self, model: PreTrainedModel, batch_size: int, eos_ids: frozenset[int], sampling: Sampling | None = None
+        self,
+        model: PreTrainedModel,
+        batch_size: int,
+        eos_ids: frozenset[int],
+        sampling: Sampling | None = None,
+        reader: PromptReader | None = None,
     ) -> None:
         self.model = model
+        self.reader = reader or PromptReader(model, model.device, model.dtype)
         self.eos_ids = eos_ids
         self.sampling = sampling or Sampling()
         self.batch_size = batch_size
@@ -72,14 +79,15 @@ class BaseDecoder:
         return not self.waiting and not any(self.running)
 
     def add(
-        self, index: int, prompt: Iterable[int], limit: int, *, stream: str | None = None, soon: bool = False
+        self, index: int, prompt: abc.Sequence[int], limit: int, *, stream: str | None = None, soon: bool = False
     ) -> None:
-        """Queue a prompt (at least one token) for at most ``limit`` new tokens, in front of the others if ``soon``.
+        """Queue a prompt (at least one token; it may have images) for at most ``limit`` new tokens, in front of the
+        others if ``soon``.
 
         ``stream`` names its random numbers; the index does unless given.
         """
         name = f"{self.sampling.seed}:{index if stream is None else stream}"
-        sequence = Sequence(index, list(prompt), limit, random.Random(name))
+        sequence = Sequence(index, prompt, limit, random.Random(name))
         if soon:
             self.waiting.appendleft(sequence)
         else:
@@ -120,9 +128,14 @@ class Decoder(BaseDecoder):
     """
 
     def __init__(
-        self, model: PreTrainedModel, batch_size: int, eos_ids: frozenset[int], sampling: Sampling | None = None
+        self,
+        model: PreTrainedModel,
+        batch_size: int,
+        eos_ids: frozenset[int],
+        sampling: Sampling | None = None,
+        reader: PromptReader | None = None,
     ) -> None:
-        super().__init__(model, batch_size, eos_ids, sampling)
+        super().__init__(model, batch_size, eos_ids, sampling, reader)
         self.cache = PositionCache(batch_size, 0)
         self.length_B = torch.zeros(batch_size, dtype=torch.long, device=model.device)
         self.last_token_B = torch.zeros_like(self.length_B)
@@ -147,10 +160,13 @@ class Decoder(BaseDecoder):
 
     def _prefill(self, row: int, sequence: Sequence) -> Tensor:
         device = self.model.device
-        prompt_1Q = torch.tensor([sequence.prompt_ids], device=device)
-        positions_1Q = torch.arange(prompt_1Q.shape[1], device=device)[None]
-        token_1 = self._forward(prompt_1Q, torch.tensor([row], device=device), positions_1Q, [sequence])
-        self.length_B[row] = prompt_1Q.shape[1]
+        length = len(sequence.prompt_ids)
+        inputs = self.reader.read(sequence.prompt_ids)
+        positions_1Q = torch.arange(length, device=device)[None]
+        arguments = {"position_ids": positions_1Q, **inputs.arguments}
+        token_1 = self._forward(arguments, torch.tensor([row], device=device), positions_1Q, [sequence])
+        self.cache.set_shift(row, inputs.shift)
+        self.length_B[row] = length
         self.last_token_B[row] = token_1[0]
         return token_1
 
@@ -160,23 +176,26 @@ class Decoder(BaseDecoder):
         is_running_B = torch.tensor([sequence is not None for sequence in self.running], device=device)
         positions_B1 = torch.where(is_running_B, self.length_B, 0)[:, None]
         rows_B = torch.arange(len(self.running), device=device)
-        self.last_token_B = self._forward(self.last_token_B[:, None], rows_B, positions_B1, self.running)
+        arguments = {
+            "input_ids": self.last_token_B[:, None],
+            "position_ids": self.cache.turned_by(rows_B, positions_B1),
+        }
+        self.last_token_B = self._forward(arguments, rows_B, positions_B1, self.running)
         self.length_B += 1
         return self.last_token_B
 
     def _forward(
-        self, ids_BQ: Tensor, rows_B: Tensor, positions_BQ: Tensor, sequences: Iterable[Sequence | None]
+        self,
+        arguments: dict[str, Tensor],
+        rows_B: Tensor,
+        positions_BQ: Tensor,
+        sequences: Iterable[Sequence | None],
     ) -> Tensor:
+        """One pass over slots ``positions`` of these rows; returns the token behind each."""
         extent = int(positions_BQ.max()) + 1
         self._grow(extent)
         self.cache.point(rows_B, positions_BQ, extent)
-        logits_B1V = self.model(
-            input_ids=ids_BQ,
-            position_ids=positions_BQ,
-            use_cache=True,
-            logits_to_keep=1,
-            **cached(self.model, self.cache),
-        ).logits
+        logits_B1V = self.model(use_cache=True, logits_to_keep=1, **arguments, **cached(self.model, self.cache)).logits
         return self._choose(logits_B1V[:, -1], sequences)
 
     def _grow(self, extent: int) -> None:

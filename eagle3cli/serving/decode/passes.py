@@ -8,18 +8,22 @@ The shape legend is in ``models/draft.py``; Q query tokens of every row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from eagle3cli.backends.target.hf import HfTarget
 from eagle3cli.backends.target.positions import PositionCache, cached, grouped
+from eagle3cli.backends.target.prompt import last_states
+from eagle3cli.backends.target.target import Tokens
+from eagle3cli.errors import UsageError
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.devices import memory_of
 from eagle3cli.serving.decode.batches import PROBE_TOKENS, same_as_alone, serves_positions
@@ -28,8 +32,16 @@ from eagle3cli.serving.decode.products import product
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Models of these layers: two norms, projections with or without a bias, norms of queries and keys in Qwen3's."""
-TargetPass = Callable[[Tensor, Tensor, PositionCache], tuple[Tensor, Tensor]]
-"""From tokens and positions ``[B, Q]`` to auxiliary states ``[B, Q, C]`` and last hidden states ``[B, Q, H]``."""
+
+
+class TargetPass(Protocol):
+    """A target that reads tokens at given positions."""
+
+    def __call__(self, ids_BQ: Tensor, positions_BQ: Tensor, cache: PositionCache) -> tuple[Tensor, Tensor]:
+        """From tokens and positions ``[B, Q]`` to auxiliary and last hidden states, ``[B, Q, C]``, ``[B, Q, H]``."""
+
+    def read_each(self, prompts: Sequence[Tokens], cache: PositionCache) -> tuple[Tensor, Tensor]:
+        """The same of whole prompts, with the images that they have, padded on the right with zeros."""
 
 
 @dataclass
@@ -62,17 +74,46 @@ class Passes:
         if self.quick is not None:
             yield self.quick
             return
-        target = self.target
-        with grouped(target.model), target.recording() as taps:
+        with grouped(self.target.model), self.target.recording() as taps:
+            yield ModulePass(self.target, taps)
 
-            def forward(ids_BQ: Tensor, positions_BQ: Tensor, cache: PositionCache) -> tuple[Tensor, Tensor]:
-                rows_B = torch.arange(len(ids_BQ), device=ids_BQ.device)
-                cache.point(rows_B, positions_BQ, int(positions_BQ.max()) + 1)
-                options = {"position_ids": positions_BQ, "use_cache": True, **cached(target.decoder, cache)}
-                out = target.decoder(input_ids=ids_BQ, **options)
-                return torch.cat([taps[layer] for layer in target.aux_layers], -1), out.last_hidden_state
 
-            yield forward
+@dataclass(frozen=True)
+class ModulePass:
+    """A target as transformers has it, of any family; ``taps`` get the outputs of its auxiliary layers."""
+
+    target: HfTarget
+    taps: dict[int, Tensor]
+
+    def __call__(self, ids_BQ: Tensor, positions_BQ: Tensor, cache: PositionCache) -> tuple[Tensor, Tensor]:
+        """Auxiliary and last hidden states, ``[B, Q, C]`` and ``[B, Q, H]``."""
+        decoder = self.target.decoder
+        rows_B = torch.arange(len(ids_BQ), device=ids_BQ.device)
+        cache.point(rows_B, positions_BQ, int(positions_BQ.max()) + 1)
+        turns_BQ = cache.turned_by(rows_B, positions_BQ)
+        out = decoder(input_ids=ids_BQ, position_ids=turns_BQ, use_cache=True, **cached(decoder, cache))
+        return self._aux(), out.last_hidden_state
+
+    def read_each(self, prompts: Sequence[Tokens], cache: PositionCache) -> tuple[Tensor, Tensor]:
+        """One prompt after the other through the whole model."""
+        model = self.target.model
+        device = self.target.device
+        aux: list[Tensor] = []
+        last: list[Tensor] = []
+        for row, prompt in enumerate(prompts):
+            inputs = self.target.reader.read(prompt)
+            positions_1Q = torch.arange(len(prompt), device=device)[None]
+            cache.point(torch.tensor([row], device=device), positions_1Q, len(prompt))
+            arguments = {"position_ids": positions_1Q, **inputs.arguments}
+            with last_states(self.target.decoder) as states:
+                model(use_cache=True, logits_to_keep=1, **arguments, **cached(model, cache))
+            cache.set_shift(row, inputs.shift)
+            aux.append(self._aux()[0])
+            last.append(states[0][0])
+        return pad_sequence(aux, batch_first=True), pad_sequence(last, batch_first=True)
+
+    def _aux(self) -> Tensor:
+        return torch.cat([self.taps[layer] for layer in self.target.aux_layers], -1)
 
 
 @dataclass(frozen=True)
@@ -100,6 +141,10 @@ class QuickTarget:
                 states[index] = hidden_RH
         aux_RC = torch.cat([states[index] for index in self.aux_layers], -1)
         return aux_RC.unflatten(0, shape), self.norm(hidden_RH).unflatten(0, shape)
+
+    def read_each(self, prompts: Sequence[Tokens], cache: PositionCache) -> tuple[Tensor, Tensor]:
+        """Refused: these are families of text alone."""
+        raise UsageError("the rows have images, and the target takes text alone")
 
 
 @torch.inference_mode()

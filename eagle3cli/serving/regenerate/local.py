@@ -29,9 +29,11 @@ class LocalGenerator:
 
     def __init__(self, settings: Settings, report: Reporter) -> None:
         self.config = settings.regenerate
-        self.tokenizer = load_chat_tokenizer(settings, reasoning_effort=self.config.reasoning_effort)
+        self.tokenizer = load_chat_tokenizer(settings, reasoning_effort=self.config.reasoning_effort, images=True)
         set_threads(settings.target.threads)
-        self.model = load_target(settings.target, report).model
+        target = load_target(settings.target, report)
+        self.model = target.model
+        self.reader = target.reader
         self.context = context_length(self.model)
         self.tokens = 0
 
@@ -50,7 +52,7 @@ class LocalGenerator:
         by_index = {conversation.index: conversation for conversation in conversations}
         # Rows of similar length run together; the letters are close enough to the tokens to sort by.
         queue = iter(sorted(conversations, key=lambda one: sum(len(m["content"]) for m in one.prompt())))
-        with decoding(self.model, batch, self.tokenizer.eos_ids, sampling) as decoder:
+        with decoding(self.model, batch, self.tokenizer.eos_ids, sampling, self.reader) as decoder:
             while stop.requested is None:
                 while decoder.wants_more and (conversation := next(queue, None)) is not None:
                     yield from self._enqueue(conversation, decoder)
