@@ -123,6 +123,31 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def in_parts(row: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """The row as transformers' processors take it."""
+    if "image" in row:
+        question, answer = (message["value"] for message in row["conversations"])
+        image = {"type": "image", "image": str(folder / row["image"])}
+        asked = [image, {"type": "text", "text": question.removeprefix("<image>\n")}]
+        return [
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ]
+    return [{"role": message["role"], "content": list(map(own_part, _listed(message)))} for message in row["messages"]]
+
+
+def _listed(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def own_part(part: dict[str, Any]) -> dict[str, Any]:
+    """A part as transformers names it."""
+    if part["type"] != "image_url":
+        return part
+    return {"type": "image", "image": part["image_url"]["url"].removeprefix("file://")}
+
+
 def _tokenizer(tokens: tuple[str, ...], template: str) -> Any:
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})

@@ -20,7 +20,7 @@ from eagle3cli.models.aux_layers import chosen_aux_layers
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
-from tests.pictures import FAMILIES_WITH_IMAGES, image_rows, image_target, write_images, write_rows
+from tests.pictures import FAMILIES_WITH_IMAGES, image_rows, image_target, in_parts, write_images, write_rows
 
 
 def encoded(folder: Path, rows: list[dict[str, Any]], max_length: int = 256) -> EncodedBlock:
@@ -33,31 +33,6 @@ def encoded(folder: Path, rows: list[dict[str, Any]], max_length: int = 256) -> 
 def load(folder: Path) -> HfTarget:
     config = json.loads((folder / "target" / "config.json").read_text())
     return load_target(TargetSettings(model_path=str(folder / "target")), Silent(), chosen_aux_layers(config))
-
-
-def in_parts(row: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """The row as transformers' processors take it."""
-    if "image" in row:
-        question, answer = (message["value"] for message in row["conversations"])
-        image = {"type": "image", "image": str(folder / row["image"])}
-        asked = [image, {"type": "text", "text": question.removeprefix("<image>\n")}]
-        return [
-            {"role": "user", "content": asked},
-            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
-        ]
-    return [{"role": message["role"], "content": list(map(own_part, _listed(message)))} for message in row["messages"]]
-
-
-def _listed(message: dict[str, Any]) -> list[dict[str, Any]]:
-    content = message["content"]
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
-def own_part(part: dict[str, Any]) -> dict[str, Any]:
-    """A part as transformers names it."""
-    if part["type"] != "image_url":
-        return part
-    return {"type": "image", "image": part["image_url"]["url"].removeprefix("file://")}
 
 
 @torch.no_grad()
