@@ -63,6 +63,24 @@ def test_rows_with_images_go_the_whole_way(tmp_path: Path, run_cli: RunCli) -> N
     assert sound.code == 0, sound.err
     assert "4 rows with images are not computed again" in sound.err
 
+    asked = ("all.jsonl", "--max-tokens", "6", "--engine", "local", "--json")
+    local = ("--config-list", "2,2,1,3", "--output", "bench.jsonl", "--speculative-draft-model-path", "offline")
+    ran = run_cli("bench", "--benchmark-list", *asked, *local, cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert "2 rows are no questions and are left out, the first at all.jsonl:6: no such image: no.png" in ran.err
+    plain, chain = ran.json["configurations"]
+    assert (plain["requests"], chain["compared"], chain["identical"]) == (5, 5, 5)
+    assert chain["passes"] > 0
+    for counts in ((5, 2, False), (5, 2, True)):
+        written = run_cli("regenerate", "--input-path", *asked, "--output-dir", "replies", cwd=tmp_path).json
+        assert (written["generated"], written["errors"], written["nothing_new"]) == counts
+    answers = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
+    first = {row["id"]: row["answer"] for row in answers if row["kind"] == "request" and row["config"] == "2,0,0,0"}
+    shard = next((tmp_path / "replies").glob("shard*.jsonl"))
+    rows = [json.loads(line) for line in shard.read_text().splitlines()]
+    assert [row["conversations"][1]["content"] for row in rows] == [first[row["id"]] for row in rows]
+    assert [len(row["conversations"][0].get("content_parts", ())) for row in rows] == [2, 3, 0, 2, 0]
+
     write_images(tmp_path / "more")[1].replace(tmp_path / "images" / "0.png")
     changed = run_cli("hidden-states", "--overwrite", cwd=tmp_path)
     assert changed.code == 1
