@@ -5,7 +5,7 @@ Only the decoder runs here; the head is applied by whoever needs logits, and onl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from eagle3cli.backends.target.logits import Head
 from eagle3cli.backends.target.packed import packed_inputs, packed_kernels
 from eagle3cli.backends.target.padding import CPU_PASS_TOKENS, PASS_TOKENS, similar_lengths
 from eagle3cli.backends.target.positions import NoCache, cached, keeps_positions, with_attention
-from eagle3cli.backends.target.prompt import PromptReader, last_states
+from eagle3cli.backends.target.prompt import PromptReader, last_states, side_by_side
 from eagle3cli.backends.target.structure import decoder_of
 from eagle3cli.backends.target.target import States, Tokens
 from eagle3cli.data.images.processor import ImageProcessor
@@ -138,30 +138,33 @@ class HfTarget:
         on_cpu = self.device.type == "cpu"
         if self.packed is not None and (on_cpu or not self._shared(sequences)):
             return self.capture_packed(sequences, self.packed)
-        padding = CPU_PASS_TOKENS if on_cpu else PASS_TOKENS
-        states = dict[int, tuple[Tensor, Tensor]]()
-        for group in similar_lengths([len(ids) for ids in sequences], max_padding=padding):
-            states |= zip(group, self.capture_padded([sequences[at] for at in group]), strict=True)
-        return [states[at] for at in range(len(sequences))]
+        return self._by_length(sequences, self.capture_padded)
 
     def _capture_mixed(self, sequences: Sequence[Tokens], pictured: frozenset[int]) -> States:
         """The same, of which those that are ``pictured`` have images; the others run as they would among themselves."""
         plain = [tokens for at, tokens in enumerate(sequences) if at not in pictured]
         states = iter(self.capture(plain) if plain else [])
-        return [
-            self.capture_with_images(tokens) if isinstance(tokens, ImageTokens) else next(states)
-            for tokens in sequences
-        ]
+        shown = iter(self._by_length([sequences[at] for at in sorted(pictured)], self.capture_with_images))
+        return [next(shown) if at in pictured else next(states) for at in range(len(sequences))]
+
+    def _by_length(self, sequences: Sequence[Tokens], run: Callable[[Sequence[Tokens]], States]) -> States:
+        """The states by several passes, each over sequences of similar length."""
+        padding = CPU_PASS_TOKENS if self.device.type == "cpu" else PASS_TOKENS
+        states = dict[int, tuple[Tensor, Tensor]]()
+        for group in similar_lengths([len(ids) for ids in sequences], max_padding=padding):
+            states |= zip(group, run([sequences[at] for at in group]), strict=True)
+        return [states[at] for at in range(len(sequences))]
 
     @torch.no_grad()
-    def capture_with_images(self, tokens: ImageTokens) -> tuple[Tensor, Tensor]:
-        """Auxiliary states ``[S, C]`` and last hidden states ``[S, H]`` of one row with images, by the whole model with
-        its tower and positions of its own. Raises DataError for an image that is not what it was."""
-        inputs = self.reader.read(tokens)
+    def capture_with_images(self, sequences: Sequence[Tokens]) -> States:
+        """The same of rows with images by one pass of the whole model, with its tower and positions of its own, padded
+        on the right. Raises DataError for an image that is not what it was."""
+        arguments = side_by_side([self.reader.read(tokens).arguments for tokens in sequences])
         with self.recording() as outputs, last_states(self.decoder) as last:
-            self.model(use_cache=False, logits_to_keep=1, **inputs.arguments)
-        aux_SC = torch.cat([outputs[n][0].to(self.device) for n in self.aux_layers], dim=-1)
-        return aux_SC, last[0][0].to(self.device)
+            self.model(use_cache=False, logits_to_keep=1, **arguments)
+        aux_BSC = torch.cat([outputs[n].to(self.device) for n in self.aux_layers], dim=-1)
+        last_BSH = last[0].to(self.device)
+        return [(aux_BSC[b, : len(tokens)], last_BSH[b, : len(tokens)]) for b, tokens in enumerate(sequences)]
 
     @torch.no_grad()
     def capture_padded(self, sequences: Sequence[Tokens]) -> States:

@@ -8,21 +8,25 @@ The shape legend is in ``models/draft.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from eagle3cli.backends.target.llama4_tower import Llama4Tower
 from eagle3cli.backends.target.target import Tokens
-from eagle3cli.data.images.processor import ImageProcessor
+from eagle3cli.data.images.processor import TOKEN_TYPES, ImageProcessor
 from eagle3cli.data.images.tokens import ImageTokens
 from eagle3cli.errors import UsageError
 from eagle3cli.runtime.devices import to_device
+
+OF_TOKENS = ("input_ids", "inputs_embeds", *TOKEN_TYPES)
+"""Arguments with a value for each token, ``[1, S, ...]``."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,21 @@ class PromptReader:
         named = {name: moved.get(name) for name in ("input_ids", "mm_token_type_ids", "image_grid_thw")}
         positions_31S, shift_11 = inner.get_rope_index(**named)
         return ModelInputs({**moved, "position_ids": positions_31S}, int(shift_11))
+
+
+def side_by_side(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Arguments of rows with images as those of one batch: what there is of each token padded on the right, where
+    causal attention never looks, what there is of images one after the other."""
+    batch: dict[str, Tensor] = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        if name == "position_ids":
+            batch[name] = pad_sequence([value[:, 0].T for value in values], batch_first=True).permute(2, 0, 1)
+        elif name in OF_TOKENS:
+            batch[name] = pad_sequence([value[0] for value in values], batch_first=True)
+        else:
+            batch[name] = torch.cat(values)
+    return batch
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from eagle3cli.serving.bench.judge import compare, identity, judge, unjudged
 from eagle3cli.serving.bench.questions import Question
 from eagle3cli.serving.bench.results import Case, ResultRow, Results
 from eagle3cli.serving.bench.rounds import KeptRounds, Round, spread
-from eagle3cli.serving.bench.session import Engine, Measurement, MeasureOptions, open_conversations
+from eagle3cli.serving.bench.session import Engine, Measurement, MeasureOptions, open_conversations, prompt_size
 from eagle3cli.serving.bench.summary import configuration_row, grade, request_rows
 from eagle3cli.serving.bench.tasks import Task, load_task
 from eagle3cli.serving.conversation import OpenConversation
@@ -306,10 +306,10 @@ class BenchRun:
         """
         sized: list[tuple[Question, int]] = []
         refused: list[DataError | ModelError] = []
-        conversations = open_conversations(task.questions, self.system, multi_turn=False)
+        conversations = open_conversations(task.questions, self.system, multi_turn=self.settings.bench.multi_turn)
         for question, conversation in zip(task.questions, conversations, strict=True):
             try:
-                sized.append((question, len(engine.tokenizer.encode(conversation))))
+                sized.append((question, prompt_size(conversation, engine)))
             except (DataError, ModelError) as error:
                 refused.append(error)
         if not sized:

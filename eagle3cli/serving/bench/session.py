@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from eagle3cli.data.conversations.messages import Message
+from eagle3cli.data.conversations.messages import Message, image_parts
 from eagle3cli.data.conversations.system_prompt import with_system
 from eagle3cli.models.sampling import Sampling
 from eagle3cli.serving.bench.configs import Config
@@ -33,6 +33,18 @@ def open_conversations(
             pending += [question.asked(turn), None]
         conversations.append(OpenConversation(index, pending))
     return conversations
+
+
+def prompt_size(conversation: OpenConversation, engine: Engine) -> int:
+    """Tokens of the first prompt; the conversation is used up. Raises ModelError or DataError where the target cannot
+    be asked it, or an image of a later turn."""
+    size = len(engine.tokenizer.encode(conversation))
+    if any(message is not None and image_parts(message) for message in conversation.pending):
+        conversation.append_reply("Yes.", "stop")
+        while not conversation.is_complete:
+            engine.tokenizer.encode(conversation)
+            conversation.append_reply("Yes.", "stop")
+    return size
 
 
 @dataclass(frozen=True)

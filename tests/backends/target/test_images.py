@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from eagle3cli.backends.target.hf import HfTarget, load_target
+from eagle3cli.backends.target.prompt import last_states
 from eagle3cli.backends.target.structure import decoder_of
 from eagle3cli.backends.target.target import ImageTokens, refuse_images, tokens_of
 from eagle3cli.data.tokens.blocks import EncodedBlock, EncoderConfig, blocks_of, encode_items
@@ -61,7 +62,9 @@ def test_states_are_transformers_own(tmp_path: Path, name: str) -> None:
     block = encoded(tmp_path, rows)
     assert not block.rejected
     target = load(tmp_path)
-    states = target.capture([tokens_of(row) for row in block.rows])
+    with last_states(target.decoder) as passes:
+        states = target.capture([tokens_of(row) for row in block.rows])
+    assert len(passes) < len(rows)  # rows of unlike lengths share one
     processor = AutoProcessor.from_pretrained(tmp_path / "target")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "target", dtype=torch.float32).eval()
     for raw, row, (aux_SC, last_SH) in zip(rows, block.rows, states, strict=True):

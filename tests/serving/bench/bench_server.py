@@ -129,6 +129,13 @@ class BenchServer(FakeServer):
             "spec_correct_drafts_histogram": histogram,
         }
 
+    def chat(self, body: dict[str, Any], fate: str = "") -> dict[str, Any]:
+        """With the counters that a whole answer has."""
+        answer = super().chat(body, fate)
+        passes = -(-answer["usage"]["completion_tokens"] // self.faults.gives)
+        answer["choices"][0]["meta_info"] = self._counters(passes)
+        return answer
+
     def generate(self, body: dict[str, Any], fate: str = "") -> dict[str, Any]:
         """The question for probabilities: both tokens are likely, ``gap`` apart."""
         if not body.get("return_logprob"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from functools import partial
@@ -13,11 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from eagle3cli.console.benchmark import part_rows, table_row
 from eagle3cli.data.chat.tokenizer import load_tokenizer
-from eagle3cli.errors import Eagle3Error, UsageError
+from eagle3cli.errors import DataError, Eagle3Error, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.bench.bench import BenchResult, bench
 from eagle3cli.serving.bench.engines import SAMPLE
 from eagle3cli.settings.tables import Settings
+from tests.pictures import image_target, write_images
 from tests.serving.bench.bench_server import BenchFaults, BenchServer
 from tests.serving.client.fake_server import FakeServer
 from tests.serving.client.fake_server import running as running_fakes
@@ -260,3 +262,33 @@ def test_older_files_are_gone_on_with(tiny: Path, questions: Path) -> None:
         again = run(servers, tiny, questions, "2,3,1,4")
     assert (again.measured, len(again.table)) == (0, 2)
     assert part_rows(again.table) == []
+
+
+def test_images_are_asked_by_chat_completions_and_texts_by_tokens(tmp_path: Path) -> None:
+    image_target(tmp_path / "target", "qwen2.5-vl")
+    images = write_images(tmp_path / "images")
+    rows = [{"turns": ["What?", "And then?"], "image": "images/0.png"}, {"turns": ["Plain?", "And then?"]}]
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with running(PLAIN, CHAIN) as servers:
+        plain, chain = run(servers, tmp_path / "target", questions, "2,3,1,4", multi_turn=True).table
+        chats = [body for body in servers[1].bodies if "messages" in body]
+        tokens = [body for body in servers[1].bodies if "input_ids" in body]
+    url = "data:image/png;base64," + base64.b64encode(images[0].read_bytes()).decode()
+    asked = {
+        "role": "user",
+        "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"}],
+    }
+    assert [body["messages"][0] for body in chats] == [asked, asked]
+    assert [len(body["messages"]) for body in chats] == [1, 3]
+    assert all("stream" not in body and body["stop_token_ids"] for body in chats)
+    assert len(tokens) >= 2
+    assert (plain["requests"], chain["compared"], chain["identical"]) == (4, 4, 4)
+    assert chain["acceptance_length"] == 3.0
+    tables = {
+        "target": {"model_path": str(tmp_path / "target")},
+        "data": {"chat_template": "chatml"},
+        "bench": {"benchmark_list": (f"{questions}:1",), "output": tmp_path / "own.jsonl", "config_list": ("1,0,0,0",)},
+    }
+    with running(PLAIN) as servers, pytest.raises(DataError, match="which a prompt that is tokenized here"):
+        bench(Settings.model_validate({**tables, "server": {"address_port": [servers[0].address]}}), Silent())

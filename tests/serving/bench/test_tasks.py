@@ -11,12 +11,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from eagle3cli.data.conversations.messages import PARTS
 from eagle3cli.data.sources.lines import SourceRow
 from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.bench import tasks
 from eagle3cli.serving.bench.benchmarks import SPEED_CATEGORIES, SPEED_ENTROPIES
 from eagle3cli.serving.bench.tasks import benchmark_name, load_task, read_questions
+from tests.pictures import write_images
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -249,3 +251,24 @@ def test_few_questions_of_a_hub_set_stand_for_all_categories(monkeypatch: pytest
     questions = load_task("speed-bench:11", Silent()).questions
     assert [question.category for question in questions] == [*SPEED_CATEGORIES]
     assert asked == [("nvidia/SPEED-Bench", "test", "qualitative")]
+
+
+def test_questions_with_images(tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    image = {"type": "image", "image": "images/1.png"}
+    rows = [
+        {"turns": ["What?", "And <image>?"], "image": "images/0.png"},
+        {"turns": ["Gone?"], "image": "images/9.png"},
+        {"messages": [{"role": "user", "content": [image]}, {"role": "assistant", "content": "A hill."}]},
+        {"messages": [{"role": "system", "content": [image]}, {"role": "user", "content": "What?"}]},
+        {"prompt": "And this?", "images": ["images/0.png", "images/1.png"]},
+    ]
+    report = Silent()
+    questions = read_questions(write(tmp_path / "rows.jsonl", *rows), "", report)
+    asked = [question.asked(at) for question in questions for at in range(len(question.turns))]
+    parts = [[part for part in message.get(PARTS, ()) if not isinstance(part, str)] for message in asked]
+    names = [[Path(part["image"]).name for part in images] for images in parts]
+    assert names == [[], ["0.png"], ["1.png"], ["0.png", "1.png"]]
+    assert [message["content"] for message in asked] == ["What?", "And \n?", "", "And this?"]
+    assert "2 rows are no questions and are left out, the first at" in report.warnings[0]
+    assert report.warnings[0].endswith("rows.jsonl:2: no such image: images/9.png")

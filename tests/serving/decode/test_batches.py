@@ -13,6 +13,7 @@ from eagle3cli.backends.target.positions import GROUPED_ATTENTION, PositionCache
 from eagle3cli.models.sampling import Sampling
 from eagle3cli.serving.decode.batches import PROBE_TOKENS, BatchDecoder, decoding, serves_positions
 from eagle3cli.serving.decode.generate import Decoder, Sequence
+from tests.families import COMMON, FAMILIES
 from tests.tiny import tiny_config
 
 LENGTHS = (3, 40, 1, 17, 9, 25)
@@ -20,7 +21,7 @@ NO_END = frozenset[int]()
 
 
 def config_of(kind: str) -> Any:
-    from transformers import Gemma2Config, GptOssConfig, MistralConfig, Qwen3NextConfig
+    from transformers import Gemma2Config, GptOssConfig, Llama4TextConfig, MistralConfig, Qwen3NextConfig
 
     same: dict[str, Any] = {
         "vocab_size": 320,
@@ -40,6 +41,8 @@ def config_of(kind: str) -> Any:
         return Gemma2Config(**same, sliding_window=8)
     if kind == "gpt_oss":
         return GptOssConfig(**same, sliding_window=8, num_local_experts=4, num_experts_per_tok=2)
+    if kind == "llama4":
+        return Llama4TextConfig(**{**COMMON, **FAMILIES[kind][1], "num_hidden_layers": 4})
     if kind == "qwen3_next":
         return Qwen3NextConfig(**same, linear_num_value_heads=4, linear_num_key_heads=2, num_experts=0)
     return tiny_config(kind)
@@ -64,7 +67,7 @@ def replies(decoder: Decoder | BatchDecoder) -> list[list[int]]:
     return [reply.token_ids for reply in sorted(finished, key=lambda reply: reply.index)]
 
 
-@pytest.mark.parametrize("kind", ["mistral", "gemma2", "gpt_oss", "qwen3_next", "llama"])
+@pytest.mark.parametrize("kind", ["mistral", "gemma2", "gpt_oss", "qwen3_next", "llama", "llama4"])
 def test_a_batch_gets_what_transformers_gives_each_alone(kind: str) -> None:
     model = model_of(kind)
     finished = replies(BatchDecoder(model, 4, NO_END))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from eagle3cli.backends.batches.batch import TargetBatch
 from eagle3cli.backends.target.hf import HfTarget, load_target
+from eagle3cli.data.images.tokens import followed_by
 from eagle3cli.models.checkpoint import load_draft
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Silent
@@ -78,6 +80,33 @@ def test_three_measurements_of_a_window_agree(counting: Path, tmp_path: Path, wi
     assert steps > assert_three_agree(counting, "draft", k)
 
 
+def simulated_counts(
+    target: HfTarget, draft: Draft, inputs: Sequence[Sequence[int]], replies: list[list[int]], k: int
+) -> AcceptanceCounts:
+    """What the draft's walk over the states of the whole rows comes to, as ``eval`` has it."""
+    simulated = AcceptanceCounts(accepted_at=[0] * k)
+    rows = [followed_by(prompt, reply) for prompt, reply in zip(inputs, replies, strict=True)]
+    states = target.capture(rows)
+    ids = torch.tensor([t for row in rows for t in row])
+    mask = torch.cat([torch.arange(len(row)) >= len(p) for row, p in zip(rows, inputs, strict=True)])
+    batch = TargetBatch(
+        token_ids_N=ids,
+        loss_mask_N=mask,
+        cu_seqlens=tuple(accumulate((len(row) for row in rows), initial=0)),
+        aux_NC=torch.cat([aux for aux, _ in states]),
+        last_NH=torch.cat([last for _, last in states]),
+        top_N=ids,
+        rows=tuple(range(len(rows))),
+    )
+    with torch.no_grad():
+        normed, plan = draft_states(draft, batch, target.embedding_VH, k)
+        proposed, positions = proposals(draft, normed, plan)
+        agrees = agreement_table(proposed, positions, batch.token_ids_N)
+    for span in reply_spans(mask.tolist(), batch.cu_seqlens):
+        simulated.add(simulate(agrees, span, k))
+    return simulated
+
+
 def assert_three_agree(counting: Path, draft_name: str, k: int, fast: float | None = 3.0) -> int:
     """The verification steps of the local engine, which are those of the two other ways to count them."""
     target, draft = opened(counting, draft_name)
@@ -101,26 +130,7 @@ def assert_three_agree(counting: Path, draft_name: str, k: int, fast: float | No
     assert other.replies == [r.token_ids for r in plain]
     assert other.steps == [r.steps for r in chain]
 
-    simulated = AcceptanceCounts(accepted_at=[0] * k)
-    rows = [p + r.token_ids for p, r in zip(inputs, plain, strict=True)]
-    states = target.capture(rows)
-    ids = torch.tensor([t for row in rows for t in row])
-    mask = torch.cat([torch.arange(len(row)) >= len(p) for row, p in zip(rows, inputs, strict=True)])
-    batch = TargetBatch(
-        token_ids_N=ids,
-        loss_mask_N=mask,
-        cu_seqlens=tuple(accumulate((len(row) for row in rows), initial=0)),
-        aux_NC=torch.cat([aux for aux, _ in states]),
-        last_NH=torch.cat([last for _, last in states]),
-        top_N=ids,
-        rows=tuple(range(len(rows))),
-    )
-    with torch.no_grad():
-        normed, plan = draft_states(draft, batch, target.embedding_VH, k)
-        proposed, positions = proposals(draft, normed, plan)
-        agrees = agreement_table(proposed, positions, batch.token_ids_N)
-    for span in reply_spans(mask.tolist(), batch.cu_seqlens):
-        simulated.add(simulate(agrees, span, k))
+    simulated = simulated_counts(target, draft, inputs, [r.token_ids for r in plain], k)
     assert (simulated.tokens, simulated.steps, simulated.accepted_at) == (tokens, steps, accepted)
     if draft_name == "draft" and k == 3 and fast is not None:
         assert tokens / steps > fast

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from eagle3cli.serving.decode.passes import Passes
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.tables import Settings
 from tests.pictures import image_rows, image_target, in_parts, write_images
+from tests.serving.decode.test_decode import simulated_counts
 from tests.tiny import tiny_target
 
 NEW = 8
@@ -48,7 +48,9 @@ def prompts_of(folder: Path, rows: list[dict[str, Any]]) -> Prompts:
 
 
 def loaded(folder: Path) -> tuple[HfTarget, DraftConfig]:
-    config = DraftConfig.from_target(json.loads((folder / "target" / "config.json").read_text()), draft_vocab_size=WORDS)
+    config = DraftConfig.from_target(
+        json.loads((folder / "target" / "config.json").read_text()), draft_vocab_size=WORDS
+    )
     return load_target(TargetSettings(model_path=str(folder / "target")), Silent(), config.aux_layers), config
 
 
@@ -134,7 +136,10 @@ def test_replies_to_images_are_transformers_own(tmp_path: Path, name: str) -> No
     draft = draft_of(config, plain)
     chain = decode(target, draft, prompts, k=2, **same)
     assert [reply.token_ids for reply in chain] == plain
-    assert sum(sum(reply.accepted_at) for reply in chain) > 0
+    accepted = [sum(reply.accepted_at[depth] for reply in chain) for depth in range(2)]
+    assert accepted[0] > 0
+    simulated = simulated_counts(target, draft, prompts, plain, 2)
+    assert (simulated.steps, simulated.accepted_at) == (sum(reply.steps for reply in chain), accepted)
     for batch_size, sampling in ((1, Sampling()), (2, Sampling()), (1, Sampling(0.8)), (2, Sampling(0.8))):
         with decoding(target.model, batch_size, NO_END, sampling, target.reader) as decoder:
             for index, prompt in enumerate(prompts):
@@ -146,3 +151,15 @@ def test_replies_to_images_are_transformers_own(tmp_path: Path, name: str) -> No
             alone = done
         else:
             assert done == alone
+
+
+def test_a_target_of_text_alone_is_not_shown_images(tmp_path: Path) -> None:
+    target = load_target(TargetSettings(model_path=str(tiny_target(tmp_path / "target"))), Silent())
+    prompt = ImageTokens.of([5, 6, 7], ())
+    same: dict[str, Any] = {"k": 0, "max_new_tokens": 2, "eos_ids": NO_END, "batch_size": 1}
+    with pytest.raises(UsageError, match="the target takes text alone"):
+        decode(target, None, [prompt], **same)
+    with decoding(target.model, 1, NO_END) as decoder:
+        decoder.add(0, prompt, 2)
+        with pytest.raises(UsageError, match="the target takes text alone"):
+            decoder.step()
