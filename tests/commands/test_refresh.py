@@ -66,9 +66,9 @@ def test_traffic_makes_a_better_draft_once_and_it_can_be_taken_back(
         file.writelines((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
     with monkeypatch.context() as patch:  # killed before its decision: what is done by then is not done again
         patch.setattr(Versions, "commit", interrupted)
-        assert run_cli(*REFRESH, "server.jsonl.gz", cwd=served).code == 130
+        assert run_cli(*REFRESH, "server.jsonl.gz", "--time-budget", "10m", cwd=served).code == 130
     assert weights(draft) == before
-    ran = run_cli(*REFRESH, "server.jsonl.gz", cwd=served)
+    ran = run_cli(*REFRESH, "server.jsonl.gz", "--time-budget", "10m", cwd=served)
     assert "going on from" in ran.err
     assert "hidden states of" in ran.err  # of several passes the target makes one
     assert ran.code == 3, ran.err  # a line was damaged

@@ -200,7 +200,10 @@ class _Refresh:
         path = self.folder / "rehearsed.jsonl"
         if not path.exists():  # else a killed refresh has chosen them, and their states may be there
             old = self._rehearsed(count)
-            old = old[: self.budget.old_rows(old, measured)]
+            enough = self.budget.old_rows(old, measured)
+            if enough < len(old):
+                self.out.info(f"time for {enough:,} of {len(old):,} old rows (--time-budget)")
+            old = old[:enough]
             with writing(path, "wb") as file:
                 file.writelines(raw.rstrip(b"\r\n") + b"\n" for raw in old)
         rows |= {"trained_on": count, "rehearsed": sum(1 for _ in read_raw_lines(path))}
