@@ -35,24 +35,33 @@ def rows_of_words(value_RC: Tensor, bits: int) -> Tensor:
     return torch.tensor([words(row, bits) for row in value_RC.int().tolist()], dtype=torch.int32)
 
 
-def rounded(weight_OI: Tensor, bits: int, group_I: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Unsigned integers ``[O, I]``, scales and zeros ``[O, G]``, and what they mean."""
+def rounded(
+    weight_OI: Tensor, bits: int, group_I: Tensor, *, symmetric: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Unsigned integers ``[O, I]``, scales and zeros ``[O, G]`` (half of the range where it is symmetric), and what
+    they mean."""
     groups = int(group_I.max()) + 1
     highest = 2**bits - 1
     low_OG = torch.stack([weight_OI[:, group_I == g].amin(1) for g in range(groups)], 1)
     high_OG = torch.stack([weight_OI[:, group_I == g].amax(1) for g in range(groups)], 1)
+    if symmetric:
+        high_OG = torch.maximum(high_OG, -low_OG)
+        low_OG = -high_OG
     scale_OG = ((high_OG - low_OG) / highest).half().float()
     zero_OG = (-low_OG / scale_OG).round().clamp(1, highest)
+    zero_OG = torch.full_like(zero_OG, 2 ** (bits - 1)) if symmetric else zero_OG
     value_OI = (weight_OI / scale_OG[:, group_I] + zero_OG[:, group_I]).round().clamp(0, highest)
     return value_OI, scale_OG, zero_OG, (value_OI - zero_OG[:, group_I]) * scale_OG[:, group_I]
 
 
-def gptq(weight_OI: Tensor, bits: int = 4, offset: int = 1, shuffled: bool = True) -> Packed:
+def gptq(
+    weight_OI: Tensor, bits: int = 4, offset: int = 1, *, shuffled: bool = True, symmetric: bool = False
+) -> Packed:
     inputs = weight_OI.shape[1]
     group_I = torch.arange(inputs) // GROUP
     if shuffled:
         group_I = group_I[torch.randperm(inputs, generator=torch.Generator().manual_seed(inputs))]
-    value_OI, scale_OG, zero_OG, meant = rounded(weight_OI, bits, group_I)
+    value_OI, scale_OG, zero_OG, meant = rounded(weight_OI, bits, group_I, symmetric=symmetric)
     stored = {
         "qweight": rows_of_words(value_OI, bits).T.contiguous(),
         "qzeros": rows_of_words(zero_OG.T - offset, bits),
@@ -134,21 +143,23 @@ def nvfp4(weight_OI: Tensor, names: tuple[str, str], divides: bool) -> Packed:
     return stored, (values * each_OG1).flatten(1)
 
 
-def _groups(**weights: Any) -> dict[str, Any]:
-    return {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}}
-
-
-def _compressed(kind: str, **weights: Any) -> dict[str, Any]:
+def _compressed(kind: str, activations: dict[str, Any] | None = None, **weights: Any) -> dict[str, Any]:
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
     return {"quant_method": "compressed-tensors", "format": kind, "ignore": [], "quantization_status": "compressed",
-            "config_groups": _groups(**weights)}  # fmt: skip
+            "config_groups": {"group_0": group}}  # fmt: skip
 
 
+EACH_TOKEN = {"strategy": "token", "symmetric": True, "dynamic": True}
+"""Of activations, which a server rounds as it computes."""
 BLOCK = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [24, 48]}
 GPTQ: dict[str, Any] = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": True, "sym": False}
 FORMATS: dict[str, tuple[dict[str, Any], Callable[[Tensor], Packed]]] = {
     "fp8-blocks": (BLOCK, lambda w: fp8(w, "weight_scale_inv", (24, 48))),
     "fp8-tensor": ({"quant_method": "fp8", "activation_scheme": "static"}, lambda w: fp8(w, "weight_scale", None)),
     "gptq": (GPTQ, gptq),
+    "gptq-symmetric": (
+        {**GPTQ, "desc_act": False, "sym": True}, lambda w: gptq(w, shuffled=False, symmetric=True)
+    ),
     "gptq-3": ({**GPTQ, "bits": 3, "desc_act": False}, lambda w: gptq(w, 3, shuffled=False)),
     "gptq-8-v2": ({**GPTQ, "bits": 8, "checkpoint_format": "gptq_v2"}, lambda w: gptq(w, 8, offset=0)),
     "awq": ({"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm", "zero_point": True}, awq),
@@ -156,8 +167,22 @@ FORMATS: dict[str, tuple[dict[str, Any], Callable[[Tensor], Packed]]] = {
         _compressed("float-quantized", num_bits=8, type="float", strategy="channel", symmetric=True),
         lambda w: rows_in_bytes(w, torch.float8_e4m3fn),
     ),
+    "compressed-fp8-dynamic": (
+        _compressed(
+            "float-quantized", {"num_bits": 8, "type": "float", **EACH_TOKEN},
+            num_bits=8, type="float", strategy="channel", symmetric=True,
+        ),
+        lambda w: rows_in_bytes(w, torch.float8_e4m3fn),
+    ),
     "compressed-int8": (
         _compressed("int-quantized", num_bits=8, type="int", strategy="channel", symmetric=True),
+        lambda w: rows_in_bytes(w, torch.int8),
+    ),
+    "compressed-w8a8": (
+        _compressed(
+            "int-quantized", {"num_bits": 8, "type": "int", **EACH_TOKEN},
+            num_bits=8, type="int", strategy="channel", symmetric=True,
+        ),
         lambda w: rows_in_bytes(w, torch.int8),
     ),
     "compressed-int4": (
@@ -181,20 +206,34 @@ FORMATS: dict[str, tuple[dict[str, Any], Callable[[Tensor], Packed]]] = {
 
 def quantized_target(folder: Path, name: str, *, kind: str = "qwen2") -> tuple[Path, Path]:
     """A tiny target in a format of :data:`FORMATS`, its head quantised too, and one with the weights that it means."""
-    config, pack = FORMATS[name]
     make = family_target if kind in (*FAMILIES, *WRAPPERS) and kind not in ("llama", "qwen2", "qwen3") else tiny_target
     target, meant = (make(folder / which, kind) for which in (name, f"{name}-meant"))
+    write_weights(meant, quantize(target, name))
+    return target, meant
+
+
+def quantize(target: Path, name: str, keep: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """Store the weights of a target in a format of :data:`FORMATS`, but for those of the layers to ``keep``; returns
+    the weights that it means now."""
+    config, pack = FORMATS[name]
     stored: dict[str, Tensor] = {}
     plain = load_file(target / "model.safetensors")
     for key, weight in list(plain.items()):
-        if weight.dim() == 2 and key.endswith(".weight") and "embed_tokens" not in key and "vision" not in key:
+        kept = any(part in key for part in ("embed_tokens", "vision", *keep))
+        if weight.dim() == 2 and key.endswith(".weight") and not kept:
             parts, plain[key] = pack(weight)
             stored |= {f"{key.removesuffix('weight')}{part}": tensor for part, tensor in parts.items()}
         else:
             stored[key] = weight
-    write_weights(target, stored, config)
-    write_weights(meant, plain)
-    return target, meant
+    write_weights(target, stored, {**config, **_left_out(config["quant_method"], keep)})
+    return plain
+
+
+def _left_out(method: str, keep: tuple[str, ...]) -> dict[str, Any]:
+    """What each method calls the layers whose weights stay; GPTQ never quantises a head that is not named."""
+    if not keep or method == "gptq":
+        return {}
+    return {"ignore" if method == "compressed-tensors" else "modules_to_not_convert": list(keep)}
 
 
 def mxfp4_target(folder: Path) -> tuple[Path, Path]:

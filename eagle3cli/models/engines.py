@@ -150,6 +150,8 @@ KNOWN: dict[Engine, frozenset[str]] = {
     "llama.cpp": LLAMACPP,
 }
 """Classes that each engine has auxiliary states of."""
+QUANTISED_IN_FLOAT32: frozenset[tuple[Engine, str]] = frozenset({("vllm", "compressed-tensors")})
+"""Ways of quantised weights (``quant_method``) beside which an engine runs the rest of a target in float32."""
 
 
 def target_class(target: Mapping[str, Any] | None) -> str | None:
@@ -226,6 +228,27 @@ def unread_last_layer(engine: Engine, config: DraftConfig, target: Mapping[str, 
         f"it reads layer {last}, the target's last, which {ENGINES[engine]}'s {name or 'classes'} never "
         f"{'deliver' if name is None else 'delivers'} (train with --aux-layers below {depth - 1})"
     ]
+
+
+def unread_weights(engine: Engine, target: Mapping[str, Any] | None, dtype: str | None = None) -> list[str]:
+    """Why an engine does not load a target's quantised weights, or not in ``dtype``; empty where it does.
+
+    llama.cpp is given a file of its own, whose weights it knows.
+    """
+    stored = text_part(target or {}).get("quantization_config")
+    if engine == "llama.cpp" or not isinstance(stored, Mapping) or not stored:
+        return []
+    name = f"{ENGINES[engine]} {CHECKED[engine]}"
+    method = str(stored.get("quant_method") or "compressed-tensors")
+    reasons = []
+    if method == "gptq":
+        if stored.get("sym") is False or stored.get("bits") not in (None, 4, 8):
+            reasons.append(f"{name} loads GPTQ weights only where they are symmetric (sym) and of 4 or 8 bits")
+        if engine == "vllm" and stored.get("desc_act") and stored.get("group_size") != -1:
+            reasons.append(f"{name} no longer loads GPTQ weights in the order of activations (desc_act)")
+    if dtype == "float32" and (engine, method) not in QUANTISED_IN_FLOAT32:
+        reasons.append(f"{name} runs a target of {method} weights in 16 bits alone (--export-dtype bfloat16)")
+    return reasons
 
 
 def unread_window(engine: Engine, config: DraftConfig) -> list[str]:

@@ -21,6 +21,7 @@ from eagle3cli.models.engines import (
     minimum_versions,
     target_class,
     unread_latent,
+    unread_weights,
     unread_window,
     unsupported,
 )
@@ -78,7 +79,7 @@ def serve(
     lines: dict[Engine, str] = {}
     refused: dict[Engine, str] = {}
     for engine in engines_of(layout):
-        reasons = _reasons(engine, config, target_config)
+        reasons = _reasons(engine, config, target_config, config.dtype)
         missing = unsupported(engine, name, backend=backend)
         if missing or reasons:
             refused[engine] = "; ".join(filter(None, (missing, *reasons)))
@@ -95,11 +96,14 @@ def serve(
     return Served(lines, refused, needs)
 
 
-def _reasons(engine: Engine, config: DraftConfig, target_config: Mapping[str, Any] | None) -> list[str]:
-    """Why an engine does not run this draft as it was trained, whatever its target's class."""
+def _reasons(
+    engine: Engine, config: DraftConfig, target_config: Mapping[str, Any] | None, dtype: str | None = None
+) -> list[str]:
+    """Why an engine does not run this draft as it was trained, whatever its target's class; ``dtype`` is the type of
+    both, None where it is still to be chosen."""
     # The layout of vLLM holds every draft, what vLLM itself cannot run too.
     own = [*unread_window(engine, config), *unread_latent(engine, config, target_config)] if engine == "vllm" else []
-    return refusals(config, LAYOUT_OF[engine], target_config) + own
+    return refusals(config, LAYOUT_OF[engine], target_config) + own + unread_weights(engine, target_config, dtype)
 
 
 def engines_of(layout: Layout) -> tuple[Engine, ...]:

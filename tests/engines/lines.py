@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shlex
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,10 +47,26 @@ def engine_python(engine: Engine) -> str:
     return python
 
 
+def said_by(engine: Engine, code: str, *words: str) -> Any:
+    """What a program inside the engine's Python prints behind the word SAID, as JSON."""
+    environment = {**os.environ, **THREADS, **CPU_ENVIRONMENT[engine]}
+    command = [engine_python(engine), "-c", code, *words]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "SAID" in ran.stdout, ran.stderr[-2000:]
+    return json.loads(ran.stdout.rpartition("SAID")[2])
+
+
 def run_line(
     engine: Engine, line: str, expected: Expected, logs: Path, **environment: str
 ) -> tuple[list[Answer], Acceptance]:
-    """The answers to the expected prompts by the server that ``line`` starts, and its counters over them.
+    """The answers to the expected prompts by the server that ``line`` starts, and its counters over them."""
+    with running_line(engine, line, logs, **environment) as address:
+        return asyncio.run(_ask(address, expected))
+
+
+@contextmanager
+def running_line(engine: Engine, line: str, logs: Path, **environment: str) -> Iterator[str]:
+    """The address of the server that ``line`` starts.
 
     The line's paths are taken from the current folder, as in a shell.
     """
@@ -59,7 +80,7 @@ def run_line(
     try:
         process.start()
         _wait(Servers([process], Silent()), 400, Silent())
-        return asyncio.run(_ask(process.address, expected))
+        yield process.address
     finally:
         process.stop()
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import shlex
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,7 +20,7 @@ from eagle3cli.models.engines import (
     sglang_layers,
 )
 from eagle3cli.models.serve import serve
-from tests.engines.lines import CPU_ENVIRONMENT, CPU_FLAGS, engine_python
+from tests.engines.lines import CPU_FLAGS, engine_python, said_by
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.families, pytest.mark.timeout(600)]
 DRAFTS = ("NextN", "MTP", "Eagle", "Eagle3", "EmbeddingGemmaModel", "AssistantForCausalLM", "MindSporeForCausalLM")
@@ -111,15 +108,6 @@ def test_no_class_of_the_engines_sources_is_missing() -> None:
     named = {name for name in vllm if name.endswith(("ForCausalLM", "ForConditionalGeneration"))}
     hooked = {name for name in named if has(vllm, name, "SupportsEagle3")}
     assert {name for name in hooked if not name.startswith(VLLM_DRAFTS)} - VLLM == set()
-
-
-def said_by(engine: Engine, code: str, *words: str) -> Any:
-    """What a program inside the engine's Python prints."""
-    environment = {**os.environ, **CPU_ENVIRONMENT[engine]}
-    command = [engine_python(engine), "-c", code, *words]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert "SAID" in ran.stdout, ran.stderr[-2000:]
-    return json.loads(ran.stdout.partition("SAID")[2])
 
 
 def test_sglangs_classes() -> None:

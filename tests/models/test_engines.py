@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from eagle3cli.errors import ModelError
 from eagle3cli.models.aux_layers import default_aux_layers
 from eagle3cli.models.config import DraftConfig, named_aux_layers
 from eagle3cli.models.contract import refusals
@@ -26,7 +27,7 @@ from eagle3cli.models.engines import (
     unread_layers,
 )
 from eagle3cli.models.packaged import packaged_configs, packaged_target_class
-from eagle3cli.models.serve import serve, unserved
+from eagle3cli.models.serve import check_served, serve, unserved
 from tests.conftest import ROOT
 from tests.models.engine_classes import MORE_THAN_TEXT, NO_NUMBERS, TEXT_OF
 from tests.models.engine_table import BEGIN, END, markdown
@@ -120,6 +121,45 @@ def test_who_will_not_serve_a_window() -> None:
     assert list(unserved(replace(plain, window=1), LLAMA)) == ["sglang", "llama.cpp"]
     assert list(unserved(replace(plain, window=512, sinks=4), LLAMA)) == ["sglang", "vllm", "llama.cpp"]
     assert minimum_versions(replace(plain, window=512))["sglang"] == "0.5.12"
+
+
+@pytest.mark.parametrize(
+    ("quantization", "refused"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}, {}),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": True}, {"vllm": "desc_act"}),
+        ({"quant_method": "gptq", "bits": 8, "group_size": -1, "sym": True, "desc_act": True}, {}),
+        (
+            {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": False, "desc_act": False},
+            {"sglang": "symmetric", "vllm": "symmetric"},
+        ),
+        (
+            {"quant_method": "gptq", "bits": 3, "group_size": 128, "sym": True, "desc_act": False},
+            {"sglang": "4 or 8 bits", "vllm": "4 or 8 bits"},
+        ),
+        ({"quant_method": "awq", "bits": 4}, {}),
+        (None, {}),
+    ],
+)
+def test_weights_that_an_engine_does_not_load(quantization: dict[str, Any] | None, refused: dict[str, str]) -> None:
+    config = replace(DraftConfig.from_target(LLAMA), dtype="bfloat16", norm_output=False)
+    target = {**LLAMA, "quantization_config": quantization}
+    served = serve("t", "d", config, steps=3, layout="sglang", target_config=target)
+    assert served.refused.keys() == refused.keys() == {"sglang", "vllm"} - served.lines.keys()
+    assert all(word in served.refused[engine] for engine, word in refused.items())  # type: ignore[index]
+    assert unserved(config, target).keys() == refused.keys()
+    for engine, word in refused.items():
+        with pytest.raises(ModelError, match=word):
+            check_served(config, target, engine)
+
+
+def test_quantised_weights_run_in_16_bits() -> None:
+    config = replace(DraftConfig.from_target(LLAMA), dtype="float32")
+    for method, served in (("awq", []), ("fp8", []), ("compressed-tensors", ["vllm"])):
+        target = {**LLAMA, "quantization_config": {"quant_method": method}}
+        found = serve("t", "d", config, steps=3, layout="sglang", target_config=target)
+        assert list(found.lines) == served
+        assert "--export-dtype bfloat16" in found.refused["sglang"]
 
 
 def test_lines_hold_what_the_target_needs() -> None:

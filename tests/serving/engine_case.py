@@ -113,6 +113,18 @@ def prompts(vocab: int, count: int) -> list[list[int]]:
     return [torch.randint(3, vocab, (6 + i % 12,), generator=random).tolist() for i in range(count)]
 
 
+def clear_prompts(target: HfTarget, count: int, *, among: int = 192) -> list[list[int]]:
+    """The prompts, of some, on whose way no two tokens are nearly alike to the target: by their closest choice."""
+    asked = prompts(target.head.weight_VH.shape[0], among)
+    margins = []
+    for prompt, reply in zip(asked, replies_of(target, None, asked).replies, strict=True):
+        logits = target.model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
+        best = logits.topk(2).values
+        margins.append(float((best[:, 0] - best[:, 1]).min()))
+    widest = sorted(range(among), key=lambda index: -margins[index])[:count]
+    return [asked[index] for index in widest]
+
+
 def replies_of(target: HfTarget, draft: Draft | None, asked: list[list[int]]) -> Expected:
     """Greedy replies of exactly REPLY tokens, with the draft's acceptance."""
     k = STEPS if draft else 0
@@ -128,11 +140,13 @@ def make_draft(
     *,
     updates: int = 14,
     adapt: Callable[[HfTarget], HfTarget] = lambda target: target,
+    clear: bool = False,
     **wanted: Any,
 ) -> Expected:
     """Train a small draft for the target of ``raw`` (its config) on its own replies, write it, and decode with it.
 
-    ``adapt`` changes what the target hands on; ``wanted`` are keys of the draft's JSON, laid over ``auto``.
+    ``adapt`` changes what the target hands on; ``clear`` asks prompts whose replies an engine that rounds more gives
+    as well; ``wanted`` are keys of the draft's JSON, laid over ``auto``.
     """
     torch.manual_seed(0)
     overlay = folder.with_suffix(".json")
@@ -141,7 +155,7 @@ def make_draft(
     config = read_draft_config(str(overlay), raw, draft_vocab_size=None, aux_layers=None)
     settings = TargetSettings(model_path=str(target_folder), device="cpu")
     target = adapt(load_target(settings, Silent(), config.aux_layers))
-    asked = prompts(config.vocab_size, SEEN)
+    asked = clear_prompts(target, SEEN) if clear else prompts(config.vocab_size, SEEN)
     plain = replies_of(target, None, asked)
     ids = torch.tensor(sorted({token for reply in plain.replies for token in reply} | set(range(0, 320, 2))))
     # Some tokens of the replies are left out of the draft's vocabulary, as in real drafts.

@@ -1,4 +1,4 @@
-"""The stand-in for SGLang's CPU kernels that is installed, and what it lacks: attention sinks, drafts of MLA.
+"""The stand-in for SGLang's CPU kernels that is installed, and what it lacks: attention sinks, drafts of MLA, GPTQ.
 
 A server that is started with ``tests/engines`` on its PYTHONPATH finds this package first. It runs the installed one's
 source as its own, so that the two functions below take the place of those with the same names.
@@ -66,6 +66,47 @@ def _extend(q: Tensor, k: Tensor | None, v: Tensor | None, out: Tensor, k_buffer
 
 _lib.impl("extend_attention_cpu", _extend, "CPU", allow_override=True)  # noqa: F821
 
+
+def _in_usual_memory(make: Any) -> Any:
+    """A maker of tensors for which ``pin_memory`` means nothing."""
+    return lambda *given, pin_memory=False, **named: make(*given, **named)
+
+
 if not torch.cuda.is_available():
     # kimi_k25_eagle3.py waits for a GPU whatever the device is, once it has given the draft the target's embedding.
     torch.cuda.synchronize = lambda device=None: None
+    # Layers with LoRA adapters pin their offsets for a GPU.
+    torch.tensor = _in_usual_memory(torch.tensor)
+    torch.empty = _in_usual_memory(torch.empty)
+    torch.zeros = _in_usual_memory(torch.zeros)
+    torch.Tensor.pin_memory = lambda self, *_: self  # type: ignore[assignment]
+
+
+def _unpacked(words: Tensor, side: int) -> Tensor:
+    """Numbers of four bits that lie in words of 32, the lowest first, along a side."""
+    numbers = words.unsqueeze(side + 1) >> torch.arange(0, 32, 4).view(-1, *(1,) * (words.dim() - 1 - side)) & 15
+    return numbers.flatten(side, side + 1)
+
+
+def _prepared(qweight: Tensor, qzeros: Tensor, scales: Tensor, algorithm: int) -> tuple[Tensor, Tensor, Tensor]:
+    """GPTQ's weights with what they mean in the place of the packed ones; the true kernel orders them anew."""
+    if algorithm != 1:
+        raise NotImplementedError("this stand-in prepares GPTQ's weights alone")
+    zeros = (_unpacked(qzeros, 1) + 1).repeat_interleave(qweight.shape[0] * 8 // qzeros.shape[0], 0)
+    scale = scales.float().repeat_interleave(qweight.shape[0] * 8 // scales.shape[0], 0)
+    return (_unpacked(qweight, 0) - zeros) * scale, qzeros, scales
+
+
+def _times(x: Tensor, weight_IO: Tensor, _zeros: Tensor, _scales: Tensor, bias: Tensor | None) -> Tensor:
+    """What Marlin's kernel gives on a GPU: nothing of the activations is rounded, as AMX's does."""
+    product = x.float() @ weight_IO
+    return (product if bias is None else product + bias).to(x.dtype)
+
+
+_lib.define(  # noqa: F821
+    "convert_weight_packed_scale_zp(Tensor qweight, Tensor qzeros, Tensor scales, int algorithm)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+_lib.define("int4_scaled_mm_cpu(Tensor x, Tensor w, Tensor zeros, Tensor scales, Tensor? bias) -> Tensor")  # noqa: F821
+_lib.impl("convert_weight_packed_scale_zp", _prepared, "CPU")  # noqa: F821
+_lib.impl("int4_scaled_mm_cpu", _times, "CPU")  # noqa: F821
