@@ -92,7 +92,8 @@ class Work:
             for path in (rows, old):
                 file.writelines(raw.rstrip(b"\r\n") + b"\n" for _, raw in read_raw_lines(path))
         settings = self.rows_settings(mixed)
-        mode = "offline" if train.mode == "offline" or self.states_fit(mixed) else "online"
+        is_begun = self._store("own") or self._store("rest")  # by a refresh that was killed
+        mode = "offline" if train.mode == "offline" or is_begun or self.states_fit(mixed) else "online"
         if mode == "offline":
             settings = settings.updated("data", train_hidden_states_path=self._stores(rows, old))
         settings = settings.updated("draft", init="draft", path=str(self.served))
@@ -255,7 +256,8 @@ class Work:
         k = self.settings.run.k
         settings = self.rows_settings(rows, whole=whole)
         settings = settings.updated("data", train_path=None, eval_path=rows)
-        settings = settings.updated("data", eval_hidden_states_path=self._held_out(rows, name, whole=whole))
+        if store := self._held_out(rows, name, whole=whole):
+            settings = settings.updated("data", eval_hidden_states_path=store).updated("target", tp_size=1)
         settings = settings.updated("draft", path=str(draft)).updated("eval", depths=k, rows=None)
         self.out.data = {}
         evaluate(settings, self.out)

@@ -1,6 +1,6 @@
 """A log of a code assistant that serves a target, and what ``eagle3 refresh`` makes of it. Prints one JSON line.
 
-    PYTHONPATH=. python tests/speed/acceptance/refresh.py --run runs/q --output runs/refresh [-- --time-budget 5m]
+    PYTHONPATH=. python tests/speed/acceptance/refresh.py --run runs/q --output runs/refresh [-- --time-budget 10m]
 
 The domain is one that the draft of the run has not seen: functions of Python's standard library, to be written from
 their docstrings. The target's greedy replies are the log; writing them is the server's work and not counted. What
