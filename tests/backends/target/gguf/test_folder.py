@@ -87,8 +87,11 @@ def test_conversion_is_done_once_and_again_when_the_file_changes(tmp_path: Path)
     write_gguf(tmp_path / "tiny.gguf")
     folder = Path(gguf.local_folder(str(tmp_path / "tiny.gguf"), tmp_path / "models", Silent()))
     before = (folder / "config.json").stat().st_ino
-    gguf.local_folder(str(tmp_path / "tiny.gguf"), tmp_path / "models", Silent())
-    assert (folder / "config.json").stat().st_ino == before
+    (folder / gguf.STRETCH_FILE).unlink()  # as older versions left it; RoPE is plain in both
+    for _ in range(2):
+        gguf.local_folder(str(tmp_path / "tiny.gguf"), tmp_path / "models", Silent())
+        assert (folder / "config.json").stat().st_ino == before
+        assert (folder / gguf.STRETCH_FILE).read_text() == "{}\n"
     write_gguf(tmp_path / "tiny.gguf", "gpt-2")
     gguf.local_folder(str(tmp_path / "tiny.gguf"), tmp_path / "models", Silent())
     assert (folder / "config.json").stat().st_ino != before
