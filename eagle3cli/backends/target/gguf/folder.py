@@ -21,7 +21,7 @@ from eagle3cli.backends.target.gguf.rope import read_scaling
 from eagle3cli.errors import Eagle3Error, ModelError
 from eagle3cli.models.rope import DEFAULT_THETA
 from eagle3cli.runtime import demo
-from eagle3cli.runtime.files import read_json, write_folder, write_json
+from eagle3cli.runtime.files import read_json, well_formed, write_folder, write_json
 from eagle3cli.runtime.manifest import remove_leftovers
 from eagle3cli.runtime.report import Reporter
 
@@ -176,7 +176,8 @@ def _stretch(config: Any, scaling: dict[str, Any] | None) -> None:
 
 def _convert(path: Path, folder: Path, source: dict[str, object]) -> None:
     model, tokenizer, reader = _load(path)
-    scaling = read_scaling(reader, float(_rope(model.config)["rope_theta"]))
+    with well_formed(path, "a stretch of RoPE that is known", "pass the original model folder"):
+        scaling = read_scaling(reader, float(_rope(model.config)["rope_theta"]))
     _stretch(model.config, scaling)
     # The weights are plain fp32 now; left in, these two would make every later load look for the .gguf file.
     if hasattr(model.config, "quantization_config"):  # transformers 4 sets none

@@ -18,8 +18,8 @@ from eagle3cli.runtime.report import Silent
 HIDDEN, INNER, HEADS, LAYERS = 32, 48, 2, 2
 
 
-def write_gguf(path: Path, pre: str = "smollm") -> dict[str, np.ndarray]:
-    """A tiny llama with a byte-level tokenizer in which "12" is one merge."""
+def write_gguf(path: Path, pre: str = "smollm", stretch: str = "none") -> dict[str, np.ndarray]:
+    """A tiny llama with a byte-level tokenizer in which "12" is one merge; ``stretch`` is the kind of RoPE's."""
     from gguf import GGUFWriter
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -33,6 +33,7 @@ def write_gguf(path: Path, pre: str = "smollm") -> dict[str, np.ndarray]:
     writer.add_head_count_kv(HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
+    writer.add_string("llama.rope.scaling.type", stretch)
     writer.add_rope_dimension_count(HIDDEN // HEADS)
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")

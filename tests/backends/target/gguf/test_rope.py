@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM
 from eagle3cli.backends.target.gguf.files import target_gguf
 from eagle3cli.backends.target.gguf.folder import STRETCH_FILE, existing_conversion, local_folder
 from eagle3cli.backends.target.gguf.rope import read_scaling, scaling_of_factors
-from eagle3cli.errors import ModelError
+from eagle3cli.errors import Eagle3Error, ModelError
 from eagle3cli.runtime.report import Silent
+from tests.backends.target.gguf.test_folder import write_gguf
 from tests.families import LLAMA3, YARN
 from tests.serving.engine_case import make_target
 
@@ -112,6 +113,12 @@ def test_a_stretch_in_words(tmp_path: Path) -> None:
 
 
 LINEAR_2 = {"rope_type": "linear", "factor": 2.0}
+
+
+def test_a_file_that_says_half_of_it_is_named(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", stretch="linear")
+    with pytest.raises(Eagle3Error, match=r"tiny\.gguf: not a stretch of RoPE that is known"):
+        local_folder(str(tmp_path / "tiny.gguf"), tmp_path / "models", Silent())
 
 
 def test_a_file_of_yarn_factors_is_refused(tmp_path: Path) -> None:
