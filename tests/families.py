@@ -154,16 +154,21 @@ def family_config(name: str) -> Any:
     """The config of a tiny target of this family."""
     import transformers
 
-    class_name = (WRAPPERS if name in WRAPPERS else FAMILIES)[name][0]
+    from tests.young_families import SHALLOW, YOUNG_FAMILIES, YOUNG_WRAPPERS
+
+    families = {**FAMILIES, **YOUNG_FAMILIES}
+    wrappers = {**WRAPPERS, **YOUNG_WRAPPERS}
+    common = COMMON | (SHALLOW if name in YOUNG_FAMILIES or name in YOUNG_WRAPPERS else {})
+    class_name = (wrappers if name in wrappers else families)[name][0]
     if not hasattr(transformers, class_name):
         pytest.skip(f"transformers {transformers.__version__} has no {class_name}")
-    if name in WRAPPERS:
-        _, _, text, own = WRAPPERS[name]
+    if name in wrappers:
+        _, _, text, own = wrappers[name]
         if transformers.__version__.startswith("4.") and "rope_parameters" in text:
             text = {**text, "rope_scaling": text["rope_parameters"]}  # its name there
-        return getattr(transformers, class_name)(text_config={**COMMON, **text}, **own)
-    _, own = FAMILIES[name]
-    return getattr(transformers, class_name)(**{**COMMON, **own})
+        return getattr(transformers, class_name)(text_config={**common, **text}, **own)
+    _, own = families[name]
+    return getattr(transformers, class_name)(**{**common, **own})
 
 
 def family_target(folder: Path, name: str, seed: int = 0) -> Path:
@@ -171,11 +176,14 @@ def family_target(folder: Path, name: str, seed: int = 0) -> Path:
     import torch
     import transformers
 
+    from tests.young_families import YOUNG_WRAPPERS
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = family_config(name)
-        if name in WRAPPERS:
-            model = getattr(transformers, WRAPPERS[name][1])(config).float()
+        wrapper = WRAPPERS.get(name) or YOUNG_WRAPPERS.get(name)
+        if wrapper is not None:
+            model = getattr(transformers, wrapper[1])(config).float()
         else:
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for parameter in model.parameters():  # norms, biases and sinks start as ones and zeros: nothing would show

@@ -7,10 +7,33 @@ from typing import Any
 
 from eagle3cli.errors import ModelError
 
+OTHER_NAMES: dict[str, tuple[str, ...]] = {
+    "hidden_size": ("n_embd",),
+    "num_hidden_layers": ("n_layer", "num_layers"),
+    "num_attention_heads": ("n_head",),
+    "intermediate_size": ("n_inner", "ffn_hidden_size"),
+    "max_position_embeddings": ("n_positions", "seq_length"),
+}
+"""What families before Llama, and some after it, call their sizes."""
+KINDS_OF_LAYERS = ("layers_block_type", "hybrid_override_pattern")
+"""One entry for each layer: Nemotron-H's own count of them."""
+
 
 def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A target's config with its text model's own values on top: of a multi-modal one they stand in ``text_config``."""
-    return {**config, **(config.get("text_config") or {})}
+    """A target's config with its text model's own values on top, under the usual names: of a multi-modal one they stand
+    in ``text_config``, or in that of the part that thinks (Qwen3-Omni)."""
+    inner = config.get("text_config") or {}
+    if not inner and isinstance(config.get("thinker_config"), Mapping):
+        inner = config["thinker_config"].get("text_config") or {}
+    text = {**config, **inner}
+    for name, others in OTHER_NAMES.items():
+        named = [text[other] for other in others if isinstance(text.get(other), int)]
+        if text.get(name) is None and named:
+            text[name] = named[0]
+    kinds = next((text[name] for name in KINDS_OF_LAYERS if text.get(name)), None)
+    if text.get("num_hidden_layers") is None and kinds is not None:
+        text["num_hidden_layers"] = len(kinds)
+    return text
 
 
 def default_aux_layers(layers: int) -> tuple[int, ...]:

@@ -18,20 +18,25 @@ from eagle3cli.errors import ModelError
 from eagle3cli.models.aux_layers import text_part
 from eagle3cli.models.files import read_json_object
 
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
-HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+EMBEDDINGS = (
+    *("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight"),
+    "embeddings.weight",
+)
+HEADS = ("lm_head.weight", "embed_out.weight", "output.weight", "head.weight")
 BIASES = ("lm_head.bias", "embed_out.bias")
 FINAL_NORMS = (
-    *("language_model.norm.weight", "model.norm.weight", "norm.weight", "final_layernorm.weight"),
-    *("final_layer_norm.weight", "ln_f.weight", "norm_f.weight"),
+    *("language_model.norm.weight", "model.norm.weight", "norm_f.weight", "norm.weight", "final_layernorm.weight"),
+    *("final_layer_norm.weight", "ln_f.weight"),
 )
 MLP_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm")
 """Names of the norm before a layer's MLP, the surest first."""
 OTHER_PARTS = ("vision", "visual", "audio", "mtp", "encoder", "projector")
 """Parts of a model whose tensors are never its text embedding or head."""
-UNIT_OFFSET_NORMS = ("gemma", "gemma2", "gemma3", "nemotron", "qwen3_next", "qwen3_5", "recurrent_gemma", "vaultgemma")
+UNIT_OFFSET_NORMS = (
+    *("gemma", "gemma2", "gemma3", "minimax_m3", "nemotron", "qwen3_next", "qwen3_5", "recurrent_gemma", "vaultgemma"),
+)
 """Beginnings of the model types whose norms multiply by one more than their weight."""
-NOT_UNIT_OFFSET = ("gemma3n",)
+NOT_UNIT_OFFSET = ("gemma3n", "gemma4", "nemotron_h")
 BARE_NORMS = ("nanochat", "olmo")
 """Model types whose norms have no weight."""
 SAMPLES = 16
@@ -160,9 +165,9 @@ def is_tied(config: dict[str, Any]) -> bool | None:
 
     A wrapper and its text part may disagree: then the weights decide, too.
     """
-    text = config.get("text_config") or {}
-    tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
-    return None if tied is None else bool(tied)
+    parts = (config, config.get("text_config") or {})
+    named = {bool(part["tie_word_embeddings"]) for part in parts if part.get("tie_word_embeddings") is not None}
+    return named.pop() if len(named) == 1 else None
 
 
 def _looked_for(endings: Sequence[str]) -> str:

@@ -105,7 +105,7 @@ class HfTarget:
 
         def hook_of(layer: int) -> Any:
             def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                outputs[layer] = output[0] if isinstance(output, tuple) else output
+                outputs[layer] = mean_stream(output[0] if isinstance(output, tuple) else output)
 
             return hook
 
@@ -219,6 +219,12 @@ class HfTarget:
         last: Tensor = self.decoder(input_ids=ids_BS, **options).last_hidden_state
         # Layers may be spread over devices.
         return torch.cat([outputs[n].to(self.device) for n in self.aux_layers], dim=-1), last.to(self.device)
+
+
+def mean_stream(states: Tensor) -> Tensor:
+    """A layer's output ``[B, S, H]``: of streams side by side ``[B, S, streams, H]`` (hyper-connections, DeepSeek-V4)
+    the mean, which is what vLLM hands a draft."""
+    return states.mean(2) if states.ndim == 4 else states
 
 
 def shared_prefix(sequences: Sequence[Tokens]) -> int:

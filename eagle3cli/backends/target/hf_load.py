@@ -56,20 +56,36 @@ def load_model(
     if is_dequantized:
         model = _dequantized(target, config, dtype, where, report)
     else:
-        model = _auto_class(config).from_pretrained(
-            target.model_path,
-            revision=target.revision,
-            trust_remote_code=target.trust_remote_code,
-            dtype=dtype,
-            use_safetensors=True,
-            **where,
-            **_without_kernels(config, device, report),
-        )
+        model = _whole(target, config, dtype=dtype, **where, **_without_kernels(config, device, report))
     model = model.eval().requires_grad_(False)
     if not where:
         nn.Module.to(model, device)
     gc.collect()
     return model
+
+
+def _whole(target: TargetSettings, config: Any, **options: Any) -> PreTrainedModel:
+    """The model with all of its weights from the files. Raises ModelError where they lack some: transformers would make
+    up the rest."""
+    classes = [_auto_class(config)]
+    if type(config) in AutoModelForImageTextToText._model_mapping:
+        classes.append(AutoModelForImageTextToText)  # some text models do not read what their wrapper wrote (Emu3)
+    missing: list[str] = []
+    for auto_class in classes:
+        model, loaded = auto_class.from_pretrained(
+            target.model_path,
+            revision=target.revision,
+            trust_remote_code=target.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+        missing = sorted(loaded["missing_keys"])
+        if not missing:
+            whole: PreTrainedModel = model
+            return whole
+    what = f"{len(missing)} weights are missing, {missing[0]} among them"
+    raise ModelError(what, where=target.model_path, fix="copy the model again")
 
 
 def _is_dequantized(quantization: Quantization | None, device: torch.device) -> bool:
@@ -216,12 +232,20 @@ def _input_device(model: PreTrainedModel) -> torch.device:
 
 
 def _auto_class(config: Any) -> Any:
-    """The auto class that knows this config with a language-model head: a causal LM, else a multi-modal wrapper."""
+    """The auto class that knows this config with a language-model head: a causal LM, else a multi-modal wrapper.
+
+    Raises ModelError for one of several language models (Qwen3-Omni: a thinker and a talker).
+    """
+    if getattr(config, "thinker_config", None) is not None:
+        what = f"{config.model_type} is a thinker and a talker, and transformers runs no pass of both"
+        raise ModelError(what, where=str(config.name_or_path), fix="use a target that is one language model")
     remote = getattr(config, "auto_map", None) or {}
     if type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in remote:
         return AutoModelForCausalLM
-    multi_modal = type(config) in AutoModelForImageTextToText._model_mapping
-    return AutoModelForImageTextToText if multi_modal else AutoModelForCausalLM
+    if type(config) in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForImageTextToText
+    any_kind = getattr(transformers, "AutoModelForMultimodalLM", None)  # of sound, too; transformers 5 has it
+    return any_kind if any_kind is not None and type(config) in any_kind._model_mapping else AutoModelForCausalLM
 
 
 def _tensor_parallel(size: int) -> dict[str, Any]:

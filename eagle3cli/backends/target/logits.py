@@ -84,7 +84,9 @@ def make_head(config: Mapping[str, Any], weight_VH: Tensor, bias_V: Tensor | Non
 def logit_factor(config: Mapping[str, Any]) -> float:
     """What a family multiplies its logits by: Cohere's ``logit_scale``, one over Granite's ``logits_scaling`` ..."""
     text = text_part(config)
-    factor = float(text.get("logit_scale") or 1.0) * float(text.get("lm_head_multiplier") or 1.0)
+    factor = 1.0
+    for name in ("logit_scale", "lm_head_multiplier", "output_multiplier"):
+        factor *= float(text.get(name) or 1.0)
     scaling = float(text.get("logits_scaling") or 1.0)
     if text.get("dim_model_base"):  # MiniCPM
         scaling *= float(text["hidden_size"]) / float(text["dim_model_base"])

@@ -24,7 +24,8 @@ from transformers.cache_utils import Cache
 from eagle3cli.models.window import Window
 
 GROUPED_ATTENTION = "eagle3_grouped"
-ADDRESSED = {"full_attention", "sliding_attention", "chunked_attention"}
+ADDRESSED = {"full_attention", "sliding_attention", "chunked_attention", "indexed_attention"}
+"""Kinds of layers whose past is states by position; the last chooses its keys, by states of theirs (DeepSeek-V3.2)."""
 _current: ContextVar[PositionCache] = ContextVar("_current")
 """The cache that was pointed last: transformers asks for a layer's mask without saying where the rows stand."""
 
@@ -38,12 +39,14 @@ def grouped_attention(
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    indices: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention that never repeats keys for grouped queries: the group is folded into the query rows.
 
     ``attention_mask`` is additive, ``[B, 1, Q, S]``; ``softcap`` bounds the scores, ``s_aux`` ``[A]`` is the score of
-    a sink, a key that every query sees and that has no value. The result is ``[B, Q, A, D]`` as transformers expects.
+    a sink, a key that every query sees and that has no value; ``indices`` ``[B, Q, any]`` are the only keys that a
+    query attends to, of those it sees. The result is ``[B, Q, A, D]`` as transformers expects.
     """
     batch, heads, queries, dim = query_BAQD.shape
     kv_heads = key_BKSD.shape[1]
@@ -51,6 +54,10 @@ def grouped_attention(
     # The heads of a group read the same keys: as more query rows of one head they need no copies of them.
     query = query_BAQD.reshape(batch, kv_heads, groups * queries, dim)
     mask = attention_mask
+    if indices is not None:
+        assert mask is not None, "keys are chosen among those that a mask shows"
+        left_out_B1QS = torch.ones_like(mask, dtype=torch.bool).scatter(-1, indices[:, None].long(), False)
+        mask = mask.masked_fill(left_out_B1QS, float("-inf"))
     if mask is not None and groups > 1 and queries > 1:
         mask = mask.repeat(1, 1, groups, 1)
     if s_aux is not None:
@@ -68,7 +75,8 @@ def grouped_attention(
         scores = torch.tanh(scores / softcap) * softcap
         probabilities = torch.softmax((scores if mask is None else scores + mask).float(), -1)
         out = probabilities.to(query.dtype) @ value_BKSD
-    return out.reshape(batch, heads, queries, -1).transpose(1, 2), None
+    # Some families view the heads side by side, which needs them so in memory.
+    return out.reshape(batch, heads, queries, -1).transpose(1, 2).contiguous(), None
 
 
 def grouped_mask(*, mask_function: Callable[..., Tensor], dtype: torch.dtype, **_: Any) -> Tensor:
@@ -98,6 +106,8 @@ class PositionCache(Cache):
         self.slots = slots
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
+        self.index_keys: dict[int, Tensor] = {}
+        """By layer, of those that choose the keys they attend to: what they choose by."""
         self.rows_B1 = torch.zeros(0, dtype=torch.long)
         self.positions_BQ = torch.zeros(0, dtype=torch.long)
         self.extent = 0
@@ -140,23 +150,33 @@ class PositionCache(Cache):
             for store, states in ((self.keys, key_states), (self.values, value_states)):
                 shape = (self.rows, self.slots, states.shape[1], states.shape[3])
                 store.append(torch.zeros(shape, dtype=states.dtype, device=states.device))
-        visible = []
-        for slots, states in ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states)):
-            # Slot number = position: what a rejected token wrote is overwritten before a query may see it.
-            if self.span is not None:
-                slots[:, self.span] = states.transpose(1, 2)
-            else:
-                slots[self.rows_B1, self.positions_BQ] = states.transpose(1, 2)
-            # Only the slots in use, and as a view where every row takes part: no copy of the cache a pass.
-            part = slots[:, : self.extent] if self.all_rows else slots[self.rows_B1[:, 0], : self.extent]
-            visible.append(part.transpose(1, 2))
-        return visible[0], visible[1]
+        pairs = ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states))
+        keys, values = (self._write(slots, states.transpose(1, 2)).transpose(1, 2) for slots, states in pairs)
+        return keys, values
+
+    def update_indexer(self, indexer_key_states: Tensor, layer_idx: int) -> Tensor:
+        """The same for ``[rows, Q, D]`` states that a layer chooses its keys by."""
+        if layer_idx not in self.index_keys:
+            shape = (self.rows, self.slots, indexer_key_states.shape[-1])
+            self.index_keys[layer_idx] = indexer_key_states.new_zeros(shape)
+        return self._write(self.index_keys[layer_idx], indexer_key_states)
+
+    def _write(self, slots: Tensor, states: Tensor) -> Tensor:
+        """Put ``[rows, Q, ...]`` states where the pass points; returns the slots that it may see."""
+        # Slot number = position: what a rejected token wrote is overwritten before a query may see it.
+        if self.span is not None:
+            slots[:, self.span] = states
+        else:
+            slots[self.rows_B1, self.positions_BQ] = states
+        # Only the slots in use, and as a view where every row takes part: no copy of the cache a pass.
+        return slots[:, : self.extent] if self.all_rows else slots[self.rows_B1[:, 0], : self.extent]
 
     def keep(self, rows: Tensor) -> None:
         """Drop every row that is not listed; the survivors are renumbered in the order given."""
         self.keys = [k[rows] for k in self.keys]
         self.values = [v[rows] for v in self.values]
         self.shift_B = None if self.shift_B is None else self.shift_B[rows]
+        self.index_keys = {layer: states[rows] for layer, states in self.index_keys.items()}
         self.rows = len(rows)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -185,6 +205,10 @@ class NoCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """The states themselves."""
         return key_states, value_states
+
+    def update_indexer(self, indexer_key_states: Tensor, layer_idx: int) -> Tensor:
+        """The states themselves."""
+        return indexer_key_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """None are kept."""

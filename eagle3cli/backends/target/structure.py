@@ -13,7 +13,9 @@ def decoder_of(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
     of as many modules as the config has layers. So a multi-modal wrapper's towers are left out, whatever its names are.
     """
     embedding = model.get_input_embeddings()
-    count = model.config.get_text_config().num_hidden_layers
+    config = model.config.get_text_config()
+    # LongCat counts what is within its layers, two of attention each; ``num_layers`` are the layers.
+    count = getattr(config, "num_layers", None) or config.num_hidden_layers
     innermost: tuple[nn.Module, nn.ModuleList] | None = None
     for module in model.modules():
         lists = [part for part in module.children() if isinstance(part, nn.ModuleList) and len(part) == count]

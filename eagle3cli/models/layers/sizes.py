@@ -178,7 +178,7 @@ def heads_of(text: Mapping[str, Any], hidden: int, heads: int) -> tuple[int, int
         size = text.get("v_head_dim") or 128
         heads = max(1, hidden // size)
         return heads, max(n for n in range(1, 9) if heads % n == 0), size
-    kv_heads = text.get("num_key_value_heads") or heads
+    kv_heads = text.get("num_key_value_heads") or (1 if text.get("multi_query") else heads)
     size = text.get("head_dim") or hidden // heads
     if hidden % heads:
         heads = max(n for n in range(1, heads + 1) if hidden % n == 0)

@@ -1,0 +1,101 @@
+"""Young families: states and logits are the model's own, the draft config is read off the target's, and local decoding
+with a draft writes the model's own text or says why it cannot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from eagle3cli.backends.target.head import read_head, read_target_tensors
+from eagle3cli.backends.target.hf import HfTarget, load_target, mean_stream, read_target_config
+from eagle3cli.errors import ModelError
+from eagle3cli.models.config import DraftConfig
+from eagle3cli.models.draft import Draft
+from eagle3cli.runtime.report import Silent
+from eagle3cli.serving.decode.decode import decode
+from eagle3cli.settings.models import TargetSettings
+from tests.backends.target.test_families import NORMS, OLD, gain_of
+from tests.families import family_target
+from tests.young_families import NOT_LOADED, REFUSED, YOUNG_FAMILIES, YOUNG_WRAPPERS
+
+FINAL_NORMS = (*NORMS, "norm_f", "ln_f")
+NEW_TOKENS = 8
+BEGIN = [7, 90, 41, 12, 205, 77, 140, 33, 9]
+ROWS = [[*BEGIN, *range(20, 30)], [*BEGIN, 60, 5, 250]]
+"""A common beginning, which capture runs once where it can."""
+
+
+def written(target: HfTarget, row: list[int]) -> list[int]:
+    """What the model itself writes, read anew from the beginning for each token."""
+    ids = list(row)
+    for _ in range(NEW_TOKENS):
+        logits = target.model(input_ids=torch.tensor([ids]), use_cache=False).logits
+        ids.append(int(logits[0, -1].argmax()))
+    return ids[len(row) :]
+
+
+@pytest.mark.skipif(OLD, reason="classes of transformers 5")
+@pytest.mark.parametrize("name", [name for name in (*YOUNG_FAMILIES, *YOUNG_WRAPPERS) if name not in NOT_LOADED])
+@torch.no_grad()
+def test_from_the_config_to_lossless_decoding(tmp_path: Path, name: str) -> None:
+    folder = family_target(tmp_path / name, name)
+    settings = TargetSettings(model_path=str(folder), device="cpu")
+    target = load_target(settings, Silent())
+    from_files = read_head(str(folder), read_target_config(settings))
+    for row, (aux, last) in zip(ROWS, target.capture(ROWS), strict=True):
+        out = target.model(input_ids=torch.tensor([row]), output_hidden_states=True)
+        want = torch.cat([mean_stream(out.hidden_states[layer + 1])[0] for layer in target.aux_layers], -1)
+        torch.testing.assert_close(aux, want, rtol=1e-4, atol=1e-4)
+        for head in (target.head, from_files):
+            torch.testing.assert_close(head(last), out.logits[0], rtol=1e-4, atol=1e-4)
+    norm = next(getattr(target.decoder, part) for part in FINAL_NORMS if hasattr(target.decoder, part))
+    final_norm = read_target_tensors(str(folder), len(target.layers) - 1)["final_norm"]
+    torch.testing.assert_close(final_norm, gain_of(norm), rtol=1e-4, atol=1e-4)
+
+    raw = json.loads((folder / "config.json").read_text())
+    config = DraftConfig.from_target(raw, draft_vocab_size=64)
+    assert config == DraftConfig.from_target(read_target_config(settings), draft_vocab_size=64)
+    assert config.aux_layers == target.aux_layers or "deepstack_visual_indexes" in str(raw)
+    assert (config.hidden_size, config.vocab_size) == (target.hidden_size, target.vocab_size)
+    draft = Draft(config)
+    ids = torch.arange(5, 69)
+    draft.set_vocab(ids - torch.arange(64), torch.zeros(config.vocab_size, dtype=torch.bool).index_fill(0, ids, True))
+
+    def decoded() -> list[list[int]]:
+        replies = decode(target, draft, ROWS, k=2, max_new_tokens=NEW_TOKENS, eos_ids=frozenset(), batch_size=2)
+        return [reply.token_ids for reply in replies]
+
+    if name in REFUSED:
+        with pytest.raises(ModelError, match="its past is not keys and values by position alone"):
+            decoded()
+    else:
+        assert decoded() == [written(target, row) for row in ROWS]
+
+
+@pytest.mark.skipif(OLD, reason="classes of transformers 5")
+def test_a_model_of_streams_side_by_side_is_refused(tmp_path: Path) -> None:
+    """Qwen4: its layers hand on several hidden states in one, and no server says which of them a draft gets."""
+    folder = family_target(tmp_path, "qwen4-exp")
+    with pytest.raises(ModelError, match="the layers of Qwen4ExpForCausalLM put out something else than hidden states"):
+        load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())
+
+
+@pytest.mark.skipif(OLD, reason="classes of transformers 5")
+def test_a_model_that_thinks_and_talks_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    transformers.Qwen3OmniMoeConfig().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="qwen3_omni_moe is a thinker and a talker"):
+        load_target(TargetSettings(model_path=str(tmp_path), device="cpu"), Silent())
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
+    folder = family_target(tmp_path, "llama")
+    state = load_file(folder / "model.safetensors")
+    del state["model.layers.3.mlp.up_proj.weight"]
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 weights are missing, model\.layers\.3\.mlp\.up_proj\.weight among them"):
+        load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())
