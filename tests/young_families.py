@@ -57,6 +57,9 @@ YOUNG_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm-moe-dsa": ("GlmMoeDsaConfig", {**LATENT, **INDEXED}),
     "gpt-bigcode": ("GPTBigCodeConfig", {}),
     "granite-moe-swa": ("GraniteMoeSWAConfig", {**EXPERTS, **GRANITE, "shared_intermediate_size": 32}),
+    "granite-moe-shared": (
+        "GraniteMoeSharedConfig", {**EXPERTS, "logits_scaling": 3.0, "shared_intermediate_size": 32},
+    ),
     "granite-swa": ("GraniteSWAConfig", GRANITE),
     "hunyuan-dense": ("HunYuanDenseV1Config", {}),
     "hunyuan-moe": ("HunYuanMoEV1Config", {"num_experts": 4, "moe_topk": 2}),
@@ -196,9 +199,26 @@ YOUNG_WRAPPERS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     ),
 }  # fmt: skip
 
+ALSO_DECODED = (
+    *(
+        "glm",
+        "glm4-moe",
+        "gpt-neox",
+        "granite-moe",
+        "minicpm3",
+        "olmo2",
+        "phi",
+        "qwen2-moe",
+        "qwen3-next",
+        "seed-oss",
+        "smollm3",
+    ),
+    *("starcoder2", "llama4-vision", "mistral3", "qwen2.5-vl", "qwen3-vl"),
+)
+"""Families of ``tests/families.py`` that nothing else decodes with a draft."""
 NOT_LOADED = frozenset({"qwen4-exp"})
 REFUSED = frozenset({
     *("deepseek-v4", "glm5-next", "kimi-linear", "minicpmv4.6", "minimax-m3", "nemotron-h", "nemotron-omni"),
-    *("qwen3.5", "qwen3.5-moe"),
+    *("qwen3.5", "qwen3.5-moe", "qwen3-next"),
 })  # fmt: skip
 """States of a recurrence, or keys that are compressed: a rejected token cannot be taken back."""

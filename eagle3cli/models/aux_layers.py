@@ -12,7 +12,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "num_hidden_layers": ("n_layer", "num_layers"),
     "num_attention_heads": ("n_head",),
     "intermediate_size": ("n_inner", "ffn_hidden_size"),
-    "max_position_embeddings": ("n_positions", "seq_length"),
+    "max_position_embeddings": ("n_positions", "seq_length", "model_max_length"),
 }
 """What families before Llama, and some after it, call their sizes."""
 KINDS_OF_LAYERS = ("layers_block_type", "hybrid_override_pattern")

@@ -67,33 +67,54 @@ SGLANG_LAST = frozenset({"GptOssForCausalLM", "Gemma4ForCausalLM"})
 """Those that deliver the output of the last layer as well; the others have no layer behind it to read it at."""
 SGLANG_NO_RESIDUAL = frozenset({"Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"})
 """Those of which it hands on a layer's last sum alone, without the residual stream that transformers has in it."""
+SGLANG_STREAMS = frozenset({"Glm5NextForConditionalGeneration", "Qwen4ExpForConditionalGeneration"})
+"""Those of which it keeps all streams side by side (hyper-connections), several times as wide as a draft reads."""
+VLLM_SINCE: dict[str, str] = dict.fromkeys(
+    (
+        *("Alpamayo2Super", "BeamForCausalLM", "GraniteMoeForCausalLM", "GraniteMoeSWAForCausalLM"),
+        *("GraniteMoeSharedForCausalLM", "Kolibri1ForCausalLM", "MiniCPMOcrForConditionalGeneration"),
+        *("MuseSparkForConditionalGeneration", "RadioMBartPrefixForCausalLM"),
+    ),
+    "0.33.0",
+)
+"""Those of a newer version than the one in CHECKED: its sources were read, and it has no build for a CPU."""
 VLLM = frozenset(
     {
         *("AfmoeForCausalLM", "ApertusForCausalLM", "ArceeForCausalLM", "Cohere2MoeForCausalLM"),
         *("CohereCompassForConditionalGeneration", "Cosmos3ForConditionalGeneration", "CwmForCausalLM"),
         *("DeepseekForCausalLM", "DeepseekV2ForCausalLM", "DeepseekV32ForCausalLM", "DeepseekV3ForCausalLM"),
+        *("DeepseekV41ForCausalLM", "DeepseekV4ForCausalLM", "DeepseekV4ForConditionalGeneration"),
         *("Emu3ForConditionalGeneration", "Ernie4_5ForCausalLM", "Exaone4_5_ForConditionalGeneration"),
         *("GPTBigCodeForCausalLM", "Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"),
-        *("Gemma4UnifiedForConditionalGeneration", "GlmMoeDsaForCausalLM", "GptOssForCausalLM"),
-        *("GraniteForCausalLM", "GraniteSWAForCausalLM", "HunYuanDenseV1ForCausalLM", "HunYuanMoEV1ForCausalLM"),
-        *("HunYuanVLForConditionalGeneration", "IQuestCoderForCausalLM", "InternLM3ForCausalLM"),
-        *("InternS1ProForConditionalGeneration", "InternS2MobiusForConditionalGeneration"),
-        *("InternS2PreviewForConditionalGeneration", "K2HorizonForCausalLM", "KimiK25ForConditionalGeneration"),
+        *("Gemma4UnifiedForConditionalGeneration", "Glm5NextForCausalLM", "Glm5NextForConditionalGeneration"),
+        *("GlmMoeDsaForCausalLM", "GptOssForCausalLM", "GraniteForCausalLM", "GraniteSWAForCausalLM"),
+        *("HunYuanDenseV1ForCausalLM", "HunYuanMoEV1ForCausalLM", "HunYuanVLForConditionalGeneration"),
+        *("IQuestCoderForCausalLM", "InternLM3ForCausalLM", "InternS1ProForConditionalGeneration"),
+        *("InternS2MobiusForConditionalGeneration", "InternS2PreviewForConditionalGeneration", "K2HorizonForCausalLM"),
+        *("KimiK25ForConditionalGeneration", "KimiK3ForConditionalGeneration", "KimiLinearForCausalLM"),
         *("LLaMAForCausalLM", "LagunaForCausalLM", "LightOnOCRForConditionalGeneration", "Llama4ForCausalLM"),
-        *("Llama4ForConditionalGeneration", "LlamaForCausalLM", "LlavaForConditionalGeneration"),
-        *("MellumForCausalLM", "MiMoForCausalLM", "MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM"),
-        *("MiMoV2OmniForCausalLM", "MiniCPM3ForCausalLM", "MiniCPMForCausalLM"),
-        *("MiniCPMV4_6ForConditionalGeneration", "MiniMaxM2ForCausalLM", "Ministral3ForCausalLM"),
-        *("Mistral3ForConditionalGeneration", "MistralForCausalLM", "MistralLarge3ForCausalLM"),
-        *("MuseGlimmerForCausalLM", "MuseGlimmerForConditionalGeneration", "NemotronHForCausalLM"),
-        *("NemotronHPuzzleForCausalLM", "NemotronH_Nano_VL_V2", "OpenCUAForConditionalGeneration"),
-        *("Phi3ForCausalLM", "PixtralForConditionalGeneration", "Plamo3ForCausalLM", "Qwen2ForCausalLM"),
-        *("Qwen2_5_VLForConditionalGeneration", "Qwen3ASRForConditionalGeneration", "Qwen3ForCausalLM"),
-        *("Qwen3MoeForCausalLM", "Qwen3NextForCausalLM", "Qwen3OmniMoeForConditionalGeneration"),
+        *("Llama4ForConditionalGeneration", "LlamaForCausalLM", "LlavaForConditionalGeneration", "MellumForCausalLM"),
+        *("MiMoForCausalLM", "MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM", "MiMoV2OmniForCausalLM"),
+        *("MiniCPM3ForCausalLM", "MiniCPMForCausalLM", "MiniCPMV4_6ForConditionalGeneration"),
+        *("MiniCPMV4_7ForConditionalGeneration", "MiniMaxM2ForCausalLM", "MiniMaxM3SparseForCausalLM"),
+        *("MiniMaxM3SparseForConditionalGeneration", "Ministral3ForCausalLM", "Mistral3ForConditionalGeneration"),
+        *("MistralForCausalLM", "MistralLarge3ForCausalLM", "MuseGlimmerForCausalLM"),
+        *("MuseGlimmerForConditionalGeneration", "NemotronHForCausalLM", "NemotronHPuzzleForCausalLM"),
+        *("NemotronH_Nano_Omni_Reasoning_V3", "NemotronH_Nano_VL_V2", "NemotronH_Omni_Reasoning_V3"),
+        *("NemotronH_Super_Omni_Reasoning_V3", "OpenCUAForConditionalGeneration", "Phi3ForCausalLM"),
+        *("PixtralForConditionalGeneration", "Plamo3ForCausalLM", "Qwen2ForCausalLM"),
+        *("Qwen2_5_VLForConditionalGeneration", "Qwen3ASRForConditionalGeneration", "Qwen3ASRRealtimeGeneration"),
+        *("Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "Qwen3NextForCausalLM", "Qwen3OmniMoeForConditionalGeneration"),
         *("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration", "Qwen3_5ForCausalLM"),
         *("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"),
         *("SarvamMLAForCausalLM", "Step1ForCausalLM", "TeleChat2ForCausalLM", "TeleChat3ForCausalLM"),
         *("TeleFLMForCausalLM",),
+        # Classes that it runs by transformers of itself.
+        *("FlexOlmoForCausalLM", "GPTNeoXForCausalLM", "GlmForCausalLM", "Jais2ForCausalLM", "NanbeigeForCausalLM"),
+        *("Olmo2ForCausalLM", "Olmo3ForCausalLM", "OlmoForCausalLM", "PhiForCausalLM", "SeedOssForCausalLM"),
+        *("SmolLM3ForCausalLM", "Starcoder2ForCausalLM", "VaultGemmaForCausalLM"),
+        *("VibeVoiceAsrForConditionalGeneration",),
+        *VLLM_SINCE,
     }
 )
 """Classes that vLLM takes auxiliary states of; it counts the layer whose input is read, the one behind the last too."""
@@ -200,6 +221,8 @@ def unsupported(engine: Engine, name: str | None, *, backend: str | None = None)
         return None
     if name not in KNOWN[engine]:
         return f"{ENGINES[engine]} {CHECKED[engine]} has no auxiliary states of {name}"
+    if engine == "sglang" and name in SGLANG_STREAMS:
+        return f"SGLang {CHECKED['sglang']} hands on all streams of {name} side by side, and a draft reads their mean"
     if engine == "sglang" and name in SGLANG_NO_RESIDUAL and backend != "sglang":
         return (
             f"SGLang {CHECKED['sglang']} hands on a layer's last sum of {name} without the residual stream; a draft "
@@ -324,6 +347,7 @@ def minimum_versions(config: DraftConfig, name: str | None = None) -> dict[Engin
     least: dict[Engine, str] = {}
     for engine, versions in NEWER.items():
         needed = [OLDEST[engine], *(version for key, version in versions.items() if has[key])]
+        needed += [VLLM_SINCE[name]] if engine == "vllm" and name in VLLM_SINCE else []
         least[engine] = max(needed, key=lambda version: [int(part) for part in re.findall(r"\d+", version)])
     return least
 
@@ -345,6 +369,8 @@ def support(engine: Engine, name: str, *, latent: bool = False) -> tuple[str, st
         how = "trained with `--serve-with llama.cpp`"
     if name in RUN[engine]:
         return "served", "; ".join(filter(None, (how, SERVED_WITH.get((engine, name)))))
+    if engine == "vllm" and name in VLLM_SINCE:
+        return "not tried", f"from vLLM {VLLM_SINCE[name]} on, which has no build for a CPU"
     return "not tried", NOT_RUN.get((engine, name), "no tiny target of it was run")
 
 

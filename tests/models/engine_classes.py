@@ -8,74 +8,43 @@ from __future__ import annotations
 
 TEXT_OF = {
     "BailingMoEForCausalLM": "BailingMoeForCausalLM",
+    "Glm5NextForCausalLM": "Glm5NextForConditionalGeneration",
     "Gemma4ForCausalLM": "Gemma4ForConditionalGeneration",
     "LLaMAForCausalLM": "LlamaForCausalLM",
     "Llama4ForCausalLM": "Llama4ForConditionalGeneration",
     "MiniMaxM3SparseForCausalLM": "MiniMaxM3SparseForConditionalGeneration",
     "Ministral3ForCausalLM": "Mistral3ForConditionalGeneration",
+    "MuseGlimmerForCausalLM": "MuseGlimmerForConditionalGeneration",
     "Qwen3_5ForCausalLM": "Qwen3_5ForConditionalGeneration",
     "Qwen3_5MoeForCausalLM": "Qwen3_5MoeForConditionalGeneration",
 }
 """The same text model under another name, for which a config is packaged."""
 NO_NUMBERS = frozenset(
-    [
-        "AfmoeForCausalLM",
-        "ArceeForCausalLM",
-        "BailingMoeV2ForCausalLM",
-        "Cohere2MoeForCausalLM",
-        "CohereCompassForConditionalGeneration",
-        "DeepseekForCausalLM",
-        "ExaoneMoEForCausalLM",
-        "ExaoneMoeForCausalLM",
-        "GPTBigCodeForCausalLM",
-        "GraniteForCausalLM",
-        "GraniteSWAForCausalLM",
-        "HunYuanDenseV1ForCausalLM",
-        "HunYuanMoEV1ForCausalLM",
-        "IQuestCoderForCausalLM",
-        "InternLM3ForCausalLM",
-        "K2HorizonForCausalLM",
-        "LagunaForCausalLM",
-        "LongcatFlashForCausalLM",
-        "MellumForCausalLM",
-        "MiMoV2ForCausalLM",
-        "MiniCPMForCausalLM",
-        "MistralLarge3ForCausalLM",
-        "MuseGlimmerForCausalLM",
-        "NemotronHPuzzleForCausalLM",
-        "Plamo3ForCausalLM",
-        "SarvamMLAForCausalLM",
-        "SarvamMoEForCausalLM",
-        "Step1ForCausalLM",
-        "TeleChat2ForCausalLM",
-        "TeleChat3ForCausalLM",
-        "TeleFLMForCausalLM",
-    ]
+    {
+        *("ExaoneMoEForCausalLM", "ExaoneMoeForCausalLM", "GraniteMoeForCausalLM", "GraniteMoeSWAForCausalLM"),
+        *("GraniteMoeSharedForCausalLM", "IQuestCoderForCausalLM", "K2HorizonForCausalLM", "NanbeigeForCausalLM"),
+        *("NemotronHPuzzleForCausalLM", "Plamo3ForCausalLM", "Step1ForCausalLM", "TeleFLMForCausalLM"),
+        *("VaultGemmaForCausalLM",),
+    }
 )
-"""Language models without a copy of their ``config.json`` that could be compared."""
+"""Language models without a whole copy of their ``config.json``: K-EXAONE's lack the number of layers, VaultGemma's the
+context; of the others none was found, or transformers' defaults are another model's."""
 MORE_THAN_TEXT = frozenset(
-    [
-        "Cosmos3ForConditionalGeneration",
-        "Emu3ForConditionalGeneration",
-        "Exaone4_5_ForConditionalGeneration",
-        "Gemma4UnifiedForConditionalGeneration",
-        "Glm5NextForConditionalGeneration",
-        "HunYuanVLForConditionalGeneration",
-        "InternS1ProForConditionalGeneration",
-        "InternS2MobiusForConditionalGeneration",
-        "InternS2PreviewForConditionalGeneration",
-        "LightOnOCRForConditionalGeneration",
-        "LlavaForConditionalGeneration",
-        "MiMoV2OmniForCausalLM",
-        "MiniCPMV4_6ForConditionalGeneration",
-        "MuseGlimmerForConditionalGeneration",
-        "NemotronH_Nano_VL_V2",
-        "OpenCUAForConditionalGeneration",
-        "PixtralForConditionalGeneration",
-        "Qwen2_5_VLForConditionalGeneration",
-        "Qwen3ASRForConditionalGeneration",
-        "Qwen3OmniMoeForConditionalGeneration",
-        "Qwen4ExpForConditionalGeneration",
-    ]
+    {
+        *("Alpamayo2Super", "CohereCompassForConditionalGeneration", "Cosmos3ForConditionalGeneration"),
+        *("DeepseekV41ForCausalLM", "DeepseekV4ForConditionalGeneration", "Exaone4_5_ForConditionalGeneration"),
+        *("HunYuanVLForConditionalGeneration", "InternS1ProForConditionalGeneration"),
+        *("InternS2MobiusForConditionalGeneration", "InternS2PreviewForConditionalGeneration"),
+        *("LlavaForConditionalGeneration", "MiMoV2OmniForCausalLM", "MiniCPMOcrForConditionalGeneration"),
+        *(
+            "MiniCPMV4_6ForConditionalGeneration",
+            "MiniCPMV4_7ForConditionalGeneration",
+            "NemotronH_Nano_Omni_Reasoning_V3",
+        ),
+        *("NemotronH_Nano_VL_V2", "NemotronH_Omni_Reasoning_V3", "NemotronH_Super_Omni_Reasoning_V3"),
+        *("OpenCUAForConditionalGeneration", "PixtralForConditionalGeneration", "Qwen3ASRForConditionalGeneration"),
+        *("Qwen3ASRRealtimeGeneration", "Qwen3OmniMoeForConditionalGeneration", "Qwen4ExpForConditionalGeneration"),
+        *("RadioMBartPrefixForCausalLM", "VibeVoiceAsrForConditionalGeneration"),
+    }
 )
-"""Models of pictures, sound or video, whose text models differ by the checkpoint."""
+"""Models of pictures, sound or video whose text models differ by the checkpoint, or of which no copy was found."""

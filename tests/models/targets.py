@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.models.further_targets import FURTHER
 from tests.models.young_targets import YOUNG
 
 Keys = dict[str, Any]
@@ -281,7 +282,7 @@ KIMI: Keys = shape(
 )
 """Kimi K2 of September 2025, and Thinking: as a report on moonshotai/Kimi-K2-Instruct-0905 and NVIDIA's Model Optimizer
 quote them. The K2 of July has half the context, K2.5 another YaRN: for these there is ``mla``."""
-TARGETS |= YOUNG
+TARGETS |= YOUNG | FURTHER
 LATENT: dict[str, tuple[str, int, Keys]] = {
     "deepseek-v2-lite-mla": (
         "deepseek-ai/DeepSeek-V2-Lite-Chat",

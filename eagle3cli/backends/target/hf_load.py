@@ -56,7 +56,8 @@ def load_model(
     if is_dequantized:
         model = _dequantized(target, config, dtype, where, report)
     else:
-        model = _whole(target, config, dtype=dtype, **where, **_without_kernels(config, device, report))
+        options = {"dtype": dtype, **where, **_without_kernels(config, device, report)}
+        model = _whole(target, _auto_classes(config), options)
     model = model.eval().requires_grad_(False)
     if not where:
         nn.Module.to(model, device)
@@ -64,12 +65,16 @@ def load_model(
     return model
 
 
-def _whole(target: TargetSettings, config: Any, **options: Any) -> PreTrainedModel:
+def _auto_classes(config: Any) -> list[Any]:
+    """The classes that may read a target, the first that finds all of its weights counts."""
+    wrapped = type(config) in AutoModelForImageTextToText._model_mapping
+    # Some text models do not read what their wrapper wrote (Emu3).
+    return [_auto_class(config), *([AutoModelForImageTextToText] if wrapped else [])]
+
+
+def _whole(target: TargetSettings, classes: list[Any], options: dict[str, Any]) -> PreTrainedModel:
     """The model with all of its weights from the files. Raises ModelError where they lack some: transformers would make
     up the rest."""
-    classes = [_auto_class(config)]
-    if type(config) in AutoModelForImageTextToText._model_mapping:
-        classes.append(AutoModelForImageTextToText)  # some text models do not read what their wrapper wrote (Emu3)
     missing: list[str] = []
     for auto_class in classes:
         model, loaded = auto_class.from_pretrained(

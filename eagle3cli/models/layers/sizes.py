@@ -170,11 +170,11 @@ def _magnitude(scaling: Mapping[str, Any], mscale: float | None) -> float:
 def heads_of(text: Mapping[str, Any], hidden: int, heads: int) -> tuple[int, int, int]:
     """Heads, key/value heads and head size of a draft for this target.
 
-    Latent attention (DeepSeek) has no heads that a draft could copy: it gets as many of the values' size as fill the
-    hidden state, and at most eight of keys and values. A Llama layer, which the draft is, wants a number of heads that
-    divides its width (GLM-4.5 has 96 heads on 4096).
+    Latent attention (DeepSeek; V4 has one wide key for all heads) has no heads that a draft could copy: it gets as many
+    of the values' size as fill the hidden state, and at most eight of keys and values. A Llama layer, which the draft
+    is, wants a number of heads that divides its width (GLM-4.5 has 96 heads on 4096).
     """
-    if text.get("kv_lora_rank"):
+    if text.get("kv_lora_rank") or text.get("o_lora_rank"):
         size = text.get("v_head_dim") or 128
         heads = max(1, hidden // size)
         return heads, max(n for n in range(1, 9) if heads % n == 0), size

@@ -50,9 +50,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     class Loader:
         @staticmethod
-        def from_pretrained(path: str, **options: Any) -> nn.Module:
+        def from_pretrained(path: str, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
             calls.append(options)
-            return nn.Linear(1, 1)
+            return nn.Linear(1, 1), {"missing_keys": set()}
 
     monkeypatch.setattr(hf_load, "_auto_class", lambda config: Loader)
     monkeypatch.setattr(nn.Module, "to", lambda module, device: calls[-1].update(moved=device))

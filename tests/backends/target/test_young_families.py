@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from eagle3cli.backends.target.head import read_head, read_target_tensors
 from eagle3cli.backends.target.hf import HfTarget, load_target, mean_stream, read_target_config
+from eagle3cli.backends.target.positions import NoCache, cached, keeps_positions
 from eagle3cli.errors import ModelError
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
@@ -21,9 +22,10 @@ from eagle3cli.serving.decode.decode import decode
 from eagle3cli.settings.models import TargetSettings
 from tests.backends.target.test_families import NORMS, OLD, gain_of
 from tests.families import family_target
-from tests.young_families import NOT_LOADED, REFUSED, YOUNG_FAMILIES, YOUNG_WRAPPERS
+from tests.young_families import ALSO_DECODED, NOT_LOADED, REFUSED, YOUNG_FAMILIES, YOUNG_WRAPPERS
 
 FINAL_NORMS = (*NORMS, "norm_f", "ln_f")
+LOADED = [name for name in (*YOUNG_FAMILIES, *YOUNG_WRAPPERS, *ALSO_DECODED) if name not in NOT_LOADED]
 NEW_TOKENS = 8
 BEGIN = [7, 90, 41, 12, 205, 77, 140, 33, 9]
 ROWS = [[*BEGIN, *range(20, 30)], [*BEGIN, 60, 5, 250]]
@@ -40,7 +42,7 @@ def written(target: HfTarget, row: list[int]) -> list[int]:
 
 
 @pytest.mark.skipif(OLD, reason="classes of transformers 5")
-@pytest.mark.parametrize("name", [name for name in (*YOUNG_FAMILIES, *YOUNG_WRAPPERS) if name not in NOT_LOADED])
+@pytest.mark.parametrize("name", LOADED)
 @torch.no_grad()
 def test_from_the_config_to_lossless_decoding(tmp_path: Path, name: str) -> None:
     folder = family_target(tmp_path / name, name)
@@ -50,7 +52,14 @@ def test_from_the_config_to_lossless_decoding(tmp_path: Path, name: str) -> None
     for row, (aux, last) in zip(ROWS, target.capture(ROWS), strict=True):
         out = target.model(input_ids=torch.tensor([row]), output_hidden_states=True)
         want = torch.cat([mean_stream(out.hidden_states[layer + 1])[0] for layer in target.aux_layers], -1)
-        torch.testing.assert_close(aux, want, rtol=1e-4, atol=1e-4)
+        ((alone, _),) = target.capture([row])
+        for states in (aux, alone):
+            torch.testing.assert_close(states, want, rtol=1e-4, atol=1e-4)
+        if keeps_positions(target.model):  # how a GPU runs it
+            options = {"use_cache": False, **cached(target.decoder, NoCache())}
+            states = target.decoder(input_ids=torch.tensor([row]), **options).last_hidden_state[0]
+            torch.testing.assert_close(states, last, rtol=1e-4, atol=1e-4)
+        assert target.head.top_tokens(last).tolist() == out.logits[0].argmax(-1).tolist()
         for head in (target.head, from_files):
             torch.testing.assert_close(head(last), out.logits[0], rtol=1e-4, atol=1e-4)
     norm = next(getattr(target.decoder, part) for part in FINAL_NORMS if hasattr(target.decoder, part))
