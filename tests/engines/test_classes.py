@@ -16,6 +16,7 @@ from eagle3cli.models.engines import (
     SGLANG_FIRST_IS_1,
     VLLM,
     VLLM_BY_TRANSFORMERS,
+    VLLM_SINCE,
     Engine,
     sglang_layers,
 )
@@ -27,8 +28,12 @@ DRAFTS = ("NextN", "MTP", "Eagle", "Eagle3", "EmbeddingGemmaModel", "AssistantFo
 """Classes of drafts and embeddings that inherit the method, by the ends of their names; and one for another backend."""
 SGLANG_PARTS = {"InternS2MobiusForCausalLM", "Qwen3OmniMoeThinkerForConditionalGeneration"}
 """Text models inside others, which no config names."""
-VLLM_DRAFTS = ("DFlash", "Eagle", "Peagle", "LiLiCorr")
-"""Drafts of vLLM, by the beginnings of their names."""
+REGISTRY = ("_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS", "_TRANSFORMERS_SUPPORTED_MODELS")
+"""Tables of vLLM's registry."""
+VLLM_MARKED = {"Qwen4ExpForConditionalGeneration"}
+"""A class that inherits the mark and keeps no auxiliary states."""
+NOT_FOR_A_CPU = ("DeepseekV4", "Glm5Next", "KimiK3", "KimiLinear", "MiniMaxM3")
+"""Beginnings of the names of classes that vLLM cannot import on a CPU."""
 SGLANG_SAYS = """
 import json, logging
 from unittest.mock import MagicMock
@@ -73,23 +78,35 @@ print("SAID" + json.dumps({"version": vllm.__version__, "classes": said}))
 """
 
 
-def classes_in(folder: Path) -> dict[str, tuple[list[str], set[str]]]:
-    """Every class in an engine's models: its bases, and what its body defines."""
-    found = {}
-    for path in folder.glob("*.py"):
+def classes_in(*folders: Path) -> dict[str, tuple[set[str], set[str]]]:
+    """Every class in an engine's models: its bases, and what its body defines; of one for each kind of hardware all."""
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef):
-                bases = [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases]
-                found[node.name] = (bases, {part.name for part in node.body if isinstance(part, ast.FunctionDef)})
+                bases, defined = found.setdefault(node.name, (set(), set()))
+                bases |= {ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases}
+                defined |= {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
     return found
 
 
-def has(classes: dict[str, tuple[list[str], set[str]]], name: str, wanted: str) -> bool:
+def has(
+    classes: dict[str, tuple[set[str], set[str]]], name: str, wanted: str, above: frozenset[str] = frozenset()
+) -> bool:
     """Whether a class, or one that it is made of, is or defines what is wanted."""
-    if name not in classes:
+    if name == wanted or name not in classes or name in above:
         return name == wanted
     bases, defined = classes[name]
-    return wanted in defined or any(base != name and has(classes, base, wanted) for base in bases)
+    return wanted in defined or any(has(classes, base, wanted, above | {name}) for base in bases)
+
+
+def vllms_targets(registry: Path) -> dict[str, str]:
+    """The classes that vLLM's registry loads targets with, by the names that configs have for them."""
+    targets: dict[str, str] = {}
+    for node in ast.parse(registry.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in REGISTRY:
+            targets |= {name: kind for name, (_, kind) in ast.literal_eval(node.value).items()}
+    return targets
 
 
 def models_folder(engine: Engine, *parts: str) -> Path:
@@ -98,16 +115,23 @@ def models_folder(engine: Engine, *parts: str) -> Path:
     return folder
 
 
-def test_no_class_of_the_engines_sources_is_missing() -> None:
+def test_no_class_of_sglangs_sources_is_missing() -> None:
     """Also those that a CPU cannot import."""
     sglang = classes_in(models_folder("sglang", "sglang", "srt", "models"))
     named = {name for name in sglang if name.endswith(("ForCausalLM", "ForConditionalGeneration"))}
     hooked = {name for name in named if has(sglang, name, "set_eagle3_layers_to_capture")}
     assert {name for name in hooked if not name.endswith(DRAFTS)} - (SGLANG | SGLANG_FIRST_IS_1) == SGLANG_PARTS
-    vllm = classes_in(models_folder("vllm", "vllm", "model_executor", "models"))
-    named = {name for name in vllm if name.endswith(("ForCausalLM", "ForConditionalGeneration"))}
-    hooked = {name for name in named if has(vllm, name, "SupportsEagle3")}
-    assert {name for name in hooked if not name.startswith(VLLM_DRAFTS)} - VLLM == set()
+
+
+def test_no_class_of_vllms_sources_is_missing() -> None:
+    """What the list has besides is of a newer version."""
+    folder = models_folder("vllm", "vllm", "model_executor", "models")
+    vllm = classes_in(folder, folder.parents[1] / "models")
+    targets = vllms_targets(folder / "registry.py")
+    hooked = {name for name, kind in targets.items() if has(vllm, kind, "SupportsEagle3")}
+    assert len(hooked) > 90
+    assert hooked - VLLM == VLLM_MARKED
+    assert VLLM - hooked <= set(VLLM_SINCE)
 
 
 def test_sglangs_classes() -> None:
@@ -131,7 +155,8 @@ def test_sglangs_classes() -> None:
 
 
 def test_vllms_classes() -> None:
-    names = sorted(VLLM | VLLM_BY_TRANSFORMERS)
+    importable = {name for name in VLLM - set(VLLM_SINCE) if not name.startswith(NOT_FOR_A_CPU)}
+    names = sorted(importable | VLLM_BY_TRANSFORMERS)
     said = said_by("vllm", VLLM_SAYS, json.dumps(names))
     assert said["version"].startswith(CHECKED["vllm"])
     wrong = {name: found for name, found in said["classes"].items() if found is not (name in VLLM)}
