@@ -171,6 +171,14 @@ class PositionCache(Cache):
         # Only the slots in use, and as a view where every row takes part: no copy of the cache a pass.
         return slots[:, : self.extent] if self.all_rows else slots[self.rows_B1[:, 0], : self.extent]
 
+    def grow(self, slots: int) -> None:
+        """Have this many slots, at least as many as there are."""
+        more = slots - self.slots
+        self.keys = [F.pad(keys, (0, 0, 0, 0, 0, more)) for keys in self.keys]
+        self.values = [F.pad(values, (0, 0, 0, 0, 0, more)) for values in self.values]
+        self.index_keys = {layer: F.pad(states, (0, 0, 0, more)) for layer, states in self.index_keys.items()}
+        self.slots = slots
+
     def keep(self, rows: Tensor) -> None:
         """Drop every row that is not listed; the survivors are renumbered in the order given."""
         self.keys = [k[rows] for k in self.keys]

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from eagle3cli.backends.target.positions import PositionCache, cached
@@ -200,14 +199,8 @@ class Decoder(BaseDecoder):
 
     def _grow(self, extent: int) -> None:
         """Make room for ``extent`` positions."""
-        cache = self.cache
-        if extent <= cache.slots:
-            return
-        slots = max(extent, cache.slots * 3 // 2) + SLOT_STEP
-        more = slots - cache.slots
-        cache.keys = [F.pad(keys, (0, 0, 0, 0, 0, more)) for keys in cache.keys]
-        cache.values = [F.pad(values, (0, 0, 0, 0, 0, more)) for values in cache.values]
-        cache.slots = slots
+        if extent > self.cache.slots:
+            self.cache.grow(max(extent, self.cache.slots * 3 // 2) + SLOT_STEP)
 
     def _compact(self) -> None:
         """Near the end, when rows stay free, stop computing them."""

@@ -18,6 +18,8 @@ from eagle3cli.errors import ModelError
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
 from eagle3cli.runtime.report import Silent
+from eagle3cli.serving.decode import generate
+from eagle3cli.serving.decode.batches import decoding
 from eagle3cli.serving.decode.decode import decode
 from eagle3cli.settings.models import TargetSettings
 from tests.backends.target.test_families import NORMS, OLD, gain_of
@@ -84,6 +86,20 @@ def test_from_the_config_to_lossless_decoding(tmp_path: Path, name: str) -> None
             decoded()
     else:
         assert decoded() == [written(target, row) for row in ROWS]
+
+
+@pytest.mark.skipif(OLD, reason="classes of transformers 5")
+@torch.no_grad()
+def test_what_keys_are_chosen_by_grows_with_a_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = family_target(tmp_path, "deepseek-v3.2")
+    target = load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())
+    monkeypatch.setattr(generate, "SLOT_STEP", 1)
+    with decoding(target.model, 2, frozenset()) as decoder:
+        for index, row in enumerate(ROWS):
+            decoder.add(index, row, NEW_TOKENS)
+        replies = {one.index: one.token_ids for _ in range(2 * NEW_TOKENS) for one in decoder.step()}
+    assert isinstance(decoder, generate.Decoder)
+    assert [replies[0], replies[1]] == [written(target, row) for row in ROWS]
 
 
 @pytest.mark.skipif(OLD, reason="classes of transformers 5")
