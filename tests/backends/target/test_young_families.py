@@ -28,7 +28,7 @@ from tests.young_families import ALSO_DECODED, NOT_LOADED, REFUSED, YOUNG_FAMILI
 
 FINAL_NORMS = (*NORMS, "norm_f", "ln_f")
 LOADED = [name for name in (*YOUNG_FAMILIES, *YOUNG_WRAPPERS, *ALSO_DECODED) if name not in NOT_LOADED]
-NEW_TOKENS = 8
+NEW_TOKENS = 5
 BEGIN = [7, 90, 41, 12, 205, 77, 140, 33, 9]
 ROWS = [[*BEGIN, *range(20, 30)], [*BEGIN, 60, 5, 250]]
 """A common beginning, which capture runs once where it can."""
