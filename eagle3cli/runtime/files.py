@@ -18,6 +18,8 @@ from eagle3cli.errors import DataError, Eagle3Error, UsageError
 
 PATIENCE = 30.0
 """Seconds that the processes of a run that was killed get to end, before another one's folder is called taken."""
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
+"""What file systems say that know no locks, or none on a folder, which can be opened for reading alone."""
 
 
 def _sync_folder(folder: Path) -> None:
@@ -242,7 +244,7 @@ def locked(path: Path, busy: Eagle3Error, *, patience: float = 0.0) -> Iterator[
     """Hold the lock on a folder, or on a file that is made where it is missing; raises ``busy`` if it is taken, and
     still is ``patience`` seconds later.
 
-    A process that is killed lets go of it.
+    A process that is killed lets go of it. A file system without locks (some of clusters) keeps nobody out.
     """
     import fcntl  # not on Windows
 
@@ -256,6 +258,10 @@ def locked(path: Path, busy: Eagle3Error, *, patience: float = 0.0) -> Iterator[
             except BlockingIOError as error:
                 if time.monotonic() >= given_up:
                     raise busy from error
+            except OSError as error:
+                if error.errno not in WITHOUT_LOCKS:
+                    raise
+                break
             time.sleep(0.1)
         yield
     finally:

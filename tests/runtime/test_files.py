@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from eagle3cli.errors import Eagle3Error, UsageError
-from eagle3cli.runtime.files import read_json, refuse_existing, write_folder, write_json, write_text, writing
+from eagle3cli.runtime.files import locked, read_json, refuse_existing, write_folder, write_json, write_text, writing
 from tests.conftest import ROOT
 
 
@@ -126,3 +126,13 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     refuse_existing(tmp_path / "a", overwrite=True)
     assert not (tmp_path / "a").exists()
     refuse_existing(tmp_path / "a", overwrite=False)
+
+
+def test_a_file_system_without_locks_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with locked(tmp_path, UsageError("taken", where="", fix="")):
+        (tmp_path / "written").touch()
+    assert (tmp_path / "written").exists()

@@ -107,7 +107,7 @@ class Work:
             output_dir=self.path("train"),
             num_epochs=options.num_epochs,
             total_steps=None if seconds is None else steps,
-            time_budget=None if seconds is None else f"{seconds:.0f}s",
+            time_budget=None if seconds is None else f"{max(1, round(seconds))}s",
             learning_rate=options.learning_rate or train.learning_rate * RATE,
             eval_interval=NEVER,
             early_stop=None,
@@ -164,12 +164,12 @@ class Work:
         """The states of held-out rows, for all drafts that are measured on them; None where they find no room."""
         from eagle3cli.data.hidden_states.store import Store
 
+        if self._store(name) is None and not self.states_fit(rows, whole=whole, encoding=EXACT):
+            return None
         own = {} if whole else self._own_rows()
         numbers = [own.get(json.loads(raw)["id"], -1) for _, raw in read_raw_lines(rows)] if own else [-1]
         if min(numbers, default=-1) >= 0 and Store(self._folder(LOGS)).meta.encoding == EXACT:
             return self._selected(numbers, name)
-        if self._store(name) is None and not self.states_fit(rows, whole=whole, encoding=EXACT):
-            return None
         return self._states(rows, name, whole=whole, encoding=EXACT)
 
     def _states(self, rows: Path, name: str, *, whole: bool = False, encoding: Quantization | None = None) -> Path:

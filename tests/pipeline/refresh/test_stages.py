@@ -61,6 +61,25 @@ def test_states_wait_on_disk_where_they_find_room(
     assert work.states_fit(rows) is fits
 
 
+def test_held_out_states_that_find_no_room_are_not_copied_either(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"id": "a"}\n')
+    work = work_of(tiny, tmp_path)
+    asked: list[Settings] = []
+
+    def evaluated(settings: Settings, out: StageOut) -> None:
+        asked.append(settings)
+        out.data = {"acceptance_length": {settings.run.k: 1.5}}
+
+    monkeypatch.setattr(stages, "evaluate", evaluated)
+    monkeypatch.setattr(Work, "_own_rows", lambda self: {"a": 0})
+    monkeypatch.setattr(Work, "states_fit", lambda self, *_, **__: False)
+    assert work.acceptance(tmp_path, rows, "traffic") == 1.5
+    assert asked[0].data.eval_hidden_states_path is None
+
+
 def test_time_ends_a_training_before_its_passes_do(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"id": "a"}\n' * 5)
@@ -72,9 +91,11 @@ def test_time_ends_a_training_before_its_passes_do(tiny: Path, tmp_path: Path, m
     monkeypatch.setattr(stages, "run_command", lambda name: lambda settings, out: asked.append(settings))
     monkeypatch.setattr(Work, "states_fit", lambda self, rows: False)
     work.train(rows, old, lambda: 71.6)
+    work.train(rows, old, lambda: 0.2)  # of a refresh of a second
     work.train(rows, old)
     assert [(s.train.num_epochs, s.train.total_steps, s.train.time_budget) for s in asked] == [
         (3, 6, "72s"),
+        (3, 6, "1s"),
         (3, None, None),
     ]
     assert asked[0].data.train_path is not None
