@@ -66,8 +66,11 @@ class OnPolicyMeter:
         with self._lock:
             self._pending.append((list(rows), to_host(sums)))
 
-    def top_tokens(self, head: Head, number: int, row: TokenRow, last_RH: Tensor) -> Tensor:
-        """The target's best tokens ``[R]`` at the teacher positions of one row, which is judged by the way."""
+    def top_tokens(
+        self, head: Head, number: int, row: TokenRow, last_RH: Tensor, known_R: Tensor | None = None
+    ) -> Tensor:
+        """The target's best tokens ``[R]`` at the teacher positions of one row, which is judged by the way; ``known_R``
+        are they where the states have lost something since they were found."""
         mask_S = torch.from_numpy(row.loss_mask.astype(bool))
         ids_S = torch.from_numpy(row.token_ids.astype("int64"))
         teacher_R = teacher_positions(mask_S)
@@ -75,6 +78,7 @@ class OnPolicyMeter:
             return head.top_tokens(last_RH)
         answer_R = ids_S.roll(-1)[teacher_R].to(last_RH.device)
         top_R, judged_2R = head.judge(last_RH, answer_R)
+        top_R = top_R if known_R is None else known_R.to(top_R)
         top_S = top_R.new_full((len(ids_S),), -1)
         judged_2S = judged_2R.new_zeros(2, len(ids_S))
         where = teacher_R.to(last_RH.device)

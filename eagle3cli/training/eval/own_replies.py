@@ -93,7 +93,8 @@ def judge_replies(
 def _from_states(
     store: Store, rows: TokenRows, meter: OnPolicyMeter, target: TargetSettings
 ) -> Callable[[list[int]], None]:
-    """Judges rows by their states on disk and the target's head alone."""
+    """Judges rows by their states on disk and the target's head alone; the best tokens are those of the capture, since
+    some of a coarse encoding's are others."""
     raw = read_target_config(target)
     device = pick_device(target.device)
     place = (device, pick_dtype(target.dtype, device, raw))
@@ -102,7 +103,8 @@ def _from_states(
 
     def judge(numbers: list[int]) -> None:
         for number in numbers:
-            meter.top_tokens(head, number, rows[number], store[number].last_RH.to(*place))
+            states = store[number]
+            meter.top_tokens(head, number, rows[number], states.last_RH.to(*place), states.top_R)
 
     return judge
 

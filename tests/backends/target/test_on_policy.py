@@ -123,3 +123,14 @@ def test_a_row_of_a_capture_is_judged_by_the_way() -> None:
     logprob = F.log_softmax(head(last[judged]), -1).gather(1, torch.tensor(judged)[:, None] + 1)
     assert summary["tokens"] == 3
     assert summary["logprob"] == pytest.approx(float(logprob.mean()), abs=1e-3)
+
+
+def test_states_that_have_lost_something_are_judged_by_the_best_tokens_of_the_whole_ones() -> None:
+    torch.manual_seed(2)
+    row = TokenRow("a", np.arange(12, dtype=np.int32), np.array([0, 0] + [1] * 10, dtype=np.uint8))
+    lost = torch.randn(10, 8)
+    head = Head(5 * torch.randn(50, 8))
+    for known, best in ((torch.arange(3, 13), 9), (None, 0)):
+        meter = OnPolicyMeter(1, "target")
+        meter.top_tokens(head, 0, row, lost, known)
+        assert meter.totals()[0, :2].tolist() == [9, best]

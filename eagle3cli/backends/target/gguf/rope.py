@@ -16,6 +16,19 @@ from eagle3cli.errors import ModelError
 FACTORS = "rope_freqs.weight"
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """Of all Llama 3 models; their factors are 8 and 32."""
+YARN: dict[str, tuple[str, type]] = {
+    "scaling.original_context_length": ("original_max_position_embeddings", int),
+    "scaling.yarn_beta_fast": ("beta_fast", float),
+    "scaling.yarn_beta_slow": ("beta_slow", float),
+}
+"""Numbers of YaRN that transformers reads, too, under its names."""
+YARN_PLAIN = {
+    "scaling.attn_factor": 1.0,
+    "scaling.yarn_attn_factor": 1.0,
+    "scaling.yarn_ext_factor": 1.0,
+    "scaling.yarn_log_multiplier": 0.0,
+}
+"""Those that it does not, and what they say where it need not."""
 FIX = "pass the original model folder"
 
 
@@ -31,18 +44,21 @@ def read_scaling(reader: Any, theta: float) -> dict[str, Any] | None:
         raise ModelError("its RoPE has a table for short texts and one for long ones", where=FACTORS, fix=FIX)
     architecture = reader.get_field("general.architecture").contents()
     values: dict[str, Any] = {}
-    for key in ("type", "factor", "original_context_length", "attn_factor"):
-        field = reader.get_field(f"{architecture}.rope.scaling.{key}")
+    for key in ("scaling.factor", "scale_linear", "scaling.type", *YARN, *YARN_PLAIN):
+        field = reader.get_field(f"{architecture}.rope.{key}")
         values[key] = None if field is None else field.contents()
-    kind = values["type"]
-    if kind in (None, "none"):
+    factor = values["scaling.factor"] or values["scale_linear"]
+    kind = values["scaling.type"] or ("none" if factor in (None, 1.0) else "linear")  # as llama.cpp takes it
+    if kind == "none":
         return None
     if kind == "linear":
-        return {"rope_type": "linear", "factor": float(values["factor"])}
-    if kind == "yarn" and values["attn_factor"] in (None, 1.0):
-        length = values["original_context_length"]
-        original = {} if length is None else {"original_max_position_embeddings": int(length)}
-        return {"rope_type": "yarn", "factor": float(values["factor"]), **original}
+        return {"rope_type": "linear", "factor": float(factor)}
+    if kind == "yarn" and all(values[key] in (None, plain) for key, plain in YARN_PLAIN.items()):
+        return {
+            "rope_type": "yarn",
+            "factor": float(factor),
+            **{name: number(values[key]) for key, (name, number) in YARN.items() if values[key] is not None},
+        }
     raise ModelError(f"its RoPE is stretched in a way that is not read here: {kind}", where="rope.scaling", fix=FIX)
 
 

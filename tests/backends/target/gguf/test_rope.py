@@ -99,12 +99,16 @@ def test_a_stretch_in_words(tmp_path: Path) -> None:
     yarn = reader(tmp_path / "yarn", type="yarn", factor=4.0, original_context_length=32768)
     expected = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
     assert read_scaling(yarn, 1e6) == expected
+    sharp = reader(tmp_path / "sharp", type="yarn", factor=4.0, yarn_beta_fast=16.0, yarn_attn_factor=1.0)
+    assert read_scaling(sharp, 1e6) == {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16.0}
+    assert read_scaling(reader(tmp_path / "old", factor=2.0), 1e6) == LINEAR_2  # of before there were kinds
     assert read_scaling(reader(tmp_path / "line", type="linear", factor=2.0), 1e6) == LINEAR_2
     assert read_scaling(reader(tmp_path / "none", type="none"), 1e6) is None
     assert read_scaling(reader(tmp_path / "plain"), 1e6) is None
     for name, lacking in (
         ("long", {"type": "longrope", "factor": 4.0}),
         ("other", {"type": "yarn", "attn_factor": 2.0}),
+        ("deepseek", {"type": "yarn", "factor": 4.0, "yarn_log_multiplier": 0.1}),
     ):
         with pytest.raises(ModelError, match="pass the original model folder"):
             read_scaling(reader(tmp_path / name, **lacking), 1e6)
