@@ -7,10 +7,10 @@
 The quickstart's settings train on a store of the quickstart's rows (``eagle3 run quickstart --to hidden-states --set
 train.mode=offline --set train.echo_factor=1``), each row once, on one thread; every variant sees the same rows in the
 same order. Acceptance length is measured on the held-out store, CPU seconds are those of the steps. What no option of
-training does is in ``variants.py``. ``base`` is the recipe; with fewer and more steps it gives a curve, and the gain of
-a variant is over that curve at the variant's own CPU seconds. A live target costs CPU seconds besides, the same for
-all variants: the last column adds ``--row-seconds`` for every row of a step. Runs that are done are not run again. One
-JSON line a run, then the table.
+training does is in ``variants.py``. ``base`` is the recipe with the cosine that it had before ``wsd`` won; with other
+numbers of steps it gives a curve, and the gain of a variant is over that curve at the variant's own CPU seconds. A live
+target costs CPU seconds besides, the same for all variants: the last column adds ``--row-seconds`` for every row of a
+step. Runs that are done are not run again. One JSON line a run, then the table.
 
 Some variants need more, which is made with the quickstart's settings:
 ``five-layers``     ``--more five=FOLDER`` of ``eagle3 hidden-states --aux-layers 1 7 14 20 26``
@@ -59,6 +59,7 @@ VARIANTS = CURVE | {
     "head-trained": ["train.head_lr_scale=0.3"],
     "warm-up-10%": ["train.warmup_ratio=0.1"],
     "wsd": ["train.lr_schedule=wsd"],
+    "wsd-3/2": ["train.lr_schedule=wsd", "length:1.5"],
     "constant": ["train.lr_schedule=constant", AVERAGES],
     "no-norm-output": ["draft.norm_output=false"],
     "fc-norm": ["draft.fc_norm=true"],
@@ -89,7 +90,7 @@ SAME_STEPS = (
     "half-sampled",
 )
 """Variants, by how their names begin, whose steps are the base's computation and take as long."""
-SAMPLED = ("base", "loss-mix", "loss-lk", "loss-tv", "half-sampled")
+SAMPLED = (*CURVE, "loss-mix", "loss-lk", "loss-tv", "half-sampled")
 """Measured at temperatures, too."""
 
 
@@ -189,7 +190,7 @@ def train(
     """Train once."""
     steps = rows // load([find_recipe("quickstart")], words).settings.train.batch_size
     settings = ["train.time_budget=1000h", "launch.gpus=1", "train.mode=offline", "train.echo_factor=1"]
-    settings += ["train.num_epochs=1", "train.save_interval=100000"]
+    settings += ["train.num_epochs=1", "train.save_interval=100000", "train.lr_schedule=cosine"]
     settings += [f"train.total_steps={steps}", f"train.eval_interval={steps}", f"train.eval_rows={a.eval_rows}"]
     assignments = [part for word in (*settings, *words) for part in ("--set", word)]
     stores = [a.store, a.eval_store]
