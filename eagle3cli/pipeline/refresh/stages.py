@@ -119,9 +119,9 @@ class Work:
 
     def read_traffic(self) -> Path | None:
         """The target's states of the logs' rows, from the one pass that judges them as well; None where they find no
-        room."""
+        room, or where none is of use: prompts that alone are too long."""
         rows = self.path("traffic.jsonl")
-        if self._store(LOGS) is None and not self.states_fit(rows):
+        if self._store(LOGS) is None and not (self._teach(rows) and self.states_fit(rows)):
             return None
         return self._states(rows, LOGS)
 
@@ -139,7 +139,7 @@ class Work:
                     chosen.append(number)
             file.write(old.read_bytes())
         stores = [self._selected(chosen, "own")] if chosen else []
-        if rest.stat().st_size:
+        if rest.stat().st_size and self._teach(rest):
             stores.append(self._states(rest, "rest"))
         return tuple(stores)
 
@@ -150,6 +150,13 @@ class Work:
         own = {json.loads(raw)["id"] for _, raw in read_raw_lines(self.path("own.jsonl"))}
         tokens = self._tokens(self.rows_settings(self.path("traffic.jsonl")))
         return {row.id: number for number, row in enumerate(tokens) if row.id in own}
+
+    def _teach(self, rows: Path) -> bool:
+        """Whether some of these rows have a token that carries loss: a few old ones may all be cut before their
+        replies."""
+        from eagle3cli.data.hidden_states.rows import count_rows
+
+        return bool((count_rows(self._tokens(self.rows_settings(rows))).counts_N3 > 0).all(1).any())
 
     def _selected(self, numbers: list[int], name: str) -> Path:
         """Rows of the store of the logs as a store of their own."""

@@ -61,6 +61,20 @@ def test_states_wait_on_disk_where_they_find_room(
     assert work.states_fit(rows) is fits
 
 
+def test_states_of_rows_that_are_cut_before_their_replies_are_not_asked_for(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = [{"role": "user", "content": " ".join(TEXT) * 9}, {"role": "assistant", "content": TEXT[0]}]
+    rows = tmp_path / "traffic.jsonl"
+    rows.write_text(json.dumps({"id": "a", "conversations": turns}) + "\n")
+    work = work_of(tiny, tmp_path)
+    asked: list[str] = []
+    monkeypatch.setattr(stages, "run_command", lambda name: lambda settings, out: asked.append(name))
+    assert work.read_traffic() is None
+    work.train(rows, rows)
+    assert asked == ["train"]
+
+
 def test_held_out_states_that_find_no_room_are_not_copied_either(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +131,7 @@ def test_what_the_earlier_run_had_of_processes_and_echoes_does_not_stop_a_refres
     asked: dict[str, Settings] = {}
     monkeypatch.setattr(stages, "run_command", lambda name: lambda settings, out: asked.update({name: settings}))
     monkeypatch.setattr(Work, "states_fit", lambda self, rows: room)
+    monkeypatch.setattr(Work, "_teach", lambda self, rows: True)
     work.train(rows, rows)
     settings = Settings.model_validate(asked["train"].model_dump(mode="json", exclude_unset=True))  # as ranks read it
     assert settings.train.mode == ("offline" if room else "online")
