@@ -61,6 +61,7 @@ VARIANTS = CURVE | {
     "wsd": ["train.lr_schedule=wsd"],
     "wsd-3/2": ["train.lr_schedule=wsd", "length:1.5"],
     "constant": ["train.lr_schedule=constant", AVERAGES],
+    "constant-3/2": ["train.lr_schedule=constant", "length:1.5", "change:averages=ema:0.95"],
     "no-norm-output": ["draft.norm_output=false"],
     "fc-norm": ["draft.fc_norm=true"],
     "random-start": ["draft.init=random"],
