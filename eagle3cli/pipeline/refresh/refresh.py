@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from eagle3cli.settings.tables import Settings
 
 KEY = "key.json"
+NEW = "new.jsonl"
 
 
 @dataclass
@@ -111,7 +112,7 @@ class _Refresh:
         if traffic.rows < options.min_rows:
             state = f"waiting: {traffic.rows} new rows of at least {options.min_rows} (--min-rows)"
             return Refreshed(None, state, rows, self.folder / ERRORS)
-        work = self._work(traffic)
+        work = self._work()
         judged = self._judge(work)
         counts = judged.counts
         rows |= {"judged": dict(counts), "best_share": judged.best_share}
@@ -135,7 +136,7 @@ class _Refresh:
         return self._decide(entry, reason, None if reason else candidate, files, traffic)
 
     def _read(self, paths: list[Path]) -> tuple[Traffic, dict[str, Any]]:
-        """The new rows of the logs, in ``new.jsonl``, and how many lines had which fate."""
+        """The new rows of the logs, in :data:`NEW`, and how many lines had which fate."""
         options = self.settings.refresh
         own_names = (self.settings.target.model_path, *options.model_names)
         self.folder.mkdir(exist_ok=True)
@@ -143,7 +144,7 @@ class _Refresh:
             ledger = Ledger(errors)
             traffic = select(
                 read_logs(paths),
-                self.folder / "new.jsonl",
+                self.folder / NEW,
                 ledger,
                 seen=self.versions.seen(),
                 names=frozenset(map(short_name, own_names)),
@@ -153,21 +154,25 @@ class _Refresh:
         summary = ledger.summary()
         return traffic, {**summary, "origins": dict(traffic.origins), "clients": traffic.clients}
 
-    def _work(self, traffic: Traffic) -> Work:
-        """The work folder of these rows: what a killed refresh of the same rows left there is used."""
-        settings = self.settings.updated("refresh", logs=())
-        key = digest_json([self.parent, traffic.prompts, settings.model_dump(mode="json")])
-        if not (self.folder / KEY).is_file() or read_json(self.folder / KEY) != key:
-            for path in self.folder.iterdir():
-                if path.name not in ("new.jsonl", ERRORS):
-                    remove(path)
-            write_json(self.folder / KEY, key)
-        (self.folder / "new.jsonl").replace(self.folder / "traffic.jsonl")
+    def _work(self) -> Work:
+        """The work folder of the new rows: what a killed refresh of the same ones, and of the same target, left there
+        is used."""
+        from eagle3cli.backends.target.head import fingerprint
         from eagle3cli.cli.local_target import with_local_target
         from eagle3cli.models.checkpoint import load_draft
 
+        settings = self.settings.updated("refresh", logs=())
+        values = settings.model_dump(mode="json")
         settings = settings.updated("data", cache_dir=self.versions.folder / "cache")
         settings = with_local_target(settings, self.out)
+        target = fingerprint(settings.target.model_path, revision=settings.target.revision)
+        key = digest_json([self.parent, digest_file(self.folder / NEW), target, values])
+        if not (self.folder / KEY).is_file() or read_json(self.folder / KEY) != key:
+            for path in self.folder.iterdir():
+                if path.name not in (NEW, ERRORS):
+                    remove(path)
+            write_json(self.folder / KEY, key)
+        (self.folder / NEW).replace(self.folder / "traffic.jsonl")
         config, _ = load_draft(self.served)
         return Work(self.folder, settings, self.served, config, StageOut(json_wanted=self.out.json_wanted))
 
