@@ -124,6 +124,17 @@ def test_what_four_tokens_do_not_show_is_not_packed(
     assert_states_of_each_alone(target, random_rows([20, 1, 33, 5]))
 
 
+def test_a_model_that_masks_packed_rows_itself_is_not_packed(tmp_path: Path) -> None:
+    """Falcon's layers take no kernel, and the mask that it makes of packed rows hides what all of them begin with."""
+    from transformers import FalconConfig, FalconForCausalLM
+
+    config = FalconConfig(vocab_size=320, hidden_size=32, num_hidden_layers=5, num_attention_heads=2, bias=False)
+    FalconForCausalLM(config).save_pretrained(tmp_path)
+    target = loaded(tmp_path)
+    begin = random_rows([MIN_SHARED])[0]
+    assert_states_of_each_alone(target, [[*begin, *row] for row in random_rows([20, 1, 33, 5])])
+
+
 def test_the_states_of_the_sixteen_rows_are_those_of_each_alone(tmp_path: Path) -> None:
     target = loaded(tiny_target(tmp_path / "llama", "llama"))
     assert_states_of_each_alone(target, random_rows([length // 4 for length in LENGTHS]))
