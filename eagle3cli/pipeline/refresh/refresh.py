@@ -30,7 +30,7 @@ from eagle3cli.pipeline.refresh.decision import (
     why_not,
 )
 from eagle3cli.pipeline.refresh.old_data import EVAL, TRAIN, draw, find_run, keep_old_data, with_run_settings
-from eagle3cli.pipeline.refresh.rows import FOREIGN, REGENERATED, SORTED, UNJUDGED, Sorted, sort_rows, write_shard
+from eagle3cli.pipeline.refresh.rows import FOREIGN, REGENERATED, UNJUDGED, Sorted, sort_rows, write_shard
 from eagle3cli.pipeline.refresh.stages import Work
 from eagle3cli.pipeline.refresh.versions import REFRESH, Entry, Versions
 from eagle3cli.pipeline.stages import StageOut
@@ -182,11 +182,14 @@ class _Refresh:
 
         traffic = work.path("traffic.jsonl")
         began = time.monotonic()
-        is_new = not work.path(SORTED).exists()
         store = work.read_traffic()
         judged = judge_replies(work.rows_settings(traffic), work.config, self.out, self.stop, store)
-        if is_new:  # else a killed refresh has judged them, and these seconds tell nothing
+        pace = work.path("pace.json")
+        if pace.is_file():  # a killed refresh has judged them, and these seconds tell nothing
+            self.budget.pace = read_json(pace)
+        else:
             self.budget.told(traffic.stat().st_size, time.monotonic() - began)
+            write_json(pace, self.budget.pace)
         return sort_rows(traffic, judged, work.config.vocab_size, self.folder)
 
     def _usable(self, work: Work, off_policy: int, rows: dict[str, Any]) -> int:
