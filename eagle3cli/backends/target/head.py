@@ -30,7 +30,10 @@ FINAL_NORMS = (
 )
 MLP_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm")
 """Names of the norm before a layer's MLP, the surest first."""
-OTHER_PARTS = ("vision", "visual", "audio", "mtp", "encoder", "projector")
+SAMPLED = (*EMBEDDINGS[:5], *HEADS[:3])
+"""Endings of the tensors whose files a fingerprint samples. It stands in stores and drafts: a name that is added changes
+it for targets that have a tensor of that ending beside their own head (DeepSeek-V3's ``shared_head.head.weight``)."""
+OTHER_PARTS = ("vision", "visual", "audio", "mtp", "shared_head", "encoder", "projector")
 """Parts of a model whose tensors are never its text embedding or head."""
 UNIT_OFFSET_NORMS = (
     *("gemma", "gemma2", "gemma3", "minimax_m3", "nemotron", "qwen3_next", "qwen3_5", "recurrent_gemma", "vaultgemma"),
@@ -138,7 +141,7 @@ def fingerprint(model_path: str, *, revision: str | None = None) -> str:
     digest.update(json.dumps({k: v for k, v in config.items() if not k.startswith("_")}, sort_keys=True).encode())
     files = tensor_files(model_path, revision)
     last_layer = f"layers.{text_part(config).get('num_hidden_layers', 0) - 1}."
-    read = {file for name, file in files.items() if last_layer in name or name.endswith((*EMBEDDINGS, *HEADS))}
+    read = {file for name, file in files.items() if last_layer in name or name.endswith(SAMPLED)}
     for name in sorted(read or set(files.values())):
         path = model_file(model_path, name, revision)
         size = path.stat().st_size

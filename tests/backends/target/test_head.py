@@ -108,3 +108,12 @@ def test_fingerprint_needs_only_the_files_that_training_reads(tmp_path: Path) ->
     assert fingerprint(str(folder)) == first
     tuned = {**tensors, "model.layers.3.mlp.up_proj.weight": torch.full((8, 4), 9.0)}
     assert fingerprint(str(write(tmp_path / "b", tuned, 6, num_hidden_layers=4, tie_word_embeddings=False))) != first
+
+
+def test_the_head_of_multi_token_prediction_is_neither_the_targets_nor_in_its_fingerprint(tmp_path: Path) -> None:
+    tensors = {"model.embed_tokens.weight": EMBEDDING, "model.layers.1.shared_head.head.weight": HEAD}
+    first, other = (tmp_path / name for name in ("first", "other"))
+    for folder, file in ((first, tensors), (other, {**tensors, "model.layers.1.shared_head.head.weight": HEAD + 1})):
+        write(folder, file, 2, num_hidden_layers=1, text_config={})
+    assert torch.equal(read_embedding_and_head(str(first))[1], EMBEDDING)
+    assert fingerprint(str(first)) == fingerprint(str(other))
