@@ -31,8 +31,8 @@ FINAL_NORMS = (
 MLP_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm")
 """Names of the norm before a layer's MLP, the surest first."""
 SAMPLED = (*EMBEDDINGS[:5], *HEADS[:3])
-"""Endings of the tensors whose files a fingerprint samples. It stands in stores and drafts: a name that is added changes
-it for targets that have a tensor of that ending beside their own head (DeepSeek-V3's ``shared_head.head.weight``)."""
+"""Endings of the tensors whose files a fingerprint samples. It stands in stores and drafts: one more would change it
+for targets that have a tensor of that ending beside their own head (DeepSeek-V3's ``shared_head.head.weight``)."""
 OTHER_PARTS = ("vision", "visual", "audio", "mtp", "shared_head", "encoder", "projector")
 """Parts of a model whose tensors are never its text embedding or head."""
 UNIT_OFFSET_NORMS = (
