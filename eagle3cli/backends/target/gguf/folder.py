@@ -150,9 +150,14 @@ def _keeps_stretch(folder: Path, path: Path) -> bool:
     try:
         from gguf import GGUFReader
 
-        return read_scaling(GGUFReader(str(path)), float(_rope(gguf_config(str(path)))["rope_theta"])) is None
+        reader = GGUFReader(str(path))
+        theta = float(_rope(gguf_config(str(path)))["rope_theta"])
     except Exception:  # what cannot be read cannot be converted again: the folder is all that there is
         return True
+    try:
+        return read_scaling(reader, theta) is None
+    except (ModelError, TypeError, ValueError):  # stretched, but nobody can say how: converting says so
+        return False
 
 
 def _rope(config: Any) -> dict[str, Any]:

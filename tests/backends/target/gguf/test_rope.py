@@ -14,7 +14,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from eagle3cli.backends.target.gguf.files import target_gguf
-from eagle3cli.backends.target.gguf.folder import STRETCH_FILE, existing_conversion, local_folder
+from eagle3cli.backends.target.gguf.folder import (
+    SOURCE_FILE,
+    STRETCH_FILE,
+    existing_conversion,
+    local_folder,
+    source_of,
+)
 from eagle3cli.backends.target.gguf.rope import read_scaling, scaling_of_factors
 from eagle3cli.errors import Eagle3Error, ModelError
 from eagle3cli.runtime.report import Silent
@@ -131,3 +137,10 @@ def test_a_file_of_yarn_factors_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not Llama 3's"):
         local_folder(str(path), tmp_path / "models", Silent())
     assert not (tmp_path / "models" / path.stem).exists()
+    # Nor is the plain RoPE of an older version's folder taken for it.
+    folder = tmp_path / "models" / path.stem
+    folder.mkdir(parents=True)
+    (folder / SOURCE_FILE).write_text(json.dumps(source_of(str(path))))
+    with pytest.raises(ModelError, match="not Llama 3's"):
+        local_folder(str(path), tmp_path / "models", Silent())
+    assert not (folder / STRETCH_FILE).exists()
