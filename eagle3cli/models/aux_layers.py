@@ -8,11 +8,11 @@ from typing import Any
 from eagle3cli.errors import ModelError
 
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
-    "hidden_size": ("n_embd",),
-    "num_hidden_layers": ("n_layer", "num_layers"),
-    "num_attention_heads": ("n_head",),
-    "intermediate_size": ("n_inner", "ffn_hidden_size"),
-    "max_position_embeddings": ("n_positions", "seq_length", "model_max_length"),
+    "hidden_size": ("n_embd", "d_model"),
+    "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
+    "num_attention_heads": ("n_head", "n_heads", "num_heads", "attention_heads"),
+    "intermediate_size": ("n_inner", "ffn_hidden_size", "ffn_dim"),
+    "max_position_embeddings": ("n_positions", "seq_length", "model_max_length", "max_seq_len"),
 }
 """What families before Llama, and some after it, call their sizes."""
 KINDS_OF_LAYERS = ("layers_block_type", "hybrid_override_pattern")

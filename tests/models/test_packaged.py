@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from eagle3cli.errors import ModelError
 from eagle3cli.models.checkpoint import check_folder, load_draft, save_draft
@@ -170,3 +171,21 @@ def test_a_config_of_another_target_or_name_is_refused(run_cli: RunCli, tiny: Pa
     assert ran.code == 1
     assert "no such draft config" in ran.err
     assert "did you mean llama-3.1-8b?" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("Mpt", {"d_model": 48, "n_heads": 6, "n_layers": 10, "max_seq_len": 64}),
+        (
+            "XGLM",
+            {"d_model": 48, "attention_heads": 6, "num_layers": 10, "ffn_dim": 192, "max_position_embeddings": 64},
+        ),
+        ("GPTJ", {"n_embd": 48, "n_head": 6, "n_layer": 10, "n_positions": 64, "rotary_dim": 8}),
+    ],
+)
+def test_sizes_are_read_under_the_names_of_older_families(name: str, own: dict[str, Any]) -> None:
+    target = getattr(transformers, f"{name}Config")(vocab_size=320, **own).to_dict()
+    config = DraftConfig.from_target(target, draft_vocab_size=64)
+    sizes = (config.hidden_size, config.intermediate_size, config.num_attention_heads, config.head_dim)
+    assert (*sizes, config.max_position_embeddings, config.aux_layers) == (48, 192, 6, 8, 64, (1, 4, 6))

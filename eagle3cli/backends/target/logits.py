@@ -78,7 +78,9 @@ def make_head(config: Mapping[str, Any], weight_VH: Tensor, bias_V: Tensor | Non
     if factor != 1.0:
         weight_VH = weight_VH * factor
         bias_V = None if bias_V is None else bias_V * factor
-    return Head(weight_VH, bias_V, text_part(config).get("final_logit_softcapping") or None)
+    text = text_part(config)
+    softcap = text.get("final_logit_softcapping") or text.get("logits_soft_cap")  # the latter is RecurrentGemma's
+    return Head(weight_VH, bias_V, softcap or None)
 
 
 def logit_factor(config: Mapping[str, Any]) -> float:

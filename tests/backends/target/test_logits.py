@@ -22,6 +22,7 @@ PLAIN = F.linear(LAST, WEIGHT)
         ({"model_type": "granite", "logits_scaling": 8.0}, PLAIN / 8),
         ({"model_type": "hyperclovax", "logits_scaling": 0.5}, PLAIN / 2),
         ({"final_logit_softcapping": 2.0}, torch.tanh(PLAIN / 2) * 2),
+        ({"model_type": "recurrent_gemma", "logits_soft_cap": 2.0}, torch.tanh(PLAIN / 2) * 2),
         ({"model_type": "wrapper", "text_config": {"model_type": "gemma2", "final_logit_softcapping": 2.0}},
          torch.tanh(PLAIN / 2) * 2),
         ({"final_logit_softcapping": None}, PLAIN),
