@@ -171,7 +171,9 @@ KNOWN: dict[Engine, frozenset[str]] = {
     "llama.cpp": LLAMACPP,
 }
 """Classes that each engine has auxiliary states of."""
-QUANTISED_IN_FLOAT32: frozenset[tuple[Engine, str]] = frozenset({("vllm", "compressed-tensors")})
+QUANTISED_IN_FLOAT32: frozenset[tuple[Engine, str]] = frozenset(
+    {("vllm", "compressed-tensors"), ("vllm", "torchao"), ("sglang", "bitsandbytes")}
+)
 """Ways of quantised weights (``quant_method``) beside which an engine runs the rest of a target in float32."""
 
 

@@ -155,11 +155,12 @@ def test_weights_that_an_engine_does_not_load(quantization: dict[str, Any] | Non
 
 def test_quantised_weights_run_in_16_bits() -> None:
     config = replace(DraftConfig.from_target(LLAMA), dtype="float32")
-    for method, served in (("awq", []), ("fp8", []), ("compressed-tensors", ["vllm"])):
+    for method, served in (("awq", []), ("fp8", []), ("compressed-tensors", ["vllm"]), ("bitsandbytes", ["sglang"])):
         target = {**LLAMA, "quantization_config": {"quant_method": method}}
         found = serve("t", "d", config, steps=3, layout="sglang", target_config=target)
         assert list(found.lines) == served
-        assert "--export-dtype bfloat16" in found.refused["sglang"]
+        assert {*found.refused} == {"sglang", "vllm"} - {*served}
+        assert all("--export-dtype bfloat16" in reason for reason in found.refused.values())
 
 
 def test_lines_hold_what_the_target_needs() -> None:
