@@ -102,18 +102,18 @@ class Pipeline:
         self.folder.mkdir(parents=True, exist_ok=True)
         fix = "wait for it to end, stop it, or choose another --output-dir"
         busy = UsageError("another run is under way there", where=str(self.folder), fix=fix)
-        try:
-            with locked(self.folder, busy, patience=PATIENCE):
-                self.ledger = StageLedger.open(self.folder)  # what one that has just ended left
+        with locked(self.folder, busy, patience=PATIENCE):
+            self.ledger = StageLedger.open(self.folder)  # what one that has just ended left
+            try:
                 self._run_stages(out, stop)
-        except Stopped:
-            raise
-        except Eagle3Error:
-            if self.folder in missing and not {path.name for path in self.folder.glob("*")} - {STAGES}:
-                self.ledger.path.unlink(missing_ok=True)
-                for folder in missing:
-                    folder.rmdir()
-            raise
+            except Stopped:
+                raise
+            except Eagle3Error:
+                if self.folder in missing and not {path.name for path in self.folder.glob("*")} - {STAGES}:
+                    self.ledger.path.unlink(missing_ok=True)
+                    for folder in missing:
+                        folder.rmdir()
+                raise
 
     def _run_stages(self, out: Out, stop: Stop) -> None:
         settings = self.settings
