@@ -40,12 +40,11 @@ def run(settings: Settings, out: Out) -> None:
             splits = capture_splits(settings, report, stop, ranks)
     if not ranks.is_main:
         return
-    target = settings.target.model_path
     folder = settings.hidden_states.output_path
     lines = [f"{name}: {done.text(folder / name)}" for name, done in splits.items()]
     next_training(original, splits, out)
     data = {name: {**vars(done), "folder": folder / name} for name, done in splits.items()}
-    out.result({"splits": data, "target": target}, "\n".join(lines))
+    out.result({"splits": data, "target": settings.target.model_path}, "\n".join(lines))
 
 
 def next_training(settings: Settings, splits: Iterable[str], out: Out) -> None:
