@@ -15,8 +15,12 @@ step. Runs that are done are not run again. One JSON line a run, then the table.
 Some variants need more, which is made with the quickstart's settings:
 ``five-layers``     ``--more five=FOLDER`` of ``eagle3 hidden-states --aux-layers 1 7 14 20 26``
 ``half-sampled``    ``--more sampled=FOLDER`` of ``eagle3 regenerate --temperature 0.7 --top-p 0.8 --top-k 20``
-``vocabulary-16k``  ``--vocabulary CACHE/vocab_mapping/FILE`` of ``eagle3 cache --draft-vocab-size 16384``
-``--drawn``         a store of held-out replies that were drawn as it says; without it losses are judged greedily
+``half-code``       ``--more code=FOLDER``: half as many rows as are trained on, code with the target's own replies
+                    (``refresh.py`` makes some: ``replies/`` in its output)
+``vocabulary-16k``  ``--vocabulary 16k=CACHE/vocab_mapping/FILE`` of ``eagle3 cache --draft-vocab-size 16384``
+``vocabulary-32k``  ``--vocabulary 32k=...`` of ``--draft-vocab-size 32768``
+``--drawn``         a store of held-out replies that were drawn as it says; without it losses are judged greedily; at
+                    temperature 0 other held-out replies, such as code (``FOLDER/eval:0:1:0``)
 """
 
 from __future__ import annotations
@@ -71,13 +75,16 @@ VARIANTS = CURVE | {
     "loss-tv": ["train.loss=tv"],
     "sequence-mean": ["change:sequence-mean"],
     "five-layers": ["store:five", "draft.aux_layers=[1,7,14,20,26]"],
-    "vocabulary-16k": ["change:vocabulary={vocabulary}"],
+    "vocabulary-16k": ["change:vocabulary={16k}"],
+    "vocabulary-32k": ["change:vocabulary={32k}"],
     "second-layer": ["draft.config={output}/two-layers.json"],
-    "half-sampled": ["store:sampled", "change:halves"],
+    "half-sampled": ["besides:sampled", "change:halves"],
+    "half-code": ["besides:code", "change:mixed"],
     "without-loops": ["change:without-loops=0.3"],
 }
-"""Settings by name; ``change:`` is one of ``variants.py``, ``store:`` one of ``--more``, ``length:`` so many of the
-steps. Batches of another size see equally many rows: steps are counted in rows."""
+"""Settings by name; ``change:`` is one of ``variants.py``, ``store:`` and ``besides:`` one of ``--more`` in the store's
+place or beside it, ``length:`` so many of the steps. Batches of another size see equally many rows: steps are counted
+in rows."""
 
 SAME_STEPS = (
     "base, ",
@@ -89,10 +96,11 @@ SAME_STEPS = (
     "loss-decay",
     "without-loops",
     "half-sampled",
+    "half-code",
 )
 """Variants, by how their names begin, whose steps are the base's computation and take as long."""
-SAMPLED = (*CURVE, "loss-mix", "loss-lk", "loss-tv", "half-sampled")
-"""Measured at temperatures, too."""
+SAMPLED = (*CURVE, "wsd", "wsd-3/2", "loss-mix", "loss-lk", "loss-tv", "half-sampled", "half-code")
+"""Measured on the stores of ``--drawn``, too."""
 
 
 def arguments() -> argparse.Namespace:
@@ -101,7 +109,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--store", required=True, help="hidden states to train on")
     parser.add_argument("--eval-store", required=True, help="hidden states of other replies")
     parser.add_argument("--more", action="append", default=[], help="NAME=FOLDER of train/ and eval/ for some variants")
-    parser.add_argument("--vocabulary", help="file in vocab_mapping/ of `eagle3 cache --draft-vocab-size 16384`")
+    parser.add_argument("--vocabulary", action="append", default=[], help="SIZE=FILE in vocab_mapping/ of a cache")
     parser.add_argument("--drawn", action="append", default=[], help="STORE:TEMPERATURE:TOP_P:TOP_K, measured besides")
     parser.add_argument("--target", required=True, help="the target's folder")
     parser.add_argument("--output", type=Path, required=True)
@@ -119,7 +127,8 @@ def arguments() -> argparse.Namespace:
 def run(a: argparse.Namespace, name: str, words: list[str], seed: int) -> list[dict[str, Any]]:
     """Train one variant, unless that is done, and read its history; averages of weights count as variants."""
     folder = a.output / f"{name.replace('/', '-')}-{seed}"
-    words = [word.format(output=a.output, vocabulary=a.vocabulary) for word in words]
+    files = dict(word.split("=", 1) for word in a.vocabulary)
+    words = [word.format(output=a.output, **files) for word in words]
     settings = [word for word in words if ":" not in word.partition("=")[0]]
     special = dict(word.split(":", 1) for word in words if word not in settings and not word.startswith("change:"))
     rows = 8 * round(a.steps * float(special.get("length", 1)))
@@ -142,17 +151,24 @@ def run(a: argparse.Namespace, name: str, words: list[str], seed: int) -> list[d
 
 
 def at_temperature(a: argparse.Namespace, folder: Path, drawn: str) -> float:
-    """Acceptance on replies that were drawn at ``STORE:TEMPERATURE:TOP_P:TOP_K``."""
+    """Acceptance on replies that were drawn at ``STORE:TEMPERATURE:TOP_P:TOP_K``; greedy at 0."""
     store, temperature, top_p, top_k = drawn.split(":")
-    path = folder / f"drawn-{temperature}-{top_p}-{top_k}.json"
+    greedy = float(temperature) == 0
+    path = folder / (f"on-{title(drawn)}.json" if greedy else f"drawn-{temperature}-{top_p}-{top_k}.json")
     if not path.exists():
         line = ["eval", "--target-model-path", a.target, "--draft-model-path", folder / "best", "--threads", 1]
         line += ["--eval-hidden-states-path", store, "--depths", 5, "--temperature", temperature]
         line += ["--top-p", top_p, "--top-k", top_k, "--json"]
-        told = subprocess.run([sys.executable, "-m", "eagle3cli", *map(str, line)], stdout=subprocess.PIPE, check=True)
-        path.write_bytes(told.stdout)
-    (sampled,) = json.loads(path.read_text())["sampled"]
-    return float(sampled["acceptance_length"]["5"])
+        ran = subprocess.run([sys.executable, "-m", "eagle3cli", *map(str, line)], stdout=subprocess.PIPE, check=True)
+        path.write_bytes(ran.stdout)
+    told = json.loads(path.read_text())
+    return float((told if greedy else told["sampled"][0])["acceptance_length"]["5"])
+
+
+def title(drawn: str) -> str:
+    """What a measure of ``--drawn`` is called: the folder of its store, or how its replies were drawn."""
+    store, how = drawn.split(":", 1)
+    return how if float(how.split(":")[0]) else Path(store).parent.name
 
 
 def set_cpu_seconds(results: list[dict[str, Any]]) -> None:
@@ -195,11 +211,11 @@ def train(
     settings += [f"train.total_steps={steps}", f"train.eval_interval={steps}", f"train.eval_rows={a.eval_rows}"]
     assignments = [part for word in (*settings, *words) for part in ("--set", word)]
     stores = [a.store, a.eval_store]
+    more = {name: Path(path) for name, path in (word.split("=", 1) for word in a.more)}
     if "store" in special:
-        more = Path(dict(word.split("=", 1) for word in a.more)[special["store"]])
-        stores = [more / "train", more / "eval"]
-        if special["store"] == "sampled":  # rows of both
-            stores = [f"{a.store},{more / 'train'}", a.eval_store]
+        stores = [more[special["store"]] / "train", more[special["store"]] / "eval"]
+    if "besides" in special:
+        stores = [f"{a.store},{more[special['besides']] / 'train'}", a.eval_store]
     read = ("--train-hidden-states-path", *str(stores[0]).split(","), "--eval-hidden-states-path", stores[1])
     changes = [*changes, f"starts={a.output / 'starts'}"]
     line = ["train", "--config", find_recipe("quickstart"), "--target-model-path", a.target, *read, *assignments]
@@ -226,7 +242,7 @@ def gain(result: dict[str, Any], results: list[dict[str, Any]], row_seconds: flo
 def table(results: list[dict[str, Any]], row_seconds: float) -> str:
     """A line of Markdown for each variant, by seed: acceptance, CPU seconds, the gain over the base at these."""
     drawn = list(dict.fromkeys(key for result in results for key in result["drawn"]))
-    at = [f"at {':'.join(key.split(':')[1:])}" for key in drawn]
+    at = [f"at {title(key)}" for key in drawn]
     heads = ["variant", "acceptance", *at, "CPU s of the steps", "gain at equal CPU s", "with a live target's"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name in dict.fromkeys(result["variant"] for result in results):

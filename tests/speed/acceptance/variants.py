@@ -8,6 +8,7 @@
                               the last part of the steps
 ``rows=FILE``                 of the rows of all stores the ones that a JSON list names, in its order
 ``halves``                    the even rows of a store, and the odd ones of a second one of the same prompts
+``mixed``                     all rows of a second store, and as many of the first
 ``without-loops=0.5``         no rows of which a larger share of the four-grams stood before in the row
 ``vocabulary=FILE``           the draft vocabulary of a file in a cache's ``vocab_mapping/``
 ``starts=FOLDER``             initial weights are solved once for every store, draft and seed
@@ -214,6 +215,16 @@ def halves(_: str) -> None:
     pick(lambda stores: [row + row % 2 * len(stores.stores[0]) for row in range(len(stores.stores[0]))])
 
 
+def mixed(_: str) -> None:
+    """The other store's rows, and equally many of the first."""
+
+    def choose(stores: Stores) -> list[int]:
+        first, second = map(len, stores.stores)
+        return [*range(min(first, second)), *range(first, first + second)]
+
+    pick(choose)
+
+
 def without_loops(value: str) -> None:
     """Rows that say new things."""
 
@@ -268,6 +279,7 @@ CHANGES = {
     "averages": averages,
     "rows": rows,
     "halves": halves,
+    "mixed": mixed,
     "without-loops": without_loops,
     "vocabulary": vocabulary,
     "starts": starts,
