@@ -38,6 +38,12 @@ def pytest_configure() -> None:
         providers._get_local_constants = lambda: providers._local_constants  # none yet
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Nothing is made for an engine that is not there."""
+    if item.get_closest_marker("engine") and not any(name.startswith("EAGLE3_ENGINE_") for name in os.environ):
+        pytest.skip("no EAGLE3_ENGINE_* is set: make test-engines")
+
+
 @pytest.fixture(autouse=True)
 def usual_floats() -> Iterator[None]:
     """Commands flush denormal numbers to zero; the next test in this process gets the usual arithmetic back."""
