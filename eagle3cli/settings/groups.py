@@ -73,7 +73,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     "train": {
         ESSENTIAL: "mode output_dir num_epochs batch_size learning_rate",
         "How long": "total_steps time_budget early_stop max_skipped_steps",
-        "Optimiser": "optimizer lr_schedule min_lr_ratio warmup_ratio max_grad_norm head_lr_scale seed",
+        "Optimiser": "optimizer lr_schedule min_lr_ratio warmup_ratio ema_decay max_grad_norm head_lr_scale seed",
         "Loss": "ttt_length loss kl_scale kl_decay loss_decay anchor_fraction alignment",
         "Memory and speed": "micro_batch_size max_tokens_per_gpu attention_backend activation_checkpointing loss_chunk "
         "dtype sharding context_parallel echo_factor echo_buffer keep_states",

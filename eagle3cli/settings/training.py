@@ -70,6 +70,12 @@ class TrainSettings(Table):
     lr_schedule: Literal["cosine", "constant", "wsd"] = option("cosine", "Shape of the learning rate after warm-up.")
     min_lr_ratio: float = option(0.0, "Where the schedule ends, as a share of the peak.", ge=0, le=1)
     warmup_ratio: float = option(0.015, "Share of the steps that warm up.", ge=0, lt=1)
+    ema_decay: float | None = option(
+        None,
+        "Keep an exponential moving average of the weights with this decay; it is measured, kept and exported.",
+        gt=0,
+        lt=1,
+    )
     max_grad_norm: float = option(0.5, "Gradients are clipped to this global norm.", gt=0)
     ttt_length: int = option(7, "Depths of the training-time unroll.", ge=1, le=16)
     loss: Literal["kl", "tv", "lk", "mix"] = option(

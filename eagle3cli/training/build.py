@@ -182,8 +182,14 @@ def make_model(train: TrainSettings, draft: Draft, inputs: Inputs, dtype: torch.
 def make_optimizer(train: TrainSettings, draft: Draft, ranks: Ranks = SINGLE_PROCESS) -> Optimizer:
     """The optimizer of all weights that are trained."""
     trained = [(name, weight) for name, weight in draft.named_parameters() if weight.requires_grad]
-    scales = {"lm_head": train.head_lr_scale}
-    return Optimizer(trained, max_grad_norm=train.max_grad_norm, scales=scales, kind=train.optimizer, ranks=ranks)
+    return Optimizer(
+        trained,
+        max_grad_norm=train.max_grad_norm,
+        scales={"lm_head": train.head_lr_scale},
+        kind=train.optimizer,
+        ranks=ranks,
+        ema_decay=train.ema_decay,
+    )
 
 
 def make_batches(

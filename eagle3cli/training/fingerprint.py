@@ -63,7 +63,14 @@ def _kept(train: TrainSettings, left_out: Sequence[str]) -> dict[str, Any]:
         left_out = (*left_out, "echo_factor", "echo_buffer")
     if not train.keep_states:
         left_out = (*left_out, "keep_states")
+    if train.ema_decay is None:
+        left_out = (*left_out, "ema_decay")
     return {name: value for name, value in train.model_dump(mode="json").items() if name not in left_out}
+
+
+def _whole(kept: dict[str, Any]) -> dict[str, Any]:
+    """With the settings that :func:`_kept` leaves out, or that an earlier version did not have: at their defaults."""
+    return {**TrainSettings().model_dump(mode="json"), **kept}
 
 
 def _of_cache(settings: Settings, cache: Path | None) -> Identity:
@@ -106,7 +113,7 @@ def go_on(run: Path, state: TrainState, settings: Settings, now: Identity) -> Co
     before = state.identity
     if not before:
         return _go_on_by_hash(run, state, settings, now)
-    refused = [Change(f"train.{c.key}", c.was, c.now) for c in compared(before["train"], now["train"])]
+    refused = [Change(f"train.{c.key}", c.was, c.now) for c in compared(_whole(before["train"]), _whole(now["train"]))]
     refused = [change for change in refused if change.key.removeprefix("train.") not in FREE_FIELDS]
     refused += [Change(f"draft.{c.key}", c.was, c.now) for c in compared(before["draft"], now["draft"])]
     if before["start"] != now["start"]:

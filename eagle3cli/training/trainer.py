@@ -27,9 +27,10 @@ from eagle3cli.settings.training import TrainSettings
 from eagle3cli.training.batches import Batches
 from eagle3cli.training.checkpoint.save import Saver
 from eagle3cli.training.checkpoint.state import TrainState
-from eagle3cli.training.eval.evaluate import Evaluation, evaluate, lengths_by
+from eagle3cli.training.eval.evaluate import Evaluation, evaluate
 from eagle3cli.training.eval.sampled import drawn_elsewhere
 from eagle3cli.training.eval.simulate import DecodedReply
+from eagle3cli.training.eval.summary import evaluation_numbers
 from eagle3cli.training.metrics import Metrics
 from eagle3cli.training.on_policy import Meters
 from eagle3cli.training.optim.optimizer import Optimizer
@@ -168,6 +169,7 @@ class Trainer:
         if torch.isfinite(self.grad_norm):
             state.rates = mean_rates(step.sums, step.with_loss_T, self.ranks) if weights.follow_rates else []
             self.metrics.add_step(step)
+            self.optimizer.average(state.step + 1 - state.skipped)
         else:
             skip_step(self.output_dir, state, self.batches, float(self.grad_norm), settings, self.report)
         state.step += 1
@@ -204,16 +206,21 @@ class Trainer:
 
     def evaluate(self, *, last: bool = False) -> Evaluation | None:
         """Measure held-out acceptance, keep ``best/`` by it (the ``last`` time without fail), tell the listeners."""
+        with self.optimizer.averaged():
+            evaluation = self._evaluate_and_keep(now=last)
+        self._start_clock()
+        return evaluation
+
+    def _evaluate_and_keep(self, *, now: bool) -> Evaluation | None:
         if self.eval_source is None:
-            self._best_unwritten = not self.saver.best(self.draft, now=last)
-            self._start_clock()
+            self._best_unwritten = not self.saver.best(self.draft, now=now)
             return None
         state = self.state
         self.activity = f"evaluation after step {state.step}"
         evaluation, numbers = self._measure(self.eval_source)
         self.decoded = evaluation.decoded
         acceptance = evaluation.served_lengths[-1]
-        self._keep_best(acceptance, now=last)
+        self._keep_best(acceptance, now=now)
         self._tell("eval", numbers)
         at = f", temperature {self.settings.best_by:g}" if evaluation.sampled else ""
         text = f"acceptance length {acceptance:.3f} (k={len(evaluation.simulated)}{at}), best {state.best:.3f}"
@@ -221,7 +228,6 @@ class Trainer:
         if (warning := drawn_elsewhere(evaluation.sampled)) and not self._warned:
             self._warned = True
             self.report.warn(warning)
-        self._start_clock()
         return evaluation
 
     def _measure(self, source: BatchSource) -> tuple[Evaluation, dict[str, Any]]:
@@ -236,8 +242,14 @@ class Trainer:
             trained_on = self._evaluate(
                 self.batches.whole_source or self.batches.source, min(self.settings.eval_rows, TRAINING_ROWS), Silent()
             )
-        numbers = evaluation_numbers(evaluation, self.state, time.perf_counter() - began)
-        return evaluation, numbers | {"training_acceptance_length": trained_on.acceptance_lengths}
+        numbers = {
+            "step": self.state.step,
+            "seconds": self.state.seconds,
+            **evaluation_numbers(evaluation),
+            "evaluation_seconds": time.perf_counter() - began,
+            "training_acceptance_length": trained_on.acceptance_lengths,
+        }
+        return evaluation, numbers
 
     def _evaluate(
         self, source: BatchSource, rows: int, report: Reporter, samplings: Sequence[Sampling] = ()
@@ -367,31 +379,6 @@ class Trainer:
             self.report.info(f"stopped early: no better acceptance length in {stale} evaluations")
             return True
         return self.schedule.is_over(self.state.step, self.state.seconds)
-
-
-def evaluation_numbers(evaluation: Evaluation, state: TrainState, seconds: float) -> dict[str, Any]:
-    """What listeners are told of an evaluation."""
-    sampled: dict[str, Any] = {}
-    for served in evaluation.sampled:
-        sampled = {
-            "temperature": served.sampling.temperature,
-            "sampled_acceptance_length": served.acceptance_lengths,
-            "sampled_accepted_per_position": served.by_k[-1].per_position,
-            "overlap": served.overlap,
-        }
-    return {
-        "step": state.step,
-        "seconds": state.seconds,
-        "acceptance_length": evaluation.acceptance_lengths,
-        "accepted_per_position": evaluation.simulated[-1].per_position,
-        "by_reply_position": lengths_by(evaluation.by_position),
-        "by_context_length": lengths_by(evaluation.by_context),
-        "context_steps": {name: round(counts.steps) for name, counts in evaluation.by_context.items()},
-        "accuracy": list(evaluation.accuracy),
-        "rows": evaluation.rows,
-        "evaluation_seconds": seconds,
-        **sampled,
-    }
 
 
 def served_sampling(settings: TrainSettings) -> tuple[Sampling, ...]:

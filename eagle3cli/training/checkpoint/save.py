@@ -79,7 +79,7 @@ class Saver:
         self.temporary = self.run / "checkpoints" / f".{name}.tmp-{self._main_pid()}"
         if self.ranks.is_main:
             remove(self.temporary)
-        with self.ranks.waiting():  # for the others' shards
+        with self.ranks.waiting(), optimizer.averaged():  # for the others' shards
             weights = draft.serving_state()
         counters = json.dumps(state.to_file(), indent=1) + "\n"
         self.ranks.barrier()

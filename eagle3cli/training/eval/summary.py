@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from eagle3cli.models.sampling import Sampling
 from eagle3cli.training.eval.evaluate import Evaluation, lengths_by
 from eagle3cli.training.eval.sampled import SampledAcceptance
@@ -57,6 +59,28 @@ def as_data(evaluation: Evaluation) -> dict[str, object]:
         "replies": evaluation.replies,
         "tokens": round(deepest.tokens),
         "steps": round(deepest.steps),
+    }
+
+
+def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:
+    """For the listeners of a training run, as its history keeps them."""
+    sampled: dict[str, Any] = {}
+    for served in evaluation.sampled:
+        sampled = {
+            "temperature": served.sampling.temperature,
+            "sampled_acceptance_length": served.acceptance_lengths,
+            "sampled_accepted_per_position": served.by_k[-1].per_position,
+            "overlap": served.overlap,
+        }
+    return {
+        "acceptance_length": evaluation.acceptance_lengths,
+        "accepted_per_position": evaluation.simulated[-1].per_position,
+        "by_reply_position": lengths_by(evaluation.by_position),
+        "by_context_length": lengths_by(evaluation.by_context),
+        "context_steps": {name: round(counts.steps) for name, counts in evaluation.by_context.items()},
+        "accuracy": list(evaluation.accuracy),
+        "rows": evaluation.rows,
+        **sampled,
     }
 
 

@@ -71,6 +71,7 @@ def standing_parts(work: Workload) -> Parts:
         "draft weights": local * _weight_bytes(work) + gathered,
         "fp32 masters": masters,
         "moments": local * MASTER * (1 if work.muon else 2),
+        "average of the weights": local * MASTER * work.ema,
         "target weights": _target_bytes(work),
         "target embedding and head": embedding + head,
         "teacher head": work.draft.draft_vocab_size * work.target.hidden * work.compute_bytes,
@@ -213,9 +214,9 @@ def evaluation_forecast(work: Workload) -> Forecast:
 
 
 def checkpoint_bytes(work: Workload) -> int:
-    """In the computer's memory while a checkpoint is written: weights for servers, and masters and moments twice."""
+    """In memory while a checkpoint is written: weights for servers, and the optimizer's tensors twice, in fp32."""
     weights = draft_weights(work.draft)
-    resumable = weights // work.shards * MASTER * (2 if work.muon else 3)
+    resumable = weights // work.shards * MASTER * ((2 if work.muon else 3) + work.ema)
     return weights * work.compute_bytes + 2 * resumable
 
 

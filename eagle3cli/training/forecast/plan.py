@@ -153,8 +153,8 @@ def checkpoint_disk(settings: Settings, draft: DraftConfig) -> int:
     """Bytes of all checkpoints that are kept, one more while it is written, and the best draft."""
     weights = draft_weights(draft)
     served = weights * (4 if settings.train.dtype == "float32" else 2)
-    moments = 1 if settings.train.optimizer == "muon" else 2
-    return (settings.train.keep_checkpoints + 1) * (served + weights * MASTER * (1 + moments)) + served
+    copies = (2 if settings.train.optimizer == "muon" else 3) + (settings.train.ema_decay is not None)
+    return (settings.train.keep_checkpoints + 1) * (served + weights * MASTER * copies) + served
 
 
 def launch_lines(settings: Settings, world_size: int) -> tuple[str, ...]:

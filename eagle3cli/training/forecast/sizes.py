@@ -42,6 +42,8 @@ class Workload:
     shared_prefix: bool = False
     """Sequences begin alike, so that the target's pass keeps keys and values."""
     muon: bool = False
+    ema: bool = False
+    """The weights' average is kept."""
     initial_rows: int = 0
     """Rows that the initial weights are solved from; 0 where they are not."""
     kept_tokens: int = 0

@@ -23,6 +23,7 @@ from eagle3cli.training.forecast import gpu_time
 from eagle3cli.training.forecast.inputs import RunInputs
 from eagle3cli.training.forecast.memory import draft_weights
 from eagle3cli.training.forecast.throughput import (
+    EMA_BYTES,
     GPUS,
     OPTIMISER_BYTES,
     REACHED,
@@ -121,7 +122,7 @@ def forecast_speed(settings: Settings, inputs: RunInputs, world_size: int, order
         target_share=0.0 if targets else target / (draft + target),
         sharded=is_sharded(train, weights, world_size),
         weight_bytes=inputs.compute_dtype.itemsize,
-        optimiser_bytes=moved,
+        optimiser_bytes=moved + EMA_BYTES * (train.ema_decay is not None),
         balance=even,
     )
     if not targets:

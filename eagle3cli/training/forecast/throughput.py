@@ -31,6 +31,8 @@ from dataclasses import dataclass, replace
 
 GRADIENT_BYTES = 4
 OPTIMISER_BYTES = 28
+EMA_BYTES = 12
+"""An average of the weights besides: it and the weights are read, it is written."""
 REACHED = 0.4
 """Share of a GPU's peak FLOP/s that training is assumed to reach where nobody has measured it."""
 

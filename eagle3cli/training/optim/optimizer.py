@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from eagle3cli.models.draft import whole
 from eagle3cli.runtime.distributed import SINGLE_PROCESS, Ranks
+from eagle3cli.training.optim.ema import Ema
 from eagle3cli.training.optim.muon import SharedMuon, make_muon
 
 BETAS = (0.9, 0.999)
@@ -26,7 +28,7 @@ class Optimizer:
 
     ``scales`` multiplies the learning rate of the parameters whose name starts with the key. ``muon`` gives the
     matrices other than the head and an own embedding to Muon, with updates as large as AdamW's, so that the same
-    learning rate serves; ``ranks`` share its work on a CPU.
+    learning rate serves; ``ranks`` share its work on a CPU. ``ema_decay`` keeps an average of the weights besides.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Optimizer:
         scales: dict[str, float] | None = None,
         kind: Kind = "adamw",
         ranks: Ranks = SINGLE_PROCESS,
+        ema_decay: float | None = None,
     ) -> None:
         self.max_grad_norm = max_grad_norm
         self.names = [name for name, _ in named]
@@ -61,6 +64,7 @@ class Optimizer:
         for inner in self.inner:
             for master in (weight for group in inner.param_groups for weight in group["params"]):
                 inner.state[master].update(_moments(master, muon=not isinstance(inner, torch.optim.AdamW)))
+        self.ema = None if ema_decay is None else Ema(self.masters, ema_decay)
 
     def _named_masters(self) -> list[tuple[str, Tensor]]:
         return list(zip(self.names, self.masters, strict=True))
@@ -112,16 +116,35 @@ class Optimizer:
                     self._muon.step()
                 else:
                     inner.step()
-            for master, weight in zip(self.masters, self.weights, strict=True):
-                if master is not weight:
-                    weight.copy_(master)
+            self.sync_weights()
         for master, weight in zip(self.masters, self.weights, strict=True):
             master.grad = weight.grad = None
         return norm
 
+    def average(self, steps: int) -> None:
+        """Take the weights into their average, where one is kept, after so many steps."""
+        if self.ema is not None:
+            self.ema.update(steps)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the block the weights are their averages, where these are kept: to be measured or written."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.swap()
+        self.sync_weights()
+        try:
+            yield
+        finally:
+            self.ema.swap()
+            self.sync_weights()
+
     def state(self) -> dict[str, Tensor]:
-        """Master weights and moments by parameter name; the tensors themselves, to be read or to be filled."""
+        """Masters, averages and moments by parameter name; the tensors themselves, to be read or to be filled."""
         tensors = {f"master.{name}": master.detach() for name, master in self._named_masters()}
+        if self.ema is not None:
+            tensors |= {f"ema.{name}": average for name, average in zip(self.names, self.ema.averages, strict=True)}
         for name, master in self._named_masters():
             for inner in self.inner:
                 for moment, value in inner.state.get(master, {}).items():
@@ -130,7 +153,7 @@ class Optimizer:
 
     @torch.no_grad()
     def sync_weights(self) -> None:
-        """After the tensors of :meth:`state` were filled: the weights are their masters again."""
+        """The weights are their masters again, after these have changed."""
         for master, weight in zip(self.masters, self.weights, strict=True):
             if master is not weight:
                 weight.copy_(master)

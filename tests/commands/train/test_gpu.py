@@ -116,6 +116,7 @@ def test_what_a_run_waits_for_in_a_step(place: Path, run_cli: RunCli, gpu_kernel
     if mode == "offline":
         assert run_cli("hidden-states", "--device", "cpu").code == 0
     words = ("train", "--mode", mode, "--log-interval", "99", "--draft-micro-batch-size", "1", "--overwrite", "--json")
+    words = (*words, "--ema-decay", "0.9")
     counted = []
     for steps in (1, 5):
         with pretend_gpu() as gpu:
@@ -143,7 +144,7 @@ def test_a_run_of_the_types_that_a_gpu_takes_by_itself(place: Path, run_cli: Run
 
 
 def test_resume_goes_on_bit_for_bit(place: Path, run_cli: RunCli, gpu: PretendGpu) -> None:
-    words = ("train", "--save-interval", "2", "--json")
+    words = ("train", "--save-interval", "2", "--ema-decay", "0.9", "--json")
     worked(run_cli(*words))
     whole = last_state(place / "runs" / "train")
     shutil.rmtree(next((place / "runs" / "train" / "checkpoints").glob("*_step_3")))

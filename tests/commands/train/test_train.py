@@ -202,6 +202,7 @@ def test_every_option_of_the_step_resumes_exactly(place: Path, run_cli: RunCli) 
     optimizer = "muon" if hasattr(torch.optim, "Muon") else "adamw"
     options = ("--loss", "mix", "--kl-scale", "0.9", "--optimizer", optimizer, "--anchor-fraction", "0.7", "--fc-norm")
     more = ("--norm-output", "--activation-checkpointing", "--alignment", "specforge", "--early-stop", "50", "--json")
+    more = ("--ema-decay", "0.9", *more)
     trained(run_cli("train", "--output-dir", "whole", *options, *more))
     cut = ("train", "--output-dir", "cut", *options, *more)
     trained(run_cli(*cut))
@@ -215,6 +216,24 @@ def test_every_option_of_the_step_resumes_exactly(place: Path, run_cli: RunCli) 
     assert run_cli("export", "--draft-model-path", "cut/best", "--output-path", "out").code == 0
     legacy = run_cli("export", "--draft-model-path", "cut/best", "--output-path", "old", "--layout", "legacy")
     assert (legacy.code, "fc_norm is of EAGLE-3.1" in legacy.err) == (1, True), legacy.err
+
+
+def test_the_average_of_the_weights_is_what_is_kept(place: Path, run_cli: RunCli) -> None:
+    """The weights train as they do without it; what is measured, and what a server loads, is their average."""
+    trained(run_cli("train", "--output-dir", "plain", "--json"))
+    trained(run_cli("train", "--output-dir", "run", "--ema-decay", "0.8", "--eval-interval", "12", "--json"))
+    plain, averaged = last_state(place / "plain"), last_state(place / "run")
+    assert plain == {name: value for name, value in averaged.items() if not name.startswith("ema.")}
+    served = load_file(place / "run" / "best" / "model.safetensors")
+    (projection,) = (name for name in served if name.endswith("o_proj.weight"))
+    assert served[projection].numpy().tobytes() == averaged[f"ema.{projection}"] != plain[f"master.{projection}"]
+    newest = place / "run" / "checkpoints" / "epoch_2_step_12" / "model.safetensors"
+    assert all(torch.equal(served[name], value) for name, value in load_file(newest).items())
+    other = run_cli("train", "--output-dir", "run", "--ema-decay", "0.9")
+    assert (other.code, "train.ema_decay" in other.err) == (2, True), other.err
+    for words in (("--ema-decay", "0.9"), ("--echo-factor", "2")):  # at their defaults no checkpoint names them
+        begun = run_cli("train", "--output-dir", "plain", *words)
+        assert (begun.code, begun.err.count("train.e")) == (2, 1), begun.err
 
 
 def test_echoes_resume_exactly_though_their_states_are_gone(place: Path, run_cli: RunCli) -> None:

@@ -49,7 +49,19 @@ def test_any_number_of_processes_gives_what_one_gives(place: Path, run_cli: RunC
 def test_more_processes_than_rows(place: Path, run_cli: RunCli) -> None:
     """Two rows a step for three processes, one of which has nothing to do; offline."""
     assert run_cli("hidden-states").code == 0
-    words = ("train", "--mode", "offline", "--batch-size", "2", "--total-steps", "4", *CALM, "--json")
+    words = (
+        "train",
+        "--mode",
+        "offline",
+        "--batch-size",
+        "2",
+        "--total-steps",
+        "4",
+        *CALM,
+        "--ema-decay",
+        "0.5",
+        "--json",
+    )
     trained(run_cli(*words, "--output-dir", "one"))
     for name, (sharding, count) in {"whole": ("replicate", 3), "shards": ("fsdp", 3)}.items():
         ran = run_cli(*words, "--output-dir", name, "--gpus", count, "--draft-sharding", sharding, process=True)
