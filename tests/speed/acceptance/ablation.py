@@ -154,7 +154,8 @@ def at_temperature(a: argparse.Namespace, folder: Path, drawn: str) -> float:
     """Acceptance on replies that were drawn at ``STORE:TEMPERATURE:TOP_P:TOP_K``; greedy at 0."""
     store, temperature, top_p, top_k = drawn.split(":")
     greedy = float(temperature) == 0
-    path = folder / (f"on-{title(drawn)}.json" if greedy else f"drawn-{temperature}-{top_p}-{top_k}.json")
+    name = title(drawn).replace(" ", "-") if greedy else f"drawn-{temperature}-{top_p}-{top_k}"
+    path = folder / f"{name}.json"
     if not path.exists():
         line = ["eval", "--target-model-path", a.target, "--draft-model-path", folder / "best", "--threads", 1]
         line += ["--eval-hidden-states-path", store, "--depths", 5, "--temperature", temperature]
@@ -168,7 +169,7 @@ def at_temperature(a: argparse.Namespace, folder: Path, drawn: str) -> float:
 def title(drawn: str) -> str:
     """What a measure of ``--drawn`` is called: the folder of its store, or how its replies were drawn."""
     store, how = drawn.split(":", 1)
-    return how if float(how.split(":")[0]) else Path(store).parent.name
+    return f"at {how}" if float(how.split(":")[0]) else f"on {Path(store).parent.name}"
 
 
 def set_cpu_seconds(results: list[dict[str, Any]]) -> None:
@@ -242,7 +243,7 @@ def gain(result: dict[str, Any], results: list[dict[str, Any]], row_seconds: flo
 def table(results: list[dict[str, Any]], row_seconds: float) -> str:
     """A line of Markdown for each variant, by seed: acceptance, CPU seconds, the gain over the base at these."""
     drawn = list(dict.fromkeys(key for result in results for key in result["drawn"]))
-    at = [f"at {title(key)}" for key in drawn]
+    at = [title(key) for key in drawn]
     heads = ["variant", "acceptance", *at, "CPU s of the steps", "gain at equal CPU s", "with a live target's"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name in dict.fromkeys(result["variant"] for result in results):
