@@ -113,7 +113,8 @@ def test_traffic_makes_a_better_draft_once_and_it_can_be_taken_back(
     assert (again.code, again.json["promoted"]) == (0, False)
     assert again.json["state"].startswith("nothing new")
     more = write_log(served / "more.jsonl", [*rows[:30], *(exchange(*pair) for pair in pairs[38:42])])
-    waiting = run_cli(*REFRESH, more, cwd=served)
+    (served / "quiet.jsonl").touch()
+    waiting = run_cli(*REFRESH, "quiet.jsonl", more, cwd=served)
     assert waiting.json["state"].startswith("waiting: 4 new rows of at least 16"), waiting.json
     assert len((versions / "ledger.jsonl").read_text().splitlines()) == 2
 
@@ -173,6 +174,8 @@ def test_what_is_missing_is_said(served: Path, run_cli: RunCli) -> None:
     write_log(served / "server.jsonl", [exchange(*pair) for pair in replies().items()])
     none = run_cli("refresh", "runs/draft", cwd=served)
     assert (none.code, "no logs" in none.err) == (2, True)
+    pipe = run_cli("refresh", "runs/draft", "--logs", "/dev/null", cwd=served)
+    assert (pipe.code, "logs are read more than once" in pipe.err) == (1, True)
     lost = run_cli("refresh", "runs/draft", "--logs", "serve.jsonl", cwd=served)
     assert (lost.code, "did you mean server.jsonl?" in lost.err) == (1, True)
     run = run_cli("refresh", "runs/train", "--logs", "server.jsonl", cwd=served)

@@ -36,7 +36,7 @@ def fix_for(path: Path, otherwise: str) -> str:
     return f"did you mean {similar}? else {otherwise}" if similar is not None else otherwise
 
 
-def check_file(path: Path, flag: str) -> None:
+def check_file(path: Path, flag: str, *, may_be_empty: bool = False) -> None:
     """Raise DataError where ``path`` is no file with something in it that can be read."""
     if path.is_dir():
         files = sorted(file.name for file in path.iterdir() if file.suffix in (".jsonl", ".json", ".parquet"))
@@ -44,7 +44,7 @@ def check_file(path: Path, flag: str) -> None:
         raise DataError("is a folder, not a file", where=str(path), fix=fix)
     if not path.exists():
         raise DataError("no such file", where=str(path), fix=fix_for(path, f"check {flag}"))
-    if path.is_file() and path.stat().st_size == 0:
+    if path.is_file() and path.stat().st_size == 0 and not may_be_empty:
         raise DataError("the file is empty", where=str(path), fix=f"give a file with rows: check {flag}")
     _check_readable(path)
 

@@ -3,7 +3,8 @@
 Known: OpenAI's chat API, by the names that proxies give its two halves (``request`` and ``response``, ``request_body``
 and ``response_body``, ``input`` and ``output``; also with a ``body`` inside, and as JSON text), both halves side by
 side in one object (``messages`` and ``choices``), streams (a list of chunks, or server-sent events as text), and
-``messages`` alone with the reply as the last one.
+``messages`` alone with the reply as the last one; the Responses API (``responses.py``); any of them as text within the
+line of a collector of logs.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ from typing import Any, Literal
 from eagle3cli.data.conversations.conversation import Conversation, to_conversation
 from eagle3cli.data.conversations.images import refuse_images
 from eagle3cli.data.conversations.messages import kind_of
+from eagle3cli.data.traffic.responses import chat_reply, chat_request, is_input, is_output, last_event
 from eagle3cli.data.traffic.stream import is_chunk, joined_chunks, read_events
 from eagle3cli.errors import DataError
 
 Raw = Mapping[str, Any]
 REQUESTS = ("request", "request_body", "req", "input", "body")
-RESPONSES = ("response", "response_body", "resp", "res", "output", "chunks", "stream", "completion")
-IDS = ("request_id", "id", "call_id", "trace_id", "custom_id")
+RESPONSES = ("response", "response_body", "resp", "res", "output", "chunks", "chunk", "stream", "completion", "body")
+IDS = ("custom_id", "request_id", "id", "call_id", "trace_id")
+"""What joins two lines; of a batch each has an ``id`` of its own."""
+COLLECTED = ("log", "message", "msg", "line", "textPayload", "jsonPayload")
+"""Where collectors of logs keep the line that a program wrote."""
 CLIENTS = (
     *("client", "client_id", "client_ip", "ip", "remote_addr", "user", "user_id", "end_user", "safety_identifier"),
     *("api_key", "user_api_key_hash"),
@@ -116,15 +121,19 @@ def halves_of(raw: Raw) -> Halves:
         raise DataError("the server answered with an error")
     if is_chunk(raw):
         return Halves(None, [raw], raw)
-    request = next((body for name in REQUESTS if _has_messages(body := _body(raw.get(name)))), None)
-    if request is None and _has_messages(raw):
-        request = raw
-    response = next((body for name in RESPONSES if (body := _body(raw.get(name))) not in (None, "", [], {})), None)
-    if response is None and isinstance(raw.get("choices"), list):
+    requests = ({"messages": body} if _is_dialogue(body := _body(raw.get(name))) else body for name in REQUESTS)
+    request = next((body for body in (*requests, raw) if _has_messages(body) or is_input(body)), None)
+    response = next((body for name in RESPONSES if _is_response(name, body := _body(raw.get(name)))), None)
+    if raw.get("object") == "response" or (response is None and isinstance(raw.get("choices"), list)):
         response = raw
+    if request is None and (is_chunk(response) or (isinstance(response, str) and "chunk" in raw)):
+        response = [response]
     if request is None and any(_is_completion(place) for place in (raw, *(_body(raw.get(name)) for name in REQUESTS))):
         raise DataError("a text completion: its prompt is no list of messages")
     if request is None and response is None:
+        inner = next((body for name in COLLECTED if isinstance(body := _body(raw.get(name)), Mapping)), None)
+        if inner is not None and "role" not in inner:
+            return halves_of(inner)
         named = ", ".join(str(name)[:40] for name in list(raw)[:6]) or "none"
         raise DataError(f"neither a request with messages nor a response (keys: {named})")
     return Halves(request, response, raw)
@@ -135,6 +144,8 @@ def exchange_of(halves: Halves) -> Exchange:
     request = halves.request
     if request is None:
         raise DataError("a response without its request")
+    if is_input(request):
+        request = chat_request(request)
     messages = list(request["messages"])
     system = request.get("system")
     if isinstance(system, str) and system:  # as Anthropic's API has it
@@ -155,12 +166,13 @@ def exchange_of(halves: Halves) -> Exchange:
     if finish:
         ends = (*("kept",) * (replies - 1), NAMES_OF_FINISH.get(finish, finish))
         conversation = Conversation("", conversation.messages, ends, conversation.tools, conversation.repairs)
-    places = (request, halves.around, halves.around.get("model_parameters"))
+    others = (request.get("extra_body"), halves.around.get("model_parameters"))
+    places = (request, halves.around, *others)
     return Exchange(
         conversation,
         model=_first_text((request, halves.response, halves.around), ("model", "model_name")),
         temperature=_number(places, "temperature"),
-        steered_by=tuple(_steered_by(request, halves.around.get("model_parameters"))),
+        steered_by=tuple(_steered_by(request, *others)),
         edited=bool(halves.around.get("edited") or halves.around.get("corrected")),
         client=_client(halves),
     )
@@ -185,6 +197,24 @@ def _has_messages(value: Any) -> bool:
     return isinstance(value, Mapping) and isinstance(value.get("messages"), list) and bool(value["messages"])
 
 
+def _is_dialogue(value: Any) -> bool:
+    """Whether a list is one of messages."""
+    return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and "role" in m for m in value)
+
+
+def _is_response(name: str, value: Any) -> bool:
+    """Whether a value may be a response: ``stream`` is an option of requests and a name of outputs, too."""
+    if not isinstance(value, str | list | Mapping) or not value:
+        return False
+    if name == "stream":
+        return not isinstance(value, str) or _holds_events(value)
+    return name != "body" or is_chunk(value) or is_output(value) or (isinstance(value, Mapping) and "choices" in value)
+
+
+def _holds_events(text: str) -> bool:
+    return text.lstrip().startswith(("data:", "event:", ": "))
+
+
 def _is_completion(value: Any) -> bool:
     return isinstance(value, Mapping) and isinstance(value.get("prompt"), str | list)
 
@@ -196,12 +226,17 @@ def _role(messages: list[Any]) -> Any:
 def _reply(response: Any) -> tuple[Any, str]:
     """The reply as a message, and its finish reason; empty where the log does not say."""
     if isinstance(response, str):
-        if response.lstrip().startswith(("data:", "event:", ": ")):
-            return joined_chunks(read_events(response))
-        return {"role": "assistant", "content": response}, ""
+        return (
+            _streamed(read_events(response))
+            if _holds_events(response)
+            else ({"role": "assistant", "content": response}, "")
+        )
+    if is_output(response):
+        return chat_reply(response)
     if isinstance(response, list):
-        events = [event for part in response for event in (read_events(part) if isinstance(part, str) else [part])]
-        return joined_chunks(events)
+        return _streamed(
+            [event for part in response for event in (read_events(part) if isinstance(part, str) else [part])]
+        )
     if not isinstance(response, Mapping):
         raise DataError(f"the response is {kind_of(response)}")
     choices = response.get("choices")
@@ -210,7 +245,8 @@ def _reply(response: Any) -> tuple[Any, str]:
     if is_chunk(response):
         return joined_chunks([response])
     if isinstance(choices, list):
-        choice = choices[0] if choices and isinstance(choices[0], Mapping) else {}
+        known = [choice for choice in choices if isinstance(choice, Mapping)]
+        choice = next((choice for choice in known if choice.get("index", 0) == 0), known[0] if known else {})
         message = choice.get("message")
         if message is None and isinstance(choice.get("text"), str):
             message = {"role": "assistant", "content": choice["text"]}
@@ -221,6 +257,11 @@ def _reply(response: Any) -> tuple[Any, str]:
         reply = {name: response[name] for name in ("content", "tool_calls", "reasoning_content") if name in response}
         return {"role": "assistant", **reply}, _text(response.get("stop_reason") or response.get("finish_reason"))
     raise DataError("the response has no message")
+
+
+def _streamed(events: list[Any]) -> tuple[Any, str]:
+    last = last_event(events)
+    return joined_chunks(events) if last is None else chat_reply(last)
 
 
 def _steered_by(*places: Any) -> list[str]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from eagle3cli.data.sources.lines import SourceRow, read_jsonl
+from eagle3cli.data.sources.json_array import read_array
+from eagle3cli.data.sources.lines import SourceRow, open_bytes, read_jsonl
 from eagle3cli.data.traffic.exchange import Exchange, Halves, exchange_of, halves_of
 from eagle3cli.errors import DataError
 
 NESTED = "nested too deeply"
+_ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:\[\s*\{|\{\r?\n)")
+"""How an array of objects begins, or one object over several lines."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +34,22 @@ class LogEntry:
 
 
 def read_logs(paths: Sequence[Path]) -> Iterator[LogEntry]:
-    """Every exchange of the logs (JSON lines, plain or packed), and every line that is none.
+    """Every exchange of the logs (JSON lines or an array, plain or packed), and every line that is none.
 
     A request and its response may stand on two lines, a stream on many, where an id joins them; what is not joined by
     the end of the last file is told then.
     """
     open_halves: dict[str, _OpenHalf] = {}
     for path in paths:
-        for row in read_jsonl(path):
+        for row in read_array(path) if _holds_array(path) else read_jsonl(path):
             yield from _entries(row, open_halves)
     for half in open_halves.values():
         yield half.entry()
+
+
+def _holds_array(path: Path) -> bool:
+    with open_bytes(path) as file:
+        return _ARRAY.match(file.read(4096)) is not None
 
 
 @dataclass

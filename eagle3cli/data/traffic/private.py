@@ -15,8 +15,11 @@ from eagle3cli.data.conversations.conversation import Conversation
 
 EMAIL = "user@example.com"
 ADDRESS = re.compile(
-    r"(?<![\w.+-])[\w.+-]{1,64}@(?!example\.(?:com|org|net)\b)(?:[\w-]{1,63}\.)+[A-Za-z]{2,24}(?![\w-])"
+    r"(?<![\w.+-])[\w.+-]{1,64}(?:@|%40)(?!example\.(?:com|org|net)\b)(?:[\w-]{1,63}\.)+[^\W\d_]{2,24}(?![\w-])"
 )
+_BEFORE = r"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z]))"
+"""Where a name begins, or a word of one: of ``DB_PASSWORD`` and of ``dbPassword`` the last one counts."""
+_DIGIT_IN = r"(?=[^\s\"'<>(){}\[\],;&]*\d)"
 SECRETS: dict[str, str] = {
     "a private key": r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----",
     "an API key (sk-)": r"\bsk-[A-Za-z0-9_-]{20,}",
@@ -31,12 +34,27 @@ SECRETS: dict[str, str] = {
     "a JSON Web Token": r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}",
     "a bearer token": r"(?i:\bbearer\s+)(?=[\w.~+/-]*\d)[\w.~+/-]{20,}",
     "a login in an address": r"\b[a-z][a-z0-9+.-]{1,20}://[^/\s:@]{1,64}:[^/\s@]{3,}@",
+    "a login in a header": r"(?i:\bauthorization[\"']?\s*[:=]\s*[\"']?basic\s+)[A-Za-z0-9+/]{6,}",
+    "a key of some service": (
+        r"\bSG\.[\w-]{16,}\.[\w-]{16,}|hooks\.slack\.com/services/T\w+/B\w+/\w{16,}|\b\d{8,10}:AA[\w-]{30,}"
+        r"|\b(?:GOCSPX-|ya29\.|dop_v1_|gsk_|xai-|nvapi-|pplx-|shpat_|dckr_pat_|hvs\.|AGE-SECRET-KEY-1)[\w-]{20,}"
+    ),
+    "a key in an address": (
+        r"[?&#](?i:key|token|sig|signature|auth|code|secret|x-amz-(?:signature|credential|security-token))="
+        r"(?=[\w%.~+/-]*\d)[\w%.~+/-]{16,}"
+    ),
+    "a key in a variable": (
+        r"\b[A-Z][A-Z0-9_]*_(?:TOKEN|KEY|SECRET|PASS|PWD|CREDENTIALS?)\b[\"']?\s*[=:]\s*[\"']?"
+        + _DIGIT_IN
+        + r"[^\s\"'<>(){}\[\],;]{8,}"
+    ),
     "a password": (
-        r"(?i:\b(?:pass(?:word|wd|phrase)?|pwd|secret(?:[_-]?key)?|api[_-]?key|(?:access|auth)[_-]?(?:token|key)))\b"
-        r"[\"']?\s*(?:=|:|\bis\b)\s*[\"']?(?=[^\s\"'<>(){}\[\]]*\d)[^\s\"'<>(){}\[\],;]{8,}"
+        _BEFORE + r"(?i:pass(?:word|wd|phrase|code)?|pwd|(?:client[_ -]?)?secret(?:[_ -]?(?:access[_ -]?)?key)?"
+        r"|(?:api|private|account|shared[_ -]?access|encryption)[_ -]?key|(?:access|auth|refresh)[_ -]?(?:token|key)"
+        r"|session[_-]?id)\b[\"']?\s*(?:=|:|\bis\b)\s*[\"']?" + _DIGIT_IN + r"[^\s\"'<>(){}\[\],;]{6,}"
     ),
 }
-"""Secrets by what they are called. A password is a word of eight letters or more, with a digit, behind its name."""
+"""Secrets by what they are called. A password is a word of six letters or more, with a digit, behind its name."""
 _SECRET = re.compile("|".join(f"(?P<n{i}>{pattern})" for i, pattern in enumerate(SECRETS.values())))
 _CARD = re.compile(r"(?<![\d.])[3-6]\d{3}(?:[ -]?\d){11,12}(?![\d.])")
 
@@ -53,7 +71,7 @@ def secret_in(conversation: Conversation) -> str | None:
 def without_addresses(conversation: Conversation) -> tuple[Conversation, int]:
     """The conversation with :data:`EMAIL` for every e-mail address, and how many there were."""
     text = _all_text(conversation)
-    count = len(ADDRESS.findall(text)) if "@" in text else 0
+    count = len(ADDRESS.findall(text)) if "@" in text or "%40" in text else 0
     if not count:
         return conversation, 0
     messages, tools = _replaced([list(conversation.messages), list(conversation.tools)])

@@ -7,7 +7,7 @@ from pathlib import Path
 from eagle3cli.cli.preflight.devices import check_device
 from eagle3cli.cli.preflight.draft import check_draft
 from eagle3cli.cli.preflight.paths import check_file
-from eagle3cli.errors import UsageError
+from eagle3cli.errors import DataError, UsageError
 from eagle3cli.pipeline.refresh.versions import Versions
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.units import parse_duration
@@ -39,7 +39,10 @@ def check_inputs(settings: Settings) -> None:
     parse_duration(options.time_budget)
     check_device(settings.target.device)
     for path in options.logs:
-        check_file(path, "--logs")
+        check_file(path, "--logs", may_be_empty=True)  # a night without requests stops no other log
+        if not path.is_file():
+            what = "a pipe or a device, and logs are read more than once"
+            raise DataError(what, where=str(path), fix="write it into a file first: --logs FILE")
     for rows, flag in ((settings.data.train_path, "--train-data-path"), (settings.data.eval_path, "--eval-data-path")):
         if rows is not None:
             check_file(rows, flag)

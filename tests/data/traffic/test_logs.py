@@ -18,7 +18,17 @@ from eagle3cli.data.traffic.logs import LogEntry, read_logs
 ASKED = [{"role": "user", "content": "How?"}]
 REQUEST = {"model": "m", "messages": ASKED, "temperature": 0}
 MESSAGE = {"role": "assistant", "content": "So."}
-RESPONSE = {"id": "c1", "model": "m", "choices": [{"index": 0, "message": MESSAGE, "finish_reason": "stop"}]}
+CHOICES = [{"index": 0, "message": MESSAGE, "finish_reason": "stop"}]
+RESPONSE = {"id": "c1", "model": "m", "choices": CHOICES}
+RESPONSES_REQUEST = {"model": "m", "input": "How?", "temperature": 0}
+RESPONSES_REPLY: dict[str, Any] = {
+    "object": "response",
+    "status": "completed",
+    "output": [
+        {"type": "reasoning", "summary": []},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "So."}]},
+    ],
+}
 CHUNKS: list[dict[str, Any]] = [
     {"id": "c1", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"role": "assistant"}}]},
     {"id": "c1", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "S"}}]},
@@ -35,7 +45,28 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
     "a pair": [{"request": REQUEST, "response": RESPONSE}],
     "bodies": [{"request_body": json.dumps(REQUEST), "response_body": json.dumps(RESPONSE)}],
     "bodies inside": [{"request": {"url": "/v1", "body": REQUEST}, "response": {"status": 200, "body": RESPONSE}}],
-    "side by side": [{**REQUEST, **RESPONSE}],
+    "side by side": [{**REQUEST, "stream": False, **RESPONSE}],
+    "a batch": [
+        {"custom_id": "c1", "method": "POST", "body": REQUEST},
+        {"id": "b1", "custom_id": "c1", "response": {"status_code": 200, "body": RESPONSE}, "error": None},
+    ],
+    "bodies on two lines": [{"request_id": "c1", "body": REQUEST}, {"request_id": "c1", "body": RESPONSE}],
+    "a choice of several": [
+        {"request": REQUEST, "response": {**RESPONSE, "choices": [{"index": 1, "message": ASKED[0]}, *CHOICES]}}
+    ],
+    "messages in, a message out": [{"input": ASKED, "output": MESSAGE, "model": "m", "temperature": 0}],
+    "a collector's line": [{"log": json.dumps({"request": REQUEST, "response": RESPONSE}) + "\n", "stream": "stdout"}],
+    "the Responses API": [{"request": RESPONSES_REQUEST, "response": RESPONSES_REPLY}],
+    "its items": [{"request": {**RESPONSES_REQUEST, "input": ASKED}, "output": RESPONSES_REPLY["output"]}],
+    "its stream": [
+        {
+            "request": RESPONSES_REQUEST,
+            "response": [
+                {"type": "response.output_text.delta", "delta": "S"},
+                {"type": "response.completed", "response": RESPONSES_REPLY},
+            ],
+        }
+    ],
     "messages and response": [{"model": "m", "messages": ASKED, "temperature": 0, "response": RESPONSE}],
     "parameters apart": [{"model": "m", "messages": ASKED, "model_parameters": {"temperature": 0}, "output": MESSAGE}],
     "messages alone": [{"model": "m", "temperature": 0, "messages": [*ASKED, MESSAGE]}],
@@ -45,6 +76,7 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
     "two lines": [{"id": "c1", "request": REQUEST}, {"id": "c1", "response": RESPONSE}],
     "the other way round": [RESPONSE, {"id": "c1", "request": REQUEST}],
     "chunks on lines": [{"id": "c1", **REQUEST}, *CHUNKS],
+    "chunks within lines": [{"request_id": "r", **REQUEST}, *({"request_id": "r", "chunk": c} for c in CHUNKS)],
 }
 
 
@@ -75,6 +107,8 @@ def test_every_shape_of_one_exchange_says_the_same(tmp_path: Path, shape: str) -
         ({"request": REQUEST, "response": {"status_code": 503, "body": "busy"}}, "the server answered with an error"),
         ({"status": 400, "request": REQUEST}, "the server answered with an error"),
         ({"request": REQUEST}, "a request without its response"),
+        ({"request": {**RESPONSES_REQUEST, "previous_response_id": "r0"}, "response": "So."}, "the request goes on"),
+        ({"request": RESPONSES_REQUEST, "response": [{"type": "response.created"}]}, "the stream breaks off"),
         ({"id": "x", "choices": RESPONSE["choices"]}, "a response without its request"),
         ({"request": REQUEST, "response": CHUNKS[:3]}, "the stream breaks off before its end"),
         ({"request": REQUEST, "response": "data: {broken\n"}, "the stream holds an event that is not JSON"),
@@ -146,6 +180,26 @@ def test_a_streamed_tool_call_is_put_together(tmp_path: Path) -> None:
     assert call["function"] == {"name": "sum", "arguments": {"a": 1}}
 
 
+def test_calls_of_the_responses_api_are_those_of_chat(tmp_path: Path) -> None:
+    call = {"type": "function_call", "call_id": "t", "name": "sum", "arguments": '{"a": 1}'}
+    result = {"type": "function_call_output", "call_id": "t", "output": "2"}
+    asked = {"instructions": "Add.", "input": [*ASKED, call, result], "tools": [{"type": "function", "name": "sum"}]}
+    (entry,) = entries_of(tmp_path, [{"request": {**RESPONSES_REQUEST, **asked}, "response": RESPONSES_REPLY}])
+    assert entry.exchange is not None
+    conversation = entry.exchange.conversation
+    roles = [message["role"] for message in conversation.messages]
+    assert roles == ["system", "user", "assistant", "tool", "assistant"]
+    assert conversation.messages[2]["tool_calls"][0]["function"] == {"name": "sum", "arguments": {"a": 1}}
+    assert conversation.tools[0]["function"]["name"] == "sum"
+    assert conversation.finish == ("kept", "stop")
+
+
+def test_an_array_of_exchanges_is_read_as_its_lines_would_be(tmp_path: Path) -> None:
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps([{"request": REQUEST, "response": RESPONSE}] * 3))
+    assert [entry.problem for entry in read_logs([path])] == [""] * 3
+
+
 def test_clients_differ_without_their_names(tmp_path: Path) -> None:
     rows = [{"request": {**REQUEST, "user": name}, "response": RESPONSE} for name in ("ann", "bob", "ann")]
     clients = [entry.exchange.client for entry in entries_of(tmp_path, rows) if entry.exchange]
@@ -197,6 +251,7 @@ VALUES = st.recursive(
 @given(rows=st.lists(VALUES, max_size=6))
 @settings(max_examples=100, suppress_health_check=list(HealthCheck))
 def test_no_line_is_lost_and_none_ends_the_reading(tmp_path: Path, rows: list[Any]) -> None:
-    entries = entries_of(tmp_path, [json.dumps(row) for row in rows])
+    lines = ["{}", *(json.dumps(row) for row in rows)]  # a file that begins with a list is an array
+    entries = entries_of(tmp_path, lines)
     assert all((entry.exchange is None) == bool(entry.problem) for entry in entries)
-    assert sum(entry.lines for entry in entries) == len(rows)
+    assert sum(entry.lines for entry in entries) == len(lines)

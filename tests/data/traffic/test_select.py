@@ -29,6 +29,10 @@ EXAMPLES = {
     "a JSON Web Token": "eyJhbGciOiJI.eyJzdWIiOiIx.c2lnbmF0dXJl",
     "a bearer token": "Authorization: Bearer " + "a1B2" * 6,
     "a login in an address": "postgres://admin:hunter22@db/x",
+    "a login in a header": "Authorization: Basic dXNlcjpwYXNz",
+    "a key of some service": "SG." + "a1B2" * 5 + "." + "a1B2" * 10,
+    "a key in an address": "https://host/maps?key=" + "a1b2" * 5,
+    "a key in a variable": "export SOME_TOKEN=a1b2c3d4e5",
     "a password": "the password is Tr0ub4dor&3",
     "a card's number": "4111 1111 1111 1111",
 }
@@ -69,8 +73,28 @@ def test_a_row_with_a_secret_is_dropped_by_its_name(tmp_path: Path, name: str) -
 @pytest.mark.parametrize(
     "text",
     [
+        *("OPENAI_API_KEY=abcd1234efgh", "DB_PASSWORD: s3cr3tpass", '{"aws_secret_access_key": "wJalr/XUtn1"}'),
+        *("dbPassword = 'hunter2'", "the API key is 9f8e7d6c5b4a", "AccountKey=Eby8vdM02xNOcqFl==", "pwd:hunter2"),
+        *("https://host/cb#access_token=ya29.a0AfH6SMBx12", "Cookie: sessionid=38afes7a8abcdef"),
+    ],
+)
+def test_a_password_is_known_by_its_name_in_files_and_code(text: str) -> None:
+    message = {"role": "user", "content": text}
+    assert secret_in(Conversation("", (message, {"role": "assistant", "content": "So."}))) is not None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         *("the password is forgotten", 'password = input("Password: ")', "def api_key(self): ...", "api_key=API_KEY"),
         *("1700000000000", "4111 1111 1111 1112", "https://host:8080/path", "task-1234567890123456789012345"),
+        *(
+            "https://host/page?id=12345678901234567890",
+            "compass: north20",
+            "a basic understanding",
+            "the key: 16 letters",
+        ),
+        *("for key in keys1: print(key)", "git@host", "sort(key=lambda row: row[1])", "press: keyboard=qwerty1"),
         *("token bearer of news", "user@example.com", "sk-learn is a library for models"),
     ],
 )
@@ -81,7 +105,7 @@ def test_usual_text_holds_no_secret(text: str) -> None:
 
 def test_addresses_are_replaced_everywhere_and_the_reply_counts_as_edited(tmp_path: Path) -> None:
     rows = [
-        exchange("Write to ann.lee+x@mail.example.net.uk!", "Dear ann.lee+x@mail.example.net.uk,"),
+        exchange("Write to ann.lee+x@mail.example.net.uk!", "See ?to=ann.lee%40mail.example.net.uk"),
         exchange("Hello?"),
     ]
     traffic, kept, _ = selected(tmp_path, rows)
