@@ -62,7 +62,7 @@ class Versions:
     def entries(self) -> list[Entry]:
         """The lines of the ledger; one that a kill cut short is not there."""
         try:
-            lines = (self.folder / LEDGER).read_text(encoding="utf-8").split("\n")
+            lines = (self.folder / LEDGER).read_bytes().split(b"\n")
         except FileNotFoundError:
             return []
         entries = []
@@ -71,7 +71,7 @@ class Versions:
                 continue
             with suppress(ValueError, RecursionError):
                 entry = json.loads(line)
-                if isinstance(entry, dict) and isinstance(entry.get("version"), int):
+                if _is_entry(entry):
                     entries.append(entry)
                     continue
             if number < len(lines):
@@ -112,7 +112,7 @@ class Versions:
 
     def seen(self) -> set[str]:
         """Hashes of the prompts that earlier refreshes have read, used or not."""
-        texts = (path.read_text(encoding="ascii") for path in self.folder.glob(f"data/*/{PROMPTS}"))
+        texts = (path.read_text(encoding="ascii", errors="replace") for path in self.folder.glob(f"data/*/{PROMPTS}"))
         return {line for text in texts for line in text.split()}
 
     def ancestors(self, version: int) -> list[int]:
@@ -158,7 +158,7 @@ class Versions:
             have = ", ".join(map(str, there)) or "none: no version was promoted yet"
             what = f"version {version} is not there (there are: {have})"
             raise UsageError(what, where=str(self.folder), fix="name one of them")
-        if not self.draft.is_symlink():
+        if self._linked() is None:  # a folder, or somebody's link to one
             base = self.begin()
             if not self.path(base).exists():
                 write_folder(self.path(base), self._copy)
@@ -210,11 +210,10 @@ class Versions:
     def _append(self, dated: Entry) -> None:
         path = self.folder / LEDGER
         try:
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
-            torn = text and not text.endswith("\n")
-            if torn:  # a kill cut the last line off, and what it would have said is told again
-                with path.open("rb+") as file:
-                    file.truncate(len(text[: text.rfind("\n") + 1].encode()))
+            text = path.read_bytes() if path.exists() else b""
+            if not text.endswith(b"\n"):  # a kill cut the last line off, and what it would have said is told again
+                with path.open("ab") as file:
+                    file.truncate(text.rfind(b"\n") + 1)
             append(path, json.dumps(dated, ensure_ascii=False) + "\n")
         except OSError as error:
             raise disk_error(error, path) from error
@@ -245,10 +244,15 @@ class Versions:
         """Do what is left of decisions that a kill came between: the link, then the ledger's line."""
         told = {int(entry["version"]) for entry in self.entries() if entry["event"] == REFRESH}
         for place in sorted((self.folder / "data").glob(f"*/{ENTRY}"), key=lambda path: path.parent.name.zfill(9)):
-            entry = json.loads(place.read_text(encoding="utf-8"))
-            version = int(entry["version"])
+            version = int(place.parent.name) if place.parent.name.isdecimal() else -1
             if version in told:
                 continue
+            entry: Any = None
+            with suppress(ValueError, RecursionError):
+                entry = json.loads(place.read_bytes())
+            if not _is_entry(entry) or entry["version"] != version:
+                fix = f"remove {place.parent}: the ledger has no line of it"
+                raise UsageError("not the decision of a refresh", where=str(place), fix=fix)
             if entry.get("promoted"):
                 self.serve(version)
             self._append(entry)
@@ -258,6 +262,11 @@ def weights_digest(folder: Path) -> str:
     """16 hex digits that tell one draft from another by the content of its weight files."""
     files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
     return digest_json([[path.name, digest_file(path)] for path in files])
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether a JSON value is a line of a ledger."""
+    return isinstance(value, dict) and type(value.get("version")) is int and isinstance(value.get("event"), str)
 
 
 def _dated(entry: Entry) -> Entry:

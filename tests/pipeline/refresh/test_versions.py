@@ -155,9 +155,29 @@ def test_a_torn_line_is_told_again_and_a_damaged_one_is_named(tmp_path: Path) ->
     ledger.write_text(whole[:-20])  # killed while the last line was written
     with versions.held():
         assert ledger.read_text() == whole
-    ledger.write_text("broken\n" + whole)
-    with pytest.raises(UsageError, match=r"ledger\.jsonl:1"):
-        versions.entries()
+    ledger.write_bytes(whole.encode() + b"\xff\xff")
+    with versions.held():
+        versions.rollback("0")
+    assert [entry["version"] for entry in versions.entries()] == [0, 1, 0]
+    for broken in (b"broken\n", b"\xff{\n", b'{"version": 1}\n'):
+        ledger.write_bytes(broken + whole.encode())
+        with pytest.raises(UsageError, match=r"ledger\.jsonl:1"):
+            versions.entries()
+    ledger.write_text("")
+    (versions.data(1) / "entry.json").write_bytes(b"\xff")
+    with pytest.raises(UsageError, match="the ledger has no line of it"), versions.held():
+        pytest.fail("what it decided is not known")
+
+
+def test_somebodys_own_link_is_a_first_version_too(tmp_path: Path) -> None:
+    elsewhere = draft_folder(tmp_path / "models" / "draft", "zero")
+    draft = tmp_path / "draft"
+    draft.symlink_to(elsewhere)
+    versions = Versions(draft)
+    assert promote(versions, tmp_path, "one") == 1
+    with versions.held():
+        versions.rollback("parent")
+    assert (content(draft), content(elsewhere)) == ("zero", "zero")
 
 
 def test_a_new_folder_in_the_place_of_the_link_is_a_new_beginning(tmp_path: Path) -> None:
