@@ -19,7 +19,8 @@ ADDRESS = re.compile(
 )
 _BEFORE = r"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z]))"
 """Where a name begins, or a word of one: of ``DB_PASSWORD`` and of ``dbPassword`` the last one counts."""
-_DIGIT_IN = r"(?=[^\s\"'<>(){}\[\],;&]*\d)"
+_DIGIT_IN = r"(?=[^\s\"'<>(){}\[\],;&\d]{0,99}\d)"
+"""What is looked for ahead has an end: a long word that repeats a name would be read once for each of them."""
 SECRETS: dict[str, str] = {
     "a private key": r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----",
     "an API key (sk-)": r"\bsk-[A-Za-z0-9_-]{20,}",
@@ -31,8 +32,8 @@ SECRETS: dict[str, str] = {
     "a Google key": r"\bAIza[0-9A-Za-z_-]{35}",
     "a Slack token": r"\bxox[abeprs]-[0-9A-Za-z-]{10,}",
     "a package registry's token": r"\b(?:npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{50,})",
-    "a JSON Web Token": r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}",
-    "a bearer token": r"(?i:\bbearer\s+)(?=[\w.~+/-]*\d)[\w.~+/-]{20,}",
+    "a JSON Web Token": r"\beyJ[\w-]{8,2000}\.eyJ[\w-]{8,9000}\.[\w-]{8,}",
+    "a bearer token": r"(?i:\bbearer\s+)(?=[A-Za-z_.~+/-]{0,99}\d)[\w.~+/-]{20,}",
     "a login in an address": r"\b[a-z][a-z0-9+.-]{1,20}://[^/\s:@]{1,64}:[^/\s@]{3,}@",
     "a login in a header": r"(?i:\bauthorization[\"']?\s*[:=]\s*[\"']?basic\s+)[A-Za-z0-9+/]{6,}",
     "a key of some service": (
@@ -41,7 +42,7 @@ SECRETS: dict[str, str] = {
     ),
     "a key in an address": (
         r"[?&#](?i:key|token|sig|signature|auth|code|secret|x-amz-(?:signature|credential|security-token))="
-        r"(?=[\w%.~+/-]*\d)[\w%.~+/-]{16,}"
+        r"(?=[A-Za-z_%.~+/-]{0,99}\d)[\w%.~+/-]{16,}"
     ),
     "a key in a variable": (
         r"\b[A-Z][A-Z0-9_]*_(?:TOKEN|KEY|SECRET|PASS|PWD|CREDENTIALS?)\b[\"']?\s*[=:]\s*[\"']?"

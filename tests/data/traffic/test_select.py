@@ -95,6 +95,7 @@ def test_a_password_is_known_by_its_name_in_files_and_code(text: str) -> None:
             "the key: 16 letters",
         ),
         *("for key in keys1: print(key)", "git@host", "sort(key=lambda row: row[1])", "press: keyboard=qwerty1"),
+        "password:" * 100_000,  # in time that does not grow with its square
         *("token bearer of news", "user@example.com", "sk-learn is a library for models"),
     ],
 )
