@@ -72,7 +72,8 @@ class TrainSettings(Table):
     warmup_ratio: float = option(0.015, "Share of the steps that warm up.", ge=0, lt=1)
     ema_decay: float | None = option(
         None,
-        "Keep an exponential moving average of the weights with this decay; it is measured, kept and exported.",
+        "Keep an exponential moving average of the weights with this decay (0.999; less in the first steps): it is "
+        "measured, kept and exported. For lr_schedule constant.",
         gt=0,
         lt=1,
     )

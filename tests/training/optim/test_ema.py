@@ -16,21 +16,30 @@ def path(steps: int) -> list[Tensor]:
     return [torch.randn(3, 2, generator=generator) for _ in range(steps)]
 
 
-@pytest.mark.parametrize("steps", [1, 3, 40])
-def test_equals_the_sum_that_it_stands_for(steps: int) -> None:
-    """A mean of the first 1 / (1 - decay) steps, from then on decayed; the first weights are not in it."""
+def average_of(values: list[Tensor], decay: float) -> Tensor:
     weight = torch.full((3, 2), 1e6)
-    ema = Ema([weight], decay=0.8)
-    shares: list[float] = []
-    for step, value in enumerate(path(steps), start=1):
+    ema = Ema([weight], decay)
+    for step, value in enumerate(values, start=1):
         weight.copy_(value)
         ema.update(step)
-        decay = min(0.8, (step - 1) / step)
-        shares = [share * decay for share in shares] + [1 - decay]
-    expected = sum(share * value for share, value in zip(shares, path(steps), strict=True))
-    assert isinstance(expected, Tensor)
-    assert sum(shares) == pytest.approx(1)
-    torch.testing.assert_close(ema.averages[0], expected)
+    return ema.averages[0]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 40])
+def test_a_young_average_is_of_the_later_steps(steps: int) -> None:
+    """Step t counts as the difference of the fourth powers of t and t - 1; the first weights do not count."""
+    values = path(steps)
+    shares = [(t / steps) ** 4 - ((t - 1) / steps) ** 4 for t in range(1, steps + 1)]
+    expected = torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum(0)
+    torch.testing.assert_close(average_of(values, 0.9999), expected)
+
+
+def test_an_old_one_decays() -> None:
+    values = path(60)
+    begun = average_of(values[:30], 0.8)
+    for value in values[30:]:
+        begun = 0.8 * begun + 0.2 * value
+    torch.testing.assert_close(average_of(values, 0.8), begun)
 
 
 def trained(ema_decay: float | None, dtype: torch.dtype) -> Optimizer:
