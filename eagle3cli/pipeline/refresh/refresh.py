@@ -122,7 +122,7 @@ class _Refresh:
         usable = self._usable(work, counts[REGENERATED], rows)
         if usable < options.min_rows:
             return self._decide(entry, f"{usable} usable rows of at least {options.min_rows}", None, {}, traffic)
-        train, held_out = work.merge(min(options.held_out_rows, usable // 5))
+        train, held_out = work.split(min(options.held_out_rows, usable // 5))
         self.stop.check(f"the work so far is in {self.folder}")
         trained = self._train(work, train, held_out, rows)
         self.stop.check(f"the work so far is in {self.folder}")

@@ -8,9 +8,10 @@ is used.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,3 +88,28 @@ def write_shard(sources: Iterable[Path], output: Path) -> Counter[str]:
                 if not looping:
                     file.write(raw.rstrip(b"\r\n") + b"\n")
     return counts
+
+
+def split_rows(rows: Path, train: Path, held_out: Path, count: int) -> int:
+    """Write ``count`` rows to ``held_out`` and the others to ``train``: the same ones every time.
+
+    Rows with an equal first message are on one side, but for those of one group where whole ones do not add up to
+    ``count``: every request of a program may begin alike. Returns how many held-out rows are of such a group.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for number, (_, raw) in enumerate(read_raw_lines(rows)):
+        groups[to_conversation(json.loads(raw)).prompt_key].append(number)
+    chosen: set[int] = set()
+    others: list[list[int]] = []
+    for key in sorted(groups, key=lambda key: hashlib.blake2b(key.encode("utf-8", "surrogatepass")).digest()):
+        fits = len(chosen) + len(groups[key]) <= count
+        if fits:
+            chosen.update(groups[key])
+        else:
+            others.append(groups[key])
+    mixed = max(others, key=len)[: count - len(chosen)] if others else []
+    chosen.update(mixed)
+    with writing(train, "wb") as to_train, writing(held_out, "wb") as to_hold_out:
+        for number, (_, raw) in enumerate(read_raw_lines(rows)):
+            (to_hold_out if number in chosen else to_train).write(raw)
+    return len(mixed)

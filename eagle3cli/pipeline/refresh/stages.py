@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eagle3cli.data.sources.lines import read_raw_lines
 from eagle3cli.models.config import DraftConfig
+from eagle3cli.pipeline.refresh.rows import split_rows
 from eagle3cli.pipeline.stages import StageOut, evaluate, run_command
 from eagle3cli.runtime.files import free_bytes, write_folder, writing
 from eagle3cli.settings.tables import Settings
@@ -71,14 +72,13 @@ class Work:
         run_command("regenerate")(settings, self.out)
         return folder
 
-    def merge(self, eval_size: int) -> tuple[Path, Path]:
-        """The rows to train on and those held out; rows with an equal first message are on one side."""
-        folder = self.path("dataset")
-        settings = self.settings.updated(
-            "merge", input_dir=self.path("shards"), output_dir=folder, eval_size=eval_size, train_size=None
-        )
-        run_command("merge")(settings, self.out)
-        return folder / "train.jsonl", folder / "eval.jsonl"
+    def split(self, held_out: int) -> tuple[Path, Path]:
+        """The usable rows to train on, and as many as asked for to hold out."""
+        train, rest = self.path("dataset", "train.jsonl"), self.path("dataset", "eval.jsonl")
+        mixed = split_rows(self.path("shards", "shard_0-0.jsonl"), train, rest, held_out)
+        if mixed:
+            self.out.warn(f"{mixed:,} held-out rows begin with the same message as rows that are trained on")
+        return train, rest
 
     def train(self, rows: Path, old: Path, time_left: Callable[[], float | None] = lambda: None) -> Path:
         """Train the served draft on with ``rows`` and ``old`` ones, ``num_epochs`` times: the folder of the draft.
