@@ -29,6 +29,11 @@ class Eagle3Error(Exception):
         return "\n".join([*parts, f"fix: {self.fix}"] if self.fix else parts)
 
 
+def reason_of(error: Eagle3Error) -> str:
+    """On one line why a row is left out: what is wrong, and where."""
+    return f"{error.what}: {error.where}" if error.where else error.what
+
+
 class UsageError(Eagle3Error):
     """A wrong flag, a wrong setting, or a combination that cannot work."""
 

@@ -204,7 +204,7 @@ DEFAULTS: dict[str, tuple[str, Keys]] = {
         "zai-org/glm-4-9b-chat-hf",
         young(
             *(4096, 13696, 32, 2, 40, 151552, 131072),
-            **{"head_dim": 128, "rms_norm_eps": 1.5625e-07, "rope_theta": 1e4},
+            **{"head_dim": 128, "rms_norm_eps": 1.5625e-07, "rope_theta": 5e6},
             **ends(None, [151329, 151336, 151338], 151329),
         ),
     ),

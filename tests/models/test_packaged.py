@@ -189,3 +189,17 @@ def test_sizes_are_read_under_the_names_of_older_families(name: str, own: dict[s
     config = DraftConfig.from_target(target, draft_vocab_size=64)
     sizes = (config.hidden_size, config.intermediate_size, config.num_attention_heads, config.head_dim)
     assert (*sizes, config.max_position_embeddings, config.aux_layers) == (48, 192, 6, 8, 64, (1, 4, 6))
+
+
+@pytest.mark.parametrize(
+    ("own", "kv_heads"),
+    [
+        ({"num_kv_heads": 2, "new_decoder_architecture": True, "multi_query": True}, 2),  # Falcon-40B
+        ({"num_kv_heads": 2, "new_decoder_architecture": False, "multi_query": True}, 1),  # Falcon-7B
+        ({"num_kv_heads": 2, "new_decoder_architecture": False, "multi_query": False}, 6),
+        ({"attn_config": {"kv_n_heads": 3}}, 3),
+    ],
+)
+def test_heads_of_keys_and_values_under_the_names_of_falcon_and_dbrx(own: dict[str, Any], kv_heads: int) -> None:
+    sizes = {"hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": 10, "vocab_size": 320}
+    assert DraftConfig.from_target({**sizes, **own}, draft_vocab_size=64).num_key_value_heads == kv_heads

@@ -18,6 +18,7 @@ from eagle3cli.backends.target.logits import ARGMAX_CHUNK
 from eagle3cli.backends.target.weights.quantization import Quantization, quantization_of
 from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.models.aux_layers import text_part
+from eagle3cli.models.layers.sizes import kv_heads_of
 from eagle3cli.runtime.units import size_text
 from eagle3cli.settings.models import TargetSettings
 
@@ -63,7 +64,7 @@ def target_shape(target: TargetSettings) -> TargetShape:
         layers=int(text["num_hidden_layers"]),
         hidden=int(text["hidden_size"]),
         intermediate=_mlp(text),
-        key_value=int(text.get("num_key_value_heads") or heads) * size,
+        key_value=kv_heads_of(text, heads) * size,
         vocab=int(text["vocab_size"]),
         tied=bool(text.get("tie_word_embeddings")),
         kept_bits=None if quantization is None else _kept_bits(target, quantization, raw),

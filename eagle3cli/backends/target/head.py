@@ -22,11 +22,11 @@ EMBEDDINGS = (
     *("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight"),
     "embeddings.weight",
 )
-HEADS = ("lm_head.weight", "embed_out.weight", "output.weight", "head.weight")
+HEADS = ("lm_head.weight", "embed_out.weight", "output.weight", "head.weight", "output_projection.weight")
 BIASES = ("lm_head.bias", "embed_out.bias")
 FINAL_NORMS = (
     *("language_model.norm.weight", "model.norm.weight", "norm_f.weight", "norm.weight", "final_layernorm.weight"),
-    *("final_layer_norm.weight", "ln_f.weight"),
+    *("final_layer_norm.weight", "ln_f.weight", "biogpt.layer_norm.weight", "model.layer_norm.weight"),
 )
 MLP_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm")
 """Names of the norm before a layer's MLP, the surest first."""
@@ -60,7 +60,7 @@ def read_embedding_and_head(model_path: str, *, revision: str | None = None) -> 
             f"no input embedding among {len(files)} tensors", where=model_path, fix=_looked_for(EMBEDDINGS)
         )
     embedding = files[name]
-    head_name = find_tensor(files, HEADS)
+    head_name = find_tensor([name for name in files if ".layers." not in name], HEADS)
     tied = is_tied(config)
     if tied or (head_name is None and (tied is None or "text_config" in config)):
         head = embedding

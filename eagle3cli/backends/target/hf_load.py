@@ -7,6 +7,7 @@ import gc
 import importlib.util
 from collections.abc import Collection
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 
 from eagle3cli.backends.target.head import read_target_tensors
 from eagle3cli.backends.target.logits import Head, make_head
+from eagle3cli.backends.target.missing import load_whole
 from eagle3cli.backends.target.weights.checkpoint import Checkpoint
 from eagle3cli.backends.target.weights.files import tensor_files
 from eagle3cli.backends.target.weights.quantization import (
@@ -56,8 +58,8 @@ def load_model(
     if is_dequantized:
         model = _dequantized(target, config, dtype, where, report)
     else:
-        options = {"dtype": dtype, **where, **_without_kernels(config, device, report)}
-        model = _whole(target, _auto_classes(config), options)
+        config = _without_kernels(config, device, report)
+        model = _whole(target, _auto_classes(config), config, {"dtype": dtype, **where})
     model = model.eval().requires_grad_(False)
     if not where:
         nn.Module.to(model, device)
@@ -72,25 +74,24 @@ def _auto_classes(config: Any) -> list[Any]:
     return [_auto_class(config), *([AutoModelForImageTextToText] if wrapped else [])]
 
 
-def _whole(target: TargetSettings, classes: list[Any], options: dict[str, Any]) -> PreTrainedModel:
-    """The model with all of its weights from the files. Raises ModelError where they lack some: transformers would make
-    up the rest."""
-    missing: list[str] = []
-    for auto_class in classes:
-        model, loaded = auto_class.from_pretrained(
+def _whole(target: TargetSettings, classes: list[Any], config: Any, options: dict[str, Any]) -> PreTrainedModel:
+    """The model with all of its weights from the files. Raises ModelError where they lack some."""
+
+    def load(auto_class: Any, config: Any) -> Any:
+        return auto_class.from_pretrained(
             target.model_path,
+            config=config,
             revision=target.revision,
             trust_remote_code=target.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
             **options,
         )
-        missing = sorted(loaded["missing_keys"])
-        if not missing:
-            whole: PreTrainedModel = model
-            return whole
-    what = f"{len(missing)} weights are missing, {missing[0]} among them"
-    raise ModelError(what, where=target.model_path, fix="copy the model again")
+
+    for auto_class in classes[:-1]:
+        with suppress(ModelError):
+            return load_whole(partial(load, auto_class), config, target.model_path)
+    return load_whole(partial(load, classes[-1]), config, target.model_path)
 
 
 def _is_dequantized(quantization: Quantization | None, device: torch.device) -> bool:
@@ -123,14 +124,15 @@ def _dequantized(
             if hasattr(part, key):
                 delattr(part, key)
     own: Any = type(meta_model(config, trust_remote_code=target.trust_remote_code))
-    state = dict(checkpoint) if IS_OLD else checkpoint.lazily()  # transformers 4 takes tensors alone
-    loaded = own.from_pretrained(None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, **where)
-    model: PreTrainedModel = loaded[0]
+
+    def load(config: Any) -> Any:
+        state = dict(checkpoint) if IS_OLD else checkpoint.lazily()  # transformers 4 takes tensors alone
+        return own.from_pretrained(
+            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, **where
+        )
+
+    model = load_whole(load, config, target.model_path)
     model.config.name_or_path = target.model_path
-    missing = sorted(loaded[1]["missing_keys"])
-    if missing:
-        what = f"{len(missing)} weights are missing, {missing[0]} among them"
-        raise ModelError(what, where=target.model_path, fix="copy the model again")
     return model
 
 
@@ -165,12 +167,12 @@ def _quantization(config: Any) -> str | None:
     return None if method is None else str(getattr(method, "value", method))
 
 
-def _without_kernels(config: Any, device: torch.device, report: Reporter) -> dict[str, Any]:
-    """Arguments that have weights in MXFP4 or FP8 dequantised while they are read onto a GPU; none where their kernels
-    are installed, or on a CPU, where transformers does so by itself."""
+def _without_kernels(config: Any, device: torch.device, report: Reporter) -> Any:
+    """The config, which has weights in MXFP4 or FP8 dequantised while they are read onto a GPU, but where their kernels
+    are installed; on a CPU transformers does so by itself."""
     bits = quantization_bits(config)
     if bits is None or device.type != "cuda":
-        return {}
+        return config
     method = _quantization(config)
     if importlib.util.find_spec("accelerate") is None:
         raise UsageError(
@@ -178,7 +180,7 @@ def _without_kernels(config: Any, device: torch.device, report: Reporter) -> dic
         )
     missing = " ".join(name for name in ("kernels", "triton") if importlib.util.find_spec(name) is None)
     if not missing:
-        return {}
+        return config
     report.warn(
         f"the target's {method} weights are dequantised and take {16 // bits} times their memory: their kernels need "
         f"{missing} ({INSTALL}{missing})"
@@ -186,7 +188,7 @@ def _without_kernels(config: Any, device: torch.device, report: Reporter) -> dic
     config = copy.deepcopy(config)
     own = config.quantization_config
     config.quantization_config = {**(own if isinstance(own, dict) else own.to_dict()), "dequantize": True}
-    return {"config": config}
+    return config
 
 
 def meta_model(config: Any, *, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -26,6 +26,8 @@ from eagle3cli.models.window import Window
 GROUPED_ATTENTION = "eagle3_grouped"
 ADDRESSED = {"full_attention", "sliding_attention", "chunked_attention", "indexed_attention"}
 """Kinds of layers whose past is states by position; the last chooses its keys, by states of theirs (DeepSeek-V3.2)."""
+BLOCKWISE = {"compressed_sparse_attention", "heavily_compressed_attention", "minimax_m3_sparse"}
+"""Kinds of layers that count keys in blocks from the first one on, padding too."""
 _current: ContextVar[PositionCache] = ContextVar("_current")
 """The cache that was pointed last: transformers asks for a layer's mask without saying where the rows stand."""
 
@@ -253,9 +255,11 @@ def keeps_positions(model: PreTrainedModel) -> bool:
 
 
 def counts_positions(model: PreTrainedModel) -> bool:
-    """Whether a layer counts the tokens behind it instead of reading their positions (Llama 4's scaling by length):
-    then all rows of a pass must stand at the same place."""
-    return bool(getattr(model.config.get_text_config(), "attn_temperature_tuning", False))
+    """Whether a layer counts the tokens behind it instead of reading their positions (Llama 4's scaling by length, keys
+    that are compressed or chosen block by block): then all rows of a pass must stand at the same place."""
+    config = model.config.get_text_config()
+    in_blocks = BLOCKWISE.intersection(getattr(config, "layer_types", None) or ())
+    return bool(in_blocks) or bool(getattr(config, "attn_temperature_tuning", False))
 
 
 @contextmanager

@@ -9,7 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from eagle3cli.data.conversations.images import images_of, place_images, row_images, with_checked_images
+from eagle3cli.data.conversations.images import (
+    images_of,
+    left_out_media,
+    place_images,
+    row_images,
+    with_checked_images,
+)
 from eagle3cli.data.conversations.layouts import identifier, raw_messages, raw_tools
 from eagle3cli.data.conversations.messages import PARTS, Message, to_message
 from eagle3cli.data.images.reference import ImageRef
@@ -95,7 +101,9 @@ def to_conversation(
     messages = [
         to_message(item, number, generated=bool(finish) or empty_replies) for number, item in enumerate(rows, 1)
     ]
-    messages = place_images(messages, row_images(raw))
+    images = row_images(raw)
+    repairs = left_out_media(raw, messages, images)
+    messages = place_images(messages, images)
     replies = sum(message["role"] == "assistant" for message in messages)
     if finish and len(finish) != replies:
         raise DataError(f"finish has {len(finish)} entries for {replies} assistant messages")
@@ -106,7 +114,8 @@ def to_conversation(
     system = [message for message in messages[:first_user] if message["role"] == "system"]
     dropped = first_user - len(system)
     dropped_replies = sum(message["role"] == "assistant" for message in messages[:first_user])
-    repairs = (f"{dropped} leading assistant message{'s' if dropped > 1 else ''} dropped",) if dropped else ()
+    if dropped:
+        repairs += (f"{dropped} leading assistant message{'s' if dropped > 1 else ''} dropped",)
     tools = tuple(dict(tool) for tool in raw_tools(raw))
     messages = [*system, *messages[first_user:]]
     ended = tuple(finish)[dropped_replies:]

@@ -21,6 +21,43 @@ COLUMNS = ("images", "image")
 _PLACEHOLDER = re.compile(r"\n?<image>\n?")
 """As LLaVA's data has it: the line end that parts it from the question is none of the text."""
 
+MEDIA = {"video": "video", "videos": "video", "audio": "audio", "audios": "audio"}
+"""Columns that hold what no target is shown here, and what stands for it in the text."""
+_MEDIA_FILE = re.compile(
+    r"data:(video|audio)/|.+\.(mp4|m4v|mkv|webm|mov|avi|mpe?g|wmv|flv|gif|wav|mp3|flac|ogg|opus|m4a|aac)\Z", re.I | re.S
+)
+
+
+def left_out_media(raw: Mapping[str, Any], messages: Sequence[Message], images: Sequence[str]) -> tuple[str, ...]:
+    """What is said of a row whose columns hold a video or a sound that its messages do not speak of: it is left out.
+
+    Raises DataError where the messages have a place for it: the target would be asked about what it is not shown.
+    Columns of other content that have such a name are no matter.
+    """
+    said = []
+    for column, kind in MEDIA.items():
+        if not _holds_media(raw.get(column)):
+            continue
+        marks = [kind] if images or any(image_parts(message) for message in messages) else [kind, "image"]
+        places = re.compile(rf"<\|?(?:{'|'.join(marks)})(?:_?pad)?\|?>", re.I)
+        if any(places.search(message["content"]) for message in messages if message["role"] == "user"):
+            raise DataError(f"the row has a column {column!r} that its messages ask about; only images can be shown")
+        said.append(f"column {column!r} left out: no message has a place for it")
+    return tuple(said)
+
+
+def _holds_media(value: Any) -> bool:
+    """Whether a column has files of video or sound, or their content as `datasets` has it."""
+    values = value if isinstance(value, list) else [value]
+    for item in values:
+        if isinstance(item, Mapping):
+            named = any(isinstance(item.get(key), str) and _MEDIA_FILE.match(item[key]) for key in ("path", "url"))
+            if named or item.get("bytes") or item.get("array") is not None:
+                return True
+        elif isinstance(item, str) and _MEDIA_FILE.match(item.strip()):
+            return True
+    return False
+
 
 def row_images(raw: Mapping[str, Any]) -> list[str]:
     """The images in the columns of a row, as paths or URLs; raises DataError for what names none."""

@@ -178,12 +178,22 @@ def heads_of(text: Mapping[str, Any], hidden: int, heads: int) -> tuple[int, int
         size = text.get("v_head_dim") or 128
         heads = max(1, hidden // size)
         return heads, max(n for n in range(1, 9) if heads % n == 0), size
-    kv_heads = text.get("num_key_value_heads") or (1 if text.get("multi_query") else heads)
+    kv_heads = kv_heads_of(text, heads)
     size = text.get("head_dim") or hidden // heads
     if hidden % heads:
         heads = max(n for n in range(1, heads + 1) if hidden % n == 0)
         kv_heads = max(n for n in range(1, kv_heads + 1) if heads % n == 0)
     return heads, kv_heads, size
+
+
+def kv_heads_of(text: Mapping[str, Any], heads: int) -> int:
+    """The target's key/value heads, under the names that families have for them."""
+    own = text.get("num_key_value_heads")
+    if own is None and text.get("new_decoder_architecture"):  # Falcon-40B and 180B; its other models ignore the number
+        own = text.get("num_kv_heads") or text.get("n_head_kv")
+    elif own is None and isinstance(text.get("attn_config"), Mapping):  # DBRX
+        own = text["attn_config"].get("kv_n_heads")
+    return int(own or (1 if text.get("multi_query") else heads))
 
 
 def mlp_width(text: Mapping[str, Any], hidden: int) -> int:

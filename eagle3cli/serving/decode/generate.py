@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from eagle3cli.backends.target.positions import PositionCache, cached
 from eagle3cli.backends.target.prompt import PromptReader
+from eagle3cli.errors import DataError, reason_of
 from eagle3cli.models.sampling import Sampling
 
 SLOT_STEP = 128
@@ -37,7 +38,9 @@ class Sequence:
     rng: random.Random = field(compare=False)
     token_ids: list[int] = field(default_factory=list)
     finish: str = ""
-    """``stop`` or ``length``; empty while it runs."""
+    """``stop``, ``length`` or ``error``; empty while it runs."""
+    error: str = ""
+    """Why the prompt could not be read, with what it is about; only images can be refused that late."""
 
     def extend(self, tokens: Iterable[int], eos_ids: frozenset[int]) -> int:
         """Add tokens up to the end of the reply; returns how many were added."""
@@ -51,6 +54,11 @@ class Sequence:
             if self.finish:
                 break
         return len(self.token_ids) - before
+
+    def fail(self, error: DataError) -> None:
+        """It ends without a reply."""
+        self.finish = "error"
+        self.error = reason_of(error)
 
 
 class BaseDecoder:
@@ -147,11 +155,18 @@ class Decoder(BaseDecoder):
     @torch.inference_mode()
     def step(self) -> list[Sequence]:
         """Start waiting prompts in the free rows, then one token for every running row. Returns what finished."""
-        finished = []
+        finished: list[Sequence] = []
         for row in range(len(self.running)):
             while self.running[row] is None and self.waiting:
                 sequence = self.running[row] = self.waiting.popleft()
-                finished += self._append([row], self._prefill(row, sequence))
+                try:
+                    token_1 = self._prefill(row, sequence)
+                except DataError as error:  # an image that is gone, or another one, since the prompt was made
+                    sequence.fail(error)
+                    self.running[row] = None
+                    finished.append(sequence)
+                    continue
+                finished += self._append([row], token_1)
         if any(self.running):
             self._compact()
             finished += self._append(range(len(self.running)), self._decode())

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from eagle3cli.backends.target.hf import load_target
-from eagle3cli.errors import DataError, ModelError
+from eagle3cli.errors import DataError, ModelError, reason_of
 from eagle3cli.models.sampling import Sampling
 from eagle3cli.runtime.devices import set_threads
 from eagle3cli.runtime.report import Reporter
@@ -60,6 +60,9 @@ class LocalGenerator:
                     return
                 for reply in decoder.step():
                     conversation = by_index[reply.index]
+                    if reply.error:
+                        yield failed(conversation.index, conversation.line_number, conversation.id, reply.error)
+                        continue
                     self._append(conversation, reply)
                     yield from self._enqueue(conversation, decoder)
                 show(under_way=sum(len(one.token_ids) / one.max_tokens for one in decoder.running if one is not None))
@@ -71,7 +74,7 @@ class LocalGenerator:
             try:
                 prompt = self.tokenizer.encode(conversation)
             except (ModelError, DataError) as error:
-                yield failed(*identity, error.what)
+                yield failed(*identity, reason_of(error))
                 return
             room = self.context - len(prompt)
             replies = conversation.replies

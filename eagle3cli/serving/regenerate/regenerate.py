@@ -28,6 +28,7 @@ from eagle3cli.runtime.report import ProgressBar, Reporter, SilentProgressBar
 from eagle3cli.runtime.stop import catch_stop
 from eagle3cli.serving.client.pool import Rules
 from eagle3cli.serving.conversation import OpenConversation
+from eagle3cli.serving.regenerate.changed_images import refuse_changed_images
 from eagle3cli.serving.regenerate.engines import identify_target, open_generator
 from eagle3cli.serving.regenerate.outputs import Outputs
 from eagle3cli.serving.regenerate.pending import open_conversation
@@ -37,6 +38,8 @@ from eagle3cli.settings.serving import RegenerateSettings
 from eagle3cli.settings.tables import Settings
 
 LONGEST_REASON = 200
+OWN_NUMBERS = ("too long", "not valid JSON", "no such image", "the image ")
+"""Beginnings of reasons that go on with a row's own numbers or names."""
 
 
 @dataclass
@@ -75,6 +78,7 @@ def regenerate(settings: Settings, report: Reporter, rules: Rules | None = None)
     folder = ShardFolder(config.output_dir)
     with folder.locked(), catch_stop(report) as stop:
         folder.open(made_with, overwrite=config.overwrite, target_path=settings.target.model_path)
+        refuse_changed_images(folder.folder)
         shards = shards_in(config, first, end)
         if config.retry_errors and not sum([folder.reopen(shard) for shard in shards]):
             report.info("no failed rows to retry")
@@ -249,4 +253,4 @@ def _count(folder: ShardFolder, shards: list[ReplyShard]) -> Regenerated:
 
 def _group(reason: str) -> str:
     """The reason without a row's own numbers, so that equal reasons are counted together."""
-    return reason.partition(":")[0] if reason.startswith(("too long", "not valid JSON")) else reason[:LONGEST_REASON]
+    return reason.partition(":")[0] if reason.startswith(OWN_NUMBERS) else reason[:LONGEST_REASON]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from eagle3cli.data.chat.template import template_options
 from eagle3cli.data.conversations.images import as_data_urls
-from eagle3cli.errors import DataError, ModelError
+from eagle3cli.errors import DataError, ModelError, reason_of
 from eagle3cli.models.sampling import Sampling
 from eagle3cli.runtime.report import Reporter
 from eagle3cli.runtime.stop import Stop
@@ -131,7 +131,7 @@ class RemoteGenerator:
         except Lost as error:
             reason = f"no answer after {self.rules.attempts} attempts ({error})"
         except (ModelError, DataError) as error:
-            reason = error.what
+            reason = reason_of(error)
         else:
             return RowOutcome(conversation.index, "generated", conversation.to_row(), conversation.generated_tokens)
         return failed(conversation.index, conversation.line_number, conversation.id, reason)

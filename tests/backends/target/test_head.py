@@ -52,8 +52,11 @@ def test_tied(tmp_path: Path, config: dict[str, Any]) -> None:
     assert torch.equal(embedding, EMBEDDING)
 
 
-def test_other_names(tmp_path: Path) -> None:
-    folder = write(tmp_path, {"transformer.wte.weight": EMBEDDING, "embed_out.weight": HEAD}, tie_word_embeddings=False)
+@pytest.mark.parametrize("name", ["embed_out.weight", "output_projection.weight"])
+def test_other_names(tmp_path: Path, name: str) -> None:
+    other = {"transformer.layers.0.output_projection.weight": EMBEDDING}  # an attention's
+    tensors = {"transformer.wte.weight": EMBEDDING, name: HEAD, **other}
+    folder = write(tmp_path, tensors, tie_word_embeddings=False)
     embedding, head = read_embedding_and_head(str(folder))
     assert torch.equal(embedding, EMBEDDING)
     assert torch.equal(head, HEAD)

@@ -23,7 +23,7 @@ from eagle3cli.serving.decode.batches import decoding
 from eagle3cli.serving.decode.decode import decode
 from eagle3cli.settings.models import TargetSettings
 from tests.backends.target.test_families import NORMS, OLD, gain_of
-from tests.families import family_target
+from tests.families import COMMON, EXPERTS, family_target
 from tests.young_families import ALSO_DECODED, NOT_LOADED, REFUSED, YOUNG_FAMILIES, YOUNG_WRAPPERS
 
 FINAL_NORMS = (*NORMS, "norm_f", "ln_f")
@@ -117,10 +117,56 @@ def test_a_model_that_thinks_and_talks_is_refused_before_it_is_read(tmp_path: Pa
         load_target(TargetSettings(model_path=str(tmp_path), device="cpu"), Silent())
 
 
+def drop(folder: Path, ending: str) -> dict[str, torch.Tensor]:
+    """Take the tensors of this ending out of a target's file; returns them."""
+    file = folder / "model.safetensors"
+    state = load_file(file)
+    dropped = {name: state.pop(name) for name in [*state] if name.endswith(ending)}
+    save_file(state, file, metadata={"format": "pt"})
+    return dropped
+
+
 def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
     folder = family_target(tmp_path, "llama")
-    state = load_file(folder / "model.safetensors")
-    del state["model.layers.3.mlp.up_proj.weight"]
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    drop(folder, "layers.3.mlp.up_proj.weight")
     with pytest.raises(ModelError, match=r"1 weights are missing, model\.layers\.3\.mlp\.up_proj\.weight among them"):
         load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())
+
+
+@pytest.mark.skipif(OLD, reason="classes of transformers 5")
+def test_buffers_that_the_config_tells_are_computed_and_others_are_missing(tmp_path: Path) -> None:
+    """MiniMax-Text: decays that follow from the number of heads. DeepSeek-V3: a bias that training found."""
+    names = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
+    config = transformers.MiniMaxConfig(**{**COMMON, **EXPERTS, "num_hidden_layers": 3, "block_size": 16})
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "minimax")
+    dropped = {name: value for ending in names for name, value in drop(tmp_path / "minimax", ending).items()}
+    assert len(dropped) == len(names)
+    target = load_target(TargetSettings(model_path=str(tmp_path / "minimax"), device="cpu"), Silent())
+    loaded = dict(target.model.named_buffers())
+    for name, value in dropped.items():
+        torch.testing.assert_close(loaded[name], value)
+
+    folder = family_target(tmp_path / "deepseek", "deepseek-v3")
+    drop(folder, "layers.2.mlp.gate.e_score_correction_bias")
+    with pytest.raises(
+        ModelError, match=r"1 weights are missing, model\.layers\.2\.mlp\.gate\.e_score_correction_bias"
+    ):
+        load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())
+
+
+@pytest.mark.skipif(OLD, reason="classes of transformers 5")
+@pytest.mark.parametrize("text", [True, False])
+def test_a_head_that_is_the_embedding_by_one_part_of_a_config(tmp_path: Path, text: bool) -> None:
+    folder = family_target(tmp_path, "qwen3-vl")
+    drop(folder, "lm_head.weight")
+    config = json.loads((folder / "config.json").read_text())
+    config["tie_word_embeddings"] = False
+    config["text_config"]["tie_word_embeddings"] = text
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = TargetSettings(model_path=str(folder), device="cpu")
+    if not text:
+        with pytest.raises(ModelError, match=r"1 weights are missing, lm_head\.weight among them"):
+            load_target(settings, Silent())
+        return
+    target = load_target(settings, Silent())
+    assert torch.equal(target.head.weight_VH, target.embedding_VH)

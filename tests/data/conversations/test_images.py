@@ -64,6 +64,22 @@ def test_a_column_without_images_leaves_the_text_alone(column: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("column", "said_of_it"),
+    [
+        ({"video": "clips/a.mp4"}, ("column 'video' left out: no message has a place for it",)),
+        ({"audios": [{"array": [0.5]}]}, ("column 'audios' left out: no message has a place for it",)),
+        ({"video": "https://example.com/watch?v=1", "audio": None, "videos": 3}, ()),
+    ],
+)
+def test_a_video_or_sound_beside_a_text_of_its_own_is_left_out(
+    column: dict[str, Any], said_of_it: tuple[str, ...]
+) -> None:
+    conversation = to_conversation(said("What is an image?", **column))
+    assert conversation.messages[0] == {"role": "user", "content": "What is an image?"}
+    assert conversation.repairs == said_of_it
+
+
+@pytest.mark.parametrize(
     ("row", "reason"),
     [
         (said("<image> <image>", images=["a.png"]), "2 <image> in the text for 1 images"),
@@ -71,6 +87,8 @@ def test_a_column_without_images_leaves_the_text_alone(column: Any) -> None:
         (asked({"type": "image"}, TEXT, images=["a", "b"]), "name no image, for 2 images"),
         (asked({"type": "image_url", "image_url": {"url": 3}}, TEXT), "whose image is a number"),
         (asked({"type": "video", "video": "a.mp4"}, TEXT), "a part of type 'video'"),
+        (said("<image>\nWhat happens?", video="clips/a.mp4"), "a column 'video' that its messages ask about"),
+        (said("<|AUDIO|> Who speaks?", audio={"path": None, "bytes": b"RIFF"}), "a column 'audio' that its messages"),
         (said("What?", images=["a.png", 7]), "images 2 of the row names no image"),
         (
             {"messages": [{"role": "user", "content": "Draw."}, {**ANSWER, "content": [image("a.png")]}]},

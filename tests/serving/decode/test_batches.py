@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AttentionMaskInterface, AutoModelForCausalLM
+from transformers import AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
 
 from eagle3cli.backends.target import positions
 from eagle3cli.backends.target.positions import GROUPED_ATTENTION, PositionCache
+from eagle3cli.errors import ModelError
 from eagle3cli.models.sampling import Sampling
 from eagle3cli.serving.decode.batches import PROBE_TOKENS, BatchDecoder, decoding, serves_positions
 from eagle3cli.serving.decode.generate import Decoder, Sequence
@@ -21,7 +22,7 @@ NO_END = frozenset[int]()
 
 
 def config_of(kind: str) -> Any:
-    from transformers import Gemma2Config, GptOssConfig, Llama4TextConfig, MistralConfig, Qwen3NextConfig
+    from transformers import Gemma2Config, GptOssConfig, Llama4TextConfig, MiniMaxConfig, MistralConfig, Qwen3NextConfig
 
     same: dict[str, Any] = {
         "vocab_size": 320,
@@ -45,6 +46,8 @@ def config_of(kind: str) -> Any:
         return Llama4TextConfig(**{**COMMON, **FAMILIES[kind][1], "num_hidden_layers": 4})
     if kind == "qwen3_next":
         return Qwen3NextConfig(**same, linear_num_value_heads=4, linear_num_key_heads=2, num_experts=0)
+    if kind == "minimax":  # a class of cache of its own
+        return MiniMaxConfig(**{**same, "num_hidden_layers": 2}, num_local_experts=2, block_size=16)
     return tiny_config(kind)
 
 
@@ -67,7 +70,7 @@ def replies(decoder: Decoder | BatchDecoder) -> list[list[int]]:
     return [reply.token_ids for reply in sorted(finished, key=lambda reply: reply.index)]
 
 
-@pytest.mark.parametrize("kind", ["mistral", "gemma2", "gpt_oss", "qwen3_next", "llama", "llama4"])
+@pytest.mark.parametrize("kind", ["mistral", "gemma2", "gpt_oss", "qwen3_next", "llama", "llama4", "minimax"])
 def test_a_batch_gets_what_transformers_gives_each_alone(kind: str) -> None:
     model = model_of(kind)
     finished = replies(BatchDecoder(model, 4, NO_END))
@@ -98,14 +101,42 @@ def test_the_decoder_fits_the_target(kind: str, by_position: bool) -> None:
     assert finished == replies(BatchDecoder(model, 1, NO_END))
 
 
-@pytest.mark.parametrize(("kind", "by_position"), [("bloom", False), ("gpt2", True), ("mamba", False), ("rwkv", False)])
-def test_what_the_config_does_not_tell_is_tried(kind: str, by_position: bool) -> None:
-    from transformers import AutoConfig
-
-    config = AutoConfig.for_model(kind, vocab_size=320, hidden_size=64, num_hidden_layers=2, pad_token_id=0)
-    config.n_head, config.attention_hidden_size = 4, 64
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+@pytest.mark.parametrize(
+    ("kind", "by_position", "together"),
+    [("bloom", False, 2), ("gpt2", True, 2), ("mamba", False, 1), ("rwkv", False, 1)],
+)
+def test_what_the_config_does_not_tell_is_tried(kind: str, by_position: bool, together: int) -> None:
+    """Mamba and RWKV have names of their own for their cache, and count padding as text."""
+    model = auto_model(kind, n_head=4, attention_hidden_size=64)
     assert serves_positions(model) == by_position
+    with decoding(model, 2, NO_END) as decoder:
+        assert decoder.batch_size == together
+        for index, prompt in enumerate(prompts()[:2]):
+            decoder.add(index, prompt, 3)
+        finished: list[Sequence] = []
+        while not decoder.is_finished:
+            finished += decoder.step()
+    assert len(finished) == 2
+    for reply in finished:
+        for i, token in enumerate(reply.token_ids):
+            read = torch.tensor([[*reply.prompt_ids, *reply.token_ids[:i]]])
+            assert token == model(input_ids=read, use_cache=False).logits[0, -1].argmax()
+
+
+def test_a_cache_that_nothing_here_can_use_is_refused() -> None:
+    with (
+        pytest.raises(ModelError, match="xLSTMForCausalLM cannot be decoded here"),
+        decoding(auto_model("xlstm", num_heads=4), 2, NO_END),
+    ):
+        pass
+
+
+def auto_model(kind: str, **own: int) -> Any:
+    config = AutoConfig.for_model(kind, vocab_size=320, hidden_size=64, num_hidden_layers=2, pad_token_id=0)
+    for name, value in own.items():
+        setattr(config, name, value)
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
 def test_sampling_does_not_depend_on_the_batch() -> None:

@@ -23,6 +23,7 @@ from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.bench.questions import question_of
 from eagle3cli.serving.bench.session import open_conversations
 from eagle3cli.serving.chat_tokenizer import load_chat_tokenizer
+from eagle3cli.serving.decode import batches, generate
 from eagle3cli.serving.decode.batches import decoding
 from eagle3cli.serving.decode.decode import decode
 from eagle3cli.serving.decode.passes import Passes
@@ -151,6 +152,32 @@ def test_replies_to_images_are_transformers_own(tmp_path: Path, name: str) -> No
             alone = done
         else:
             assert done == alone
+
+
+@pytest.mark.parametrize("by_position", [True, False])
+def test_an_image_that_vanishes_before_it_is_read_fails_its_row_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_position: bool
+) -> None:
+    image_target(tmp_path / "target", "gemma3")
+    images = write_images(tmp_path / "images")
+    rows = [image_rows(images)[at] for at in (1, 3, 4)]
+    prompts = prompts_of(tmp_path, rows)
+    assert isinstance(prompts[0], ImageTokens)
+    gone = Path(prompts[0].images[0].source)
+    assert not any(image.source == str(gone) for image in getattr(prompts[1], "images", ()))
+    gone.unlink()
+    target, _ = loaded(tmp_path)
+    if not by_position:
+        monkeypatch.setattr(batches, "serves_positions", lambda model: False)
+    replies: list[generate.Sequence] = []
+    with decoding(target.model, 2, NO_END, None, target.reader) as decoder:
+        for index, prompt in enumerate(prompts):
+            decoder.add(index, prompt, 3)
+        while not decoder.is_finished:
+            replies += decoder.step()
+    ended = {reply.index: (reply.finish, reply.error, len(reply.token_ids)) for reply in replies}
+    assert ended[0] == ("error", f"the image cannot be read: FileNotFoundError: {gone}", 0)
+    assert ended[1] == ended[2] == ("length", "", 3)
 
 
 def test_a_target_of_text_alone_is_not_shown_images(tmp_path: Path) -> None:

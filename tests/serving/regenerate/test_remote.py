@@ -221,3 +221,21 @@ def test_images_are_sent_by_data_urls_and_a_changed_one_fails_its_row(tmp_path: 
     reasons = {row["id"]: row["reason"] for row in rows_of(tmp_path / "out", "error")}
     assert reasons["b"].startswith("message 1: the image has changed since the row was prepared")
     assert reasons["c"] == "no such image: images/9.png"
+
+
+def test_going_on_notices_that_an_image_is_another_one(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images")
+    shown = [{"type": "image", "image": "images/0.png"}, {"type": "text", "text": "What?"}]
+    rows = [{"messages": [user("No image."), old()]}, {"messages": [{"role": "user", "content": shown}, old()]}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with running(Faults()) as servers:
+        run(servers, tmp_path / "in.jsonl", tmp_path / "out")
+        kept = images[0].read_bytes()
+        images[0].write_bytes(images[1].read_bytes())
+        with pytest.raises(UsageError, match=r"replies there are to another image than .*0\.png is now"):
+            run(servers, tmp_path / "in.jsonl", tmp_path / "out")
+        images[0].write_bytes(kept)
+        assert run(servers, tmp_path / "in.jsonl", tmp_path / "out").nothing_new
+        images[0].unlink()
+        assert run(servers, tmp_path / "in.jsonl", tmp_path / "out").nothing_new
+        assert run(servers, tmp_path / "in.jsonl", tmp_path / "out", overwrite=True).errors == 1
