@@ -7,7 +7,7 @@
 The quickstart's settings train on a store of the quickstart's rows (``eagle3 run quickstart --to hidden-states --set
 train.mode=offline --set train.echo_factor=1``), each row once, on one thread; every variant sees the same rows in the
 same order. Acceptance length is measured on the held-out store, CPU seconds are those of the steps. What no option of
-training does is in ``variants.py``. ``base`` is the recipe with the cosine that it had before ``wsd`` won; with other
+training does is in ``variants.py``. ``base`` is the recipe with the cosine that it had at first; with other
 numbers of steps it gives a curve, and the gain of a variant is over that curve at the variant's own CPU seconds. A live
 target costs CPU seconds besides, the same for all variants: the last column adds ``--row-seconds`` for every row of a
 step. Runs that are done are not run again. One JSON line a run, then the table.
@@ -65,6 +65,7 @@ VARIANTS = CURVE | {
     "wsd": ["train.lr_schedule=wsd"],
     "wsd-3/2": ["train.lr_schedule=wsd", "length:1.5"],
     "constant": ["train.lr_schedule=constant", AVERAGES],
+    "ema": ["train.lr_schedule=constant", "train.ema_decay=0.999"],
     "constant-3/2": ["train.lr_schedule=constant", "length:1.5", "change:averages=ema:0.95"],
     "no-norm-output": ["draft.norm_output=false"],
     "fc-norm": ["draft.fc_norm=true"],
@@ -91,6 +92,7 @@ SAME_STEPS = (
     "lr-",
     "sequence-mean",
     "constant",
+    "ema",
     "warm-up",
     "wsd",
     "loss-decay",
@@ -208,7 +210,8 @@ def train(
     """Train once."""
     steps = rows // load([find_recipe("quickstart")], words).settings.train.batch_size
     settings = ["train.time_budget=1000h", "launch.gpus=1", "train.mode=offline", "train.echo_factor=1"]
-    settings += ["train.num_epochs=1", "train.save_interval=100000", "train.lr_schedule=cosine"]
+    settings += ["train.num_epochs=1", "train.save_interval=100000"]
+    settings += ["train.lr_schedule=cosine", "train.min_lr_ratio=0.02", "train.ema_decay=none"]
     settings += [f"train.total_steps={steps}", f"train.eval_interval={steps}", f"train.eval_rows={a.eval_rows}"]
     assignments = [part for word in (*settings, *words) for part in ("--set", word)]
     stores = [a.store, a.eval_store]
