@@ -342,7 +342,8 @@ def read_draft_config(
         if text.get(target_key) and getattr(config, key) != text[target_key]
     ]
     if problems:
-        fix = "use --draft-model-config auto; a draft here is as wide as its target"
+        same_kind = "mla" if is_latent(raw) and text.get("kv_lora_rank") else "auto"
+        fix = f"use --draft-model-config {same_kind}; a draft here is as wide as its target"
         raise ModelError(f"made for another target: {'; '.join(problems)}", where=source, fix=fix)
     return replace(
         config,

@@ -28,7 +28,7 @@ class DataSettings(Table):
     max_length: Annotated[int, Field(ge=8)] | Literal["auto"] = option(
         2048,
         "Tokens per row; longer rows are cut and counted. auto: the smallest multiple of 128 that keeps 99% of the "
-        "training data's reply tokens.",
+        "training data's reply tokens (without any, of the evaluation data's).",
     )
     system_prompt: str | None = option(None, "System prompt (text, or @FILE) that replaces each row's own.")
     is_preformatted: bool = option(False, "Rows are {id, text}, already in the chat template's format.")

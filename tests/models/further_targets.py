@@ -2,7 +2,8 @@
 
 Where keys are from is said with each group. ``FROM_LINEAGE`` is wenhaochai/llm-architecture-lineage ``data/configs``,
 copies of the models' ``config.json``. ``DEFAULTS`` are transformers' own, of a configuration that names the model, for
-models of which no copy says otherwise.
+models of which no copy says otherwise: a RoPE base of 1e4 there (beam-1.0, glm-5.3-flash, gpt-neox-20b,
+granite-swash-2b, jais-2-8b, kolibri-1, olmo-7b, phi-1) may be but what the class has for models that name none.
 """
 
 from __future__ import annotations
@@ -204,6 +205,7 @@ DEFAULTS: dict[str, tuple[str, Keys]] = {
         "zai-org/glm-4-9b-chat-hf",
         young(
             *(4096, 13696, 32, 2, 40, 151552, 131072),
+            # 1e4 times the rope_ratio of 500 in the original's config (class ChatGLM); the default knows none.
             **{"head_dim": 128, "rms_norm_eps": 1.5625e-07, "rope_theta": 5e6},
             **ends(None, [151329, 151336, 151338], 151329),
         ),

@@ -163,6 +163,9 @@ def test_a_draft_proposes_at_most_all_of_a_small_vocabulary() -> None:
 def test_a_config_of_another_target_or_name_is_refused(run_cli: RunCli, tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="made for another target: vocab_size is 151936, the target's is 128256"):
         read_draft_config("qwen3-8b", TARGETS["llama-3.1-8b"][2], draft_vocab_size=None, aux_layers=None)
+    with pytest.raises(ModelError, match="made for another target: vocab_size is 163840") as latent:
+        read_draft_config("kimi-k2-mla", TARGETS["deepseek-v3"][2], draft_vocab_size=None, aux_layers=None)
+    assert str(latent.value.fix).startswith("use --draft-model-config mla;")  # auto has no latent attention
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"messages": []}')
     ran = run_cli(

@@ -27,6 +27,7 @@ from eagle3cli.settings.tables import Settings
 
 STEP = 128
 """Tokens of which a chosen length is a multiple: blocks of attention masks are of this size."""
+OF_TRAINING = "a draft's training rows may have been cut elsewhere; --train-data-path, or a number, cuts these alike"
 MEASURED_ROWS = 8192
 """Rows that are measured, evenly out of all."""
 
@@ -82,6 +83,8 @@ def with_max_length(settings: Settings, context: int | None, report: Reporter, *
         return settings
     choice = _choice(settings, path, min(context or LENGTHS[-1], LENGTHS[-1]), remember)
     report.info(choice.text())
+    if path != data.train_path:
+        report.info(f"chosen by the evaluation rows, {path}: {OF_TRAINING}")
     return settings.updated("data", max_length=choice.max_length)
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from eagle3cli.data.tokens.lengths import count_kept
-from eagle3cli.data.tokens.max_length import STEP, LengthChoice, Tally
+from eagle3cli.data.tokens.max_length import STEP, LengthChoice, Tally, with_max_length
 from eagle3cli.data.tokens.rows import TokenRow
+from eagle3cli.runtime.report import Silent
+from eagle3cli.settings.tables import Settings
 from tests.commands.train.test_train import conversations
 from tests.conftest import RunCli
 
@@ -68,6 +70,21 @@ def test_every_command_takes_the_number_that_the_cache_chose(run_cli: RunCli, ti
     assert planned == run_cli("hidden-states", *target, "--dry-run", "--max-length", str(length)).json
     held_out = run_cli("cache", *target, "--max-length", "auto", "--eval-data-path", "eval.jsonl")
     assert held_out.json["max_length"] == length  # by the training rows, also with others beside them
+    assert "chosen by the evaluation rows" not in held_out.err
+
+
+def test_without_training_rows_it_says_that_it_is_by_the_others(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "eval.jsonl").write_text(conversations(6, 0))
+    tables = {"target": {"model_path": str(tiny)}, "data": {"eval_path": tmp_path / "eval.jsonl", "max_length": "auto"}}
+    said: list[str] = []
+
+    class Said(Silent):
+        def info(self, text: str) -> None:
+            said.append(text)
+
+    chosen = with_max_length(Settings.model_validate(tables), 512, Said(), remember=False)
+    assert chosen.data.max_length == 128
+    assert said[1].startswith(f"chosen by the evaluation rows, {tmp_path / 'eval.jsonl'}: ")
 
 
 def test_without_rows_a_plan_counts_with_the_usual_length(run_cli: RunCli, tiny: Path) -> None:
