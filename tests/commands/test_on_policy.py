@@ -54,6 +54,8 @@ def test_a_mixture_is_told_apart_by_source(
     assert known["rows_judged"] == known["rows"]
     page = (tmp_path / "runs" / "train" / "report.html").read_text()
     assert "reply tokens are its best" in page
+    alone = run_cli("view", "--worst", "2", "--path", "mixed/train.jsonl", *data[2:4])
+    assert (alone.code, "or a cache of its rows (cache/processed_dataset/" in alone.err) == (2, True)
     cached = run_cli("cache", *data)
     assert "the target's own: " in cached.out
     assert "  foreign: " in cached.out

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from eagle3cli.data.chat.tokenizer import load_tokenizer
 from eagle3cli.data.images.reference import shown
 from eagle3cli.data.inspect.selection import RowSelection, SelectedRow, rows_of_cache, rows_of_file, rows_of_store
+from eagle3cli.data.tokens import on_policy
 from eagle3cli.data.tokens.build import SUMMARY
 from eagle3cli.data.tokens.cache import cache_key, data_paths, encoder_config
 from eagle3cli.data.tokens.rows import TokenRow
@@ -169,7 +170,12 @@ def _tokenizer(settings: Settings, made_with: str) -> Any:
 
 def _file(path: Path, settings: Settings, selection: RowSelection) -> View:
     if selection.worst is not None:
-        fix = "give the cache of its rows (--train-data-path FILE without --path), or a hidden-state store"
+        caches = sorted((settings.data.cache_dir / "processed_dataset").glob(f"*/*/{on_policy.FILE}"))
+        judged = f" ({', '.join(str(file.parent) for file in caches[:4])})" if caches else ""
+        fix = (
+            "give --train-data-path and --eval-data-path as the training had them, or with --path a hidden-state store "
+            f"or a cache of its rows{judged}"
+        )
         raise UsageError("no pass has seen yet whether these replies are the target's own", where=str(path), fix=fix)
     config = encoder_config(settings)
     encoder = config.encoder()
