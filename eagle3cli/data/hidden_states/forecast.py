@@ -80,4 +80,5 @@ def check_space(folder: Path, needed: int, report: Reporter) -> None:
         fix = (
             "make space, choose another disk with --output-path, a smaller --encoding, or fewer rows with --sample-size"
         )
-        raise Eagle3Error(f"needs {size_text(needed)} but {size_text(free)} are free", where=str(folder), fix=fix)
+        what = f"needs {size_text(needed)} but {size_text(free)} are free, of which {size_text(SPARE_BYTES)} are spared"
+        raise Eagle3Error(what, where=str(folder), fix=fix)

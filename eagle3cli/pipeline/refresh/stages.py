@@ -230,14 +230,16 @@ class Work:
     def states_fit(self, rows: Path, *, whole: bool = False, encoding: Quantization | None = None) -> bool:
         """Whether the target reads the rows once for all that needs them: its states wait on disk, where half of what
         is free suffices."""
-        from eagle3cli.data.hidden_states.forecast import AUTO_SHARE, choose_quantization, store_bytes
+        from eagle3cli.data.hidden_states.forecast import AUTO_SHARE, SPARE_BYTES, choose_quantization, store_bytes
         from eagle3cli.data.hidden_states.rows import count_rows
 
         shape = {"layers": len(self.config.aux_layers), "hidden": self.config.target_hidden_size}
         counts = count_rows(self._tokens(self.rows_settings(rows, whole=whole)))
         wanted = encoding or self.settings.hidden_states.encoding
         chosen = choose_quantization(wanted, counts, self.folder, **shape)
-        return store_bytes(counts, chosen, **shape) <= AUTO_SHARE * free_bytes(self.folder)
+        needed = store_bytes(counts, chosen, **shape)
+        free = free_bytes(self.folder)
+        return needed <= AUTO_SHARE * free and needed + SPARE_BYTES <= free
 
     def export(self, draft: Path) -> Path:
         """The draft as a folder for servers, in the layout and type of the one that is served."""

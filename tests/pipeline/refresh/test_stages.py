@@ -49,7 +49,7 @@ def test_half_of_the_way_is_the_mean_of_all_weights(tiny: Path, tmp_path: Path) 
         assert torch.equal(state["t2d"], states["served"]["t2d"])
 
 
-@pytest.mark.parametrize(("free", "fits"), [(10**9, True), (10_000, False)])
+@pytest.mark.parametrize(("free", "fits"), [(10**9, True), (60_000_000, False), (10_000, False)])
 def test_states_wait_on_disk_where_they_find_room(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, fits: bool
 ) -> None:
