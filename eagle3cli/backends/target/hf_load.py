@@ -58,8 +58,8 @@ def load_model(
     if is_dequantized:
         model = _dequantized(target, config, dtype, where, report)
     else:
-        config = _without_kernels(config, device, report)
-        model = _whole(target, _auto_classes(config), config, {"dtype": dtype, **where})
+        options = {"dtype": dtype, **where, **_without_kernels(config, device, report)}
+        model = _whole(target, _auto_classes(config), config, options)
     model = model.eval().requires_grad_(False)
     if not where:
         nn.Module.to(model, device)
@@ -77,17 +77,17 @@ def _auto_classes(config: Any) -> list[Any]:
 def _whole(target: TargetSettings, classes: list[Any], config: Any, options: dict[str, Any]) -> PreTrainedModel:
     """The model with all of its weights from the files. Raises ModelError where they lack some."""
 
-    def load(auto_class: Any, config: Any) -> Any:
+    def load(auto_class: Any, other: Any | None) -> Any:
         return auto_class.from_pretrained(
             target.model_path,
-            config=config,
             revision=target.revision,
             trust_remote_code=target.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
-            **options,
+            **(options if other is None else {**options, "config": other}),
         )
 
+    config = options.get("config", config)
     for auto_class in classes[:-1]:
         with suppress(ModelError):
             return load_whole(partial(load, auto_class), config, target.model_path)
@@ -125,11 +125,10 @@ def _dequantized(
                 delattr(part, key)
     own: Any = type(meta_model(config, trust_remote_code=target.trust_remote_code))
 
-    def load(config: Any) -> Any:
+    def load(other: Any | None) -> Any:
         state = dict(checkpoint) if IS_OLD else checkpoint.lazily()  # transformers 4 takes tensors alone
-        return own.from_pretrained(
-            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, **where
-        )
+        options = {"config": other or config, "state_dict": state, "dtype": dtype, **where}
+        return own.from_pretrained(None, output_loading_info=True, **options)
 
     model = load_whole(load, config, target.model_path)
     model.config.name_or_path = target.model_path
@@ -167,12 +166,12 @@ def _quantization(config: Any) -> str | None:
     return None if method is None else str(getattr(method, "value", method))
 
 
-def _without_kernels(config: Any, device: torch.device, report: Reporter) -> Any:
-    """The config, which has weights in MXFP4 or FP8 dequantised while they are read onto a GPU, but where their kernels
-    are installed; on a CPU transformers does so by itself."""
+def _without_kernels(config: Any, device: torch.device, report: Reporter) -> dict[str, Any]:
+    """Arguments that have weights in MXFP4 or FP8 dequantised while they are read onto a GPU; none where their kernels
+    are installed, or on a CPU, where transformers does so by itself."""
     bits = quantization_bits(config)
     if bits is None or device.type != "cuda":
-        return config
+        return {}
     method = _quantization(config)
     if importlib.util.find_spec("accelerate") is None:
         raise UsageError(
@@ -180,7 +179,7 @@ def _without_kernels(config: Any, device: torch.device, report: Reporter) -> Any
         )
     missing = " ".join(name for name in ("kernels", "triton") if importlib.util.find_spec(name) is None)
     if not missing:
-        return config
+        return {}
     report.warn(
         f"the target's {method} weights are dequantised and take {16 // bits} times their memory: their kernels need "
         f"{missing} ({INSTALL}{missing})"
@@ -188,7 +187,7 @@ def _without_kernels(config: Any, device: torch.device, report: Reporter) -> Any
     config = copy.deepcopy(config)
     own = config.quantization_config
     config.quantization_config = {**(own if isinstance(own, dict) else own.to_dict()), "dequantize": True}
-    return config
+    return {"config": config}
 
 
 def meta_model(config: Any, *, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -20,13 +20,17 @@ from eagle3cli.errors import ModelError
 COMPUTED = ("inv_freq", "token_type_ids", "masked_bias")
 """Endings of buffers that no training changes, though all their numbers may be the same."""
 Load = Callable[[Any], tuple[PreTrainedModel, Mapping[str, Any]]]
-"""Loads a model with a config; returns what transformers says of the loading, too."""
+"""Loads a model, with another config than its own where one is given; returns what transformers says of the loading,
+too."""
 
 
 def load_whole(load: Load, config: Any, where: str) -> PreTrainedModel:
-    """The model with all of its weights from its files. Raises ModelError where they lack some."""
-    model, loaded = load(config)
+    """The model with all of its weights from its files; ``config`` is its own. Raises ModelError where they lack
+    some."""
+    model, loaded = load(None)
     missing = _without_shared(model, set(loaded["missing_keys"]))
+    if not missing:
+        return model
     buffers = missing & {name for name, _ in model.named_buffers()}
     if _is_head(model, missing - buffers) and _says_tied(config):
         # A wrapper and its text model say different things, and transformers listens to one of them.
