@@ -50,6 +50,8 @@ STEERS = (
     *("bad_words", "regex", "ebnf", "json_schema"),
 )
 """Options of a request by which a reply is not what the target says by itself, where they are set at all."""
+OPTIONS = ("tools", "tool_choice", *NEUTRAL, *STEERS)
+"""What a request says besides its messages, as far as it matters here."""
 
 Origin = Literal["greedy", "sampled", "unknown", "other model", "steered", "edited"]
 
@@ -121,7 +123,7 @@ def halves_of(raw: Raw) -> Halves:
         raise DataError("the server answered with an error")
     if is_chunk(raw):
         return Halves(None, [raw], raw)
-    requests = ({"messages": body} if _is_dialogue(body := _body(raw.get(name))) else body for name in REQUESTS)
+    requests = (_request(raw, _body(raw.get(name))) for name in REQUESTS)
     request = next((body for body in (*requests, raw) if _has_messages(body) or is_input(body)), None)
     response = next((body for name in RESPONSES if _is_response(name, body := _body(raw.get(name)))), None)
     if raw.get("object") == "response" or (response is None and isinstance(raw.get("choices"), list)):
@@ -200,6 +202,13 @@ def _has_messages(value: Any) -> bool:
 def _is_dialogue(value: Any) -> bool:
     """Whether a list is one of messages."""
     return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and "role" in m for m in value)
+
+
+def _request(raw: Raw, body: Any) -> Any:
+    """What may be a request; of a list of messages alone the options stand beside it."""
+    if not _is_dialogue(body):
+        return body
+    return raw if is_input(raw) else {"messages": body, **{name: raw[name] for name in OPTIONS if name in raw}}
 
 
 def _is_response(name: str, value: Any) -> bool:

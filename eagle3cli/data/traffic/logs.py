@@ -13,8 +13,10 @@ from eagle3cli.data.traffic.exchange import Exchange, Halves, exchange_of, halve
 from eagle3cli.errors import DataError
 
 NESTED = "nested too deeply"
-_ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:\[\s*\{|\{\r?\n)")
+_ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:\[\s*\{|\{\r?\n\s*[\"}])")
 """How an array of objects begins, or one object over several lines."""
+_LINES = re.compile(rb"\s*[^\n]*[^\s,\[]\s*\n\{")
+"""How lines begin whose first one is cut off, and looks like the beginning of an array."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ def read_logs(paths: Sequence[Path]) -> Iterator[LogEntry]:
 
 def _holds_array(path: Path) -> bool:
     with open_bytes(path) as file:
-        return _ARRAY.match(file.read(4096)) is not None
+        head = file.read(1 << 16)
+    return _ARRAY.match(head) is not None and _LINES.match(head) is None
 
 
 @dataclass
@@ -111,5 +114,5 @@ def _entries(row: SourceRow, open_halves: dict[str, _OpenHalf]) -> Iterator[LogE
 
 
 def _holds_reply(halves: Halves) -> bool:
-    messages = (halves.request or {})["messages"]
-    return isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant"
+    messages = (halves.request or {}).get("messages")  # none where it is one of the Responses API
+    return isinstance(messages, list) and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant"

@@ -21,7 +21,8 @@ def is_input(value: Any) -> bool:
     """Whether an object is a request of the Responses API."""
     if not isinstance(value, Mapping) or "messages" in value:
         return False
-    return isinstance(value.get("input"), str | list) and bool(value["input"]) and isinstance(value.get("model"), str)
+    named = any(isinstance(value.get(name), str) for name in ("model", "instructions", "previous_response_id"))
+    return isinstance(value.get("input"), str | list) and bool(value["input"]) and named
 
 
 def is_output(value: Any) -> bool:
@@ -37,14 +38,18 @@ def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
     """The request as the chat API has it; raises DataError where it holds but a part of the conversation."""
     if request.get("previous_response_id") or request.get("conversation"):
         raise DataError("the request goes on from an earlier response, which the line does not hold")
+    if isinstance(request.get("prompt"), Mapping):
+        raise DataError("the request names a prompt that its server keeps, which the line does not hold")
     items = request["input"]
     messages = [{"role": "user", "content": items}] if isinstance(items, str) else _messages(items)
     if isinstance(request.get("instructions"), str) and request["instructions"]:
         messages = [{"role": "system", "content": request["instructions"]}, *messages]
-    tools = [_tool(tool) for tool in request.get("tools") or ()]
-    wanted = request["text"].get("format") if isinstance(request.get("text"), Mapping) else None
+    tools = request.get("tools")
+    if isinstance(tools, list):
+        tools = [_tool(tool) for tool in tools]
+    response_format = request["text"].get("format") if isinstance(request.get("text"), Mapping) else None
     known = {name: value for name, value in request.items() if name not in ("input", "instructions", "tools", "text")}
-    return {**known, "messages": messages, "tools": tools or None, "response_format": wanted}
+    return {**known, "messages": messages, "tools": tools or None, "response_format": response_format}
 
 
 def chat_reply(response: Any) -> tuple[Message, str]:
@@ -105,11 +110,19 @@ def _message(kind: str, item: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "function_call_output":
         return {"role": "tool", "tool_call_id": item.get("call_id"), "content": _content(item.get("output"))}
     if kind == "reasoning":
-        thought = _content(item.get("content") or item.get("summary") or "")
+        thought = _said(item.get("content") or item.get("summary") or "")
         return {"role": "assistant", "content": "", **({"reasoning_content": thought} if thought else {})}
     role = item.get("role", "assistant")
-    content = _content(item.get("content"))
-    return {"role": role, "content": content}
+    content = item.get("content")
+    return {"role": role, "content": _said(content) if role == "assistant" else _content(content)}
+
+
+def _said(content: Any) -> str:
+    """What the assistant says or thinks; raises DataError where that is no text, as a refusal."""
+    text = _content(content)
+    if not isinstance(text, str):
+        raise DataError("an item of the assistant holds something else than text")
+    return text
 
 
 def _content(content: Any) -> Any:

@@ -29,6 +29,9 @@ RESPONSES_REPLY: dict[str, Any] = {
         {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "So."}]},
     ],
 }
+THOUGHT = RESPONSES_REPLY["output"][:1]
+EMPTY = {"type": "message", "role": "assistant", "content": None}
+REFUSAL = {**EMPTY, "content": [{"type": "refusal", "refusal": "No."}]}
 CHUNKS: list[dict[str, Any]] = [
     {"id": "c1", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"role": "assistant"}}]},
     {"id": "c1", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "S"}}]},
@@ -58,6 +61,7 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
     "a collector's line": [{"log": json.dumps({"request": REQUEST, "response": RESPONSE}) + "\n", "stream": "stdout"}],
     "the Responses API": [{"request": RESPONSES_REQUEST, "response": RESPONSES_REPLY}],
     "its items": [{"request": {**RESPONSES_REQUEST, "input": ASKED}, "output": RESPONSES_REPLY["output"]}],
+    "its two lines": [{"id": "c1", "request": RESPONSES_REQUEST}, {"id": "c1", "response": RESPONSES_REPLY}],
     "its stream": [
         {
             "request": RESPONSES_REQUEST,
@@ -108,7 +112,14 @@ def test_every_shape_of_one_exchange_says_the_same(tmp_path: Path, shape: str) -
         ({"status": 400, "request": REQUEST}, "the server answered with an error"),
         ({"request": REQUEST}, "a request without its response"),
         ({"request": {**RESPONSES_REQUEST, "previous_response_id": "r0"}, "response": "So."}, "the request goes on"),
+        ({**RESPONSES_REQUEST, "input": ASKED, "conversation": "k", **RESPONSES_REPLY}, "the request goes on"),
+        ({"request": {**RESPONSES_REQUEST, "prompt": {"id": "p"}}, "response": "So."}, "the request names a prompt"),
         ({"request": RESPONSES_REQUEST, "response": [{"type": "response.created"}]}, "the stream breaks off"),
+        ({"request": RESPONSES_REQUEST, "response": [*THOUGHT, REFUSAL]}, "an item of the assistant holds something"),
+        ({"request": RESPONSES_REQUEST, "response": [*THOUGHT, EMPTY]}, "an item of the assistant holds something"),
+        ({"request": {**RESPONSES_REQUEST, "tools": True}, "response": RESPONSES_REPLY}, "tools is true or false"),
+        ('[{"role": "user"}], "model": "m"}', "not valid JSON"),
+        ("{", "not valid JSON"),
         ({"id": "x", "choices": RESPONSE["choices"]}, "a response without its request"),
         ({"request": REQUEST, "response": CHUNKS[:3]}, "the stream breaks off before its end"),
         ({"request": REQUEST, "response": "data: {broken\n"}, "the stream holds an event that is not JSON"),
@@ -192,6 +203,18 @@ def test_calls_of_the_responses_api_are_those_of_chat(tmp_path: Path) -> None:
     assert conversation.messages[2]["tool_calls"][0]["function"] == {"name": "sum", "arguments": {"a": 1}}
     assert conversation.tools[0]["function"]["name"] == "sum"
     assert conversation.finish == ("kept", "stop")
+
+
+@pytest.mark.parametrize("said", [{"model": "m"}, {"model": "m", "instructions": "Add."}, {"instructions": "Add."}, {}])
+def test_options_beside_a_list_of_messages_are_its_requests(tmp_path: Path, said: dict[str, str]) -> None:
+    tools = [{"type": "function", "function": {"name": "sum"}}]
+    row = {**said, "input": ASKED, "tools": tools, "tool_choice": "required", "output": "So."}
+    (entry,) = entries_of(tmp_path, [row])
+    assert entry.exchange is not None
+    assert len(entry.exchange.conversation.tools) == 1
+    assert entry.exchange.steered_by == ("tool_choice",)
+    roles = [message["role"] for message in entry.exchange.conversation.messages]
+    assert roles == [*(["system"] if "instructions" in said else []), "user", "assistant"]
 
 
 def test_an_array_of_exchanges_is_read_as_its_lines_would_be(tmp_path: Path) -> None:
