@@ -34,7 +34,7 @@ SECRETS: dict[str, str] = {
     "a package registry's token": r"\b(?:npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{50,})",
     "a JSON Web Token": r"\beyJ[\w-]{8,2000}\.eyJ[\w-]{8,9000}\.[\w-]{8,}",
     "a bearer token": r"(?i:\bbearer\s+)(?=[A-Za-z_.~+/-]{0,99}\d)[\w.~+/-]{20,}",
-    "a login in an address": r"\b[a-z][a-z0-9+.-]{1,20}://[^/\s:@]{1,64}:[^/\s@]{3,}@",
+    "a login in an address": r"\b[a-z][a-z0-9+.-]{1,20}://[^/\s:@]{0,64}:[^/\s@]{3,}@",
     "a login in a header": r"(?i:\bauthorization[\"']?\s*[:=]\s*[\"']?basic\s+)[A-Za-z0-9+/]{6,}",
     "a key of some service": (
         r"\bSG\.[\w-]{16,}\.[\w-]{16,}|hooks\.slack\.com/services/T\w+/B\w+/\w{16,}|\b\d{8,10}:AA[\w-]{30,}"

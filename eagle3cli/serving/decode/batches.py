@@ -24,6 +24,7 @@ from eagle3cli.backends.target.prompt import ModelInputs, PromptReader
 from eagle3cli.data.images.tokens import ImageTokens
 from eagle3cli.errors import DataError, ModelError
 from eagle3cli.models.sampling import Sampling
+from eagle3cli.runtime.out_of_memory import is_out_of_memory
 from eagle3cli.serving.decode.generate import BaseDecoder, Decoder, Sequence
 
 CACHES = ("cache", "past_key_values", "cache_params", "state")
@@ -115,11 +116,11 @@ class BatchDecoder(BaseDecoder):
 
 def _cache_name(model: PreTrainedModel) -> str:
     """The argument that is the cache, and the part of the output; raises TypeError where there is none."""
-    names = inspect.signature(model.forward).parameters
-    found = next((name for name in CACHES if name in names), None)
-    if found is None:
-        raise TypeError("the model takes no cache")
-    return found
+    arguments = inspect.signature(model.forward).parameters
+    for name in CACHES:
+        if name in arguments:
+            return name
+    raise TypeError("the model takes no cache")
 
 
 def _has_images(sequence: Sequence) -> bool:
@@ -168,7 +169,9 @@ def serves_batches(model: PreTrainedModel, rows: int) -> bool:
     try:
         while not decoder.is_finished:
             replies += decoder.step()
-    except PROBE_ERRORS:
+    except PROBE_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         return False
     texts = [[*reply.prompt_ids, *reply.token_ids[:-1]] for reply in replies]
     return same_as_alone(model, decoder.logits_BV, [torch.tensor(text, device=model.device) for text in texts])

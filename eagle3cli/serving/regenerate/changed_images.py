@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any
 
 from eagle3cli.data.conversations.images import images_of
 from eagle3cli.data.images.reference import ImageRef, is_data_url, shown
-from eagle3cli.errors import DataError, UsageError
+from eagle3cli.errors import UsageError
 
 
 def refuse_changed_images(folder: Path) -> None:
     """Raises UsageError where a file has another image than the finished rows in ``folder`` were made with. One that is
-    gone says nothing against its rows."""
+    gone, or cannot be read, says nothing against its rows."""
     changed = [image for image in dict.fromkeys(_images(folder)) if _is_changed(image)]
     if not changed:
         return
@@ -46,10 +47,8 @@ def _messages(line: bytes) -> list[dict[str, Any]]:
 
 
 def _is_changed(image: ImageRef) -> bool:
-    if not Path(image.source).is_file():
-        return False
     try:
-        image.read()
-    except DataError:
-        return True
-    return False
+        content = Path(image.source).read_bytes()
+    except (OSError, ValueError):
+        return False
+    return hashlib.sha256(content).hexdigest() != image.sha256

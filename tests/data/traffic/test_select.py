@@ -75,6 +75,7 @@ def test_a_row_with_a_secret_is_dropped_by_its_name(tmp_path: Path, name: str) -
     [
         *("OPENAI_API_KEY=abcd1234efgh", "DB_PASSWORD: s3cr3tpass", '{"aws_secret_access_key": "wJalr/XUtn1"}'),
         *("dbPassword = 'hunter2'", "the API key is 9f8e7d6c5b4a", "AccountKey=Eby8vdM02xNOcqFl==", "pwd:hunter2"),
+        "redis://:hunter22@cache:6379",
         *("https://host/cb#access_token=ya29.a0AfH6SMBx12", "Cookie: sessionid=38afes7a8abcdef"),
     ],
 )

@@ -131,6 +131,16 @@ def test_a_cache_that_nothing_here_can_use_is_refused() -> None:
         pass
 
 
+def test_too_little_memory_is_no_fault_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    model = auto_model("bloom", n_head=4)
+    monkeypatch.setattr(model.transformer, "forward", fail)
+    with pytest.raises(torch.cuda.OutOfMemoryError), decoding(model, 2, NO_END):
+        pass
+
+
 def auto_model(kind: str, **own: int) -> Any:
     config = AutoConfig.for_model(kind, vocab_size=320, hidden_size=64, num_hidden_layers=2, pad_token_id=0)
     for name, value in own.items():
