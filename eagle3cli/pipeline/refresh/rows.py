@@ -107,7 +107,9 @@ def split_rows(rows: Path, train: Path, held_out: Path, count: int) -> int:
             chosen.update(groups[key])
         else:
             others.append(groups[key])
-    mixed = max(others, key=len)[: count - len(chosen)] if others else []
+    largest = max(others, key=len, default=[])
+    # The last ones: of a conversation that is logged at each turn, later rows hold the replies of those before.
+    mixed = largest[len(largest) - min(len(largest), count - len(chosen)) :]
     chosen.update(mixed)
     with writing(train, "wb") as to_train, writing(held_out, "wb") as to_hold_out:
         for number, (_, raw) in enumerate(read_raw_lines(rows)):

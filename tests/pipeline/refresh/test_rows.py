@@ -34,5 +34,8 @@ def test_rows_that_begin_alike_are_on_one_side_where_that_is_possible(
     sides = [path.read_text().splitlines(keepends=True) for path in (train, held_out)]
     assert len(sides[1]) == 5
     assert sorted(sides[0] + sides[1]) == sorted(lines)
+    alike = openings.count("Hello")
+    held_out_alike = [json.loads(line)["id"] for line in sides[1] if '"Hello"' in line]
+    assert held_out_alike == [str(number) for number in range(alike - mixed, alike)]
     begin = [{json.loads(line)["conversations"][0]["content"] for line in side} for side in sides]
     assert begin[0] & begin[1] == ({"Hello"} if mixed else set())
