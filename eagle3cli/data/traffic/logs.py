@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from eagle3cli.data.sources.json_array import read_array
@@ -96,7 +96,7 @@ def _entries(row: SourceRow, open_halves: dict[str, _OpenHalf]) -> Iterator[LogE
     if other is None:
         open_halves[key] = half
     elif is_stream and isinstance(other.halves.response, list):
-        other.halves = replace(other.halves, response=[*other.halves.response, *halves.response])
+        other.halves.response.extend(halves.response)  # in place: a stream may have many chunks
         other.lines += 1
     elif (other.halves.request is None) != (halves.request is None):
         first, second = (other, half) if halves.request is None else (half, other)
