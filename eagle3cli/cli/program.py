@@ -105,13 +105,15 @@ def _usage_error(error: typer.TyperException, argv: Sequence[str], commands: Seq
         fix = f"did you mean {suggestion[1] or suggestion[2]}?".replace("'", "")
     flag = re.search(r"(--[\w-]+)", message)
     if flag and "No such option" in message:
-        fix = _fix_unknown_flag(flag[1], spec, commands) or fix
+        fix = _fix_unknown_flag(flag[1], spec, argv, commands) or fix
     elif flag and "requires an argument" in message:
         fix = f"write {flag[1]} VALUE; {fix}"
     return UsageError(message[:1].lower() + message[1:], fix=fix)
 
 
-def _fix_unknown_flag(flag: str, spec: CommandSpec | None, commands: Sequence[CommandSpec]) -> str | None:
+def _fix_unknown_flag(
+    flag: str, spec: CommandSpec | None, argv: Sequence[str], commands: Sequence[CommandSpec]
+) -> str | None:
     """What a flag is called here that another program has, or whose flag it is."""
     name = flag.removeprefix("--").replace("-", "_")
     if name in GONE:
@@ -124,5 +126,7 @@ def _fix_unknown_flag(flag: str, spec: CommandSpec | None, commands: Sequence[Co
         n for n, module in modules.items() if hasattr(module, "COMMAND") and field in fields_of(module.COMMAND)[0]
     ]
     if spec.name in owners:
-        return f"it is {field.flags[0]} here"
+        action = resolve(normalize(argv) if spec.name == "plan" else argv, modules[spec.name].COMMAND)
+        is_here = field in fields_of(action)[0]
+        return f"it is {field.flags[0]} here" if is_here else f"use --set {field.key}=VALUE"
     return f"{field.flags[0]} is for eagle3 {', '.join(owners)}" if owners else f"use --set {field.key}=VALUE"

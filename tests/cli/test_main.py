@@ -197,6 +197,21 @@ def test_usage_errors_are_json_too(run_cli: RunCli) -> None:
     assert answer.json["error"]["what"] == "no such option: --nonsense"
 
 
+@pytest.mark.parametrize(
+    ("words", "fix"),
+    [
+        ("train --lr 1", "it is --learning-rate here"),
+        ("plan --lr 1", "it is --learning-rate here"),
+        ("plan quickstart --learning-rate 1", "use --set train.learning_rate=VALUE"),
+        ("plan run quickstart --lr 1", "use --set train.learning_rate=VALUE"),
+        ("eval --lr 1", "--learning-rate is for eagle3 train, plan"),
+    ],
+)
+def test_an_unknown_flag_is_told_the_one_that_works_there(run_cli: RunCli, words: str, fix: str) -> None:
+    ran = run_cli(*words.split())
+    assert (ran.code, ran.err.splitlines()[-1]) == (2, f"fix: {fix}")
+
+
 def test_an_unexpected_error_is_one_line_without_debug_and_whole_with_it(run_cli: RunCli, doctor: Any) -> None:
     doctor(raising(ValueError("odd\nsecond line")))
     ran = run_cli("doctor")
