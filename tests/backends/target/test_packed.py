@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.attention import varlen
 
 from eagle3cli.backends.target.hf import MIN_SHARED, HfTarget, load_target, packed_kernel
 from eagle3cli.backends.target.packed import BLOCK_ATTENTION, VARLEN_ATTENTION, packed_kernels, varlen_attention
@@ -23,6 +23,8 @@ from tests.families import FAMILIES, family_target
 from tests.gpu_tensor import PretendGpu
 from tests.tiny import tiny_target
 
+VARLEN = "torch.nn.attention.varlen"
+NEEDS_VARLEN = pytest.mark.skipif(find_spec(VARLEN) is None, reason="this torch has no kernel of rows in one sequence")
 LENGTHS = [int(line) for line in (Path(__file__).parents[2] / "speed" / "step" / "lengths.txt").read_text().split()]
 
 
@@ -92,9 +94,10 @@ def assert_states_of_each_alone(target: HfTarget, rows: list[list[int]]) -> None
         torch.testing.assert_close(states[1], last_SH, rtol=1e-4, atol=1e-4)
 
 
+@NEEDS_VARLEN
 @pytest.mark.parametrize("name", FAMILIES)
 def test_packed_rows_have_the_states_of_each_alone(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(varlen, "varlen_attn", row_by_row)
+    monkeypatch.setattr(f"{VARLEN}.varlen_attn", row_by_row)
     target = loaded(family_target(tmp_path / name, name))
     before = target.model.config._attn_implementation
     packed = packed_kernel(target, "cuda")
@@ -171,6 +174,7 @@ def test_on_a_cpu_that_has_to_pad_rows_of_unlike_length_do_not_meet(tmp_path: Pa
     assert len(passes) == 3
 
 
+@NEEDS_VARLEN
 def test_torchs_kernel_takes_what_it_is_given() -> None:
     """Its shapes alone: it computes on CUDA only."""
     with torch.device("meta"):
@@ -184,6 +188,7 @@ def test_torchs_kernel_takes_what_it_is_given() -> None:
     assert out.shape == (1, 100, 8, 16)
 
 
+@NEEDS_VARLEN
 def test_without_a_kernel_rows_are_padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = loaded(tiny_target(tmp_path / "llama", "llama"))
     assert list(packed_kernels(target.model, "cuda")) == [VARLEN_ATTENTION]
@@ -193,17 +198,17 @@ def test_without_a_kernel_rows_are_padded(tmp_path: Path, monkeypatch: pytest.Mo
         bounds = torch.tensor([0, len(query)])
         return row_by_row(query, key, value, bounds, **options)
 
-    monkeypatch.setattr(varlen, "varlen_attn", leaking)
+    monkeypatch.setattr(f"{VARLEN}.varlen_attn", leaking)
     assert packed_kernel(target, "cuda") is None, "the second row saw the first"
 
 
-@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("kernel", [pytest.param(True, marks=NEEDS_VARLEN), False])
 def test_on_a_gpu_rows_are_packed_where_there_is_a_kernel(
     tmp_path: Path, gpu: PretendGpu, monkeypatch: pytest.MonkeyPatch, kernel: bool
 ) -> None:
     """Either way has the states of each row alone, and waits for nothing of ours."""
     if kernel:
-        monkeypatch.setattr(varlen, "varlen_attn", row_by_row)
+        monkeypatch.setattr(f"{VARLEN}.varlen_attn", row_by_row)
     target = load_target(
         TargetSettings(model_path=str(tiny_target(tmp_path / "llama", "llama")), device="cuda"), Silent()
     )
