@@ -71,7 +71,9 @@ class BatchDecoder(BaseDecoder):
                 return self._fail(error)
         if len(self.running) > 1:  # alone there is no padding, and some caches want no mask
             arguments["attention_mask"] = self._mask_BS
-        out = self.model(use_cache=True, logits_to_keep=1, **arguments)
+        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:  # transformers 4 has models without it
+            arguments["logits_to_keep"] = 1
+        out = self.model(use_cache=True, **arguments)
         self._cache = out[name]
         self.logits_BV = out.logits[:, -1]
         self._last_token_B = self._choose(self.logits_BV, self.running)
