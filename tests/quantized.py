@@ -255,7 +255,9 @@ def mxfp4_target(folder: Path) -> tuple[Path, Path]:
 def write_weights(folder: Path, tensors: dict[str, Tensor], quantization: dict[str, Any] | None = None) -> None:
     """Replace the weights of a model's folder, and say in its config how they are quantised."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, folder / "model.safetensors", {"format": "pt"})
+    written = folder / "model.safetensors"
+    save_file(contiguous, written.with_suffix(".new"), {"format": "pt"})  # tensors may lie in the file itself
+    written.with_suffix(".new").replace(written)
     path = folder / "config.json"
     raw = json.loads(path.read_text())
     path.write_text(json.dumps(raw if quantization is None else {**raw, "quantization_config": quantization}))

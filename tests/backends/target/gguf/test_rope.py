@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
 from eagle3cli.backends.target.gguf.files import target_gguf
@@ -66,6 +67,7 @@ def test_other_factors() -> None:
         scaling_of_factors(list(range(1, 17)), 1e4)
 
 
+@pytest.mark.skipif(transformers.__version__.startswith("4."), reason="the original's config is one of transformers 5")
 @pytest.mark.parametrize("rope", [{**LLAMA3, "original_max_position_embeddings": 32}, LINEAR])
 def test_a_folder_computes_what_its_file_was_made_of(rope: dict[str, Any], tmp_path: Path) -> None:
     make_target(tmp_path / "original", "llama", rope_parameters=rope, num_hidden_layers=3)
