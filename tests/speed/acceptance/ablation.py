@@ -101,7 +101,7 @@ SAME_STEPS = (
     "half-code",
 )
 """Variants, by how their names begin, whose steps are the base's computation and take as long."""
-SAMPLED = (*CURVE, "wsd", "wsd-3/2", "loss-mix", "loss-lk", "loss-tv", "half-sampled", "half-code")
+SAMPLED = (*CURVE, "ema", "wsd", "wsd-3/2", "loss-mix", "loss-lk", "loss-tv", "half-sampled", "half-code")
 """Measured on the stores of ``--drawn``, too."""
 
 
