@@ -166,6 +166,7 @@ def test_what_cannot_be_watched_is_told(tmp_path: Path, run_cli: RunCli) -> None
     assert "is a benchmark" in run_cli("watch", "results.jsonl").err
 
 
+@pytest.mark.slow
 def test_training_shows_the_same_above_its_bars(place: Path) -> None:
     code, text = on_terminal(["train", "--output-dir", "run"], place)
     assert code == 0, text

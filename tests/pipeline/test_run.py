@@ -250,6 +250,7 @@ def test_a_folder_of_something_else_is_left_alone(run_cli: RunCli, recipe: Path,
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
 
+@pytest.mark.slow
 def test_a_mistyped_target_is_told_first_and_may_be_corrected(run_cli: RunCli, recipe: Path, tmp_path: Path) -> None:
     wrong = run_cli("run", recipe, "--target-model-path", "./nowhere")
     assert (wrong.code, "no such folder" in wrong.err) == (1, True), wrong.err
@@ -263,6 +264,7 @@ def test_an_unknown_recipe_is_told(run_cli: RunCli) -> None:
     assert (done.code, "did you mean quickstart" in done.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_single_stages_and_stretches_of_the_chain(run_cli: RunCli, recipe: Path, tmp_path: Path) -> None:
     early = run_cli("run", recipe, "--only", "train")
     assert early.code == 2
@@ -316,6 +318,7 @@ def test_from_redoes_a_stage_and_those_after_it_once(
     assert again.err.count("done earlier") == len(STAGES) - 1
 
 
+@pytest.mark.slow
 def test_from_deletes_nothing_where_a_stage_writes_outside(run_cli: RunCli, recipe: Path, tmp_path: Path) -> None:
     outside = ("--set", "export.output_path=elsewhere")
     assert run_cli("run", recipe, *outside).code == 0

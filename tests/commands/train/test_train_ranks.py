@@ -81,6 +81,7 @@ def test_a_rank_that_is_stopped_ends_the_run_in_time(place: Path) -> None:
     assert gone(ranks)
 
 
+@pytest.mark.slow
 def test_the_first_error_is_the_one_that_is_told(place: Path, run_cli: RunCli) -> None:
     """A row whose bytes were changed: the rank that reads it says so, and the others end with it."""
     assert run_cli("hidden-states").code == 0
@@ -95,6 +96,7 @@ def test_the_first_error_is_the_one_that_is_told(place: Path, run_cli: RunCli) -
     assert "Traceback" not in ran.err
 
 
+@pytest.mark.slow
 def test_sigterm_saves_on_all_ranks_and_the_same_command_goes_on(place: Path, run_cli: RunCli) -> None:
     process = start(place, "--output-dir", "run", "--gpus", "2", *LONG)
     wait_for(process, lambda: any((place / "run" / "checkpoints").glob("epoch_*")))
@@ -121,6 +123,7 @@ def test_a_damaged_checkpoint_of_several_ranks_is_passed_over(place: Path, run_c
     assert "damaged or missing" in ran.err
 
 
+@pytest.mark.slow
 def test_tasks_of_slurm_join_without_torchrun(place: Path, run_cli: RunCli) -> None:
     """What ``srun --ntasks 2 eagle3 train`` sets, for two tasks on this machine."""
     short = (*CALM, "--total-steps", "4", "--eval-interval", "4")

@@ -50,6 +50,7 @@ def test_a_run_explains_itself(place: Path, run_cli: RunCli) -> None:
     assert "Name colours, number 0." in page
 
 
+@pytest.mark.slow
 def test_a_stopped_run_says_so(place: Path) -> None:
     run = place / "run"
     process = start(place, "--output-dir", "run", "--total-steps", "2000", "--num-epochs", "900")

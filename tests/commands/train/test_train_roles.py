@@ -100,6 +100,7 @@ def test_roles_need_no_launcher_of_ours(place: Path, run_cli: RunCli) -> None:
     assert losses(place / "one") == losses(place / "split")
 
 
+@pytest.mark.slow
 def test_a_signal_at_the_target_saves_and_the_run_goes_on_without_roles(place: Path, run_cli: RunCli) -> None:
     process = start(place, "--output-dir", "run", "--gpus", "2", "--target-gpus", "1", "--save-interval", "5", *ENDLESS)
     wait_for(process, lambda: any((place / "run" / "checkpoints").glob("epoch_*")))
