@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -59,6 +60,12 @@ class Ran:
     code: int
     out: str
     err: str
+
+    @property
+    def error(self) -> str | None:
+        """The code of the error that the command ended with."""
+        codes = re.findall(r"^error \[([a-z-]+)\]:", self.err, re.MULTILINE)
+        return codes[-1] if codes else None
 
     @property
     def json(self) -> Any:

@@ -132,14 +132,16 @@ def _unexpected(error: Exception) -> Eagle3Error:
         reason = error.strerror or str(error)
         if error.errno in NO_SPACE:
             fix = "make space (or choose another folder) and run the same command again; finished work is kept"
-            return Eagle3Error(f"the disk is full: {reason}", where=where, fix=fix)
+            return Eagle3Error("disk-full", f"the disk is full: {reason}", where=where, fix=fix)
         if where is not None and error.errno == errno.EROFS:
             return disk_error(error, Path(where))
         if where is not None:
             fix = PATH_FIXES.get(error.errno or 0, DEBUG_HINT)
-            return Eagle3Error(reason[:1].lower() + reason[1:], where=where, fix=fix)
+            return Eagle3Error("system-error", reason[:1].lower() + reason[1:], where=where, fix=fix)
     text = str(error).strip().split("\n")[0]
-    return Eagle3Error(f"{type(error).__name__}: {text}" if text else type(error).__name__, fix=DEBUG_HINT)
+    return Eagle3Error(
+        "unexpected", f"{type(error).__name__}: {text}" if text else type(error).__name__, fix=DEBUG_HINT
+    )
 
 
 def entry() -> None:

@@ -96,7 +96,7 @@ def with_target_type(settings: Settings) -> Settings:
 def _refuse_flags_before(action: str, context: typer.Context, parameters: Iterable[str]) -> None:
     """Flags before the name of an action would be read by nobody."""
     if any(_is_typed(context, name) for name in parameters):
-        raise UsageError(f"flags stand before {action}", fix=f"put them after the word {action}")
+        raise UsageError("command-line", f"flags stand before {action}", fix=f"put them after the word {action}")
 
 
 def _is_typed(context: typer.Context, parameter: str) -> bool:

@@ -108,7 +108,7 @@ def _usage_error(error: typer.TyperException, argv: Sequence[str], commands: Seq
         fix = _fix_unknown_flag(flag[1], spec, argv, commands) or fix
     elif flag and "requires an argument" in message:
         fix = f"write {flag[1]} VALUE; {fix}"
-    return UsageError(message[:1].lower() + message[1:], fix=fix)
+    return UsageError("command-line", message[:1].lower() + message[1:], fix=fix)
 
 
 def _fix_unknown_flag(

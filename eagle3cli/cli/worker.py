@@ -70,7 +70,9 @@ def main() -> int:
         return error.exit_code
     except Exception as error:
         traceback.print_exc()
-        tell_error(rank, Eagle3Error(f"{type(error).__name__}: {error}", fix="its traceback stands above"))
+        tell_error(
+            rank, Eagle3Error("unexpected", f"{type(error).__name__}: {error}", fix="its traceback stands above")
+        )
         return FAILED
     return 0
 

@@ -33,7 +33,9 @@ def run(settings: Settings, out: Out) -> int | None:
     else:
         checked = fitting_templates(tokenizer)
         if not checked and not tokenizer.chat_template:
-            raise ModelError("the tokenizer knows the tokens of no named template", where=target.model_path)
+            raise ModelError(
+                "unknown-template", "the tokenizer knows the tokens of no named template", where=target.model_path
+            )
     judge = judge_of(replace(encoder_config(settings), chat_template=name, is_preformatted=False, text_marks=None))
     judged = judge_probes(judge)
     wrong = [probe for probe, judgement in judged if judgement.verdict == "wrong"]

@@ -42,7 +42,7 @@ def check(files: Files = None, json_: Json = False, debug: Debug = False) -> Non
     """Check settings files: unknown keys, wrong values, broken TOML; all mistakes at once."""
     if not files and not layers.FOLDER_FILE.is_file():
         fix = "name a file, or write one: eagle3 config init"
-        raise UsageError("no settings file here", where="eagle3.toml", fix=fix)
+        raise UsageError("no-such-path", "no settings file here", where="eagle3.toml", fix=fix)
     loaded = layers.load([find_recipe(name) for name in files or ()])
     out = Out(json_wanted=json_)
     for where, key, path in loaded.missing_inputs():

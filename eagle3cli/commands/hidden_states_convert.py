@@ -48,7 +48,7 @@ def one_path(settings: Settings) -> Path:
     """The one folder that was named; raises UsageError for none or several."""
     paths = settings.hidden_states.paths
     if len(paths) != 1:
-        raise UsageError(f"{len(paths)} folders, not one", where="PATHS", fix="name the folder to read")
+        raise UsageError("command-line", f"{len(paths)} folders, not one", where="PATHS", fix="name the folder to read")
     return paths[0]
 
 

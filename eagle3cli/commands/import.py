@@ -16,7 +16,9 @@ def run(settings: Settings, out: Out) -> None:
     from eagle3cli.serving.draft_folder import write_draft
 
     if not settings.draft.path:
-        raise UsageError("no draft to read", where="--draft-model-path", fix="give the folder of a draft")
+        raise UsageError(
+            "missing-draft", "no draft to read", where="--draft-model-path", fix="give the folder of a draft"
+        )
     written = write_draft(settings, out, dtype=None, layout=None)
     draft = written.draft
     folder = settings.export.output_path

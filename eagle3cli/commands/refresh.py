@@ -16,7 +16,10 @@ def run(settings: Settings, out: Out) -> int | None:
     options = settings.refresh
     if options.logs and options.rollback is not None:
         raise UsageError(
-            "--logs and --rollback are two different wishes", where="--rollback", fix="leave one of them out"
+            "conflicting-options",
+            "--logs and --rollback are two different wishes",
+            where="--rollback",
+            fix="leave one of them out",
         )
     draft = served_draft(settings, out)
     if options.rollback is not None:

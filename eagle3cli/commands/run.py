@@ -29,10 +29,12 @@ def run(settings: Settings, out: Out) -> int | None:
         return None
     if settings.run.calibrate:
         fix = "add --dry-run, or: eagle3 plan RECIPE --calibrate"
-        raise UsageError("a calibration is part of a plan, not of a run", where="--calibrate", fix=fix)
+        raise UsageError(
+            "conflicting-options", "a calibration is part of a plan, not of a run", where="--calibrate", fix=fix
+        )
     if not settings.target.model_path:
         fix = "name a recipe: eagle3 run quickstart (all: eagle3 run --list), or a settings file of your own"
-        raise UsageError("no recipe, and no target in the settings", where="RECIPE", fix=fix)
+        raise UsageError("missing-target", "no recipe, and no target in the settings", where="RECIPE", fix=fix)
     check_trackers(settings.train.report_to)
     settings = with_default_paths(settings)
     with catch_stop(out) as stop:

@@ -108,10 +108,18 @@ class Out:
     def error(self, error: Eagle3Error, debug_hint: str = "") -> None:
         """An error on stderr, and as ``{"error": ...}`` on stdout with --json."""
         if self.json_wanted:
-            data = {"what": error.what, "where": error.where, "fix": error.fix, "exit_code": error.exit_code}
+            data = {
+                "code": error.code,
+                "message": error.message,
+                "where": error.where,
+                "fix": error.fix,
+                "exit_code": error.exit_code,
+            }
             self._write(json.dumps({"error": data}, ensure_ascii=False), sys.stdout)
         first, *rest = str(error).split("\n")
-        text = "\n".join([f"{_paint('error:', '1;31')} {first}", *rest, *([debug_hint] if debug_hint else [])])
+        text = "\n".join(
+            [f"{_paint(f'error [{error.code}]:', '1;31')} {first}", *rest, *([debug_hint] if debug_hint else [])]
+        )
         self._write(text, sys.stderr)
 
     def task(

@@ -29,7 +29,12 @@ def write_charts(charts: Iterable[Chart], folder: Path) -> list[Path]:
     paths = [folder / f"{name}{end}" for name in names for end in ((".svg", ".png") if with_png else (".svg",))]
     for path in paths:
         if path.exists() and MARK.encode() not in path.read_bytes()[:2000]:
-            raise UsageError("exists and is no chart of eagle3", where=str(path), fix="choose another --charts folder")
+            raise UsageError(
+                "foreign-files",
+                "exists and is no chart of eagle3",
+                where=str(path),
+                fix="choose another --charts folder",
+            )
     folder.mkdir(parents=True, exist_ok=True)
     for name, chart in zip(names, drawn, strict=True):
         (folder / f"{name}.svg").write_text(f"<!-- {MARK} -->\n{standalone(chart)}\n", encoding="utf-8")

@@ -127,7 +127,7 @@ def refuse_foreign(path: Path, start: str, kind: str, flag: str) -> None:
     """Raise UsageError where ``path`` is there and does not begin as the pages of this ``kind`` do."""
     if path.exists() and not (path.is_file() and path.read_bytes().startswith(start.encode())):
         what = "is a folder" if path.is_dir() else f"exists and is no {kind}"
-        raise UsageError(what, where=f"{flag} {path}", fix="choose another file")
+        raise UsageError("foreign-files", what, where=f"{flag} {path}", fix="choose another file")
 
 
 def markdown(page: Page) -> str:

@@ -46,7 +46,7 @@ def default_aux_layers(layers: int) -> tuple[int, ...]:
     if sorted(set(usual)) == list(usual):
         return usual
     if layers < 3:
-        raise ModelError(f"the target has {layers} layers; EAGLE-3 reads three", where="config.json")
+        raise ModelError("aux-layers", f"the target has {layers} layers; EAGLE-3 reads three", where="config.json")
     return tuple(sorted({0, (layers - 1) // 2, layers - 2}))
 
 

@@ -79,7 +79,7 @@ def _tables(path: Path) -> dict[str, dict[str, Any]]:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
         fix = "remove it, and the card says nothing of the run; or put the right one there"
-        raise ModelError(f"not settings: {error}", where=str(path), fix=fix) from error
+        raise ModelError("settings-file", f"not settings: {error}", where=str(path), fix=fix) from error
     return {name: raw[name] if isinstance(raw.get(name), dict) else {} for name in ("target", "draft", *SHOWN)}
 
 

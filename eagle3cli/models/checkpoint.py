@@ -76,7 +76,12 @@ def save_draft(
     read = read_tensors(folder)
     different = [name for name, value in tensors.items() if not torch.equal(value, read[name])]
     if different:
-        raise ModelError(f"reads back differently: {', '.join(different)}", where=str(folder), fix="check the disk")
+        raise ModelError(
+            "read-back-differs",
+            f"reads back differently: {', '.join(different)}",
+            where=str(folder),
+            fix="check the disk",
+        )
 
 
 def _folder_content(
@@ -92,7 +97,11 @@ def _folder_content(
     if layout == "speculators":
         if verifier is None:
             fix = "give --target-model-path: a folder, or the hub id that servers load it from"
-            raise ModelError("a draft in the format of speculators names its target, which is not known", fix=fix)
+            raise ModelError(
+                "missing-target-name",
+                "a draft in the format of speculators names its target, which is not known",
+                fix=fix,
+            )
         return to_speculators(config, verifier), renamed(tensors)
     copies = {alias: tensors[name].clone() for name, alias in renamed_copies(config).items()}
     raw = config.to_sglang()
@@ -122,7 +131,7 @@ def load_draft(
         config = DraftConfig.from_dict(converted, aux_layers=aux_layers)
         config = replace(config, aux_layers=layers_as_sglang_reads(raw, target) or config.aux_layers)
     except ModelError as error:
-        raise ModelError(error.what, where=str(folder / CONFIG), fix=error.fix) from error
+        raise ModelError(error.code, error.message, where=str(folder / CONFIG), fix=error.fix) from error
     config = replace(config, own_embedding=EMBEDDING in state)
     for name, alias in renamed_copies(config).items():
         copy = state.pop(alias, None)
@@ -131,7 +140,7 @@ def load_draft(
         kept = state.setdefault(name, copy)
         if kept is not copy and not torch.equal(kept, copy):
             what = f"{name} and {alias} differ: SGLang would read the one and vLLM the other"
-            raise ModelError(what, where=str(folder))
+            raise ModelError("draft-config", what, where=str(folder))
     if has_full_vocab(config):
         state.setdefault("d2t", torch.zeros(config.vocab_size, dtype=torch.long))
         state.setdefault("t2d", torch.ones(config.vocab_size, dtype=torch.bool))
@@ -148,7 +157,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The ``config.json`` of a model folder. Raises ModelError where there is none."""
     path = folder / CONFIG
     if not path.is_file():
-        raise ModelError("no config.json: not a model folder", where=str(folder), fix="give the folder of a draft")
+        raise ModelError(
+            "not-a-draft", "no config.json: not a model folder", where=str(folder), fix="give the folder of a draft"
+        )
     return read_json_object(path)
 
 
@@ -157,7 +168,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     path = folder / PICKLED
     files = _weight_files(folder)
     if not files and not path.is_file():
-        raise ModelError(f"no {WEIGHTS} (and no {PICKLED})", where=str(folder), fix="give the folder of a draft")
+        raise ModelError(
+            "no-weights", f"no {WEIGHTS} (and no {PICKLED})", where=str(folder), fix="give the folder of a draft"
+        )
     tensors: dict[str, Tensor] = {}
     try:
         for path in files:
@@ -167,10 +180,10 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     except UnpicklingError as error:
         fix = "ask its author for a model.safetensors"
         raise ModelError(
-            "holds more than plain tensors; nothing else is unpickled", where=str(path), fix=fix
+            "pickle", "holds more than plain tensors; nothing else is unpickled", where=str(path), fix=fix
         ) from error
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise ModelError(f"cannot be read: {error}", where=str(path), fix=DAMAGED) from error
+        raise ModelError("damaged-file", f"cannot be read: {error}", where=str(path), fix=DAMAGED) from error
 
 
 def has_embedding(folder: Path) -> bool:
@@ -224,7 +237,7 @@ def _converted(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     try:
         return convert_config(raw)
     except ModelError as error:
-        raise ModelError(error.what, where=str(folder / CONFIG), fix=error.fix) from error
+        raise ModelError(error.code, error.message, where=str(folder / CONFIG), fix=error.fix) from error
 
 
 def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -235,7 +248,9 @@ def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         if to.is_floating_point() and not bool(torch.isfinite(to).all()):
             count = int((~torch.isfinite(to)).sum())
             fix = "use bfloat16 or float32, or an earlier checkpoint"
-            raise ModelError(f"{name}: {count} values are not finite as {dtype_name(dtype)}", fix=fix)
+            raise ModelError(
+                "weights-not-finite", f"{name}: {count} values are not finite as {dtype_name(dtype)}", fix=fix
+            )
         tensors[name] = to
     return tensors
 
@@ -245,5 +260,7 @@ def _raise(problems: list[str], folder: Path) -> None:
         more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         listed = "\n".join(f"- {p}" for p in [*problems[:SHOWN], *more])
         raise ModelError(
-            f"not a draft that a server loads as meant; {len(problems)} differences:\n{listed}", where=str(folder)
+            "unservable-draft",
+            f"not a draft that a server loads as meant; {len(problems)} differences:\n{listed}",
+            where=str(folder),
         )

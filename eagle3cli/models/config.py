@@ -93,14 +93,16 @@ class DraftConfig:
         for name in SIZES:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < LARGEST_SIZE:
-                raise ModelError(f"{name} is {value!r}, which is no size", where="draft config")
+                raise ModelError("draft-config", f"{name} is {value!r}, which is no size", where="draft config")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ModelError(
+                "draft-config",
                 f"{self.num_attention_heads} heads are no multiple of {self.num_key_value_heads} key/value heads",
                 where="draft config",
             )
         if self.draft_vocab_size > self.vocab_size:
             raise ModelError(
+                "invalid-value",
                 f"draft_vocab_size {self.draft_vocab_size} is larger than the target's vocabulary of {self.vocab_size}",
                 where="draft config",
                 fix="choose a smaller --draft-vocab-size",
@@ -110,11 +112,15 @@ class DraftConfig:
             heads = (self.num_key_value_heads, self.head_dim)
             if heads != (self.num_attention_heads, self.latent.qk_head_dim):
                 raise ModelError(
-                    "latent attention has a key for every head, as wide as its query", where="draft config"
+                    "draft-config",
+                    "latent attention has a key for every head, as wide as its query",
+                    where="draft config",
                 )
             check_latent_rope(self.rope_scaling)
         if list(self.aux_layers) != sorted(set(self.aux_layers)) or min(self.aux_layers, default=0) < 0:
-            raise ModelError(f"aux layers {list(self.aux_layers)} must ascend from 0 on", where="--aux-layers")
+            raise ModelError(
+                "aux-layers", f"aux layers {list(self.aux_layers)} must ascend from 0 on", where="--aux-layers"
+            )
 
     @property
     def sliding(self) -> Window | None:
@@ -185,7 +191,10 @@ class DraftConfig:
             vocab = text["vocab_size"]
         except KeyError as error:
             raise ModelError(
-                f"the target's config has no {error.args[0]}", where="config.json", fix="give --draft-model-config FILE"
+                "draft-config",
+                f"the target's config has no {error.args[0]}",
+                where="config.json",
+                fix="give --draft-model-config FILE",
             ) from error
         theta, scaling = reduced_rope(text)
         sizes_of_latent = None if latent is None else latent_of(text, latent)
@@ -223,7 +232,9 @@ class DraftConfig:
             return cls._read(raw, aux_layers)
         except OTHER_KINDS as error:
             what = f"the draft config is none: {type(error).__name__}: {error}"
-            raise ModelError(what, where="config.json", fix="compare it with that of a draft that works") from error
+            raise ModelError(
+                "draft-config", what, where="config.json", fix="compare it with that of a draft that works"
+            ) from error
 
     @classmethod
     def _read(cls, raw: dict[str, Any], aux_layers: tuple[int, ...] | None) -> DraftConfig:
@@ -233,10 +244,11 @@ class DraftConfig:
             vocab = raw["vocab_size"]
             intermediate = raw["intermediate_size"]
         except KeyError as error:
-            raise ModelError(f"the draft config has no {error.args[0]}", where="config.json") from error
+            raise ModelError("draft-config", f"the draft config has no {error.args[0]}", where="config.json") from error
         aux_layers = named_aux_layers(raw) or aux_layers
         if not aux_layers:
             raise ModelError(
+                "aux-layers",
                 "the draft config does not say which target layers feed it (eagle_aux_hidden_state_layer_ids)",
                 where="config.json",
                 fix="give --aux-layers LOW MID HIGH, or --target-model-path to use its default layers",
@@ -334,7 +346,9 @@ def read_draft_config(
     try:
         config = DraftConfig.from_dict(_with_defaults(raw, target))
     except OTHER_KINDS as error:
-        raise ModelError(f"not a draft config: {error}", where=source, fix="numbers and names as in auto's") from error
+        raise ModelError(
+            "draft-config", f"not a draft config: {error}", where=source, fix="numbers and names as in auto's"
+        ) from error
     theta, scaling = reduced_rope(config._fields("max_position_embeddings", "rope_theta", "rope_scaling"))
     problems = [
         f"{key} is {getattr(config, key)}, the target's is {text[target_key]}"
@@ -344,7 +358,7 @@ def read_draft_config(
     if problems:
         same_kind = "mla" if is_latent(raw) and text.get("kv_lora_rank") else "auto"
         fix = f"use --draft-model-config {same_kind}; a draft here is as wide as its target"
-        raise ModelError(f"made for another target: {'; '.join(problems)}", where=source, fix=fix)
+        raise ModelError("other-target", f"made for another target: {'; '.join(problems)}", where=source, fix=fix)
     return replace(
         config,
         draft_vocab_size=draft_vocab_size or config.draft_vocab_size,

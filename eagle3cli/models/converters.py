@@ -29,10 +29,10 @@ def convert_config(raw: Mapping[str, Any]) -> dict[str, Any]:
         return dict(raw)
     kind = raw["speculators_model_type"]
     if kind != "eagle3":
-        raise ModelError(f"a {kind} draft, not EAGLE-3")
+        raise ModelError("not-a-draft", f"a {kind} draft, not EAGLE-3")
     layer = raw.get("transformer_layer_config")
     if not isinstance(layer, dict):
-        raise ModelError("no transformer_layer_config: not a whole speculators config")
+        raise ModelError("not-a-draft", "no transformer_layer_config: not a whole speculators config")
     _refuse(layer)
     own = ("draft_vocab_size", "target_hidden_size", "eagle_aux_hidden_state_layer_ids", "torch_dtype", "dtype")
     config = {**layer, **{key: raw[key] for key in own if raw.get(key) is not None}}
@@ -46,7 +46,7 @@ def _refuse(raw: Mapping[str, Any]) -> None:
     kind = raw.get("model_type", "llama")
     if kind != "llama" and not (is_latent(raw) and kind in MODEL_TYPES):
         what = f"its layer is {kind}'s; only Llama's and DeepSeek's latent attention are read"
-        raise ModelError(what, fix="train a draft of its target here")
+        raise ModelError("not-a-draft", what, fix="train a draft of its target here")
     reasons = [f"{key} is true" for key in ("attention_bias", "mlp_bias", "bias") if raw.get(key)]
     act = raw.get("hidden_act", "silu")
     reasons += [f"hidden_act is {act}"] if act != "silu" else []
@@ -57,7 +57,7 @@ def _refuse(raw: Mapping[str, Any]) -> None:
     if raw.get("partial_rotary_factor", 1.0) != 1.0:
         reasons.append(f"partial_rotary_factor is {raw['partial_rotary_factor']}")
     if reasons:
-        raise ModelError(f"not a draft as it is trained here: {', '.join(reasons)}")
+        raise ModelError("not-a-draft", f"not a draft as it is trained here: {', '.join(reasons)}")
 
 
 def convert_tensors(raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -74,7 +74,9 @@ def convert_tensors(raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> di
     fc = converted.get("fc.weight")
     reads_one_state = fc is not None and fc.ndim == 2 and fc.shape[1] == 2 * fc.shape[0]
     if reads_one_state and "midlayer.hidden_norm.weight" not in converted:
-        raise ModelError("an EAGLE-1 or EAGLE-2 draft: its fc reads the last state alone", fix="give an EAGLE-3 draft")
+        raise ModelError(
+            "not-a-draft", "an EAGLE-1 or EAGLE-2 draft: its fc reads the last state alone", fix="give an EAGLE-3 draft"
+        )
     if is_speculators(raw):
         # Its later layers follow vLLM: the norm before attention is input_layernorm, and hidden_norm is never read.
         for name in [n for n in converted if n.startswith("layers.") and n.endswith(".input_layernorm.weight")]:

@@ -116,7 +116,7 @@ def export_draft(
         save_draft(folder, state, config, dtype=dtype, layout=layout, verifier=verifier, target=target)
         check_folder(folder, target=target, layout=layout)
     except ModelError as error:
-        raise ModelError(error.what, where=str(source), fix=error.fix) from error
+        raise ModelError(error.code, error.message, where=str(source), fix=error.fix) from error
     return _compare(folder, config, layout, state, dtype, notes)
 
 
@@ -164,7 +164,10 @@ def _refuse(
         fix += ", or give --target-model-path: an embedding that equals the target's is left out"
     listed = "".join(f"\n- {reason}" for reason in reasons)
     raise ModelError(
-        f"the {layout} layout cannot serve this draft as it was trained:{listed}", where=str(source), fix=fix
+        "unservable-draft",
+        f"the {layout} layout cannot serve this draft as it was trained:{listed}",
+        where=str(source),
+        fix=fix,
     )
 
 
@@ -182,7 +185,11 @@ def _compare(
     rounded = _logits(config, cast)
     reloaded_config, reloaded = load_draft(folder)
     if not torch.equal(rounded, _logits(reloaded_config, reloaded)):
-        raise ModelError("the folder's logits differ from the checkpoint's after loading it again", where=str(folder))
+        raise ModelError(
+            "read-back-differs",
+            "the folder's logits differ from the checkpoint's after loading it again",
+            where=str(folder),
+        )
     return _change(config, layout, notes, exact=exact, rounded=rounded)
 
 

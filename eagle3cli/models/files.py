@@ -20,9 +20,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"not valid JSON: {error}", where=str(path)) from error
+        raise ModelError("bad-json", f"not valid JSON: {error}", where=str(path)) from error
     if not isinstance(raw, dict):
-        raise ModelError("not a JSON object", where=str(path))
+        raise ModelError("bad-json", "not a JSON object", where=str(path))
     return raw
 
 
@@ -31,7 +31,7 @@ def open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, "pt")
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"cannot be read: {error}", where=str(path), fix=DAMAGED) from error
+        raise ModelError("damaged-file", f"cannot be read: {error}", where=str(path), fix=DAMAGED) from error
 
 
 def read_weight_index(path: Path) -> dict[str, str]:
@@ -40,9 +40,11 @@ def read_weight_index(path: Path) -> dict[str, str]:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         files = {str(name): str(file) for name, file in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"not an index of safetensors: {error}", where=str(path)) from error
+        raise ModelError("damaged-file", f"not an index of safetensors: {error}", where=str(path)) from error
     elsewhere = sorted({file for file in files.values() if file != PurePath(file).name or file in ("", "..")})
     if elsewhere:
         fix = "do not use this model; its index was made to read other files of this machine"
-        raise ModelError(f"names {elsewhere[0]!r}, which is not a file beside it", where=str(path), fix=fix)
+        raise ModelError(
+            "damaged-file", f"names {elsewhere[0]!r}, which is not a file beside it", where=str(path), fix=fix
+        )
     return files

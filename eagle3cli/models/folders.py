@@ -29,7 +29,7 @@ def find_draft(path: Path) -> Path:
         return max(checkpoints, key=lambda p: int(p.name.rpartition("_")[2]))
     what = "no trained draft here" if path.exists() else "no such folder"
     fix = "run eagle3 train first, or give a training run or a folder with config.json and model.safetensors"
-    raise ModelError(what, where=str(path), fix=fix)
+    raise ModelError("draft-format", what, where=str(path), fix=fix)
 
 
 def gguf_draft(path: Path) -> Path | None:
@@ -60,7 +60,9 @@ def check_weight_files(folder: Path) -> bool:
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         what = f"{missing[0]}{more} of {len(names)} weight files is not there; {INDEX} names them"
-        raise ModelError(what, where=str(folder), fix="the download is not complete: copy or download the rest")
+        raise ModelError(
+            "damaged-file", what, where=str(folder), fix="the download is not complete: copy or download the rest"
+        )
     for name in names:
         check_whole(folder / name)
     return True
@@ -73,10 +75,12 @@ def check_whole(path: Path) -> None:
         start = file.read(8)
         if LFS_POINTER.startswith(start) and len(start) == 8:
             what = "a pointer of Git LFS, not the weights themselves"
-            raise ModelError(what, where=str(path), fix="fetch them: git lfs pull, or download the file")
+            raise ModelError(
+                "damaged-file", what, where=str(path), fix="fetch them: git lfs pull, or download the file"
+            )
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 0 < length < LARGEST_HEAD:
-            raise ModelError("cannot be read: not a safetensors file", where=str(path), fix=DAMAGED)
+            raise ModelError("damaged-file", "cannot be read: not a safetensors file", where=str(path), fix=DAMAGED)
         head = file.read(length)
     try:
         tensors = [value for name, value in json.loads(head).items() if name != "__metadata__"]
@@ -84,10 +88,10 @@ def check_whole(path: Path) -> None:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         cut = size < 8 + length
         what = "its head is cut short" if cut else f"its head is no list of tensors ({type(error).__name__})"
-        raise ModelError(f"cannot be read: {what}", where=str(path), fix=DAMAGED) from error
+        raise ModelError("damaged-file", f"cannot be read: {what}", where=str(path), fix=DAMAGED) from error
     if size != end:
         what = f"cannot be read: {size:,} bytes of {end:,} are there" if size < end else "cannot be read: too long"
-        raise ModelError(what, where=str(path), fix=DAMAGED)
+        raise ModelError("damaged-file", what, where=str(path), fix=DAMAGED)
 
 
 def other_target(draft: Mapping[str, Any], target: Mapping[str, Any]) -> str | None:
@@ -124,7 +128,7 @@ def check_made_for(folder: Path, draft: Mapping[str, Any], target: Mapping[str, 
     """Raise ModelError where the draft in ``folder`` is one of another target."""
     reason = other_target(draft, target)
     if reason:
-        raise ModelError(reason, where=str(folder), fix=FITTING)
+        raise ModelError("other-target", reason, where=str(folder), fix=FITTING)
 
 
 FITTING = "give the target it was made for, or a draft of this one"

@@ -13,7 +13,7 @@ FILES = ("config.json", "model.safetensors", "README.md")
 def check_repository(name: str) -> str:
     """``name`` where it is ``owner/name``; raises UsageError."""
     if not HUB_ID.fullmatch(name):
-        raise UsageError(f"not a repository: {name}", where="--push", fix="give owner/name")
+        raise UsageError("invalid-value", f"not a repository: {name}", where="--push", fix="give owner/name")
     return name
 
 
@@ -40,7 +40,7 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
         status = error.response.status_code if error.response is not None else None
         denied = "set HF_TOKEN to a token that may write there; " if status in (401, 403) else ""
         what = f"the hub refuses ({status}): {error.server_message or str(error).splitlines()[0]}"
-        raise Eagle3Error(what, where=repository, fix=denied + again) from error
+        raise Eagle3Error("upload-failed", what, where=repository, fix=denied + again) from error
     except (OfflineModeIsEnabled, httpx.HTTPError, OSError, ValueError) as error:
-        raise Eagle3Error(f"cannot be uploaded: {error}", where=repository, fix=again) from error
+        raise Eagle3Error("upload-failed", f"cannot be uploaded: {error}", where=repository, fix=again) from error
     return str(done.repo_url if hasattr(done, "repo_url") else f"{api.endpoint}/{repository}")

@@ -121,11 +121,11 @@ def read_config_file(source: str) -> dict[str, Any]:
             close = difflib.get_close_matches(source, packaged, n=1)
             fix = f"did you mean {close[0]}? " if close else ""
             fix += f"give a JSON file, auto, or one of: {', '.join(packaged)}"
-            raise ModelError("no such draft config", where=source, fix=fix)
+            raise ModelError("no-such-path", "no such draft config", where=source, fix=fix)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
-        raise ModelError(f"not a JSON draft config: {error}", where=source) from error
+        raise ModelError("bad-json", f"not a JSON draft config: {error}", where=source) from error
     if not isinstance(raw, dict):
-        raise ModelError("not a JSON object", where=source)
+        raise ModelError("bad-json", "not a JSON object", where=source)
     return raw

@@ -160,7 +160,10 @@ def check_served(
         if engine == serve_with:
             fix = "change that, or name the engine that will serve it: --serve-with"
             raise ModelError(
-                f"{ENGINES[engine]} will not serve this draft: {reason}", where=f"--serve-with {engine}", fix=fix
+                "unservable-draft",
+                f"{ENGINES[engine]} will not serve this draft: {reason}",
+                where=f"--serve-with {engine}",
+                fix=fix,
             )
 
 

@@ -49,7 +49,7 @@ def read_window(raw: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if len(kinds) > 1:
         what = f"layers of different kinds in one draft: {', '.join(sorted(map(str, kinds)))}"
-        raise ModelError(what, where="config.json", fix=f"all of layer_types {SLIDING}, or none")
+        raise ModelError("draft-config", what, where="config.json", fix=f"all of layer_types {SLIDING}, or none")
     return {"window": raw.get("sliding_window") or 0, "sinks": raw.get("draft_sinks") or 0}
 
 
@@ -58,7 +58,7 @@ def check_window(window: object, sinks: object) -> None:
     for name, value, least in (("window", window, 1), ("sinks", sinks, 0)):
         if (value is not None or name == "sinks") and not (type(value) is int and least <= value < LONGEST):
             what = f"a draft's {name} of {value!r} is no number of tokens"
-            raise ModelError(what, where=f"--draft-{name}", fix=f"give a whole number from {least} on")
+            raise ModelError("draft-config", what, where=f"--draft-{name}", fix=f"give a whole number from {least} on")
     if sinks and window is None:
         what = f"{sinks} sink tokens without a window: all tokens are seen"
-        raise ModelError(what, where="--draft-sinks", fix="give --draft-window, too, or leave it out")
+        raise ModelError("draft-config", what, where="--draft-sinks", fix="give --draft-window, too, or leave it out")

@@ -45,7 +45,9 @@ class StageLedger:
                     stage["key"], stage["state"], stage["settings"].items(), float(stage["seconds"])
                 return cls(path, content["stages"], content.get("redone"))
         if folder.is_dir() and any(folder.iterdir()):
-            raise UsageError("holds something else than a run", where=str(folder), fix="choose another --output-dir")
+            raise UsageError(
+                "foreign-files", "holds something else than a run", where=str(folder), fix="choose another --output-dir"
+            )
         return cls(path)
 
     def update(self, name: str, **values: Any) -> None:
@@ -101,7 +103,7 @@ class Pipeline:
         missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         fix = "wait for it to end, stop it, or choose another --output-dir"
-        busy = UsageError("another run is under way there", where=str(self.folder), fix=fix)
+        busy = UsageError("locked", "another run is under way there", where=str(self.folder), fix=fix)
         with locked(self.folder, busy, patience=PATIENCE):
             self.ledger = StageLedger.open(self.folder)  # what one that has just ended left
             try:
@@ -169,7 +171,7 @@ class Pipeline:
         for flag, name in (("--from", run.from_stage), ("--to", run.to_stage), ("--only", run.only_stage)):
             if name is not None and name not in names:
                 message = f"no stage {name} where train.mode is {self.settings.train.mode}"
-                raise UsageError(message, where=flag, fix=f"this run has {', '.join(names)}")
+                raise UsageError("unknown-name", message, where=flag, fix=f"this run has {', '.join(names)}")
         first = run.only_stage or run.from_stage or names[0]
         last = run.only_stage or run.to_stage or names[-1]
         return self.stages[names.index(first) : names.index(last) + 1]
@@ -197,7 +199,9 @@ class Pipeline:
         last = [earlier.name for earlier in self.stages[: self.stages.index(first)] if earlier.feeds][-1]
         flag = "--only" if self.settings.run.only_stage else "--from"
         fix = f"make what is missing first: the same command with --to {last} in place of {flag} {first.name}"
-        return UsageError(f"stage {first.name} needs stage {stage.name}, which {how}", where=flag, fix=fix)
+        return UsageError(
+            "stage-not-done", f"stage {first.name} needs stage {stage.name}, which {how}", where=flag, fix=fix
+        )
 
     def _goes_on(self, stage: Stage, *, redo: bool) -> bool:
         """Whether a stage with other settings than now goes on from what it has, or is remade without being asked.
@@ -292,4 +296,4 @@ def _check_removable(stage: Stage, settings: Settings) -> None:
     if output != folder and output.exists() and folder.resolve() not in output.resolve().parents:
         fix = f"redo it by hand with eagle3 {stage.name} --overwrite, or choose another place for it"
         message = f"{output} is outside of the run's folder and is not deleted"
-        raise UsageError(message, where=f"stage {stage.name}", fix=fix)
+        raise UsageError("unknown-name", message, where=f"stage {stage.name}", fix=fix)

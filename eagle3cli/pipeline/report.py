@@ -258,7 +258,7 @@ def read_stages(folder: Path) -> dict[str, Row]:
     content = read_json(folder / STAGES)
     stages = content.get("stages") if isinstance(content, dict) else None
     if not isinstance(stages, dict) or not all(isinstance(s, dict) and "state" in s for s in stages.values()):
-        raise DataError("not the stages of a run", where=str(folder / STAGES), fix="start the run anew")
+        raise DataError("damaged-file", "not the stages of a run", where=str(folder / STAGES), fix="start the run anew")
     return stages
 
 

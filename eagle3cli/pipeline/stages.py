@@ -305,5 +305,5 @@ def stage_settings(stage: Stage, settings: Settings, target: str) -> Settings:
 
 def _required(path: Path | None) -> Path:
     if path is None:
-        raise UsageError("no output path", where="prepare.output_path")
+        raise UsageError("invalid-value", "no output path", where="prepare.output_path")
     return path

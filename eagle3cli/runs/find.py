@@ -49,8 +49,10 @@ def find_run(path: Path) -> RunPath:
         return RunPath("bench", results[0])
     if results:
         message = f"several results files: {', '.join(file.name for file in results)}"
-        raise UsageError(message, where=str(path), fix="name one of them")
-    raise UsageError("no run here" if path.exists() else "no such run", where=str(path), fix=_nearby(path))
+        raise UsageError("no-such-run", message, where=str(path), fix="name one of them")
+    raise UsageError(
+        "no-such-run", "no run here" if path.exists() else "no such run", where=str(path), fix=_nearby(path)
+    )
 
 
 def newest_run() -> RunPath:
@@ -58,7 +60,7 @@ def newest_run() -> RunPath:
     runs = list(run_folders(RUNS))
     if not runs:
         fix = "name its folder; runs are made by eagle3 train and eagle3 run"
-        raise UsageError("no run below ./runs", where="RUN", fix=fix)
+        raise UsageError("no-such-run", "no run below ./runs", where="RUN", fix=fix)
     return find_run(max(runs, key=lambda run: max(last_write(run), last_write(run / "train"))))
 
 
@@ -81,7 +83,7 @@ def read_results(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     rows = [line for line in lines if line.get("kind") == "configuration" and line.keys() >= RESULT_KEYS]
     if not rows:
         fix = "wait for the first, or run eagle3 bench again: it goes on"
-        raise DataError("no configuration has been measured yet", where=str(path), fix=fix)
+        raise DataError("no-rows", "no configuration has been measured yet", where=str(path), fix=fix)
     settings: Any = next((line.get("settings") for line in lines if line.get("kind") == "settings"), {})
     return settings if isinstance(settings, dict) else {}, rows
 

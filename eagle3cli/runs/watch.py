@@ -25,7 +25,9 @@ class RunWatcher:
     def __init__(self, location: RunPath, training: Path) -> None:
         if location.kind == "bench":
             fix = "a finished one: eagle3 report; eagle3 run writes folders that can be watched while they measure"
-            raise UsageError("is a benchmark, which keeps no log to watch", where=str(location.path), fix=fix)
+            raise UsageError(
+                "not-a-file", "is a benchmark, which keeps no log to watch", where=str(location.path), fix=fix
+            )
         self.location = location
         self.follower = RunFollower(training)
 

@@ -183,7 +183,9 @@ def init_distributed(timeout: float | None = None, targets: int = 0) -> Iterator
         except Exception as error:
             if not _is_lost_rank(error):
                 raise
-            raise LostRankError("lost another process of this run, or the way to it", fix=LOST) from error
+            raise LostRankError(
+                "process-died", "lost another process of this run, or the way to it", fix=LOST
+            ) from error
         finally:
             if watchdog is not None:
                 watchdog.ended.set()
@@ -205,9 +207,11 @@ def _lifeline(ranks: Ranks) -> Iterator[None]:
 
     def lost(other: int) -> None:
         place = watchdog.place_of(other) if watchdog is not None else ""
-        error = LostRankError(f"lost rank {other} ({role_of(other, targets)})", where=place or None, fix=LOST)
+        error = LostRankError(
+            "process-died", f"lost rank {other} ({role_of(other, targets)})", where=place or None, fix=LOST
+        )
         tell_error(rank, error, lost=True)
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error [{error.code}]: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)
 
     lifeline = Lifeline(job.store, rank, job.world_size, lost)
@@ -254,7 +258,9 @@ def _rendezvous(world_size: int, timeout: float) -> tuple[Any, int, int]:
     except dist.DistError as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         what = f"not all {world_size} processes met within {timeout / 60:g} minutes"
-        raise Eagle3Error(what, where=where, fix="see that all are started and reach this address") from error
+        raise Eagle3Error(
+            "process-died", what, where=where, fix="see that all are started and reach this address"
+        ) from error
     store.set_timeout(COLLECTIVE_TIMEOUT)
     return store, rank, world_size
 
@@ -291,9 +297,9 @@ def _give_up(rank: int, late: Heartbeat | None, message: str) -> None:
         with suppress(OSError):
             os.kill(late.process, signal.SIGKILL)  # one that is stopped hears no other signal
     look = "see what that process does" if late is not None else "see that the GPUs reach each other (NCCL_DEBUG=INFO)"
-    error = Eagle3Error(message, where="--dist-timeout", fix=f"{look}; then run the same command again")
+    error = Eagle3Error("process-died", message, where="--dist-timeout", fix=f"{look}; then run the same command again")
     tell_error(rank, error)
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    print(f"error [{error.code}]: {error}", file=sys.stderr, flush=True)
     os._exit(error.exit_code)
 
 

@@ -70,7 +70,7 @@ def disk_error(error: OSError, path: Path, flag: str | None = None) -> Eagle3Err
         fix = f"{elsewhere}, or make this one writable for you"
     elif error.errno == errno.ENOENT:
         fix = elsewhere
-    return Eagle3Error(f"cannot write: {reason}", where=str(path), fix=fix)
+    return Eagle3Error("cannot-write", f"cannot write: {reason}", where=str(path), fix=fix)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -102,11 +102,11 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise Eagle3Error("no such file", where=str(path)) from error
+        raise Eagle3Error("no-such-path", "no such file", where=str(path)) from error
     except OSError as error:
-        raise Eagle3Error(f"cannot read: {error.strerror or error}", where=str(path)) from error
+        raise Eagle3Error("unreadable-file", f"cannot read: {error.strerror or error}", where=str(path)) from error
     except (ValueError, RecursionError) as error:  # also numbers and nesting that Python's reader does not take
-        raise Eagle3Error(f"not valid JSON: {error}", where=str(path)) from error
+        raise Eagle3Error("bad-json", f"not valid JSON: {error}", where=str(path)) from error
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def well_formed(path: Path, what: str, fix: str | None = None) -> Iterator[None]
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         message = f"not {what} ({type(error).__name__}: {error})"
-        raise DataError(message, where=str(path), fix=fix) from error
+        raise DataError("bad-json", message, where=str(path), fix=fix) from error
 
 
 def sync_tree(folder: Path) -> None:
@@ -213,7 +213,9 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
     if not path.exists() and not path.is_symlink():
         return
     if not overwrite:
-        raise UsageError("already exists", where=str(path), fix="choose another place, or pass --overwrite")
+        raise UsageError(
+            "already-exists", "already exists", where=str(path), fix="choose another place, or pass --overwrite"
+        )
     check_removable(path)
     remove(path)
 
@@ -222,10 +224,12 @@ def check_removable(path: Path) -> None:
     """Raise UsageError for a link and for a folder that people live in; changes nothing."""
     if path.is_symlink():
         what = f"a link to {path.readlink()}; nothing is deleted behind a link"
-        raise UsageError(what, where=str(path), fix="name the place that it points to, or remove the link")
+        raise UsageError(
+            "unsafe-overwrite", what, where=str(path), fix="name the place that it points to, or remove the link"
+        )
     if path.exists() and any(path.resolve() in (place, *place.parents) for place in _inhabited()):
         what = "holds the current folder or your home, and is not deleted"
-        raise UsageError(what, where=str(path), fix="choose a folder of its own")
+        raise UsageError("unsafe-overwrite", what, where=str(path), fix="choose a folder of its own")
 
 
 def _inhabited() -> list[Path]:

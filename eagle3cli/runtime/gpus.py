@@ -57,8 +57,12 @@ def check_processes(gpus: str, count: int) -> None:
     if gpus == "auto":
         return
     if count and int(gpus) > count:
-        raise UsageError(f"{gpus} GPUs asked for, {count} there", where="--gpus", fix="use --gpus auto")
+        raise UsageError(
+            "process-count", f"{gpus} GPUs asked for, {count} there", where="--gpus", fix="use --gpus auto"
+        )
     cpus = len(available_cpus())
     if not count and int(gpus) > max(cpus, FEW_PROCESSES):
         what = f"{gpus} processes asked for; this machine has no GPU, and {cpus} CPU cores"
-        raise UsageError(what, where="--gpus", fix="use --gpus auto, or a number that this machine has cores for")
+        raise UsageError(
+            "process-count", what, where="--gpus", fix="use --gpus auto, or a number that this machine has cores for"
+        )

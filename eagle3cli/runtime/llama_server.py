@@ -31,10 +31,13 @@ def llama_server(path: str = "", *, drafts: bool = False) -> str:
     program = find_llama_server(path)
     if program is None:
         where = f"--llama-server {path}" if path else "--engine llama.cpp"
-        raise UsageError(f"no {NAME} here", where=where, fix=GET)
+        raise UsageError("missing-engine", f"no {NAME} here", where=where, fix=GET)
     if drafts and not knows_drafts(program):
         raise UsageError(
-            f"this {NAME} is older than EAGLE-3 drafts (no --spec-type {SPEC_TYPE})", where=program, fix=GET
+            "package-too-old",
+            f"this {NAME} is older than EAGLE-3 drafts (no --spec-type {SPEC_TYPE})",
+            where=program,
+            fix=GET,
         )
     return program
 

@@ -75,7 +75,12 @@ def refuse_standing(path: Path, outputs: Iterable[str], *, overwrite: bool) -> N
     standing = next((path.parent / name for name in outputs if (path.parent / name).exists()), None)
     if standing is not None and not overwrite and not interrupted:
         fix = "choose another place, or pass --overwrite"
-        raise UsageError("already exists, made from other inputs or with other options", where=str(standing), fix=fix)
+        raise UsageError(
+            "made-differently",
+            "already exists, made from other inputs or with other options",
+            where=str(standing),
+            fix=fix,
+        )
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -109,8 +109,8 @@ def refuse_changes(
 ) -> None:
     """Raise UsageError where there are :func:`changes`."""
     if changed:
-        raise UsageError(f"{what}: {joint.join(changed)}", where=where, fix=fix)
+        raise UsageError("made-differently", f"{what}: {joint.join(changed)}", where=where, fix=fix)
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"cannot read: {error.strerror}", where=str(path), fix="check the path")
+    return DataError("unreadable-file", f"cannot read: {error.strerror}", where=str(path), fix="check the path")

@@ -30,5 +30,7 @@ def parse_duration(text: str | None) -> float | None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
     if not match or float(match[1]) <= 0:
-        raise UsageError(f"not a duration: {text}", where="--time-budget", fix="write 90s, 40m or 1.5h")
+        raise UsageError(
+            "invalid-value", f"not a duration: {text}", where="--time-budget", fix="write 90s, 40m or 1.5h"
+        )
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]

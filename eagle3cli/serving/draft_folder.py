@@ -72,7 +72,7 @@ def write_draft(settings: Settings, report: Reporter, *, dtype: Any, layout: Lay
         layout = "gguf"
     if options.outtype is not None and layout != "gguf":
         fix = "add --layout gguf, or use --export-dtype"
-        raise UsageError("the type of a GGUF file, which this is not", where="--outtype", fix=fix)
+        raise UsageError("invalid-value", "the type of a GGUF file, which this is not", where="--outtype", fix=fix)
     target = _target_of(settings, source, origin, report)
     mark = "draft-*.gguf" if layout == "gguf" else "config.json"
     stands = any(folder.glob(mark)) and not options.overwrite
@@ -97,7 +97,9 @@ def write_draft(settings: Settings, report: Reporter, *, dtype: Any, layout: Lay
         report.info(f"{folder} holds this draft already; nothing was written")
     else:
         what = "already exists, made from another draft or with other options"
-        raise UsageError(what, where=str(folder), fix="choose another --output-path, or pass --overwrite")
+        raise UsageError(
+            "foreign-files", what, where=str(folder), fix="choose another --output-path, or pass --overwrite"
+        )
     draft = exported[0]
     for note in draft.notes:
         report.info(note)
@@ -202,7 +204,7 @@ def _refuse_other_adapter(config: dict[str, Any], origin: Origin) -> None:
             f"the draft was trained for {trained_for[0]} with the adapter {trained_for[1]}; the target named lacks it"
         )
         fix = f"add --target-adapter, or name {folder}"
-        raise UsageError(what, where="--target-model-path", fix=fix)
+        raise UsageError("other-target", what, where="--target-model-path", fix=fix)
 
 
 def _vocabulary(settings: Settings, target: _Target) -> list[Field]:
@@ -211,7 +213,10 @@ def _vocabulary(settings: Settings, target: _Target) -> list[Field]:
     if target.name is None or target.config is None:
         what = "a GGUF draft carries its target's tokenizer, and the target is not known"
         raise UsageError(
-            what, where="--layout gguf", fix="give --target-model-path: a folder, a hub id or a .gguf file"
+            "missing-target",
+            what,
+            where="--layout gguf",
+            fix="give --target-model-path: a folder, a hub id or a .gguf file",
         )
     size = int(text_part(target.config)["vocab_size"])
     trusted = settings.target.trust_remote_code

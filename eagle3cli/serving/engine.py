@@ -18,7 +18,9 @@ def resolve_engine(requested: str, server: ServerSettings) -> EngineName:
     if server.address_port:
         if requested == "local":
             fix = "leave out --engine local, or the addresses"
-            raise UsageError("--engine local needs no servers", where="--server-address-port", fix=fix)
+            raise UsageError(
+                "conflicting-options", "--engine local needs no servers", where="--server-address-port", fix=fix
+            )
         return "running"
     if requested == "auto":
         return "started" if server.python or importlib.util.find_spec("sglang") else "local"

@@ -23,7 +23,7 @@ def combine(errors: Sequence[UsageError]) -> UsageError:
     if len(errors) == 1:
         return errors[0]
     lines = "\n".join(map(str, sorted(errors, key=_file_and_line)))
-    return UsageError(f"{len(errors)} settings are wrong\n{lines}")
+    return UsageError("invalid-value", f"{len(errors)} settings are wrong\n{lines}")
 
 
 def _file_and_line(error: UsageError) -> tuple[str, int]:
@@ -44,7 +44,7 @@ def unknown_key(name: str, where: str) -> UsageError:
     else:
         close = _renamed(name) or suggest(name, names)
         fix = f"did you mean {close}?" if close else "see all keys with: eagle3 config show"
-    return UsageError(f"unknown {kind} {name}", where=where, fix=fix)
+    return UsageError("unknown-name", f"unknown {kind} {name}", where=where, fix=fix)
 
 
 def key_without_table(name: str, where: str) -> UsageError:
@@ -52,7 +52,7 @@ def key_without_table(name: str, where: str) -> UsageError:
     homes = [key for key in fields() if key.rpartition(".")[2] == name]
     close = homes[0] if homes else _renamed(name) or suggest(name, fields())
     fix = f"put it below [{close.partition('.')[0]}], as in {close}" if close else "see all keys: eagle3 config show"
-    return UsageError(f"unknown key {name}, outside of a table", where=where, fix=fix)
+    return UsageError("unknown-name", f"unknown key {name}, outside of a table", where=where, fix=fix)
 
 
 def _renamed(name: str) -> str | None:
@@ -99,7 +99,7 @@ def wrong_value(field: SettingsField, value: Any, origin: str, message: str | No
         shown = shown.lower()
     where = origin if origin.startswith("--") else f"{origin}: {field.key}"
     fix = None if message else _fix(field, value, shown, from_file=not origin.startswith("--"))
-    return UsageError(message or f"{shown!r} is not {field.allowed}", where=where, fix=fix)
+    return UsageError("invalid-value", message or f"{shown!r} is not {field.allowed}", where=where, fix=fix)
 
 
 def _fix(field: SettingsField, value: Any, shown: str, *, from_file: bool) -> str | None:
@@ -119,4 +119,4 @@ def _wrong_combination(message: str, origins: Mapping[str, str]) -> UsageError:
     """A rule between fields; its message names the keys, and those set by the user are the place."""
     keys = re.findall(r"\b[a-z_]+\.[a-z_0-9]+\b", message)
     places = dict.fromkeys(origins[key] for key in keys if key in origins)
-    return UsageError(message.removeprefix("Value error, "), where=", ".join(places) or None)
+    return UsageError("invalid-value", message.removeprefix("Value error, "), where=", ".join(places) or None)

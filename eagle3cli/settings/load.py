@@ -161,7 +161,7 @@ def _add_file(layers: _Layers, path: Path) -> None:
             layers.errors.append(unknown_key(table, where))
         elif not rest and entry.value is not None:
             fix = f"write [{table}] on a line of its own, its keys below"
-            layers.errors.append(UsageError(f"{table} is a table, not a value", where=where, fix=fix))
+            layers.errors.append(UsageError("invalid-value", f"{table} is a table, not a value", where=where, fix=fix))
         elif rest and key not in fields():
             skipped = entry.key if entry.value is None else ()
             layers.errors.append(unknown_key(key, where))
@@ -186,7 +186,9 @@ def _add_assignment(layers: _Layers, assignment: str) -> None:
     key, equals, text = assignment.partition("=")
     key = key.strip()
     if not equals or "." not in key:
-        raise UsageError(f"cannot read {assignment!r}", where="--set", fix="write --set table.key=value")
+        raise UsageError(
+            "invalid-value", f"cannot read {assignment!r}", where="--set", fix="write --set table.key=value"
+        )
     if key in fields():
         layers.put(key, parse_value(fields()[key], text.strip()), f"--set {key}")
     else:

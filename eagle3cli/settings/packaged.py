@@ -30,4 +30,4 @@ def find_recipe(name: str) -> Path:
         return Path(name)
     close = suggest(name, recipes())
     fix = f"did you mean {close}?" if close else f"give a TOML file or one of: {', '.join(recipes())}"
-    raise UsageError(f"no recipe or file {name}", where="RECIPE", fix=fix)
+    raise UsageError("no-such-path", f"no recipe or file {name}", where="RECIPE", fix=fix)

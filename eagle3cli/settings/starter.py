@@ -50,7 +50,7 @@ def ask_all(ask: Callable[[str, str], str], show: Callable[[str], None]) -> dict
         default = question.default(answers)
         answer = ask(question.text, default).strip() or default
         while error := error_in(question.key, answer):
-            show(f"{error.what}{f' ({error.fix})' if error.fix else ''}")
+            show(f"{error.message}{f' ({error.fix})' if error.fix else ''}")
             answer = ask(question.text, default).strip() or default
         answers[question.key] = answer
     return answers

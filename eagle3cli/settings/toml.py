@@ -34,9 +34,9 @@ def read_toml(path: Path) -> list[Entry]:
         reason = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error))
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1, cutoff=0.8)
         fix = f"did you mean {path.parent / near[0]}?" if near else f"write one: eagle3 config init {path}"
-        raise UsageError(f"cannot read settings: {reason}", where=str(path), fix=fix) from error
+        raise UsageError("settings-file", f"cannot read settings: {reason}", where=str(path), fix=fix) from error
     except UnicodeDecodeError as error:
-        raise UsageError("not UTF-8 text", where=str(path), fix="save the file as UTF-8") from error
+        raise UsageError("settings-file", "not UTF-8 text", where=str(path), fix="save the file as UTF-8") from error
     try:
         tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -51,7 +51,10 @@ def _broken(error: tomllib.TOMLDecodeError, text: str, path: Path) -> UsageError
     lines = text.splitlines()
     shown = f": {lines[line - 1].strip()}" if 0 < line <= len(lines) and lines[line - 1].strip() else ""
     return UsageError(
-        f"broken TOML ({reason[0].lower()}{reason[1:]}){shown}", where=f"{path}:{line}", fix=_fix(lines, line)
+        "settings-file",
+        f"broken TOML ({reason[0].lower()}{reason[1:]}){shown}",
+        where=f"{path}:{line}",
+        fix=_fix(lines, line),
     )
 
 

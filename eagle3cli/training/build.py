@@ -235,7 +235,7 @@ def choose_attention(name: str, device: torch.device, report: Reporter) -> Atten
     """
     if name == "flex_attention" and device.type != "cuda":
         what = f"flex_attention trains on CUDA alone; this run is on {device.type}"
-        raise UsageError(what, where="--attention-backend", fix="use --attention-backend auto")
+        raise UsageError("unsupported-engine", what, where="--attention-backend", fix="use --attention-backend auto")
     chosen = attention_for(name, device)
     portable = f"sdpa, {'flash kernel' if device.type == 'cpu' else 'in blocks'}"
     kernel = "flex_attention, compiled" if chosen is attend_flex else portable

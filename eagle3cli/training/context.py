@@ -26,10 +26,12 @@ def check_context(train: TrainSettings, world_size: int, tp_size: int = 1) -> No
         return
     if train.mode == "online" and not can_share(size, tp_size):
         what = f"groups of {size} that share sequences cut through groups of {tp_size} that share a target"
-        raise UsageError(what, where=where, fix=f"use a multiple or a divisor of --tp-size {tp_size}")
+        raise UsageError("process-count", what, where=where, fix=f"use a multiple or a divisor of --tp-size {tp_size}")
     if world_size % size:
         what = f"{world_size} process{'es' if world_size > 1 else ''} cannot be grouped by {size}"
-        raise UsageError(what, where=where, fix=f"start a multiple of {size}: --gpus {size}, or lower it")
+        raise UsageError(
+            "process-count", what, where=where, fix=f"start a multiple of {size}: --gpus {size}, or lower it"
+        )
 
 
 def context_group(train: TrainSettings, ranks: Ranks) -> ContextGroup | None:

@@ -167,6 +167,7 @@ def _go_on_by_hash(run: Path, state: TrainState, settings: Settings, now: Identi
 def _refuse(refused: Sequence[Change], run: Path) -> None:
     if refused:
         raise UsageError(
+            "made-differently",
             "the run in this folder was started with other data, draft or training settings" + changes_table(refused),
             where=str(run),
             fix="give another --output-dir, or --overwrite to start over",

@@ -116,7 +116,9 @@ def _cached(settings: Settings, config: DraftConfig, report: Reporter, ranks: Ra
     _not_empty(len(cached.train), str(settings.data.train_path))
     if not cached.summary["train"]["loss_tokens"]:
         fix = "look at the rows with eagle3 view; replies are made by eagle3 regenerate"
-        raise DataError("no row holds a reply to train on", where=str(settings.data.train_path), fix=fix)
+        raise DataError(
+            "no-reply-tokens", "no row holds a reply to train on", where=str(settings.data.train_path), fix=fix
+        )
     return cached
 
 
@@ -133,13 +135,16 @@ def offline(settings: Settings, report: Reporter) -> Inputs:
     asked = settings.draft.vocab_size
     if asked is not None and min(asked, config.vocab_size) != store.vocab.size:
         what = f"its vocabulary has {store.vocab.size} tokens, --draft-vocab-size asks for {asked}"
-        raise UsageError(what, where=str(path), fix="leave --draft-vocab-size out, or capture again with it")
+        raise UsageError(
+            "store-unfit", what, where=str(path), fix="leave --draft-vocab-size out, or capture again with it"
+        )
     if settings.draft.init != "draft":
         config = replace(config, draft_vocab_size=store.vocab.size)  # the store's vocabulary decides the draft's
     device = pick_device(settings.target.device)
     weights = _last_layer(settings.target, raw, device, torch.float32 if device.type == "cpu" else torch.bfloat16)
     if weights["head"].shape != (store.meta.vocab_size, store.meta.hidden_size):
         raise UsageError(
+            "store-unfit",
             f"the store was captured from a target with vocab x hidden {store.meta.vocab_size} x "
             f"{store.meta.hidden_size}; this one has {tuple(weights['head'].shape)}",
             where=str(path),
@@ -191,5 +196,5 @@ def _last_layer(
 def _not_empty(rows: int, where: str) -> None:
     if not rows:
         raise UsageError(
-            "no rows to train on", where=where, fix="look at the summary of eagle3 cache: all were rejected"
+            "no-rows", "no rows to train on", where=where, fix="look at the summary of eagle3 cache: all were rejected"
         )

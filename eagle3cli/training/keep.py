@@ -91,7 +91,7 @@ def _check_space(folder: Path, needed: int) -> None:
     if needed + SPARE_BYTES > free:
         fix = "make space, choose another disk with --output-dir, a smaller --encoding, or leave --keep-states out"
         what = f"keeping states needs {size_text(needed)} but {size_text(free)} are free"
-        raise Eagle3Error(what, where=str(folder), fix=fix)
+        raise Eagle3Error("disk-full", what, where=str(folder), fix=fix)
 
 
 def kept_states_bytes(

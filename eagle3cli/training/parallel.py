@@ -98,7 +98,9 @@ def parallelize(model: TTTModel, ranks: Ranks, settings: TrainSettings, dtype: t
     draft = model.draft
     if settings.sharding == "fsdp" and settings.optimizer == "muon":
         fix = "use --draft-sharding replicate, or --optimizer adamw"
-        raise UsageError("muon needs whole matrices, fsdp cuts them", where="--draft-sharding", fix=fix)
+        raise UsageError(
+            "conflicting-options", "muon needs whole matrices, fsdp cuts them", where="--draft-sharding", fix=fix
+        )
     ranks.broadcast([*draft.parameters(), *draft.buffers()])
     if not is_sharded(settings, size(draft), ranks.world_size):
         draft.cast(dtype)

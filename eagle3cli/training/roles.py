@@ -56,7 +56,7 @@ def serve_target(settings: Settings, report: Reporter, ranks: Ranks) -> None:
         else:
             return
         fix = "lower --max-tokens-per-gpu (or --draft-micro-batch-size), or spread the target: --tp-size"
-        raise Eagle3Error(what, where=replica.place, fix=fix)
+        raise Eagle3Error("process-died", what, where=replica.place, fix=fix)
 
 
 @contextmanager

@@ -45,6 +45,7 @@ def skip_step(
     report.warn(f"step {step}: gradient norm {norm}; step left out, its batch is in {saved}")
     if state.skipped >= settings.max_skipped_steps:
         raise Eagle3Error(
+            "not-finite-gradient",
             f"{state.skipped} steps had no finite gradient",
             where=f"step {step}, rows {rows} (saved in {saved})",
             fix="look at these rows with eagle3 view, or lower train.learning_rate",

@@ -58,7 +58,7 @@ def _refuse_another_shape(settings: Settings, config: DraftConfig, target: Mappi
     if clashes:
         keys = ("draft.config", "draft.vocab_size", "draft.fc_norm", "draft.norm_output")
         fix = f"leave what asks for it out ({', '.join(keys)} and their options), or train a new draft"
-        raise UsageError(f"the draft has {'; '.join(clashes)}", where=str(draft.path), fix=fix)
+        raise UsageError("draft-config", f"the draft has {'; '.join(clashes)}", where=str(draft.path), fix=fix)
 
 
 def load_warm_start(draft: Draft, settings: Settings) -> None:
@@ -81,5 +81,7 @@ def warm_start_digest(settings: Settings) -> str | None:
 
 def _folder(settings: Settings) -> Path:
     if settings.draft.path is None:
-        raise UsageError("--draft-init draft without a draft", where="--draft-model-path", fix="give its folder")
+        raise UsageError(
+            "missing-draft", "--draft-init draft without a draft", where="--draft-model-path", fix="give its folder"
+        )
     return find_draft(Path(settings.draft.path))

@@ -66,7 +66,7 @@ def test_help_of_actions_and_of_settings(run_cli: RunCli) -> None:
 
 def test_a_value_behind_two_dashes_asks_for_no_help(run_cli: RunCli) -> None:
     ran = run_cli("report", "--", "--help")
-    assert (ran.code, "no such run" in ran.err) == (2, True), ran.err
+    assert (ran.code, ran.error == "no-such-run") == (2, True), ran.err
 
 
 def test_a_terminal_gets_colour(tmp_path: Path) -> None:

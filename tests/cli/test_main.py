@@ -184,17 +184,23 @@ def test_misspelt_words_are_wrong_usage_with_a_suggestion(words: list[str], mean
 
 
 def test_errors_say_what_where_and_how_to_fix_it(run_cli: RunCli, doctor: Any) -> None:
-    doctor(raising(DataError("no rows", where="a.jsonl:3", fix="add rows")))
+    doctor(raising(DataError("no-rows", "no rows", where="a.jsonl:3", fix="add rows")))
     ran = run_cli("doctor")
-    assert (ran.code, ran.out, ran.err) == (1, "", "error: a.jsonl:3: no rows\nfix: add rows\n")
+    assert (ran.code, ran.out, ran.err) == (1, "", "error [no-rows]: a.jsonl:3: no rows\nfix: add rows\n")
     answer = run_cli("doctor", "--json").json["error"]
-    assert answer == {"what": "no rows", "where": "a.jsonl:3", "fix": "add rows", "exit_code": 1}
+    assert answer == {
+        "code": "no-rows",
+        "message": "no rows",
+        "where": "a.jsonl:3",
+        "fix": "add rows",
+        "exit_code": 1,
+    }
 
 
 def test_usage_errors_are_json_too(run_cli: RunCli) -> None:
     answer = run_cli("train", "--json", "--nonsense")
     assert answer.code == 2
-    assert answer.json["error"]["what"] == "no such option: --nonsense"
+    assert answer.json["error"]["code"] == "command-line"
 
 
 @pytest.mark.parametrize(
@@ -215,7 +221,7 @@ def test_an_unknown_flag_is_told_the_one_that_works_there(run_cli: RunCli, words
 def test_an_unexpected_error_is_one_line_without_debug_and_whole_with_it(run_cli: RunCli, doctor: Any) -> None:
     doctor(raising(ValueError("odd\nsecond line")))
     ran = run_cli("doctor")
-    assert (ran.code, ran.err) == (1, f"error: ValueError: odd\nfix: {cli.DEBUG_HINT}\n")
+    assert (ran.code, ran.err) == (1, f"error [unexpected]: ValueError: odd\nfix: {cli.DEBUG_HINT}\n")
     debugged = run_cli("doctor", "--debug")
     assert debugged.code == 1
     assert "Traceback" in debugged.err

@@ -36,14 +36,16 @@ def test_check_passes_and_fails_with_file_and_line(run_cli: RunCli, tmp_path: Pa
     (tmp_path / "b.toml").write_text("[train]\n\nbatchsize = 8\n")
     ran = run_cli("config", "check", "b.toml")
     assert ran.code == 2
-    assert "b.toml:3: unknown key train.batchsize" in ran.err
-    assert "did you mean train.batch_size?" in ran.err
+    assert ran.error == "unknown-name"
+    assert "b.toml:3" in ran.err
+    assert "train.batch_size" in ran.err
 
 
 def test_check_of_nothing_says_so(run_cli: RunCli) -> None:
     ran = run_cli("config", "check")
     assert ran.code == 2
-    assert "eagle3 config init" in ran.err
+    assert ran.error == "no-such-path"
+    assert "eagle3" in ran.err
 
 
 def test_init_writes_a_file_once(run_cli: RunCli, tmp_path: Path) -> None:

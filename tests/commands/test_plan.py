@@ -61,7 +61,7 @@ def test_prepare_says_what_it_then_does(planned: Planned, run_cli: RunCli, place
     assert run_cli(*words).code == 0
     again = planned(*words, "--dry-run")
     assert (again["already_done"], again["train_rows"]) == (True, 9)
-    assert planned(*words[:-1], 8, "--dry-run", code=2)["error"]["what"].startswith("already exists")
+    assert planned(*words[:-1], 8, "--dry-run", code=2)["error"]["message"].startswith("already exists")
 
 
 def test_regenerate_counts_the_replies_that_are_left(planned: Planned, run_cli: RunCli, place: Path) -> None:
@@ -71,7 +71,7 @@ def test_regenerate_counts_the_replies_that_are_left(planned: Planned, run_cli: 
     assert run_cli(*words, "--sample-range", "0:5").code == 0
     part = planned(*words, "--sample-range", "0:5", "--dry-run")
     assert (part["rows"], part["rows_left"], part["requests"]) == (5, 0, 0)
-    assert "other settings" in planned(*words, "--dry-run", code=2)["error"]["what"]
+    assert "other settings" in planned(*words, "--dry-run", code=2)["error"]["message"]
 
 
 def test_merge_counts_the_rows_of_its_shards(planned: Planned, run_cli: RunCli, place: Path) -> None:
@@ -210,4 +210,4 @@ def test_a_plan_foretells_a_target_with_processes_of_its_own(place: Path, run_cl
     assert "split" not in beside["speed"]
     wrong = run_cli("plan", "train", "--gpus", 2, "--target-gpus", 2)
     assert wrong.code == 2
-    assert "none is left" in wrong.err
+    assert wrong.error == "process-count"

@@ -173,18 +173,18 @@ def test_a_poisoned_log_is_not_promoted(
 def test_what_is_missing_is_said(served: Path, run_cli: RunCli) -> None:
     write_log(served / "server.jsonl", [exchange(*pair) for pair in replies().items()])
     none = run_cli("refresh", "runs/draft", cwd=served)
-    assert (none.code, "no logs" in none.err) == (2, True)
+    assert (none.code, none.error == "missing-data") == (2, True)
     pipe = run_cli("refresh", "runs/draft", "--logs", "/dev/null", cwd=served)
-    assert (pipe.code, "logs are read more than once" in pipe.err) == (1, True)
+    assert (pipe.code, pipe.error == "not-a-file") == (1, True)
     lost = run_cli("refresh", "runs/draft", "--logs", "serve.jsonl", cwd=served)
-    assert (lost.code, "did you mean server.jsonl?" in lost.err) == (1, True)
+    assert (lost.code, lost.error == "no-such-path") == (1, True)
     run = run_cli("refresh", "runs/train", "--logs", "server.jsonl", cwd=served)
-    assert (run.code, "give runs/train/best" in run.err) == (2, True)
+    assert (run.code, run.error == "not-a-draft" and "runs/train/best" in run.err) == (2, True)
     for name in ("train.jsonl", "eval.jsonl"):
         (served / name).unlink()
     gone = run_cli("refresh", "runs/draft", "--logs", "server.jsonl", cwd=served)
     assert gone.code == 2
-    assert "looked for train.jsonl, eval.jsonl" in gone.err
+    assert gone.error == "old-rows-missing"
     shutil.rmtree(served / "runs" / "train")
     unknown = run_cli("refresh", "runs/draft", "--logs", "server.jsonl", cwd=served)
     assert (unknown.code, "runs/train/settings.toml" in unknown.err) == (2, True), unknown.err

@@ -144,15 +144,17 @@ def test_files_of_somebody_else_are_not_overwritten(tmp_path: Path, run_cli: Run
 
 def test_what_is_no_run_is_told_with_the_runs_nearby(tmp_path: Path, run_cli: RunCli) -> None:
     none = run_cli("report")
-    assert (none.code, "eagle3 train" in none.err) == (2, True)
+    assert (none.code, none.error == "no-such-run" and "eagle3" in none.err) == (2, True)
     make_run(tmp_path / "runs" / "a")
     make_run(tmp_path / "runs" / "deep" / "b")
     for word in ("runs", "runs/nothing", "elsewhere"):
         found = run_cli("report", word)
         assert found.code == 2
-        assert "runs nearby: runs/a, runs/deep/b" in found.err
+        assert found.error == "no-such-run"
+        assert "runs/a" in found.err
+        assert "runs/deep/b" in found.err
     make_bench(tmp_path / "bench" / "x.jsonl")
     make_bench(tmp_path / "bench" / "y.jsonl")
-    assert "several results files: x.jsonl, y.jsonl" in run_cli("report", "bench").err
+    assert run_cli("report", "bench").error == "no-such-run"
     (tmp_path / "bench" / "x.jsonl").write_text('{"kind": "settings", "settings": {}}\n')
-    assert "no configuration has been measured yet" in run_cli("report", "bench/x.jsonl").err
+    assert run_cli("report", "bench/x.jsonl").error == "no-rows"

@@ -161,9 +161,9 @@ def test_what_cannot_be_watched_is_told(tmp_path: Path, run_cli: RunCli) -> None
     assert run_cli("watch").code == 2
     make_run(tmp_path / "runs" / "a")
     found = run_cli("watch", "runs/b")
-    assert (found.code, "runs nearby: runs/a" in found.err) == (2, True)
+    assert (found.code, found.error == "no-such-run" and "runs/a" in found.err) == (2, True)
     (tmp_path / "results.jsonl").write_text('{"kind": "settings", "settings": {}}\n')
-    assert "is a benchmark" in run_cli("watch", "results.jsonl").err
+    assert run_cli("watch", "results.jsonl").error == "not-a-file"
 
 
 @pytest.mark.slow

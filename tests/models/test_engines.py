@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from eagle3cli.errors import ModelError
 from eagle3cli.models.aux_layers import default_aux_layers
 from eagle3cli.models.config import DraftConfig, named_aux_layers
 from eagle3cli.models.contract import refusals
@@ -29,6 +28,7 @@ from eagle3cli.models.engines import (
 from eagle3cli.models.packaged import packaged_configs, packaged_target_class
 from eagle3cli.models.serve import check_served, serve, unserved
 from tests.conftest import ROOT
+from tests.failing import fails
 from tests.models.engine_classes import MORE_THAN_TEXT, NO_NUMBERS, TEXT_OF
 from tests.models.engine_table import BEGIN, END, markdown
 from tests.models.targets import ANY_LATENT, LATENT, TARGETS
@@ -149,7 +149,7 @@ def test_weights_that_an_engine_does_not_load(quantization: dict[str, Any] | Non
     assert all(word in served.refused[engine] for engine, word in refused.items())  # type: ignore[index]
     assert unserved(config, target).keys() == refused.keys()
     for engine, word in refused.items():
-        with pytest.raises(ModelError, match=word):
+        with fails("unservable-draft", word):
             check_served(config, target, engine)
 
 

@@ -75,4 +75,4 @@ def test_a_target_of_that_file_that_is_a_folder_is_missed_by_name(place: Path, r
     ran = run_cli("run", "mine.toml")
     assert ran.code == 2
     assert "target.model_path (eagle3.toml:3)" in ran.err
-    assert "no target in the settings" in ran.err
+    assert ran.error == "missing-target"

@@ -15,6 +15,7 @@ import pytest
 from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.runtime.files import locked, read_json, refuse_existing, write_folder, write_json, write_text, writing
 from tests.conftest import ROOT
+from tests.failing import fails
 
 
 def test_text_and_json_read_back(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_a_really_full_device_is_told_by_the_program() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: the disk is full")
+    assert done.stderr.startswith("error [disk-full]: ")
     assert "Traceback" not in done.stderr
 
 
@@ -121,7 +122,7 @@ def test_json_that_cannot_be_read_names_the_file(content: str | bytes | None, tm
 
 def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    with pytest.raises(UsageError, match="already exists"):
+    with fails("already-exists"):
         refuse_existing(tmp_path / "a", overwrite=False)
     refuse_existing(tmp_path / "a", overwrite=True)
     assert not (tmp_path / "a").exists()
@@ -133,6 +134,6 @@ def test_a_file_system_without_locks_stops_nobody(tmp_path: Path, monkeypatch: p
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.flock", refused)
-    with locked(tmp_path, UsageError("taken", where="", fix="")):
+    with locked(tmp_path, UsageError("locked", "taken", where="", fix="")):
         (tmp_path / "written").touch()
     assert (tmp_path / "written").exists()

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from eagle3cli.errors import DataError, Eagle3Error, UsageError
+from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.runtime.files import locked
 from eagle3cli.runtime.provenance import changes, describe_files, digest_json, refuse_changes
+from tests.failing import fails
 
 
 def test_changes_are_told_key_by_key() -> None:
@@ -25,7 +26,7 @@ def test_only_changes_are_refused() -> None:
     refuse_changes([], "here", "none")
     with pytest.raises(UsageError) as error:
         refuse_changes(["a was 1, is 2", "b was 3, is 4"], "here", "pass --overwrite", joint="; ")
-    assert error.value.what == "made with other settings: a was 1, is 2; b was 3, is 4"
+    assert error.value.message == "made with other settings: a was 1, is 2; b was 3, is 4"
     assert (error.value.where, error.value.fix) == ("here", "pass --overwrite")
 
 
@@ -37,7 +38,7 @@ def test_an_untouched_file_is_not_read_again(tmp_path: Path) -> None:
     assert describe_files([path], doctored) == doctored
     path.write_text("two")
     assert describe_files([path], doctored)[str(path)]["sha256"] not in ("earlier", first[str(path)]["sha256"])
-    with pytest.raises(DataError, match="cannot read"):
+    with fails("unreadable-file"):
         describe_files([tmp_path / "missing"])
 
 
@@ -48,7 +49,7 @@ def test_digests_depend_on_the_order_only_where_asked() -> None:
 
 @pytest.mark.parametrize("name", ["", ".lock"])
 def test_a_second_holder_is_refused_until_the_first_lets_go(tmp_path: Path, name: str) -> None:
-    busy = Eagle3Error("another process is writing here")
+    busy = Eagle3Error("locked", "another process is writing here")
     with locked(tmp_path / name, busy), pytest.raises(Eagle3Error) as error, locked(tmp_path / name, busy):
         pass
     assert error.value is busy

@@ -110,7 +110,9 @@ def capture(
     counts = count_rows(rows)
     if not bool((counts.counts_N3 > 0).all(1).any()):
         fix = "check --chat-template, and look at the rows with `eagle3 view`"
-        raise DataError(f"none of the {len(rows)} rows has a token that carries loss", where=str(folder), fix=fix)
+        raise DataError(
+            "no-reply-tokens", f"none of the {len(rows)} rows has a token that carries loss", where=str(folder), fix=fix
+        )
     with ranks.main_process_first():
         writer, codec, rate = _open(load, rows, folder, identity, vocab, options, counts, ranks, report)
     with writer:

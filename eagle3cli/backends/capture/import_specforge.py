@@ -126,7 +126,7 @@ def import_files(
         first = next(iter(listed.errors.items()), None)
         reason = f"; {first[0].name}: {first[1]}" if first else ""
         files = len(listed.rows) + len(listed.errors)
-        raise DataError(f"none of {files} files has a row with loss{reason}", where=str(source))
+        raise DataError("no-reply-tokens", f"none of {files} files has a row with loss{reason}", where=str(source))
     vocab = draft_vocab(listed, config, *weights)
     meta = StoreMeta(
         target=target.path,
@@ -178,7 +178,7 @@ def _read_row(path: Path, head: Head, sizes: dict[str, int]) -> StateRow:
     row = state_row(features.row, features.aux_SC, features.last_SH, top_tokens)
     if not bool(torch.isfinite(row.aux_UC).all()) or not bool(torch.isfinite(row.last_RH).all()):
         fix = "move the file away and import again with --overwrite"
-        raise DataError("holds states that are not finite", where=str(path), fix=fix)
+        raise DataError("states-not-finite", "holds states that are not finite", where=str(path), fix=fix)
     return replace(row, aux_UC=row.aux_UC.clone())  # the others are copies already: the file's map can go
 
 

@@ -137,4 +137,4 @@ def explain_pass(error: PassTooLarge, target: TargetSettings, layers: int, each:
     half = max(1, padded // 2)
     change = f"--batch-tokens {half}" if error.rows > 1 else f"--max-length {half}"
     fix = f"use {change} ({size_text(size(half))} for a pass), then run the same command again: it goes on"
-    return Eagle3Error(f"{error.what}\n{forecast}", where=error.where, fix=fix)
+    return Eagle3Error("out-of-memory", f"{error.message}\n{forecast}", where=error.where, fix=fix)

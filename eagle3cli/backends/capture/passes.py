@@ -34,9 +34,9 @@ PASSES = 2
 class PassTooLarge(ModelError):
     """Memory did not suffice for a pass of the target over ``rows`` rows, padded to ``longest`` tokens."""
 
-    def __init__(self, what: str, rows: int, longest: int) -> None:
+    def __init__(self, message: str, rows: int, longest: int) -> None:
         fix = "lower --batch-tokens (or --max-length) and run the same command again"
-        super().__init__(what, where=f"{rows} rows of up to {longest} tokens", fix=fix)
+        super().__init__("out-of-memory", message, where=f"{rows} rows of up to {longest} tokens", fix=fix)
         self.rows = rows
         self.longest = longest
 

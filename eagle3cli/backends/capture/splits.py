@@ -30,7 +30,10 @@ def capture_splits(settings: Settings, report: Reporter, stop: Stop, ranks: Rank
     if not requested.enable_aux_hidden_states:
         fix = "leave --enable-aux-hidden-states on"
         raise UsageError(
-            "EAGLE-3 drafts read auxiliary states", where="hidden_states.enable_aux_hidden_states", fix=fix
+            "conflicting-options",
+            "EAGLE-3 drafts read auxiliary states",
+            where="hidden_states.enable_aux_hidden_states",
+            fix=fix,
         )
     target = with_compute_dtype(settings.target, requested.dtype)
     if target.mem_fraction_static is None:
@@ -43,7 +46,9 @@ def capture_splits(settings: Settings, report: Reporter, stop: Stop, ranks: Rank
     cached = open_or_build(settings, config.draft_vocab_size, config.vocab_size, report, ranks)
     splits = {name: rows for name, rows in (("train", cached.train), ("eval", cached.eval)) if rows is not None}
     if requested.split != "both" and requested.split not in splits:
-        raise UsageError("no held-out rows to capture", where="--split eval", fix="give --eval-data-path")
+        raise UsageError(
+            "missing-data", "no held-out rows to capture", where="--split eval", fix="give --eval-data-path"
+        )
     target = shown_images(target, splits.values())
     _limit_memory(requested.mem_frac, report)
     identity = identify_target(target, config)

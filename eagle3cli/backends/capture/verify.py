@@ -165,6 +165,6 @@ def _recompute_rows(store: Store, settings: Settings, report: Reporter) -> Recom
     if fingerprint(target_settings.model_path, revision=target_settings.revision) != store.meta.target_hash:
         fix = f"give the target it came from ({store.meta.target}), or --recompute 0"
         what = "was captured from another target: config or weights differ"
-        raise UsageError(what, where=str(store.folder), fix=fix)
+        raise UsageError("conflicting-options", what, where=str(store.folder), fix=fix)
     target = load_target(target_settings, report, store.meta.aux_layers)
     return recompute(store, target, settings.hidden_states.recompute, report)

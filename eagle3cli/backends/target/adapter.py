@@ -65,7 +65,12 @@ def merged_folder(model_path: str, adapter: Path, parent: Path, report: Reporter
         return model_path
     if folder_quantization(raw, Path(model_path)) is not None:
         what = "its target's weights are quantised, and LoRA's sum is not: it would be another model"
-        raise ModelError(what, where=str(adapter), fix="merge it into the unquantised target, and quantise the result")
+        raise ModelError(
+            "adapter-unusable",
+            what,
+            where=str(adapter),
+            fix="merge it into the unquantised target, and quantise the result",
+        )
     name = Path(model_path).name
     folder = _place(model_path, config, parent, revision)
     if (folder / "config.json").is_file():
@@ -76,7 +81,9 @@ def merged_folder(model_path: str, adapter: Path, parent: Path, report: Reporter
     size = sum((base / file).stat().st_size for file in set(merge.files.values()))
     if free_bytes(parent) < size:
         fix = "make space, or name another disk with --cache-dir"
-        raise Eagle3Error(f"the target with its adapter takes {size_text(size)}", where=str(parent), fix=fix)
+        raise Eagle3Error(
+            "out-of-memory", f"the target with its adapter takes {size_text(size)}", where=str(parent), fix=fix
+        )
     report.info(f"merging {adapter} into {name}: {folder} (once, {size_text(size)})")
     mark = {"base_model": model_path if not Path(model_path).exists() else name, "adapter": adapter.resolve().name}
     write_folder(folder, lambda temporary: merge.write(temporary, {**mark, "sha256": digest}))
@@ -126,7 +133,9 @@ class _Merge:
             for module, parts in _modules(file.keys()).items():
                 self._add(module, parts)
         if not self.changes:
-            raise ModelError("it changes nothing: no LoRA weights", where=str(config.folder / ADAPTER))
+            raise ModelError(
+                "adapter-unusable", "it changes nothing: no LoRA weights", where=str(config.folder / ADAPTER)
+            )
 
     def _add(self, module: str, parts: dict[str, str]) -> None:
         of_bias = {"bias": "bias", "whole bias": "whole"}
@@ -149,7 +158,9 @@ class _Merge:
         if name.endswith(HEADS) and self.head is None:
             return HEADS[0]
         what = f"changes {name}, which {self.base.name} has not"
-        raise ModelError(what, where=str(self.config.folder), fix="give the target that it was trained on")
+        raise ModelError(
+            "adapter-unusable", what, where=str(self.config.folder), fix="give the target that it was trained on"
+        )
 
     def write(self, folder: Path, mark: dict[str, Any]) -> None:
         """Write the whole model into ``folder``."""
@@ -190,7 +201,12 @@ class _Merge:
         if change is None:
             return weight
         if not weight.is_floating_point() or weight.element_size() == 1:
-            raise ModelError(f"{name} of the target is quantised", where=str(self.config.folder), fix="see --help")
+            raise ModelError(
+                "adapter-unusable",
+                f"{name} of the target is quantised",
+                where=str(self.config.folder),
+                fix="see --help",
+            )
         path = self.config.folder / ADAPTER
         with well_formed(path, "LoRA weights of this target", "copy it again, or give the target it was trained on"):
             parts = self._read(change)
@@ -206,7 +222,7 @@ class _Merge:
             with open_safetensors(path) as file:
                 return {part: file.get_tensor(key).float() for part, key in change.parts.items()}
         except SafetensorError as error:
-            raise ModelError(f"cannot be read: {error}", where=str(path), fix=DAMAGED) from error
+            raise ModelError("damaged-file", f"cannot be read: {error}", where=str(path), fix=DAMAGED) from error
 
     def _sum(self, change: _Change, parts: dict[str, Tensor], weight: Tensor) -> Tensor:
         """W + scale * B @ A; with DoRA's magnitudes its rows have those as their norms."""
@@ -218,16 +234,22 @@ class _Merge:
         try:
             a, b = (parts[f"embedding_{side}"] if embeds else parts[side] for side in "AB")
         except KeyError as error:
-            raise ModelError(f"{change.module} lacks its LoRA {error}", where=str(self.config.folder)) from error
+            raise ModelError(
+                "adapter-unusable", f"{change.module} lacks its LoRA {error}", where=str(self.config.folder)
+            ) from error
         change_OI = self.config.scale(change.module, len(a)) * (b @ a)
         transposed = embeds or self.config.transposed
         if change_OI.shape != (weight.T if transposed else weight).shape:
             what = f"the change of {change.module} is {list(change_OI.shape)}, the target's weight {list(weight.shape)}"
-            raise ModelError(what, where=str(self.config.folder), fix="give the target that it was trained on")
+            raise ModelError(
+                "adapter-unusable", what, where=str(self.config.folder), fix="give the target that it was trained on"
+            )
         new_OI = (weight.T if transposed else weight) + change_OI
         if "magnitude" in parts:
             if embeds:
-                raise ModelError("DoRA of an embedding is not known here", where=str(self.config.folder))
+                raise ModelError(
+                    "adapter-unusable", "DoRA of an embedding is not known here", where=str(self.config.folder)
+                )
             new_OI *= (parts["magnitude"].flatten() / torch.linalg.vector_norm(new_OI, dim=1))[:, None]
         return new_OI.T if transposed else new_OI
 
@@ -258,7 +280,9 @@ def _modules(keys: list[str]) -> dict[str, dict[str, str]]:
             module, _, kind = name.replace(".base_layer.", ".").rpartition(".")
             tensors[module]["whole" if kind == "weight" else "whole bias"] = key
         else:
-            raise ModelError(f"{key}: no part of a LoRA adapter", where=ADAPTER, fix="merge it with peft")
+            raise ModelError(
+                "adapter-unusable", f"{key}: no part of a LoRA adapter", where=ADAPTER, fix="merge it with peft"
+            )
     return tensors
 
 

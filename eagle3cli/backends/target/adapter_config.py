@@ -47,7 +47,7 @@ class AdapterConfig:
         said = int(self._of("rank_pattern", module, self.raw["r"]))
         if said != rank:
             what = f"{module} has rank {rank}, {CONFIG} says {said}"
-            raise ModelError(what, where=str(self.folder), fix="copy the adapter's two files again")
+            raise ModelError("damaged-file", what, where=str(self.folder), fix="copy the adapter's two files again")
         alpha = float(self._of("alpha_pattern", module, self.raw["lora_alpha"]))
         return alpha / sqrt(rank) if self.raw.get("use_rslora") else alpha / rank
 
@@ -77,15 +77,17 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     """The config of the adapter in ``folder``; raises ModelError where it is none that can be merged, saying why."""
     if not (folder / CONFIG).is_file():
         what = f"no {CONFIG}: not an adapter" if folder.is_dir() else "no such folder"
-        raise ModelError(what, where=str(folder), fix="give the folder that peft's save_pretrained() wrote")
+        raise ModelError(
+            "adapter-unusable", what, where=str(folder), fix="give the folder that peft's save_pretrained() wrote"
+        )
     raw = read_json_object(folder / CONFIG)
     with well_formed(folder / CONFIG, "the config of an adapter", "copy it again"):
         reason = _why_not(raw)
     if reason is not None:
-        raise ModelError(f"cannot be merged: {reason}", where=str(folder), fix=MERGE)
+        raise ModelError("adapter-unusable", f"cannot be merged: {reason}", where=str(folder), fix=MERGE)
     if not (folder / WEIGHTS).is_file():
         fix = f"load it with peft, and save_pretrained() writes {WEIGHTS}"
-        raise ModelError(f"no {WEIGHTS}; no other file is read", where=str(folder), fix=fix)
+        raise ModelError("adapter-unusable", f"no {WEIGHTS}; no other file is read", where=str(folder), fix=fix)
     return AdapterConfig(folder, raw)
 
 

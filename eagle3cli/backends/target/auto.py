@@ -59,7 +59,7 @@ def shown_images(
     if other is not None:
         what = f"row {row + 1} has images, which {other} is not shown"
         fix = "use --target-model-backend hf in one process for each draft, or leave rows with images out"
-        raise UsageError(what, where="target.backend", fix=fix)
+        raise UsageError("unsupported-engine", what, where="target.backend", fix=fix)
     return target.model_copy(update={"backend": "hf"})
 
 

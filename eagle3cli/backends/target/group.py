@@ -109,7 +109,9 @@ def single_tp_group(target: TargetSettings, load: TargetLoader) -> Iterator[bool
     with tp_group(target, load) as ranks:
         if ranks is not None and ranks.world_size > 1:
             fix = "start one process, or as many as --tp-size says, to spread the target over them"
-            raise UsageError(f"{ranks.world_size} processes would all do the same work", where="WORLD_SIZE", fix=fix)
+            raise UsageError(
+                "process-count", f"{ranks.world_size} processes would all do the same work", where="WORLD_SIZE", fix=fix
+            )
         yield ranks is not None
 
 
@@ -124,7 +126,7 @@ def check_groups(size: int, ranks: Ranks) -> None:
     if ranks.world_size % size:
         what = f"{ranks.world_size} processes cannot be cut into groups of {size}"
         fix = f"start a multiple of {size}: --gpus {size}, or torchrun --nproc-per-node {size} -m eagle3cli ..."
-        raise UsageError(what, where="--tp-size", fix=fix)
+        raise UsageError("process-count", what, where="--tp-size", fix=fix)
 
 
 @cache

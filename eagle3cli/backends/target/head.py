@@ -57,7 +57,10 @@ def read_embedding_and_head(model_path: str, *, revision: str | None = None) -> 
     name = find_tensor(files, EMBEDDINGS)
     if name is None:
         raise ModelError(
-            f"no input embedding among {len(files)} tensors", where=model_path, fix=_looked_for(EMBEDDINGS)
+            "missing-tensor",
+            f"no input embedding among {len(files)} tensors",
+            where=model_path,
+            fix=_looked_for(EMBEDDINGS),
         )
     embedding = files[name]
     head_name = find_tensor([name for name in files if ".layers." not in name], HEADS)
@@ -65,14 +68,21 @@ def read_embedding_and_head(model_path: str, *, revision: str | None = None) -> 
     if tied or (head_name is None and (tied is None or "text_config" in config)):
         head = embedding
     elif head_name is None:
-        raise ModelError("tie_word_embeddings is false but there is no head", where=model_path, fix=_looked_for(HEADS))
+        raise ModelError(
+            "missing-tensor",
+            "tie_word_embeddings is false but there is no head",
+            where=model_path,
+            fix=_looked_for(HEADS),
+        )
     else:
         head = files[head_name]
     text = text_part(config)
     shape = (text.get("vocab_size"), text.get("hidden_size"))
     for tensor, what in ((embedding, name), (head, head_name or name)):
         if None not in shape and tuple(tensor.shape) != shape:
-            raise ModelError(f"{what} is {list(tensor.shape)}; the config says {list(shape)}", where=model_path)
+            raise ModelError(
+                "tensor-shape", f"{what} is {list(tensor.shape)}; the config says {list(shape)}", where=model_path
+            )
     return embedding, head
 
 
@@ -111,7 +121,9 @@ def read_target_tensors(
     if kind in BARE_NORMS:
         tensors["final_norm"] = torch.ones(embedding.shape[1])
     if "final_norm" not in tensors:
-        raise ModelError("no norm before the head", where=model_path, fix="start with --draft-init random")
+        raise ModelError(
+            "missing-tensor", "no norm before the head", where=model_path, fix="start with --draft-init random"
+        )
     if "gate_up" in tensors:
         tensors["gate_proj"], tensors["up_proj"] = tensors.pop("gate_up").chunk(2)
     if kind.startswith(UNIT_OFFSET_NORMS) and not kind.startswith(NOT_UNIT_OFFSET):

@@ -250,7 +250,9 @@ def read_target_config(target: TargetSettings) -> dict[str, Any]:
 def read_auto_config(target: TargetSettings) -> Any:
     """The target's config as transformers reads it."""
     if not target.model_path:
-        raise UsageError("no target model", where="--target-model-path", fix="give a folder or a hub id")
+        raise UsageError(
+            "missing-target", "no target model", where="--target-model-path", fix="give a folder or a hub id"
+        )
     try:
         return AutoConfig.from_pretrained(
             target.model_path, revision=target.revision, trust_remote_code=target.trust_remote_code
@@ -264,15 +266,20 @@ def model_error(path: str, error: Exception) -> ModelError:
     folder = Path(path)
     if folder.exists() and not (folder / "config.json").exists():
         return ModelError(
-            "this folder holds no model: no config.json", where=path, fix="give a transformers model folder"
+            "not-a-model",
+            "this folder holds no model: no config.json",
+            where=path,
+            fix="give a transformers model folder",
         )
     if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        return ModelError("no such folder", where=path, fix="check --target-model-path")
+        return ModelError("no-such-path", "no such folder", where=path, fix="check --target-model-path")
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if not folder.exists():
         fix = "check the name; without network, give a local folder or put the model into the hub cache first"
-        return ModelError(f"cannot be found on the hub or in its cache ({reason})", where=path, fix=fix)
-    return ModelError(f"transformers cannot load it: {reason}", where=path)
+        return ModelError(
+            "hub-unreachable", f"cannot be found on the hub or in its cache ({reason})", where=path, fix=fix
+        )
+    return ModelError("unloadable-target", f"transformers cannot load it: {reason}", where=path)
 
 
 def load_target(target: TargetSettings, report: Reporter, aux_layers: tuple[int, ...] | None = None) -> HfTarget:
@@ -291,7 +298,9 @@ def load_target(target: TargetSettings, report: Reporter, aux_layers: tuple[int,
     decoder, layers = decoder_of(model)
     aux_layers = aux_layers or default_aux_layers(len(layers))
     if max(aux_layers) >= len(layers):
-        raise UsageError(f"the target has layers 0 to {len(layers) - 1}, not {max(aux_layers)}", where="--aux-layers")
+        raise UsageError(
+            "aux-layers", f"the target has layers 0 to {len(layers) - 1}, not {max(aux_layers)}", where="--aux-layers"
+        )
     embedding_VH, head = embedding_and_head(model, target, dtype)
     loaded = HfTarget(
         model,
@@ -320,7 +329,7 @@ def _refuse_old_transformers(config: Any) -> None:
     """Raise ModelError for a model that transformers 4 runs in a way that is not known here."""
     if transformers.__version__.startswith("4.") and config.model_type in NEEDS_TRANSFORMERS_5:
         what = f"{config.model_type} needs transformers 5; {transformers.__version__} is installed"
-        raise ModelError(what, where="target.model_path", fix="pip install 'transformers>=5'")
+        raise ModelError("package-too-old", what, where="target.model_path", fix="pip install 'transformers>=5'")
 
 
 @torch.no_grad()
@@ -333,11 +342,13 @@ def check_logits(target: HfTarget) -> None:
     name = type(target.model).__name__
     shape = (1, len(ids), last_SH.shape[1])
     if any(tuple(output.shape) != shape for output in outputs.values()):
-        raise ModelError(f"the layers of {name} put out something else than hidden states", where=target.path)
+        raise ModelError(
+            "unloadable-target", f"the layers of {name} put out something else than hidden states", where=target.path
+        )
     logits = target.head(last_SH).float().to(expected.device)
     if (logits - expected).abs().max() > TOLERANCE * expected.abs().max():
         what = f"{name} makes its logits in a way that eagle3 does not know: a factor, or a step before the head"
-        raise ModelError(what, where=target.path, fix="report its name, with its config.json")
+        raise ModelError("unloadable-target", what, where=target.path, fix="report its name, with its config.json")
 
 
 def packed_kernel(target: HfTarget, device: str) -> str | None:
@@ -370,9 +381,16 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"no such device: {name}", where="--device", fix="use cpu, cuda or cuda:N") from error
+        raise UsageError(
+            "no-such-device", f"no such device: {name}", where="--device", fix="use cpu, cuda or cuda:N"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("torch sees no CUDA device", where="--device", fix="use --device cpu, or see eagle3 doctor")
+        raise UsageError(
+            "no-such-device",
+            "torch sees no CUDA device",
+            where="--device",
+            fix="use --device cpu, or see eagle3 doctor",
+        )
     return device
 
 

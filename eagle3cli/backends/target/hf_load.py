@@ -175,7 +175,10 @@ def _without_kernels(config: Any, device: torch.device, report: Reporter) -> dic
     method = _quantization(config)
     if importlib.util.find_spec("accelerate") is None:
         raise UsageError(
-            f"a target in {method} needs accelerate", where="target.model_path", fix=INSTALL + "accelerate"
+            "missing-package",
+            f"a target in {method} needs accelerate",
+            where="target.model_path",
+            fix=INSTALL + "accelerate",
         )
     missing = " ".join(name for name in ("kernels", "triton") if importlib.util.find_spec(name) is None)
     if not missing:
@@ -244,7 +247,9 @@ def _auto_class(config: Any) -> Any:
     """
     if getattr(config, "thinker_config", None) is not None:
         what = f"{config.model_type} is a thinker and a talker, and transformers runs no pass of both"
-        raise ModelError(what, where=str(config.name_or_path), fix="use a target that is one language model")
+        raise ModelError(
+            "unloadable-target", what, where=str(config.name_or_path), fix="use a target that is one language model"
+        )
     remote = getattr(config, "auto_map", None) or {}
     if type(config) in AutoModelForCausalLM._model_mapping or "AutoModelForCausalLM" in remote:
         return AutoModelForCausalLM
@@ -262,16 +267,21 @@ def _tensor_parallel(size: int) -> dict[str, Any]:
     if ranks % size:
         fix = f"start them with --gpus {size}, or torchrun --nproc-per-node {size} -m eagle3cli ..."
         raise UsageError(
-            f"a target over {size} ranks needs {size} processes; there are {ranks}", where="--tp-size", fix=fix
+            "process-count",
+            f"a target over {size} ranks needs {size} processes; there are {ranks}",
+            where="--tp-size",
+            fix=fix,
         )
     if importlib.util.find_spec("accelerate") is None:
-        raise UsageError("needs accelerate with transformers", where="--tp-size", fix="pip install accelerate")
+        raise UsageError(
+            "missing-package", "needs accelerate with transformers", where="--tp-size", fix="pip install accelerate"
+        )
     config = _distributed_config(tp_size=size, dp_replicate_size=ranks // size)
     if config is None and ranks > size:
         what = (
             f"transformers {transformers.__version__} cannot give each of {ranks // size} groups of processes a target"
         )
-        raise UsageError(what, where="--tp-size", fix="pip install 'transformers>=5.24'")
+        raise UsageError("package-too-old", what, where="--tp-size", fix="pip install 'transformers>=5.24'")
     config = config or _distributed_config(tp_size=size)
     return {"tp_plan": "auto"} if config is None else {"distributed_config": config}
 
@@ -289,12 +299,14 @@ def _distributed_config(**options: Any) -> Any | None:
 def _device_map(target: TargetSettings) -> dict[str, Any]:
     """Arguments that spread the layers over the devices, with what does not fit in memory or on disk."""
     if importlib.util.find_spec("accelerate") is None:
-        raise UsageError("needs accelerate", where="--device-map", fix="pip install accelerate")
+        raise UsageError("missing-package", "needs accelerate", where="--device-map", fix="pip install accelerate")
     limits = {}
     for text in target.max_memory:
         name, _, size = text.partition("=")
         if not name or not size:
-            raise UsageError(f"not DEVICE=SIZE: {text}", where="--max-memory", fix="write 0=20GiB cpu=60GiB")
+            raise UsageError(
+                "invalid-value", f"not DEVICE=SIZE: {text}", where="--max-memory", fix="write 0=20GiB cpu=60GiB"
+            )
         limits[int(name) if name.isdigit() else name] = size
     return {
         "device_map": "auto" if target.device_map == "none" else target.device_map,

@@ -39,7 +39,9 @@ class Llama4Tower:
         is_image_1S1 = (ids_1S == self.config.image_token_index)[..., None]
         if int(is_image_1S1.sum()) != len(features_FH):
             what = f"{int(is_image_1S1.sum())} tokens of images for {len(features_FH)} features of its tower"
-            raise ModelError(what, where=self.model_path, fix="take the model's own processor files")
+            raise ModelError(
+                "unloadable-target", what, where=self.model_path, fix="take the model's own processor files"
+            )
         return embeds_1SH.masked_scatter(is_image_1S1, features_FH)
 
     @cached_property
@@ -52,7 +54,7 @@ class Llama4Tower:
             own = {key.partition(f"{name}.")[2]: tensors[key] for key in tensors if f"{name}." in key}
             missing = part.load_state_dict(own, strict=False).missing_keys
             if missing:
-                raise ModelError(f"no {name}.{missing[0]} among its tensors", where=self.model_path)
+                raise ModelError("missing-tensor", f"no {name}.{missing[0]} among its tensors", where=self.model_path)
         return tower.eval().requires_grad_(False), projector.eval().requires_grad_(False)
 
 

@@ -41,7 +41,7 @@ def load_whole(load: Load, config: Any, where: str) -> PreTrainedModel:
         missing -= _compute(model, buffers)
     if missing:
         what = f"{len(missing)} weights are missing, {min(missing)} among them"
-        raise ModelError(what, where=where, fix="copy the model again")
+        raise ModelError("damaged-file", what, where=where, fix="copy the model again")
     return model
 
 

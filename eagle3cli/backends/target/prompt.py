@@ -57,7 +57,9 @@ class PromptReader:
         if not isinstance(tokens, ImageTokens):
             return ModelInputs({"input_ids": ids_1S})
         if self.processor is None:
-            raise UsageError("the rows have images, and the target takes text alone", where=self.path)
+            raise UsageError(
+                "images-unsupported", "the rows have images, and the target takes text alone", where=self.path
+            )
         inputs = self.processor.model_inputs(tokens, tokens.images)
         moved = {name: to_device(_in_type(value, self.dtype), self.device) for name, value in inputs.items()}
         if self.tower is not None:

@@ -84,7 +84,12 @@ def refuse_unknown_version() -> None:
         return
     what = f"SGLang {version} is installed; running inside it is known to work with {' or '.join(VERSIONS)}"
     fix = f"pip install sglang=={VERSIONS[-1]}, or use --target-model-backend hf"
-    raise UsageError(what if version else "SGLang is not installed", where="--target-model-backend sglang", fix=fix)
+    raise UsageError(
+        "missing-package",
+        what if version else "SGLang is not installed",
+        where="--target-model-backend sglang",
+        fix=fix,
+    )
 
 
 def split_to_fit(sequences: Sequence[Tokens], tokens: int, page: int) -> Iterator[list[Tokens]]:
@@ -95,7 +100,9 @@ def split_to_fit(sequences: Sequence[Tokens], tokens: int, page: int) -> Iterato
         size = -(-len(ids) // page) * page
         if size > tokens:
             what = f"a row of {len(ids)} tokens; SGLang has room for {tokens}"
-            raise ModelError(what, where="target", fix="lower --max-length or raise --sglang-mem-fraction-static")
+            raise ModelError(
+                "out-of-memory", what, where="target", fix="lower --max-length or raise --sglang-mem-fraction-static"
+            )
         if part and (used + size > tokens or len(part) == ROWS):
             yield part
             part = []
@@ -159,7 +166,9 @@ def load_sglang(target: TargetSettings, report: Reporter, aux_layers: tuple[int,
     if max(aux_layers) >= depth - 1:
         # SGLang captures a layer's output as the next layer's input.
         what = f"SGLang captures the outputs of layers 0 to {depth - 2}, not {max(aux_layers)}"
-        raise UsageError(what, where="--aux-layers", fix="choose lower layers, or use --target-model-backend hf")
+        raise UsageError(
+            "aux-layers", what, where="--aux-layers", fix="choose lower layers, or use --target-model-backend hf"
+        )
     device = pick_device(target.device)
     dtype = pick_dtype(target.dtype, device, config)
     with world_of_neighbours(target.tp_size):
@@ -170,7 +179,9 @@ def load_sglang(target: TargetSettings, report: Reporter, aux_layers: tuple[int,
         except Exception as error:  # whatever SGLang's insides raise about a model
             reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
             fix = "use --target-model-backend hf, or see the whole error with --debug"
-            raise ModelError(f"SGLang cannot run it here: {reason}", where=target.model_path, fix=fix) from error
+            raise ModelError(
+                "unsupported-engine", f"SGLang cannot run it here: {reason}", where=target.model_path, fix=fix
+            ) from error
         embedding_VH, head = _embedding_and_head(runner, target, config, dtype)
         loaded = SglangTarget(runner, embedding_VH, head, aux_layers, target.model_path)
         _check_logits(loaded)  # here, because the first pass still makes things of the ranks: workspaces of its sums
@@ -286,7 +297,9 @@ def _rank(target: TargetSettings, device: torch.device) -> tuple[int, int]:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size % target.tp_size:
         fix = f"start them with --gpus {target.tp_size}, or torchrun --nproc-per-node {target.tp_size} -m eagle3cli ..."
-        raise UsageError(f"needs {target.tp_size} processes; there are {world_size}", where="--tp-size", fix=fix)
+        raise UsageError(
+            "process-count", f"needs {target.tp_size} processes; there are {world_size}", where="--tp-size", fix=fix
+        )
     return int(os.environ.get("RANK", "0")) % target.tp_size, int(os.environ.get("LOCAL_RANK", device.index or 0))
 
 
@@ -328,9 +341,14 @@ def _check_logits(target: SglangTarget) -> None:
     name = type(target.runner.model).__name__
     shape = (len(PROBE), len(target.aux_layers) * target.embedding_VH.shape[1])
     if last_SH is None or aux_SC is None or tuple(aux_SC.shape) != shape:
-        raise ModelError(f"SGLang's {name} captures no auxiliary layers", where=target.path, fix="use --backend hf")
+        raise ModelError(
+            "unsupported-engine",
+            f"SGLang's {name} captures no auxiliary layers",
+            where=target.path,
+            fix="use --backend hf",
+        )
     expected = out.next_token_logits[0].float()
     logits = target.head(last_SH[-1:])[0].float()
     if (logits - expected[: len(logits)]).abs().max() > TOLERANCE * expected.abs().max():
         what = f"SGLang's {name} makes its logits in a way that eagle3 does not know"
-        raise ModelError(what, where=target.path, fix="use --target-model-backend hf")
+        raise ModelError("unsupported-engine", what, where=target.path, fix="use --target-model-backend hf")

@@ -23,5 +23,10 @@ def decoder_of(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
             innermost = (module, lists[0])
     if innermost is None:
         what = f"{type(model).__name__} has no list of {count} layers beside its embedding"
-        raise ModelError(what, where=str(model.config.name_or_path), fix="use another target, or another backend")
+        raise ModelError(
+            "unloadable-target",
+            what,
+            where=str(model.config.name_or_path),
+            fix="use another target, or another backend",
+        )
     return innermost

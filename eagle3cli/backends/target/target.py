@@ -28,7 +28,12 @@ def refuse_images(sequences: Sequence[Tokens], who: str) -> None:
     """Raise UsageError where a sequence has images, which ``who`` would take for text."""
     if any(isinstance(tokens, ImageTokens) for tokens in sequences):
         fix = "use --target-model-backend hf on one device, without target ranks; or leave rows with images out"
-        raise UsageError(f"the rows have images, which {who} is not shown", where="--target-model-backend", fix=fix)
+        raise UsageError(
+            "images-unsupported",
+            f"the rows have images, which {who} is not shown",
+            where="--target-model-backend",
+            fix=fix,
+        )
 
 
 class LiveTarget(Protocol):

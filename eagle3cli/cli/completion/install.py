@@ -18,12 +18,14 @@ def run_flag(argv: Sequence[str]) -> int:
     """Run ``--install-completion [SHELL]`` or ``--show-completion [SHELL]``; returns the exit code."""
     flag, *rest = [word for word in argv if word != "--debug"]
     if len(rest) > 1:
-        raise UsageError(f"one shell at most, not {' '.join(rest)}", where=flag, fix=f"eagle3 {flag} bash")
+        raise UsageError(
+            "invalid-value", f"one shell at most, not {' '.join(rest)}", where=flag, fix=f"eagle3 {flag} bash"
+        )
     shell = rest[0] if rest else running_shell()
     if shell not in SHELLS:
         close = suggest(shell, SHELLS)
         fix = f"did you mean {close}?" if close else f"name one: eagle3 {flag} bash (or zsh, fish)"
-        raise UsageError(f"no completion for {shell or 'an unknown shell'}", where=flag, fix=fix)
+        raise UsageError("invalid-value", f"no completion for {shell or 'an unknown shell'}", where=flag, fix=fix)
     out = Out()
     if flag == "--show-completion":
         out.print(script(shell).rstrip("\n"))

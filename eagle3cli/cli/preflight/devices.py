@@ -24,15 +24,22 @@ def check_device(name: str) -> None:
         word = re.sub(r"[^a-z0-9]", "", name.lower())
         close = MEANT.get(word) or next(iter(difflib.get_close_matches(name, KINDS[:5], n=1)), None)
         fix = f"did you mean {close}? else use cpu, cuda or cuda:N" if close else "use cpu, cuda or cuda:N"
-        raise UsageError(f"no such device: {name}", where="--device", fix=fix)
+        raise UsageError("no-such-device", f"no such device: {name}", where="--device", fix=fix)
     if match[1] != "cuda":
         return
     count = visible_gpus()
     if count == 0:
-        raise UsageError("torch sees no CUDA device", where="--device", fix="use --device cpu, or see eagle3 doctor")
+        raise UsageError(
+            "no-such-device",
+            "torch sees no CUDA device",
+            where="--device",
+            fix="use --device cpu, or see eagle3 doctor",
+        )
     if count is not None and match[2] is not None and int(match[2]) >= count:
         what = f"no GPU {match[2]}: this machine has {count}, counted from 0"
-        raise UsageError(what, where="--device", fix=f"use cuda:{count - 1}" if count > 1 else "use cuda:0")
+        raise UsageError(
+            "no-such-device", what, where="--device", fix=f"use cuda:{count - 1}" if count > 1 else "use cuda:0"
+        )
 
 
 def check_gpus(gpus: str | None, device: str) -> None:
@@ -67,4 +74,4 @@ def check_port(settings: Settings) -> None:
             except OSError as error:
                 fix = "choose another --port, or leave it out"
                 what = f"port {number} cannot be had: {(error.strerror or str(error)).lower()}"
-                raise UsageError(what, where="--port", fix=fix) from error
+                raise UsageError("port-taken", what, where="--port", fix=fix) from error

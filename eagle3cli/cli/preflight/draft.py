@@ -26,19 +26,21 @@ def check_draft(settings: Settings, target: Mapping[str, Any] | None, report: Re
     path = Path(settings.draft.path or settings.train.output_dir).expanduser()
     if gguf_draft(path) is not None:
         fix = "bench --engine llama.cpp reads it; else give the run or the folder that it was exported from"
-        raise ModelError("a draft for llama.cpp, which nothing else reads", where=str(path), fix=fix)
+        raise ModelError("draft-format", "a draft for llama.cpp, which nothing else reads", where=str(path), fix=fix)
     if path.is_file():
-        raise ModelError("no trained draft here: a file, not a folder", where=str(path), fix=_fix(path.parent))
+        raise ModelError(
+            "not-a-draft", "no trained draft here: a file, not a folder", where=str(path), fix=_fix(path.parent)
+        )
     if not path.exists():
         similar = similar_path(path)
         fix = f"did you mean {similar}?" if similar is not None else _fix(None)
-        raise ModelError("no such folder", where=str(path), fix=fix)
+        raise ModelError("no-such-path", "no such folder", where=str(path), fix=fix)
     folder = find_draft(path)
     raw = read_json_object(folder / "config.json")
     named = any("eagle" in str(name).lower() for name in raw.get("architectures") or ())
     if not named and not raw.keys() & set(OF_A_DRAFT) and raw.get("num_hidden_layers", 1) != 1:
         what = f"a whole model ({raw.get('num_hidden_layers')} layers), not an EAGLE-3 draft"
-        raise ModelError(what, where=str(folder), fix=_fix(None))
+        raise ModelError("not-a-draft", what, where=str(folder), fix=_fix(None))
     check_weight_files(folder)
     if target is not None and "speculators_model_type" not in raw:
         check_made_for(folder, raw, target)
@@ -98,4 +100,4 @@ def _target_of_run(folder: Path) -> str | None:
 def check_warm_start(settings: Settings) -> None:
     """Raise UsageError for ``--draft-init draft`` without a draft."""
     if settings.draft.path is None:
-        raise UsageError("--draft-init draft without a draft", where=FLAG, fix="give its folder")
+        raise UsageError("missing-draft", "--draft-init draft without a draft", where=FLAG, fix="give its folder")

@@ -41,21 +41,24 @@ def check_file(path: Path, flag: str, *, may_be_empty: bool = False) -> None:
     if path.is_dir():
         files = sorted(file.name for file in path.iterdir() if file.suffix in (".jsonl", ".json", ".parquet"))
         fix = f"give one of its files, e.g. {flag} {path / files[0]}" if files else f"give a file: check {flag}"
-        raise DataError("is a folder, not a file", where=str(path), fix=fix)
+        raise DataError("not-a-file", "is a folder, not a file", where=str(path), fix=fix)
     if not path.exists():
-        raise DataError("no such file", where=str(path), fix=fix_for(path, f"check {flag}"))
+        raise DataError("no-such-path", "no such file", where=str(path), fix=fix_for(path, f"check {flag}"))
     if path.is_file() and path.stat().st_size == 0 and not may_be_empty:
-        raise DataError("the file is empty", where=str(path), fix=f"give a file with rows: check {flag}")
+        raise DataError("no-rows", "the file is empty", where=str(path), fix=f"give a file with rows: check {flag}")
     _check_readable(path)
 
 
 def check_folder(path: Path, flag: str) -> None:
     """Raise DataError where ``path`` is no folder that can be read."""
     if not path.exists():
-        raise DataError("no such folder", where=str(path), fix=fix_for(path, f"check {flag}"))
+        raise DataError("no-such-path", "no such folder", where=str(path), fix=fix_for(path, f"check {flag}"))
     if not path.is_dir():
         raise DataError(
-            "is a file, not a folder", where=str(path), fix=f"give the folder that it lies in: check {flag}"
+            "not-a-file",
+            "is a file, not a folder",
+            where=str(path),
+            fix=f"give the folder that it lies in: check {flag}",
         )
     _check_readable(path)
 
@@ -63,13 +66,15 @@ def check_folder(path: Path, flag: str) -> None:
 def check_input(path: Path, flag: str) -> None:
     """Raise DataError where ``path`` is neither a file nor a folder that can be read."""
     if not path.exists():
-        raise DataError("no such file or folder", where=str(path), fix=fix_for(path, f"check {flag}"))
+        raise DataError("no-such-path", "no such file or folder", where=str(path), fix=fix_for(path, f"check {flag}"))
     _check_readable(path)
 
 
 def _check_readable(path: Path) -> None:
     if not os.access(path, os.R_OK):
-        raise DataError("cannot be read: permission denied", where=str(path), fix=f"allow it: chmod u+r {path}")
+        raise DataError(
+            "unreadable-file", "cannot be read: permission denied", where=str(path), fix=f"allow it: chmod u+r {path}"
+        )
 
 
 def check_output(path: Path, flag: str, *, folder: bool) -> None:
@@ -77,10 +82,10 @@ def check_output(path: Path, flag: str, *, folder: bool) -> None:
     parent = path if path.exists() else next(p for p in path.absolute().parents if p.exists() or p.is_symlink())
     if path.exists() and path.is_dir() != folder:
         kind = "a folder, not a file" if path.is_dir() else "a file, not a folder"
-        raise Eagle3Error(f"is {kind}", where=str(path), fix=f"choose another place with {flag}")
+        raise Eagle3Error("not-a-file", f"is {kind}", where=str(path), fix=f"choose another place with {flag}")
     if not path.exists() and not parent.is_dir():
         what = f"cannot be made: {parent} is a file, not a folder"
-        raise Eagle3Error(what, where=str(path), fix=f"choose another place with {flag}")
+        raise Eagle3Error("cannot-write", what, where=str(path), fix=f"choose another place with {flag}")
     try:
         if path.exists():
             _ask_to_write(path)

@@ -94,7 +94,7 @@ def _check_target(name: str, settings: Settings, engine: str | None) -> dict[str
     """The target's config where it is at hand."""
     if not settings.target.model_path and name in NEEDS_TARGET:
         fix = "pass --target-model-path: a folder, a hub id or a .gguf file"
-        raise UsageError("no target model", where="--target-model-path", fix=fix)
+        raise UsageError("missing-target", "no target model", where="--target-model-path", fix=fix)
     if engine == "running" or name == "run":
         return None  # servers have it, and the name is theirs; the first stage of a run looks, and keeps what it found
     from eagle3cli.cli.preflight.target import check_target
@@ -160,6 +160,8 @@ def _check_draft(
         check_warm_start(settings)
         reads = True
     if name in ("eval", "import") and settings.draft.path is None:
-        raise UsageError("no draft", where="--draft-model-path", fix="run eagle3 train first, or give a folder")
+        raise UsageError(
+            "missing-draft", "no draft", where="--draft-model-path", fix="run eagle3 train first, or give a folder"
+        )
     if reads:
         check_draft(settings, target, report)

@@ -34,7 +34,7 @@ def check_servers(settings: Settings, *, every: bool) -> None:
     if silent and (every or len(silent) == len(settings.server.address_port)):
         address, problem = next(iter(silent.items()))
         fix = "start the server first, or leave the address out and this command starts one"
-        raise Eagle3Error(f"does not answer: {problem}", where=address, fix=fix)
+        raise Eagle3Error("no-server", f"does not answer: {problem}", where=address, fix=fix)
 
 
 def _ask(address: str) -> tuple[int, bytes]:
@@ -62,7 +62,7 @@ def check_bench(settings: Settings, engine: str) -> bool:
 
     configs = [parse_config(text) for text in settings.bench.config_list]
     if not settings.bench.temperature or min(settings.bench.temperature) < 0:
-        raise UsageError("a temperature is at least 0", where="--temperature", fix="0 is greedy")
+        raise UsageError("invalid-value", "a temperature is at least 0", where="--temperature", fix="0 is greedy")
     if engine == "local":
         require_chains(configs, "the local engine", ", and --engine sglang with --server-python PYTHON serves trees")
     if engine == "started" and settings.bench.engine in ("vllm", "llama.cpp"):
@@ -76,7 +76,7 @@ def check_bench(settings: Settings, engine: str) -> bool:
         return False
     if settings.draft.path is None and not settings.bench.search:
         fix = "run eagle3 export first, give a draft folder, or only baselines (--config-list 1,0,0,0)"
-        raise UsageError("no draft", where="--speculative-draft-model-path", fix=fix)
+        raise UsageError("missing-draft", "no draft", where="--speculative-draft-model-path", fix=fix)
     if settings.draft.path is None or settings.bench.engine != "llama.cpp":
         return settings.draft.path is not None
     return gguf_draft(Path(settings.draft.path).expanduser()) is None

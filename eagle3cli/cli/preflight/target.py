@@ -38,14 +38,14 @@ def check_target(settings: Settings, *, weights: bool, tokenizer: bool) -> dict[
     if path.is_dir():
         return _folder_config(path, weights=weights, tokenizer=tokenizer)
     if path.exists():
-        raise ModelError("a file, not a model", where=name, fix=f"give {HERE}")
+        raise ModelError("not-a-model", "a file, not a model", where=name, fix=f"give {HERE}")
     _check_hub_id(name, path)
     return None
 
 
 def _gguf_config(name: str, path: Path, converted: Path) -> dict[str, Any] | None:
     if name not in PACKAGES and not path.exists():
-        raise ModelError("no such file", where=name, fix=fix_for(path, f"give {HERE}"))
+        raise ModelError("no-such-path", "no such file", where=name, fix=fix_for(path, f"give {HERE}"))
     file = find_gguf(name)
     assert file is not None
     check_header(file)
@@ -64,30 +64,33 @@ def _folder_config(folder: Path, *, weights: bool, tokenizer: bool) -> dict[str,
             fix = f"did you mean {folder / inner[0]}?"
         what = "this folder holds no model: no config.json"
         raise ModelError(
-            f"{what} (the folder is empty)" if not any(folder.iterdir()) else what, where=str(folder), fix=fix
+            "not-a-model",
+            f"{what} (the folder is empty)" if not any(folder.iterdir()) else what,
+            where=str(folder),
+            fix=fix,
         )
     config = read_json_object(folder / "config.json")
     if "model_type" not in config:
         fix = "give a transformers model folder, or copy its config.json again"
-        raise ModelError("config.json names no model_type: not a model's", where=str(folder), fix=fix)
+        raise ModelError("not-a-model", "config.json names no model_type: not a model's", where=str(folder), fix=fix)
     quantization = folder_quantization(config, folder) if weights else None
     if quantization is not None and quantization.method:
         check_known(quantization, str(folder))
     if tokenizer and not any((folder / file).is_file() for file in TOKENIZER_FILES):
         fix = "download the tokenizer's files (tokenizer.json, tokenizer_config.json) into it"
-        raise ModelError("the folder has no tokenizer", where=str(folder), fix=fix)
+        raise ModelError("no-tokenizer", "the folder has no tokenizer", where=str(folder), fix=fix)
     if weights and not check_weight_files(folder) and not any(folder.glob("*.safetensors")):
         others = sorted(file.name for file in folder.glob("*") if file.suffix in (".bin", ".pt", ".pth", ".gguf"))
         what = f"no safetensors weights; {others[0]} is not read" if others else "no weights: no model.safetensors"
         fix = "download the model's safetensors, or convert it: load it with transformers and save_pretrained()"
-        raise ModelError(what, where=str(folder), fix=fix)
+        raise ModelError("not-a-model", what, where=str(folder), fix=fix)
     return config
 
 
 def _check_hub_id(name: str, path: Path) -> None:
     """Raise ModelError for what is neither here nor a name that the hub, or what was downloaded of it, may know."""
     if name.startswith((".", "/", "~")) or HUB_ID.fullmatch(name) is None:
-        raise ModelError("no such folder", where=name, fix=fix_for(path, f"check {FLAG}"))
+        raise ModelError("no-such-path", "no such folder", where=name, fix=fix_for(path, f"check {FLAG}"))
     if _is_downloaded(name):
         return
     why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else go_offline_unless_reached(name)
@@ -97,7 +100,7 @@ def _check_hub_id(name: str, path: Path) -> None:
     meant = f"did you mean {similar}? else " if similar is not None else ""
     fix = f"{meant}check the name; without network, give a local folder or put the model into the hub cache first"
     what = f"no such folder; and cannot be found on the hub or in its cache ({why})"
-    raise ModelError(what, where=name, fix=fix)
+    raise ModelError("not-a-model", what, where=name, fix=fix)
 
 
 def _is_downloaded(name: str) -> bool:

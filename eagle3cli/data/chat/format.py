@@ -181,7 +181,9 @@ def _between(chat: Chat, turns: Sequence[Mapping[str, Any]], placeholders: Seque
         text = chat.render(turns, tools=tools)
     pieces = re.split("|".join(placeholders), text)[1:]
     if len(pieces) != len(turns):
-        raise ModelError("the chat template does not write a plain conversation", where="data.chat_template")
+        raise ModelError(
+            "unsupported-template", "the chat template does not write a plain conversation", where="data.chat_template"
+        )
     return pieces if len(turns) > 2 else [pieces[0], "", *pieces]
 
 

@@ -67,7 +67,10 @@ def check_content(reply: str, message: Mapping[str, Any], where: str) -> None:
     rendered = _without_space(reply)
     visible = content.rpartition("</think>")[2] if "</think>" in content else content
     if not rendered.endswith((content, visible)):
-        raise DataError(f"{where}: the chat template {'rewrites the reply' if rendered else 'leaves the reply out'}")
+        raise DataError(
+            "reply-rewritten",
+            f"{where}: the chat template {'rewrites the reply' if rendered else 'leaves the reply out'}",
+        )
 
 
 def _without_space(text: str) -> str:

@@ -112,20 +112,29 @@ def template_text(name: str, tokenizer: Any) -> str | None:
         if not tokenizer.chat_template:
             fix = f"pass --chat-template NAME ({', '.join(NAMED)}) or a .jinja file; "
             fix += "for pre-formatted rows --assistant-header will do"
-            raise ModelError("the tokenizer has no chat template of its own", where="data.chat_template", fix=fix)
+            raise ModelError(
+                "unknown-template", "the tokenizer has no chat template of its own", where="data.chat_template", fix=fix
+            )
         return None
     if name in NAMED:
         token_to_id = tokenizer.backend_tokenizer.token_to_id
         missing = [token for token in NAMED[name].tokens if token_to_id(token) is None]
         if missing:
             what = f"the tokenizer does not know {missing[0]}, which the template {name!r} writes"
-            raise ModelError(what, where="data.chat_template", fix="use the tokenizer's own: --chat-template auto")
+            raise ModelError(
+                "unknown-template",
+                what,
+                where="data.chat_template",
+                fix="use the tokenizer's own: --chat-template auto",
+            )
         return named_template(name)
     if name.endswith(SUFFIXES):
         try:
             return Path(name).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read the template file: {error}", where="data.chat_template") from error
+            raise UsageError(
+                "unreadable-file", f"cannot read the template file: {error}", where="data.chat_template"
+            ) from error
     raise _unknown(name)
 
 
@@ -137,11 +146,13 @@ def check_template_name(name: str) -> None:
         raise _unknown(name)
     if not Path(name).expanduser().is_file():
         fix = f"check the path, or name one of: auto, {', '.join(NAMED)}"
-        raise UsageError(f"cannot read the template file: no such file {name}", where="data.chat_template", fix=fix)
+        raise UsageError(
+            "no-such-path", f"cannot read the template file: no such file {name}", where="data.chat_template", fix=fix
+        )
 
 
 def _unknown(name: str) -> UsageError:
     matches = get_close_matches(name, ["auto", *NAMED], n=1)
     fix = f"did you mean {matches[0]!r}? " if matches else ""
     fix += f"known: auto, {', '.join(NAMED)}, or a .jinja file"
-    return UsageError(f"unknown chat template {name!r}", where="data.chat_template", fix=fix)
+    return UsageError("unknown-template", f"unknown chat template {name!r}", where="data.chat_template", fix=fix)

@@ -72,7 +72,7 @@ def truth_of(
         talk = Talk(chat, list(chat.adapt_tool_calls(messages, tools)), tools, stops)
         return _truth(talk, cut)
     except (ModelError, DataError) as error:
-        raise Unknown(error.what) from error
+        raise Unknown(error.message) from error
 
 
 def _truth(talk: Talk, cut: frozenset[int]) -> Truth:

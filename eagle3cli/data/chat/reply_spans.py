@@ -57,7 +57,7 @@ def find_replies(
         probe = Probe(chat, chat.adapt_tool_calls(messages, tools), tools, form)
         text, spans = served_rendering(probe)
     except ModelError as error:
-        raise DataError(error.what) from error
+        raise DataError(error.code, error.message) from error
     text = _with_unwritten_end(probe, text, spans, len(messages) - 1 in cut)
     indices = sorted(spans.replies)[-1:] if last_only else sorted(spans.replies)
     replies = []
@@ -75,7 +75,9 @@ def _check_header(form: Format, reply: str, message: Mapping[str, Any], index: i
     content = message["content"] or ""
     said = (content, content.rpartition("</think>")[2], message.get("reasoning_content") or "")
     if header and reply.lstrip().startswith(header) and not any(text.lstrip().startswith(header) for text in said):
-        raise DataError(f"message {index + 1}: the chat template shows a header that a server's prompt does not")
+        raise DataError(
+            "header-differs", f"message {index + 1}: the chat template shows a header that a server's prompt does not"
+        )
 
 
 def _with_unwritten_end(probe: Probe, text: str, spans: MessageSpans, is_cut: bool) -> str:

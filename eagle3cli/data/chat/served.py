@@ -40,7 +40,7 @@ def served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
             return whole, spans.checked()
         content = probe.messages[last]["content"]  # it says nothing, and the template leaves it out
         if OPEN_BLOCK.search(prompt):
-            raise DataError(f"message {last + 1}: an empty reply behind a prompt that begins reasoning")
+            raise DataError("empty-reply", f"message {last + 1}: an empty reply behind a prompt that begins reasoning")
         spans = _find_spans(before, prompt).checked()
         spans.replies[last] = (len(prompt), len(prompt) + len(content))
         return prompt + content + probe.form.closing, spans
@@ -59,11 +59,13 @@ def served_rendering(probe: Probe) -> tuple[str, MessageSpans]:
         ends = [end for _, end in (*spans.replies.values(), *spans.others.values()) if end <= start]
         header = without_opening(probe.form.header).strip()
         if not whole.startswith(without_opening(prompt)) and header not in whole[max(ends, default=0) : start]:
-            raise DataError(f"message {last + 1}: the chat template writes another header than a server would")
+            raise DataError(
+                "header-differs", f"message {last + 1}: the chat template writes another header than a server would"
+            )
         spans.replies[last] = (start, end)
         return whole, spans.checked()
     if probe.messages[last - 1]["role"] == "assistant" and not prompt.rstrip().endswith(probe.form.header.strip()):
-        raise DataError(f"message {last + 1}: a server's prompt asks for no second reply in a row")
+        raise DataError("two-replies", f"message {last + 1}: a server's prompt asks for no second reply in a row")
     known = {*spans.replies, *spans.problems}  # of the others the template's blocks say that nobody trains them
     spans = _find_spans(before, prompt).checked()
     spans = MessageSpans({i: span for i, span in spans.replies.items() if i in known}, spans.others)

@@ -81,6 +81,6 @@ class Substitution:
         begins = whole.names[0::2]
         ends = whole.names[1::2]
         if [(i, BEGIN) for i, _ in ends] != list(begins) or any(kind != END for _, kind in ends):
-            raise ModelError("the chat template takes a content apart")
+            raise ModelError("unsupported-template", "the chat template takes a content apart")
         names = tuple((index, CONTENT) for index, _ in begins)
         return Pieces(whole.texts[0::2], names), list(whole.texts[1::2])

@@ -36,7 +36,7 @@ def find_by_surroundings(probe: Probe, text: str) -> MessageSpans:
     """The replies in ``text``, the probe's rendering; raises DataError with the reason where they cannot be told."""
     placeholders = unused_placeholders(text)
     if placeholders is None:
-        raise DataError("the row holds every character that could mark a place in it")
+        raise DataError("unsupported-template", "the row holds every character that could mark a place in it")
     problem = "the chat template refuses the conversation"
     context_roles = frozenset({"system", "user", "tool"})
     attempts = (
@@ -49,12 +49,12 @@ def find_by_surroundings(probe: Probe, text: str) -> MessageSpans:
         try:
             surroundings = _match_surroundings(probe, text, substitution)
         except ModelError as error:
-            problem = error.what
+            problem = error.message
             continue
         if surroundings is not None:
             return surroundings.message_spans()
         problem = "the chat template changes what stands around the replies, so their places are unknown"
-    raise DataError(problem)
+    raise DataError("unsupported-template", problem)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ class _Surroundings:
             end = len(shown) - len(gap)
             if self.text.startswith(shown[: self.probe.form.end_at(shown, end)]):
                 return end
-        raise DataError(f"message {index + 1}: two replies in a row, which the chat template may rewrite")
+        raise DataError(
+            "two-replies", f"message {index + 1}: two replies in a row, which the chat template may rewrite"
+        )
 
     def _gap(self, before: int, index: int) -> str | None:
         """What the template writes between a bare reply and a bare one right behind it; None where that cannot be
@@ -189,11 +191,11 @@ class _Surroundings:
             behind = self._after_header(index, number, self.text[start:last], lead if placeholder else None)
             first = start + behind if behind is not None else None
         elif before in spans.problems:
-            raise DataError(f"{where}: two replies in a row, which the chat template may rewrite")
+            raise DataError("two-replies", f"{where}: two replies in a row, which the chat template may rewrite")
         else:
             first = self._behind(index, before, spans.replies[before][1])
         if first is None or first > last:
-            raise DataError(f"{where}: the chat template writes another header than a server would")
+            raise DataError("header-differs", f"{where}: the chat template writes another header than a server would")
         message = self.probe.messages[index]
         check_content(self.text[first:last], message, where)
         return first, last
@@ -205,10 +207,13 @@ class _Surroundings:
         if message.get("tool_calls"):
             trail = self._after_calls(index, self.bare[number], message, where)
         elif trail is None:
-            raise DataError(f"{where}: the chat template leaves the reply out")
+            raise DataError("reply-rewritten", f"{where}: the chat template leaves the reply out")
         end = self.spans[number][0] if number < len(self.spans) else len(self.text)
         if not self.text.endswith(trail, self.spans[number - 1][1] if number else 0, end):
-            raise DataError(f"{where}: the chat template rewrites what comes after the reply, so its end is unknown")
+            raise DataError(
+                "reply-rewritten",
+                f"{where}: the chat template rewrites what comes after the reply, so its end is unknown",
+            )
         return end - len(trail)
 
     def _after_calls(self, index: int, bare: str, message: Mapping[str, Any], where: str) -> str:
@@ -218,7 +223,9 @@ class _Surroundings:
         if end is None and index < len(self.probe.messages) - 1:
             end = self._end_of_unended(index, bare, at)
             if end is None:
-                raise DataError(f"{where}: the chat template writes no end of turn after the tool call")
+                raise DataError(
+                    "reply-rewritten", f"{where}: the chat template writes no end of turn after the tool call"
+                )
         trail = bare[len(bare.rstrip()) :] if end is None else bare[end:]
         for placeholder, name in self.substitution.called(self.probe.messages).items():
             trail = trail.replace(placeholder, name)

@@ -65,7 +65,7 @@ class Chat:
                 **{**self.options, **kwargs},
             )
         except (TemplateError, *_COMPLAINTS) as error:
-            raise ModelError(f"the chat template refuses the conversation: {error}") from error
+            raise ModelError("refused-by-template", f"the chat template refuses the conversation: {error}") from error
         return str(text)
 
     def has_generation_blocks(self, tools: Tools = ()) -> bool:
@@ -111,12 +111,12 @@ class Chat:
             try:
                 text = self.render([_with_placeholder_names(message, names) for message in adapted], tools=tools)
             except ModelError as error:
-                problems.append(error.what)
+                problems.append(error.message)
                 continue
             if all(name in text for name in names):
                 self._form = form
                 return adapted
-        raise DataError(problems[0] if len(problems) == len(forms) else UNWRITTEN)
+        raise DataError("refused-by-template", problems[0] if len(problems) == len(forms) else UNWRITTEN)
 
     def _with_joined_parts(self, messages: Messages) -> Messages:
         """The messages, each content of several parts as one text: joined as the template joins a list of parts, and
@@ -138,7 +138,7 @@ class Chat:
                 for message, plain in zip(messages, joined, strict=True)
             ]
             if self._image_rendering(in_parts) != self._image_rendering(joined):
-                raise DataError(NO_IMAGES)
+                raise DataError("images-unsupported", NO_IMAGES)
         return joined
 
     def _written_parts(self, parts: Sequence[Any]) -> str:
@@ -147,14 +147,14 @@ class Chat:
         before, _, behind = self._image_rendering([{"role": "user", "content": name}]).partition(name)
         text = self._image_rendering([{"role": "user", "content": _listed(parts)}])
         if not (text.startswith(before) and text.endswith(behind) and len(text) >= len(before) + len(behind)):
-            raise DataError(NO_IMAGES)
+            raise DataError("images-unsupported", NO_IMAGES)
         return text[len(before) : len(text) - len(behind)]
 
     def _image_rendering(self, messages: Messages) -> str:
         try:
             return self.render(messages)
         except ModelError as error:
-            raise DataError(f"{NO_IMAGES}: {error.what}") from error
+            raise DataError("images-unsupported", f"{NO_IMAGES}: {error.message}") from error
 
     def _joint(self, role: str) -> str:
         """What the template writes between two parts of a content."""
@@ -187,7 +187,7 @@ def template_options(pairs: Sequence[str]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
             fix = "e.g. --chat-template-kwargs enable_thinking=false reasoning_effort=high"
-            raise UsageError(f"{pair!r} is not name=value", where="data.chat_template_kwargs", fix=fix)
+            raise UsageError("invalid-value", f"{pair!r} is not name=value", where="data.chat_template_kwargs", fix=fix)
         try:
             options[name] = json.loads(value)
         except ValueError:

@@ -144,7 +144,7 @@ def _rendered(chat: Chat, sample: SampleConversation) -> Sequence[str | DataErro
         messages = chat.adapt_tool_calls(sample.messages, sample.tools)
         return chat.render(messages, tools=sample.tools), chat.render(messages[:-1], True, sample.tools)
     except (DataError, ModelError) as error:
-        return [DataError(error.what)]
+        return [DataError(error.code, error.message)]
 
 
 def first_difference(own: str, named: str) -> Difference:

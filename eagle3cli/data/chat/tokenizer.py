@@ -26,13 +26,15 @@ def load_tokenizer(model_path: str, *, revision: str | None = None, trust_remote
     Raises ModelError where there is none, where it cannot be read, or where it is not a fast one.
     """
     if not model_path:
-        raise ModelError("no target model given", where="target.model_path", fix="pass --target-model-path FOLDER")
+        raise ModelError(
+            "missing-target", "no target model given", where="target.model_path", fix="pass --target-model-path FOLDER"
+        )
     folder = Path(model_path).expanduser()
     if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         fix = "download the tokenizer's files (tokenizer.json, tokenizer_config.json) into it"
-        raise ModelError("the folder has no tokenizer", where=str(folder), fix=fix)
+        raise ModelError("no-tokenizer", "the folder has no tokenizer", where=str(folder), fix=fix)
     if not folder.is_dir() and (folder.is_absolute() or model_path.startswith(".") or model_path.count("/") != 1):
-        raise ModelError("no such model folder", where=model_path, fix="check --target-model-path")
+        raise ModelError("no-such-path", "no such model folder", where=model_path, fix="check --target-model-path")
     from transformers import AutoTokenizer
 
     source = str(folder) if folder.is_dir() else model_path
@@ -41,9 +43,11 @@ def load_tokenizer(model_path: str, *, revision: str | None = None, trust_remote
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         fix = "check --target-model-path; a hub model needs network access or an earlier download"
-        raise ModelError(f"cannot load the tokenizer: {reason}", where=model_path, fix=fix) from error
+        raise ModelError("no-tokenizer", f"cannot load the tokenizer: {reason}", where=model_path, fix=fix) from error
     if not getattr(tokenizer, "is_fast", False):
-        raise ModelError("not a fast tokenizer; exact masks need one", where=model_path, fix="add its tokenizer.json")
+        raise ModelError(
+            "no-tokenizer", "not a fast tokenizer; exact masks need one", where=model_path, fix="add its tokenizer.json"
+        )
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer

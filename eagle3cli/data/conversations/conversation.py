@@ -95,9 +95,9 @@ def to_conversation(
     rows = raw_messages(raw, mapping)
     finish = raw.get("finish") or ()
     if not isinstance(finish, list | tuple) or not all(isinstance(reason, str) for reason in finish):
-        raise DataError("finish is not a list of strings")
+        raise DataError("row-finish", "finish is not a list of strings")
     if not rows:
-        raise DataError("no messages")
+        raise DataError("row-messages", "no messages")
     messages = [
         to_message(item, number, generated=bool(finish) or empty_replies) for number, item in enumerate(rows, 1)
     ]
@@ -106,10 +106,10 @@ def to_conversation(
     messages = place_images(messages, images)
     replies = sum(message["role"] == "assistant" for message in messages)
     if finish and len(finish) != replies:
-        raise DataError(f"finish has {len(finish)} entries for {replies} assistant messages")
+        raise DataError("row-finish", f"finish has {len(finish)} entries for {replies} assistant messages")
     first_user = next((i for i, message in enumerate(messages) if message["role"] == "user"), None)
     if first_user is None:
-        raise DataError("no user message")
+        raise DataError("row-messages", "no user message")
     # What an assistant says before any user message nobody asked for, so the target would not say it.
     system = [message for message in messages[:first_user] if message["role"] == "system"]
     dropped = first_user - len(system)

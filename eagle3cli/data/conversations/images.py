@@ -41,7 +41,9 @@ def left_out_media(raw: Mapping[str, Any], messages: Sequence[Message], images: 
         marks = [kind] if images or any(image_parts(message) for message in messages) else [kind, "image"]
         places = re.compile(rf"<\|?(?:{'|'.join(marks)})(?:_?pad)?\|?>", re.I)
         if any(places.search(message["content"]) for message in messages if message["role"] == "user"):
-            raise DataError(f"the row has a column {column!r} that its messages ask about; only images can be shown")
+            raise DataError(
+                "row-images", f"the row has a column {column!r} that its messages ask about; only images can be shown"
+            )
         said.append(f"column {column!r} left out: no message has a place for it")
     return tuple(said)
 
@@ -81,7 +83,7 @@ def place_images(messages: Sequence[Message], images: Sequence[str]) -> list[Mes
         return list(messages)
     marks = sum(len(_PLACEHOLDER.findall(m["content"])) for m in messages if m["role"] == "user")
     if marks not in (0, len(images)):
-        raise DataError(f"{marks} <image> in the text for {len(images)} images of the row")
+        raise DataError("row-images", f"{marks} <image> in the text for {len(images)} images of the row")
     left = iter(images)
     if not marks:
         first = next((i for i, message in enumerate(messages) if message["role"] == "user"), None)
@@ -91,7 +93,9 @@ def place_images(messages: Sequence[Message], images: Sequence[str]) -> list[Mes
 
 def _filled(messages: Sequence[Message], images: Sequence[str], waiting: int) -> list[Message]:
     if waiting != len(images):
-        raise DataError(f"{waiting} parts of type 'image' that name no image, for {len(images)} images of the row")
+        raise DataError(
+            "row-images", f"{waiting} parts of type 'image' that name no image, for {len(images)} images of the row"
+        )
     left = iter(images)
     return [
         _with(m, [_part(next(left)) if _is_open(part) else part for part in m[PARTS]]) if image_parts(m) else m
@@ -141,7 +145,7 @@ def _source(value: Any, where: str) -> str:
         for key in ("path", "url", "image"):
             if isinstance(value.get(key), str) and value[key]:
                 return str(value[key])
-    raise DataError(f"{where} of the row names no image")
+    raise DataError("row-images", f"{where} of the row names no image")
 
 
 def with_checked_images(messages: Sequence[Message], folder: Path | None) -> tuple[Message, ...]:
@@ -162,11 +166,13 @@ def _checked(message: Message, number: int, folder: Path | None) -> Message:
             parts.append(part)
             continue
         if not isinstance(part.get("image"), str):
-            raise DataError(f"message {number}: an image part names no image, and the row has no column of images")
+            raise DataError(
+                "row-images", f"message {number}: an image part names no image, and the row has no column of images"
+            )
         found = find_image(part["image"], folder)
         if part.get("sha256") not in (None, found.sha256):
             what = f"message {number}: the image has changed since the row was prepared: {shown(found.source)}"
-            raise DataError(what)
+            raise DataError("row-images", what)
         parts.append({"type": "image", "image": found.source, "sha256": found.sha256})
     return {**message, PARTS: parts}
 
@@ -194,4 +200,4 @@ def _ref(part: Mapping[str, Any]) -> ImageRef:
 def refuse_images(messages: Sequence[Message], who: str) -> None:
     """Raise DataError where a message has an image: ``who`` takes text alone, and would not see it."""
     if any(image_parts(message) for message in messages):
-        raise DataError(f"the row has images, which {who} cannot show the target")
+        raise DataError("images-unsupported", f"the row has images, which {who} cannot show the target")

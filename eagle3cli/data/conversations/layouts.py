@@ -36,6 +36,7 @@ def parse_mapping(pairs: tuple[str, ...]) -> dict[str, str]:
         role, equals, column = pair.partition("=")
         if not equals or not column or role not in (*ROLE_NAMES, "id", "messages"):
             raise UsageError(
+                "invalid-value",
                 f"{pair!r} is not role=column",
                 where="--map",
                 fix="e.g. --map user=question assistant=answer (roles: user, assistant, system, messages or id)",
@@ -54,7 +55,8 @@ def raw_messages(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = Non
         if missing:
             close = difflib.get_close_matches(missing[0], list(raw), n=1)
             raise DataError(
-                f"no column {missing[0]!r}" + (f"; did you mean {close[0]!r}?" if close else _column_names(raw))
+                "row-messages",
+                f"no column {missing[0]!r}" + (f"; did you mean {close[0]!r}?" if close else _column_names(raw)),
             )
         values = {role: raw[column] for role, column in mapping.items() if role != "id"}
         if "messages" in values:
@@ -70,7 +72,7 @@ def raw_messages(raw: Mapping[str, Any], mapping: Mapping[str, str] | None = Non
         if isinstance(raw.get(key), list) and all(isinstance(text, str) for text in raw[key]):
             return [_message("assistant" if i % 2 else "user", text) for i, text in enumerate(raw[key])]
     if empty := [key for key in LISTS if key in raw]:
-        raise DataError(f"{empty[0]} is null, not a list of messages")
+        raise DataError("row-messages", f"{empty[0]} is null, not a list of messages")
     return _from_columns(raw)
 
 
@@ -88,11 +90,11 @@ def raw_tools(raw: Mapping[str, Any]) -> list[Any]:
         try:
             tools = json.loads(tools)
         except ValueError as error:
-            raise DataError("tools is text that is not JSON") from error
+            raise DataError("row-tools", "tools is text that is not JSON") from error
     if not tools:
         return []
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise DataError(f"tools is {kind_of(tools)}, not a list of objects")
+        raise DataError("row-tools", f"tools is {kind_of(tools)}, not a list of objects")
     return tools
 
 
@@ -114,13 +116,13 @@ def _list(value: Any, name: str) -> list[Any]:
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise DataError(f"{name} is text that is not JSON") from error
+            raise DataError("row-messages", f"{name} is text that is not JSON") from error
     if isinstance(value, Mapping) and value and all(isinstance(column, list) for column in value.values()):
         if len({len(column) for column in value.values()}) != 1:
-            raise DataError(f"{name} holds columns of different lengths")
+            raise DataError("row-messages", f"{name} holds columns of different lengths")
         value = [dict(zip(value, entries, strict=True)) for entries in zip(*value.values(), strict=True)]
     if not isinstance(value, list):
-        raise DataError(f"{name} is {kind_of(value)}, not a list of messages")
+        raise DataError("row-messages", f"{name} is {kind_of(value)}, not a list of messages")
     return list(value)
 
 
@@ -171,7 +173,7 @@ def _from_columns(raw: Mapping[str, Any]) -> list[Any]:
         return whole
     key = next((key for key in PROMPTS if raw.get(key) is not None), None)
     if key is None:
-        raise DataError(f"no conversation in the row{_column_names(raw)}; {_advice(raw)}")
+        raise DataError("row-messages", f"no conversation in the row{_column_names(raw)}; {_advice(raw)}")
     prompt: Any = raw[key]
     more = raw.get("input")
     if key == "instruction" and isinstance(more, str) and more.strip() and isinstance(prompt, str):

@@ -36,13 +36,13 @@ def to_message(item: Any, number: int, *, generated: bool) -> Message:
     ``generated``: the target wrote the replies, so an empty one is what it said.
     """
     if not isinstance(item, Mapping):
-        raise DataError(f"message {number} is {kind_of(item)}, not an object")
+        raise DataError("row-messages", f"message {number} is {kind_of(item)}, not an object")
     role = _role(item, number)
     where = f"message {number} ({role})"
     calls = tool_calls(item, where)
     content = next((item[key] for key in ("content", "value") if key in item), None)
     if not any(key in item for key in ("content", "value")) and not calls:
-        raise DataError(f"{where} has no content")
+        raise DataError("row-messages", f"{where} has no content")
     if role == "assistant" and _name(item) in CALLING:
         calls = [_call(content, where)]
         content = ""
@@ -50,10 +50,10 @@ def to_message(item: Any, number: int, *, generated: bool) -> Message:
     extra: Message = _parts(item, content, where)
     pictured = any(not isinstance(part, str) for part in extra.get(PARTS, ()))
     if pictured and role != "user":
-        raise DataError(f"{where}: an image in a message that is not the user's")
+        raise DataError("row-images", f"{where}: an image in a message that is not the user's")
     if key := next((key for key in REASONING if item.get(key)), None):
         if not isinstance(item[key], str):
-            raise DataError(f"{where}: {key} is {kind_of(item[key])}, not a string")
+            raise DataError("row-messages", f"{where}: {key} is {kind_of(item[key])}, not a string")
         extra["reasoning_content"] = item[key]
     if calls:
         extra["tool_calls"] = calls
@@ -61,7 +61,7 @@ def to_message(item: Any, number: int, *, generated: bool) -> Message:
     says = any(key != PARTS for key in extra)
     may_be_empty = pictured or role in ("system", "tool") or (role == "assistant" and (generated or says))
     if not may_be_empty and not content.strip():
-        raise DataError(f"{where} is empty")
+        raise DataError("row-messages", f"{where} is empty")
     return {"role": role, "content": content, **extra}
 
 
@@ -92,7 +92,8 @@ def _image(part: Any, where: str) -> Message | None:
     value = next((part[key] for key in IMAGE_KEYS if part.get(key) is not None), None)
     if value is None and part["type"] != "image":
         raise DataError(
-            f"{where}: content is a list with a part of type {part['type']!r}, which is no text and names no image"
+            "row-messages",
+            f"{where}: content is a list with a part of type {part['type']!r}, which is no text and names no image",
         )
     known = {"sha256": part["sha256"]} if isinstance(part.get("sha256"), str) else {}
     return {"type": "image", "image": _image_source(value, where), **known}
@@ -108,7 +109,7 @@ def _image_source(value: Any, where: str) -> str | None:
         value = next((value[key] for key in ("url", "path") if value.get(key) is not None), None)
     if value is None or (isinstance(value, str) and value.strip()):
         return value
-    raise DataError(f"{where}: an image part whose image is {kind_of(value)}, not a path or URL")
+    raise DataError("row-images", f"{where}: an image part whose image is {kind_of(value)}, not a path or URL")
 
 
 def _name(item: Mapping[str, Any]) -> Any:
@@ -119,12 +120,15 @@ def _name(item: Mapping[str, Any]) -> Any:
 def _role(item: Mapping[str, Any], number: int) -> str:
     name = _name(item)
     if name is None:
-        raise DataError(f"message {number} has no role")
+        raise DataError("row-messages", f"message {number} has no role")
     if not isinstance(name, str):
-        raise DataError(f"message {number}: its role is {kind_of(name)}, not a string")
+        raise DataError("row-messages", f"message {number}: its role is {kind_of(name)}, not a string")
     role = "assistant" if name in CALLING else ROLE_NAMES.get(name)
     if role is None:
-        raise DataError(f"message {number} has the unknown role {item.get('role', item.get('from'))[:LONGEST_SHOWN]!r}")
+        raise DataError(
+            "row-messages",
+            f"message {number} has the unknown role {item.get('role', item.get('from'))[:LONGEST_SHOWN]!r}",
+        )
     return role
 
 
@@ -133,7 +137,7 @@ def _text(content: Any, where: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:
-        raise DataError(f"{where}: content is {kind_of(content)}, not a string")
+        raise DataError("row-messages", f"{where}: content is {kind_of(content)}, not a string")
     texts = []
     for part in content:
         if isinstance(part, Mapping) and part.get("type") in IMAGE_KINDS:
@@ -144,7 +148,7 @@ def _text(content: Any, where: str) -> str:
             named = (
                 f"a part of type {kind[:LONGEST_SHOWN]!r}" if isinstance(kind, str) else f"{kind_of(part)} as a part"
             )
-            raise DataError(f"{where}: content is a list with {named}, which is no text")
+            raise DataError("row-messages", f"{where}: content is a list with {named}, which is no text")
         texts.append(text)
     return "\n".join(texts)
 
@@ -156,7 +160,7 @@ def tool_calls(item: Mapping[str, Any], where: str) -> list[Message]:
     """
     raw = item.get("tool_calls") or ([item["function_call"]] if item.get("function_call") else [])
     if not isinstance(raw, list):
-        raise DataError(f"{where}: tool_calls is {kind_of(raw)}, not a list")
+        raise DataError("row-tools", f"{where}: tool_calls is {kind_of(raw)}, not a list")
     return [_call(call, where) for call in raw]
 
 
@@ -165,10 +169,10 @@ def _call(call: Any, where: str) -> Message:
         try:
             call = json.loads(call)
         except ValueError as error:
-            raise DataError(f"{where}: the tool call is text that is not JSON") from error
+            raise DataError("row-tools", f"{where}: the tool call is text that is not JSON") from error
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise DataError(f"{where}: a tool call has no function name")
+        raise DataError("row-tools", f"{where}: a tool call has no function name")
     arguments = function.get("arguments", function.get("parameters"))
     if isinstance(arguments, str):
         try:

@@ -22,4 +22,6 @@ def system_prompt_text(value: str | None) -> str | None:
     try:
         return Path(value[1:]).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {value[1:]}: {error}", where="--system-prompt", fix="check the path") from error
+        raise UsageError(
+            "unreadable-file", f"cannot read {value[1:]}: {error}", where="--system-prompt", fix="check the path"
+        ) from error

@@ -45,7 +45,7 @@ def check_store(store: Store, report: Reporter) -> list[Damage]:
             try:
                 entry = store.shard(shard).entry
             except DataError as error:
-                damage.append(Damage(path, None, error.what))
+                damage.append(Damage(path, None, error.message))
                 continue
             if entry != store.manifest["files"].get(path.name):
                 damage.append(Damage(path, None, "its table of checksums is not the one that was written"))
@@ -63,7 +63,7 @@ def _read(store: Store, number: int) -> tuple[bytes, bytes, list[str]]:
     try:
         row = store.packed(number)
     except DataError as error:
-        return b"", b"", [error.what]
+        return b"", b"", [error.message]
     return row.token_ids_S.numpy().tobytes(), row.loss_mask_S.numpy().tobytes(), list(_wrong(store, row, number))
 
 

@@ -38,9 +38,19 @@ def convert(
     the store has this encoding already, Eagle3Error where the disk is too small or fills up.
     """
     if encoding == store.meta.encoding:
-        raise UsageError(f"this store is {encoding} already", where=str(store.folder), fix="give another --encoding")
+        raise UsageError(
+            "conflicting-options",
+            f"this store is {encoding} already",
+            where=str(store.folder),
+            fix="give another --encoding",
+        )
     if folder.resolve() == store.folder.resolve():
-        raise UsageError("a store cannot be converted in place", where=str(folder), fix="give another --output-path")
+        raise UsageError(
+            "conflicting-options",
+            "a store cannot be converted in place",
+            where=str(folder),
+            fix="give another --output-path",
+        )
     source = f"{store.meta.source} as {store.meta.encoding}, converted"
     counts = store.index.counts
     read = store.codec.to(device)

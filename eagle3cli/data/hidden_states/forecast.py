@@ -81,4 +81,4 @@ def check_space(folder: Path, needed: int, report: Reporter) -> None:
             "make space, choose another disk with --output-path, a smaller --encoding, or fewer rows with --sample-size"
         )
         what = f"needs {size_text(needed)} but {size_text(free)} are free, of which {size_text(SPARE_BYTES)} are spared"
-        raise Eagle3Error(what, where=str(folder), fix=fix)
+        raise Eagle3Error("disk-full", what, where=str(folder), fix=fix)

@@ -25,7 +25,9 @@ def describe_store(folder: Path, report: Reporter) -> dict[str, Any]:
     meta = read_meta(manifest, folder)
     existing = read_existing(folder, report)
     if existing is None or existing.index is None:
-        raise DataError("the index is damaged", where=str(folder), fix="run the command that wrote it again")
+        raise DataError(
+            "damaged-store", "the index is damaged", where=str(folder), fix="run the command that wrote it again"
+        )
     index = existing.index
     starts = manifest["starts"]
     counts = index.counts
@@ -71,5 +73,5 @@ def stores_below(folder: Path) -> list[Path]:
     stores = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
     if not stores:
         fix = "run `eagle3 hidden-states`, or give the folder that holds manifest.json"
-        raise DataError("no hidden-state store here", where=str(folder), fix=fix)
+        raise DataError("no-store", "no hidden-state store here", where=str(folder), fix=fix)
     return stores

@@ -154,7 +154,7 @@ class RowCodec:
         for name, states in (("auxiliary", aux), ("last", last)):
             if not bool(torch.isfinite(states).all()):
                 fix = "run the target in bfloat16 or float32 (--dtype, --states-dtype)"
-                raise ModelError(f"the target's {name} states are not finite", fix=fix)
+                raise ModelError("states-not-finite", f"the target's {name} states are not finite", fix=fix)
         planes = {f"aux{i}": plane.cpu() for i, plane in enumerate(self.aux.encode(aux))}
         planes |= {f"last{i}": plane.cpu() for i, plane in enumerate(self.last.encode(last))}
         blobs = []

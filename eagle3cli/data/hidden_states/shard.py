@@ -131,12 +131,12 @@ class StateShard:
             with path.open("rb") as f:
                 size = os.fstat(f.fileno()).st_size
                 if size != shape.bytes:
-                    raise DataError(f"{size} bytes, not {shape.bytes}", where=str(path))
+                    raise DataError("damaged-store", f"{size} bytes, not {shape.bytes}", where=str(path))
                 self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
-            raise DataError(f"cannot be read: {error}", where=str(path)) from error
+            raise DataError("damaged-store", f"cannot be read: {error}", where=str(path)) from error
         if self._map[: len(shape.header)] != shape.header:
-            raise DataError("the header is damaged, or of another store", where=str(path))
+            raise DataError("damaged-store", "the header is damaged, or of another store", where=str(path))
         self._bytes = np.frombuffer(self._map, dtype=np.uint8)
         self._checks = self._bytes[self.shape.starts[-1] :].view("<u4")
 
@@ -161,7 +161,9 @@ class StateShard:
         self._advise("MADV_DONTNEED", index)
         if zlib.crc32(blob.data) != int(self._checks[index]):
             fix = "eagle3 hidden-states verify says what else is damaged, and what to do"
-            raise DataError(f"checksum differs in bytes {begin} to {end}", where=str(self.path), fix=fix)
+            raise DataError(
+                "damaged-store", f"checksum differs in bytes {begin} to {end}", where=str(self.path), fix=fix
+            )
         return torch.from_numpy(blob)
 
     def _advise(self, advice: str, index: int) -> None:

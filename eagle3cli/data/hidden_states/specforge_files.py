@@ -50,7 +50,7 @@ def list_files(folder: Path) -> list[Path]:
     files = sorted(p for p in folder.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file()) if folder.is_dir() else []
     if not files:
         fix = "give the folder that SpecForge's prepare_hidden_states wrote"
-        raise DataError("no .ckpt files here", where=str(folder), fix=fix)
+        raise DataError("specforge-file", "no .ckpt files here", where=str(folder), fix=fix)
     return files
 
 
@@ -63,7 +63,7 @@ def read_listed(paths: Iterable[Path], *, layers: int, hidden: int, vocab: int, 
             try:
                 features = read_features(path, layers=layers, hidden=hidden, vocab=vocab)
             except DataError as error:
-                listed.errors[path] = error.what
+                listed.errors[path] = error.message
             else:
                 listed.files.append(path)
                 listed.rows.append(features.row)
@@ -77,20 +77,20 @@ def read_features(path: Path, *, layers: int, hidden: int, vocab: int) -> Featur
     raw = _load(path)
     missing = [key for key in KEYS if not isinstance(raw.get(key), Tensor)]
     if missing:
-        raise DataError(f"no tensor {', '.join(missing)}", where=str(path))
+        raise DataError("specforge-file", f"no tensor {', '.join(missing)}", where=str(path))
     ids = raw["input_ids"].flatten()
     mask = raw["loss_mask"].flatten()
     aux, last = (_without_batch(raw[key]) for key in ("aux_hidden_state", "hidden_state"))
     if not len(ids) or len(mask) != len(ids):
-        raise DataError(f"{len(ids)} tokens with a mask of {len(mask)}", where=str(path))
+        raise DataError("specforge-file", f"{len(ids)} tokens with a mask of {len(mask)}", where=str(path))
     for name, states, width in (("aux_hidden_state", aux, layers * hidden), ("hidden_state", last, hidden)):
         if states.shape != (len(ids), width) or not states.is_floating_point():
             what = f"{name} is {list(states.shape)} {states.dtype}, not {len(ids)} x {width} numbers"
-            raise DataError(f"{what} ({layers} auxiliary layers of {hidden})", where=str(path))
+            raise DataError("specforge-file", f"{what} ({layers} auxiliary layers of {hidden})", where=str(path))
     if not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
-        raise DataError(f"token ids outside the target's vocabulary of {vocab}", where=str(path))
+        raise DataError("specforge-file", f"token ids outside the target's vocabulary of {vocab}", where=str(path))
     if not bool(((mask == 0) | (mask == 1)).all()):
-        raise DataError("the mask holds other values than 0 and 1", where=str(path))
+        raise DataError("specforge-file", "the mask holds other values than 0 and 1", where=str(path))
     row = TokenRow(path.name, ids.numpy().astype(np.int32), mask.numpy().astype(np.uint8))
     return FeatureRow(row, aux, last)
 
@@ -108,8 +108,10 @@ def _load(path: Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError, zlib.error) as error:
         message = str(error).strip().splitlines()
         raise DataError(
-            f"not a file of tensors: {message[0] if message else type(error).__name__}", where=str(path)
+            "specforge-file",
+            f"not a file of tensors: {message[0] if message else type(error).__name__}",
+            where=str(path),
         ) from error
     if not isinstance(tensors, dict):
-        raise DataError(f"holds a {type(tensors).__name__}, not tensors by name", where=str(path))
+        raise DataError("specforge-file", f"holds a {type(tensors).__name__}, not tensors by name", where=str(path))
     return tensors

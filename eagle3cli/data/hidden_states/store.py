@@ -77,7 +77,7 @@ def check_aux_layers(meta: StoreMeta, aux_layers: tuple[int, ...], where: Path, 
     """Raise UsageError where a draft reads other layers than a store holds."""
     if meta.aux_layers != aux_layers:
         what = f"the store holds aux layers {list(meta.aux_layers)}, the draft reads {list(aux_layers)}"
-        raise UsageError(what, where=str(where), fix=fix)
+        raise UsageError("store-unfit", what, where=str(where), fix=fix)
 
 
 def vocab_hash(vocab: VocabMapping) -> str:
@@ -90,11 +90,15 @@ def read_meta(manifest: Any, folder: Path) -> StoreMeta:
     try:
         if manifest["format"] != FORMAT:
             fix = "read it with the version of eagle3 that wrote it, or capture again"
-            raise DataError(f"store format {manifest['format']}, not {FORMAT}", where=str(folder), fix=fix)
+            raise DataError(
+                "store-format", f"store format {manifest['format']}, not {FORMAT}", where=str(folder), fix=fix
+            )
         meta = {"images_hash": "", **manifest["meta"]}  # stores of earlier versions do not name it
         raw = {field.name: meta[field.name] for field in fields(StoreMeta)}
     except (KeyError, TypeError) as error:
-        raise DataError(f"not a manifest of hidden states ({error})", where=str(folder / MANIFEST)) from error
+        raise DataError(
+            "no-store", f"not a manifest of hidden states ({error})", where=str(folder / MANIFEST)
+        ) from error
     return StoreMeta(**{**raw, "aux_layers": tuple(raw["aux_layers"])})
 
 
@@ -158,7 +162,9 @@ class Store:
         if not self.manifest["complete"]:
             done = sum(path.name.startswith("shard_") for path in folder.iterdir())
             fix = "run the same command again; it goes on where it stopped"
-            raise DataError(f"not finished: {done} of {len(self.starts) - 1} shards", where=str(folder), fix=fix)
+            raise DataError(
+                "store-unfinished", f"not finished: {done} of {len(self.starts) - 1} shards", where=str(folder), fix=fix
+            )
         self.index = self._read_index()
         self.vocab = self.index.vocab
         self.codec = self.index.codec
@@ -171,7 +177,10 @@ class Store:
         if missing:
             fix = "run the command that wrote it again; it makes the missing shards anew"
             raise DataError(
-                f"{len(missing)} shards missing or cut off: {', '.join(missing[:5])}", where=str(folder), fix=fix
+                "damaged-store",
+                f"{len(missing)} shards missing or cut off: {', '.join(missing[:5])}",
+                where=str(folder),
+                fix=fix,
             )
         self._shard_of = torch.bucketize(torch.arange(len(self)), torch.tensor(self.starts[1:]), right=True).tolist()
         self._open: OrderedDict[int, StateShard] = OrderedDict()
@@ -184,11 +193,14 @@ class Store:
             blob = path.read_bytes()
             if file_entry(blob) != entry:
                 raise DataError(
-                    "damaged: size or checksum differs", where=str(path), fix="capture again with --overwrite"
+                    "damaged-store",
+                    "damaged: size or checksum differs",
+                    where=str(path),
+                    fix="capture again with --overwrite",
                 )
             return read_index(blob, self.meta)
         except (OSError, SafetensorError, KeyError) as error:
-            raise DataError(f"cannot be read: {error}", where=str(path)) from error
+            raise DataError("damaged-store", f"cannot be read: {error}", where=str(path)) from error
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -232,7 +244,7 @@ class Store:
         if self.meta.target_hash != target_hash:
             fix = f"give the target it came from ({self.meta.target}), or capture again"
             what = "was captured from another target: config or weights differ"
-            raise UsageError(what, where=str(self.folder), fix=fix)
+            raise UsageError("store-unfit", what, where=str(self.folder), fix=fix)
 
     @property
     def bytes(self) -> int:
@@ -267,7 +279,7 @@ class Stores:
             if differs:
                 fix = "train on stores of one target and the same --aux-layers"
                 what = f"differs from {first.folder} in {', '.join(differs)}"
-                raise UsageError(what, where=str(other.folder), fix=fix)
+                raise UsageError("store-unfit", what, where=str(other.folder), fix=fix)
         self.lengths: list[int] = [length for store in self.stores for length in store.lengths]
         self._starts = list(accumulate((len(store) for store in self.stores), initial=0))
 
@@ -321,10 +333,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a store, finished or not; raises DataError where there is none."""
     if not (folder / MANIFEST).is_file():
         fix = "run `eagle3 hidden-states`, or give the folder that holds manifest.json"
-        raise DataError("no hidden-state store here", where=str(folder), fix=fix)
+        raise DataError("no-store", "no hidden-state store here", where=str(folder), fix=fix)
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict):
-        raise DataError("not a manifest of hidden states", where=str(folder / MANIFEST))
+        raise DataError("no-store", "not a manifest of hidden states", where=str(folder / MANIFEST))
     return manifest
 
 

@@ -156,7 +156,9 @@ class StoreWriter:
             others = [f.name for f in self.folder.iterdir() if f.name != INDEX and not f.name.startswith("shard_")]
             if others:
                 fix = "choose another --output-path"
-                raise UsageError(f"holds other files ({others[0]}), no store", where=str(self.folder), fix=fix)
+                raise UsageError(
+                    "foreign-files", f"holds other files ({others[0]}), no store", where=str(self.folder), fix=fix
+                )
             _write(self.folder / INDEX, blob)
             manifest = {
                 "format": FORMAT,
@@ -174,7 +176,10 @@ class StoreWriter:
         if file_entry(blob) != manifest["files"][INDEX]:
             fix = "capture again with --overwrite"
             raise DataError(
-                "the index differs from the one that the shards were written with", where=str(self.folder), fix=fix
+                "damaged-store",
+                "the index differs from the one that the shards were written with",
+                where=str(self.folder),
+                fix=fix,
             )
         _write(self.folder / INDEX, blob)
         if computed not in manifest["computed"]:
@@ -276,7 +281,7 @@ def discard_store(folder: Path) -> None:
 
 
 def _busy(folder: Path) -> Eagle3Error:
-    return Eagle3Error("another process is writing here", where=str(folder), fix="wait for it, or stop it")
+    return Eagle3Error("locked", "another process is writing here", where=str(folder), fix="wait for it, or stop it")
 
 
 def _write(path: Path, blob: bytes) -> None:
@@ -295,6 +300,7 @@ def check_same_capture(existing: StoreMeta, requested: StoreMeta, folder: Path) 
     lines += [f"- {content} differ" for key, content in HASHES.items() if old[key] != new[key]]
     if lines:
         raise DataError(
+            "made-differently",
             "was captured differently:\n" + "\n".join(sorted(lines)),
             where=str(folder),
             fix="choose another --output-path, or pass --overwrite to capture again",

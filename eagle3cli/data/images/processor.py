@@ -67,7 +67,7 @@ class ImageProcessor:
         processor = self._processor
         placeholder = processor.image_token
         if (count := text.count(placeholder)) != len(images):
-            raise DataError(f"the text has {count} of {placeholder} for {len(images)} images")
+            raise DataError("row-images", f"the text has {count} of {placeholder} for {len(images)} images")
         try:
             out = processor(
                 text=[text],
@@ -76,7 +76,7 @@ class ImageProcessor:
                 return_text_replacement_offsets=True,
             )
         except (ValueError, TypeError, RuntimeError, StopIteration, IndexError) as error:
-            raise DataError(f"the target's processor refuses the images: {_line(error)}") from error
+            raise DataError("bad-image", f"the target's processor refuses the images: {_line(error)}") from error
         replaced = out["text_replacement_offsets"][0]
         spans = tuple((tuple(one["span"]), tuple(one["new_span"])) for one in replaced if one["type"] == "image")
         places = [(0, 0), *(old for old, _ in spans), (len(text), len(text))]
@@ -91,7 +91,7 @@ class ImageProcessor:
         inside = {token for token in tokens if any(token in text for text in replacements)}
         said = next((token for token in sorted(inside) if any(token in part for part in parts)), None)
         if said is not None:
-            raise DataError(f"the text holds {said}, which stands for an image")
+            raise DataError("row-images", f"the text holds {said}, which stands for an image")
 
     def model_inputs(self, token_ids: Sequence[int], images: Sequence[ImageRef]) -> dict[str, Any]:
         """What the target reads beside the tokens of one row, as tensors for a batch of one; raises DataError for an
@@ -119,16 +119,21 @@ class ImageProcessor:
     @cached_property
     def _processor(self) -> Any:
         if not has_processor(self.model_path, self.revision, fetch=True):
-            raise DataError("the row has images, and the target takes text alone")
+            raise DataError("images-unsupported", "the row has images, and the target takes text alone")
         processor = _load(self.model_path, self.revision, self.trust_remote_code)
         name = type(processor).__name__
         if name not in KNOWN:
             known = ", ".join(KNOWN.values())
-            raise DataError(f"the row has images, and how {name} shows them is not known (known: {known})")
+            raise DataError(
+                "images-unsupported", f"the row has images, and how {name} shows them is not known (known: {known})"
+            )
         if not hasattr(processor, "get_text_with_replacements"):
             import transformers
 
-            raise DataError(f"rows with images need a newer transformers; {transformers.__version__} is installed")
+            raise DataError(
+                "package-too-old",
+                f"rows with images need a newer transformers; {transformers.__version__} is installed",
+            )
         return processor
 
 
@@ -179,8 +184,10 @@ def _load(model_path: str, revision: str | None, trust_remote_code: bool) -> Any
         return AutoProcessor.from_pretrained(model_path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         if missing:
-            raise DataError(f"rows with images need {' and '.join(missing)} ({INSTALL})") from error
-        raise ModelError(f"cannot load the processor of images: {_line(error)}", where=model_path) from error
+            raise DataError("missing-package", f"rows with images need {' and '.join(missing)} ({INSTALL})") from error
+        raise ModelError(
+            "unloadable-target", f"cannot load the processor of images: {_line(error)}", where=model_path
+        ) from error
 
 
 def _line(error: Exception) -> str:

@@ -48,7 +48,9 @@ class ImageRef:
         content = _bytes_of(self.source)
         if hashlib.sha256(content).hexdigest() != self.sha256:
             fix = "put the file back, or run eagle3 prepare and eagle3 cache --overwrite again"
-            raise DataError("the image has changed since its row was prepared", where=shown(self.source), fix=fix)
+            raise DataError(
+                "row-images", "the image has changed since its row was prepared", where=shown(self.source), fix=fix
+            )
         return content
 
     def open(self) -> Any:
@@ -91,20 +93,20 @@ def _path_of(source: str, folder: Path | None) -> Path:
     if source[:5].lower() == "file:":
         parts = urlsplit(source)
         if parts.netloc not in ("", "localhost"):
-            raise DataError(f"an image on another machine: {shown(source)}")
+            raise DataError("bad-image", f"an image on another machine: {shown(source)}")
         path = Path(unquote(parts.path))
     elif _SCHEME.match(source) and not _exists(source):
         what = f"an image at a remote address ({shown(source)}); download it, and name the file"
-        raise DataError(what)
+        raise DataError("bad-image", what)
     else:
         path = Path(source).expanduser()
     places = [path] if path.is_absolute() or folder is None else [folder / path, path]
     try:
         found = next((place for place in places if place.is_file()), None)
     except (OSError, ValueError) as error:
-        raise DataError(f"no such image: {shown(source)} ({type(error).__name__})") from error
+        raise DataError("no-such-path", f"no such image: {shown(source)} ({type(error).__name__})") from error
     if found is None:
-        raise DataError(f"no such image: {shown(source)}")
+        raise DataError("no-such-path", f"no such image: {shown(source)}")
     return found.resolve()
 
 
@@ -134,14 +136,16 @@ def _bytes_of(source: str) -> bytes:
             return Path(source).read_bytes()
         except (OSError, ValueError) as error:
             what = f"the image cannot be read: {type(error).__name__}"
-            raise DataError(what, where=shown(source), fix="put the file back, or leave the row out") from error
+            raise DataError(
+                "row-images", what, where=shown(source), fix="put the file back, or leave the row out"
+            ) from error
     head = _DATA.match(source)
     if head is None:
-        raise DataError(f"a data: URL that is no image in base64: {shown(source)}")
+        raise DataError("bad-image", f"a data: URL that is no image in base64: {shown(source)}")
     try:
         return base64.b64decode(source[head.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
-        raise DataError(f"a data: URL whose base64 is damaged: {shown(source)}") from error
+        raise DataError("bad-image", f"a data: URL whose base64 is damaged: {shown(source)}") from error
 
 
 def _decoded(content: bytes, source: str) -> Any:
@@ -149,11 +153,11 @@ def _decoded(content: bytes, source: str) -> Any:
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
-        raise DataError(f"rows with images need pillow ({INSTALL})") from error
+        raise DataError("missing-package", f"rows with images need pillow ({INSTALL})") from error
     try:
         Image.init()
         formats = [name for name in FORMATS if name in Image.OPEN]
         return ImageOps.exif_transpose(Image.open(io.BytesIO(content), formats=formats)).convert("RGB")
     except (*DAMAGED, Image.DecompressionBombError) as error:
         reason = "breaks off or is damaged" if len(content) else "is empty"
-        raise DataError(f"not an image that can be read: {shown(source)} {reason}") from error
+        raise DataError("bad-image", f"not an image that can be read: {shown(source)} {reason}") from error

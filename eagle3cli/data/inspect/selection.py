@@ -131,7 +131,7 @@ def rows_of_store(store: Store, caches: Path, source: str, selection: RowSelecti
     def index_of(name: str) -> int | None:
         if cached_rows is None:
             fix = "give the row's number; the cache that it was captured from is gone"
-            raise UsageError("a hidden-state store keeps no ids", where=source, fix=fix)
+            raise UsageError("conflicting-options", "a hidden-state store keeps no ids", where=source, fix=fix)
         return cached_rows.index_of(name)
 
     known = load(folder) if folder is not None else None
@@ -194,7 +194,9 @@ def _numbers(
     if selection.worst:
         if known is None:
             fix = "run eagle3 hidden-states, or eagle3 train --mode online: their pass of the target sees it"
-            raise UsageError("no pass has seen yet whether these replies are the target's own", where=source, fix=fix)
+            raise UsageError(
+                "not-measured", "no pass has seen yet whether these replies are the target's own", where=source, fix=fix
+            )
         return [row + 1 for row in known.worst(selection.worst) if row < total]
     if selection.count:
         return selection.draw(total)
@@ -212,5 +214,9 @@ def _numbers(
 
 def _no_such_row(name: int | str, total: int, source: str) -> UsageError:
     if isinstance(name, int):
-        return UsageError(f"no row {name}; the rows are 1 to {total}", where=source, fix="rows are counted from 1")
-    return UsageError(f"no row with the id {name!r} among {total}", where=source, fix="check the id, or give a number")
+        return UsageError(
+            "no-such-row", f"no row {name}; the rows are 1 to {total}", where=source, fix="rows are counted from 1"
+        )
+    return UsageError(
+        "no-such-row", f"no row with the id {name!r} among {total}", where=source, fix="check the id, or give a number"
+    )

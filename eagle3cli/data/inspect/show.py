@@ -115,7 +115,7 @@ def show(settings: Settings, *, path: Path | None = None, rows: Sequence[int] | 
             if path.is_dir()
             else "no such file or folder"
         )
-        raise DataError(what, where=str(path), fix="check --path")
+        raise DataError("no-such-path", what, where=str(path), fix="check --path")
     return _file(path, settings, selection)
 
 
@@ -150,7 +150,9 @@ def _newest_vocab(folder: Path) -> VocabMask | None:
         return load_file(newest)["t2d"] if newest else None
     except (OSError, SafetensorError, KeyError) as error:
         fix = "build the cache again with --overwrite"
-        raise DataError(f"not a vocabulary mapping: {error}", where=str(newest), fix=fix) from error
+        raise DataError(
+            "vocabulary-mapping", f"not a vocabulary mapping: {error}", where=str(newest), fix=fix
+        ) from error
 
 
 def _store(path: Path, settings: Settings, selection: RowSelection) -> View:
@@ -176,7 +178,9 @@ def _file(path: Path, settings: Settings, selection: RowSelection) -> View:
             "give --train-data-path and --eval-data-path as the training had them, or with --path a hidden-state store "
             f"or a cache of its rows{judged}"
         )
-        raise UsageError("no pass has seen yet whether these replies are the target's own", where=str(path), fix=fix)
+        raise UsageError(
+            "not-measured", "no pass has seen yet whether these replies are the target's own", where=str(path), fix=fix
+        )
     config = encoder_config(settings)
     encoder = config.encoder()
     selected = rows_of_file(path, encoder, selection, preformatted=config.is_preformatted)

@@ -71,7 +71,12 @@ def options_that_count(options: MergeSettings) -> dict[str, Any]:
 def shards_of(folder: Path) -> tuple[list[Path], list[Path]]:
     """The shard files and the error files of a folder, in the order of their rows."""
     if not folder.is_dir():
-        raise DataError("no such folder", where=str(folder), fix="pass --input-dir, or run `eagle3 regenerate` first")
+        raise DataError(
+            "no-such-path",
+            "no such folder",
+            where=str(folder),
+            fix="pass --input-dir, or run `eagle3 regenerate` first",
+        )
 
     def files_of(kind: str) -> list[Path]:
         pattern = f"{kind}_*-*.jsonl"
@@ -80,7 +85,10 @@ def shards_of(folder: Path) -> tuple[list[Path], list[Path]]:
     shards = files_of("shard")
     if not shards:
         raise DataError(
-            "no shard_A-B.jsonl files in the folder", where=str(folder), fix="run `eagle3 regenerate` first"
+            "no-data-files",
+            "no shard_A-B.jsonl files in the folder",
+            where=str(folder),
+            fix="run `eagle3 regenerate` first",
         )
     return shards, files_of("error")
 
@@ -130,7 +138,7 @@ def _take(shard: int, line: SourceRow, kinds: Sequence[Unwanted], ledger: Ledger
             return
         rows.add(conversation, conversation.id or line.place, shard, line.number, repaired=bool(line.repairs))
     except (DataError, RecursionError) as error:
-        reason = error.what if isinstance(error, DataError) else "nested too deeply"
+        reason = error.message if isinstance(error, DataError) else "nested too deeply"
         ledger.drop("rejected", line.place, line.id, reason)
 
 
@@ -150,7 +158,7 @@ def split(rows: RowTable, options: MergeSettings) -> None:
         where = "merge.train_size" if options.train_size is not None else "merge.eval_size"
         what = f"{options.input_dir}: {total:,} different rows are too few for {least}"
         fix = "ask for fewer with --eval-size and --train-size (rows with an equal prompt or id stay on one side)"
-        raise UsageError(what, where=where, fix=fix)
+        raise UsageError("made-differently", what, where=where, fix=fix)
     if options.train_size is not None:
         sample(rows, options.train_size, options.seed)
 

@@ -84,7 +84,9 @@ def settle(options: PrepareSettings) -> tuple[list[DatasetSpec], Path]:
     folder = options.output_path or RESULTS / "+".join(spec.name for spec in specs)[:80]
     if folder.suffix in (".jsonl", ".json"):
         fix = f"pass {folder.with_suffix('')}"
-        raise UsageError("names a file, but the result is a folder", where=f"--output-path {folder}", fix=fix)
+        raise UsageError(
+            "not-a-file", "names a file, but the result is a folder", where=f"--output-path {folder}", fix=fix
+        )
     return [_checked(spec, len(specs) > 1, folder, options) for spec in specs], folder
 
 
@@ -97,11 +99,18 @@ def _checked(spec: DatasetSpec, several: bool, folder: Path, options: PrepareSet
     """The data set without the files of an earlier result, where that lies below it; raises UsageError without any."""
     if spec.endless and several and not (spec.weight and options.sample_size):
         fix = "e.g. eagle3 prepare self:0.5 ultrachat:0.5 --sample-size 10000"
-        raise UsageError(f"{spec.name} beside others needs weights and a size", where="prepare.source", fix=fix)
+        raise UsageError(
+            "conflicting-options",
+            f"{spec.name} beside others needs weights and a size",
+            where="prepare.source",
+            fix=fix,
+        )
     files = tuple(path for path in spec.files if folder.resolve() not in path.resolve().parents)
     if spec.files and not files:
         fix = "choose another --output-path"
-        raise UsageError("the result would replace what it is made of", where=str(folder), fix=fix)
+        raise UsageError(
+            "conflicting-options", "the result would replace what it is made of", where=str(folder), fix=fix
+        )
     return replace(spec, files=files)
 
 
@@ -139,7 +148,7 @@ def _write(
     if not ledger.written:
         where = ", ".join(str(spec.path or spec.name) for spec in specs)
         fix = f"each row's reason is in {folder / ERRORS}; columns are named with --map role=column"
-        raise DataError(f"no usable rows ({ledger.read} read; {_top(ledger)})", where=where, fix=fix)
+        raise DataError("no-rows", f"no usable rows ({ledger.read} read; {_top(ledger)})", where=where, fix=fix)
     return {**ledger.summary(), **sizes, **({"sources": sources} if len(sources) > 1 else {})}
 
 

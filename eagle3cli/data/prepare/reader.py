@@ -158,7 +158,7 @@ class Reader:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, DataError):
-        return error.what
+        return error.message
     return "nested too deeply" if isinstance(error, RecursionError) else f"holds what JSON cannot: {error}"
 
 

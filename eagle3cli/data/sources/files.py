@@ -28,7 +28,7 @@ def files_of(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.exists():
-        raise DataError("no such file or folder", where=str(path), fix="check the path")
+        raise DataError("no-such-path", "no such file or folder", where=str(path), fix="check the path")
     named = sorted(
         file
         for file in _below(path)
@@ -40,9 +40,11 @@ def files_of(path: Path) -> list[Path]:
     files = [file for file in named if file.is_file()]
     lost = next((file for file in named if file.is_symlink() and not file.exists()), None)
     if lost is not None:
-        raise DataError("the link leads nowhere", where=str(lost), fix="fetch what it names, or delete the link")
+        raise DataError(
+            "no-such-path", "the link leads nowhere", where=str(lost), fix="fetch what it names, or delete the link"
+        )
     if not files:
-        raise DataError(f"no data files in the folder ({', '.join(SUFFIXES)})", where=str(path))
+        raise DataError("no-data-files", f"no data files in the folder ({', '.join(SUFFIXES)})", where=str(path))
     return files
 
 
@@ -62,15 +64,17 @@ def _below(folder: Path) -> Iterator[Path]:
 def format_of(path: Path) -> Literal["lines", "array", "parquet"]:
     """How the rows of a file stand in it; the content decides, the name only helps. Raises DataError if it is empty."""
     if path.stat().st_size == 0:
-        raise DataError("the file is empty", where=str(path))
+        raise DataError("no-rows", "the file is empty", where=str(path))
     if _TABLES.search(path.name):
         separator = ", sep='\\t'" if ".tsv" in path.name else ""
         convert = f"import datasets as d; d.Dataset.from_csv('FILE'{separator}).to_json('rows.jsonl')"
-        raise DataError("a table of text (CSV, TSV) is not read", where=str(path), fix=f'python -c "{convert}"')
+        raise DataError(
+            "unreadable-file", "a table of text (CSV, TSV) is not read", where=str(path), fix=f'python -c "{convert}"'
+        )
     with open_bytes(path) as f:
         head = f.read(1 << 16)
         if not head and break_of(f):
-            raise DataError(f"cannot unpack: {break_of(f)}", where=str(path))
+            raise DataError("damaged-file", f"cannot unpack: {break_of(f)}", where=str(path))
     if head.startswith(b"PAR1"):
         return "parquet"
     start = head.removeprefix(BOM).lstrip()

@@ -39,7 +39,9 @@ def read_hub(
         what = f"cannot read the hub data set: {reason}" if number == 0 else f"the download stopped: {reason}"
         fix = "name one with --subset" if "Config name is missing" in reason else _FIX
         fix = "name one with --split" if "Bad split" in reason or "Unknown split" in reason else fix
-        raise DataError(what, where=f"{place} row {number + 1}" if number else name, fix=fix) from error
+        raise DataError(
+            "hub-unreachable", what, where=f"{place} row {number + 1}" if number else name, fix=fix
+        ) from error
 
 
 def read_hub_file(name: str, file: str) -> Iterator[SourceRow]:
@@ -51,7 +53,7 @@ def read_hub_file(name: str, file: str) -> Iterator[SourceRow]:
         path = hf_hub_download(name, file, repo_type="dataset")
     except Exception as error:  # the errors of whichever HTTP library huggingface_hub uses
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise DataError(f"cannot download {file}: {reason}", where=name, fix=_FIX) from error
+        raise DataError("hub-unreachable", f"cannot download {file}: {reason}", where=name, fix=_FIX) from error
     yield from read_file(Path(path))
 
 
@@ -66,10 +68,12 @@ def _ask_hub(name: str) -> None:
     try:
         HfApi().dataset_info(name, timeout=ANSWER_SECONDS)
     except HFValidationError as error:
-        raise DataError("not a name of a hub data set", where=name, fix="a hub data set is OWNER/NAME") from error
+        raise DataError(
+            "invalid-value", "not a name of a hub data set", where=name, fix="a hub data set is OWNER/NAME"
+        ) from error
     except HfHubHTTPError as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"the hub refuses the data set: {reason}", where=name, fix=_FIX) from error
+        raise DataError("hub-unreachable", f"the hub refuses the data set: {reason}", where=name, fix=_FIX) from error
     except Exception as error:  # the errors of whichever HTTP library huggingface_hub uses
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"the hub does not answer: {reason}", where=name, fix=_FIX) from error
+        raise DataError("hub-unreachable", f"the hub does not answer: {reason}", where=name, fix=_FIX) from error

@@ -64,7 +64,7 @@ class SourceRow:
     def parsed(self) -> dict[str, Any]:
         """The value; raises DataError with the problem where there is none."""
         if self.value is None:
-            raise DataError(self.problem or "unreadable")
+            raise DataError("row-text", self.problem or "unreadable")
         return self.value
 
 
@@ -107,12 +107,14 @@ def open_bytes(path: Path) -> IO[bytes]:
     try:
         raw = path.open("rb")
     except OSError as error:
-        raise DataError(f"cannot read: {error.strerror}", where=str(path), fix="check the path") from error
+        raise DataError(
+            "unreadable-file", f"cannot read: {error.strerror}", where=str(path), fix="check the path"
+        ) from error
     head = raw.read(4)
     raw.seek(0)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raw.close()
-        raise DataError("the file is UTF-16 text", where=str(path), fix="save it as UTF-8")
+        raise DataError("unreadable-file", "the file is UTF-16 text", where=str(path), fix="save it as UTF-8")
     if head[:2] == b"\x1f\x8b":
         return io.BufferedReader(_Unpacked(gzip.GzipFile(fileobj=raw)), _BUFFER)
     if head == b"\x28\xb5\x2f\xfd":
@@ -186,14 +188,14 @@ def read_raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 left -= len(rest)
             if damage and left < 0:
                 what = f"the compressed file is damaged ({damage.problem}); from here on nothing is read"
-                raise DataError(what, where=f"{path}:{number}")
+                raise DataError("unreadable-file", what, where=f"{path}:{number}")
             if not rest.endswith(b"\n") and break_of(f):
                 number -= 1
                 break
             if raw.strip():
                 yield number, raw
         if problem := break_of(f):
-            raise DataError(f"the compressed file breaks off: {problem}", where=f"{path}:{number + 1}")
+            raise DataError("damaged-file", f"the compressed file breaks off: {problem}", where=f"{path}:{number + 1}")
 
 
 def parse_line(number: int, raw: bytes, path: str = "") -> SourceRow:
@@ -314,4 +316,4 @@ def read_jsonl(path: Path) -> Iterator[SourceRow]:
     except DataError as error:
         if error.where is None or not error.where.startswith(f"{path}:"):
             raise
-        yield SourceRow(int(error.where.rpartition(":")[2]), None, error.what, path=str(path))
+        yield SourceRow(int(error.where.rpartition(":")[2]), None, error.message, path=str(path))

@@ -31,7 +31,7 @@ def read_parquet(path: Path) -> Iterator[SourceRow]:
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # a name that is not UTF-8 is a ValueError
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         if number == 0:
-            raise DataError(f"not a readable parquet file: {reason}", where=name) from error
+            raise DataError("damaged-file", f"not a readable parquet file: {reason}", where=name) from error
         yield SourceRow(number + 1, None, f"the parquet file is damaged from here on: {reason}", path=name)
 
 

@@ -113,12 +113,12 @@ def encode_items(encoder: Encoder, items: list[Item], path: str, *, preformatted
                 repairs = (*line.repairs, *conversation.repairs)
                 usable.append((line.number, conversation.id, conversation.source, repairs))
         except (DataError, RecursionError) as error:
-            reason = error.what if isinstance(error, DataError) else "nested too deeply"
+            reason = error.message if isinstance(error, DataError) else "nested too deeply"
             block.rejected.append((line.number, line.id, reason))
     encoded = encoder.encode_text(inputs) if preformatted else encoder.encode(inputs)
     for (number, name, source, repairs), row in zip(usable, encoded, strict=True):
         if isinstance(row, DataError):
-            block.rejected.append((number, name, row.what))
+            block.rejected.append((number, name, row.message))
             continue
         block.rows.append(replace(row, id=row.id or f"line-{number}", line=number, source=source))
         if repairs:
@@ -128,9 +128,11 @@ def encode_items(encoder: Encoder, items: list[Item], path: str, *, preformatted
 
 def _text_of(value: dict[str, Any]) -> tuple[str, str]:
     if not isinstance(value.get("text"), str):
-        raise DataError("no text (a pre-formatted row is {id, text}; conversations need no --is-preformatted)")
+        raise DataError(
+            "row-text", "no text (a pre-formatted row is {id, text}; conversations need no --is-preformatted)"
+        )
     if not value["text"].strip():
-        raise DataError("text is empty")
+        raise DataError("row-text", "text is empty")
     return str(value.get("id") or ""), value["text"]
 
 
@@ -144,7 +146,7 @@ def blocks_of(path: Path) -> Iterator[list[Item]]:
             item = next(rows, None)
         except DataError as error:  # a compressed file that breaks off: its whole lines count
             place = (error.where or "").rpartition(":")[2]
-            item = SourceRow(int(place), None, error.what, path=str(path)) if place.isdigit() else None
+            item = SourceRow(int(place), None, error.message, path=str(path)) if place.isdigit() else None
             rows = iter(())
             if item is None:
                 raise

@@ -164,6 +164,7 @@ class _SplitCounter:
                 "; ".join(f"{n} x {why}" for why, n in self.ledger.summary()["reasons"].items()) or "it has no rows"
             )
             raise DataError(
+                "no-rows",
                 f"no usable rows ({reasons})",
                 where=str(self.path),
                 fix="rows are made by `eagle3 prepare` and `eagle3 regenerate`",

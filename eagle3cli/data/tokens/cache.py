@@ -147,12 +147,12 @@ def data_paths(settings: Settings) -> dict[str, Path]:
     data = settings.data
     if data.train_path is None:
         fix = "run eagle3 merge first; or give replies that the target wrote: --train-data-path FILE.jsonl"
-        raise UsageError("no training data given", where="data.train_path", fix=fix)
+        raise UsageError("missing-data", "no training data given", where="data.train_path", fix=fix)
     paths = {"train": data.train_path} | ({"eval": data.eval_path} if data.eval_path is not None else {})
     for split, path in paths.items():
         if not path.is_file():
             what = "is a folder, not a file" if path.is_dir() else "no such file"
-            raise DataError(what, where=str(path), fix=f"check data.{split}_path (--{split}-data-path)")
+            raise DataError("no-such-path", what, where=str(path), fix=f"check data.{split}_path (--{split}-data-path)")
     return paths
 
 
@@ -228,7 +228,9 @@ def _vocabulary(
     """The file of the draft's vocabulary for these rows, written unless it is there, and what it covers."""
     weights = {"reply_weight": settings.cache.reply_weight, "prompt_weight": settings.cache.prompt_weight}
     if not any(weights.values()):
-        raise UsageError("both weights are 0", where="cache.reply_weight", fix="leave one of them above 0")
+        raise UsageError(
+            "conflicting-options", "both weights are 0", where="cache.reply_weight", fix="leave one of them above 0"
+        )
     counts = {name: fit_to_vocab(array, vocab_size) for name, array in load_file(folder / COUNTS).items()}
     ranking = rank_tokens(counts["train_reply"], counts["train_prompt"], always=always, **weights)
     size = min(draft_vocab_size, vocab_size)

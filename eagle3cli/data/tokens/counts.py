@@ -47,7 +47,11 @@ def fit_to_vocab(counts: Counts, vocab_size: int) -> Counts:
     used = counts.nonzero()[0]
     if len(used) and int(used[-1]) >= vocab_size:
         what = f"token id {int(used[-1])} is outside the target's vocabulary of {vocab_size}"
-        raise DataError(what, fix="tokenizer and model do not belong together; check --target-model-path")
+        raise DataError(
+            "token-outside-vocabulary",
+            what,
+            fix="tokenizer and model do not belong together; check --target-model-path",
+        )
     fitted = np.zeros(vocab_size, dtype=np.int64)
     fitted[: min(len(counts), vocab_size)] = counts[:vocab_size]
     return fitted
@@ -66,6 +70,7 @@ class Ranking:
         """Ids of the draft vocabulary of this size, ascending; raises UsageError where the fixed ones do not fit."""
         if size < self.fixed:
             raise UsageError(
+                "invalid-value",
                 f"a draft vocabulary of {size} cannot hold the {self.fixed} special tokens of the target",
                 where="draft.vocab_size",
                 fix=f"set --draft-vocab-size to {self.fixed} or more",

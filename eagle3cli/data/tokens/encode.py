@@ -86,12 +86,12 @@ class Encoder:
         except DataError as error:
             return error
         except RecursionError:
-            return DataError("nested too deeply")
+            return DataError("row-text", "nested too deeply")
 
     def _with_images(self, rendered: Rendered, images: tuple[ImageRef, ...]) -> _Pictured:
         """The rendering with all tokens of its images; raises DataError where the target takes none."""
         if self.image_processor is None:
-            raise DataError("the row has images, and the target takes text alone")
+            raise DataError("images-unsupported", "the row has images, and the target takes text alone")
         expansion = self.image_processor.expand(rendered.text, images)
         place = expansion.place
         replies = tuple((place(start), place(end)) for start, end in rendered.replies)
@@ -168,7 +168,7 @@ class Encoder:
         first = max(0, whole.token_at(start - space) - 1)
         alone = tokenize(self.tokenizer, [item.text[encoding.token_to_chars(first)[0] : start]])[0]
         if list(alone.ids) != list(encoding.ids[first : whole.token_at(start)]):
-            raise DataError("a prompt's last white space has other tokens before a reply")
+            raise DataError("row-text", "a prompt's last white space has other tokens before a reply")
 
     def _apart(self, item: Rendered, whole: Any) -> list[_Piece]:
         cuts = sorted({0, *item.replies[-1], len(item.text)})
@@ -180,7 +180,9 @@ class Encoder:
             at += len(text)
         ids = [i for piece in pieces for i in piece.encoding.ids]
         if self.tokenizer.decode(ids) != self.tokenizer.decode(whole.ids) and not self._joins(pieces):
-            raise DataError("a token lies across the start of a reply (header and reply merge): no exact mask")
+            raise DataError(
+                "mask-inexact", "a token lies across the start of a reply (header and reply merge): no exact mask"
+            )
         return pieces
 
     def _joins(self, pieces: list[_Piece]) -> bool:
@@ -220,7 +222,9 @@ class Encoder:
             return first, max(first, last)
         if first < len(encoding.ids) and encoding.token_to_chars(first)[0] < start:
             if is_last:
-                raise DataError("a token lies across the start of a reply (header and reply merge): no exact mask")
+                raise DataError(
+                    "mask-inexact", "a token lies across the start of a reply (header and reply merge): no exact mask"
+                )
             first += 1
         if last < min(limit, len(encoding.ids)) and encoding.token_to_chars(last)[0] < end:
             # An end token may swallow the white space behind it; any other token across the edge is inexact.
@@ -228,7 +232,7 @@ class Encoder:
             if encoding.ids[last] in self._special and not behind.strip():
                 last += 1
             elif is_last:
-                raise DataError("a token lies across the end of a reply: no exact mask")
+                raise DataError("mask-inexact", "a token lies across the end of a reply: no exact mask")
         return first, max(first, last)
 
 

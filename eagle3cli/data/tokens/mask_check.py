@@ -71,7 +71,7 @@ class Judge:
         ended = zip(replies, conversation.finish, strict=False)
         cut = frozenset(index for index, reason in ended if reason == "length")
         if isinstance(row, DataError):
-            return Judgement("refused", row.what)
+            return Judgement("refused", row.message)
         try:
             truth = truth_of(self.chat, messages, self.stops, tools=conversation.tools, cut=cut)
         except Unknown as error:
@@ -129,7 +129,7 @@ def check_masks(config: EncoderConfig, paths: Mapping[str, Path], encoder: Encod
             judgement = judge.judge(conversation)
             if judgement.verdict == "wrong":
                 what = f"the mask is not what the target would have written ({judgement.detail})"
-                raise DataError(f"{what}:\n{judgement.shown}", where=f"{path}:{line}", fix=FIX)
+                raise DataError("mask-wrong", f"{what}:\n{judgement.shown}", where=f"{path}:{line}", fix=FIX)
             counts[judgement.verdict] += 1
     return counts
 

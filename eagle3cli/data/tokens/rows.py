@@ -162,11 +162,15 @@ class TokenRows:
                 always = [name for name in SCHEMA.names if name not in OPTIONAL]
                 names = reader.schema.names
                 if names[: len(always)] != always or not {*names[len(always) :]} <= {*OPTIONAL}:
-                    raise DataError(f"columns {reader.schema.names}, not token rows", where=str(folder / ARROW_FILE))
+                    raise DataError(
+                        "row-layout", f"columns {reader.schema.names}, not token rows", where=str(folder / ARROW_FILE)
+                    )
                 return cls(list(reader))
         except (OSError, pa.ArrowInvalid) as error:
             fix = "run `eagle3 cache` again with --overwrite"
-            raise DataError(f"not a readable cache of token rows: {error}", where=str(folder), fix=fix) from error
+            raise DataError(
+                "damaged-file", f"not a readable cache of token rows: {error}", where=str(folder), fix=fix
+            ) from error
 
     @classmethod
     def of(cls, rows: Iterable[TokenRow]) -> TokenRows:

@@ -55,8 +55,10 @@ def load_vocab(path: Path) -> VocabMapping:
         tensors = load_file(path)
         mapping = VocabMapping(d2t=tensors["d2t"], t2d=tensors["t2d"])
     except (OSError, SafetensorError, KeyError) as error:
-        raise DataError(f"not a vocabulary mapping: {error}", where=str(path)) from error
+        raise DataError("vocabulary-mapping", f"not a vocabulary mapping: {error}", where=str(path)) from error
     ids = mapping.draft_ids
     if mapping.t2d.dtype != torch.bool or not torch.equal(mapping.t2d.nonzero().flatten(), ids):
-        raise DataError("d2t and t2d disagree", where=str(path), fix="build the cache again with --overwrite")
+        raise DataError(
+            "vocabulary-mapping", "d2t and t2d disagree", where=str(path), fix="build the cache again with --overwrite"
+        )
     return mapping

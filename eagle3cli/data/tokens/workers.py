@@ -72,7 +72,7 @@ def block_tokenizer(config: EncoderConfig, processes: int) -> Iterator[BlockToke
         )
     except BrokenProcessPool as error:
         fix = "look for a memory limit, or use fewer processes: --build-dataset-num-proc 1"
-        raise Eagle3Error("a tokenising process died", fix=fix) from error
+        raise Eagle3Error("process-died", "a tokenising process died", fix=fix) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

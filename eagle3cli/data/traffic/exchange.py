@@ -120,7 +120,7 @@ def halves_of(raw: Raw) -> Halves:
     """
     status = next((raw[name] for name in ("status", "status_code") if isinstance(raw.get(name), int)), 0)
     if status >= 400 or (raw.get("error") and not isinstance(raw.get("choices"), list)):
-        raise DataError("the server answered with an error")
+        raise DataError("server-error", "the server answered with an error")
     if is_chunk(raw):
         return Halves(None, [raw], raw)
     requests = (_request(raw, _body(raw.get(name))) for name in REQUESTS)
@@ -131,13 +131,13 @@ def halves_of(raw: Raw) -> Halves:
     if request is None and (is_chunk(response) or (isinstance(response, str) and "chunk" in raw)):
         response = [response]
     if request is None and any(_is_completion(place) for place in (raw, *(_body(raw.get(name)) for name in REQUESTS))):
-        raise DataError("a text completion: its prompt is no list of messages")
+        raise DataError("bad-exchange", "a text completion: its prompt is no list of messages")
     if request is None and response is None:
         inner = next((body for name in COLLECTED if isinstance(body := _body(raw.get(name)), Mapping)), None)
         if inner is not None and "role" not in inner:
             return halves_of(inner)
         named = ", ".join(str(name)[:40] for name in list(raw)[:6]) or "none"
-        raise DataError(f"neither a request with messages nor a response (keys: {named})")
+        raise DataError("bad-exchange", f"neither a request with messages nor a response (keys: {named})")
     return Halves(request, response, raw)
 
 
@@ -145,7 +145,7 @@ def exchange_of(halves: Halves) -> Exchange:
     """The conversation of a request and its response; raises DataError with the reason where there is none."""
     request = halves.request
     if request is None:
-        raise DataError("a response without its request")
+        raise DataError("bad-exchange", "a response without its request")
     if is_input(request):
         request = chat_request(request)
     messages = list(request["messages"])
@@ -153,15 +153,15 @@ def exchange_of(halves: Halves) -> Exchange:
     if isinstance(system, str) and system:  # as Anthropic's API has it
         messages = [{"role": "system", "content": system}, *messages]
     if halves.response is None and _role(messages) != "assistant":
-        raise DataError("a request without its response")
+        raise DataError("bad-exchange", "a request without its response")
     if halves.response is not None and _role(messages) == "assistant":
-        raise DataError("the request begins the reply itself")
+        raise DataError("bad-exchange", "the request begins the reply itself")
     finish = ""
     if halves.response is not None:
         reply, finish = _reply(halves.response)
         messages.append(reply)
     if finish and finish not in FINISHED:
-        raise DataError(f"the reply was not finished: {finish[:40]}")
+        raise DataError("unfinished-reply", f"the reply was not finished: {finish[:40]}")
     conversation = to_conversation({"messages": messages, "tools": request.get("tools")}, empty_replies=bool(finish))
     refuse_images(conversation.messages, "a log of traffic")
     replies = sum(message["role"] == "assistant" for message in conversation.messages)
@@ -247,10 +247,10 @@ def _reply(response: Any) -> tuple[Any, str]:
             [event for part in response for event in (read_events(part) if isinstance(part, str) else [part])]
         )
     if not isinstance(response, Mapping):
-        raise DataError(f"the response is {kind_of(response)}")
+        raise DataError("bad-exchange", f"the response is {kind_of(response)}")
     choices = response.get("choices")
     if response.get("error") and not choices:
-        raise DataError("the server answered with an error")
+        raise DataError("server-error", "the server answered with an error")
     if is_chunk(response):
         return joined_chunks([response])
     if isinstance(choices, list):
@@ -260,12 +260,12 @@ def _reply(response: Any) -> tuple[Any, str]:
         if message is None and isinstance(choice.get("text"), str):
             message = {"role": "assistant", "content": choice["text"]}
         if not isinstance(message, Mapping):
-            raise DataError("the response has no message")
+            raise DataError("bad-exchange", "the response has no message")
         return {"role": "assistant", **message}, _text(choice.get("finish_reason"))
     if "content" in response:
         reply = {name: response[name] for name in ("content", "tool_calls", "reasoning_content") if name in response}
         return {"role": "assistant", **reply}, _text(response.get("stop_reason") or response.get("finish_reason"))
-    raise DataError("the response has no message")
+    raise DataError("bad-exchange", "the response has no message")
 
 
 def _streamed(events: list[Any]) -> tuple[Any, str]:

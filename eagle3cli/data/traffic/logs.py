@@ -69,7 +69,7 @@ class _OpenHalf:
         try:
             return LogEntry(self.place, exchange_of(self.halves), repairs=self.repairs, lines=self.lines)
         except DataError as error:
-            return LogEntry(self.place, problem=error.what, lines=self.lines)
+            return LogEntry(self.place, problem=error.message, lines=self.lines)
         except RecursionError:
             return LogEntry(self.place, problem=NESTED, lines=self.lines)
 
@@ -81,7 +81,7 @@ def _entries(row: SourceRow, open_halves: dict[str, _OpenHalf]) -> Iterator[LogE
     try:
         halves = halves_of(row.value)
     except DataError as error:
-        yield LogEntry(row.place, problem=error.what)
+        yield LogEntry(row.place, problem=error.message)
         return
     except RecursionError:
         yield LogEntry(row.place, problem=NESTED)

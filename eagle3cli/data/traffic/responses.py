@@ -37,9 +37,11 @@ def is_output(value: Any) -> bool:
 def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
     """The request as the chat API has it; raises DataError where it holds but a part of the conversation."""
     if request.get("previous_response_id") or request.get("conversation"):
-        raise DataError("the request goes on from an earlier response, which the line does not hold")
+        raise DataError("bad-exchange", "the request goes on from an earlier response, which the line does not hold")
     if isinstance(request.get("prompt"), Mapping):
-        raise DataError("the request names a prompt that its server keeps, which the line does not hold")
+        raise DataError(
+            "bad-exchange", "the request names a prompt that its server keeps, which the line does not hold"
+        )
     items = request["input"]
     messages = [{"role": "user", "content": items}] if isinstance(items, str) else _messages(items)
     if isinstance(request.get("instructions"), str) and request["instructions"]:
@@ -56,10 +58,10 @@ def chat_reply(response: Any) -> tuple[Message, str]:
     """The reply as one message, and how it ended; raises DataError where there is none."""
     around = response if isinstance(response, Mapping) else {}
     if around.get("error") or around.get("status") == "failed":
-        raise DataError("the server answered with an error")
+        raise DataError("server-error", "the server answered with an error")
     replies = _messages(around["output"] if around else response)
     if len(replies) != 1 or replies[0].get("role") != "assistant":
-        raise DataError("the response has no message")
+        raise DataError("bad-exchange", "the response has no message")
     finish = "tool_calls" if replies[0].get("tool_calls") else "stop"
     if around.get("status") == "incomplete":
         details = around.get("incomplete_details")
@@ -78,7 +80,7 @@ def last_event(events: list[Any]) -> Any:
         return None
     last = next((event.get("response") for event in named if event["type"] in LAST_EVENTS), None)
     if not is_output(last):
-        raise DataError("the stream breaks off before its end")
+        raise DataError("unfinished-reply", "the stream breaks off before its end")
     return last
 
 
@@ -87,10 +89,10 @@ def _messages(items: list[Any]) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for item in items:
         if not isinstance(item, Mapping):
-            raise DataError(f"an item is {kind_of(item)}, not an object")
+            raise DataError("bad-exchange", f"an item is {kind_of(item)}, not an object")
         kind = item.get("type", "message")
         if kind not in ITEMS:
-            raise DataError(f"an item of type {str(kind)[:40]!r}, which no message holds")
+            raise DataError("bad-exchange", f"an item of type {str(kind)[:40]!r}, which no message holds")
         message = _message(kind, item)
         last = messages[-1] if messages else {}
         if message["role"] == last.get("role") == "assistant":
@@ -121,7 +123,7 @@ def _said(content: Any) -> str:
     """What the assistant says or thinks; raises DataError where that is no text, as a refusal."""
     text = _content(content)
     if not isinstance(text, str):
-        raise DataError("an item of the assistant holds something else than text")
+        raise DataError("bad-exchange", "an item of the assistant holds something else than text")
     return text
 
 

@@ -34,7 +34,7 @@ def read_events(text: str) -> list[Any]:
         try:
             values.append(json.loads(data))
         except (ValueError, RecursionError) as error:
-            raise DataError("the stream holds an event that is not JSON") from error
+            raise DataError("bad-exchange", "the stream holds an event that is not JSON") from error
     return values
 
 
@@ -48,9 +48,9 @@ def joined_chunks(chunks: Iterable[Any]) -> tuple[Message, str]:
     finish = ""
     for chunk in chunks:
         if not isinstance(chunk, Mapping):
-            raise DataError(f"a chunk of the stream is {kind_of(chunk)}, not an object")
+            raise DataError("bad-exchange", f"a chunk of the stream is {kind_of(chunk)}, not an object")
         if chunk.get("error"):
-            raise DataError("the server answered with an error")
+            raise DataError("server-error", "the server answered with an error")
         for choice in chunk.get("choices") or ():
             if not isinstance(choice, Mapping) or choice.get("index", 0) != 0:
                 continue
@@ -63,7 +63,7 @@ def joined_chunks(chunks: Iterable[Any]) -> tuple[Message, str]:
                 _add_call(calls, call)
             finish = choice.get("finish_reason") or finish
     if not isinstance(finish, str) or not finish:
-        raise DataError("the stream breaks off before its end")
+        raise DataError("unfinished-reply", "the stream breaks off before its end")
     message: Message = {"role": "assistant", "content": "", **texts}
     if calls:
         message["tool_calls"] = [calls[index] for index in sorted(calls)]
@@ -73,7 +73,7 @@ def joined_chunks(chunks: Iterable[Any]) -> tuple[Message, str]:
 def _add_call(calls: dict[int, dict[str, Any]], part: Any) -> None:
     """Add a piece of a tool call: its name comes once, its arguments in pieces."""
     if not isinstance(part, Mapping) or not isinstance(part.get("index", 0), int):
-        raise DataError("a tool call of the stream is no object with an index")
+        raise DataError("bad-exchange", "a tool call of the stream is no object with an index")
     call = calls.setdefault(part.get("index", 0), {"type": "function", "function": {"name": "", "arguments": ""}})
     if isinstance(part.get("id"), str):
         call["id"] = part["id"]

@@ -73,7 +73,12 @@ def write_draft(
         if not torch.equal(_as_read(value, outtype), read[name]):
             different.append(name)
     if different:
-        raise ModelError(f"reads back differently: {', '.join(different)}", where=str(path), fix="check the disk")
+        raise ModelError(
+            "read-back-differs",
+            f"reads back differently: {', '.join(different)}",
+            where=str(path),
+            fix="check the disk",
+        )
 
 
 def _compared(config: DraftConfig) -> tuple[str, ...]:
@@ -101,13 +106,17 @@ def read_draft(path: Path) -> tuple[DraftConfig, dict[str, Tensor]]:
     values, tensors = read_gguf(path)
     if values.get("general.architecture") != ARCHITECTURE:
         what = f"holds a model of the architecture {values.get('general.architecture')!r}, not a draft"
-        raise ModelError(what, where=str(path), fix="give a GGUF that eagle3 export --layout gguf wrote")
+        raise ModelError(
+            "draft-format", what, where=str(path), fix="give a GGUF that eagle3 export --layout gguf wrote"
+        )
     try:
         config = _config(values, tensors)
         state = {ours: tensors[theirs] for ours, theirs in NAMES.items() if theirs in tensors}
     except (KeyError, TypeError, ValueError) as error:
         what = f"not a whole draft: {type(error).__name__}: {error}"
-        raise ModelError(what, where=str(path), fix="write it anew: eagle3 export --layout gguf") from error
+        raise ModelError(
+            "damaged-file", what, where=str(path), fix="write it anew: eagle3 export --layout gguf"
+        ) from error
     for ours, theirs in NAMES.items():
         if theirs in ROTATED:
             state[ours] = _halves(state[ours], config.head_dim)

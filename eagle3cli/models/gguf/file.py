@@ -38,7 +38,7 @@ def require_gguf(where: str) -> None:
     """Raise UsageError where the package that writes and reads these files is missing; ``where`` wanted it."""
     if importlib.util.find_spec("gguf") is None:
         what = "GGUF files are written with the package gguf, which is not installed"
-        raise UsageError(what, where=where, fix=f"pip install '{demo.EXTRA}'")
+        raise UsageError("missing-package", what, where=where, fix=f"pip install '{demo.EXTRA}'")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,11 @@ def encoded(tensor: Tensor, kind: Any) -> Any:
         return gguf.quants.quantize(tensor.float().numpy(), Kind.Q8_0)
     half = tensor.to(torch.float16)
     if not bool(torch.isfinite(half).all()):
-        raise ModelError(f"{int((~torch.isfinite(half)).sum())} values are not finite as f16", fix="use --outtype bf16")
+        raise ModelError(
+            "weights-not-finite",
+            f"{int((~torch.isfinite(half)).sum())} values are not finite as f16",
+            fix="use --outtype bf16",
+        )
     return half.numpy()
 
 
@@ -129,7 +133,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors = {str(tensor.name): decoded(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
     except Exception as error:  # whatever the package stumbles over
         raise ModelError(
-            f"not a GGUF file: {error}", where=str(path), fix="the file is damaged; copy it again"
+            "damaged-file", f"not a GGUF file: {error}", where=str(path), fix="the file is damaged; copy it again"
         ) from error
     return values, tensors
 

@@ -44,10 +44,10 @@ class Latent:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not (name == "q_lora_rank" and value is None) and (type(value) is not int or value < 1):
-                raise ModelError(f"{name} is {value!r}, which is no size", where="draft config")
+                raise ModelError("draft-config", f"{name} is {value!r}, which is no size", where="draft config")
         if self.qk_rope_head_dim % 2:
             what = f"qk_rope_head_dim is {self.qk_rope_head_dim}; RoPE turns channels in pairs"
-            raise ModelError(what, where="draft config", fix="give an even number")
+            raise ModelError("draft-config", what, where="draft config", fix="give an even number")
 
     @property
     def qk_head_dim(self) -> int:
@@ -106,10 +106,14 @@ def read_latent(raw: Mapping[str, Any]) -> Latent | None:
     missing = [key for key in KEYS if key not in raw]
     if missing:
         fix = "give it; q_lora_rank is null where queries have no latent"
-        raise ModelError(f"latent attention without {', '.join(missing)}", where="draft config", fix=fix)
+        raise ModelError(
+            "draft-config", f"latent attention without {', '.join(missing)}", where="draft config", fix=fix
+        )
     if raw.get("rope_interleave") is False:
         fix = "train a draft of its target here"
-        raise ModelError("rope_interleave is false; vLLM turns neighbouring channels all the same", fix=fix)
+        raise ModelError(
+            "draft-config", "rope_interleave is false; vLLM turns neighbouring channels all the same", fix=fix
+        )
     return Latent(**{key: raw[key] for key in KEYS})
 
 
@@ -124,7 +128,10 @@ def latent_of(target: Mapping[str, Any], given: Mapping[str, Any]) -> Latent:
     if missing:
         what = f"the target has no latent attention to take {', '.join(missing)} from"
         raise ModelError(
-            what, where="draft config", fix="use --draft-model-config auto, a draft of the usual attention"
+            "draft-config",
+            what,
+            where="draft config",
+            fix="use --draft-model-config auto, a draft of the usual attention",
         )
     # SGLang's drafts have one always; only the layout of keys and values need be the target's.
     query_rank = target.get("q_lora_rank") or QUERY_RATIO * target["kv_lora_rank"]
@@ -146,7 +153,7 @@ def check_latent_rope(scaling: Mapping[str, Any] | None) -> None:
     if reasons:
         what = f"latent attention with another RoPE than plain or DeepSeek's YaRN: {', '.join(reasons)}"
         fix = "give a rope_scaling of type yarn, or null: SGLang and vLLM would compute that one"
-        raise ModelError(what, where="draft config", fix=fix)
+        raise ModelError("draft-config", what, where="draft config", fix=fix)
 
 
 def rope_factor(scaling: Mapping[str, Any] | None) -> float:

@@ -269,7 +269,9 @@ def calibrate(machine: Machine, shapes: Shapes, row: Range, loss: Range, report:
                 bar.advance(1)
     if parts.calibration.load is None:
         what = f"the target was not loaded within {LIMIT:.0f} s"
-        raise Eagle3Error(what, where="--calibrate", fix="plan without it: the ranges stay as they are")
+        raise Eagle3Error(
+            "cannot-calibrate", what, where="--calibrate", fix="plan without it: the ranges stay as they are"
+        )
     return parts.calibration
 
 
@@ -287,12 +289,17 @@ def _run(part: Callable[[], None], report: Reporter) -> None:
 def _check(machine: Machine, shapes: Shapes) -> None:
     if machine.is_assumed:
         fix = "calibrate on the machine that will run it, or plan for this one: --set target.device=cpu"
-        raise UsageError("the run is planned for a GPU, and none is here", where="--calibrate", fix=fix)
+        raise UsageError(
+            "cannot-calibrate", "the run is planned for a GPU, and none is here", where="--calibrate", fix=fix
+        )
     if not shapes.is_read:
-        raise UsageError("the target is not here", where="--calibrate", fix="fetch it first: hf download TARGET")
+        raise UsageError(
+            "cannot-calibrate", "the target is not here", where="--calibrate", fix="fetch it first: hf download TARGET"
+        )
     needed = shapes.target.weights * (4 if machine.device == "cpu" else 2)
     if machine.memory is not None and needed > machine.memory:
         raise UsageError(
+            "out-of-memory",
             f"the target takes {size_text(needed)} of one device, {size_text(machine.memory)} are there",
             where="--calibrate",
             fix="plan without it: the ranges stay as they are",

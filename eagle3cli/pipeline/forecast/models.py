@@ -104,10 +104,12 @@ def _packaged(settings: Settings, error: Eagle3Error) -> Shapes | str:
     if name not in configs:
         name = max((each for each in configs if named.startswith(each)), key=len, default="")
     if not name or Path(settings.target.model_path).exists() or settings.target.model_path.endswith(".gguf"):
-        return f"the target's config cannot be read ({error.what}), and no packaged draft config has its name"
+        return f"the target's config cannot be read ({error.message}), and no packaged draft config has its name"
     raw = json.loads(configs[name].read_text(encoding="utf-8"))
     if "hidden_size" not in raw:
-        return f"the target's config cannot be read ({error.what}), and the draft config {name} takes its sizes from it"
+        return (
+            f"the target's config cannot be read ({error.message}), and the draft config {name} takes its sizes from it"
+        )
     draft = DraftConfig.from_dict(raw)
     draft = replace(
         draft,

@@ -125,7 +125,9 @@ def _calibrate(machine: Machine, shapes: Shapes | str, chain: Chain, report: Rep
     from eagle3cli.pipeline.forecast.calibrate import calibrate  # a plan without it needs no trainer
 
     if isinstance(shapes, str):
-        raise UsageError(f"nothing to time: {shapes}", where="--calibrate", fix="fetch the target first")
+        raise UsageError(
+            "cannot-calibrate", f"nothing to time: {shapes}", where="--calibrate", fix="fetch the target first"
+        )
     save(conditions_of(machine, shapes), calibrate(machine, shapes, chain.row, chain.loss, report))
 
 

@@ -132,7 +132,10 @@ def keep_old_data(settings: Settings, run: OldRun | None, places: list[str], kep
         where = f"; looked for {', '.join(looked)}" if looked else "; its run read hidden states alone"
         fix = "give them: --train-data-path and --eval-data-path (rows that the target wrote)"
         raise UsageError(
-            f"the rows that this draft was trained on are not there{where}", where=str(kept.parent), fix=fix
+            "old-rows-missing",
+            f"the rows that this draft was trained on are not there{where}",
+            where=str(kept.parent),
+            fix=fix,
         )
     size = settings.refresh.held_out_rows
     if train is None:
@@ -147,7 +150,9 @@ def keep_old_data(settings: Settings, run: OldRun | None, places: list[str], kep
         _write(folder / TRAIN, rows)
         _write(folder / EVAL, old)
         if not old:
-            raise DataError("no rows", where=str(held_out or train), fix="give a file with replies: --eval-data-path")
+            raise DataError(
+                "no-rows", "no rows", where=str(held_out or train), fix="give a file with replies: --eval-data-path"
+            )
         if run is not None:
             shutil.copyfile(run.folder / SETTINGS, folder / SETTINGS)
             with (folder / SETTINGS).open("a", encoding="utf-8") as file:
@@ -186,5 +191,5 @@ def _tables(path: Path) -> dict[str, dict[str, Any]]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         fix = "put the run's settings.toml back, or give the old rows: --train-data-path and --eval-data-path"
-        raise UsageError(f"not settings: {error}", where=str(path), fix=fix) from error
+        raise UsageError("settings-file", f"not settings: {error}", where=str(path), fix=fix) from error
     return {name: table for name, table in tables.items() if isinstance(table, dict)}

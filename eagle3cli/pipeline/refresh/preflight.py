@@ -19,7 +19,7 @@ def served_draft(settings: Settings, report: Reporter) -> Path:
     draft = settings.refresh.draft
     if draft is None:
         fix = "name the folder that servers read: eagle3 refresh runs/draft --logs FILE"
-        raise UsageError("no draft", where="DRAFT", fix=fix)
+        raise UsageError("missing-draft", "no draft", where="DRAFT", fix=fix)
     versions = Versions(draft)
     if not draft.exists() and versions.folder.is_dir():
         with versions.held():  # brings back what a kill may have left between two names
@@ -27,7 +27,9 @@ def served_draft(settings: Settings, report: Reporter) -> Path:
     check_draft(settings.updated("draft", path=str(draft)), None, report)
     if not (draft / "config.json").is_file():
         what = "a training run, not the folder that servers read"
-        raise UsageError(what, where=str(draft), fix=f"give {draft / 'best'}, or what eagle3 export wrote")
+        raise UsageError(
+            "not-a-draft", what, where=str(draft), fix=f"give {draft / 'best'}, or what eagle3 export wrote"
+        )
     return draft
 
 
@@ -35,14 +37,14 @@ def check_inputs(settings: Settings) -> None:
     """Raise UsageError for a time, a device or a file that is none."""
     options = settings.refresh
     if not options.logs:
-        raise UsageError("no logs", where="--logs", fix="give the logs of the server, or --rollback")
+        raise UsageError("missing-data", "no logs", where="--logs", fix="give the logs of the server, or --rollback")
     parse_duration(options.time_budget)
     check_device(settings.target.device)
     for path in options.logs:
         check_file(path, "--logs", may_be_empty=True)  # a night without requests stops no other log
         if not path.is_file():
             what = "a pipe or a device, and logs are read more than once"
-            raise DataError(what, where=str(path), fix="write it into a file first: --logs FILE")
+            raise DataError("not-a-file", what, where=str(path), fix="write it into a file first: --logs FILE")
     for rows, flag in ((settings.data.train_path, "--train-data-path"), (settings.data.eval_path, "--eval-data-path")):
         if rows is not None:
             check_file(rows, flag)

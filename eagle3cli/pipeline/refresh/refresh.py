@@ -82,7 +82,7 @@ def refresh(settings: Settings, draft: Path, out: Out) -> Refreshed:
             settings = with_run_settings(settings, run)
         if not settings.target.model_path:
             fix = f"give --target-model-path, or one of these files: {', '.join(places)}"
-            raise UsageError("the target of this draft is not known", where=str(draft), fix=fix)
+            raise UsageError("missing-target", "the target of this draft is not known", where=str(draft), fix=fix)
         check_target(settings, weights=True, tokenizer=True)
         keep_old_data(settings, run, places, kept, out)
         return _Refresh(versions, settings, parent, out, stop).run(new, {str(path): logs[str(path)] for path in new})

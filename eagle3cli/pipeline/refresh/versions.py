@@ -51,7 +51,7 @@ class Versions:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         fix = "wait for it to end; cron starts the next one"
-        busy = UsageError("another refresh of this draft is under way", where=str(self.folder), fix=fix)
+        busy = UsageError("locked", "another refresh of this draft is under way", where=str(self.folder), fix=fix)
         with locked(self.folder / ".lock", busy):
             for folder in (self.folder, self.folder / "data"):
                 remove_leftovers(folder)
@@ -76,7 +76,9 @@ class Versions:
                     continue
             if number < len(lines):
                 fix = "remove the line, or put the ledger's last whole copy there"
-                raise UsageError("not a line of a ledger", where=f"{self.folder / LEDGER}:{number}", fix=fix)
+                raise UsageError(
+                    "damaged-file", "not a line of a ledger", where=f"{self.folder / LEDGER}:{number}", fix=fix
+                )
         return entries
 
     def current(self) -> int | None:
@@ -157,7 +159,7 @@ class Versions:
             there = sorted(int(path.name[1:]) for path in self.folder.glob("v*") if path.name[1:].isdecimal())
             have = ", ".join(map(str, there)) or "none: no version was promoted yet"
             what = f"version {version} is not there (there are: {have})"
-            raise UsageError(what, where=str(self.folder), fix="name one of them")
+            raise UsageError("unknown-name", what, where=str(self.folder), fix="name one of them")
         if self._linked() is None:  # a folder, or somebody's link to one
             base = self.begin()
             if not self.path(base).exists():
@@ -181,13 +183,22 @@ class Versions:
         """
         current = self.current()
         if current is None:
-            raise UsageError("no version was promoted yet", where=str(self.draft), fix="there is nothing to go back to")
+            raise UsageError(
+                "unknown-name",
+                "no version was promoted yet",
+                where=str(self.draft),
+                fix="there is nothing to go back to",
+            )
         parents = self.ancestors(current)[1:]
         number = wanted.removeprefix("v")
         if wanted == "parent" and not parents:
-            raise UsageError(f"version {current} is the first one", where="--rollback", fix="name a version")
+            raise UsageError(
+                "unknown-name", f"version {current} is the first one", where="--rollback", fix="name a version"
+            )
         if wanted != "parent" and not number.isdecimal():
-            raise UsageError(f"{wanted!r} is no version", where="--rollback", fix="give its number, or nothing")
+            raise UsageError(
+                "unknown-name", f"{wanted!r} is no version", where="--rollback", fix="give its number, or nothing"
+            )
         version = parents[0] if wanted == "parent" else int(number)
         if version != current:
             self.serve(version)
@@ -252,7 +263,7 @@ class Versions:
                 entry = json.loads(place.read_bytes())
             if not _is_entry(entry) or entry["version"] != version:
                 fix = f"remove {place.parent}: the ledger has no line of it"
-                raise UsageError("not the decision of a refresh", where=str(place), fix=fix)
+                raise UsageError("damaged-file", "not the decision of a refresh", where=str(place), fix=fix)
             if entry.get("promoted"):
                 self.serve(version)
             self._append(entry)

@@ -95,14 +95,23 @@ def check_roles(settings: Settings, world_size: int) -> None:
     if targets is None:
         if settings.launch.transfer_encoding != "exact":
             fix = "add --target-gpus N, or leave it out"
-            raise UsageError("states travel only to and from GPUs for the target", where="--transfer-encoding", fix=fix)
+            raise UsageError(
+                "conflicting-options",
+                "states travel only to and from GPUs for the target",
+                where="--transfer-encoding",
+                fix=fix,
+            )
         return
     if settings.train.mode == "offline":
         fix = "leave it out, or use --mode online"
-        raise UsageError("offline training reads states from disk and runs no target", where=where, fix=fix)
+        raise UsageError(
+            "conflicting-options", "offline training reads states from disk and runs no target", where=where, fix=fix
+        )
     if settings.target.spreads:
         fix = "spread the target over those processes instead: --tp-size"
-        raise UsageError("--device-map would take the GPUs of the other processes, too", where=where, fix=fix)
+        raise UsageError(
+            "conflicting-options", "--device-map would take the GPUs of the other processes, too", where=where, fix=fix
+        )
     check_split(targets, world_size, settings.target.tp_size)
 
 
@@ -115,11 +124,11 @@ def check_split(targets: int, world_size: int, tp_size: int) -> None:
             what = f"needs at least {targets + 1} processes: {targets} for the target, the others for the draft"
         more = f"--gpus {targets + 1}, or torchrun --nproc-per-node {targets + 1} -m eagle3cli train ..."
         fewer = "" if world_size < 2 or world_size <= tp_size else f"use --target-gpus {tp_size}, or "
-        raise UsageError(what, where=where, fix=f"{fewer}start more: {more}")
+        raise UsageError("process-count", what, where=where, fix=f"{fewer}start more: {more}")
     if targets % tp_size:
         whole = targets // tp_size * tp_size or tp_size
         what = f"{targets} is no multiple of --tp-size {tp_size}, the processes of one target"
-        raise UsageError(what, where=where, fix=f"use --target-gpus {whole}")
+        raise UsageError("process-count", what, where=where, fix=f"use --target-gpus {whole}")
 
 
 @contextmanager

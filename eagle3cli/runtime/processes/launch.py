@@ -169,10 +169,11 @@ def tell_error(rank: int, error: Eagle3Error, *, lost: bool = False) -> None:
     folder = os.environ.get(FOLDER)
     if folder is not None:
         content = {
-            "what": error.what,
+            "message": error.message,
             "where": error.where,
             "fix": error.fix,
-            "code": error.exit_code,
+            "code": error.code,
+            "exit_code": error.exit_code,
             "rank": rank,
             "lost": lost,
             "time": time.time(),
@@ -197,12 +198,12 @@ def _error(folder: Path, failed: Any, count: int, stop_signal: int | None, targe
     killed = [item for item in failed.failures.items() if item[1].exitcode < 0 and item[1].exitcode != -signal.SIGTERM]
     if stop_signal is not None and (first is None or first["lost"]):
         return stopped(stop_signal, "nothing was saved beyond what was there")
-    if first is not None and first["code"] > STOPPED:
-        return Stopped(first["code"] - STOPPED, first["what"], fix=first["fix"])
+    if first is not None and first["exit_code"] > STOPPED:
+        return Stopped(first["exit_code"] - STOPPED, first["message"], fix=first["fix"])
     if first is not None and not (first["lost"] and killed):
-        what = f"{name(first['rank'])}: {first['what']}"
-        error = Eagle3Error(what, where=first["where"], fix=first["fix"])
-        error.exit_code = first["code"]
+        what = f"{name(first['rank'])}: {first['message']}"
+        error = Eagle3Error(first["code"], what, where=first["where"], fix=first["fix"])
+        error.exit_code = first["exit_code"]
         return error
     rank, failure = killed[0] if killed else failed.get_first_failure()
     fix = f"look at its log above; {AGAIN}"
@@ -212,4 +213,4 @@ def _error(folder: Path, failed: Any, count: int, stop_signal: int | None, targe
     if failure.exitcode == -signal.SIGKILL:
         fix = "somebody killed it, or the system did for want of memory (see dmesg); run the same command again"
     where = first["where"] if first is not None and first["lost"] else None
-    return Eagle3Error(f"{name(rank)} {how}", where=where, fix=fix)
+    return Eagle3Error("process-died", f"{name(rank)} {how}", where=where, fix=fix)

@@ -65,7 +65,7 @@ def open_run(settings: Settings, configs: Sequence[Config], report: Reporter) ->
     Everything that can be wrong is told here, before anything is loaded or started.
     """
     if not settings.bench.temperature or min(settings.bench.temperature) < 0:
-        raise UsageError("a temperature is at least 0", where="--temperature", fix="0 is greedy")
+        raise UsageError("invalid-value", "a temperature is at least 0", where="--temperature", fix="0 is greedy")
     provider = open_provider(settings, configs, report)
     tasks, failed = load_tasks(settings, report)
     identity = result_settings(settings, provider.name, provider.target)
@@ -292,7 +292,9 @@ class BenchRun:
         if not fitting:
             smallest = min(size for _, size in sized)
             what = f"{smallest} prompt tokens and {limit} new ones do not fit into {engine.context}"
-            raise UsageError(what, where=f"task {task.name}", fix="lower --max-tokens, or ask shorter questions")
+            raise UsageError(
+                "context-too-short", what, where=f"task {task.name}", fix="lower --max-tokens, or ask shorter questions"
+            )
         if len(fitting) < len(sized):
             why = f"with {limit} new tokens they do not fit into {engine.context}"
             left_out = len(sized) - len(fitting)
@@ -316,13 +318,13 @@ class BenchRun:
             raise refused[0]
         if refused:
             left_out = f"{len(refused)} of {len(task.questions)} questions are left out"
-            self.report.warn(f"task {task.name}: {left_out}: {refused[0].what}")
+            self.report.warn(f"task {task.name}: {left_out}: {refused[0].message}")
         return sized
 
     def _fail(self, cases: Sequence[Case], error: Eagle3Error) -> None:
         missing = [case for case in cases if self.results.configuration(case) is None]
         for case in missing:
-            self.failed[str(case)] = error.what.splitlines()[0].removesuffix("; its last lines:")
+            self.failed[str(case)] = error.message.splitlines()[0].removesuffix("; its last lines:")
         self.report.warn(f"{', '.join(map(str, missing))}: not measured: {error}")
 
     def _check(self) -> None:
@@ -346,7 +348,7 @@ def load_tasks(settings: Settings, report: Reporter) -> tuple[dict[str, Task], d
     words = settings.bench.benchmark_list
     folder = settings.bench.benchmark_dir
     if folder is not None and not folder.is_dir():
-        raise UsageError("no such folder", where=f"--benchmark-dir {folder}", fix="check the path")
+        raise UsageError("no-such-path", "no such folder", where=f"--benchmark-dir {folder}", fix="check the path")
     tasks: dict[str, Task] = {}
     failed: dict[str, str] = {}
     for word in words:
@@ -355,16 +357,19 @@ def load_tasks(settings: Settings, report: Reporter) -> tuple[dict[str, Task], d
         except DataError as error:
             if len(words) == 1 or "@" in word or Path(word.rpartition(":")[0] or word).is_file():
                 raise
-            failed[word] = error.what
+            failed[word] = error.message
             report.warn(f"task {word} is left out: {error}")
             continue
         if task.name in tasks:
             raise UsageError(
-                f"two tasks are called {task.name}", where="--benchmark-list", fix="rename one of the files"
+                "task-name",
+                f"two tasks are called {task.name}",
+                where="--benchmark-list",
+                fix="rename one of the files",
             )
         tasks[task.name] = task
     if not tasks:
-        raise DataError("no task can be run", where="--benchmark-list", fix="see the warnings above")
+        raise DataError("no-task", "no task can be run", where="--benchmark-list", fix="see the warnings above")
     return tasks, failed
 
 

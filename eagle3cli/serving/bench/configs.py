@@ -57,21 +57,31 @@ def parse_config(text: str) -> Config:
         batch, steps, topk, tokens = (int(part) for part in text.split(","))
     except ValueError as error:
         fix = "e.g. 1,5,1,6, or 1,0,0,0 for the baseline"
-        raise UsageError("not batch,steps,topk,draft_tokens", where=where, fix=fix) from error
+        raise UsageError("invalid-value", "not batch,steps,topk,draft_tokens", where=where, fix=fix) from error
     if batch < 1 or min(steps, topk, tokens) < 0:
-        raise UsageError("the batch is at least 1, the rest at least 0", where=where, fix="e.g. 1,5,1,6")
+        raise UsageError(
+            "invalid-value", "the batch is at least 1, the rest at least 0", where=where, fix="e.g. 1,5,1,6"
+        )
     if steps == 0:
         if topk or tokens:
-            raise UsageError("without draft steps the other two are 0", where=where, fix=f"write {batch},0,0,0")
+            raise UsageError(
+                "invalid-value", "without draft steps the other two are 0", where=where, fix=f"write {batch},0,0,0"
+            )
         return Config(batch)
     if topk == 0:
-        raise UsageError("a draft has at least one branch", where=where, fix=f"write {batch},{steps},1,{steps + 1}")
+        raise UsageError(
+            "invalid-value", "a draft has at least one branch", where=where, fix=f"write {batch},{steps},1,{steps + 1}"
+        )
     if topk == 1 and tokens != steps + 1:
         fix = f"write {batch},{steps},1,{steps + 1}"
-        raise UsageError(f"a chain of {steps} steps verifies {steps + 1} tokens, not {tokens}", where=where, fix=fix)
+        raise UsageError(
+            "invalid-value", f"a chain of {steps} steps verifies {steps + 1} tokens, not {tokens}", where=where, fix=fix
+        )
     if not 2 <= tokens <= most_tokens(steps, topk):
         fix = f"give 2 to {most_tokens(steps, topk)} draft tokens"
-        raise UsageError(f"a tree of {steps} steps and topk {topk} cannot have {tokens}", where=where, fix=fix)
+        raise UsageError(
+            "invalid-value", f"a tree of {steps} steps and topk {topk} cannot have {tokens}", where=where, fix=fix
+        )
     return Config(batch, steps, topk, tokens)
 
 
@@ -86,6 +96,7 @@ def require_chains(configs: Sequence[Config], engine: str, fix: str = "") -> Non
         if config.topk > 1:
             instead = chain(config.batch, config.steps)
             raise UsageError(
+                "invalid-value",
                 f"topk is {config.topk}",
                 where=f"--config-list {config}",
                 fix=f"write {instead}: {engine} drafts chains, not trees{fix}",

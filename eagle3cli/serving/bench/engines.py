@@ -96,11 +96,13 @@ def open_provider(settings: Settings, configs: Sequence[Config], report: Reporte
             report.warn("no server without a draft is among them: no baseline, so no speed-up and no comparison")
         return running
     if not settings.target.model_path:
-        raise UsageError("no target model", where="--model-path", fix="give a folder or a hub id")
+        raise UsageError("missing-target", "no target model", where="--model-path", fix="give a folder or a hub id")
     draft = _draft_folder(settings) if drafts else None
     if draft is not None and gguf_draft(draft) is not None and settings.bench.engine != "llama.cpp":
         fix = "add --engine llama.cpp, or give the folder that it was exported from"
-        raise UsageError("a draft for llama.cpp, which no other engine reads", where=str(draft), fix=fix)
+        raise UsageError(
+            "draft-format", "a draft for llama.cpp, which no other engine reads", where=str(draft), fix=fix
+        )
     if kind == "local":
         require_chains(drafts, "the local engine", ", and --engine sglang with --server-python PYTHON serves trees")
         return LocalProvider(settings, draft, report)
@@ -111,14 +113,19 @@ def open_provider(settings: Settings, configs: Sequence[Config], report: Reporte
         require_chains(drafts, ENGINE_NAMES[provider.name])
     elif draft is not None and is_speculators(read_config(draft)):
         fix = f"eagle3 import --draft-model-path {draft} --output-path FOLDER, and measure that"
-        raise UsageError("a draft in the format of speculators, which SGLang does not read", where=str(draft), fix=fix)
+        raise UsageError(
+            "draft-format",
+            "a draft in the format of speculators, which SGLang does not read",
+            where=str(draft),
+            fix=fix,
+        )
     return provider
 
 
 def _draft_folder(settings: Settings) -> Path:
     if settings.draft.path is None:
         fix = "run eagle3 export first, give a draft folder, or only baselines (--config-list 1,0,0,0)"
-        raise UsageError("no draft", where="--speculative-draft-model-path", fix=fix)
+        raise UsageError("missing-draft", "no draft", where="--speculative-draft-model-path", fix=fix)
     path = Path(settings.draft.path)
     return path if gguf_draft(path) is not None else find_draft(path)
 
@@ -285,7 +292,11 @@ class RunningProvider:
                 return server
         shapes = ", ".join(f"{s.address} {_text(s.info.speculative or (0, 0, 0))}" for s in self._servers)
         fix = "start one with it and give its address, too, or leave out --server-address-port"
-        raise UsageError(f"no server speculates with steps,topk,tokens {_text(shape)} (there are: {shapes})", fix=fix)
+        raise UsageError(
+            "conflicting-options",
+            f"no server speculates with steps,topk,tokens {_text(shape)} (there are: {shapes})",
+            fix=fix,
+        )
 
     @property
     def target(self) -> str:
@@ -306,7 +317,9 @@ class RunningProvider:
             self._require_tokenizer(server)
             if server.info.kind == "openai" and self.settings.bench.top_k:
                 fix = "leave it out, or measure SGLang or vLLM"
-                raise UsageError(f"{server.address} may not know top_k", where="--top-k", fix=fix)
+                raise UsageError(
+                    "conflicting-options", f"{server.address} may not know top_k", where="--top-k", fix=fix
+                )
         for server in servers[1:]:
             self._require_same_model(servers[0], server)
         return servers
@@ -332,7 +345,9 @@ class RunningProvider:
         ours = server.tokenizer.tokenizer.encode(SAMPLE, add_special_tokens=False)
         if theirs is not None and theirs != ours:
             what = f"{server.address} holds {model_path(server.info)}, whose tokens are not those of --model-path"
-            raise UsageError(what, where="--model-path", fix="leave it out, or give the model that the servers hold")
+            raise UsageError(
+                "other-target", what, where="--model-path", fix="leave it out, or give the model that the servers hold"
+            )
 
     def _require_same_model(self, one: ServerEngine, other: ServerEngine) -> None:
         names = [model_path(server.info) for server in (one, other)]
@@ -344,7 +359,9 @@ class RunningProvider:
             self.report.warn(f"whether {names[0]} and {names[1]} are the same model cannot be told")
         elif not same:
             what = f"the servers hold different models: {one.address} {names[0]}, {other.address} {names[1]}"
-            raise UsageError(what, where="--server-address-port", fix="start all of them with the same model")
+            raise UsageError(
+                "servers-differ", what, where="--server-address-port", fix="start all of them with the same model"
+            )
         types = {server.info.dtype for server in (one, other)} - {"", "auto"}
         if len(types) > 1:
             what = f"{one.address} computes in {one.info.dtype}, {other.address} in {other.info.dtype}"

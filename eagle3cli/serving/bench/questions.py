@@ -63,7 +63,7 @@ def question_of(row: DatasetRow, number: int, benchmark: str = "", folder: Path 
         turns = [complete(row)]
     if turns is not None:
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn for turn in turns):
-            raise DataError("turns is not a list of texts")
+            raise DataError("question-layout", "turns is not a list of texts")
         asked = _with_images([{"role": "user", "content": turn} for turn in turns], folder, row)
         return Question(row_id, _told(asked), category, None, check, _parts(asked))
     # Only what was asked counts, whatever became of the replies.
@@ -82,7 +82,7 @@ def _with_images(messages: Sequence[Message], folder: Path | None, row: DatasetR
         placed = messages if row is None else place_images(messages, row_images(row))
         return with_checked_images(placed, folder)
     except DataError as error:
-        raise NoImage(error.what) from error
+        raise NoImage(error.code, error.message) from error
 
 
 def _parts(messages: Sequence[Message]) -> tuple[tuple[Any, ...], ...]:
@@ -94,5 +94,5 @@ def _parts(messages: Sequence[Message]) -> tuple[tuple[Any, ...], ...]:
 def _told(messages: Sequence[Message]) -> tuple[str, ...]:
     turns = tuple(str(message["content"]) for message in messages)
     if any(WITHHELD in turn for turn in turns):
-        raise Withheld("the text is not in the data set: it is to be fetched from its source")
+        raise Withheld("text-withheld", "the text is not in the data set: it is to be fetched from its source")
     return turns

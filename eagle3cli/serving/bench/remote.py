@@ -194,7 +194,7 @@ class ServerEngine:
         try:
             return asyncio.run(run())
         except RequestFailed as failure:
-            raise Eagle3Error(f"the server failed: {failure}", where=self.address) from failure
+            raise Eagle3Error("server-error", f"the server failed: {failure}", where=self.address) from failure
 
 
 async def _llamacpp_speculation(client: Client) -> tuple[int, int, int] | None:
@@ -238,7 +238,7 @@ def connect(
         info = asyncio.run(identify())
     except RequestFailed as failure:
         fix = "start the server first, or leave the address out and this command starts one"
-        raise Eagle3Error(f"does not answer: {failure}", where=address, fix=fix) from failure
+        raise Eagle3Error("no-server", f"does not answer: {failure}", where=address, fix=fix) from failure
     info = replace(info, dtype=dtype or info.dtype)
     on_cpu = info.on_cpu if on_cpu is None else on_cpu
     notes = (NOT_SAMPLES[info.kind],) if on_cpu and info.speculative and info.kind in NOT_SAMPLES else ()

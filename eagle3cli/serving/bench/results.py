@@ -64,7 +64,7 @@ class Results:
             before = dict(first["settings"])
             rows = [row for row in rows if row["kind"]]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UsageError("not a result file of eagle3 bench", where=str(path), fix=fix) from error
+            raise UsageError("foreign-files", "not a result file of eagle3 bench", where=str(path), fix=fix) from error
         before = {**ABSENT_BEFORE, **before}
         if not before.get("target"):  # of servers it was not told once
             before["target"] = settings.get("target")

@@ -55,7 +55,7 @@ def search(settings: Settings, report: Reporter) -> tuple[BenchResult, list[Sear
     configs = [parse_config(text) for text in settings.bench.config_list]
     if settings.server.address_port:
         fix = "leave out --server-address-port: every configuration needs a server of its own"
-        raise UsageError("a search starts its own servers", where="--search", fix=fix)
+        raise UsageError("conflicting-options", "a search starts its own servers", where="--search", fix=fix)
     batches = dict.fromkeys(config.batch for config in configs)
     with open_run(settings, [chain(batch, LONG) for batch in batches], report) as run:
         searches = [Search(run, batch) for batch in batches]

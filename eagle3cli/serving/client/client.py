@@ -326,7 +326,10 @@ def base_url(address: str) -> str:
         is_url = False
     if not is_url:
         raise UsageError(
-            f"{address!r} is not HOST:PORT", where="--server-address-port", fix="e.g. 127.0.0.1:30000, or a URL"
+            "invalid-value",
+            f"{address!r} is not HOST:PORT",
+            where="--server-address-port",
+            fix="e.g. 127.0.0.1:30000, or a URL",
         )
     return url
 

@@ -53,4 +53,6 @@ class Busy(Lost):
 def no_server_answers(problems: Iterable[str]) -> Eagle3Error:
     """The error where none of the given servers answers, with what became of each."""
     fix = "start the servers first, or leave the flag out and this command starts SGLang itself"
-    return Eagle3Error(f"no server answers ({'; '.join(problems)})", where="--server-address-port", fix=fix)
+    return Eagle3Error(
+        "no-server", f"no server answers ({'; '.join(problems)})", where="--server-address-port", fix=fix
+    )

@@ -39,4 +39,4 @@ def first_model(listed: Any) -> Mapping[str, Any] | None:
 def no_model_server(address: str, why: str) -> Eagle3Error:
     """The error for a server that is there and is of another kind."""
     fix = "give the address of an SGLang, vLLM or other OpenAI-compatible server"
-    return Eagle3Error(f"a server, but not one of language models: {why}", where=address, fix=fix)
+    return Eagle3Error("no-server", f"a server, but not one of language models: {why}", where=address, fix=fix)

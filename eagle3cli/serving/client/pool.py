@@ -257,7 +257,12 @@ class Pool:
         if len(models) > 1:
             details = ", ".join(f"{s.address} {s.client.info.model}" for s in self.endpoints if s.client.info)
             fix = "give only servers of one model"
-            raise UsageError(f"the servers serve different models: {details}", where="--server-address-port", fix=fix)
+            raise UsageError(
+                "servers-differ",
+                f"the servers serve different models: {details}",
+                where="--server-address-port",
+                fix=fix,
+            )
         self.model = models.pop()
 
     async def _identify(self, endpoint: Endpoint) -> RequestFailed | None:
@@ -265,7 +270,9 @@ class Pool:
             await endpoint.client.identify()
         except Refused as error:
             fix = "set EAGLE3_API_KEY" if error.kind in ("401", "403") else "check --server-address-port"
-            raise Eagle3Error(f"refuses to list its models: {error}", where=endpoint.address, fix=fix) from error
+            raise Eagle3Error(
+                "no-server", f"refuses to list its models: {error}", where=endpoint.address, fix=fix
+            ) from error
         except RequestFailed as error:
             self._break(endpoint, str(error), is_dead=True)
             return error
@@ -323,7 +330,9 @@ class Pool:
             return
         details = "; ".join(f"{e.address}: {e.breaker.reason or 'wants no more'}" for e in self.endpoints)
         what = f"no server has answered for {self.rules.patience:.0f} s ({details})"
-        self._broken = Eagle3Error(what, fix="bring a server back and run the same command again to go on")
+        self._broken = Eagle3Error(
+            "server-error", what, fix="bring a server back and run the same command again to go on"
+        )
         while self.waiting:
             waiter = self.waiting.popleft()
             if not waiter.done():

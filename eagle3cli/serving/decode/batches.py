@@ -155,7 +155,7 @@ def _most_rows(model: PreTrainedModel) -> int:
         return 1
     what = f"{type(model).__name__} cannot be decoded here: with a cache its replies are not those without one"
     fix = "let a server write them: --engine sglang or vllm, or --server-address-port with one that runs"
-    raise ModelError(what, where=model.config.name_or_path or None, fix=fix)
+    raise ModelError("out-of-memory", what, where=model.config.name_or_path or None, fix=fix)
 
 
 @torch.inference_mode()

@@ -81,7 +81,12 @@ def decode(
     if passes.most_rows == 0:
         name = type(target.model).__name__
         what = f"{name} cannot be decoded here: its past is not keys and values by position alone"
-        raise ModelError(what, where=target.path, fix="measure it on a server: eagle3 bench without --engine local")
+        raise ModelError(
+            "unsupported-engine",
+            what,
+            where=target.path,
+            fix="measure it on a server: eagle3 bench without --engine local",
+        )
     batch_size = min(batch_size, passes.most_rows or batch_size)
     sequences = []
     for index, prompt in enumerate(prompts):

@@ -144,7 +144,7 @@ class QuickTarget:
 
     def read_each(self, prompts: Sequence[Tokens], cache: PositionCache) -> tuple[Tensor, Tensor]:
         """Refused: these are families of text alone."""
-        raise UsageError("the rows have images, and the target takes text alone")
+        raise UsageError("images-unsupported", "the rows have images, and the target takes text alone")
 
 
 @torch.inference_mode()

@@ -68,7 +68,7 @@ def launches(
     if gpus and len(gpus) < server.tp_size * len(ports):
         fix = "lower --tp-size or --replicas"
         what = f"{len(ports)} servers of {server.tp_size} GPUs each do not fit into {len(gpus)} GPUs"
-        raise UsageError(what, where="--tp-size", fix=fix)
+        raise UsageError("process-count", what, where="--tp-size", fix=fix)
     planned = []
     for index, port in enumerate(ports):
         own_gpus = gpus[index * server.tp_size : (index + 1) * server.tp_size]
@@ -161,7 +161,9 @@ def python_argv(python: str) -> list[str]:
         return [str(Path(python).expanduser().absolute())]
     argv = shlex.split(python)
     if shutil.which(argv[0]) is None:
-        raise UsageError(f"no such program: {argv[0]}", where="--server-python", fix="give the path of a Python")
+        raise UsageError(
+            "no-such-path", f"no such program: {argv[0]}", where="--server-python", fix="give the path of a Python"
+        )
     return argv
 
 

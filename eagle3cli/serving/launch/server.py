@@ -103,7 +103,7 @@ class ServerProcess:
         """An error that shows the end of the log, and what usually helps."""
         tail = self.tail()
         fix = next((fix for sign, fix in FIXES.items() if sign in tail), "see the log above; the file has all of it")
-        return Eagle3Error(f"{what}; its last lines:\n{tail}", where=str(self.log), fix=fix)
+        return Eagle3Error("server-error", f"{what}; its last lines:\n{tail}", where=str(self.log), fix=fix)
 
     def stop(self) -> None:
         """End it with all its processes."""
@@ -163,7 +163,7 @@ def started(
     after a signal.
     """
     if not target.model_path:
-        raise UsageError("no target model", where="--model-path", fix="give a folder or a hub id")
+        raise UsageError("missing-target", "no target model", where="--model-path", fix="give a folder or a hub id")
     if speculation is not None:
         refuse_older(product, server.python, speculation.draft)
         if product == "llama.cpp":
@@ -220,7 +220,7 @@ def free_ports(count: int, first: int | None = None) -> list[int]:
                 if first is None:
                     continue
                 fix = "choose another --port, or leave it out; to use a server there: --server-address-port"
-                raise UsageError(f"port {port} is taken", where="--port", fix=fix) from error
+                raise UsageError("port-taken", f"port {port} is taken", where="--port", fix=fix) from error
         ports.append(port)
         if len(ports) == count:
             break

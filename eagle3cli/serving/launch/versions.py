@@ -30,7 +30,12 @@ def refuse_older(product: Product, python: str, draft: str) -> None:
         return
     if _numbers(version) < _numbers(needed):
         what = f"the draft needs {ENGINES[product]} {needed}; {version} is installed and would misread it"
-        raise UsageError(what, where=draft, fix=f"pip install -U {product}, or name a Python with it: --server-python")
+        raise UsageError(
+            "package-too-old",
+            what,
+            where=draft,
+            fix=f"pip install -U {product}, or name a Python with it: --server-python",
+        )
 
 
 def _numbers(version: str) -> list[int]:

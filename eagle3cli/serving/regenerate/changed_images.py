@@ -23,7 +23,7 @@ def refuse_changed_images(folder: Path) -> None:
     if len(changed) > 1:
         what += f", and so for {len(changed):,} images in all"
     fix = "put the images back, choose another --output-dir, or pass --overwrite to start over"
-    raise UsageError(what, where=str(folder), fix=fix)
+    raise UsageError("made-differently", what, where=str(folder), fix=fix)
 
 
 def _images(folder: Path) -> Iterator[ImageRef]:

@@ -36,5 +36,5 @@ def open_conversation(
         if message["role"] != "assistant" and (after is None or message["role"] == after == "user"):
             pending.append(None)
     if None not in pending:
-        raise DataError("no reply to rewrite: the assistant's turns are tool calls")
+        raise DataError("no-reply", "no reply to rewrite: the assistant's turns are tool calls")
     return OpenConversation(index, pending, conversation.id, line_number, conversation.tools, conversation.source)

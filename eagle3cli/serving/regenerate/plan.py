@@ -76,7 +76,7 @@ def _count_requests(settings: Settings, path: Path, first: int, end: int, left: 
         value = parse_line(number, raw, str(path)).value
         try:
             if value is None:
-                raise DataError("not a row")
+                raise DataError("row-messages", "not a row")
             replies += open_conversation(row, to_conversation(value), settings.regenerate.turns).pending.count(None)
         except DataError:
             rejected += 1

@@ -26,7 +26,12 @@ def record(shards: Path, output: Path) -> int:
     manifest = read_json(shards / MANIFEST)
     made_with = manifest["made_with"]
     if made_with["temperature"] != 0:
-        raise UsageError("sampled replies cannot be recorded", where=str(shards), fix="regenerate with --temperature 0")
+        raise UsageError(
+            "conflicting-options",
+            "sampled replies cannot be recorded",
+            where=str(shards),
+            fix="regenerate with --temperature 0",
+        )
     header = {key: made_with.get(key, default) for key, default in HEADER.items()}
     header |= {key: made_with[key] for key in WEIGHTS if key in made_with}
     finished = [name for name, counts in manifest["shards"].items() if counts["finished"]]
@@ -60,7 +65,7 @@ def main(argv: list[str]) -> int:
     try:
         count = record(Path(argv[0]), Path(argv[1]))
     except Eagle3Error as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error [{error.code}]: {error}", file=sys.stderr)
         return error.exit_code
     print(f"{count} replies recorded in {argv[1]}")
     return 0

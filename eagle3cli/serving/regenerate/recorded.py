@@ -67,7 +67,12 @@ def load_recorded(
     replies = {}
     for line in islice(read_jsonl(path), 1, None):
         if line.value is None or not {"id", "prompt_sha", "reply", "finish"} <= line.value.keys():
-            raise DataError(line.problem or "not a recorded reply", where=line.place, fix="record the replies again")
+            raise DataError(
+                "recorded-replies",
+                line.problem or "not a recorded reply",
+                where=line.place,
+                fix="record the replies again",
+            )
         replies[line.value["id"], line.value["prompt_sha"]] = (line.value["reply"], line.value["finish"])
     return replies
 
@@ -81,7 +86,12 @@ def differences_of(name: str, settings: Mapping[str, Any], prompt_with: PromptWi
     header = next(read_jsonl(path), None)
     if header is None or header.value is None or "target" not in header.value:
         fix = "make it with: python -m eagle3cli.serving.regenerate.record SHARDS OUTPUT"
-        raise DataError("no recorded replies: the first line does not tell their settings", where=str(path), fix=fix)
+        raise DataError(
+            "recorded-replies",
+            "no recorded replies: the first line does not tell their settings",
+            where=str(path),
+            fix=fix,
+        )
     before = {**HEADER, **header.value}
     now = {**HEADER, **settings}
     options = [before["chat_template_kwargs"], now["chat_template_kwargs"]]
@@ -110,4 +120,9 @@ def find_recorded(name: str) -> Path:
     packaged = Path(str(resources.files("eagle3cli") / "data" / f"{name}_replies.jsonl.gz"))
     if packaged.is_file():
         return packaged
-    raise UsageError(f"no recorded replies {name}", where="--recorded", fix="give a jsonl file, or leave the flag out")
+    raise UsageError(
+        "no-such-path",
+        f"no recorded replies {name}",
+        where="--recorded",
+        fix="give a jsonl file, or leave the flag out",
+    )

@@ -115,7 +115,10 @@ def input_path_of(config: RegenerateSettings) -> Path:
     """The conversations; raises UsageError where none are named."""
     if config.input_path is None:
         raise UsageError(
-            "no input", where="--input-path", fix="run eagle3 prepare first, or give conversations (jsonl)"
+            "missing-data",
+            "no input",
+            where="--input-path",
+            fix="run eagle3 prepare first, or give conversations (jsonl)",
         )
     if config.input_path.is_dir():
         return config.input_path / "train.jsonl"
@@ -126,14 +129,16 @@ def survey(path: Path) -> tuple[int, str]:
     """Rows of the input and a hash of their content, in one pass."""
     if path.is_file() and path.stat().st_size and format_of(path) != "lines":
         fix = f"bring it to one row a line first: eagle3 prepare {path}"
-        raise DataError("holds a JSON array or a parquet table, not JSON lines", where=str(path), fix=fix)
+        raise DataError(
+            "unreadable-file", "holds a JSON array or a parquet table, not JSON lines", where=str(path), fix=fix
+        )
     rows = 0
     digest = hashlib.sha256()
     for _, raw in read_raw_lines(path):
         rows += 1
         digest.update(raw)
     if not rows:
-        raise DataError("the file has no rows", where=str(path), fix="check --input-path")
+        raise DataError("no-rows", "the file has no rows", where=str(path), fix="check --input-path")
     return rows, digest.hexdigest()
 
 
@@ -143,11 +148,18 @@ def range_of(text: str | None, total: int) -> tuple[int, int]:
         return 0, total
     a, colon, b = text.partition(":")
     if not colon or not all(side.isdigit() or not side for side in (a, b)):
-        raise UsageError(f"{text!r} is not A:B", where="--sample-range", fix="e.g. --sample-range 0:1000")
+        raise UsageError(
+            "invalid-value", f"{text!r} is not A:B", where="--sample-range", fix="e.g. --sample-range 0:1000"
+        )
     first = int(a or 0)
     end = min(int(b or total), total)
     if first >= end:
-        raise UsageError(f"{text} holds none of the {total} rows", where="--sample-range", fix="choose rows that exist")
+        raise UsageError(
+            "invalid-value",
+            f"{text} holds none of the {total} rows",
+            where="--sample-range",
+            fix="choose rows that exist",
+        )
     return first, end
 
 
@@ -229,7 +241,7 @@ class _Rows:
             conversation = to_conversation(line.parsed()).with_images(Path(line.path).parent)
             return open_conversation(row, conversation, self.turns, self.system_prompt, line.number)
         except DataError as error:
-            return failed(row, line.number, line.id, error.what)
+            return failed(row, line.number, line.id, error.message)
 
 
 def _is_cut_reasoning(row: dict[str, Any]) -> bool:

@@ -142,5 +142,10 @@ def user_header(tokenizer: Any, chat_template: str) -> tuple[str, str]:
     before, mark, after = text.partition(_MARK)
     if not mark or not before:
         fix = "give a chat template that begins user turns with a header"
-        raise ModelError("the chat template has no user header to start from", where="data.chat_template", fix=fix)
+        raise ModelError(
+            "unknown-template",
+            "the chat template has no user header to start from",
+            where="data.chat_template",
+            fix=fix,
+        )
     return before, after

@@ -98,7 +98,7 @@ class ShardFolder:
             return True
         if any(self.folder.glob("shard_*.jsonl")):
             fix = "choose another --output-dir, or pass --overwrite to replace them"
-            raise UsageError("holds shards without a manifest", where=str(self.folder), fix=fix)
+            raise UsageError("foreign-files", "holds shards without a manifest", where=str(self.folder), fix=fix)
         return False
 
     def rows_left(self, shard: ReplyShard) -> set[int]:
@@ -119,7 +119,9 @@ class ShardFolder:
         """Keep a second process out of the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         fix = "wait for it, or choose another --output-dir"
-        with locked(self.folder / ".lock", UsageError("another process writes there", where=str(self.folder), fix=fix)):
+        with locked(
+            self.folder / ".lock", UsageError("locked", "another process writes there", where=str(self.folder), fix=fix)
+        ):
             yield
 
     def summary(self, shard: ReplyShard) -> dict[str, int] | None:
@@ -155,7 +157,7 @@ class ShardFolder:
         """Write the shard and its errors in input order, note it as finished, drop the part file."""
         if sorted(part.done) != list(shard.rows):
             fix = "delete the file and run again"
-            raise Eagle3Error("not every row has one outcome", where=str(part.path), fix=fix)
+            raise Eagle3Error("row-outcomes", "not every row has one outcome", where=str(part.path), fix=fix)
         errors = [row for row in shard.rows if part.done[row].by == "error"]
         part.write_values(self._path(shard, "shard"), [row for row in shard.rows if part.done[row].by != "error"])
         if errors:

@@ -46,7 +46,9 @@ def check_place(settings: TrainSettings) -> None:
     folder = settings.output_dir
     if settings.overwrite:
         if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in RUN_FILES):
-            raise UsageError("holds something else than a run", where=str(folder), fix="choose another --output-dir")
+            raise UsageError(
+                "foreign-files", "holds something else than a run", where=str(folder), fix="choose another --output-dir"
+            )
         check_removable(folder)
     elif not settings.resume and list_checkpoints(folder):
         refuse_existing(folder, overwrite=False)
@@ -69,7 +71,7 @@ def held_place(settings: TrainSettings) -> Iterator[None]:
         yield
         return
     fix = "wait for it to end, stop it, or choose another --output-dir"
-    busy = UsageError("another training is under way there", where=str(folder), fix=fix)
+    busy = UsageError("locked", "another training is under way there", where=str(folder), fix=fix)
     with locked(folder, busy, patience=PATIENCE):
         yield
 

@@ -148,7 +148,7 @@ class Saver:
             error = write()
             if error is None:
                 return
-            self.report.warn(f"{error.what}; trying again in {PAUSE:.0f} s")
+            self.report.warn(f"{error.message}; trying again in {PAUSE:.0f} s")
             time.sleep(PAUSE)
         if (error := write()) is not None:
             raise error
@@ -156,7 +156,9 @@ class Saver:
     def _agreed(self, error: Eagle3Error | None) -> Eagle3Error | None:
         """This rank's error, or that another one has had one."""
         failed = self.ranks.all_reduce_max([error is not None])[0]
-        return error or (Eagle3Error("another rank could not write it", where=str(self.run)) if failed else None)
+        return error or (
+            Eagle3Error("cannot-write", "another rank could not write it", where=str(self.run)) if failed else None
+        )
 
     def _main_pid(self) -> int:
         return int(self.ranks.all_reduce_max([os.getpid() if self.ranks.is_main else 0])[0])

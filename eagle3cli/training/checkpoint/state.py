@@ -52,5 +52,5 @@ def read_state(path: Path) -> TrainState:
             raise TypeError("a counter of another kind")
     except (TypeError, KeyError, AttributeError) as error:
         fix = "go on with the version of eagle3 that wrote it, or --overwrite to start over"
-        raise Eagle3Error(f"not the counters of a run: {error}", where=str(path), fix=fix) from error
+        raise Eagle3Error("damaged-file", f"not the counters of a run: {error}", where=str(path), fix=fix) from error
     return state

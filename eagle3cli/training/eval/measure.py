@@ -43,7 +43,9 @@ def measure(settings: Settings, report: Reporter) -> Evaluation:
     """Walk the held-out rows: of a store where one is named, else of the cached evaluation (or training) file."""
     set_threads(settings.target.threads)
     if settings.draft.path is None:
-        raise UsageError("no draft", where="--draft-model-path", fix="run eagle3 train first, or give a folder")
+        raise UsageError(
+            "missing-draft", "no draft", where="--draft-model-path", fix="run eagle3 train first, or give a folder"
+        )
     raw = read_target_config(settings.target) if settings.target.model_path else None
     draft = load_for_inference(find_draft(Path(settings.draft.path)), raw, settings.draft.aux_layers)
     draft.config = with_window(draft.config, settings.draft)  # no weight depends on it
@@ -51,7 +53,7 @@ def measure(settings: Settings, report: Reporter) -> Evaluation:
     draft = draft.to(embedding.device).cast(embedding.dtype)
     count = min(settings.eval.rows or len(source.lengths), len(source.lengths))
     if not count:
-        raise UsageError("no held-out rows", where="--eval-data-path", fix="give a file with replies")
+        raise UsageError("missing-data", "no held-out rows", where="--eval-data-path", fix="give a file with replies")
     options = settings.eval
     evaluation = evaluate(
         draft,
@@ -75,7 +77,10 @@ def held_out(settings: Settings) -> Settings:
     data = settings.data
     if data.eval_path is None and data.train_path is None:
         raise UsageError(
-            "nothing to evaluate on", where="--eval-data-path", fix="run eagle3 merge first, or give a jsonl file"
+            "missing-data",
+            "nothing to evaluate on",
+            where="--eval-data-path",
+            fix="run eagle3 merge first, or give a jsonl file",
         )
     if data.train_path is not None:
         return settings

@@ -17,7 +17,9 @@ from eagle3cli.training.eval.measure import held_out, rows_at_once
 def plan_eval(settings: Settings) -> Plan:
     """Raises as the command would for a missing draft and missing data."""
     if settings.draft.path is None:
-        raise UsageError("no draft", where="--draft-model-path", fix="run eagle3 train first, or give a folder")
+        raise UsageError(
+            "missing-draft", "no draft", where="--draft-model-path", fix="run eagle3 train first, or give a folder"
+        )
     folder = find_draft(Path(settings.draft.path))
     store = settings.data.eval_hidden_states_path
     lengths: list[int] | None = None

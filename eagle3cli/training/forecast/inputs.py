@@ -133,7 +133,9 @@ def offline_rows(settings: Settings) -> RowLengths:
     paths = settings.data.train_hidden_states_path or (settings.hidden_states.output_path / "train",)
     missing = [path for path in paths if not (path / "manifest.json").is_file()]
     if missing:
-        raise DataError("no hidden-state store", where=str(missing[0]), fix="write it first: eagle3 hidden-states")
+        raise DataError(
+            "no-store", "no hidden-state store", where=str(missing[0]), fix="write it first: eagle3 hidden-states"
+        )
     stores = open_stores(paths)
     loss_tokens = [int(n) for store in stores.stores for n in store.counts_N3[:, LAST]]
     size = sum(store.bytes for store in stores.stores) / max(1, sum(stores.lengths))

@@ -43,9 +43,11 @@ def explained(
     try:
         subject, memory, fix = advice()
         peak = f"{subject}: {size_text(memory.peak_bytes)}, most at {memory.peak.name!r}"
-        explanation = Eagle3Error("\n".join([message, peak, *part_lines(memory)]), where=where, fix=fix)
+        explanation = Eagle3Error(
+            "out-of-memory", "\n".join([message, peak, *part_lines(memory)]), where=where, fix=fix
+        )
     except (MemoryError, RuntimeError, Eagle3Error):
-        explanation = Eagle3Error(message, where=where, fix=fallback)
+        explanation = Eagle3Error("out-of-memory", message, where=where, fix=fallback)
     raise explanation
 
 

@@ -21,7 +21,9 @@ def make_muon(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """torch's Muon with updates as large as AdamW's; raises UsageError for a torch that has none."""
     if not hasattr(torch.optim, "Muon"):
         what = f"torch {torch.__version__} has no Muon"
-        raise UsageError(what, where="train.optimizer", fix="pip install 'torch>=2.9', or use --optimizer adamw")
+        raise UsageError(
+            "package-too-old", what, where="train.optimizer", fix="pip install 'torch>=2.9', or use --optimizer adamw"
+        )
     return torch.optim.Muon(groups, lr=0.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
 
 

@@ -74,7 +74,9 @@ def require_package(package: str) -> None:
     """Raise UsageError with the line to type where a tracker's package is not installed."""
     if find_spec(package) is None:
         fix = f'pip install "eagle3[track-{package}]"'
-        raise UsageError(f"the Python package {package} is not installed", where="--report-to", fix=fix)
+        raise UsageError(
+            "missing-package", f"the Python package {package} is not installed", where="--report-to", fix=fix
+        )
 
 
 def has_login(variable: str, files: Sequence[Path], address: str) -> bool:

@@ -21,10 +21,10 @@ from eagle3cli.data.hidden_states.quantize import QUANTIZATIONS, Quantization
 from eagle3cli.data.hidden_states.rows import PackedRow
 from eagle3cli.data.hidden_states.shard import shard_name
 from eagle3cli.data.hidden_states.store import Store, Stores, open_stores
-from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.devices import SideStream
 from eagle3cli.training.batches import Sampler
 from tests.data.hidden_states.test_store import fill, make_rows, states_of
+from tests.failing import fails
 from tests.gpu_tensor import PretendGpu
 
 
@@ -92,7 +92,7 @@ def test_several_stores_follow_one_another_whatever_their_encoding(folder: Path)
 def test_stores_of_different_targets_are_not_mixed(folder: Path) -> None:
     first, second = Store(folder / "bf16"), Store(folder / "more")
     second.meta = replace(second.meta, target_hash="other", aux_layers=(0, 3, 4))
-    with pytest.raises(UsageError, match="differs from .*bf16 in target, auxiliary layers"):
+    with fails("store-unfit", "bf16"):
         Stores([first, second])
 
 
@@ -151,7 +151,7 @@ def test_a_damaged_row_is_an_error_when_its_turn_comes(folder: Path, tmp_path: P
     path.write_bytes(spoilt)
     ahead = Prefetched(StoreSource(Store(tmp_path / "store")), iter([[0, 1], [4, 5], [2]]))
     ahead.batch([0, 1])
-    with pytest.raises(DataError, match="checksum"):
+    with fails("damaged-store", "checksum"):
         ahead.batch([4, 5])
     ahead.batch([2])
 

@@ -29,11 +29,12 @@ from eagle3cli.data.hidden_states.rows import aux_count, teacher_positions
 from eagle3cli.data.hidden_states.store import Store, TargetIdentity
 from eagle3cli.data.tokens.rows import TokenRow, TokenRows
 from eagle3cli.data.tokens.vocab import from_ids
-from eagle3cli.errors import DataError, Eagle3Error, Stopped
+from eagle3cli.errors import Stopped
 from eagle3cli.runtime.report import Silent
 from eagle3cli.runtime.stop import Stop
 from eagle3cli.runtime.units import size_text
 from eagle3cli.settings.models import TargetSettings
+from tests.failing import fails
 
 VOCAB = from_ids(range(0, 320, 2), 320)
 
@@ -182,7 +183,7 @@ def test_a_finished_capture_loads_no_target(target: HfTarget, tmp_path: Path) ->
 def test_what_does_not_fit_is_not_started(target: HfTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10**6))
-    with pytest.raises(Eagle3Error, match=r"needs [\d.]+ MB but 1\.0 MB are free") as caught:
+    with fails("disk-full", "1.0") as caught:
         run(target, make_rows(40), tmp_path / "store")
     assert "--sample-size" in str(caught.value)
     assert not (tmp_path / "store").exists()
@@ -194,7 +195,7 @@ def test_a_disk_that_fills_up_stops_clearly_and_goes_on_later(target: HfTarget, 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, hard))
     try:
-        with pytest.raises(Eagle3Error, match="cannot write") as caught:
+        with fails("cannot-write") as caught:
             run(target, rows, tmp_path / "resumed")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -206,7 +207,7 @@ def test_a_disk_that_fills_up_stops_clearly_and_goes_on_later(target: HfTarget, 
 
 def test_rows_without_loss_are_an_error_that_says_what_to_do(target: HfTarget, tmp_path: Path) -> None:
     row = TokenRow("0", np.arange(20, dtype=np.int32), np.zeros(20, dtype=np.uint8))
-    with pytest.raises(DataError, match="none of the 1 rows has a token that carries loss"):
+    with fails("no-reply-tokens", "1"):
         run(target, TokenRows.of([row]), tmp_path / "store")
 
 

@@ -19,11 +19,11 @@ from eagle3cli.backends.target.hf import HfTarget, load_target
 from eagle3cli.data.hidden_states.rows import aux_count, teacher_positions
 from eagle3cli.data.hidden_states.specforge_files import read_features
 from eagle3cli.data.hidden_states.store import Store
-from eagle3cli.errors import DataError
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.report import Silent
 from eagle3cli.runtime.stop import Stop
 from eagle3cli.settings.models import TargetSettings
+from tests.failing import fails
 
 
 @pytest.fixture(scope="module")
@@ -113,15 +113,15 @@ def test_files_that_cannot_be_used_are_listed_with_their_reason(target: HfTarget
 def test_states_that_are_not_finite_name_their_file(target: HfTarget, tiny: Path, tmp_path: Path) -> None:
     write_file(tmp_path / "in" / "a.ckpt", target, 0)
     write_file(tmp_path / "in" / "b.ckpt", target, 1, aux_hidden_state=torch.full((1, 51, 192), torch.nan))
-    with pytest.raises(DataError, match=r"b\.ckpt: holds states that are not finite"):
+    with fails("states-not-finite"):
         run(target, tmp_path / "in", tmp_path / "out", tiny)
 
 
 def test_folders_without_files(target: HfTarget, tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no \.ckpt files"):
+    with fails("specforge-file"):
         run(target, tmp_path, tmp_path / "out", tiny)
     write_file(tmp_path / "in" / "a.ckpt", target, 0, loss_mask=torch.zeros(50, dtype=torch.long))
-    with pytest.raises(DataError, match="none of 1 files has a row with loss"):
+    with fails("no-reply-tokens", "1"):
         run(target, tmp_path / "in", tmp_path / "out", tiny)
 
 

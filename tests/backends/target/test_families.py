@@ -14,9 +14,9 @@ from eagle3cli.backends.target import hf_load
 from eagle3cli.backends.target.head import read_head, read_target_tensors
 from eagle3cli.backends.target.hf import NEEDS_TRANSFORMERS_5, load_target, read_target_config
 from eagle3cli.backends.target.positions import NoCache, cached, keeps_positions
-from eagle3cli.errors import ModelError, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
+from tests.failing import fails
 from tests.families import FAMILIES, WRAPPERS, family_config, family_target
 from tests.young_families import ALSO_DECODED
 
@@ -29,7 +29,7 @@ LAST_LAYER = 7
 def test_states_and_logits_are_the_models_own(tmp_path: Path, name: str) -> None:
     folder = family_target(tmp_path / name, name)
     if OLD and read_target_config(TargetSettings(model_path=str(folder)))["model_type"] in NEEDS_TRANSFORMERS_5:
-        with pytest.raises(ModelError, match="needs transformers 5"):
+        with fails("too-old"):
             load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())
         return
     target = load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())
@@ -59,7 +59,7 @@ def test_states_and_logits_are_the_models_own(tmp_path: Path, name: str) -> None
 def test_an_old_transformers_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family_config("falcon-h1").save_pretrained(tmp_path)
     monkeypatch.setattr(transformers, "__version__", "4.57.1")
-    with pytest.raises(ModelError, match=r"falcon_h1 needs transformers 5; 4\.57\.1 is installed"):
+    with fails("package-too-old", "falcon_h1", "5", "4.57.1"):
         load_target(TargetSettings(model_path=str(tmp_path), device="cpu"), Silent())
 
 
@@ -68,7 +68,7 @@ def test_groups_of_processes_need_a_newer_transformers(monkeypatch: pytest.Monke
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
     monkeypatch.setitem(sys.modules, "transformers.distributed.configuration_utils", None)
     assert hf_load._tensor_parallel(4) == {"tp_plan": "auto"}
-    with pytest.raises(UsageError, match="cannot give each of 2 groups of processes a target"):
+    with fails("package-too-old", "2"):
         hf_load._tensor_parallel(2)
 
 
@@ -83,5 +83,5 @@ def gain_of(norm: Any) -> torch.Tensor:
 def test_logits_that_would_be_wrong_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = family_target(tmp_path / "granite", "granite")
     monkeypatch.setattr("eagle3cli.backends.target.logits.logit_factor", lambda _: 1.0)
-    with pytest.raises(ModelError, match="GraniteForCausalLM makes its logits in a way that eagle3 does not know"):
+    with fails("unloadable-target", "eagle3"):
         load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())

@@ -17,10 +17,10 @@ from eagle3cli.backends.target import hf_load
 from eagle3cli.backends.target.hf import load_target
 from eagle3cli.backends.target.hf_load import is_kept_by_transformers, load_model
 from eagle3cli.backends.target.weights.quantization import Quantization
-from eagle3cli.errors import UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
 from tests.backends.target.rank_states import ROWS
+from tests.failing import fails
 from tests.families import family_target
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -108,7 +108,7 @@ def test_transformers_has_no_kernels_for_one_scale_a_tensor() -> None:
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = quantized_config(tmp_path, "mxfp4")
     with_packages(monkeypatch)
-    with pytest.raises(UsageError, match="mxfp4 needs accelerate") as caught:
+    with fails("missing-package", "mxfp4") as caught:
         load_model(TargetSettings(model_path=str(tmp_path)), config, GPU, torch.bfloat16)
     assert "pip install accelerate" in str(caught.value)
 

@@ -66,15 +66,19 @@ def test_a_page_is_replaced_and_nothing_else_is(tmp_path: Path, target: Path, ru
     assert (tmp_path / "notes.html").read_text() == "my notes"
     folder = run_cli(*words, tmp_path)
     assert folder.code == 2
-    assert "is a folder" in folder.err
+    assert folder.error == "foreign-files"
 
 
 def test_what_is_not_there_is_told(tmp_path: Path, target: Path, run_cli: RunCli) -> None:
     words = ("--path", write(tmp_path / "rows.jsonl", 2), "--model-path", target)
     beyond = run_cli("view", 9, *words)
     assert beyond.code == 2
-    assert "no row 9; the rows are 1 to 2" in beyond.err
-    assert "no row with the id 'row9'" in run_cli("view", "row9", *words).err
+    assert beyond.error == "no-such-row"
+    assert "9" in beyond.err
+    assert "1" in beyond.err
+    assert "2" in beyond.err
+    assert run_cli("view", "row9", *words).error == "no-such-row"
+    assert "row9" in run_cli("view", "row9", *words).err
     without = run_cli("view", 1)
     assert without.code == 2
     assert "train_path" in without.err
@@ -98,5 +102,5 @@ def test_a_hidden_state_store(tmp_path: Path, tiny: Path, run_cli: RunCli) -> No
     assert {run["role"] for run in alone["rows"][0]["runs"]} == {"", "assistant"}
     nameless = run_cli(*words, "row2")
     assert nameless.code == 2
-    assert "keeps no ids" in nameless.err
+    assert nameless.error == "conflicting-options"
     assert len(run_cli(*words, "--random", 2, "--json").json["rows"]) == 2

@@ -36,12 +36,13 @@ def test_a_refused_upload_leaves_the_folder_and_says_what_to_do(
         env = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_wrongwrongwrong"}
         ran = run_cli("export", "--push", "me/my-draft", process=True, env=env)
     assert ran.code == 1
-    assert "the hub refuses (401)" in ran.err
+    assert ran.error == "upload-failed"
+    assert "401" in ran.err
     assert "HF_TOKEN" in ran.err
     assert "wrongwrong" not in ran.err
     assert (tmp_path / "runs" / "draft" / "model.safetensors").is_file()
     assert hub.files == {}
     offline = run_cli("export", "--overwrite", "--push", "me/my-draft")
-    assert (offline.code, "cannot be uploaded" in offline.err) == (1, True), offline.err
+    assert (offline.code, offline.error == "upload-failed") == (1, True), offline.err
     wrong = run_cli("export", "--overwrite", "--push", "my-draft")
-    assert (wrong.code, "give owner/name" in wrong.err) == (2, True), wrong.err
+    assert (wrong.code, wrong.error == "invalid-value" and "owner/name" in wrong.err) == (2, True), wrong.err

@@ -102,5 +102,5 @@ def test_what_cannot_be_kept_is_refused_before_the_work(
         assert (refused.code, message in refused.err) == (2, True), refused.err
     monkeypatch.setattr(keep, "free_bytes", lambda folder: 1000)
     refused = run_cli(*KEEP, "--output-dir", "full")
-    assert (refused.code, "keeping states needs" in refused.err) == (1, True), refused.err
+    assert (refused.code, refused.error == "disk-full") == (1, True), refused.err
     assert not (place / "full" / "metrics.jsonl").exists()

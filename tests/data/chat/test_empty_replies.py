@@ -41,7 +41,7 @@ def test_without_the_block_that_others_have(before: list[Message]) -> None:
     messages = [*before, *QUESTION, said("")]
     refused = coder.encode([Conversation("row", tuple(messages))])[0]
     assert isinstance(refused, DataError)
-    assert "an empty reply behind a prompt that begins reasoning" in refused.what
+    assert "an empty reply behind a prompt that begins reasoning" in refused.message
     judge = Judge(coder, coder.end_ids)
     with pytest.raises(Unknown, match="it says nothing"):
         truth_of(judge.chat, messages, judge.stops)

@@ -37,7 +37,7 @@ def may_refuse(name: str, messages: list[Message], tools: list[Message]) -> bool
 def check(name: str, kind: str, encoder: Encoder, messages: list[Message], tools: list[Message]) -> None:
     encoded = encode(encoder, messages, tools)
     if isinstance(encoded, DataError):
-        assert may_refuse(name, messages, tools), encoded.what
+        assert may_refuse(name, messages, tools), encoded.message
         return
     tokenizer = tokenizer_for(name, kind)
     ids, mask = expected_row(name, tokenizer, tokenizer.chat_template, messages, tools)

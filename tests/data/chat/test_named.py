@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from eagle3cli.data.chat.named import NAMED, named_template, template_text
 from eagle3cli.data.chat.template import Chat
 from eagle3cli.data.chat.template_check import SAMPLES, SampleConversation, check_template
-from eagle3cli.errors import DataError, ModelError, UsageError
+from eagle3cli.errors import DataError, ModelError
 from tests.data.chat.formats import FORMATS, Message
 from tests.data.chat.templates import REAL, REAL_NAMES, conversations, tokenizer_for
+from tests.failing import fails
 from tests.tiny import tiny_tokenizer
 
 RENDERINGS: dict[str, dict[str, list[str] | None]] = json.loads((REAL / "renderings.json").read_text(encoding="utf-8"))
@@ -114,22 +115,22 @@ def test_the_text_of_a_template(tmp_path: Path) -> None:
 
 
 def test_a_template_must_be_known_and_fit() -> None:
-    with pytest.raises(UsageError, match="unknown chat template 'qwen4'") as error:
+    with fails("unknown-template", "qwen4") as error:
         template_text("qwen4", tiny_tokenizer())
     assert error.value.fix is not None
     assert "did you mean 'qwen" in error.value.fix
-    with pytest.raises(UsageError, match="cannot read the template file"):
+    with fails("unreadable-file"):
         template_text("absent.jinja", tiny_tokenizer())
-    with pytest.raises(ModelError, match="does not know <\\|begin_of_text"):
+    with fails("unknown-template", "begin_of_text"):
         template_text("llama3", tiny_tokenizer())
     bare = tiny_tokenizer()
     bare.chat_template = None
-    with pytest.raises(ModelError, match="no chat template of its own"):
+    with fails("unknown-template"):
         template_text("auto", bare)
 
 
 def test_roles_that_a_format_lacks_are_refused() -> None:
     messages = [{"role": "user", "content": "q"}, {"role": "critic", "content": "hm"}]
     for name in NAMED:
-        with pytest.raises(ModelError, match="refuses"):
+        with fails("refused-by-template", "refuses"):
             Chat(tokenizer_for(name), name).render(messages)

@@ -140,7 +140,7 @@ def test_a_public_template(package: str, name: str, pytestconfig: pytest.Config)
             truth = truth_of(judge.chat, messages, judge.stops, tools=tools)
         except Unknown:
             continue
-        assert isinstance(row, TokenRow), f"{row.what}: {messages}"
+        assert isinstance(row, TokenRow), f"{row.message}: {messages}"
         wrong = compare(judge.encoder.tokenizer, row, truth)
         assert wrong is None, f"{wrong}: {shown(judge.encoder.tokenizer, row, wrong.token)}"
 

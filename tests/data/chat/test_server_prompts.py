@@ -43,7 +43,7 @@ def refused(coder: Encoder, messages: list[Message], *tools: Message) -> str:
         truth_of(judge.chat, messages, judge.stops, tools=tools)
     row = coder.encode([Conversation("row", tuple(messages), tools=tools)])[0]
     assert isinstance(row, DataError)
-    return row.what
+    return row.message
 
 
 def test_history_closes_the_block_that_a_prompt_opens() -> None:

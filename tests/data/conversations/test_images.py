@@ -99,4 +99,4 @@ def test_a_video_or_sound_beside_a_text_of_its_own_is_left_out(
 def test_what_names_no_image_is_refused(row: dict[str, Any], reason: str) -> None:
     with pytest.raises(DataError) as caught:
         to_conversation(row)
-    assert reason in caught.value.what
+    assert reason in caught.value.message

@@ -14,9 +14,9 @@ from eagle3cli.data.hidden_states.info import describe_store, stores_below
 from eagle3cli.data.hidden_states.rows import StateRow
 from eagle3cli.data.hidden_states.shard import shard_name
 from eagle3cli.data.hidden_states.store import Store
-from eagle3cli.errors import DataError
 from eagle3cli.runtime.report import Silent
 from tests.data.hidden_states.test_store import contents, fill, make_index, make_rows, states_of, writer
+from tests.failing import fails
 
 
 @pytest.fixture
@@ -105,5 +105,5 @@ def test_describing_needs_no_shards(folder: Path) -> None:
 
 def test_stores_are_found_where_they_are_or_right_below(folder: Path) -> None:
     assert stores_below(folder) == stores_below(folder.parent) == [folder]
-    with pytest.raises(DataError, match="no hidden-state store"):
+    with fails("no-store"):
         stores_below(folder.parent / "nowhere")

@@ -9,8 +9,8 @@ import torch
 
 from eagle3cli.data.hidden_states.shard import shard_name
 from eagle3cli.data.hidden_states.store import Store
-from eagle3cli.errors import DataError
 from tests.data.hidden_states.test_store import contents, fill, make_rows, states_of, writer
+from tests.failing import fails
 
 
 def test_a_flipped_byte_is_noticed_when_the_row_is_read(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_a_flipped_byte_is_noticed_when_the_row_is_read(tmp_path: Path) -> None:
     path.write_bytes(spoilt)
     store = Store(folder)
     assert torch.equal(store[6].aux_UC, states_of(rows[6]).aux_UC)
-    with pytest.raises(DataError, match=f"checksum differs in bytes {begin} to {end}") as caught:
+    with fails("damaged-store", begin, end) as caught:
         store[7]
     assert shard_name(2) in str(caught.value)
 
@@ -47,10 +47,10 @@ def test_a_missing_or_cut_off_file_is_named(tmp_path: Path, name: str) -> None:
     fill(folder, make_rows())
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[:-1])
-    with pytest.raises(DataError, match=name):
+    with fails("damaged-store", name):
         Store(folder)
     (folder / name).unlink()
-    with pytest.raises(DataError, match=name):
+    with fails("damaged-store", name):
         Store(folder)
     fill(folder, make_rows())
     assert (folder / name).read_bytes() == whole

@@ -23,9 +23,9 @@ from eagle3cli.data.hidden_states.store import Index, Store, StoreMeta, shard_sh
 from eagle3cli.data.hidden_states.writer import StoreLayout, StoreWriter, discard_store, plan_layout, read_existing
 from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.data.tokens.vocab import from_ids
-from eagle3cli.errors import DataError, Eagle3Error, ModelError, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.training.ttt.unroll import masked_positions
+from tests.failing import fails
 
 HIDDEN, LAYERS = 8, (1, 3, 4)
 VOCAB = from_ids([1, 5, 6, 11], 16)
@@ -219,7 +219,7 @@ def test_a_resumed_store_is_byte_for_byte_an_uninterrupted_one(tmp_path: Path, s
     fill(tmp_path / "whole", rows)
     fill(tmp_path / "resumed", rows, at_most=shards)
     (tmp_path / "resumed" / f".{shard_name(9)}.tmp-123").write_bytes(b"half a shard")
-    with pytest.raises(DataError, match=f"not finished: {shards} of 4 shards"):
+    with fails("store-unfinished", shards):
         Store(tmp_path / "resumed")
     fill(tmp_path / "resumed", rows)
     assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
@@ -266,23 +266,22 @@ def test_an_earlier_runs_index_is_found_unless_it_is_damaged(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "value"),
     [
-        ({"target_hash": "xyz"}, "the target's config or weights differ"),
+        ({"target_hash": "xyz"}, "config"),
         ({"aux_layers": (0, 3, 4)}, "aux_layers"),
-        ({"vocab_hash": "other"}, "tokens of the draft vocabulary differ"),
-        ({"data_hash": "other"}, "the rows' tokens or masks differ"),
-        ({"compute_dtype": "bfloat16"}, "compute_dtype: float32 there, bfloat16 now"),
-        ({"encoding": "int8"}, "encoding: bf16 there, int8 now"),
+        ({"vocab_hash": "other"}, "vocabulary"),
+        ({"data_hash": "other"}, "masks"),
+        ({"compute_dtype": "bfloat16"}, "bfloat16"),
+        ({"encoding": "int8"}, "int8"),
     ],
 )
-def test_another_capture_is_never_mixed_in(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+def test_another_capture_is_never_mixed_in(tmp_path: Path, changes: dict[str, object], value: str) -> None:
     rows, folder = make_rows(), tmp_path / "store"
     fill(folder, rows, at_most=1)
     before = contents(folder)
-    with pytest.raises(DataError, match=said) as caught:
+    with fails("made-differently", value, "--output-path"):
         writer(folder, rows, meta=changes)
-    assert "--output-path" in str(caught.value)
     assert contents(folder) == before
 
 
@@ -307,23 +306,23 @@ def test_two_captures_do_not_write_at_once(tmp_path: Path) -> None:
     rows, folder = make_rows(), tmp_path / "store"
     with writer(folder, rows):
         for begin in (lambda: writer(folder, rows), lambda: discard_store(folder)):  # the second one: --overwrite
-            with pytest.raises(Eagle3Error, match="another process is writing here"):
+            with fails("locked"):
                 begin()
     fill(folder, rows)
     assert len(Store(folder)) == len(rows)
 
 
 def test_folders_that_are_no_store(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no hidden-state store"):
+    with fails("no-store"):
         Store(tmp_path)
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(UsageError, match=r"letter\.txt"):
+    with fails("foreign-files", "letter.txt"):
         fill(tmp_path, make_rows())
     (tmp_path / "manifest.json").write_text(json.dumps({"format": 2, "meta": {}}))
-    with pytest.raises(DataError, match="not a manifest of hidden states"):
+    with fails("no-store"):
         Store(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"format": 99, "meta": {}}))
-    with pytest.raises(DataError, match="format 99"):
+    with fails("store-format", "99"):
         Store(tmp_path)
 
 
@@ -338,7 +337,7 @@ def test_states_that_are_not_finite_are_refused() -> None:
     rows = make_rows()
     states = [states_of(row) for row in rows]
     states[4].aux_UC[0, 0] = float("inf")
-    with pytest.raises(ModelError, match="auxiliary states are not finite"):
+    with fails("states-not-finite"):
         make_index(rows).codec.pack(states)
 
 
@@ -348,7 +347,7 @@ def test_no_shard_is_there_until_it_is_whole(tmp_path: Path) -> None:
     with writer(folder, rows) as store:
         with pytest.raises(ValueError, match="lacks rows"), store.writing(0) as put:
             put(1, codec.pack([states_of(rows[1])])[0])
-        with pytest.raises(DataError, match="cannot be read"):
+        with fails("damaged-store"):
             store.finish()
     assert sorted(path.name for path in folder.iterdir()) == ["index.safetensors", "manifest.json"]
 

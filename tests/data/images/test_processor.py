@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 
 from eagle3cli.data.images.processor import Expansion, ImageProcessor, has_processor
-from eagle3cli.errors import DataError
+from tests.failing import fails
 from tests.tiny import tiny_tokenizer
 
 
@@ -22,7 +22,7 @@ def test_places_in_a_text_whose_placeholders_have_grown() -> None:
 def test_a_target_of_text_alone_refuses_images(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path)
     assert not has_processor(str(tmp_path))
-    with pytest.raises(DataError, match="the row has images, and the target takes text alone"):
+    with fails("images-unsupported"):
         ImageProcessor(str(tmp_path)).expand("x", ())
 
 
@@ -60,7 +60,7 @@ def write_llava(folder: Path) -> None:
 
 def test_a_processor_that_is_not_known_is_named(tmp_path: Path) -> None:
     write_llava(tmp_path)
-    with pytest.raises(DataError, match="how LlavaProcessor shows them is not known \\(known: Qwen2.5-VL, Qwen3-VL"):
+    with fails("images-unsupported", "Qwen2.5-VL", "Qwen3-VL"):
         ImageProcessor(str(tmp_path)).expand("<image>", ())
 
 
@@ -74,5 +74,5 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchvision" else find(name))
     monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", broken)
-    with pytest.raises(DataError, match=r"rows with images need torchvision \(pip install 'eagle3\[images\]'\)"):
+    with fails("missing-package", "eagle3"):
         ImageProcessor(str(tmp_path)).expand("<image>", ())

@@ -5,18 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from eagle3cli.console.tokens import Style, as_data, edges, html, page, title, visible
 from eagle3cli.data.inspect.selection import SelectedRow
 from eagle3cli.data.inspect.show import RowView, View, show, show_row
 from eagle3cli.data.tokens.cache import open_or_build
 from eagle3cli.data.tokens.rows import TokenRow
-from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.data import DataSettings, ViewSettings
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.tables import Settings
+from tests.failing import fails
 from tests.tiny import VOCAB, tiny_tokenizer
 
 
@@ -74,7 +73,7 @@ def test_rows_by_id(tmp_path: Path) -> None:
         settings_for(tmp_path, rows=("r9",)),
         settings_for(tmp_path, rows=("r9",), path=tmp_path / "train.jsonl"),
     ):
-        with pytest.raises(UsageError, match="no row with the id 'r9'"):
+        with fails("no-such-row", "r9"):
             show(where)
 
 
@@ -197,11 +196,11 @@ def test_random_rows_are_seeded(tmp_path: Path) -> None:
 
 def test_errors(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, rows=(99,))
-    with pytest.raises(UsageError, match="no row 99; the rows are 1 to 8"):
+    with fails("no-such-row", "99", "1", "8"):
         show(settings)
-    with pytest.raises(UsageError, match="no row 0"):
+    with fails("no-such-row", "0"):
         show(settings_for(tmp_path, rows=(0,)))
-    with pytest.raises(DataError, match="neither a cache"):
+    with fails("no-such-path"):
         show(settings, path=tmp_path)
-    with pytest.raises(DataError, match="no such file"):
+    with fails("no-such-path"):
         show(settings, path=tmp_path / "none")

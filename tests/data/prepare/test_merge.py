@@ -13,9 +13,10 @@ from eagle3cli.data.conversations.conversation import Conversation
 from eagle3cli.data.prepare.merge import Merged, merge, split
 from eagle3cli.data.prepare.row_table import APART, HELD_OUT, KEPT, RowTable, work_folder
 from eagle3cli.data.prepare.split import sample
-from eagle3cli.errors import DataError, UsageError
+from eagle3cli.errors import UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.data import MergeSettings
+from tests.failing import fails
 
 
 def talk(number: int, prompt: str = "", finish: str = "stop") -> dict[str, Any]:
@@ -96,21 +97,21 @@ def test_again_is_done_and_other_shards_are_noticed(tmp_path: Path) -> None:
     assert not go(tmp_path).already
     assert go(tmp_path).already
     shard(tmp_path / "in", 10, [talk(i) for i in range(10, 20)])
-    with pytest.raises(UsageError, match="already exists"):
+    with fails("made-differently"):
         go(tmp_path)
     assert go(tmp_path, overwrite=True).summary["read"] == 20
 
 
 def test_errors(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such folder"):
+    with fails("no-such-path"):
         go(tmp_path)
     (tmp_path / "in").mkdir()
-    with pytest.raises(DataError, match="no shard_A-B"):
+    with fails("no-data-files", "shard_A-B"):
         go(tmp_path)
     shard(tmp_path / "in", 0, [talk(1), talk(2)])
-    with pytest.raises(UsageError, match="too few"):
+    with fails("made-differently"):
         go(tmp_path, eval_size=5)
-    with pytest.raises(UsageError, match="too few"):
+    with fails("made-differently"):
         go(tmp_path, train_size=5)
 
 

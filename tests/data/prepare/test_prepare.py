@@ -10,9 +10,9 @@ import pytest
 
 from eagle3cli.data.prepare.prepare import Prepared, prepare
 from eagle3cli.data.sources import presets
-from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.data import PrepareSettings
+from tests.failing import fails
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -115,10 +115,10 @@ def test_the_same_command_again_is_done_and_another_is_refused(tmp_path: Path) -
     before = (tmp_path / "out" / "train.jsonl").stat()
     assert go(source, tmp_path).already
     assert (tmp_path / "out" / "train.jsonl").stat() == before
-    with pytest.raises(UsageError, match="already exists"):
+    with fails("made-differently"):
         go(source, tmp_path, prompts_only=True)
     write(source, [talk(3)])
-    with pytest.raises(UsageError, match="already exists"):
+    with fails("made-differently"):
         go(source, tmp_path)
     assert go(source, tmp_path, overwrite=True).summary["written"] == 1
 
@@ -133,19 +133,19 @@ def test_an_interrupted_run_is_done_again(tmp_path: Path) -> None:
 
 
 def test_errors(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown source 'sharegp'") as unknown:
+    with fails("unknown-name") as unknown:
         go("sharegp", tmp_path)
     assert "did you mean 'sharegpt'" in str(unknown.value)
-    with pytest.raises(DataError, match="no such file"):
+    with fails("no-such-path"):
         go("missing.jsonl", tmp_path)
-    with pytest.raises(DataError, match="no such file"):
+    with fails("no-such-path"):
         go("ultrachat", tmp_path, data_path=tmp_path / "none.jsonl")
     empty = write(tmp_path / "text.jsonl", [{"text": "x"}])
-    with pytest.raises(DataError, match="no usable rows") as unusable:
+    with fails("no-rows") as unusable:
         go(empty, tmp_path)
     assert "errors.jsonl" in (unusable.value.fix or "")
     assert len(rows_of(tmp_path / "out" / "errors.jsonl")) == 1
-    with pytest.raises(UsageError, match="names a file"):
+    with fails("not-a-file"):
         prepare(PrepareSettings(source=(str(empty),), output_path=tmp_path / "x.jsonl"), Silent())
 
 
@@ -305,16 +305,16 @@ def test_a_hub_sample_reads_only_what_it_needs(tmp_path: Path, monkeypatch: pyte
     a = write(tmp_path / "a.jsonl", [talk(i) for i in range(100)])
     mixed = go([f"{a}:1", "gsm8k:1"], tmp_path / "2", sample_size=20)
     assert mixed.summary["sources"] == {"a": 10, "gsm8k": 10}
-    with pytest.raises(DataError, match="available configs") as error:
+    with fails("hub-unreachable") as error:
         go("OWNER/NAME", tmp_path / "3")
     assert "--subset" in str(error.value)
-    with pytest.raises(DataError, match="Available splits") as error:
+    with fails("hub-unreachable") as error:
         go("OWNER/NAME", tmp_path / "3", subset="main", split="test")
     assert "--split" in str(error.value)
 
 
 def test_a_hub_out_of_reach_is_told_and_nothing_is_left(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot read the hub data set"):
+    with fails("hub-unreachable"):
         go("perfectblend", tmp_path)
     assert {path.name for path in (tmp_path / "out").iterdir()} <= {"prepare.json"}
 
@@ -323,7 +323,7 @@ def test_the_result_is_not_its_own_source(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", [talk(1)])
     assert go(tmp_path, tmp_path).summary["written"] == 1
     assert go(tmp_path, tmp_path, overwrite=True).summary["read"] == 1
-    with pytest.raises(UsageError, match="what it is made of"):
+    with fails("conflicting-options"):
         prepare(
             PrepareSettings(source=(str(tmp_path / "out" / "train.jsonl"),), output_path=tmp_path / "out"), Silent()
         )

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from eagle3cli.data.sources.dataset_specs import resolve, split_weight
 from eagle3cli.data.sources.mixture import SELF_ROWS, interleave, quotas, streamed_rows
 from eagle3cli.data.sources.presets import ALIASES, PRESETS
-from eagle3cli.errors import DataError, UsageError
 from eagle3cli.settings.data import PrepareSettings
+from tests.failing import fails
 
 COUNTS = st.lists(st.tuples(st.integers(0, 500), st.floats(0.01, 10)), min_size=1, max_size=5)
 
@@ -61,9 +61,9 @@ def test_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert split_weight("odd:3") == ("odd:3", None)
     assert split_weight("odd:3:0.5") == ("odd:3", 0.5)
     for word in ("x:0", "x:-1"):
-        with pytest.raises(UsageError, match="not above 0"):
+        with fails("invalid-value", "0"):
             split_weight(word)
-    with pytest.raises(UsageError, match="some have none"):
+    with fails("conflicting-options"):
         resolve(["gsm8k:0.5", "codealpaca"])
 
 
@@ -77,11 +77,11 @@ def test_what_a_word_names(tmp_path: Path) -> None:
     assert streamed_rows(resolve(["OWNER/NAME"]), 10) == [10]
     assert streamed_rows(resolve(["OWNER/NAME"]), None) == [None]
     assert streamed_rows(resolve(["self"]), None) == [SELF_ROWS]
-    with pytest.raises(UsageError, match="one preset only"):
+    with fails("conflicting-options"):
         resolve(["gsm8k", "self"], data_path=tmp_path)
-    with pytest.raises(UsageError, match="no source"):
+    with fails("missing-data"):
         resolve([])
-    with pytest.raises(DataError, match="no such file"):
+    with fails("no-such-path"):
         resolve(["data/with/many/parts"])
 
 

@@ -13,12 +13,12 @@ import pytest
 from eagle3cli.data.tokens import workers
 from eagle3cli.data.tokens.cache import TokenCache, open_or_build
 from eagle3cli.data.tokens.rows import TokenRows
-from eagle3cli.errors import DataError, ModelError, UsageError
 from eagle3cli.runtime.distributed import Ranks
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.data import CacheSettings, DataSettings
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.tables import Settings
+from tests.failing import fails
 from tests.tiny import VOCAB, tiny_config, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -293,21 +293,21 @@ def test_special_tokens_are_always_in_and_a_size_is_suggested(tmp_path: Path, ta
     assert told["suggested_size"] == len(tokenizer)
     assert told["coverage_by_size"][8] == told["coverage"] < told["coverage_by_size"][len(tokenizer)] == 1.0
     assert told["coverage_of_train"] < 1.0
-    with pytest.raises(UsageError, match="cannot hold the 4 special tokens"):
+    with fails("invalid-value", "4"):
         open_or_build(settings, 3, len(tokenizer), Silent())
 
 
 def test_errors(tmp_path: Path, target: Path) -> None:
-    with pytest.raises(UsageError, match="no training data"):
+    with fails("missing-data"):
         build(tmp_path, target, train_path=None)
-    with pytest.raises(DataError, match="no such file"):
+    with fails("no-such-path"):
         build(tmp_path, target)
     write(tmp_path / "train.jsonl", [{"id": "bad"}])
-    with pytest.raises(DataError, match="no usable rows"):
+    with fails("no-rows"):
         build(tmp_path, target)
-    with pytest.raises(ModelError, match="no such model folder"):
+    with fails("no-such-path"):
         build(tmp_path, tmp_path / "nowhere")
-    with pytest.raises(ModelError, match="has no tokenizer"):
+    with fails("no-tokenizer"):
         build(tmp_path, tmp_path)
-    with pytest.raises(DataError, match="not a readable cache"):
+    with fails("damaged-file"):
         TokenRows.open(tmp_path)

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eagle3cli.data.tokens.counts import SIZE_STEP, Ranking, count_tokens, fit_to_vocab, rank_tokens
 from eagle3cli.data.tokens.rows import TokenRow
-from eagle3cli.errors import DataError, UsageError
+from tests.failing import fails
 
 COUNTS = st.lists(st.integers(0, 5), min_size=8, max_size=8).map(lambda counts: np.array(counts, dtype=np.int64))
 
@@ -64,11 +63,11 @@ def test_the_suggested_size_is_the_smallest_step_that_covers_enough() -> None:
 
 
 def test_a_token_outside_the_vocabulary_is_an_error() -> None:
-    with pytest.raises(DataError, match="token id 9 is outside"):
+    with fails("token-outside-vocabulary", "9"):
         fit_to_vocab(count_tokens([row([9], [1])])[0], 5)
 
 
 def test_special_tokens_must_fit() -> None:
     none = np.zeros(9, dtype=np.int64)
-    with pytest.raises(UsageError, match="cannot hold the 3 special tokens"):
+    with fails("invalid-value", "3"):
         rank_tokens(none, none, always=(1, 2, 3)).first(2)

@@ -3,14 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eagle3cli.data.tokens.vocab import from_ids, load_vocab
 from eagle3cli.data.tokens.vocab_file import holds, tensors_of, write_vocab
-from eagle3cli.errors import DataError
+from tests.failing import fails
 
 
 @given(ids=st.sets(st.integers(0, 19), min_size=1))
@@ -40,5 +39,5 @@ def test_written_and_read_back(tmp_path: Path) -> None:
     assert not holds(path, ids[:3], 9)
     path.write_bytes(b"damaged")
     assert not holds(path, ids, 9)
-    with pytest.raises(DataError, match="not a vocabulary mapping"):
+    with fails("vocabulary-mapping"):
         load_vocab(path)

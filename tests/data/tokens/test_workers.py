@@ -16,8 +16,8 @@ import pytest
 from eagle3cli.data.tokens.blocks import EncoderConfig
 from eagle3cli.data.tokens.rows import TokenRows
 from eagle3cli.data.tokens.workers import block_tokenizer, processes_for
-from eagle3cli.errors import Eagle3Error, ModelError
 from tests.conftest import ROOT
+from tests.failing import fails
 from tests.tiny import tiny_config, tiny_tokenizer
 
 
@@ -47,7 +47,7 @@ def test_a_small_input_gets_one_process() -> None:
 
 def test_an_error_in_a_worker_is_told_as_it_is(tmp_path: Path) -> None:
     with (
-        pytest.raises(ModelError, match="no such model folder") as caught,
+        fails("no-such-path") as caught,
         block_tokenizer(encoder_config(tmp_path / "none"), 2),
     ):
         pass
@@ -79,7 +79,7 @@ def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
                 if number == 0:
                     kill_a_worker()
 
-    with pytest.raises(Eagle3Error, match="a tokenising process died"):
+    with fails("process-died"):
         go_on()
 
 

@@ -122,17 +122,17 @@ def test_time_that_does_not_suffice_leaves_nothing(plan: Plan, tmp_path: Path, m
     monkeypatch.setattr(calibrate, "LIMIT", 1e-4)
     told = plan("--calibrate")
     assert told.code == 1
-    assert "was not loaded within" in told.err
+    assert told.error == "cannot-calibrate"
     assert not (tmp_path / "home").exists()
 
 
 def test_what_cannot_be_timed_here_is_refused(plan: Plan, run_cli: RunCli, tmp_path: Path) -> None:
     told = run_cli("plan", "llama-3.1-8b-online", "--calibrate", "--set", "target.device=cuda")
     assert told.code == 2
-    assert "none is here" in told.err
+    assert told.error == "cannot-calibrate"
     away = run_cli("plan", "llama-3.1-8b-online", "--calibrate", "--set", "target.device=cpu", "launch.gpus=1")
     assert away.code == 2
-    assert "fetch it first" in away.err
+    assert away.error == "cannot-calibrate"
     run = run_cli("run", "tiny.toml", "--calibrate")
     assert run.code == 2
     assert "--dry-run" in run.err

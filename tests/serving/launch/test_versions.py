@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from eagle3cli.errors import UsageError
 from eagle3cli.models.config import DraftConfig
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.launch import versions
@@ -16,6 +15,7 @@ from eagle3cli.serving.launch.server import started
 from eagle3cli.serving.launch.versions import refuse_older
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.serving import ServerSettings
+from tests.failing import fails
 
 TARGET = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 8, "vocab_size": 320}
 
@@ -34,7 +34,7 @@ def test_an_older_engine_is_refused(
         refuse_older("sglang", "", str(tmp_path))
         return
     with (
-        pytest.raises(UsageError, match=f"the draft needs SGLang 0.5.12; {version} is installed and would misread it"),
+        fails("package-too-old", version),
         started(ServerSettings(), TargetSettings(model_path="m"), Silent(), logs=tmp_path, speculation=draft),
     ):
         pass

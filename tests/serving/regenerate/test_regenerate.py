@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from eagle3cli.errors import DataError, ModelError, UsageError
+from eagle3cli.errors import ModelError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.chat_tokenizer import ChatTokenizer
 from eagle3cli.serving.conversation import OpenConversation
@@ -24,6 +24,7 @@ from eagle3cli.serving.regenerate.recorded import differences_of
 from eagle3cli.serving.regenerate.regenerate import Regenerated, made_with_of, prompt_with, regenerate
 from eagle3cli.settings.tables import Settings
 from tests.conftest import ROOT
+from tests.failing import fails
 from tests.serving.regenerate.remote_run import lines_of
 from tests.tiny import tiny_target
 
@@ -92,7 +93,7 @@ def test_a_second_run_does_nothing_and_other_settings_are_refused(tiny: Path, tm
     before = files(tmp_path / "out")
     again = run(tiny, path, tmp_path / "out")
     assert (again.rows, again.rows_now) == (10, 0)
-    with pytest.raises(UsageError, match="max_tokens was 12, is 5"):
+    with fails("made-differently", "max_tokens", "12", "5"):
         run(tiny, path, tmp_path / "out", max_tokens=5)
     assert files(tmp_path / "out") == before
     assert run(tiny, path, tmp_path / "out", max_tokens=5, overwrite=True).rows_now == 10
@@ -105,7 +106,7 @@ def test_a_wrong_model_claims_no_folder_and_a_namesake_is_another_target(tiny: P
         run(tmp_path / "absent", path, out)
     run(tiny, path, out)
     namesake = tiny_target(tmp_path / "elsewhere" / tiny.name, seed=1)
-    with pytest.raises(UsageError, match="target_weights was"):
+    with fails("made-differently", "target_weights"):
         run(namesake, path, out)
 
 
@@ -150,7 +151,7 @@ def test_retry_takes_in_rows_that_work_now(tiny: Path, tmp_path: Path, monkeypat
 
     def refuse(self: ChatTokenizer, conversation: OpenConversation) -> list[int]:
         if conversation.prompt()[0]["content"].startswith(("1:", "5:")):
-            raise ModelError("the template refuses")
+            raise ModelError("refused-by-template", "the template refuses")
         return real(self, conversation)
 
     monkeypatch.setattr(ChatTokenizer, "encode", refuse)
@@ -178,18 +179,18 @@ def test_sample_range_and_its_mistakes(tiny: Path, tmp_path: Path) -> None:
     run(tiny, path, tmp_path / "out", sample_range="2:5")
     assert [row["id"] for row in rows_of(tmp_path / "out", "shard")] == ["r2", "r3", "r4"]
     for wrong in ("2", "5:2", "a:b", "99:"):
-        with pytest.raises(UsageError, match="--sample-range"):
+        with fails("invalid-value", "--sample-range"):
             run(tiny, path, tmp_path / "other", sample_range=wrong)
 
 
 def test_no_input_and_empty_input_are_told(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot read"):
+    with fails("unreadable-file"):
         run(tiny, tmp_path / "absent.jsonl", tmp_path / "out")
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(DataError, match="no rows"):
+    with fails("no-rows"):
         run(tiny, tmp_path / "empty.jsonl", tmp_path / "out")
     (tmp_path / "array.json").write_text('[{"id": "a",\n "conversations": []}]')
-    with pytest.raises(DataError, match="JSON array"):
+    with fails("unreadable-file"):
         run(tiny, tmp_path / "array.json", tmp_path / "out")
 
 
@@ -275,7 +276,7 @@ def test_a_changed_prompt_or_setting_is_generated(tiny: Path, tmp_path: Path) ->
     assert done.recorded == 0
     assert "max_tokens 12 instead of 5" in report.warnings[0]
     assert run(tiny, path, tmp_path / "c", recorded=str(replies), temperature=0.5).recorded == 0
-    with pytest.raises(UsageError, match="--recorded"):
+    with fails("no-such-path", "--recorded"):
         run(tiny, path, tmp_path / "d", recorded="absent")
 
 
@@ -328,5 +329,5 @@ def test_two_runs_do_not_share_a_folder(tiny: Path, tmp_path: Path) -> None:
     from eagle3cli.serving.regenerate.shards import ShardFolder
 
     path = write_rows(tmp_path / "in.jsonl", 1)
-    with ShardFolder(tmp_path / "out").locked(), pytest.raises(UsageError, match="another process"):
+    with ShardFolder(tmp_path / "out").locked(), fails("locked"):
         run(tiny, path, tmp_path / "out")

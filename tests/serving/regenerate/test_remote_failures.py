@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from eagle3cli.errors import Eagle3Error, Stopped
 from eagle3cli.runtime import stop
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.client.pool import Rules
@@ -25,6 +24,7 @@ from eagle3cli.serving.regenerate import remote
 from eagle3cli.serving.regenerate.regenerate import regenerate
 from eagle3cli.settings.tables import Settings
 from tests.conftest import ROOT
+from tests.failing import fails
 from tests.serving.client.fake_server import Faults, running
 from tests.serving.regenerate.remote_run import (
     ILL,
@@ -132,7 +132,7 @@ def test_a_stop_signal_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.Mo
             requested.requested = signal.SIGTERM
 
         threading.Thread(target=stop_after_some, daemon=True).start()
-        with pytest.raises(Stopped, match="of 200 rows") as stopped:
+        with fails("stopped", "200") as stopped:
             run(servers, rows, tmp_path / "out", table={"max_concurrency": 16})
         assert stopped.value.exit_code == 143
         monkeypatch.setattr(stop, "_active", None)
@@ -151,7 +151,7 @@ def test_dead_servers_end_the_work_and_lose_nothing(tmp_path: Path) -> None:
             server.do(server.stop())
 
         threading.Thread(target=stop_half_way, daemon=True).start()
-        with pytest.raises(Eagle3Error, match="no server has answered"):
+        with fails("server-error"):
             run([server], rows, tmp_path / "out", Rules(tick=0.05, patience=0.5, retry_wait=0.01))
         before = lines_of(tmp_path / "out")
         assert 0 < before < 300

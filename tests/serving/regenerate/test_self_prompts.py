@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eagle3cli.data.sources.lines import SourceRow
-from eagle3cli.errors import ModelError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.serving.regenerate import self_prompts
 from eagle3cli.serving.regenerate.self_prompts import PART, self_author, user_header
 from eagle3cli.settings.data import PrepareSettings
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.settings.tables import Settings
+from tests.failing import fails
 from tests.tiny import END, START, tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def test_the_header_is_the_templates_own() -> None:
     assert user_header(tiny_tokenizer(), "auto") == (f"{START}user\n", f"{END}\n")
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{{ messages[0].role }}"
-    with pytest.raises(ModelError, match="no user header"):
+    with fails("unknown-template"):
         user_header(tokenizer, "auto")
 
 
@@ -90,5 +90,5 @@ def test_prepare_self_alone_and_mixed(tiny: Path, tmp_path: Path, run_cli: RunCl
     for wrong in (("prepare", "self", "a.jsonl"), ("prepare", "self:1", "a.jsonl:1")):
         refused = run_cli(*wrong, "--model-path", tiny)
         assert refused.code == 2
-        assert "weights and a size" in refused.err
+        assert refused.error == "conflicting-options"
     assert run_cli("prepare", "self", "--model-path", tmp_path / "none").code == 1

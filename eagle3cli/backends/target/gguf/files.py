@@ -57,7 +57,9 @@ def target_gguf(
         return own
     folder = Path(model_path).expanduser()
     if not folder.is_dir():
-        raise ModelError("llama.cpp reads no model of the hub by its name alone", where=model_path, fix=CONVERT)
+        raise ModelError(
+            "no-gguf", "llama.cpp reads no model of the hub by its name alone", where=model_path, fix=CONVERT
+        )
     require_gguf("--engine llama.cpp")
     file = f"{folder.name}-{outtype.upper()}.gguf"
     place = parent / file.removesuffix(".gguf")
@@ -88,7 +90,7 @@ def _write(folder: Path, path: Path, outtype: Outtype, *, trust_remote_code: boo
     architecture = ARCHITECTURES.get(target_class(raw) or "")
     problems = _problems(raw, architecture, folder)
     if problems or architecture is None:
-        raise ModelError(f"cannot be written for llama.cpp here: {problems}", where=str(folder), fix=CONVERT)
+        raise ModelError("no-gguf", f"cannot be written for llama.cpp here: {problems}", where=str(folder), fix=CONVERT)
     shape = DraftConfig.from_target(raw)
     layers = int(raw["num_hidden_layers"])
     kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
@@ -156,7 +158,7 @@ def _entries(
             if theirs is None:
                 if name.endswith("rotary_emb.inv_freq"):
                     continue
-                raise ModelError(f"llama.cpp has no tensor for {name}", where=str(path), fix=CONVERT)
+                raise ModelError("no-gguf", f"llama.cpp has no tensor for {name}", where=str(path), fix=CONVERT)
             rotated = architecture == "llama" and (".q_proj." in name or ".k_proj." in name)
             yield Entry(theirs, size, _loader(path, name, shape.head_dim if rotated else None))
 

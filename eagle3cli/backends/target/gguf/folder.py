@@ -40,7 +40,9 @@ def packaged_file(name: str) -> Path:
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(folder) / file).is_file():
             return path
-    raise ModelError(f"the package {name} is not installed", where="target.model_path", fix=demo.install_line())
+    raise ModelError(
+        "missing-package", f"the package {name} is not installed", where="target.model_path", fix=demo.install_line()
+    )
 
 
 def find_gguf(model_path: str) -> Path | None:
@@ -54,7 +56,10 @@ def find_gguf(model_path: str) -> Path | None:
     path = Path(model_path)
     if not path.is_file():
         raise ModelError(
-            "no such file", where=model_path, fix="set target.model_path to a folder, a hub id or a .gguf file"
+            "no-such-path",
+            "no such file",
+            where=model_path,
+            fix="set target.model_path to a folder, a hub id or a .gguf file",
         )
     return path
 
@@ -119,10 +124,10 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except ImportError as error:
         what = f"reading .gguf files needs more packages ({' '.join(str(error).split())[:200]})"
-        raise ModelError(what, where=str(path), fix=f"pip install '{demo.EXTRA}'") from error
+        raise ModelError("missing-package", what, where=str(path), fix=f"pip install '{demo.EXTRA}'") from error
     except Exception as error:  # a file is nobody's fault here, whatever its readers stumble over
         raise ModelError(
-            f"transformers cannot read it: {error}", where=str(path), fix="pass the original model folder"
+            "no-gguf", f"transformers cannot read it: {error}", where=str(path), fix="pass the original model folder"
         ) from error
 
 

@@ -41,7 +41,9 @@ def check_header(path: Path) -> None:
             if lacking or not tensors:
                 raise ValueError(f"no {', '.join(lacking) or 'tensors'} in it")
     except (OSError, ValueError) as error:
-        raise ModelError(f"not a whole GGUF file: {error}", where=str(path), fix="download it again") from error
+        raise ModelError(
+            "damaged-file", f"not a whole GGUF file: {error}", where=str(path), fix="download it again"
+        ) from error
 
 
 def _take(file: IO[bytes], count: int) -> bytes:

@@ -41,7 +41,9 @@ def read_scaling(reader: Any, theta: float) -> dict[str, Any] | None:
     if FACTORS in tensors:
         return scaling_of_factors([float(value) for value in tensors[FACTORS].data.ravel()], theta)
     if any(name.startswith("rope_factors_") for name in tensors):
-        raise ModelError("its RoPE has a table for short texts and one for long ones", where=FACTORS, fix=FIX)
+        raise ModelError(
+            "no-gguf", "its RoPE has a table for short texts and one for long ones", where=FACTORS, fix=FIX
+        )
     architecture = reader.get_field("general.architecture").contents()
     values: dict[str, Any] = {}
     for key in ("scaling.factor", "scale_linear", "scaling.type", *YARN, *YARN_PLAIN):
@@ -59,7 +61,9 @@ def read_scaling(reader: Any, theta: float) -> dict[str, Any] | None:
             "factor": float(factor),
             **{name: number(values[key]) for key, (name, number) in YARN.items() if values[key] is not None},
         }
-    raise ModelError(f"its RoPE is stretched in a way that is not read here: {kind}", where="rope.scaling", fix=FIX)
+    raise ModelError(
+        "no-gguf", f"its RoPE is stretched in a way that is not read here: {kind}", where="rope.scaling", fix=FIX
+    )
 
 
 def scaling_of_factors(factors: Sequence[float], theta: float) -> dict[str, Any] | None:
@@ -76,7 +80,7 @@ def scaling_of_factors(factors: Sequence[float], theta: float) -> dict[str, Any]
     for numbers in _possible(factors, lengths):
         if _alike(_llama3_factors(lengths, highest, numbers), factors):
             return {"rope_type": "llama3", "factor": round(highest, 4), **numbers}
-    raise ModelError("its RoPE has factors that are not Llama 3's", where=FACTORS, fix=FIX)
+    raise ModelError("no-gguf", "its RoPE has factors that are not Llama 3's", where=FACTORS, fix=FIX)
 
 
 def _possible(factors: Sequence[float], lengths: Sequence[float]) -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ def read_vocabulary(
     if raw["model"].get("type") != "BPE":
         what = f"its tokenizer is of the kind {raw['model'].get('type')}, which cannot be written for llama.cpp here"
         fix = "give the target as a .gguf file: its tokenizer is copied"
-        raise ModelError(what, where=target, fix=fix)
+        raise ModelError("no-gguf", what, where=target, fix=fix)
     bytewise = "ByteLevel" in json.dumps(raw.get("pre_tokenizer") or {})
     texts, kinds = _tokens(tokenizer, raw, vocab_size, bytewise=bytewise)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in raw["model"]["merges"]]

@@ -79,16 +79,16 @@ class Checkpoint(Mapping[str, Tensor]):
             tensor = self._stored(name)
             if tensor.dtype in (torch.int8, torch.uint8) or "float8" in str(tensor.dtype):
                 what = f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, without scales that are known"
-                raise ModelError(what, where=self.model_path, fix=ANOTHER)
+                raise ModelError("unsupported-quantization", what, where=self.model_path, fix=ANOTHER)
             return tensor
         try:
             weight = recipe.decode({part: self._stored(stored) for part, stored in recipe.parts.items()})
         except (ValueError, LookupError, TypeError, RuntimeError) as error:
             what = f"{name} is not what {self.quantization} stores: {error}"
-            raise ModelError(what, where=self.model_path, fix="copy the model again") from error
+            raise ModelError("damaged-file", what, where=self.model_path, fix="copy the model again") from error
         if not bool(torch.isfinite(weight).all()):
             what = f"{name} has numbers that are not finite: its scales or zeros are damaged"
-            raise ModelError(what, where=self.model_path, fix="copy the model again")
+            raise ModelError("damaged-file", what, where=self.model_path, fix="copy the model again")
         return weight
 
     def _stored(self, name: str) -> Tensor:
@@ -98,7 +98,7 @@ class Checkpoint(Mapping[str, Tensor]):
                 self._open[path.name] = open_safetensors(path)
             tensor: Tensor = self._open[path.name].get_tensor(name)
         except SafetensorError as error:
-            raise ModelError(f"{name} cannot be read: {error}", where=str(path)) from error
+            raise ModelError("damaged-file", f"{name} cannot be read: {error}", where=str(path)) from error
         return tensor
 
     def lazily(self) -> dict[str, Any]:

@@ -13,7 +13,9 @@ def model_file(model_path: str, name: str, revision: str | None) -> Path:
     folder = Path(model_path).expanduser()
     if folder.is_dir():
         if not (folder / name).is_file():
-            raise ModelError(f"no {name}", where=model_path, fix="give the folder of a model with safetensors weights")
+            raise ModelError(
+                "no-weights", f"no {name}", where=model_path, fix="give the folder of a model with safetensors weights"
+            )
         return folder / name
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -22,11 +24,15 @@ def model_file(model_path: str, name: str, revision: str | None) -> Path:
         cached = try_to_load_from_cache(model_path, name, revision=revision)
         return Path(cached) if isinstance(cached, str) else Path(hf_hub_download(model_path, name, revision=revision))
     except HFValidationError as error:
-        raise ModelError("no such folder, and no hub id", where=model_path, fix="check --target-model-path") from error
+        raise ModelError(
+            "no-such-path", "no such folder, and no hub id", where=model_path, fix="check --target-model-path"
+        ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         fix = "check the name; without network, give a local folder"
-        raise ModelError(f"{name} cannot be fetched from the hub: {reason}", where=model_path, fix=fix) from error
+        raise ModelError(
+            "hub-unreachable", f"{name} cannot be fetched from the hub: {reason}", where=model_path, fix=fix
+        ) from error
 
 
 def tensor_files(model_path: str, revision: str | None) -> dict[str, str]:

@@ -126,7 +126,12 @@ def quantization_of(raw: Mapping[str, Any]) -> Quantization | None:
         return None
     if not isinstance(config, Mapping):
         if not hasattr(config, "to_dict"):  # an object of transformers', behind a load
-            raise ModelError(f"quantization_config is no object: {config!r:.80}", where="config.json", fix=ANOTHER)
+            raise ModelError(
+                "unsupported-quantization",
+                f"quantization_config is no object: {config!r:.80}",
+                where="config.json",
+                fix=ANOTHER,
+            )
         config = config.to_dict()
     method = config.get("quant_method")
     method = str(getattr(method, "value", method) or "")
@@ -152,18 +157,33 @@ def check_known(quantization: Quantization | None, where: str) -> None:
         return
     if quantization.is_known:
         if reason := _other_layout(quantization):
-            raise ModelError(f"its {quantization} weights are not read here: {reason}", where=where, fix=ANOTHER)
+            raise ModelError(
+                "unsupported-quantization",
+                f"its {quantization} weights are not read here: {reason}",
+                where=where,
+                fix=ANOTHER,
+            )
         return
     method = quantization.method
     if not method:
-        raise ModelError("its weights are quantised, and quant_method is missing", where=where, fix=ANOTHER)
+        raise ModelError(
+            "unsupported-quantization",
+            "its weights are quantised, and quant_method is missing",
+            where=where,
+            fix=ANOTHER,
+        )
     packages = BY_PACKAGE.get(method)
     if packages is None:
-        raise ModelError(f"its weights are quantised in an unknown way: {method}", where=where, fix=ANOTHER)
+        raise ModelError(
+            "unsupported-quantization",
+            f"its weights are quantised in an unknown way: {method}",
+            where=where,
+            fix=ANOTHER,
+        )
     missing = " ".join(name for name in packages.split() if installed_version(name) is None)
     if missing:
         what = f"its weights are quantised by {method}, which transformers reads with the package {missing}"
-        raise ModelError(what, where=where, fix=f"pip install {missing}; or {ANOTHER}")
+        raise ModelError("missing-package", what, where=where, fix=f"pip install {missing}; or {ANOTHER}")
 
 
 def _other_layout(quantization: Quantization) -> str | None:
@@ -200,6 +220,8 @@ def check_all_read(unread: Collection[str], quantization: Quantization | None, w
         return
     if quantization is None:
         what = f"config.json names no quantisation, but {len(parts)} tensors belong to quantised weights ({parts[0]})"
-        raise ModelError(what, where=where, fix="copy config.json again; it lacks quantization_config")
+        raise ModelError(
+            "unsupported-quantization", what, where=where, fix="copy config.json again; it lacks quantization_config"
+        )
     what = f"{quantization} does not say what {len(parts)} of its tensors mean ({parts[0]})"
-    raise ModelError(what, where=where, fix=ANOTHER)
+    raise ModelError("unsupported-quantization", what, where=where, fix=ANOTHER)

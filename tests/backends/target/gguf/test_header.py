@@ -15,6 +15,7 @@ from eagle3cli.backends.target.gguf.header import check_header
 from eagle3cli.errors import ModelError
 from eagle3cli.runtime.report import Silent
 from tests.data.sources.test_fuzz import damaged
+from tests.failing import fails
 from tests.test_fuzz import survives
 
 
@@ -36,7 +37,7 @@ def test_a_whole_gguf_head_is_taken(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(gguf())
     check_header(tmp_path / "m.gguf")
     (tmp_path / "m.gguf").write_bytes(gguf(tensors=0))
-    with pytest.raises(ModelError, match="no tensors in it"):
+    with fails("damaged-file"):
         check_header(tmp_path / "m.gguf")
 
 

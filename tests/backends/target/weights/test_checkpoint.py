@@ -24,6 +24,7 @@ from eagle3cli.errors import ModelError
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
 from tests.backends.target.rank_states import ROWS
+from tests.failing import fails
 from tests.quantized import FORMATS, mxfp4_target, nvfp4, packed_integers, quantized_target, words, write_weights
 from tests.quantized import fp8 as pack_fp8
 from tests.tiny import tiny_target
@@ -203,7 +204,7 @@ def test_awq_scales_of_activations_are_refused(tmp_path: Path) -> None:
     target, _ = quantized_target(tmp_path, "awq")
     tensors = load_file(target / "model.safetensors")
     write_weights(target, {**tensors, "model.layers.0.mlp.act.scales": torch.ones(3)})
-    with pytest.raises(ModelError, match=r"what 1 of its tensors mean \(model.layers.0.mlp.act.scales\)"):
+    with fails("unsupported-quantization", "1", "model.layers.0.mlp.act.scales"):
         checkpoint(target)
 
 
@@ -212,20 +213,20 @@ def test_damage_is_named(tmp_path: Path) -> None:
     tensors = load_file(target / "model.safetensors")
     name = "model.layers.3.mlp.down_proj"
     write_weights(target, {**tensors, f"{name}.scales": tensors[f"{name}.scales"][:, :3]})
-    with pytest.raises(ModelError, match=rf"{name}.weight is not what GPTQ, 4 bits, groups of 32 stores"):
+    with fails("damaged-file", name):
         load_target(TargetSettings(model_path=str(target), device="cpu"), Silent())
     infinite = tensors[f"{name}.scales"].clone()
     infinite[0, 0] = float("inf")
     write_weights(target, {**tensors, f"{name}.scales": infinite})
-    with pytest.raises(ModelError, match=rf"{name}.weight has numbers that are not finite"):
+    with fails("damaged-file", name):
         load_target(TargetSettings(model_path=str(target), device="cpu"), Silent())
     del tensors["model.layers.3.self_attn.o_proj.qzeros"]
     write_weights(target, tensors)
-    with pytest.raises(ModelError, match="o_proj.weight is not what GPTQ"):
+    with fails("damaged-file", "o_proj.weight"):
         load_target(TargetSettings(model_path=str(target), device="cpu"), Silent())
     gone = {key: tensor for key, tensor in tensors.items() if "o_proj" not in key}
     write_weights(target, gone)
-    with pytest.raises(ModelError, match="8 weights are missing, model.layers.0.self_attn.o_proj.weight among them"):
+    with fails("damaged-file", "8", "model.layers.0.self_attn.o_proj.weight"):
         load_target(TargetSettings(model_path=str(target), device="cpu"), Silent())
 
 
