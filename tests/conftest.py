@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 
+from tests.once import once
+
 if TYPE_CHECKING:
     from tests.gpu_tensor import PretendGpu
 
@@ -43,6 +45,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Nothing is made for an engine that is not there."""
     if item.get_closest_marker("engine") and not any(name.startswith("EAGLE3_ENGINE_") for name in os.environ):
         pytest.skip("no EAGLE3_ENGINE_* is set: make test-engines")
+
+
+QUICK_S = 1.0
+"""What takes longer is marked slow: `make test` is run all day."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that have grown: not marked slow, and no longer quick. On a busy machine some do for no reason."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    grown = [report for report in reports if report.duration > QUICK_S and "slow" not in report.keywords]
+    if grown:
+        terminalreporter.section(f"tests over {QUICK_S:g} s that are not marked slow")
+    for report in sorted(grown, key=lambda report: -report.duration):
+        terminalreporter.line(f"{report.duration:6.2f} s  {report.nodeid}")
 
 
 @pytest.fixture(autouse=True)
@@ -114,11 +130,48 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all workers of this run share."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(shared_folder: Path) -> Path:
     """A tiny Llama with its own tokenizer; read it, do not write to it."""
     from tests.tiny import tiny_target
 
-    return tiny_target(tmp_path_factory.mktemp("tiny") / "llama")
+    return once(shared_folder, "tiny/llama", tiny_target)
+
+
+SharedTarget = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def shared_target(shared_folder: Path) -> SharedTarget:
+    """A tiny target of a family, by its name in ``tests/families.py``; read it, do not write to it."""
+    from tests.families import family_target
+
+    return lambda name: once(shared_folder, f"families/{name}", lambda folder: family_target(folder, name))
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny: Path) -> Path:
+    """A folder with prompts and an eagle3.toml for a training run of twelve steps."""
+    from tests.tiny import training_place
+
+    return training_place(tmp_path, tiny)
+
+
+@pytest.fixture(scope="session")
+def trained(shared_folder: Path, tiny: Path) -> Path:
+    """The folder of a training run of the tiny target: data, settings, `run/best` and `run/checkpoints`; read it, do
+    not write to it."""
+    from tests.tiny import train_tiny
+
+    return once(shared_folder, "trained", lambda folder: train_tiny(folder, tiny))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,15 @@ WRAPPERS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     ),
 }  # fmt: skip
 """Multi-modal models: class of the config, class of the model, the text model's own values, the wrapper's."""
+
+
+QUICK = ("llama", "qwen3", "qwen3-moe", "gemma3", "deepseek-v2", "gpt-oss")
+"""Stand for the many in `make test`."""
+
+
+def by_family(names: Iterable[str]) -> list[Any]:
+    """Parameters for a test of each family; those that are not QUICK are slow."""
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def family_config(name: str) -> Any:

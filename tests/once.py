@@ -11,7 +11,7 @@ import filelock
 def once(folder: Path, name: str, make: Callable[[Path], object]) -> Path:
     """``folder/name``, made by ``make(folder/name)`` by whichever worker asks first; the others wait for it.
 
-    ``folder`` is the same for all workers of one run (the fixture ``run_folder``).
+    ``folder`` is the same for all workers of one run (the fixture ``shared_folder``).
     """
     place = folder / name
     done = folder / f"{name}.done"

@@ -33,6 +33,7 @@ def raised() -> tuple[tuple[str, ast.Call], ...]:
     return tuple(places())
 
 
+@pytest.mark.slow
 def test_every_place_names_a_code_and_says_something() -> None:
     assert len(raised()) > 100
     for where, call in raised():
@@ -67,6 +68,7 @@ def _kinds_in(node: ast.expr) -> set[str]:
     return {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
 
 
+@pytest.mark.slow
 def test_no_other_test_compares_the_sentence_of_an_error() -> None:
     for path in (ROOT / "tests").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from eagle3cli.models.checkpoint import check_folder
-from tests.commands.train.test_train import conversations
 from tests.conftest import RunCli
 from tests.families import family_target
+from tests.tiny import conversations
 
 CHOSEN = (
     *("llama", "llama-tied", "llama4", "mistral", "mixtral", "qwen2", "qwen3", "qwen3-moe", "phi3", "phi4-mini"),

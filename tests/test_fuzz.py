@@ -323,7 +323,7 @@ def test_vocabulary_files(data: st.DataObject, tmp_path_factory: pytest.TempPath
 def store_folder(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     """A small store of hidden states, as the command writes it."""
     from eagle3cli.cli.main import main
-    from tests.commands.train.test_train import conversations
+    from tests.tiny import conversations
 
     place = tmp_path_factory.mktemp("store")
     (place / "train.jsonl").write_text(conversations(4, 0))
@@ -333,6 +333,7 @@ def store_folder(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     return place / "states" / "train"
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_hidden_state_stores(data: st.DataObject, store_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

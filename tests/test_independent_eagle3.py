@@ -63,6 +63,7 @@ def test_newer_drafts_mean_the_same_to_all(folder: Path, prompts: list[list[int]
     assert changed.acceptance_length > 1.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "low", "high"), [("draft", 3.6, 4.0), ("draft_random", 1.0, 1.1), ("newer", 1.5, 4.0)]
 )

@@ -70,6 +70,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "bin"
 
 
+@pytest.mark.slow
 def test_the_wheel_is_the_package_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     files = (path for path in (ROOT / "eagle3cli").rglob("*") if path.is_file() and "__pycache__" not in path.parts)

@@ -22,9 +22,9 @@ from eagle3cli.models.checkpoint import read_tensors
 from eagle3cli.models.config import FLAGS
 from eagle3cli.runtime import files
 from eagle3cli.runtime.files import refuse_existing, remove, write_folder, write_text
-from tests.commands.train.test_train import SETTINGS, conversations
 from tests.conftest import ROOT, RunCli
 from tests.failing import fails
+from tests.tiny import SETTINGS, conversations
 
 SECRETS = {
     "HF_TOKEN": "hf_SecretSecretSecretSecret01",
@@ -51,6 +51,7 @@ def given(call: ast.Call, name: str) -> str | None:
     return next((ast.unparse(word.value) for word in call.keywords if word.arg == name), None)
 
 
+@pytest.mark.slow
 def test_no_shell_no_pickle_no_archive_that_unpacks_itself() -> None:
     refused = {"os.system", "os.popen", "pickle.load", "pickle.loads", "shutil.unpack_archive", "yaml.load", "eval"}
     refused |= {"tempfile.mktemp", "np.load", "numpy.load", "marshal.loads", "joblib.load"}
@@ -228,6 +229,7 @@ def test_remote_code_is_told_with_its_files_and_who_allowed_it(tmp_path: Path, t
 # Files, and what stands in them.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("umask", [0o022, 0o077])
 def test_files_have_the_rights_that_the_umask_leaves(umask: int, tmp_path: Path, tiny: Path, run_cli: RunCli) -> None:
     (tmp_path / "train.jsonl").write_text(conversations(14, 0))
@@ -245,6 +247,7 @@ def test_files_have_the_rights_that_the_umask_leaves(umask: int, tmp_path: Path,
             assert mode & stat.S_IRUSR
 
 
+@pytest.mark.slow
 def test_no_key_of_the_environment_is_written_or_said(tmp_path: Path, tiny: Path, run_cli: RunCli) -> None:
     (tmp_path / "data.jsonl").write_text(conversations(16, 0))
     (tmp_path / "eval.jsonl").write_text(conversations(4, 100))

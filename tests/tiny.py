@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +81,54 @@ def tiny_target(folder: Path, kind: str = "llama", seed: int = 0) -> Path:
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+WORDS = ("red", "blue", "green", "small", "large", "round", "square", "old", "new", "warm")
+SETTINGS = """
+[target]
+model_path = "{tiny}"
+threads = 1
+[draft]
+vocab_size = 200
+[data]
+train_path = "train.jsonl"
+eval_path = "eval.jsonl"
+max_length = 128
+[train]
+total_steps = 12
+num_epochs = 9
+batch_size = 4
+learning_rate = 1e-3
+ttt_length = 3
+eval_interval = 6
+save_interval = 3
+log_interval = 2
+"""
+
+
+def conversations(count: int, start: int = 0) -> str:
+    """JSON lines of one exchange each, about colours."""
+    lines = []
+    for n in range(start, start + count):
+        reply = " and ".join(WORDS[(n * k) % len(WORDS)] for k in range(3, 9))
+        turns = [{"role": "user", "content": f"Name colours, number {n}."}, {"role": "assistant", "content": reply}]
+        lines.append(json.dumps({"id": f"row-{n}", "conversations": turns}))
+    return "\n".join(lines) + "\n"
+
+
+def training_place(folder: Path, tiny: Path) -> Path:
+    """Fill ``folder`` with data and an eagle3.toml for a training run of twelve steps; returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.jsonl").write_text(conversations(14))
+    (folder / "eval.jsonl").write_text(conversations(4, 100))
+    (folder / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
+    return folder
+
+
+def train_tiny(folder: Path, tiny: Path) -> None:
+    """`eagle3 train` in such a folder, to ``run``."""
+    from eagle3cli.cli.main import main
+
+    training_place(folder, tiny)
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+        assert main(["train", "--output-dir", "run", "--json"]) == 0

@@ -124,7 +124,7 @@ def give_back_gpu_memory() -> None:
 def fastest_type(device: torch.device) -> torch.dtype:
     """The type in which matrix products are fastest: bfloat16 on a GPU and on processors with instructions for it.
 
-    ``tests/speed/step/matrix_products.py`` measures both: about twice as fast on a processor with AVX512-BF16.
+    Measured: about twice as fast on a processor with AVX512-BF16.
     """
     if device.type != "cpu":
         return torch.bfloat16

@@ -128,6 +128,7 @@ def cli_module(name: str) -> str:
     return next(spec.module for spec in cli.TABLE if spec.name == name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [spec.name for spec in COMMANDS])
 def test_every_flag_reaches_the_settings(name: str, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each flag as typed changes its own field, by each of its names."""

@@ -68,6 +68,7 @@ def test_each_is_told_with_its_place_and_the_way_out(
     assert sorted(place.iterdir()) == before  # nothing is left of a command that is refused
 
 
+@pytest.mark.slow
 def test_none_of_them_imports_torch(place: Path, served: dict[str, str]) -> None:
     lines = json.dumps([words_of(case, served) for case in ALL.values()])
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -76,6 +77,7 @@ def test_none_of_them_imports_torch(place: Path, served: dict[str, str]) -> None
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_terminal_hears_at_once_that_torch_is_loaded(place: Path) -> None:
     words = ("train", "--target-model-path", "target", "--train-data-path", "rows.jsonl", "--total-steps", "0")
     seen: list[str] = []

@@ -78,7 +78,7 @@ a task that is none
     BENCH --benchmark-list mtbenc:2
     2: mtbenc | did you mean mtbench?
 """)
-"""The ten that ``tests/speed/data/early_errors.py`` shows with their times."""
+"""Ten that people make."""
 
 MORE = _table("""
 an empty folder

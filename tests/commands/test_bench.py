@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import RunCli
 
 
@@ -38,6 +40,7 @@ def test_trees_are_refused_with_the_chain_to_type(run_cli: RunCli, tiny: Path, s
         ) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_missing_task_is_left_out_and_the_exit_code_says_so(run_cli: RunCli, tiny: Path) -> None:
     done = run_cli(
         "bench", "--engine", "local", "--model-path", tiny, "--benchmark-list", "mtbench-like:2", "cmmlu:200",

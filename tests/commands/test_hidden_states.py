@@ -38,6 +38,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_both_splits_are_captured_and_a_second_run_has_nothing_to_do(
     run_cli: RunCli, tmp_path: Path, kind: str
@@ -129,6 +130,7 @@ def test_ranks_share_the_shards(run_cli: RunCli, tiny: Path, tmp_path: Path) -> 
     assert contents(tmp_path / "two" / "train") == contents(tmp_path / "one" / "train")
 
 
+@pytest.mark.slow
 def test_changed_settings_are_refused_until_overwrite(run_cli: RunCli, tiny: Path, tmp_path: Path) -> None:
     data = write_data(tmp_path / "train.jsonl", 8, 0)
     flags = ("hidden-states", "--model-path", tiny, "--data-path", data)

@@ -60,6 +60,7 @@ def test_flags_before_the_action_are_not_lost(run_cli: RunCli) -> None:
     assert run_cli("hidden-states", "verfy").error == "command-line"
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_is_found_located_and_made_good(place: Path, run_cli: RunCli, tiny: Path) -> None:
     folder = place / "cache" / "hidden_states" / "train"
     sound = run_cli("hidden-states", "verify", "--json")
@@ -101,6 +102,7 @@ def test_info_tells_what_there_is(place: Path, run_cli: RunCli) -> None:
     assert (nowhere.code, nowhere.error == "no-store") == (1, True)
 
 
+@pytest.mark.slow
 def test_converted_stores_train_alone_and_together(place: Path, run_cli: RunCli, tiny: Path) -> None:
     train = place / "cache" / "hidden_states" / "train"
     for encoding in ("int8", "int4"):
@@ -118,6 +120,7 @@ def test_converted_stores_train_alone_and_together(place: Path, run_cli: RunCli,
     assert "40 rows" in ran.err
 
 
+@pytest.mark.slow
 def test_offline_training_is_online_training_step_for_step(run_cli: RunCli, tiny: Path, tmp_path: Path) -> None:
     """A target of bfloat16 weights, every row by itself in both: the same numbers, to the last bit."""
     target, data = tmp_path / "target", write_data(tmp_path / "train.jsonl", 10, 0)
@@ -135,6 +138,7 @@ def test_offline_training_is_online_training_step_for_step(run_cli: RunCli, tiny
     assert losses(tmp_path / "off") == losses(tmp_path / "on")
 
 
+@pytest.mark.slow
 def test_a_store_a_target_folder_and_a_draft_config_are_enough(place: Path, run_cli: RunCli, tiny: Path) -> None:
     """Nothing else of what capture and cache made is there any more, not even a tokenizer."""
     bare = place / "elsewhere"
@@ -160,6 +164,7 @@ def test_a_store_a_target_folder_and_a_draft_config_are_enough(place: Path, run_
     assert json.loads((bare / "runs/train/best/config.json").read_text())["num_attention_heads"] == 2
 
 
+@pytest.mark.slow
 def test_imported_files_train(place: Path, run_cli: RunCli, tiny: Path) -> None:
     source = Store(place / "cache" / "hidden_states" / "train")
     (place / "ckpt").mkdir()

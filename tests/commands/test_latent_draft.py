@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.commands.train.test_train import conversations
 from tests.conftest import RunCli
 from tests.families import family_target
+from tests.tiny import conversations
 
 SETTINGS = """
 [target]

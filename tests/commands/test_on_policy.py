@@ -34,6 +34,7 @@ def mixture(run_cli: RunCli, tiny: Path, folder: Path) -> None:
     assert run_cli("prepare", "own", "foreign.jsonl", "--output-path", "mixed").code == 0
 
 
+@pytest.mark.slow
 def test_a_mixture_is_told_apart_by_source(
     run_cli: RunCli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +71,7 @@ def test_a_mixture_is_told_apart_by_source(
     assert "the target's best (mean log-probability" in run_cli("view", "--worst", "1", *data[:4]).out
 
 
+@pytest.mark.slow
 def test_capture_and_what_is_trained_from_disk_say_it_too(run_cli: RunCli, tiny: Path, tmp_path: Path) -> None:
     mixture(run_cli, tiny, tmp_path)
     data = ("--train-data-path", "mixed/train.jsonl", "--target-model-path", tiny, "--draft-vocab-size", "200")

@@ -12,21 +12,12 @@ import pytest
 
 from eagle3cli.cli import main as cli
 from tests.cli.test_main import command
-from tests.commands.train.test_train import SETTINGS, conversations
 from tests.conftest import RunCli
+from tests.tiny import conversations
 
 LONG = ("prepare", "regenerate", "merge", "cache", "hidden-states", "train", "eval", "bench", "run")
 
 Planned = Callable[..., Any]
-
-
-@pytest.fixture
-def place(tmp_path: Path, tiny: Path) -> Path:
-    """A folder with data and an eagle3.toml."""
-    (tmp_path / "train.jsonl").write_text(conversations(14, 0))
-    (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
-    (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
-    return tmp_path
 
 
 @pytest.fixture
@@ -64,6 +55,7 @@ def test_prepare_says_what_it_then_does(planned: Planned, run_cli: RunCli, place
     assert planned(*words[:-1], 8, "--dry-run", code=2)["error"]["message"].startswith("already exists")
 
 
+@pytest.mark.slow
 def test_regenerate_counts_the_replies_that_are_left(planned: Planned, run_cli: RunCli, place: Path) -> None:
     words = ("regenerate", "--engine", "local", "--input-path", "train.jsonl", "--max-tokens", 4, "--num-per-shard", 5)
     plan = planned(*words, "--dry-run")
@@ -87,6 +79,7 @@ def test_merge_counts_the_rows_of_its_shards(planned: Planned, run_cli: RunCli, 
     assert planned(*words, "--dry-run")["already_done"] is True
 
 
+@pytest.mark.slow
 def test_training_from_the_tokens_to_the_last_step(planned: Planned, run_cli: RunCli, place: Path) -> None:
     assert planned("cache", "--dry-run")["rows"] == {"train": 14, "eval": 4}
     first = planned("train", "--dry-run")
@@ -126,6 +119,7 @@ def test_training_from_the_tokens_to_the_last_step(planned: Planned, run_cli: Ru
     assert (measured["rows"], measured["passes"]) == (4, 1)
 
 
+@pytest.mark.slow
 def test_plan_shows_the_same_as_dry_run(planned: Planned) -> None:
     assert (
         planned("plan", "train", "--batch-size", 2)["steps"]
@@ -186,6 +180,7 @@ def test_a_misspelt_name_after_plan_is_told(run_cli: RunCli, place: Path) -> Non
     assert "train" in told.err
 
 
+@pytest.mark.slow
 def test_a_plan_of_the_chain_says_what_is_wrong_with_the_target(planned: Planned, place: Path) -> None:
     (place / "cut.gguf").write_bytes(b"GGUF\x03")
     warnings = planned("plan", "quickstart", "--model-path", "cut.gguf")["warnings"]

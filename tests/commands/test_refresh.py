@@ -170,6 +170,7 @@ def test_a_poisoned_log_is_not_promoted(
     assert weights(draft) == before
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said(served: Path, run_cli: RunCli) -> None:
     write_log(served / "server.jsonl", [exchange(*pair) for pair in replies().items()])
     none = run_cli("refresh", "runs/draft", cwd=served)

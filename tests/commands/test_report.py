@@ -106,6 +106,7 @@ def test_a_run_on_its_way_or_torn_is_reported(tmp_path: Path, run_cli: RunCli) -
     assert run_cli("report", "run", "run").code == 0
 
 
+@pytest.mark.slow
 def test_charts_for_papers(tmp_path: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     make_run(tmp_path / "run")

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from tests.conftest import RunCli
 
 
+@pytest.mark.slow
 def test_best_goes_by_the_temperature_and_eval_tells_it(run_cli: RunCli, tiny: Path, tmp_path: Path) -> None:
     rows = [
         {"id": f"r{i}", "conversations": [

@@ -17,12 +17,9 @@ from eagle3cli.runs import watch
 from eagle3cli.runs.find import run_folders
 from eagle3cli.runs.pipeline import pipeline_progress
 from eagle3cli.runs.state import this_process
-from tests.commands.train.test_train import place
 from tests.conftest import RunCli
 from tests.pseudo_terminal import on_terminal, screen
 from tests.runs.made import make_run, step_line
-
-__all__ = ["place"]
 
 
 def end(folder: Path, **session: Any) -> None:
@@ -32,6 +29,7 @@ def end(folder: Path, **session: Any) -> None:
     (folder / "run.json").write_text(json.dumps(about))
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_run_until_it_ends(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", steps=200, state="running")
     done = set()

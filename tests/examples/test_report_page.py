@@ -25,6 +25,7 @@ def test_metrics_are_documented_key_by_key() -> None:
     assert named(METRICS) == {*NUMBERS, *LISTS, *MAPS}
 
 
+@pytest.mark.slow
 def test_six_lines_plot_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pandas")
     pytest.importorskip("matplotlib").use("Agg")
@@ -36,6 +37,7 @@ def test_six_lines_plot_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_trained_run_writes_just_these_keys(run_cli: RunCli, tiny: Path, tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello, and how are you?"}]
     for name in ("train", "eval"):

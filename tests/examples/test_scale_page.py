@@ -6,7 +6,7 @@ import re
 
 from eagle3cli.training.forecast.throughput import Cluster, Step, draft_flops, step_time
 from tests.conftest import ROOT
-from tests.speed.scaling.splits import line
+from tests.speed.step.splits import line
 
 ROW = r"^\| (\d+) \| (\d+) \| (whole on each|in shards) \| (\d+) \| ([\d,]+) \| ([\d.]+) \|$"
 FC, HEAD, WEIGHTS, HIDDEN = 3 * 4096 * 4096, 32000 * 4096, 424_689_664, 4096

@@ -48,6 +48,7 @@ def written(message: str) -> bool:
     return any(pattern.search(text) for text in texts())
 
 
+@pytest.mark.slow
 def test_there_are_messages() -> None:
     assert len(MESSAGES) > 40
     assert not written("no such message anywhere")

@@ -101,6 +101,7 @@ def test_the_chain_ends_in_a_report_and_is_not_run_twice(run_cli: RunCli, recipe
     assert (folder / "stages.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_target_without_recorded_replies_writes_as_many_as_there_is_time_for(
     run_cli: RunCli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +127,7 @@ def test_a_target_without_recorded_replies_writes_as_many_as_there_is_time_for(
     assert prepared("timed", "--time-budget", "10s", "--regenerate", "--overwrite")[1] == 24
 
 
+@pytest.mark.slow
 def test_a_target_without_a_chat_template_is_told_first(run_cli: RunCli, recipe: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(tomllib.loads(recipe.read_text())["target"]["model_path"], base)
@@ -228,6 +230,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_a_folder_that_another_run_is_in(
     run_cli: RunCli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

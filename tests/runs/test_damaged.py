@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +30,7 @@ FIELDS = st.dictionaries(st.sampled_from([*NUMBERS, *LISTS, *MAPS]), ANYTHING, m
 NAMES = st.sampled_from([*METADATA_TYPES, "other"])
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.booleans(), FIELDS), max_size=6), st.dictionaries(NAMES, ANYTHING, max_size=6))
 def test_any_values_in_the_right_places_do_no_harm(changed: list[tuple[bool, Any]], metadata: dict[str, Any]) -> None:
     events = []

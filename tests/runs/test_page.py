@@ -57,6 +57,7 @@ def test_a_page_of_a_run_that_goes_on_says_when_it_was_written(tmp_path: Path) -
     assert re.search(r"No evaluation yet\. Written 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d\.$", page.summary)
 
 
+@pytest.mark.slow
 def test_a_long_run_has_a_small_page(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     lines = [json.dumps(step_line(step, float(step))) for step in range(1, 20_001)]

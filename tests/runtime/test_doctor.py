@@ -132,6 +132,7 @@ def test_a_driver_that_torch_cannot_use_is_a_problem(
     assert part in told.detail
 
 
+@pytest.mark.slow
 def test_a_driver_that_hangs_or_fails_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for script in ("exit 9", "exec sleep 30"):
         smi = tmp_path / "nvidia-smi"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.train.test_train import SETTINGS, conversations
 from tests.conftest import ROOT
+from tests.tiny import SETTINGS, conversations
 
 pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads /proc, which Linux has")
 LISTENS = "0A"

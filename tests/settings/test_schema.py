@@ -57,6 +57,7 @@ def entry(key: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_every_key_has_its_help_bounds_choices_and_default() -> None:
     for key, field in fields().items():
         assert entry(key)["description"] == field.help, key

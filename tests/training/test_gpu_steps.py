@@ -48,6 +48,7 @@ def two_steps(trainer: Trainer) -> Numbers:
     return losses, norms, {name: weight.detach().cpu() for name, weight in trainer.draft.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("live", [False, True], ids=["store", "live"])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_step_gives_the_cpus_numbers(tmp_path: Path, gpu_kernel: None, way: str, live: bool) -> None:

@@ -1,7 +1,7 @@
 """One server over HTTP: SGLang, vLLM, llama.cpp, or any other that speaks the OpenAI interface.
 
 Every connection is a transport of its own: httpx's shared pool looks at all its connections for every request, which
-costs 20 times the request itself when 512 are open (``tests/speed/data/client.py``). Knows nothing of other servers, of
+costs 20 times the request itself when 512 are open (measured). Knows nothing of other servers, of
 retries or of how much may be asked at once.
 """
 

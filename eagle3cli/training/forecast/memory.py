@@ -2,7 +2,7 @@
 
 A run passes through a few phases (loading, initial weights, the target's pass, the end of a forward pass, the begin
 of a backward pass, the update, an evaluation, a checkpoint); each holds some of the terms below at the same time, and
-the largest sum is the peak. ``tests/speed/scaling/memory_forecast.py`` holds the forecast against real runs.
+the largest sum is the peak. ``tests/training/forecast/test_memory.py`` holds the forecast against real runs.
 
 Symbols: N packed tokens of a micro batch, R positions that are alive at ttt step 0, T ttt steps, H hidden, C auxiliary
 states, I MLP, Q and K widths of queries and of keys, O = Q + 2K, V and Vd vocabularies, P weights of the draft, ``e``

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from eagle3cli.backends.batches.context import KEY_WORK, STEP_WORK, deal
 masks = st.lists(st.lists(st.booleans(), min_size=1, max_size=40), min_size=1, max_size=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(masks, st.integers(1, 5), st.integers(1, 7))
 def test_every_position_is_one_ranks_own(sequences: list[list[bool]], world_size: int, steps: int) -> None:

@@ -107,6 +107,7 @@ def test_reading_ahead_changes_nothing(folder: Path, encoding: Quantization) -> 
     assert same(ahead.batch([1, 2]), source.batch([1, 2])), "after the last known batch"
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(["next", "skip", "other", "again"]), max_size=30), st.integers(1, 40_000))
 def test_any_request_is_answered_with_its_rows(folder: Path, requests: list[str], window: int) -> None:
     source, order = StoreSource(Store(folder / "int8")), Sampler(12, 5, seed=0)

@@ -115,6 +115,7 @@ def test_length_batches_hold_every_row_once_within_the_budget(
         assert len(batch) == 1 or len(batch) * max(lengths[n - 100] for n in batch) <= budget
 
 
+@pytest.mark.slow
 def test_offline_batches_are_the_online_ones_in_bf16(target: HfTarget, tmp_path: Path) -> None:
     rows = make_rows(30)
     done = run(target, rows, tmp_path / "store")
@@ -154,6 +155,7 @@ def test_a_bf16_target_is_stored_exactly(tiny: Path, tmp_path: Path) -> None:
         assert torch.equal(found.top_R, target.head.top_tokens(last[where]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", [0, 1, 3, 5])
 def test_a_stopped_capture_goes_on_to_the_same_bytes(target: HfTarget, tmp_path: Path, batches: int) -> None:
     rows = make_rows(40)
@@ -229,6 +231,7 @@ def test_batches_of_every_encoding_are_near_the_live_ones(
     assert told["aux"] == pytest.approx(relative_error(live.aux_NC[used], stored.aux_NC[used]), rel=0.4)
 
 
+@pytest.mark.slow
 def test_auto_is_int8_or_what_fits_and_stays_what_it_was(
     target: HfTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +272,7 @@ def test_the_size_told_is_the_stores_while_another_process_still_closes_it(
     assert told < run(target, make_rows(10), tmp_path / "store").bytes == Store(tmp_path / "store").bytes < 1.1 * told
 
 
+@pytest.mark.slow
 def test_kill_9_at_twenty_random_moments(target: HfTarget, tmp_path: Path) -> None:
     """Moments are told by the processor's clock, which stands while other processes have it; its signal ends a process
     as abruptly as SIGKILL does."""

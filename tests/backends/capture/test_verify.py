@@ -22,6 +22,7 @@ def target(tiny: Path) -> HfTarget:
     return load_target(TargetSettings(model_path=str(tiny), device="cpu"), Silent())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", QUANTIZATIONS)
 def test_a_store_fits_its_target_and_no_other(target: HfTarget, tmp_path: Path, encoding: Quantization) -> None:
     run(target, make_rows(20), tmp_path / "store", encoding=encoding)

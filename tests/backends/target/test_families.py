@@ -16,8 +16,9 @@ from eagle3cli.backends.target.hf import NEEDS_TRANSFORMERS_5, load_target, read
 from eagle3cli.backends.target.positions import NoCache, cached, keeps_positions
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
+from tests.conftest import SharedTarget
 from tests.failing import fails
-from tests.families import FAMILIES, WRAPPERS, family_config, family_target
+from tests.families import FAMILIES, WRAPPERS, by_family, family_config
 from tests.young_families import ALSO_DECODED
 
 OLD = transformers.__version__.startswith("4.")
@@ -25,9 +26,10 @@ NORMS = ("norm", "final_layernorm", "final_layer_norm")
 LAST_LAYER = 7
 
 
-@pytest.mark.parametrize("name", [name for name in (*FAMILIES, *WRAPPERS) if name not in ALSO_DECODED])
-def test_states_and_logits_are_the_models_own(tmp_path: Path, name: str) -> None:
-    folder = family_target(tmp_path / name, name)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", by_family(name for name in (*FAMILIES, *WRAPPERS) if name not in ALSO_DECODED))
+def test_states_and_logits_are_the_models_own(shared_target: SharedTarget, name: str) -> None:
+    folder = shared_target(name)
     if OLD and read_target_config(TargetSettings(model_path=str(folder)))["model_type"] in NEEDS_TRANSFORMERS_5:
         with fails("too-old"):
             load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())
@@ -80,8 +82,8 @@ def gain_of(norm: Any) -> torch.Tensor:
     return gain
 
 
-def test_logits_that_would_be_wrong_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = family_target(tmp_path / "granite", "granite")
+def test_logits_that_would_be_wrong_are_refused(shared_target: SharedTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shared_target("granite")
     monkeypatch.setattr("eagle3cli.backends.target.logits.logit_factor", lambda _: 1.0)
     with fails("unloadable-target", "eagle3"):
         load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())

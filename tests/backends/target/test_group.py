@@ -16,9 +16,9 @@ from eagle3cli.backends.target.hf import load_target
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
 from tests.backends.target.rank_states import ROWS
-from tests.commands.train.test_train import SETTINGS, conversations
 from tests.conftest import ROOT, RunCli
 from tests.families import family_target
+from tests.tiny import SETTINGS, conversations
 
 SPREAD = ("llama", "qwen2", "qwen3-moe", "mixtral", "gpt-oss", "deepseek-v3", "gemma3", "phi3", "glm4", "granite")
 

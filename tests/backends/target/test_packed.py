@@ -19,9 +19,9 @@ from eagle3cli.backends.target.padding import PASS_TOKENS, similar_lengths
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.training.batches import micro_batches
-from tests.families import FAMILIES, family_target
+from tests.conftest import SharedTarget
+from tests.families import FAMILIES, by_family
 from tests.gpu_tensor import PretendGpu
-from tests.tiny import tiny_target
 
 VARLEN = "torch.nn.attention.varlen"
 NEEDS_VARLEN = pytest.mark.skipif(find_spec(VARLEN) is None, reason="this torch has no kernel of rows in one sequence")
@@ -94,11 +94,14 @@ def assert_states_of_each_alone(target: HfTarget, rows: list[list[int]]) -> None
         torch.testing.assert_close(states[1], last_SH, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @NEEDS_VARLEN
-@pytest.mark.parametrize("name", FAMILIES)
-def test_packed_rows_have_the_states_of_each_alone(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", by_family(FAMILIES))
+def test_packed_rows_have_the_states_of_each_alone(
+    shared_target: SharedTarget, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(f"{VARLEN}.varlen_attn", row_by_row)
-    target = loaded(family_target(tmp_path / name, name))
+    target = loaded(shared_target(name))
     before = target.model.config._attn_implementation
     packed = packed_kernel(target, "cuda")
     if name in ("llama", "llama-tied", "qwen2", "qwen3", "qwen3-moe", "deepseek-v2", "deepseek-v3", "phi4-mini"):
@@ -119,10 +122,10 @@ def test_packed_rows_have_the_states_of_each_alone(tmp_path: Path, name: str, mo
     ],
 )
 def test_what_four_tokens_do_not_show_is_not_packed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, class_name: str, own: dict[str, Any]
+    shared_target: SharedTarget, monkeypatch: pytest.MonkeyPatch, class_name: str, own: dict[str, Any]
 ) -> None:
     monkeypatch.setitem(FAMILIES, "other", (class_name, own))
-    target = loaded(family_target(tmp_path / "other", "other"))
+    target = loaded(shared_target("other"))
     assert target.packed is None
     assert_states_of_each_alone(target, random_rows([20, 1, 33, 5]))
 
@@ -138,17 +141,18 @@ def test_a_model_that_masks_packed_rows_itself_is_not_packed(tmp_path: Path) -> 
     assert_states_of_each_alone(target, [[*begin, *row] for row in random_rows([20, 1, 33, 5])])
 
 
-def test_the_states_of_the_sixteen_rows_are_those_of_each_alone(tmp_path: Path) -> None:
-    target = loaded(tiny_target(tmp_path / "llama", "llama"))
+@pytest.mark.slow
+def test_the_states_of_the_sixteen_rows_are_those_of_each_alone(tiny: Path) -> None:
+    target = loaded(tiny)
     assert_states_of_each_alone(target, random_rows([length // 4 for length in LENGTHS]))
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "deepseek-v3"])
 def test_on_a_cpu_rows_are_packed_behind_what_all_begin_with(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    shared_target: SharedTarget, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In one pass, over no more tokens than there are; blocks of queries end inside of rows."""
-    target = loaded(family_target(tmp_path / name, name))
+    target = loaded(shared_target(name))
     assert target.packed == BLOCK_ATTENTION
     monkeypatch.setattr("eagle3cli.backends.target.packed.QUERY_BLOCK", 16)
     seen: list[int] = []
@@ -165,8 +169,8 @@ def test_on_a_cpu_rows_are_packed_behind_what_all_begin_with(
         torch.testing.assert_close(last_SH, alone_SH, rtol=1e-5, atol=1e-5)
 
 
-def test_on_a_cpu_that_has_to_pad_rows_of_unlike_length_do_not_meet(tmp_path: Path) -> None:
-    target = loaded(family_target(tmp_path / "gemma2", "gemma2"))
+def test_on_a_cpu_that_has_to_pad_rows_of_unlike_length_do_not_meet(shared_target: SharedTarget) -> None:
+    target = loaded(shared_target("gemma2"))
     assert target.packed is None
     passes: list[int] = []
     target.decoder.register_forward_hook(lambda *_: passes.append(1))
@@ -189,8 +193,8 @@ def test_torchs_kernel_takes_what_it_is_given() -> None:
 
 
 @NEEDS_VARLEN
-def test_without_a_kernel_rows_are_padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = loaded(tiny_target(tmp_path / "llama", "llama"))
+def test_without_a_kernel_rows_are_padded(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = loaded(tiny)
     assert list(packed_kernels(target.model, "cuda")) == [VARLEN_ATTENTION]
     assert packed_kernel(target, "cuda") is None, "torch has this kernel for CUDA alone"
 
@@ -202,16 +206,15 @@ def test_without_a_kernel_rows_are_padded(tmp_path: Path, monkeypatch: pytest.Mo
     assert packed_kernel(target, "cuda") is None, "the second row saw the first"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [pytest.param(True, marks=NEEDS_VARLEN), False])
 def test_on_a_gpu_rows_are_packed_where_there_is_a_kernel(
-    tmp_path: Path, gpu: PretendGpu, monkeypatch: pytest.MonkeyPatch, kernel: bool
+    tiny: Path, gpu: PretendGpu, monkeypatch: pytest.MonkeyPatch, kernel: bool
 ) -> None:
     """Either way has the states of each row alone, and waits for nothing of ours."""
     if kernel:
         monkeypatch.setattr(f"{VARLEN}.varlen_attn", row_by_row)
-    target = load_target(
-        TargetSettings(model_path=str(tiny_target(tmp_path / "llama", "llama")), device="cuda"), Silent()
-    )
+    target = load_target(TargetSettings(model_path=str(tiny), device="cuda"), Silent())
     assert (target.packed is not None) == kernel
     rows = random_rows([300, 4, 280, 9])
     passes: list[int] = []

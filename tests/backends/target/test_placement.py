@@ -15,11 +15,9 @@ from eagle3cli.backends.target.hf_load import placement
 from eagle3cli.data.hidden_states.quantize import relative_error
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
-from tests.commands.train.test_train import SETTINGS, conversations
-from tests.conftest import RunCli
+from tests.conftest import RunCli, SharedTarget
 from tests.failing import fails
-from tests.families import family_target
-from tests.tiny import tiny_target
+from tests.tiny import SETTINGS, conversations, tiny_target
 
 ROWS = (list(range(5, 25)), [7, 8, 9])
 
@@ -51,9 +49,10 @@ def quantise(folder: Path, meant: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "qwen3-moe"])
-def test_a_target_on_disk_gives_the_same_states(tmp_path: Path, name: str) -> None:
-    folder = family_target(tmp_path / name, name)
+def test_a_target_on_disk_gives_the_same_states(tmp_path: Path, shared_target: SharedTarget, name: str) -> None:
+    folder = shared_target(name)
     whole = load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())
     spec = TargetSettings(
         model_path=str(folder), device="cpu", max_memory=("cpu=400KB",), offload_folder=tmp_path / "offload"
@@ -77,6 +76,7 @@ def test_limits_and_combinations_that_mean_nothing_are_refused(tmp_path: Path, t
     assert (ran.code, ran.error == "invalid-value") == (2, True), ran.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_checkpoint_of_16_bits(tmp_path: Path, dtype: torch.dtype) -> None:
     folder = tiny_target(tmp_path / "target")
@@ -93,6 +93,7 @@ def test_a_checkpoint_of_16_bits(tmp_path: Path, dtype: torch.dtype) -> None:
             assert relative_error(last, last_too.float()) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(transformers.__version__.startswith("4."), reason="transformers 4 reads them on GPUs alone")
 @pytest.mark.filterwarnings("ignore")
 def test_a_checkpoint_of_8_bit_floats(tmp_path: Path, run_cli: RunCli) -> None:

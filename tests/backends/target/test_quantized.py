@@ -113,6 +113,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "pip install accelerate" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_plain_weights_go_the_way_they_went(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[dict[str, Any]]
 ) -> None:

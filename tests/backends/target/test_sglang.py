@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.backends.target.test_group import losses
-from tests.commands.train.test_train import SETTINGS, conversations
-from tests.conftest import ROOT, RunCli
-from tests.families import family_target
+from tests.conftest import ROOT, RunCli, SharedTarget
+from tests.tiny import SETTINGS, conversations
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -48,8 +47,10 @@ def in_engine(folder: Path, *words: str, processes: int = 1) -> subprocess.Compl
         ("qwen3", "bfloat16", 0.05),
     ],
 )
-def test_states_are_those_of_transformers(tmp_path: Path, name: str, dtype: str, allowed: float) -> None:
-    folder = family_target(tmp_path / name, name)
+def test_states_are_those_of_transformers(
+    tmp_path: Path, shared_target: SharedTarget, name: str, dtype: str, allowed: float
+) -> None:
+    folder = shared_target(name)
     done = in_engine(tmp_path, str(Path(__file__).with_name("sglang_states.py")), str(folder), dtype)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
@@ -57,8 +58,8 @@ def test_states_are_those_of_transformers(tmp_path: Path, name: str, dtype: str,
     assert max(found["aux"], found["last"]) < allowed, found
 
 
-def test_capture_and_training_through_sglang(tmp_path: Path, run_cli: RunCli) -> None:
-    target = family_target(tmp_path / "target", "llama")
+def test_capture_and_training_through_sglang(tmp_path: Path, shared_target: SharedTarget, run_cli: RunCli) -> None:
+    target = shared_target("llama")
     (tmp_path / "train.jsonl").write_text(conversations(10, 0))
     (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
     (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=target))
@@ -76,9 +77,9 @@ def test_capture_and_training_through_sglang(tmp_path: Path, run_cli: RunCli) ->
     assert (verified.code, "100.0% of the top tokens the same" in verified.out) == (0, True), verified.err
 
 
-def test_sglang_on_ranks_of_its_own(tmp_path: Path, run_cli: RunCli) -> None:
+def test_sglang_on_ranks_of_its_own(tmp_path: Path, shared_target: SharedTarget, run_cli: RunCli) -> None:
     """Whole on one rank, which has no process group; over two; and two of it."""
-    target = family_target(tmp_path / "target", "llama")
+    target = shared_target("llama")
     (tmp_path / "train.jsonl").write_text(conversations(10, 0))
     (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
     (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=target))
@@ -93,8 +94,8 @@ def test_sglang_on_ranks_of_its_own(tmp_path: Path, run_cli: RunCli) -> None:
         assert losses(tmp_path / f"{targets}-{tp_size}") == pytest.approx(losses(tmp_path / "hf"), rel=1e-5)
 
 
-def test_what_sglang_cannot_capture_is_said(tmp_path: Path) -> None:
-    folder = family_target(tmp_path / "glm4", "glm4")
+def test_what_sglang_cannot_capture_is_said(tmp_path: Path, shared_target: SharedTarget) -> None:
+    folder = shared_target("glm4")
     (tmp_path / "train.jsonl").write_text(conversations(4, 0))
     words = ("-m", "eagle3cli", "train", "--backend", "sglang", "--target-model-path", str(folder))
     done = in_engine(tmp_path, *words, "--train-data-path", "train.jsonl")

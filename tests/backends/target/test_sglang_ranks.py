@@ -12,9 +12,9 @@ import torch
 
 from eagle3cli.backends.target import sglang
 from tests.backends.target.test_group import losses
-from tests.commands.train.test_train import SETTINGS, conversations
 from tests.conftest import ROOT, RunCli
 from tests.families import family_target
+from tests.tiny import SETTINGS, conversations
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("sglang_ranks.py")

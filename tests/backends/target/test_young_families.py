@@ -22,8 +22,9 @@ from eagle3cli.serving.decode.batches import decoding
 from eagle3cli.serving.decode.decode import decode
 from eagle3cli.settings.models import TargetSettings
 from tests.backends.target.test_families import NORMS, OLD, gain_of
+from tests.conftest import SharedTarget
 from tests.failing import fails
-from tests.families import COMMON, EXPERTS, family_target
+from tests.families import COMMON, EXPERTS, by_family, family_target
 from tests.young_families import ALSO_DECODED, NOT_LOADED, REFUSED, YOUNG_FAMILIES, YOUNG_WRAPPERS
 
 FINAL_NORMS = (*NORMS, "norm_f", "ln_f")
@@ -43,11 +44,12 @@ def written(target: HfTarget, row: list[int]) -> list[int]:
     return ids[len(row) :]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(OLD, reason="classes of transformers 5")
-@pytest.mark.parametrize("name", LOADED)
+@pytest.mark.parametrize("name", by_family(LOADED))
 @torch.no_grad()
-def test_from_the_config_to_lossless_decoding(tmp_path: Path, name: str) -> None:
-    folder = family_target(tmp_path / name, name)
+def test_from_the_config_to_lossless_decoding(shared_target: SharedTarget, name: str) -> None:
+    folder = shared_target(name)
     settings = TargetSettings(model_path=str(folder), device="cpu")
     target = load_target(settings, Silent())
     from_files = read_head(str(folder), read_target_config(settings))
@@ -90,8 +92,10 @@ def test_from_the_config_to_lossless_decoding(tmp_path: Path, name: str) -> None
 
 @pytest.mark.skipif(OLD, reason="classes of transformers 5")
 @torch.no_grad()
-def test_what_keys_are_chosen_by_grows_with_a_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = family_target(tmp_path, "deepseek-v3.2")
+def test_what_keys_are_chosen_by_grows_with_a_reply(
+    shared_target: SharedTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shared_target("deepseek-v3.2")
     target = load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())
     monkeypatch.setattr(generate, "SLOT_STEP", 1)
     with decoding(target.model, 2, frozenset()) as decoder:
@@ -103,9 +107,9 @@ def test_what_keys_are_chosen_by_grows_with_a_reply(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.skipif(OLD, reason="classes of transformers 5")
-def test_a_model_of_streams_side_by_side_is_refused(tmp_path: Path) -> None:
+def test_a_model_of_streams_side_by_side_is_refused(shared_target: SharedTarget) -> None:
     """Qwen4: its layers hand on several hidden states in one, and no server says which of them a draft gets."""
-    folder = family_target(tmp_path, "qwen4-exp")
+    folder = shared_target("qwen4-exp")
     with fails("unloadable-target", "Qwen4ExpForCausalLM"):
         load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())
 
@@ -127,12 +131,13 @@ def drop(folder: Path, ending: str) -> dict[str, torch.Tensor]:
 
 
 def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
-    folder = family_target(tmp_path, "llama")
+    folder = family_target(tmp_path / "target", "llama")
     drop(folder, "layers.3.mlp.up_proj.weight")
     with fails("damaged-file", "1", "model.layers.3.mlp.up_proj.weight"):
         load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(OLD, reason="classes of transformers 5")
 def test_buffers_that_the_config_tells_are_computed_and_others_are_missing(tmp_path: Path) -> None:
     """MiniMax-Text: decays that follow from the number of heads. DeepSeek-V3: a bias that training found."""
@@ -146,7 +151,7 @@ def test_buffers_that_the_config_tells_are_computed_and_others_are_missing(tmp_p
     for name, value in dropped.items():
         torch.testing.assert_close(loaded[name], value)
 
-    folder = family_target(tmp_path / "deepseek", "deepseek-v3")
+    folder = family_target(tmp_path / "target", "deepseek-v3")
     drop(folder, "layers.2.mlp.gate.e_score_correction_bias")
     with fails("damaged-file", "1", "model.layers.2.mlp.gate.e_score_correction_bias"):
         load_target(TargetSettings(model_path=str(folder), device="cpu"), Silent())
@@ -155,7 +160,7 @@ def test_buffers_that_the_config_tells_are_computed_and_others_are_missing(tmp_p
 @pytest.mark.skipif(OLD, reason="classes of transformers 5")
 @pytest.mark.parametrize("text", [True, False])
 def test_a_head_that_is_the_embedding_by_one_part_of_a_config(tmp_path: Path, text: bool) -> None:
-    folder = family_target(tmp_path, "qwen3-vl")
+    folder = family_target(tmp_path / "target", "qwen3-vl")
     drop(folder, "lm_head.weight")
     config = json.loads((folder / "config.json").read_text())
     config["tie_word_embeddings"] = False

@@ -73,6 +73,7 @@ COMPLETED = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_tab_completes(shell: Terminal) -> None:
     for line, expected in COMPLETED:
         assert shell.tab(line)[0] == expected, line
@@ -83,6 +84,7 @@ def test_tab_completes(shell: Terminal) -> None:
     assert {"llama3.1", "gpt-oss"} <= set(listed.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHELLS)
 def test_an_installed_script_works_in_a_new_shell(name: str, folder: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"

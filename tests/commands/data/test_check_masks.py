@@ -14,17 +14,7 @@ from eagle3cli.data.tokens import mask_check
 from eagle3cli.data.tokens.encode import Encoder
 from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.errors import DataError
-from tests.commands.train.test_train import SETTINGS, conversations
 from tests.conftest import RunCli
-
-
-@pytest.fixture
-def place(tmp_path: Path, tiny: Path) -> Path:
-    """A folder with data and an eagle3.toml."""
-    (tmp_path / "train.jsonl").write_text(conversations(14, 0))
-    (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
-    (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
-    return tmp_path
 
 
 @pytest.fixture

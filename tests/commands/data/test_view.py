@@ -84,6 +84,7 @@ def test_what_is_not_there_is_told(tmp_path: Path, target: Path, run_cli: RunCli
     assert "train_path" in without.err
 
 
+@pytest.mark.slow
 def test_a_hidden_state_store(tmp_path: Path, tiny: Path, run_cli: RunCli) -> None:
     data = write(tmp_path / "train.jsonl", 4)
     done = run_cli("hidden-states", "--model-path", tiny, "--data-path", data, "--draft-vocab-size", 64)

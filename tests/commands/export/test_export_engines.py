@@ -174,8 +174,9 @@ def test_lines_and_card_say_type_versions_and_target(run_cli: RunCli, tiny: Path
     assert load_file(tmp_path / "out" / "model.safetensors")["fc.weight"].dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_training_says_early_who_will_not_serve_the_draft(run_cli: RunCli, tiny: Path, tmp_path: Path) -> None:
-    from tests.commands.train.test_train import conversations
+    from tests.tiny import conversations
 
     target = tmp_path / "target"
     target.mkdir()

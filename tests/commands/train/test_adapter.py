@@ -10,9 +10,10 @@ import pytest
 
 from eagle3cli.data.hidden_states.store import Store
 from tests.adapters import make_adapter
-from tests.commands.train.test_train import SETTINGS, conversations, trained
+from tests.commands.train.runs import trained
 from tests.conftest import RunCli
 from tests.pipeline.test_run import recipe, states
+from tests.tiny import conversations, training_place
 
 __all__ = ["recipe"]
 
@@ -55,9 +56,7 @@ def test_a_chain_with_an_adapter(run_cli: RunCli, recipe: Path, tmp_path: Path, 
 def test_the_draft_of_the_target_without_it_goes_on_with_it(
     run_cli: RunCli, tmp_path: Path, tiny: Path, adapter: Path
 ) -> None:
-    (tmp_path / "train.jsonl").write_text(conversations(14, 0))
-    (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
-    (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
+    training_place(tmp_path, tiny)
     trained(run_cli("train", "--output-dir", "base", "--json"))
     words = ("--draft-init", "draft", "--draft-model-path", "base/best", "--target-adapter", adapter)
     words += ("--set", "draft.vocab_size=none")
@@ -105,9 +104,7 @@ def test_a_plan_merges_nothing(run_cli: RunCli, tmp_path: Path, tiny: Path, adap
 def test_a_plan_knows_what_was_made_with_the_adapter(
     run_cli: RunCli, tmp_path: Path, tiny: Path, adapter: Path
 ) -> None:
-    (tmp_path / "train.jsonl").write_text(conversations(14, 0))
-    (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
-    (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
+    training_place(tmp_path, tiny)
     words = ("train", "--target-adapter", adapter)
     trained(run_cli(*words, "--json"))
     planned = run_cli(*words, "--dry-run")

@@ -19,19 +19,11 @@ from eagle3cli.training.checkpoint import save as saver
 from eagle3cli.training.checkpoint.load import latest_valid_checkpoint, list_checkpoints
 from eagle3cli.training.history import history_writer, read_history
 from tests.commands.train.ranks import CALM, events, ranks_of
-from tests.commands.train.test_train import SETTINGS, conversations, start, wait_for
+from tests.commands.train.runs import start, wait_for
 from tests.conftest import RunCli
 
 FULL = 60_000
 """Bytes; a history outgrows them in a hundred steps, and every file of weights at once."""
-
-
-@pytest.fixture
-def place(tmp_path: Path, tiny: Path) -> Path:
-    (tmp_path / "train.jsonl").write_text(conversations(14, 0))
-    (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
-    (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
-    return tmp_path
 
 
 def training(place: Path, *words: str) -> tuple[subprocess.Popen[str], list[int]]:
@@ -86,6 +78,7 @@ def test_a_disk_that_stays_full_ends_the_run_and_leaves_what_was_saved(place: Pa
     assert process.returncode == 1
 
 
+@pytest.mark.slow
 def test_the_same_in_one_process(place: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("train", "--output-dir", "run", "--total-steps", "6")
     assert run_cli(*words).code == 0

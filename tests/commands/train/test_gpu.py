@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from eagle3cli.backends.batches.store import StoreSource
 from eagle3cli.data.hidden_states.store import Store
 from eagle3cli.training.ttt import flex_attention
-from tests.commands.train.test_train import conversations, last_state
+from tests.commands.train.runs import last_state
 from tests.conftest import Ran, RunCli
 from tests.gpu_tensor import PretendGpu
 from tests.pretend_gpu import pretend_gpu
+from tests.tiny import conversations
 
 SETTINGS = """
 [target]
@@ -91,6 +92,7 @@ def train_on_both(run_cli: RunCli, *words: str) -> PretendGpu:
     return gpu
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [(), ("--loss", "mix"), ("--optimizer", "muon", "--activation-checkpointing")],
@@ -101,6 +103,7 @@ def test_train_online(place: Path, run_cli: RunCli, gpu_kernel: None, words: tup
     check_same_run(place / "gpu", place / "cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["bf16", "fp8", "int8", "int4"])
 def test_train_offline(place: Path, run_cli: RunCli, gpu_kernel: None, quantization: str) -> None:
     """A GPU decodes states to bfloat16, which rounds those of three encodings once more."""
@@ -125,6 +128,7 @@ def test_what_a_run_waits_for_in_a_step(place: Path, run_cli: RunCli, gpu_kernel
     assert (counted[1] - counted[0]).total() <= 4, counted[1] - counted[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["bf16", "int4"])
 def test_states_captured_on_a_gpu(place: Path, run_cli: RunCli, quantization: str) -> None:
     words = ("hidden-states", "--encoding", quantization, "--output-path")
@@ -138,11 +142,13 @@ def test_states_captured_on_a_gpu(place: Path, run_cli: RunCli, quantization: st
         assert difference.norm() <= 1e-2 * getattr(theirs, name).norm()
 
 
+@pytest.mark.slow
 def test_a_run_of_the_types_that_a_gpu_takes_by_itself(place: Path, run_cli: RunCli, gpu_kernel: None) -> None:
     train_on_both(run_cli, "--dtype", "bfloat16", "--draft-dtype", "bfloat16")
     check_same_run(place / "gpu", place / "cpu", rel=2e-2)
 
 
+@pytest.mark.slow
 def test_resume_goes_on_bit_for_bit(place: Path, run_cli: RunCli, gpu: PretendGpu) -> None:
     words = ("train", "--save-interval", "2", "--ema-decay", "0.9", "--json")
     worked(run_cli(*words))
@@ -159,12 +165,14 @@ def draft(place: Path, run_cli: RunCli) -> tuple[str, str]:
     return "--draft-model-path", "runs/train/best"
 
 
+@pytest.mark.slow
 def test_eval(draft: tuple[str, str], run_cli: RunCli, gpu_kernel: None) -> None:
     on_cpu = worked(run_cli("eval", *draft, "--device", "cpu", "--json"))
     with pretend_gpu():
         assert worked(run_cli("eval", *draft, "--json")) == on_cpu
 
 
+@pytest.mark.slow
 def test_eval_takes_the_kernel_of_the_device(
     draft: tuple[str, str], run_cli: RunCli, gpu: PretendGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +184,7 @@ def test_eval_takes_the_kernel_of_the_device(
     assert run_cli("eval", *draft, "--device", "cpu").code == 0
 
 
+@pytest.mark.slow
 def test_bench(draft: tuple[str, str], target: Path, place: Path, run_cli: RunCli, gpu_kernel: None) -> None:
     words = ("bench", "--engine", "local", "--model-path", target, *draft, "--benchmark-list", "mtbench-like:2")
     words = (*words, "--max-tokens", "6", "--config-list", "2,0,0,0", "2,3,1,4", "--json", "--output")

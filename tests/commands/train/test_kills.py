@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 
 from eagle3cli.training.checkpoint.load import list_checkpoints
 from tests.commands.train.ranks import CALM, Session, assert_same_course, events, lines, ranks_of
-from tests.commands.train.test_train import SETTINGS, conversations, last_state
+from tests.commands.train.runs import last_state
+from tests.tiny import training_place
 
 KILLS = int(os.environ.get("EAGLE3_KILLS", "2")) // 2
 """Of every run."""
@@ -93,9 +94,7 @@ def finish_killed(place: Path, who: str, seed: int, sizes: list[tuple[int, int]]
 def place(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     """Data, settings, and ``whole``: what two processes come to that nobody kills."""
     place = tmp_path_factory.mktemp("kills")
-    (place / "train.jsonl").write_text(conversations(14, 0))
-    (place / "eval.jsonl").write_text(conversations(4, 100))
-    (place / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
+    training_place(place, tiny)
     session = Session(place, *WORDS, "--gpus", "2")
     assert session.wait() == 0, session.log.read_text()
     session.run.rename(place / "whole")

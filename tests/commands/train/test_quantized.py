@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.commands.train.test_train import conversations
 from tests.conftest import RunCli
 from tests.pipeline.test_run import RECIPE
 from tests.quantized import quantized_target, write_weights
-from tests.tiny import tiny_target
+from tests.tiny import conversations, tiny_target
 
 
 def quick_recipe(place: Path, target: Path) -> Path:

@@ -13,9 +13,9 @@ from eagle3cli.errors import UsageError
 from eagle3cli.runtime.files import locked
 from eagle3cli.training.checkpoint import load
 from eagle3cli.training.checkpoint.load import CHECKSUMS, PROGRESS, RESUME, checksums
-from tests.commands.train.test_train import SETTINGS, conversations, trained
+from tests.commands.train.runs import trained
 from tests.conftest import Ran, RunCli
-from tests.tiny import tiny_target
+from tests.tiny import SETTINGS, conversations, tiny_target
 
 REFUSED = "the run in this folder was started with other data, draft or training settings"
 
@@ -45,6 +45,7 @@ def table_of(ran: Ran) -> list[list[str]]:
     return [[cell.strip() for cell in row if cell.strip()] for row in rows[1:]]
 
 
+@pytest.mark.slow
 def test_more_steps_other_evaluations_and_other_saving_go_on(place: Path, run_cli: RunCli) -> None:
     other = ("--eval-interval", 3, "--save-interval", 4, "--keep-checkpoints", 5, "--set", "train.eval_rows=2")
     words = ("train", "--output-dir", "run", "--total-steps", 12, *other)
@@ -65,6 +66,7 @@ def test_more_steps_other_evaluations_and_other_saving_go_on(place: Path, run_cl
     assert trained(run_cli(*words, "--json"))["steps_this_time"] == 0
 
 
+@pytest.mark.slow
 def test_more_rows_go_on_with_the_vocabulary_that_the_run_has(place: Path, run_cli: RunCli) -> None:
     before = load_file(place / "run" / "best" / "model.safetensors")["d2t"]
     more = conversations(14, 0) + conversations(10, 40).replace("red", "你好，世界")
@@ -83,6 +85,7 @@ def test_more_rows_go_on_with_the_vocabulary_that_the_run_has(place: Path, run_c
     )
 
 
+@pytest.mark.slow
 def test_what_is_another_run_is_a_table_for_the_dry_run_too(place: Path, run_cli: RunCli, tiny: Path) -> None:
     (place / "other.jsonl").write_text(conversations(20, 300))
     assert run_cli("cache", "--train-data-path", "other.jsonl").code == 0
@@ -102,6 +105,7 @@ def test_what_is_another_run_is_a_table_for_the_dry_run_too(place: Path, run_cli
     assert files(place / "run") == run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -122,6 +126,7 @@ def test_a_refused_start_leaves_nothing_and_spoils_nothing(
     assert files(place / "run") == run
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_earlier_version_says_no_more_than_its_hash(place: Path, run_cli: RunCli) -> None:
     for checkpoint in (place / "run" / "checkpoints").iterdir():
         progress = checkpoint / RESUME / PROGRESS
@@ -134,6 +139,7 @@ def test_a_checkpoint_of_an_earlier_version_says_no_more_than_its_hash(place: Pa
     assert trained(run_cli(*words, "--total-steps", 9, "--json"))["steps_this_time"] == 3
 
 
+@pytest.mark.slow
 def test_a_folder_that_another_process_trains_in(place: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
     before = files(place / "run")
     monkeypatch.setattr(load, "PATIENCE", 0.0)

@@ -9,20 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.commands.train.ranks import CALM, Session, events, ranks_of
-from tests.commands.train.test_train import SETTINGS, conversations
 
 WORDS = (*CALM, "--gpus", "2", "--num-epochs", "100000", "--total-steps")
 ENDLESS = "100000"
 """Steps: a run that is stopped has not come to its end, however late the signal is."""
 OFTEN = ("--save-interval", "4", "--eval-interval", "2")
-
-
-@pytest.fixture
-def place(tmp_path: Path, tiny: Path) -> Path:
-    (tmp_path / "train.jsonl").write_text(conversations(14, 0))
-    (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
-    (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
-    return tmp_path
 
 
 def stop(session: Session, number: signal.Signals) -> str:
@@ -66,6 +57,7 @@ def logged_steps(place: Path) -> list[int]:
     return [event["step"] for event in events(place / "killed") if event["event"] == "step"]
 
 
+@pytest.mark.slow
 def test_no_process_outlives_the_one_that_started_it(place: Path) -> None:
     session = Session(place, *WORDS, ENDLESS, *OFTEN)
     session.until(lambda: len(ranks_of(session.process.pid)) == 2)

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,82 +12,9 @@ from safetensors.torch import load_file
 
 from eagle3cli.backends.target.head import read_target_tensors
 from eagle3cli.models.checkpoint import check_folder
-from tests.conftest import ROOT, Ran, RunCli
+from tests.commands.train.runs import STATE, last_state, start, trained, wait_for
+from tests.conftest import RunCli
 from tests.tiny import tiny_target
-
-WORDS = ("red", "blue", "green", "small", "large", "round", "square", "old", "new", "warm")
-SETTINGS = """
-[target]
-model_path = "{tiny}"
-threads = 1
-[draft]
-vocab_size = 200
-[data]
-train_path = "train.jsonl"
-eval_path = "eval.jsonl"
-max_length = 128
-[train]
-total_steps = 12
-num_epochs = 9
-batch_size = 4
-learning_rate = 1e-3
-ttt_length = 3
-eval_interval = 6
-save_interval = 3
-log_interval = 2
-"""
-
-
-def conversations(count: int, start: int) -> str:
-    lines = []
-    for n in range(start, start + count):
-        reply = " and ".join(WORDS[(n * k) % len(WORDS)] for k in range(3, 9))
-        turns = [{"role": "user", "content": f"Name colours, number {n}."}, {"role": "assistant", "content": reply}]
-        lines.append(json.dumps({"id": f"row-{n}", "conversations": turns}))
-    return "\n".join(lines) + "\n"
-
-
-@pytest.fixture
-def place(tmp_path: Path, tiny: Path) -> Path:
-    """A folder with data and an eagle3.toml."""
-    (tmp_path / "train.jsonl").write_text(conversations(14, 0))
-    (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
-    (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
-    return tmp_path
-
-
-STATE = Path("resume", "shard-00001-model-00001-of-00001.safetensors")
-
-
-def start(place: Path, *words: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "eagle3cli", "train", *words]
-    return subprocess.Popen(
-        command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def last_state(run: Path) -> dict[str, bytes]:
-    """Every bit of what the newest checkpoint would go on from."""
-    newest = max((run / "checkpoints").iterdir(), key=lambda p: int(p.name.rsplit("_", 1)[1]))
-    tensors: dict[str, torch.Tensor] = {}
-    for path in (newest / "resume").glob("*.safetensors"):
-        tensors |= load_file(path)
-    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
-
-
-def trained(ran: Ran) -> dict[str, object]:
-    assert ran.code == 0, ran.err
-    found: dict[str, object] = ran.json
-    return found
 
 
 def test_online_leaves_folders_that_a_server_loads(place: Path, run_cli: RunCli) -> None:
@@ -111,6 +33,7 @@ def test_online_leaves_folders_that_a_server_loads(place: Path, run_cli: RunCli)
     assert "vocab_size = 200" in (run / "settings.toml").read_text()
 
 
+@pytest.mark.slow
 def test_offline_gives_what_online_gives(place: Path, run_cli: RunCli) -> None:
     """The target in bfloat16, whose states the store keeps bit for bit."""
     assert run_cli("hidden-states", "--states-dtype", "bfloat16", "--batch-tokens", "1").code == 0
@@ -123,6 +46,7 @@ def test_offline_gives_what_online_gives(place: Path, run_cli: RunCli) -> None:
             assert a["loss"] == pytest.approx(b["loss"], rel=2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("--draft-micro-batch-size", "1"), ("--max-tokens-per-gpu", "40")])
 def test_gradients_accumulate_to_the_whole_batch(place: Path, run_cli: RunCli, words: tuple[str, str]) -> None:
     short = ("--total-steps", "2", "--log-interval", "1", "--json")
@@ -137,6 +61,7 @@ def test_gradients_accumulate_to_the_whole_batch(place: Path, run_cli: RunCli, w
             assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_kept_head_is_the_targets(place: Path, tiny: Path, run_cli: RunCli) -> None:
     """Also after going on from a checkpoint."""
     words = ("train", "--output-dir", "run", "--head-lr-scale", "0", "--json")
@@ -165,6 +90,7 @@ def test_killed_at_any_moment_it_ends_the_same(place: Path, run_cli: RunCli) -> 
     assert steps == sorted(steps)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_says_so_and_goes_on(place: Path, run_cli: RunCli) -> None:
     process = start(place, "--output-dir", "run", "--total-steps", "2000", "--num-epochs", "900")
     wait_for(process, lambda: any((place / "run" / "checkpoints").glob("epoch_*")))
@@ -175,6 +101,7 @@ def test_sigterm_saves_says_so_and_goes_on(place: Path, run_cli: RunCli) -> None
     assert "run the same command again" in said
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(place: Path, run_cli: RunCli) -> None:
     trained(run_cli("train", "--output-dir", "run", "--json"))
     torn = place / "run" / "checkpoints" / ".epoch_9_step_99.tmp-999999999"  # of a save that kill -9 ended
@@ -187,6 +114,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(place: Path, run_cli:
     assert not torn.exists()
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_mix_with_an_earlier_run(place: Path, run_cli: RunCli) -> None:
     trained(run_cli("train", "--output-dir", "run", "--json"))
     ran = run_cli("train", "--output-dir", "run", "--learning-rate", "5e-4")
@@ -198,6 +126,7 @@ def test_other_settings_do_not_mix_with_an_earlier_run(place: Path, run_cli: Run
     assert run_cli("train", "--output-dir", "run", "--learning-rate", "5e-4", "--overwrite").code == 0
 
 
+@pytest.mark.slow
 def test_every_option_of_the_step_resumes_exactly(place: Path, run_cli: RunCli) -> None:
     optimizer = "muon" if hasattr(torch.optim, "Muon") else "adamw"
     options = ("--loss", "mix", "--kl-scale", "0.9", "--optimizer", optimizer, "--anchor-fraction", "0.7", "--fc-norm")
@@ -221,6 +150,7 @@ def test_every_option_of_the_step_resumes_exactly(place: Path, run_cli: RunCli) 
     ) == (1, True), legacy.err
 
 
+@pytest.mark.slow
 def test_the_average_of_the_weights_is_what_is_kept(place: Path, run_cli: RunCli) -> None:
     """The weights train as they do without it; what is measured, and what a server loads, is their average."""
     trained(run_cli("train", "--output-dir", "plain", "--json"))
@@ -239,6 +169,7 @@ def test_the_average_of_the_weights_is_what_is_kept(place: Path, run_cli: RunCli
         assert (begun.code, begun.err.count("train.e")) == (2, 1), begun.err
 
 
+@pytest.mark.slow
 def test_echoes_resume_exactly_though_their_states_are_gone(place: Path, run_cli: RunCli) -> None:
     """Steps 8 to 13 train on three batches of the second epoch twice; the run goes on at 9."""
     echoes = ("--echo-factor", "2", "--echo-buffer", "3")
@@ -253,12 +184,14 @@ def test_echoes_resume_exactly_though_their_states_are_gone(place: Path, run_cli
     assert (other.code, "train.echo_factor" in other.err) == (2, True), other.err
 
 
+@pytest.mark.slow
 def test_a_time_budget_ends_the_run(place: Path, run_cli: RunCli) -> None:
     words = ("--total-steps", "100000", "--num-epochs", "100000", "--time-budget", "1s", "--eval-interval", "100000")
     result = trained(run_cli("train", "--output-dir", "run", *words, "--json"))
     assert 0 < int(str(result["steps"])) < 100000
 
 
+@pytest.mark.slow
 def test_eval_measures_a_draft(place: Path, run_cli: RunCli) -> None:
     trained(run_cli("train", "--output-dir", "run", "--json"))
     ran = run_cli("eval", "--draft-model-path", "run/best", "--json")
@@ -291,6 +224,7 @@ def test_mistakes_are_named(place: Path, run_cli: RunCli, words: tuple[str, ...]
     assert (ran.code, said in ran.err) == (code, True), ran.err
 
 
+@pytest.mark.slow
 def test_states_and_runs_of_another_target_are_refused(place: Path, run_cli: RunCli, tiny: Path) -> None:
     assert run_cli("hidden-states").code == 0
     assert run_cli("train", "--output-dir", "run").code == 0

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from eagle3cli.runs.folder import read_run
 from tests.commands.train.forked import run_forked
 from tests.commands.train.ranks import CALM, assert_same_course
-from tests.commands.train.test_train import SETTINGS, WORDS, trained
+from tests.commands.train.runs import trained
 from tests.conftest import RunCli
+from tests.tiny import SETTINGS, WORDS
 
 OFFLINE = ("train", "--mode", "offline", *CALM, "--json")
 ONLINE = ("train", "--mode", "online", *CALM, "--json")
@@ -67,6 +68,7 @@ def test_sequences_over_several_processes_give_what_one_gives(place: Path, run_c
                 assert read_run(place / name).metadata["on_policy"] == read_run(place / one).metadata["on_policy"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_dealt_ends_before_the_work(place: Path, run_cli: RunCli) -> None:
     for words, message in (
         (

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from eagle3cli.models.checkpoint import load_draft
-from tests.commands.train.test_train import place  # noqa: F401 (a fixture)
 from tests.conftest import RunCli
 
 WIDE = {
@@ -19,7 +19,8 @@ WIDE = {
 }
 
 
-def test_a_wide_draft_is_config_alone(run_cli: RunCli, place: Path) -> None:  # noqa: F811
+@pytest.mark.slow
+def test_a_wide_draft_is_config_alone(run_cli: RunCli, place: Path) -> None:
     (place / "wide.json").write_text(json.dumps(WIDE))
     words = ("train", "--draft-model-config", "wide.json", "--set", "train.total_steps=3", "train.ttt_length=2")
     ran = run_cli(*words, "--json", cwd=place)
@@ -40,7 +41,8 @@ def test_a_wide_draft_is_config_alone(run_cli: RunCli, place: Path) -> None:  # 
     assert run_cli("export", "--layout", "vllm", cwd=place).code == 0
 
 
-def test_a_window_from_training_to_the_lines_that_serve(run_cli: RunCli, place: Path) -> None:  # noqa: F811
+@pytest.mark.slow
+def test_a_window_from_training_to_the_lines_that_serve(run_cli: RunCli, place: Path) -> None:
     """The draft keeps it in its config, evaluations and the local decoder heed it, and another one is another run."""
     few = ("train", "--set", "train.total_steps=6", "train.ttt_length=3", "--learning-rate", "3e-3")
     ran = run_cli(*few, "--draft-window", "4", cwd=place)
@@ -71,7 +73,7 @@ def test_a_window_from_training_to_the_lines_that_serve(run_cli: RunCli, place: 
     assert (config.window, config.sinks) == (8, 2)
 
 
-def test_what_is_no_window_ends_before_the_work(run_cli: RunCli, place: Path) -> None:  # noqa: F811
+def test_what_is_no_window_ends_before_the_work(run_cli: RunCli, place: Path) -> None:
     for words, code, message in (
         (("--draft-window", "0"), 2, "--draft-window"),
         (("--draft-window", "8", "--draft-sinks", "-1"), 2, "--draft-sinks"),
@@ -84,7 +86,8 @@ def test_what_is_no_window_ends_before_the_work(run_cli: RunCli, place: Path) ->
         assert not (place / "runs" / "train" / "checkpoints").exists()
 
 
-def test_training_goes_on_from_a_folder(run_cli: RunCli, place: Path) -> None:  # noqa: F811
+@pytest.mark.slow
+def test_training_goes_on_from_a_folder(run_cli: RunCli, place: Path) -> None:
     few = ("--set", "train.total_steps=4", "train.ttt_length=2")
     assert run_cli("train", *few, cwd=place).code == 0
     best = place / "runs" / "train" / "best"
@@ -119,7 +122,8 @@ def test_training_goes_on_from_a_folder(run_cli: RunCli, place: Path) -> None:  
     assert (missing.code, "--draft-model-path" in missing.err) == (2, True)
 
 
-def test_a_draft_for_an_engine(run_cli: RunCli, place: Path) -> None:  # noqa: F811
+@pytest.mark.slow
+def test_a_draft_for_an_engine(run_cli: RunCli, place: Path) -> None:
     """Its name sets what it needs; what it cannot run is refused before the work, and export writes its layout."""
     few = ("train", "--set", "train.total_steps=2", "train.ttt_length=2", "--serve-with", "llama.cpp")
     for options, reason in (

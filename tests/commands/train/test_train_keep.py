@@ -11,9 +11,10 @@ from eagle3cli.data.hidden_states.store import Store
 from eagle3cli.training import keep
 from tests.commands.train.forked import run_forked
 from tests.commands.train.ranks import CALM, events
-from tests.commands.train.test_train import SETTINGS, trained
+from tests.commands.train.runs import trained
 from tests.commands.train.test_train_context import talks
 from tests.conftest import RunCli
+from tests.tiny import SETTINGS
 
 STEADY = ("train", *CALM, "--lr-schedule", "constant", "--warmup-ratio", "0", "--json")
 KEEP = (*STEADY, "--keep-states")
@@ -48,6 +49,7 @@ def assert_same_states(one: Path, other: Path) -> None:
         torch.testing.assert_close(a[row].last_RH.float(), b[row].last_RH.float(), rtol=0.01, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_later_epochs_are_read_and_a_run_that_ended_in_the_first_goes_on(place: Path, run_cli: RunCli) -> None:
     trained(run_cli(*STEADY, "--output-dir", "live"))
     planned = run_cli(*KEEP, "--output-dir", "kept", "--dry-run").json
@@ -90,6 +92,7 @@ def test_several_ranks_and_targets_of_their_own_keep_the_same(place: Path, run_c
         assert_same_states(place / "one", place / name)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_kept_is_refused_before_the_work(
     place: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

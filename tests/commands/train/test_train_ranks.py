@@ -14,18 +14,10 @@ from safetensors.torch import load_file
 
 from eagle3cli.runs.folder import read_run
 from tests.commands.train.ranks import CALM, assert_same_course, gone, ranks_of
-from tests.commands.train.test_train import SETTINGS, conversations, start, trained, wait_for
+from tests.commands.train.runs import start, trained, wait_for
 from tests.conftest import RunCli
 
 LONG = ("--total-steps", "100000", "--num-epochs", "100000", "--eval-interval", "100000", "--save-interval", "20")
-
-
-@pytest.fixture
-def place(tmp_path: Path, tiny: Path) -> Path:
-    (tmp_path / "train.jsonl").write_text(conversations(14, 0))
-    (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
-    (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
-    return tmp_path
 
 
 @pytest.mark.slow
@@ -153,6 +145,7 @@ def test_gpus_is_a_number_or_auto(run_cli: RunCli, place: Path, wrong: str) -> N
     assert ran.error == "invalid-value"
 
 
+@pytest.mark.slow
 def test_all_gpus_of_a_machine_without_any_are_one_process(place: Path, run_cli: RunCli) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has GPUs")

@@ -13,10 +13,8 @@ import pytest
 from eagle3cli.runs import session
 from eagle3cli.runs.folder import read_run
 from eagle3cli.runs.state import state_of
-from tests.commands.train.test_train import place, start, wait_for
+from tests.commands.train.runs import start, wait_for
 from tests.conftest import RunCli
-
-__all__ = ["place"]
 
 
 def about(run: Path) -> dict[str, Any]:
@@ -24,6 +22,7 @@ def about(run: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_explains_itself(place: Path, run_cli: RunCli) -> None:
     assert run_cli("train", "--output-dir", "run").code == 0
     run = place / "run"
@@ -65,6 +64,7 @@ def test_a_stopped_run_says_so(place: Path) -> None:
     assert f"Stopped: step {reached:,} of 2,000" in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_failed_run_says_why(place: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **named: object) -> None:
         raise RuntimeError("out of luck")
@@ -74,6 +74,7 @@ def test_a_failed_run_says_why(place: Path, run_cli: RunCli, monkeypatch: pytest
     assert "Failed: out of luck: step 6 of 12" in (place / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_written_is_a_warning(place: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **named: object) -> None:
         raise OSError(28, "No space left on device")

@@ -10,19 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.commands.train.ranks import CALM, assert_same_course, events, gone, ranks_of
-from tests.commands.train.test_train import SETTINGS, conversations, start, trained, wait_for
+from tests.commands.train.runs import start, trained, wait_for
 from tests.conftest import RunCli
 
 ENDLESS = (*CALM, "--total-steps", "100000", "--num-epochs", "100000", "--eval-interval", "100000")
 STEPS = ("--total-steps", "30", "--eval-interval", "15", "--save-interval", "15")
-
-
-@pytest.fixture
-def place(tmp_path: Path, tiny: Path) -> Path:
-    (tmp_path / "train.jsonl").write_text(conversations(14, 0))
-    (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
-    (tmp_path / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
-    return tmp_path
 
 
 def losses(run: Path) -> list[float]:

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests.commands.train.test_train import SETTINGS, conversations, wait_for
+from tests.commands.train.runs import wait_for
 from tests.conftest import ROOT, RunCli
+from tests.tiny import SETTINGS, conversations, training_place
 
 STEPS = [2, 4, 6, 8, 10, 12]
 KEYS = {"WANDB_API_KEY": "w" * 20 + "0123456789abcdef" + "wxyz", "SWANLAB_API_KEY": "swan0123456789abcdef0"}
@@ -36,9 +37,7 @@ def need(name: str) -> None:
 def tracked_run(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> tuple[Path, str]:
     """A run told to all installed trackers, killed after a checkpoint, and gone on with; and what it said."""
     place = tmp_path_factory.mktemp("tracked")
-    (place / "train.jsonl").write_text(conversations(14, 0))
-    (place / "eval.jsonl").write_text(conversations(4, 100))
-    (place / "eagle3.toml").write_text(SETTINGS.format(tiny=tiny))
+    training_place(place, tiny)
     if not installed():
         return place, ""
     environment = {
@@ -105,6 +104,7 @@ def history(place: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_wandb_keeps_one_run_for_sync(tracked_run: tuple[Path, str]) -> None:
     need("wandb")
     from wandb.proto import wandb_internal_pb2 as pb
@@ -174,6 +174,7 @@ def test_no_key_stands_anywhere(tracked_run: tuple[Path, str]) -> None:
             assert not path.is_file() or key.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_a_run_that_is_done_reaches_a_tracker_chosen_later(tmp_path: Path, tiny: Path, run_cli: RunCli) -> None:
     need("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -29,6 +29,7 @@ def test_a_sound_store_has_no_damage(folder: Path) -> None:
     assert check_store(Store(folder), Silent()) == []
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_of_a_shard_is_found_and_its_row_told(folder: Path) -> None:
     path, random = folder / shard_name(2), np.random.default_rng(0)
     whole, starts = path.read_bytes(), Store(folder).shapes[2].starts

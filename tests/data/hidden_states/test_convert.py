@@ -50,6 +50,7 @@ def test_rows_are_the_same_in_another_encoding(tmp_path: Path, before: Quantizat
     assert error < {"bf16": 0.003, "fp8": 0.04, "int8": 0.02, "int4": 0.16}[after]
 
 
+@pytest.mark.slow
 def test_a_conversion_that_was_stopped_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     class StopAtThird(Stop):
         left = 3

@@ -131,6 +131,7 @@ def test_decoded_states_hardly_depend_on_the_batch(name: Quantization) -> None:
         assert error <= (1e-6 * size if name in ("int8", "int4") else 0)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=BLOCK, max_size=BLOCK), st.sampled_from(QUANTIZATIONS)
 )

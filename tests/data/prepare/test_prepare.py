@@ -64,6 +64,7 @@ def test_the_shared_dirty_rows(shared: Path, tmp_path: Path) -> None:
     assert done.summary["rejected"] == 6
 
 
+@pytest.mark.slow
 def test_the_shared_sharegpt_array(shared: Path, tmp_path: Path) -> None:
     done = go(shared / "data" / "sharegpt_raw.json", tmp_path)
     assert done.summary["read"] == 2000

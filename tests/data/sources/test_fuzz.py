@@ -134,6 +134,7 @@ KEYS = (
 )
 
 
+@pytest.mark.slow
 @many
 @given(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4), st.lists(VALUES, max_size=3))
 def test_any_row_is_a_conversation_or_told_why_not(row: dict[str, Any], messages: list[Any]) -> None:

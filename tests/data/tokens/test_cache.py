@@ -109,6 +109,7 @@ def test_what_the_first_rank_has_built_anew_the_others_do_not(
     assert [cached.summary["built"] for cached in made] == [True, False, False]
 
 
+@pytest.mark.slow
 def test_finding_a_cache_imports_neither_torch_nor_transformers(tmp_path: Path, target: Path) -> None:
     write(tmp_path / "train.jsonl", [talk(i) for i in range(5)])
     tiny_config("llama").save_pretrained(target)
@@ -193,6 +194,7 @@ def test_preformatted_text(tmp_path: Path, target: Path) -> None:
     assert cached.summary["train"]["rejected"] == 1
 
 
+@pytest.mark.slow
 def test_several_processes_give_the_same_rows(tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "train.jsonl", [talk(i) if i % 7 else {"id": "bad"} for i in range(600)])
     one = build(tmp_path, target, num_proc=1)
@@ -203,6 +205,7 @@ def test_several_processes_give_the_same_rows(tmp_path: Path, target: Path, monk
     assert one.summary["train"] == two.summary["train"]
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_nothing_half_used(tmp_path: Path, target: Path) -> None:
     write(tmp_path / "train.jsonl", [talk(i) for i in range(50)])
     script = f"""
@@ -253,6 +256,7 @@ def test_coverage_is_judged_by_rows_that_did_not_choose(tmp_path: Path, target: 
     assert (told["coverage_of"], told["coverage"]) == ("eval", 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train/data-00000-of-00001.arrow", "counts.safetensors"])
 def test_a_damaged_cache_is_built_anew(tmp_path: Path, target: Path, name: str) -> None:
     write(tmp_path / "train.jsonl", [talk(i) for i in range(600)])

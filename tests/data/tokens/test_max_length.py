@@ -13,8 +13,8 @@ from eagle3cli.data.tokens.max_length import STEP, LengthChoice, Tally, with_max
 from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.tables import Settings
-from tests.commands.train.test_train import conversations
 from tests.conftest import RunCli
+from tests.tiny import conversations
 
 
 def tallied(rows: list[tuple[int, int]], limit: int) -> LengthChoice:

@@ -45,6 +45,7 @@ def test_a_small_input_gets_one_process() -> None:
     assert [processes_for(size, 4) for size in (0, 8 << 20, 17 << 20, 1 << 40)] == [1, 1, 2, 4]
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_is_told_as_it_is(tmp_path: Path) -> None:
     with (
         fails("no-such-path") as caught,
@@ -147,6 +148,7 @@ def test_killed_at_any_moment_it_is_built_whole_or_not_at_all(tmp_path: Path) ->
     assert not list(folder.glob(".*"))
 
 
+@pytest.mark.slow
 def test_workers_have_no_torch(tmp_path: Path) -> None:
     """The module is imported where a failure would be told nobody: workers would only be slow and large."""
     tiny_tokenizer().save_pretrained(tmp_path / "target")

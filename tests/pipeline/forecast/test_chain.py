@@ -87,6 +87,7 @@ def test_a_run_that_has_begun_is_forecast_from_what_is_there(run_cli: RunCli, ti
     assert "rows and tokens: counted, they are cached" in planned["forecast"]["ranges_from"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", recipes())
 def test_every_recipe_has_a_table(name: str, run_cli: RunCli) -> None:
     planned = run_cli("plan", name, "--json").json
@@ -114,6 +115,7 @@ def test_the_table_for_people(run_cli: RunCli) -> None:
     assert "regenerate.max_tokens" in told
 
 
+@pytest.mark.slow
 def test_memory_that_is_not_there_is_told(run_cli: RunCli, tmp_path: Path) -> None:
     words = ("plan", "llama-3.1-8b-online", "--set", "target.device=cuda", "--json")
     assert not any("of memory" in warning for warning in run_cli(*words).json["warnings"])

@@ -61,6 +61,7 @@ def settings_of(tiny: Path, draft: Path | None, questions: Path, *configs: str, 
     return Settings.model_validate({**tables, "draft": {"path": str(draft) if draft else None}})
 
 
+@pytest.mark.slow
 def test_answers_are_the_baselines_and_counts_add_up(tiny: Path, draft: Path, questions: Path) -> None:
     done = run(tiny, draft, questions)
     plain, chain = done.table
@@ -83,6 +84,7 @@ def test_answers_are_the_baselines_and_counts_add_up(tiny: Path, draft: Path, qu
     assert sorted(row["id"] for row in rows[1:6]) == [f"q{i}" for i in range(5)]
 
 
+@pytest.mark.slow
 def test_batches_and_turns_do_not_change_the_answers(tiny: Path, draft: Path, questions: Path) -> None:
     done = run(tiny, draft, questions, "1,2,1,3", "4,2,1,3", multi_turn=True)
     answers: dict[str, dict[Any, Any]] = {}
@@ -95,6 +97,7 @@ def test_batches_and_turns_do_not_change_the_answers(tiny: Path, draft: Path, qu
     assert len(answers["1,0,0,0"]) == 10
 
 
+@pytest.mark.slow
 def test_finished_configurations_are_not_measured_again(
     tiny: Path, draft: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +151,7 @@ def test_a_stop_signal_acts_between_two_steps(
     assert len(steps) == 3
 
 
+@pytest.mark.slow
 def test_baselines_that_are_missing_come_first(tiny: Path, draft: Path, questions: Path) -> None:
     """A run that was stopped between two baselines has something to compare every draft with all the same."""
     run(tiny, draft, questions, "2,0,0,0")
@@ -157,6 +161,7 @@ def test_baselines_that_are_missing_come_first(tiny: Path, draft: Path, question
     assert [row["identical"] for row in table if row["steps"] and not row["temperature"]] == [5, 5]
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused(tiny: Path, draft: Path, questions: Path) -> None:
     run(tiny, draft, questions, "1,0,0,0")
     with fails("made-differently", "max_tokens", "10", "5"):
@@ -164,6 +169,7 @@ def test_other_settings_are_refused(tiny: Path, draft: Path, questions: Path) ->
     assert run(tiny, draft, questions, "1,0,0,0", max_tokens=5, overwrite=True).measured == 1
 
 
+@pytest.mark.slow
 def test_missing_drafts_and_long_prompts_are_told(tiny: Path, questions: Path, tmp_path: Path) -> None:
     assert run(tiny, None, questions, "1,0,0,0").measured == 1
     with fails("missing-draft"):
@@ -174,6 +180,7 @@ def test_missing_drafts_and_long_prompts_are_told(tiny: Path, questions: Path, t
         run(tiny, None, questions, "1,0,0,0", max_tokens=500, output=tmp_path / "other.jsonl")
 
 
+@pytest.mark.slow
 def test_questions_without_room_for_an_answer_are_left_out_and_told(tiny: Path, questions: Path) -> None:
     with questions.open("a") as f:
         f.write(json.dumps({"id": "long", "turns": ["word " * 600]}) + "\n")
@@ -184,6 +191,7 @@ def test_questions_without_room_for_an_answer_are_left_out_and_told(tiny: Path, 
     assert "1 of 6 questions are left out" in report.warnings[0]
 
 
+@pytest.mark.slow
 def test_the_system_prompt_is_asked(tiny: Path, questions: Path, tmp_path: Path) -> None:
     run(tiny, None, questions, "1,0,0,0")
     run(tiny, None, questions, "1,0,0,0", system_prompt="Be brief.", output=tmp_path / "other.jsonl")
@@ -194,6 +202,7 @@ def test_the_system_prompt_is_asked(tiny: Path, questions: Path, tmp_path: Path)
     assert first != other
 
 
+@pytest.mark.slow
 def test_temperatures_and_repeats_are_rows_of_their_own(tiny: Path, draft: Path, questions: Path) -> None:
     done = run(tiny, draft, questions, "2,3,1,4", temperature=(0.0, 0.8), repeats=2)
     assert [(row["config"], row["temperature"]) for row in done.table] == [
@@ -209,6 +218,7 @@ def test_temperatures_and_repeats_are_rows_of_their_own(tiny: Path, draft: Path,
     assert drawn[0] != drawn[1]  # each repeat draws anew
 
 
+@pytest.mark.slow
 def test_a_task_without_its_data_is_left_out_and_told(tiny: Path, questions: Path) -> None:
     report = Silent()
     settings = settings_of(tiny, None, questions, "1,0,0,0", benchmark_list=(str(questions), "gsm8k:4"))
@@ -218,6 +228,7 @@ def test_a_task_without_its_data_is_left_out_and_told(tiny: Path, questions: Pat
     assert "gsm8k@FILE.jsonl:ROWS" in report.warnings[0]
 
 
+@pytest.mark.slow
 def test_accuracy_is_told_with_and_without_the_draft(tiny: Path, draft: Path, tmp_path: Path) -> None:
     plain = run(tiny, None, ask(tmp_path, "0"), "1,0,0,0")
     replies = [json.loads(line)["answer"] for line in plain.output.read_text().splitlines()[1:-1]]

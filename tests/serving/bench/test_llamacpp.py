@@ -42,6 +42,7 @@ def architecture(path: str) -> str:
     return str(gguf.GGUFReader(path).fields["general.architecture"].contents())
 
 
+@pytest.mark.slow
 def test_folders_are_written_for_it_and_its_answers_counted(
     run_cli: RunCli, words: tuple[object, ...], tiny: Path, tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_folders_are_written_for_it_and_its_answers_counted(
     assert len(starts(tmp_path)) == 4
 
 
+@pytest.mark.slow
 def test_the_target_as_a_file(run_cli: RunCli, words: tuple[object, ...], tiny: Path, tmp_path: Path) -> None:
     """Name by name what llama.cpp's own converter writes of a Llama; then such a file is taken as it is."""
     assert run_cli(*with_word(words, "2,3,1,4", "1,0,0,0"), "--dtype", "float32").code == 0
@@ -98,6 +100,7 @@ def test_the_target_as_a_file(run_cli: RunCli, words: tuple[object, ...], tiny: 
     assert llamacpp_server.options(starts(tmp_path)[-1])["--model"] == str(file)
 
 
+@pytest.mark.slow
 def test_a_draft_that_is_a_file_already(run_cli: RunCli, words: tuple[object, ...], tiny: Path, tmp_path: Path) -> None:
     source = ("--draft-model-path", "draft", "--target-model-path", tiny)
     exported = run_cli("export", "--layout", "gguf", *source, "--output-path", "out")
@@ -114,6 +117,7 @@ def test_a_draft_that_is_a_file_already(run_cli: RunCli, words: tuple[object, ..
     assert "--engine" in other.err
 
 
+@pytest.mark.slow
 def test_what_it_cannot_run_is_told_before_it_starts(
     run_cli: RunCli, words: tuple[object, ...], tiny: Path, tmp_path: Path
 ) -> None:

@@ -74,6 +74,7 @@ def test_every_number_comes_from_what_the_servers_tell(tiny: Path, questions: Pa
     assert len(request["token_ids"]) == 13
 
 
+@pytest.mark.slow
 def test_differences_are_told_with_how_near_a_tie_they_were(tiny: Path, questions: Path) -> None:
     for gap, ties in ((0.01, True), (3.0, False)):
         odd = BenchFaults(speculation=(3, 1, 4), flips=2, gap=3.01 - gap)

@@ -108,6 +108,7 @@ def test_a_search_starts_its_own_servers() -> None:
         search(Settings.model_validate(tables), Silent())
 
 
+@pytest.mark.slow
 def test_the_command_line_ends_with_what_to_serve(run_cli: RunCli, shared: Path, tmp_path: Path) -> None:
     tiny = shared / "engines" / "tiny_eagle3"
     if not tiny.is_dir():

@@ -76,6 +76,7 @@ def starts(folder: Path) -> list[list[str]]:
     return [json.loads(line) for line in (folder / "starts").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gap", "code"), [(0.01, 0), (3.0, 1)])
 def test_the_servers_run_one_type_and_the_baselines_judges(
     run_cli: RunCli, words: tuple[object, ...], tmp_path: Path, gap: float, code: int
@@ -98,6 +99,7 @@ def test_the_servers_run_one_type_and_the_baselines_judges(
     assert len(starts(tmp_path)) == 3  # nothing is measured or judged again
 
 
+@pytest.mark.slow
 def test_a_stopped_run_judges_what_is_left(
     run_cli: RunCli, words: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +119,7 @@ def test_a_stopped_run_judges_what_is_left(
     assert done.json["configurations"][1]["differences_unjudged"] == 0
 
 
+@pytest.mark.slow
 def test_a_baseline_of_an_older_version_is_told(run_cli: RunCli, words: tuple[object, ...], tmp_path: Path) -> None:
     """It ran in a type of its own, and the results did not say which."""
     stub(tmp_path, 0.01)

@@ -76,6 +76,7 @@ def test_every_request_gets_its_own_answer_whatever_fails() -> None:
     play(act, ill, replace(ill, seed=1))
 
 
+@pytest.mark.slow
 def test_a_dead_servers_work_moves_and_it_is_used_again_when_it_is_back() -> None:
     async def act(pool: Pool, one: FakeServer, two: FakeServer) -> None:
         work = asyncio.create_task(all_of(pool, 200))
@@ -107,6 +108,7 @@ def test_a_server_that_comes_back_with_another_model_stays_out() -> None:
     play(act, Faults(), Faults())
 
 
+@pytest.mark.slow
 def test_a_server_whose_machine_is_gone_lets_its_requests_go() -> None:
     async def act(pool: Pool, gone: FakeServer, _: FakeServer) -> None:
         gone.is_healthy = False
@@ -144,6 +146,7 @@ def test_a_request_that_takes_too_long_is_asked_again() -> None:
     play(act, Faults(silent=0.1), Faults(silent=0.1), seconds=0.4)
 
 
+@pytest.mark.slow
 def test_a_slow_server_among_fast_ones_gets_little() -> None:
     async def act(pool: Pool, fast: FakeServer, slow: FakeServer) -> None:
         await all_of(pool, 300)
@@ -152,6 +155,7 @@ def test_a_slow_server_among_fast_ones_gets_little() -> None:
     play(act, Faults(seconds=0.01, places=8), Faults(seconds=0.2, places=2), concurrency=32)
 
 
+@pytest.mark.slow
 def test_retry_after_is_kept() -> None:
     async def act(pool: Pool, server: FakeServer) -> float:
         server.faults.busy_429 = 1.0
@@ -176,6 +180,7 @@ def test_a_server_gets_no_more_than_it_takes() -> None:
     play(act, Faults(seconds=0.02, places=4, most_waiting=4, tells_load=False, retry_after=0.01))
 
 
+@pytest.mark.slow
 def test_the_servers_own_queue_holds_requests_back() -> None:
     async def act(pool: Pool, server: FakeServer) -> None:
         work = asyncio.create_task(all_of(pool, 300))
@@ -187,6 +192,7 @@ def test_the_servers_own_queue_holds_requests_back() -> None:
     play(act, Faults(seconds=0.02, places=4), concurrency=256)
 
 
+@pytest.mark.slow
 def test_concurrency_is_kept_over_all_servers() -> None:
     async def act(pool: Pool, *servers: FakeServer) -> None:
         work = asyncio.create_task(all_of(pool, 200))

@@ -75,6 +75,7 @@ def replies(decoder: Decoder | BatchDecoder) -> list[list[int]]:
     return [reply.token_ids for reply in sorted(finished, key=lambda reply: reply.index)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mistral", "gemma2", "gpt_oss", "qwen3_next", "llama", "llama4", "minimax"])
 def test_a_batch_gets_what_transformers_gives_each_alone(kind: str) -> None:
     model = model_of(kind)
@@ -86,6 +87,7 @@ def test_a_batch_gets_what_transformers_gives_each_alone(kind: str) -> None:
         assert reply == expected[0, len(prompt) :].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "by_position"),
     [

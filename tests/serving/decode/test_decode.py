@@ -53,6 +53,7 @@ def prompts() -> list[list[int]]:
     return [*counting, [1, 5, 20, 21, 22, *counting[0][1:]], [1, 3, 10, 12, 23, 14, 4]]
 
 
+@pytest.mark.slow
 def test_a_finished_row_does_not_outrun_its_slots(counting: Path) -> None:
     """The longest prompt is done in a few steps; its batch goes on for many more."""
     target, draft = opened(counting, "draft")
@@ -63,12 +64,14 @@ def test_a_finished_row_does_not_outrun_its_slots(counting: Path) -> None:
     assert [r.token_ids for r in chain] == [r.token_ids for r in plain]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize("draft_name", ["draft", "draft_random"])
 def test_three_measurements_agree(counting: Path, draft_name: str, k: int) -> None:
     assert_three_agree(counting, draft_name, k)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "sinks", "k"), [(4, 0, 3), (6, 2, 5), (2, 3, 4), (1, 0, 2)])
 def test_three_measurements_of_a_window_agree(counting: Path, tmp_path: Path, window: int, sinks: int, k: int) -> None:
     """Past the window, of chains longer than it, too; what is seen past it matters to this draft."""
@@ -137,6 +140,7 @@ def assert_three_agree(counting: Path, draft_name: str, k: int, fast: float | No
     return steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_plain_decoding_is_the_models_own(tmp_path: Path, kind: str) -> None:
     """k = 0 gives what transformers' greedy generation gives, whatever is decoded beside it."""

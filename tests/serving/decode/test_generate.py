@@ -41,6 +41,7 @@ def replies(
     return sorted(finished, key=lambda reply: reply.index)
 
 
+@pytest.mark.slow
 def test_every_row_is_what_transformers_generates(target: HfTarget) -> None:
     for reply, prompt in zip(replies(target, 4), prompts(), strict=True):
         expected = target.model.generate(
@@ -50,6 +51,7 @@ def test_every_row_is_what_transformers_generates(target: HfTarget) -> None:
         assert reply.finish == "length"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [None, Sampling(temperature=0.9, top_p=0.9, top_k=20, seed=3)])
 def test_batching_changes_nothing(target: HfTarget, sampling: Sampling | None) -> None:
     alone = replies(target, 1, sampling)
@@ -66,6 +68,7 @@ def test_a_row_ends_at_the_end_token_and_gives_its_place_away(target: HfTarget) 
         assert cut.finish == ("stop" if end in full.token_ids else "length")
 
 
+@pytest.mark.slow
 def test_seeds_differ_and_repeat(target: HfTarget) -> None:
     first, again, other = (replies(target, 4, Sampling(temperature=1.0, seed=seed)) for seed in (1, 1, 2))
     assert first == again != other

@@ -154,6 +154,7 @@ def test_replies_to_images_are_transformers_own(tmp_path: Path, name: str) -> No
             assert done == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_position", [True, False])
 def test_an_image_that_vanishes_before_it_is_read_fails_its_row_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_position: bool

@@ -81,8 +81,8 @@ def test_other_families_run_as_they_are(tmp_path: Path, kind: str) -> None:
     assert quick_target(loaded(tmp_path)) is None
 
 
-def test_a_model_that_computes_something_else_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = loaded(tiny_target(tmp_path / "llama", "llama"))
+def test_a_model_that_computes_something_else_runs_as_it_is(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = loaded(tiny)
     assert quick_target(target) is not None
     layers: Any = target.layers
     layers[0].self_attn.scaling *= 0.5  # read by the layers of our own, too
@@ -94,8 +94,8 @@ def test_a_model_that_computes_something_else_runs_as_it_is(tmp_path: Path, monk
     assert [len(reply.token_ids) for reply in plain] == [4, 4, 4]
 
 
-def test_without_room_for_a_copy_the_model_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = loaded(tiny_target(tmp_path / "llama", "llama"))
+def test_without_room_for_a_copy_the_model_runs_as_it_is(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = loaded(tiny)
     plain = decode(target, None, PROMPTS, k=0, max_new_tokens=8, eos_ids=frozenset(), batch_size=3)
     monkeypatch.setattr(passes, "memory_of", lambda device: 1)
     assert Passes(target, None).quick is None

@@ -64,6 +64,7 @@ def test_every_token_is_the_targets(agreement: str) -> None:
     assert 0 < int((accepted == 2).sum()) < rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("draft_name", "top_p", "top_k"), [("draft", 1.0, 0), ("draft_random", 1.0, 0), ("draft", 0.995, 20)]
 )
@@ -116,6 +117,7 @@ def test_cuts_are_those_of_plain_sampling() -> None:
         assert int((probs_BV > 0).sum(-1).max()) <= (sampling.top_k or 40)
 
 
+@pytest.mark.slow
 def test_an_answer_does_not_depend_on_its_neighbours(shared: Path) -> None:
     folder = shared / "engines" / "tiny_eagle3"
     if not folder.is_dir():

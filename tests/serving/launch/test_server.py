@@ -121,6 +121,7 @@ with started(server, target, Silent(), logs=Path(sys.argv[2])):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_it_ends_with_the_program_that_wants_it(stub: Path, tmp_path: Path, number: int) -> None:
     program = subprocess.Popen(
@@ -162,6 +163,7 @@ def test_one_that_never_answers_is_given_up(stub: Path, tmp_path: Path, monkeypa
     assert not processes(stub) or all_gone(stub)  # on a busy machine it has not even begun
 
 
+@pytest.mark.slow
 def test_regenerate_starts_its_servers_and_restarts_one_that_crashes(
     stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

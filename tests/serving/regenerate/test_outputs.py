@@ -43,6 +43,7 @@ def check(folder: Path) -> None:
     assert sum(shard["tokens"] for shard in counts.values()) == sum(row for row in range(3, 13) if row % 5)
 
 
+@pytest.mark.slow
 @given(st.permutations(range(3, 13)), st.lists(st.integers(0, 10), max_size=4), st.integers(0, 30))
 def test_any_order_and_any_kills_give_the_same_shards(order: list[int], kills: list[int], torn: int) -> None:
     with tempfile.TemporaryDirectory() as name:

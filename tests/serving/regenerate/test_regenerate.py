@@ -66,6 +66,7 @@ def rows_of(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [json.loads(line) for path in paths for line in path.read_text().split("\n") if line]
 
 
+@pytest.mark.slow
 def test_shards_hold_every_row_in_order(tiny: Path, tmp_path: Path) -> None:
     done = run(tiny, write_rows(tmp_path / "in.jsonl"), tmp_path / "out")
     assert list(files(tmp_path / "out")) == ["shard_0-4.jsonl", "shard_4-8.jsonl", "shard_8-10.jsonl"]
@@ -79,6 +80,7 @@ def test_shards_hold_every_row_in_order(tiny: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob(".part*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_neighbours_and_shards_change_nothing(tiny: Path, tmp_path: Path, temperature: float) -> None:
     path = write_rows(tmp_path / "in.jsonl")
@@ -87,6 +89,7 @@ def test_neighbours_and_shards_change_nothing(tiny: Path, tmp_path: Path, temper
     assert rows_of(tmp_path / "a", "shard") == rows_of(tmp_path / "b", "shard")
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing_and_other_settings_are_refused(tiny: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "in.jsonl")
     run(tiny, path, tmp_path / "out")
@@ -100,6 +103,7 @@ def test_a_second_run_does_nothing_and_other_settings_are_refused(tiny: Path, tm
     assert files(tmp_path / "out") != before
 
 
+@pytest.mark.slow
 def test_a_wrong_model_claims_no_folder_and_a_namesake_is_another_target(tiny: Path, tmp_path: Path) -> None:
     path, out = write_rows(tmp_path / "in.jsonl", 2), tmp_path / "out"
     with pytest.raises(ModelError):
@@ -110,6 +114,7 @@ def test_a_wrong_model_claims_no_folder_and_a_namesake_is_another_target(tiny: P
         run(namesake, path, out)
 
 
+@pytest.mark.slow
 def test_bad_rows_are_reported_and_retried(tiny: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "in.jsonl", 3)
     with path.open("a") as f:
@@ -144,6 +149,7 @@ def test_dirty_rows_all_end_somewhere(tiny: Path, tmp_path: Path, shared: Path) 
     assert {row["line"] for row in bad if not row["reason"].startswith("too long")} <= problems
 
 
+@pytest.mark.slow
 def test_retry_takes_in_rows_that_work_now(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_rows(tmp_path / "in.jsonl", 6)
     run(tiny, path, tmp_path / "expected")
@@ -249,6 +255,7 @@ def recorded_file(tiny: Path, tmp_path: Path, rows: Path, **config: Any) -> Path
     return tmp_path / "replies.jsonl.gz"
 
 
+@pytest.mark.slow
 def test_recorded_replies_stand_for_generated_ones(tiny: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "in.jsonl")
     replies = recorded_file(tiny, tmp_path, path)
@@ -266,6 +273,7 @@ def test_recording_again_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> Non
     assert replies.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_changed_prompt_or_setting_is_generated(tiny: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "in.jsonl")
     replies = recorded_file(tiny, tmp_path, path)
@@ -280,6 +288,7 @@ def test_a_changed_prompt_or_setting_is_generated(tiny: Path, tmp_path: Path) ->
         run(tiny, path, tmp_path / "d", recorded="absent")
 
 
+@pytest.mark.slow
 def test_replies_of_another_target_of_the_same_name_are_not_used(tiny: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "in.jsonl", 2)
     replies = recorded_file(tiny, tmp_path, path)
@@ -295,6 +304,7 @@ def test_replies_of_another_target_of_the_same_name_are_not_used(tiny: Path, tmp
     assert differences_of(str(tmp_path / "of-gguf.jsonl"), now) == [f"other weights of {tiny.name}"]
 
 
+@pytest.mark.slow
 def test_options_that_the_template_does_not_read_make_no_other_reply(tiny: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "in.jsonl", 2)
     replies = recorded_file(tiny, tmp_path, path)
@@ -319,6 +329,7 @@ def test_replies_of_reasoning_alone_are_told(tiny: Path, tmp_path: Path) -> None
     assert "3 of 3 rows end in reasoning that --max-tokens 3 cut" in report.warnings[0]
 
 
+@pytest.mark.slow
 def test_sampled_replies_are_not_recorded(tiny: Path, tmp_path: Path) -> None:
     run(tiny, write_rows(tmp_path / "in.jsonl", 2), tmp_path / "out", temperature=1.0)
     assert record.main([str(tmp_path / "out"), str(tmp_path / "x.jsonl")]) == 2

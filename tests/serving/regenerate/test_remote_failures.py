@@ -49,6 +49,7 @@ def test_two_thousand_rows_through_servers_that_fail(tmp_path: Path) -> None:
     check(tmp_path / "out", 2000)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_and_comes_back(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "in.jsonl", 600)
     with running(Faults(seconds=0.05), Faults(seconds=0.05)) as (one, two):
@@ -119,6 +120,7 @@ def test_failed_rows_are_retried_alone(tmp_path: Path) -> None:
     check(tmp_path / "out", 30)
 
 
+@pytest.mark.slow
 def test_a_stop_signal_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "GRACE_SECONDS", 0.1)
     rows = write_rows(tmp_path / "in.jsonl", 200)
@@ -141,6 +143,7 @@ def test_a_stop_signal_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.Mo
     check(tmp_path / "out", 200)
 
 
+@pytest.mark.slow
 def test_dead_servers_end_the_work_and_lose_nothing(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "in.jsonl", 300)
     with running(Faults(seconds=0.02, places=4)) as (server,):
@@ -160,6 +163,7 @@ def test_dead_servers_end_the_work_and_lose_nothing(tmp_path: Path) -> None:
     check(tmp_path / "out", 300)
 
 
+@pytest.mark.slow
 def test_the_notes_tell_who_holds_the_work_up(tmp_path: Path) -> None:
     class Told(Silent):
         notes: dict[str, object] = {}

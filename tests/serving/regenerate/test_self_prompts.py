@@ -40,6 +40,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_prompts, "LONGEST", 96)
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_prompts_also_after_a_kill(tiny: Path, tmp_path: Path) -> None:
     whole = first(author_of(tiny), tmp_path / "a", 15)
     assert [line.number for line in whole] == list(range(1, 16))
@@ -54,6 +55,7 @@ def test_a_seed_gives_the_same_prompts_also_after_a_kill(tiny: Path, tmp_path: P
     assert json.loads(part.read_bytes().splitlines()[0])["seed"] == 1
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = first(author_of(tiny), tmp_path, 6)
     monkeypatch.setattr(self_prompts, "load_target", lambda *_: pytest.fail("the target was loaded"))
@@ -71,6 +73,7 @@ def test_the_header_is_the_templates_own() -> None:
         user_header(tokenizer, "auto")
 
 
+@pytest.mark.slow
 def test_prepare_self_alone_and_mixed(tiny: Path, tmp_path: Path, run_cli: RunCli) -> None:
     words = ("prepare", "self", "--model-path", tiny, "--sample-size", 4, "--output-path", "out", "--json")
     done = run_cli(*words)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.speed.bite.areas import AREAS, files
 from tests.speed.bite.mutants import draw, mutants_of
 
 ROOT = Path(__file__).resolve().parents[3]
-SOURCE = b'''
+SOURCE = b"""
 def kept(value: int, limit: int = 3) -> bool:
     if value < limit and value != 0:
         print("small", 1)
         return True
     raise ValueError(f"{value + 1}")
-'''
+"""
 
 
 def test_one_change_each_and_none_to_words_or_errors() -> None:
@@ -33,6 +35,7 @@ def test_an_id_names_the_same_change_after_an_edit_elsewhere() -> None:
     assert all(after[name].endswith(text.strip(b"\n") + b"\n") for name, text in before.items())
 
 
+@pytest.mark.slow
 def test_a_draw_is_equal_by_area_and_the_same_again() -> None:
     paths = {area: files(ROOT, area)[:1] for area in AREAS}
     drawn = draw(ROOT, paths, 24, seed=1)

@@ -117,7 +117,7 @@ def count_step(case: Case, *, explain: bool = False) -> tuple[Costs, Counter[str
         stack.enter_context(mock.patch.object(model, "fused_ttt_loss", loss))
         with costs.in_phase("standing"):
             draft = make_draft(case, fake)
-            trainer = make_trainer(case, draft, partial(shape, fake), PhaseTimers(costs=costs))
+            trainer = make_trainer(case, draft, partial(shape, fake), timers=PhaseTimers(costs=costs))
             for tensor in standing_tensors(trainer):
                 costs.track(tensor, "standing")
         gpu.reset()

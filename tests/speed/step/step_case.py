@@ -36,8 +36,6 @@ from eagle3cli.training.timers import Timers
 from eagle3cli.training.trainer import Trainer
 from eagle3cli.training.ttt.model import TargetWeights, TTTModel
 
-EXPRESSIBLE = 0.97
-"""Share of answers that the draft vocabulary holds."""
 MakeTensor = Callable[..., Tensor]
 """From sizes to a floating-point tensor in the draft's type on its device."""
 
@@ -60,6 +58,10 @@ class Case:
     recompute: bool = False
     chunk: int | None = None
     """``--loss-chunk``; None is its default."""
+    micro_batch: int | None = None
+    expressible: float = 0.97
+    """Share of the target's answers that the draft vocabulary holds."""
+    seed: int = 0
 
     @property
     def tokens(self) -> int:
@@ -73,6 +75,7 @@ class Case:
         return TrainSettings(
             ttt_length=self.ttt,
             batch_size=len(self.lengths),
+            micro_batch_size=self.micro_batch,
             activation_checkpointing=self.recompute,
             loss=self.loss,  # type: ignore[arg-type]
             **chunk,
@@ -108,26 +111,36 @@ class Case:
 
 @dataclass
 class MadeStates:
-    """A batch of states that ``make`` makes; masks, tokens and answers are drawn on the CPU."""
+    """Batches of states that ``make`` makes; masks, tokens and answers are drawn on the CPU."""
 
     case: Case
     make: MakeTensor
     device: torch.device
     lengths: Sequence[int] = field(init=False)
+    keep: bool = False
+    """Batches are made once and stay, so that a step is timed without their making."""
+    kept: dict[tuple[int, ...], TargetBatch] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.lengths = self.case.lengths
 
     def batch(self, rows: Sequence[int]) -> TargetBatch:
         """The rows side by side."""
+        key = tuple(rows)
+        batch = self.kept.get(key) or self._made(key)
+        if self.keep:
+            self.kept[key] = batch
+        return batch
+
+    def _made(self, rows: tuple[int, ...]) -> TargetBatch:
         draft = self.case.draft
-        drawn = torch.Generator().manual_seed(0)
+        drawn = torch.Generator().manual_seed(self.case.seed)
         lengths = [self.lengths[row] for row in rows]
         size = sum(lengths)
         draft_ids_W = self.case.draft_ids_W
         answer_N = draft_ids_W[torch.randint(len(draft_ids_W), (size,), generator=drawn)]
         # The token after a draft token is not one: draft ids are several apart.
-        top_N = answer_N + (torch.rand(size, generator=drawn) >= EXPRESSIBLE)
+        top_N = answer_N + (torch.rand(size, generator=drawn) >= self.case.expressible)
         return TargetBatch(
             token_ids_N=self._sent(torch.randint(draft.vocab_size, (size,), generator=drawn)),
             loss_mask_N=torch.cat([torch.arange(n) >= n - round(n * self.case.mask) for n in lengths]),
@@ -135,7 +148,7 @@ class MadeStates:
             aux_NC=self.make(size, draft.aux_width),
             last_NH=self.make(size, draft.target_hidden_size),
             top_N=self._sent(top_N),
-            rows=tuple(rows),
+            rows=rows,
             top_host_N=top_N,
         )
 
@@ -144,7 +157,37 @@ class MadeStates:
         return x_N if self.device.type == "cpu" else x_N.pin_memory().to(self.device, non_blocking=True)
 
 
-def make_trainer(case: Case, draft: Draft, make: MakeTensor, timers: Timers | None = None) -> Trainer:
+def random_tensors(device: torch.device, dtype: torch.dtype, drawn_on: str | None = None) -> MakeTensor:
+    """Makes random tensors; drawn on the CPU they have the same numbers on every device."""
+
+    def make(*sizes: int) -> Tensor:
+        drawn = torch.randn(*sizes, device=drawn_on or device).mul_(sizes[-1] ** -0.5)
+        return drawn.to(device, dtype)
+
+    return make
+
+
+def make_draft(case: Case, device: torch.device, dtype: torch.dtype, drawn_on: str | None = None) -> Draft:
+    """A draft with random weights for the draft vocabulary of the case."""
+    with torch.device(drawn_on or device):
+        draft = Draft(case.draft)
+    ids_W = case.draft_ids_W
+    t2d_V = torch.zeros(case.draft.vocab_size, dtype=torch.bool)
+    t2d_V[ids_W] = True
+    draft = draft.to(device)
+    draft.set_vocab((ids_W - torch.arange(len(ids_W))).to(device), t2d_V.to(device))
+    return draft.cast(dtype)
+
+
+def make_trainer(
+    case: Case,
+    draft: Draft,
+    make: MakeTensor,
+    *,
+    timers: Timers | None = None,
+    attention: str = "auto",
+    keep_states: bool = False,
+) -> Trainer:
     """The trainer of a case around a draft that is on its device, in its type."""
     config = case.draft
     settings = case.settings
@@ -152,12 +195,14 @@ def make_trainer(case: Case, draft: Draft, make: MakeTensor, timers: Timers | No
     embedding_VH = make(config.vocab_size, config.target_hidden_size)
     draft_head = Head(make(config.draft_vocab_size, config.target_hidden_size))
     whole_head = None if case.loss == "kl" else Head(make(config.vocab_size, config.target_hidden_size))
-    attend = choose_attention("auto", device, Silent())
+    attend = choose_attention(attention, device, Silent())
     count = len(case.lengths)
     return Trainer(
         settings=settings,
         output_dir=Path(),
-        batches=Batches(MadeStates(case, make, device), Sampler(count, count, 0)),
+        batches=Batches(
+            MadeStates(case, make, device, keep=keep_states), Sampler(count, count, case.seed), case.micro_batch
+        ),
         eval_source=None,
         model=TTTModel(
             draft,

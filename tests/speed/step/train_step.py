@@ -16,11 +16,11 @@ import random
 import resource
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.speed.step.step_case import Case
 
 
 def arguments() -> argparse.Namespace:
@@ -66,15 +66,14 @@ def read_lengths(a: argparse.Namespace) -> list[int]:
     return [int(word) for word in text.replace(",", " ").split()]
 
 
-def make_draft(a: argparse.Namespace, lengths: list[int]) -> Any:
-    """A draft with random weights and a random draft vocabulary."""
-    import torch
+def make_case(a: argparse.Namespace) -> Case:
+    """The draft and the batch that the flags describe."""
+    from step_case import Case
 
     from eagle3cli.models.config import DraftConfig
-    from eagle3cli.models.draft import Draft
 
-    torch.manual_seed(a.seed)
-    config = DraftConfig(
+    lengths = tuple(read_lengths(a))
+    draft = DraftConfig(
         hidden_size=a.hidden,
         intermediate_size=a.inter,
         num_attention_heads=a.heads,
@@ -86,98 +85,17 @@ def make_draft(a: argparse.Namespace, lengths: list[int]) -> Any:
         aux_layers=(1, 2, 3),
         max_position_embeddings=max(2048, *lengths),
     )
-    draft = Draft(config)
-    ids = torch.randperm(a.vocab)[: a.draft_vocab].sort().values
-    t2d = torch.zeros(a.vocab, dtype=torch.bool)
-    t2d[ids] = True
-    draft.set_vocab(ids - torch.arange(a.draft_vocab), t2d)
-    return draft.to(a.device).cast(torch.float32 if a.dtype == "fp32" else torch.bfloat16)
-
-
-@dataclass
-class RandomSource:
-    """States as they come from a store: in the draft's type, the target's answers known."""
-
-    lengths: Sequence[int]
-    rows: list[dict[str, Any]]
-    device: str
-
-    def batch(self, rows: Sequence[int]) -> Any:
-        """The rows side by side."""
-        import torch
-
-        from eagle3cli.backends.batches.batch import TargetBatch
-
-        parts = [self.rows[i] for i in rows]
-        joined = {key: torch.cat([part[key] for part in parts]).to(self.device) for key in parts[0]}
-        bounds = (0, *accumulate(self.lengths[i] for i in rows))
-        return TargetBatch(cu_seqlens=bounds, rows=tuple(rows), **joined)
-
-
-def make_source(a: argparse.Namespace, lengths: list[int], head: Any, dtype: Any) -> RandomSource:
-    """Random states; the last rows of each sequence carry loss."""
-    import torch
-
-    def row(n: int) -> dict[str, Any]:
-        last = torch.randn(n, a.hidden)
-        return {
-            "token_ids_N": torch.randint(a.vocab, (n,)),
-            "loss_mask_N": torch.arange(n) >= n - round(n * a.mask_fraction),
-            "aux_NC": torch.randn(n, 3 * a.hidden).to(dtype),
-            "last_NH": last.to(dtype),
-            "top_N": torch.cat([(part @ head.T).argmax(-1) for part in last.split(256)]),
-        }
-
-    return RandomSource(lengths, [row(n) for n in lengths], a.device)
-
-
-def make_trainer(a: argparse.Namespace, lengths: list[int]) -> Any:
-    """The product's trainer over random states of these lengths."""
-    import torch
-
-    from eagle3cli.backends.target.logits import Head
-    from eagle3cli.runtime.distributed import SINGLE_PROCESS
-    from eagle3cli.runtime.report import Silent
-    from eagle3cli.settings.training import TrainSettings
-    from eagle3cli.training.batches import Batches, Sampler
-    from eagle3cli.training.build import choose_attention
-    from eagle3cli.training.checkpoint.save import Saver
-    from eagle3cli.training.checkpoint.state import TrainState
-    from eagle3cli.training.optim.optimizer import Optimizer
-    from eagle3cli.training.optim.schedule import Schedule
-    from eagle3cli.training.parallel import Parallel
-    from eagle3cli.training.trainer import Trainer
-    from eagle3cli.training.ttt.model import TargetWeights, TTTModel
-
-    draft = make_draft(a, lengths)
-    dtype, ids = draft.fc.weight.dtype, draft.draft_ids.cpu()
-    head = torch.randn(a.vocab, a.hidden) * 0.02
-    head[ids] *= 3.0  # draft tokens win nearly every teacher argmax, as with a mapping made from real data
-    settings = TrainSettings(
-        ttt_length=a.ttt,
-        batch_size=len(lengths),
-        micro_batch_size=a.micro_batch,
-        attention_backend=a.attention_backend,
-        activation_checkpointing=a.activation_checkpointing,
-        loss=a.loss,
-    )
-    attend = choose_attention(a.attention_backend, torch.device(a.device), Silent())
-    source = make_source(a, lengths, head, dtype)
-    embedding_VH = (torch.randn(a.vocab, a.hidden) * 0.02).to(a.device, dtype)
-    whole_head = Head(head.to(a.device, dtype)) if a.loss != "kl" else None
-    target = TargetWeights(embedding_VH, Head(head[ids].to(a.device, dtype)), whole_head)
-    return Trainer(
-        settings=settings,
-        output_dir=Path(),
-        batches=Batches(source, Sampler(len(lengths), len(lengths), a.seed), a.micro_batch),
-        eval_source=None,
-        model=TTTModel(draft, target, attend, recompute=a.activation_checkpointing),
-        parallel=Parallel(),
-        optimizer=Optimizer(list(draft.named_parameters()), max_grad_norm=settings.max_grad_norm),
-        schedule=Schedule(settings, a.steps),
-        state=TrainState(),
-        saver=Saver(Path(), 1, SINGLE_PROCESS, Silent()),
-        report=Silent(),
+    # Draft tokens win every teacher argmax, as with a mapping made from real data.
+    return Case(
+        draft,
+        lengths,
+        a.mask_fraction,
+        a.loss,
+        a.ttt,
+        a.activation_checkpointing,
+        micro_batch=a.micro_batch,
+        expressible=1.0,
+        seed=a.seed,
     )
 
 
@@ -186,12 +104,18 @@ def main() -> None:
     a = arguments()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
+    from step_case import make_draft, make_trainer, random_tensors
 
     from eagle3cli.runtime.devices import set_threads
 
     set_threads(a.threads)
-    lengths = read_lengths(a)
-    trainer = make_trainer(a, lengths)
+    torch.manual_seed(a.seed)
+    device = torch.device(a.device)
+    dtype = torch.float32 if a.dtype == "fp32" else torch.bfloat16
+    case = make_case(a)
+    draft = make_draft(case, device, dtype)
+    make = random_tensors(device, dtype)
+    trainer = make_trainer(case, draft, make, attention=a.attention_backend, keep_states=True)
 
     def step() -> None:
         trainer.train_step()
@@ -208,20 +132,20 @@ def main() -> None:
         step()
         cpu.append(time.process_time() - cpu_at)
         wall.append(time.perf_counter() - at)
-    tokens, median = sum(lengths), statistics.median(wall)
+    median = statistics.median(wall)
     line = {
         "name": "eagle3",
         "hidden": a.hidden,
         "vocab": a.vocab,
         "draft_vocab": a.draft_vocab,
-        "batch": len(lengths),
-        "seq": max(lengths),
-        "tokens": tokens,
+        "batch": len(case.lengths),
+        "seq": max(case.lengths),
+        "tokens": case.tokens,
         "ttt": a.ttt,
         "mask_fraction": a.mask_fraction,
         "seconds_per_step": round(median, 3),
         "cpu_seconds_per_step": round(statistics.median(cpu), 3),
-        "tokens_per_s": round(tokens / median, 2),
+        "tokens_per_s": round(case.tokens / median, 2),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "heads": a.heads,
         "kv_heads": a.kv_heads,

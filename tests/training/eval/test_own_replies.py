@@ -33,6 +33,7 @@ def test_repeated_tokens_are_not_new(prompt: list[int], reply: list[int], count:
     assert new_tokens(prompt + reply, mask) == count
 
 
+@pytest.mark.slow
 def test_states_on_disk_are_judged_as_the_target_itself_would(tiny: Path, tmp_path: Path) -> None:
     """What a capture of several processes has not judged is judged from its states."""
     rows = tmp_path / "rows.jsonl"

@@ -98,6 +98,7 @@ def test_is_the_brute_force_of_a_tiny_vocabulary(k: int) -> None:
         assert expected_accepted == pytest.approx(accepted_at, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.6, top_p=0.9, top_k=40)], ids=["plain", "cut"])
 def test_is_what_the_local_sampler_takes(shared: Path, sampling: Sampling) -> None:
     """The passes of the decoder over its own sampled replies, with a draft vocabulary that lacks tokens."""

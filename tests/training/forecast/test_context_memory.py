@@ -19,8 +19,7 @@ from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.build import build
 from tests.conftest import RunCli
-from tests.speed.scaling.context_parallel import HIDDEN, VOCAB, own_megabytes, write_store
-from tests.speed.scaling.memory_forecast import Model
+from tests.training.forecast.measured import HIDDEN, VOCAB, Model, own_megabytes, write_store
 
 LENGTH = 32_768
 TRAIN = {

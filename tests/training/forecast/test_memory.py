@@ -22,7 +22,7 @@ from eagle3cli.training.forecast.memory import depth_bytes, draft_weights, forec
 from eagle3cli.training.forecast.sizes import Workload
 from eagle3cli.training.ttt.unroll import plan_positions, unroll
 from tests.conftest import ROOT, RunCli
-from tests.speed.scaling.memory_forecast import Model, write_rows
+from tests.training.forecast.measured import Model, write_rows
 
 CONFIG = DraftConfig(
     hidden_size=128,

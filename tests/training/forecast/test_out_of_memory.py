@@ -86,6 +86,7 @@ def test_a_capture_names_its_batch_and_a_smaller_one(
     assert run_cli("hidden-states", "--batch-tokens", tokens // 2).code == 0
 
 
+@pytest.mark.slow
 def test_an_evaluation_names_its_forecast_and_a_change(
     place: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from eagle3cli.settings.tables import Settings
 from eagle3cli.training.forecast.splits import Splits, plan_splits
 from tests.conftest import RunCli
-from tests.speed.scaling.splits import inputs_of
+from tests.speed.step.splits import inputs_of
 
 GB = 10**9
 
@@ -29,6 +29,7 @@ def test_a_target_that_leaves_no_room_for_a_draft_gets_gpus_of_its_own() -> None
     assert splits("qwen3-235b-a22b", 16, 80, 8).helps is None  # side by side they are faster
 
 
+@pytest.mark.slow
 def test_it_is_spread_over_more_where_it_does_not_fit() -> None:
     found = splits("qwen3-235b-a22b", 16, 70)
     assert found.best is not None

@@ -57,6 +57,7 @@ def loss_of(draft: Draft, source: OnlineSource) -> float:
     return float(total) / plan.with_loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wide", [0, 8], ids=["heads of the target", "heads wider than the hidden size"])
 def test_starts_closer_to_the_target_than_noise(source: OnlineSource, wide: int) -> None:
     target = source.target

@@ -38,6 +38,7 @@ def test_mask_shows_the_own_sequence_up_to_the_own_position(lengths: list[int], 
         assert got == [begin <= k <= row for k in range(bounds[-1])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depths", [0, 1, 3])
 @torch.no_grad()
 def test_forward_is_that_of_the_portable_attention(depths: int) -> None:
@@ -47,6 +48,7 @@ def test_forward_is_that_of_the_portable_attention(depths: int) -> None:
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=4),

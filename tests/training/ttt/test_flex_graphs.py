@@ -70,20 +70,24 @@ def graphs_of_a_run(steps: int, window: Window | None = None) -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
+@pytest.mark.slow
 def test_one_graph_serves_all_lengths() -> None:
     assert graphs_of_a_run(150) <= MOST
 
 
+@pytest.mark.slow
 def test_one_graph_serves_all_steps_of_a_window() -> None:
     assert graphs_of_a_run(60, Window(100, 4)) <= MOST
 
 
+@pytest.mark.slow
 def test_a_graph_for_each_length_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above is red without the padding."""
     monkeypatch.setattr(flex_attention, "_in_blocks", lambda length: length)
     assert graphs_of_a_run(10) > MOST
 
 
+@pytest.mark.slow
 def test_past_the_limit_a_run_ends_and_does_not_make_scores_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex_attention, "MAX_GRAPHS", 2)
     monkeypatch.setattr(flex_attention, "_in_blocks", lambda length: length)

@@ -127,6 +127,7 @@ def assert_equal(pair: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]) 
         torch.testing.assert_close(got[name], want[name], rtol=2e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(masks, st.integers(0, 1000))
 def test_equals_the_dense_step(sequences: list[list[bool]], seed: int) -> None:
@@ -141,6 +142,7 @@ def test_other_losses_drafts_and_anchors_equal_the_dense_step(
     assert_equal(both_ways(sequences, seed, terms=TERMS[loss], config=CONFIGS[config], anchored=anchored))
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(masks, st.integers(0, 1000), st.integers(1, 9), st.integers(0, 5), st.sampled_from(sorted(CONFIGS)))
 def test_a_window_equals_the_dense_step(

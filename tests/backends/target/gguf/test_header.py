@@ -41,6 +41,7 @@ def test_a_whole_gguf_head_is_taken(tmp_path: Path) -> None:
         check_header(tmp_path / "m.gguf")
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_gguf_files(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -65,6 +65,7 @@ def test_weights_are_what_the_format_says(tmp_path: Path, name: str) -> None:
     assert ("gate_proj" in offline) is (name != "mxfp4")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("name", "kind"),

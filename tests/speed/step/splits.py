@@ -1,7 +1,7 @@
 """Which split of the GPUs a draft should be trained with: `train --target-gpus N` beside training on the same GPUs.
 
-    python tests/speed/scaling/splits.py --target llama-3.1-8b --gpus 8
-    python tests/speed/scaling/splits.py --target qwen3-235b-a22b --gpus 16 --tp-size 8
+    python tests/speed/step/splits.py --target llama-3.1-8b --gpus 8
+    python tests/speed/step/splits.py --target qwen3-235b-a22b --gpus 16 --tp-size 8
 
 What `eagle3 plan` foretells for H100s (`eagle3cli/training/forecast/throughput.py`), over sequences of 2,048 tokens of
 which the last half carries loss, 16,384 tokens a GPU and step. Memory is that of each GPU of a side. Nothing is run.
