@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_config import init_on_a_terminal
 from tests.conftest import Ran, RunCli
 
 SMALL = """
@@ -66,19 +65,6 @@ def follow(run_cli: RunCli, words: list[str], more: Callable[[str], list[str]] =
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("mode", "steps"), [("online", STEPS), ("offline", OFFLINE)])
-def test_every_next_line_runs_as_printed_and_follows_the_mode(
-    prompts: Path, tiny: Path, run_cli: RunCli, mode: str, steps: list[str]
-) -> None:
-    (prompts / "eagle3.toml").write_text(
-        SMALL.format(mode=mode).replace("[target]", f'[target]\nmodel_path = "{tiny}"')
-    )
-    assert follow(run_cli, ["prepare", "in.jsonl"]) == steps
-    assert (prompts / "runs" / "bench" / "results.jsonl").is_file()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_next_lines_say_what_was_typed_elsewhere(prompts: Path, tiny: Path, run_cli: RunCli) -> None:
     """No eagle3.toml: the target, a settings file and every place are typed once and carried on from there."""
     (prompts / "small one.toml").write_text(SMALL.format(mode="offline"))
@@ -98,24 +84,6 @@ def test_next_lines_say_what_was_typed_elsewhere(prompts: Path, tiny: Path, run_
     assert config["draft_vocab_size"] == 96  # typed once, where the rows were cached
     summary = json.loads(next((prompts / "d").glob("processed_dataset/*/summary.json")).read_text())
     assert summary["train"]["loss_tokens"]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_no_path_is_typed_in_an_empty_folder(prompts: Path, tiny: Path, run_cli: RunCli) -> None:
-    """With the file that ``config init`` writes from its five answers, and sizes for a test."""
-    assert init_on_a_terminal(prompts, f"{tiny}\nin.jsonl\n\n\n\n")[0] == 0
-    small = [f"{line}" for line in SMALL.format(mode="online").splitlines()]
-    table = ""
-    sizes: list[str] = []
-    for line in filter(None, small):
-        table = line.strip("[]") if line.startswith("[") else table
-        sizes += [] if line.startswith("[") else ["--set", f"{table}.{line.replace(' = ', '=', 1)}"]
-    for words in (*STEPS[:4], "view-train-data 1 2", "hidden-states", *STEPS[4:]):
-        ran = run_cli(*words.split(), *sizes)
-        assert ran.code == 0, f"{words}\n{ran.err}"
-    assert "as the stages before left it: --draft-model-path runs/draft" in ran.err
-    assert (prompts / "runs" / "llama" / "train" / "best").is_dir()
 
 
 def test_regenerate_reads_what_prepare_made_or_found_last(prompts: Path, run_cli: RunCli) -> None:

@@ -21,8 +21,6 @@ from eagle3cli.serving.bench.tasks import NAMES as BENCHMARKS
 from eagle3cli.settings.load import load
 from eagle3cli.settings.packaged import recipes, summary
 from eagle3cli.settings.tables import Settings
-from tests.conftest import RunCli
-from tests.families import family_target
 
 FAMILY = {
     "llama-3.1-8b-online": "llama",
@@ -35,53 +33,6 @@ FAMILY = {
     "deepseek-v2-lite": "deepseek-v2",
 }
 """A tiny target of the recipe's family; quickstart has a test of its own kind: `make quickstart`."""
-
-TWIN = {"llama-3.1-8b-8k": "llama-3.1-8b-online"}
-"""A recipe that differs from another in numbers alone, and is the same as that one when it is shrunken."""
-
-SHRUNKEN = """
-[run]
-k = 2
-held_out_prompts = 2
-new_tokens = 6
-speed_prompts = 1
-batch_size = 2
-[target]
-model_path = "target"
-tp_size = 1
-[server]
-tp_size = 1
-[draft]
-config = "auto"
-vocab_size = 128
-[data]
-max_length = 96
-num_proc = 1
-[prepare]
-source = "in.jsonl"
-sample_size = 12
-[regenerate]
-engine = "local"
-max_tokens = 8
-batch_size = 6
-[merge]
-eval_size = 2
-drop_loops = false
-[train]
-total_steps = 2
-batch_size = 2
-max_tokens_per_gpu = 96
-ttt_length = 2
-save_interval = 2
-eval_interval = 2
-[eval]
-depths = 2
-[bench]
-engine = "local"
-benchmark_list = ["mtbench-like:1"]
-config_list = ["1,2,1,3"]
-max_tokens = 4
-"""
 
 
 def test_every_recipe_is_tried_here() -> None:
@@ -163,35 +114,3 @@ def test_the_eval_stage_of_a_spread_target_gets_its_processes(monkeypatch: pytes
 def test_processes_of_a_stage_leave_stdout_to_the_one_that_started_them(capsys: pytest.CaptureFixture[str]) -> None:
     WorkerOut().table("Acceptance", ("k", "length"), [(1, 1.5)])
     assert capsys.readouterr().out == ""
-
-
-@pytest.fixture(scope="module")
-def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("targets")
-    return {family: family_target(folder / family, family) for family in sorted(set(FAMILY.values()))}
-
-
-@pytest.mark.parametrize(("name", "twin"), TWIN.items())
-def test_a_twin_is_tried_by_what_it_is_like(name: str, twin: str, tmp_path: Path) -> None:
-    (tmp_path / "shrunken.toml").write_text(SHRUNKEN)
-    same = ["run.output_dir=runs/x", "prepare.max_turns=4", "train.learning_rate=1e-4", "train.num_epochs=1"]
-    ours, its = (load([recipes()[each], tmp_path / "shrunken.toml"], same).settings for each in (name, twin))
-    assert ours == its
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in FAMILY if name not in TWIN])
-def test_a_shrunken_recipe_runs_from_prompts_to_a_report(
-    name: str, targets: dict[str, Path], run_cli: RunCli, tmp_path: Path
-) -> None:
-    (tmp_path / "target").symlink_to(targets[FAMILY[name]])
-    rows = [{"id": f"p{i}", "conversations": [{"role": "user", "content": f"{i}: How?"}]} for i in range(16)]
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "shrunken.toml").write_text(SHRUNKEN)
-    done = run_cli("run", name, "--config", "shrunken.toml", "--json")
-    assert done.code == 0, done.err
-    assert "warning" not in done.err.lower()
-    report = done.json
-    assert report["replies"] == {"recorded": 0, "generated": 12, "errors": 0}
-    assert report["steps"] == 2
-    assert (tmp_path / "runs" / name / "draft" / "config.json").is_file()

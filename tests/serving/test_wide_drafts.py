@@ -22,12 +22,8 @@ LATENT = {"kv_lora_rank": 24, "q_lora_rank": 40, "qk_nope_head_dim": 12, "qk_rop
 SHAPES: dict[str, tuple[dict[str, Any], set[Layout]]] = {
     # keys of the draft's JSON, and the layouts that may hold it
     "plain": ({"norm_output": False}, {"sglang", "vllm", "legacy"}),
-    "auto": ({}, {"sglang", "vllm"}),
-    "fc-norm": ({"fc_norm": True}, {"sglang", "vllm"}),
     "norm-before-fc": ({"norm_before_fc": True, "norm_output": False}, {"sglang", "vllm"}),
-    "two-layers": ({"num_hidden_layers": 2, "norm_output": False}, {"sglang", "vllm"}),
     "three-wide-layers-five-states": ({"num_hidden_layers": 3, "intermediate_size": 320, **FIVE}, {"sglang", "vllm"}),
-    "five-states": ({"norm_output": False, **FIVE}, {"sglang", "vllm"}),
     "own-embedding": ({"own_embedding": True, "norm_output": False}, {"vllm"}),
     "latent": ({"architectures": ["Eagle3DeepseekV2ForCausalLM"], "fc_norm": True, **LATENT}, {"sglang", "vllm"}),
     "norm-before-residual": ({"norm_before_residual": True, "norm_output": False}, {"vllm"}),

@@ -22,6 +22,8 @@ from eagle3cli.serving.decode.decode import decode
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.training.eval.evaluate import draft_states, proposals
 from eagle3cli.training.eval.simulate import AcceptanceCounts, agreement_table, reply_spans, simulate
+from tests.conftest import SharedTarget
+from tests.failing import fails
 from tests.independent_eagle3 import measure
 from tests.tiny import tiny_target
 
@@ -157,3 +159,10 @@ def test_plain_decoding_is_the_models_own(tmp_path: Path, kind: str) -> None:
         assert result.token_ids == want[0, len(prompt) :].tolist()
         assert result.finish == "length"
     assert target.model.config._attn_implementation != "eagle3_grouped"
+
+
+def test_a_past_that_cannot_be_rolled_back_is_refused(shared_target: SharedTarget) -> None:
+    """Linear attention keeps one state, and no keys by position that a rejected draft could be taken out of."""
+    target = load_target(TargetSettings(model_path=str(shared_target("qwen3-next")), device="cpu"), Silent())
+    with fails("unsupported-engine", target.path):
+        decode(target, None, [[5, 6]], k=0, max_new_tokens=2, eos_ids=EOS, batch_size=1)
