@@ -151,6 +151,12 @@ WRAPPERS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 """Multi-modal models: class of the config, class of the model, the text model's own values, the wrapper's."""
 
 
+DECODED = (
+    *("llama", "llama-tied", "llama4", "mistral", "mixtral", "qwen2", "qwen3", "qwen3-moe", "phi3", "phi4-mini"),
+    *("gpt-oss", "deepseek-v2", "deepseek-v3", "gemma2", "gemma3", "glm4", "cohere2", "granite", "gemma3-vision"),
+)
+"""Decoded by the local engine in ``backends/target/test_young_families.py``, as the young ones are. Qwen2.5 and QwQ are
+of Qwen2's class, Phi-4 of Phi-3's."""
 QUICK = ("llama", "qwen3", "qwen3-moe", "gemma3", "deepseek-v2", "gpt-oss")
 """Stand for the many in `make test`."""
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from eagle3cli.models.engines import CHECKED, ENGINES, KNOWN, support, support_table
 from tests.conftest import ROOT
-from tests.families import FAMILIES, WRAPPERS
+from tests.families import DECODED, FAMILIES, WRAPPERS
 from tests.models.engine_classes import MORE_THAN_TEXT, NO_NUMBERS, TEXT_OF
-from tests.test_families import CHOSEN
 from tests.young_families import ALSO_DECODED, NOT_LOADED, REFUSED, YOUNG_FAMILIES, YOUNG_WRAPPERS
 
 BEGIN = "<!-- engines: python -m tests.models.engine_table -->\n"
@@ -34,7 +33,7 @@ SAME_HERE = {
 def tried_here() -> dict[str, str]:
     """What was tried here of each class on a tiny model, by the tests of families."""
     tried = {}
-    decoded = {*CHOSEN, *ALSO_DECODED, *YOUNG_FAMILIES, *YOUNG_WRAPPERS} - REFUSED - NOT_LOADED
+    decoded = {*DECODED, *ALSO_DECODED, *YOUNG_FAMILIES, *YOUNG_WRAPPERS} - REFUSED - NOT_LOADED
     for name, (config, _) in {**FAMILIES, **YOUNG_FAMILIES}.items():
         kind = config.removesuffix("Config").removesuffix("Text") + "ForCausalLM"
         if name in decoded or name in REFUSED:

@@ -26,7 +26,6 @@ NORMS = ("norm", "final_layernorm", "final_layer_norm")
 LAST_LAYER = 7
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", by_family(name for name in (*FAMILIES, *WRAPPERS) if name not in ALSO_DECODED))
 def test_states_and_logits_are_the_models_own(shared_target: SharedTarget, name: str) -> None:
     folder = shared_target(name)

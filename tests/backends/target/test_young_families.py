@@ -24,11 +24,11 @@ from eagle3cli.settings.models import TargetSettings
 from tests.backends.target.test_families import NORMS, OLD, gain_of
 from tests.conftest import SharedTarget
 from tests.failing import fails
-from tests.families import COMMON, EXPERTS, by_family, family_target
+from tests.families import COMMON, DECODED, EXPERTS, by_family, family_target
 from tests.young_families import ALSO_DECODED, NOT_LOADED, REFUSED, YOUNG_FAMILIES, YOUNG_WRAPPERS
 
 FINAL_NORMS = (*NORMS, "norm_f", "ln_f")
-LOADED = [name for name in (*YOUNG_FAMILIES, *YOUNG_WRAPPERS, *ALSO_DECODED) if name not in NOT_LOADED]
+LOADED = [name for name in (*DECODED, *YOUNG_FAMILIES, *YOUNG_WRAPPERS, *ALSO_DECODED) if name not in NOT_LOADED]
 NEW_TOKENS = 5
 BEGIN = [7, 90, 41, 12, 205, 77, 140, 33, 9]
 ROWS = [[*BEGIN, *range(20, 30)], [*BEGIN, 60, 5, 250]]
@@ -44,7 +44,6 @@ def written(target: HfTarget, row: list[int]) -> list[int]:
     return ids[len(row) :]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(OLD, reason="classes of transformers 5")
 @pytest.mark.parametrize("name", by_family(LOADED))
 @torch.no_grad()
