@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 from collections.abc import Sequence
@@ -227,3 +228,37 @@ def test_stops_early_without_better_acceptance(tmp_path: Path) -> None:
     trainer.train(Stop())
     assert trainer.state.step == 4  # the first evaluation is the best, three more are not better
     assert trainer.state.evals_without_improvement == 3
+
+
+def test_a_checkpoint_is_written_once_a_step_and_known_when_it_is_whole(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, total_steps=2)
+    trainer.train_step()
+    saver = trainer.saver
+    parts = (0, trainer.draft, trainer.optimizer, trainer.state)
+    assert saver.wait() is None
+    saver.begin(*parts)
+    assert saver.pending is not None
+    saver.now(*parts)
+    assert saver.pending is None
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    assert (folder.name, saver.saved_step) == (f"epoch_0_step_{trainer.state.step}", trainer.state.step)
+    written = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    saver.now(*parts)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == written
+
+
+def test_a_checkpoint_that_could_not_be_written_is_told_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tmp_path, total_steps=2)
+    trainer.train_step()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("eagle3cli.training.checkpoint.save.checksums", full)
+    trainer.saver.begin(0, trainer.draft, trainer.optimizer, trainer.state)
+    failure = trainer.saver.wait()
+    assert failure is not None
+    assert trainer.saver.saved_step == -1
+    assert not any((tmp_path / "checkpoints").iterdir())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle3cli.training.eval.simulate import AcceptanceCounts, reply_spans, simulate
+from eagle3cli.training.eval.simulate import AcceptanceCounts, agreement_table, reply_spans, simulate
 
 K = 4
 tables = st.lists(st.lists(st.booleans(), min_size=K, max_size=K), min_size=3, max_size=30)
@@ -48,3 +49,11 @@ def test_one_token_replies_have_no_step() -> None:
 def test_spans_end_at_sequence_ends() -> None:
     mask = [False, True, True, True, True, False, True]
     assert reply_spans(mask, (0, 3, 7)) == [(1, 3), (3, 5), (6, 7)]
+
+
+def test_a_position_without_a_proposal_never_agrees() -> None:
+    token_ids_N = torch.tensor([9, 8, 7, 6, 5, 4])
+    table = agreement_table(
+        [torch.tensor([7, 0]), torch.tensor([5])], [torch.tensor([0, 2]), torch.tensor([1])], token_ids_N
+    )
+    assert table == [[True, False, False, False, False, False], [False, True, False, False, False, False]]
