@@ -30,7 +30,7 @@ def test_one_round_of_refusals_shrinks_once() -> None:
     for _ in range(30):
         limit.record_overload(sent=0, now=1)
     assert limit.places == 70
-    limit.record_overload(sent=2, now=3)
+    limit.record_overload(sent=1, now=3)  # sent when the limit had just shrunk
     assert limit.places == 49
 
 
