@@ -36,6 +36,8 @@ from nearest import Nearest, durations
 
 PRELOADED = ("torch", "transformers", "pydantic", "typer", "hypothesis.strategies", "safetensors.torch", "rich.console")
 LEFT_OUT = (".git", ".venv", ".engines", ".minimum", "*_cache", ".hypothesis")
+SOUND: set[str] = set()
+"""Tests that were seen to pass on the code as it is."""
 LONGEST_TEST_S = 12.0
 NEVER_RUN = {"engine", "gpu", "families"}
 
@@ -115,7 +117,10 @@ def run_tests(copy: Path, files: list[str], plugin: WithinBudget) -> tuple[str, 
 
 
 def try_mutant(mutant: Mutant, copy: Path, tests: list[str], plugin: WithinBudget) -> dict[str, Any]:
-    """The record of one mutant: the copy's file is changed, tested and put back with its time of change."""
+    """The record of one mutant: the copy's file is changed, tested and put back with its time of change.
+
+    Raises SystemExit where the test that failed fails without the change too: then nothing is measured.
+    """
     place = copy / mutant.path
     source = place.read_bytes()
     times = place.stat()
@@ -126,6 +131,10 @@ def try_mutant(mutant: Mutant, copy: Path, tests: list[str], plugin: WithinBudge
     finally:
         place.write_bytes(source)
         os.utime(place, ns=(times.st_atime_ns, times.st_mtime_ns))
+    if "::" in test and test not in SOUND:
+        if run_tests(copy, [test], plugin)[0] != "survived":
+            raise SystemExit(f"fails on the code as it is: {test}")
+        SOUND.add(test)
     return {**asdict(mutant), "status": status, "test": test, "seconds": round(time.monotonic() - begun, 1)}
 
 
