@@ -151,7 +151,8 @@ def edges(row: RowView) -> Iterator[str]:
 
 
 def as_data(shown: View) -> list[dict[str, Any]]:
-    """The rows for --json: runs of equal role and training, with their token ids, and the edges of the replies."""
+    """The rows for --json: the ids and the loss mask of all tokens, runs of equal role and training, and the edges of
+    the replies."""
     return [_row_data(row) for row in shown.rows]
 
 
@@ -174,9 +175,13 @@ def _row_data(row: RowView) -> dict[str, Any]:
     names = ("first", "last", "behind", "begins", "ends", "ended")
     replies = [{name: getattr(reply, name) for name in names} for reply in row.replies]
     counts = {"tokens": row.tokens, "trained": row.trained, "truncated": row.truncated, "missing": row.missing}
+    flat = {
+        "token_ids": [i for piece in row.pieces for i in piece.ids],
+        "loss_mask": [int(piece.trained) for piece in row.pieces for _ in piece.ids],
+    }
     own: dict[str, Any] = {"on_policy": row.on_policy} if row.on_policy else {}
     own |= {"images": list(row.images)} if row.images else {}
-    return {**data, **counts, **own, "replies": replies, "runs": runs}
+    return {**data, **counts, **flat, **own, "replies": replies, "runs": runs}
 
 
 PAGE_STYLE = """

@@ -165,6 +165,9 @@ def test_html_is_escaped_and_json_is_whole(tmp_path: Path) -> None:
     told = as_data(shown)[0]
     assert [run["role"] for run in told["runs"] if run["trained"]] == ["assistant"]
     assert sum(len(run["token_ids"]) for run in told["runs"]) == told["tokens"]
+    assert told["token_ids"] == [i for run in told["runs"] for i in run["token_ids"]]
+    assert told["loss_mask"] == [int(run["trained"]) for run in told["runs"] for _ in run["token_ids"]]
+    assert sum(told["loss_mask"]) == told["trained"] > 0
     assert told["replies"][0]["behind"] == "<|im_start|>assistant\n"
 
 
