@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -167,11 +168,17 @@ def place(tmp_path: Path, tiny: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(shared_folder: Path, tiny: Path) -> Path:
-    """The folder of a training run of the tiny target: data, settings, `run/best` and `run/checkpoints`; read it, do
-    not write to it."""
+    """The folder of a training run of the tiny target: data, settings, `run/best` and `run/checkpoints`, and what the
+    command said; read it, do not write to it."""
     from tests.tiny import train_tiny
 
     return once(shared_folder, "trained", lambda folder: train_tiny(folder, tiny))
+
+
+@pytest.fixture
+def finished(tmp_path: Path, trained: Path) -> Path:
+    """A copy of that folder to go on with, in ``tmp_path``."""
+    return shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.fixture

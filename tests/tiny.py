@@ -126,9 +126,10 @@ def training_place(folder: Path, tiny: Path) -> Path:
 
 
 def train_tiny(folder: Path, tiny: Path) -> None:
-    """`eagle3 train` in such a folder, to ``run``."""
+    """`eagle3 train` in such a folder, to ``run``; its result in ``result.json``."""
     from eagle3cli.cli.main import main
 
     training_place(folder, tiny)
-    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
-        assert main(["train", "--output-dir", "run", "--json"]) == 0
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(["train", "--mode", "online", "--output-dir", "run", "--json"]) == 0
+    (folder / "result.json").write_text(said.getvalue())

@@ -42,7 +42,7 @@ def last_state(run: Path) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
 
-def trained(ran: Ran) -> dict[str, object]:
+def result_of(ran: Ran) -> dict[str, object]:
     assert ran.code == 0, ran.err
     found: dict[str, object] = ran.json
     return found

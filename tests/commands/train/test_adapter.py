@@ -10,7 +10,7 @@ import pytest
 
 from eagle3cli.data.hidden_states.store import Store
 from tests.adapters import make_adapter
-from tests.commands.train.runs import trained
+from tests.commands.train.runs import result_of
 from tests.conftest import RunCli
 from tests.pipeline.test_run import recipe, states
 from tests.tiny import conversations, training_place
@@ -57,10 +57,10 @@ def test_the_draft_of_the_target_without_it_goes_on_with_it(
     run_cli: RunCli, tmp_path: Path, tiny: Path, adapter: Path
 ) -> None:
     training_place(tmp_path, tiny)
-    trained(run_cli("train", "--output-dir", "base", "--json"))
+    result_of(run_cli("train", "--output-dir", "base", "--json"))
     words = ("--draft-init", "draft", "--draft-model-path", "base/best", "--target-adapter", adapter)
     words += ("--set", "draft.vocab_size=none")
-    trained(run_cli("train", "--output-dir", "mine-draft", *words, "--json"))
+    result_of(run_cli("train", "--output-dir", "mine-draft", *words, "--json"))
     evaluated = run_cli("eval", "--draft-model-path", "mine-draft/best", "--target-adapter", adapter, "--json")
     assert (evaluated.code, "was trained for" in evaluated.err) == (0, False), evaluated.err
     bench = ("--config-list", "1,2,1,3", "--benchmark-list", "eval.jsonl:2", "--max-tokens", "8", "--engine", "local")
@@ -106,7 +106,7 @@ def test_a_plan_knows_what_was_made_with_the_adapter(
 ) -> None:
     training_place(tmp_path, tiny)
     words = ("train", "--target-adapter", adapter)
-    trained(run_cli(*words, "--json"))
+    result_of(run_cli(*words, "--json"))
     planned = run_cli(*words, "--dry-run")
     assert planned.code == 0, planned.err
     without = run_cli("train", "--dry-run")

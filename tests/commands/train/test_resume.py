@@ -13,7 +13,7 @@ from eagle3cli.errors import UsageError
 from eagle3cli.runtime.files import locked
 from eagle3cli.training.checkpoint import load
 from eagle3cli.training.checkpoint.load import CHECKSUMS, PROGRESS, RESUME, checksums
-from tests.commands.train.runs import trained
+from tests.commands.train.runs import result_of
 from tests.conftest import Ran, RunCli
 from tests.tiny import SETTINGS, conversations, tiny_target
 
@@ -27,7 +27,7 @@ def place(tmp_path: Path, tiny: Path, run_cli: RunCli) -> Path:
     (tmp_path / "eval.jsonl").write_text(conversations(4, 100))
     settings = SETTINGS.format(tiny=tiny).replace("total_steps = 12", "total_steps = 6")
     (tmp_path / "eagle3.toml").write_text(settings)
-    trained(run_cli("train", "--output-dir", "run", "--json"))
+    result_of(run_cli("train", "--output-dir", "run", "--json"))
     return tmp_path
 
 
@@ -53,7 +53,7 @@ def test_more_steps_other_evaluations_and_other_saving_go_on(place: Path, run_cl
     assert planned.code == 0, planned.err
     assert "the run goes on from it" in planned.out
     ran = run_cli(*words, "--json")
-    assert (trained(ran)["steps_this_time"], ran.json["steps"]) == (6, 12)
+    assert (result_of(ran)["steps_this_time"], ran.json["steps"]) == (6, 12)
     held_out = "held-out rows: others than before, so the best draft is looked for anew"
     assert held_out in ran.err
     assert held_out in planned.out
@@ -63,7 +63,7 @@ def test_more_steps_other_evaluations_and_other_saving_go_on(place: Path, run_cl
     assert ran.json["best_acceptance_length"] == pytest.approx(
         max(event["acceptance_length"][-1] for event in evaluated[1:]), abs=1e-3
     )
-    assert trained(run_cli(*words, "--json"))["steps_this_time"] == 0
+    assert result_of(run_cli(*words, "--json"))["steps_this_time"] == 0
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_more_rows_go_on_with_the_vocabulary_that_the_run_has(place: Path, run_c
     assert run_cli("cache", "--train-data-path", "more.jsonl").code == 0
     assert note in run_cli(*words, "--dry-run").out
     ran = run_cli(*words, "--json")
-    assert trained(ran)["steps_this_time"] == 4
+    assert result_of(ran)["steps_this_time"] == 4
     assert note in ran.err
     assert torch.equal(
         load_file(place / "run" / "checkpoints" / "epoch_1_step_10" / "model.safetensors")["d2t"], before
@@ -136,7 +136,7 @@ def test_a_checkpoint_of_an_earlier_version_says_no_more_than_its_hash(place: Pa
         (checkpoint / RESUME / CHECKSUMS).write_text(json.dumps(checksums(checkpoint)))
     words = ("train", "--output-dir", "run")
     assert table_of(run_cli(*words, "--learning-rate", "5e-4")) == [["train.learning_rate", "0.001", "0.0005"]]
-    assert trained(run_cli(*words, "--total-steps", 9, "--json"))["steps_this_time"] == 3
+    assert result_of(run_cli(*words, "--total-steps", 9, "--json"))["steps_this_time"] == 3
 
 
 @pytest.mark.slow

@@ -12,16 +12,16 @@ from safetensors.torch import load_file
 
 from eagle3cli.backends.target.head import read_target_tensors
 from eagle3cli.models.checkpoint import check_folder
-from tests.commands.train.runs import STATE, last_state, start, trained, wait_for
+from tests.commands.train.runs import STATE, last_state, result_of, start, wait_for
 from tests.conftest import RunCli
 from tests.tiny import tiny_target
 
 
-def test_online_leaves_folders_that_a_server_loads(place: Path, run_cli: RunCli) -> None:
-    result = trained(run_cli("train", "--mode", "online", "--output-dir", "run", "--json"))
+def test_online_leaves_folders_that_a_server_loads(trained: Path) -> None:
+    result = json.loads((trained / "result.json").read_text())
     assert result["steps"] == 12
-    assert len(result["acceptance_length"]) == 5  # type: ignore[arg-type]
-    run = place / "run"
+    assert len(result["acceptance_length"]) == 5
+    run = trained / "run"
     names = sorted(p.name for p in (run / "checkpoints").iterdir())
     assert names == ["epoch_1_step_6", "epoch_2_step_12", "epoch_2_step_9"]
     for folder in [run / "best", *(run / "checkpoints").iterdir()]:
@@ -37,9 +37,9 @@ def test_online_leaves_folders_that_a_server_loads(place: Path, run_cli: RunCli)
 def test_offline_gives_what_online_gives(place: Path, run_cli: RunCli) -> None:
     """The target in bfloat16, whose states the store keeps bit for bit."""
     assert run_cli("hidden-states", "--states-dtype", "bfloat16", "--batch-tokens", "1").code == 0
-    trained(run_cli("train", "--mode", "offline", "--output-dir", "off", "--json"))
+    result_of(run_cli("train", "--mode", "offline", "--output-dir", "off", "--json"))
     sources = ("--dtype", "bfloat16", "--draft-dtype", "float32", "--batch-size", "4")
-    trained(run_cli("train", "--mode", "online", "--output-dir", "on", *sources, "--json"))
+    result_of(run_cli("train", "--mode", "online", "--output-dir", "on", *sources, "--json"))
     on, off = ([json.loads(x) for x in (place / n / "metrics.jsonl").read_text().splitlines()] for n in ("on", "off"))
     for a, b in zip(on, off, strict=True):
         if a["event"] == "step":
@@ -50,8 +50,8 @@ def test_offline_gives_what_online_gives(place: Path, run_cli: RunCli) -> None:
 @pytest.mark.parametrize("words", [("--draft-micro-batch-size", "1"), ("--max-tokens-per-gpu", "40")])
 def test_gradients_accumulate_to_the_whole_batch(place: Path, run_cli: RunCli, words: tuple[str, str]) -> None:
     short = ("--total-steps", "2", "--log-interval", "1", "--json")
-    trained(run_cli("train", "--output-dir", "whole", *short))
-    trained(run_cli("train", "--output-dir", "cut", *words, *short))
+    result_of(run_cli("train", "--output-dir", "whole", *short))
+    result_of(run_cli("train", "--output-dir", "cut", *words, *short))
     whole, cut = (
         [json.loads(x) for x in (place / n / "metrics.jsonl").read_text().splitlines()] for n in ("whole", "cut")
     )
@@ -65,10 +65,10 @@ def test_gradients_accumulate_to_the_whole_batch(place: Path, run_cli: RunCli, w
 def test_a_kept_head_is_the_targets(place: Path, tiny: Path, run_cli: RunCli) -> None:
     """Also after going on from a checkpoint."""
     words = ("train", "--output-dir", "run", "--head-lr-scale", "0", "--json")
-    trained(run_cli(*words))
+    result_of(run_cli(*words))
     newest = place / "run" / "checkpoints" / "epoch_2_step_12" / STATE
     newest.write_bytes(b"")
-    assert trained(run_cli(*words))["steps_this_time"] == 3
+    assert result_of(run_cli(*words))["steps_this_time"] == 3
     best = load_file(place / "run" / "best" / "model.safetensors")
     ids = best["d2t"] + torch.arange(len(best["d2t"]))
     torch.testing.assert_close(best["lm_head.weight"], read_target_tensors(str(tiny))["head"][ids].float())
@@ -76,7 +76,7 @@ def test_a_kept_head_is_the_targets(place: Path, tiny: Path, run_cli: RunCli) ->
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_ends_the_same(place: Path, run_cli: RunCli) -> None:
-    trained(run_cli("train", "--output-dir", "whole", "--json"))
+    result_of(run_cli("train", "--output-dir", "whole", "--json"))
     process = start(place, "--output-dir", "killed")
     wait_for(process, (place / "killed" / "checkpoints" / "epoch_1_step_6").exists)
     process.send_signal(signal.SIGKILL)
@@ -103,20 +103,19 @@ def test_sigterm_saves_says_so_and_goes_on(place: Path, run_cli: RunCli) -> None
 
 @pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(place: Path, run_cli: RunCli) -> None:
-    trained(run_cli("train", "--output-dir", "run", "--json"))
+    result_of(run_cli("train", "--output-dir", "run", "--json"))
     torn = place / "run" / "checkpoints" / ".epoch_9_step_99.tmp-999999999"  # of a save that kill -9 ended
     torn.mkdir()
     newest = place / "run" / "checkpoints" / "epoch_2_step_12" / STATE
     newest.write_bytes(newest.read_bytes()[:100])
     ran = run_cli("train", "--output-dir", "run", "--json")
-    assert trained(ran)["steps_this_time"] == 3
+    assert result_of(ran)["steps_this_time"] == 3
     assert "trying the one before" in ran.err
     assert not torn.exists()
 
 
 @pytest.mark.slow
-def test_other_settings_do_not_mix_with_an_earlier_run(place: Path, run_cli: RunCli) -> None:
-    trained(run_cli("train", "--output-dir", "run", "--json"))
+def test_other_settings_do_not_mix_with_an_earlier_run(finished: Path, run_cli: RunCli) -> None:
     ran = run_cli("train", "--output-dir", "run", "--learning-rate", "5e-4")
     assert ran.code == 2
     assert ran.error == "made-differently"
@@ -132,12 +131,12 @@ def test_every_option_of_the_step_resumes_exactly(place: Path, run_cli: RunCli) 
     options = ("--loss", "mix", "--kl-scale", "0.9", "--optimizer", optimizer, "--anchor-fraction", "0.7", "--fc-norm")
     more = ("--norm-output", "--activation-checkpointing", "--alignment", "specforge", "--early-stop", "50", "--json")
     more = ("--ema-decay", "0.9", *more)
-    trained(run_cli("train", "--output-dir", "whole", *options, *more))
+    result_of(run_cli("train", "--output-dir", "whole", *options, *more))
     cut = ("train", "--output-dir", "cut", *options, *more)
-    trained(run_cli(*cut))
+    result_of(run_cli(*cut))
     newest = place / "cut" / "checkpoints" / "epoch_2_step_12" / STATE
     newest.write_bytes(b"")
-    assert trained(run_cli(*cut))["steps_this_time"] == 3
+    assert result_of(run_cli(*cut))["steps_this_time"] == 3
     assert last_state(place / "cut") == last_state(place / "whole")
     config = json.loads((place / "cut" / "best" / "config.json").read_text())
     assert (config["fc_norm"], config["norm_output"]) == (True, True)
@@ -153,8 +152,8 @@ def test_every_option_of_the_step_resumes_exactly(place: Path, run_cli: RunCli) 
 @pytest.mark.slow
 def test_the_average_of_the_weights_is_what_is_kept(place: Path, run_cli: RunCli) -> None:
     """The weights train as they do without it; what is measured, and what a server loads, is their average."""
-    trained(run_cli("train", "--output-dir", "plain", "--json"))
-    trained(run_cli("train", "--output-dir", "run", "--ema-decay", "0.8", "--eval-interval", "12", "--json"))
+    result_of(run_cli("train", "--output-dir", "plain", "--json"))
+    result_of(run_cli("train", "--output-dir", "run", "--ema-decay", "0.8", "--eval-interval", "12", "--json"))
     plain, averaged = last_state(place / "plain"), last_state(place / "run")
     assert plain == {name: value for name, value in averaged.items() if not name.startswith("ema.")}
     served = load_file(place / "run" / "best" / "model.safetensors")
@@ -173,12 +172,12 @@ def test_the_average_of_the_weights_is_what_is_kept(place: Path, run_cli: RunCli
 def test_echoes_resume_exactly_though_their_states_are_gone(place: Path, run_cli: RunCli) -> None:
     """Steps 8 to 13 train on three batches of the second epoch twice; the run goes on at 9."""
     echoes = ("--echo-factor", "2", "--echo-buffer", "3")
-    whole = trained(run_cli("train", "--output-dir", "whole", *echoes, "--json"))
+    whole = result_of(run_cli("train", "--output-dir", "whole", *echoes, "--json"))
     assert (whole["steps"], whole["rows_seen"]) == (12, 14)
     cut = ("train", "--output-dir", "cut", *echoes, "--json")
-    trained(run_cli(*cut))
+    result_of(run_cli(*cut))
     (place / "cut" / "checkpoints" / "epoch_1_step_12" / STATE).write_bytes(b"")
-    assert trained(run_cli(*cut))["steps_this_time"] == 3
+    assert result_of(run_cli(*cut))["steps_this_time"] == 3
     assert last_state(place / "cut") == last_state(place / "whole")
     other = run_cli("train", "--output-dir", "cut", "--echo-factor", "3", "--json")
     assert (other.code, "train.echo_factor" in other.err) == (2, True), other.err
@@ -187,13 +186,12 @@ def test_echoes_resume_exactly_though_their_states_are_gone(place: Path, run_cli
 @pytest.mark.slow
 def test_a_time_budget_ends_the_run(place: Path, run_cli: RunCli) -> None:
     words = ("--total-steps", "100000", "--num-epochs", "100000", "--time-budget", "1s", "--eval-interval", "100000")
-    result = trained(run_cli("train", "--output-dir", "run", *words, "--json"))
+    result = result_of(run_cli("train", "--output-dir", "run", *words, "--json"))
     assert 0 < int(str(result["steps"])) < 100000
 
 
 @pytest.mark.slow
-def test_eval_measures_a_draft(place: Path, run_cli: RunCli) -> None:
-    trained(run_cli("train", "--output-dir", "run", "--json"))
+def test_eval_measures_a_draft(finished: Path, run_cli: RunCli) -> None:
     ran = run_cli("eval", "--draft-model-path", "run/best", "--json")
     assert ran.code == 0, ran.err
     assert ran.json["replies"] == 4
@@ -225,10 +223,9 @@ def test_mistakes_are_named(place: Path, run_cli: RunCli, words: tuple[str, ...]
 
 
 @pytest.mark.slow
-def test_states_and_runs_of_another_target_are_refused(place: Path, run_cli: RunCli, tiny: Path) -> None:
+def test_states_and_runs_of_another_target_are_refused(finished: Path, run_cli: RunCli, tiny: Path) -> None:
     assert run_cli("hidden-states").code == 0
-    assert run_cli("train", "--output-dir", "run").code == 0
-    namesake = tiny_target(place / "elsewhere" / tiny.name, seed=1)
+    namesake = tiny_target(finished / "elsewhere" / tiny.name, seed=1)
     offline = run_cli("train", "--mode", "offline", "--output-dir", "off", "--target-model-path", namesake)
     assert (offline.code, offline.error == "store-unfit") == (2, True), offline.err
     online = run_cli("train", "--output-dir", "run", "--target-model-path", namesake)

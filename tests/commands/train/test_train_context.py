@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from eagle3cli.runs.folder import read_run
 from tests.commands.train.forked import run_forked
 from tests.commands.train.ranks import CALM, assert_same_course
-from tests.commands.train.runs import trained
+from tests.commands.train.runs import result_of
 from tests.conftest import RunCli
 from tests.tiny import SETTINGS, WORDS
 
@@ -58,7 +58,7 @@ def test_sequences_over_several_processes_give_what_one_gives(place: Path, run_c
     }
     run_forked([(ranks, [*mode, "--output-dir", name, *more]) for name, (ranks, mode, more) in words.items()], place)
     for mode, one in ((OFFLINE, "one"), (ONLINE, "one live")):
-        trained(run_cli(*mode, "--output-dir", one, cwd=place))
+        result_of(run_cli(*mode, "--output-dir", one, cwd=place))
         for name in (name for name, (_, of, _) in words.items() if of == mode):
             assert read_run(place / name).last_step == 12
             assert_same_course(place / one, place / name)

@@ -11,7 +11,7 @@ from eagle3cli.data.hidden_states.store import Store
 from eagle3cli.training import keep
 from tests.commands.train.forked import run_forked
 from tests.commands.train.ranks import CALM, events
-from tests.commands.train.runs import trained
+from tests.commands.train.runs import result_of
 from tests.commands.train.test_train_context import talks
 from tests.conftest import RunCli
 from tests.tiny import SETTINGS
@@ -51,9 +51,9 @@ def assert_same_states(one: Path, other: Path) -> None:
 
 @pytest.mark.slow
 def test_later_epochs_are_read_and_a_run_that_ended_in_the_first_goes_on(place: Path, run_cli: RunCli) -> None:
-    trained(run_cli(*STEADY, "--output-dir", "live"))
+    result_of(run_cli(*STEADY, "--output-dir", "live"))
     planned = run_cli(*KEEP, "--output-dir", "kept", "--dry-run").json
-    trained(run_cli(*KEEP, "--output-dir", "kept"))
+    result_of(run_cli(*KEEP, "--output-dir", "kept"))
     live, kept = losses(place / "live"), losses(place / "kept")
     assert kept[:EPOCH] == live[:EPOCH]
     assert kept == pytest.approx(live, rel=2e-3)  # states in bfloat16
@@ -63,12 +63,12 @@ def test_later_epochs_are_read_and_a_run_that_ended_in_the_first_goes_on(place: 
     size = sum(file.stat().st_size for file in store.glob("shard_*"))
     assert size <= planned["kept_states_bytes"] <= 1.2 * size
 
-    trained(run_cli(*KEEP, "--output-dir", "again", "--total-steps", "2"))
+    result_of(run_cli(*KEEP, "--output-dir", "again", "--total-steps", "2"))
     part = max((place / "again" / keep.FOLDER).glob("shard_*.part"))
     with part.open("r+b") as file:  # as if the machine had failed before this row was on the disk
         file.seek(-4, 2)
         file.write(bytes(4))
-    trained(run_cli(*KEEP, "--output-dir", "again"))
+    result_of(run_cli(*KEEP, "--output-dir", "again"))
     assert losses(place / "again") == pytest.approx(kept, rel=1e-4)
     assert_same_states(place / "kept", place / "again")
 
@@ -84,7 +84,7 @@ def test_several_ranks_and_targets_of_their_own_keep_the_same(place: Path, run_c
         ],
         place,
     )
-    trained(run_cli(*KEEP, "--output-dir", "one"))
+    result_of(run_cli(*KEEP, "--output-dir", "one"))
     one = losses(place / "one")
     assert losses(place / "int8") == pytest.approx(one, rel=1e-2)
     for name in ("shared", "roles"):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from eagle3cli.runs.folder import read_run
 from tests.commands.train.ranks import CALM, assert_same_course, gone, ranks_of
-from tests.commands.train.runs import start, trained, wait_for
+from tests.commands.train.runs import result_of, start, wait_for
 from tests.conftest import RunCli
 
 LONG = ("--total-steps", "100000", "--num-epochs", "100000", "--eval-interval", "100000", "--save-interval", "20")
@@ -22,12 +22,12 @@ LONG = ("--total-steps", "100000", "--num-epochs", "100000", "--eval-interval", 
 
 @pytest.mark.slow
 def test_any_number_of_processes_gives_what_one_gives(place: Path, run_cli: RunCli) -> None:
-    trained(run_cli("train", "--output-dir", "one", *CALM, "--json"))
+    result_of(run_cli("train", "--output-dir", "one", *CALM, "--json"))
     for name, words in {
         "two": ("--gpus", "2", "--draft-micro-batch-size", "1"),
         "by tokens": ("--gpus", "3", "--draft-sharding", "fsdp", "--max-tokens-per-gpu", "40"),
     }.items():
-        result = trained(run_cli("train", "--output-dir", name, *words, *CALM, "--json", process=True))
+        result = result_of(run_cli("train", "--output-dir", name, *words, *CALM, "--json", process=True))
         assert result["steps"] == 12
         assert_same_course(place / "one", place / name)
         alone, together = read_run(place / "one"), read_run(place / name)
@@ -54,10 +54,10 @@ def test_more_processes_than_rows(place: Path, run_cli: RunCli) -> None:
         "0.5",
         "--json",
     )
-    trained(run_cli(*words, "--output-dir", "one"))
+    result_of(run_cli(*words, "--output-dir", "one"))
     for name, (sharding, count) in {"whole": ("replicate", 3), "shards": ("fsdp", 3)}.items():
         ran = run_cli(*words, "--output-dir", name, "--gpus", count, "--draft-sharding", sharding, process=True)
-        trained(ran)
+        result_of(ran)
         assert_same_course(place / "one", place / name)
 
 
@@ -103,7 +103,7 @@ def test_sigterm_saves_on_all_ranks_and_the_same_command_goes_on(place: Path, ru
 @pytest.mark.slow
 def test_a_damaged_checkpoint_of_several_ranks_is_passed_over(place: Path, run_cli: RunCli) -> None:
     words = ("train", "--output-dir", "run", "--gpus", "2", "--draft-sharding", "fsdp", *CALM, "--json")
-    trained(run_cli(*words, process=True))
+    result_of(run_cli(*words, process=True))
     newest = place / "run" / "checkpoints" / "epoch_2_step_12" / "resume"
     shards = sorted(newest.glob("*.safetensors"))
     assert len(shards) == 2
@@ -111,7 +111,7 @@ def test_a_damaged_checkpoint_of_several_ranks_is_passed_over(place: Path, run_c
     content[-3] ^= 64  # of a number: the file can still be read
     shards[1].write_bytes(content)
     ran = run_cli(*words, process=True)
-    assert trained(ran)["steps_this_time"] == 3
+    assert result_of(ran)["steps_this_time"] == 3
     assert "damaged or missing" in ran.err
 
 
@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint_of_several_ranks_is_passed_over(place: Path, run_c
 def test_tasks_of_slurm_join_without_torchrun(place: Path, run_cli: RunCli) -> None:
     """What ``srun --ntasks 2 eagle3 train`` sets, for two tasks on this machine."""
     short = (*CALM, "--total-steps", "4", "--eval-interval", "4")
-    trained(run_cli("train", "--output-dir", "one", *short, "--json"))
+    result_of(run_cli("train", "--output-dir", "one", *short, "--json"))
     job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "localhost"}
     with ThreadPoolExecutor(2) as pool:
         tasks = [
@@ -132,7 +132,7 @@ def test_tasks_of_slurm_join_without_torchrun(place: Path, run_cli: RunCli) -> N
             for task in range(2)
         ]
     first, other = (task.result() for task in tasks)
-    assert trained(first)["steps"] == 4
+    assert result_of(first)["steps"] == 4
     assert (other.code, other.out) == (0, ""), other.err
     assert_same_course(place / "one", place / "two")
 
@@ -149,7 +149,7 @@ def test_gpus_is_a_number_or_auto(run_cli: RunCli, place: Path, wrong: str) -> N
 def test_all_gpus_of_a_machine_without_any_are_one_process(place: Path, run_cli: RunCli) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has GPUs")
-    trained(run_cli("train", "--gpus", "auto", "--output-dir", "run", "--total-steps", "2", "--json"))
+    result_of(run_cli("train", "--gpus", "auto", "--output-dir", "run", "--total-steps", "2", "--json"))
     assert load_file(place / "run" / "best" / "model.safetensors")
 
 
@@ -157,9 +157,9 @@ def test_all_gpus_of_a_machine_without_any_are_one_process(place: Path, run_cli:
 def test_a_target_over_two_processes_serves_two_groups(place: Path, run_cli: RunCli) -> None:
     """2 x 2: every process trains on rows of its own, and runs the target with its neighbour."""
     words = ("--batch-size", "5", "--draft-micro-batch-size", "1", "--total-steps", "4", "--eval-interval", "4", *CALM)
-    trained(run_cli("train", "--output-dir", "one", *words, "--json"))
+    result_of(run_cli("train", "--output-dir", "one", *words, "--json"))
     several = ("--output-dir", "four", "--gpus", "4", "--tp-size", "2", "--json")
-    trained(run_cli("train", *words, *several, process=True))
+    result_of(run_cli("train", *words, *several, process=True))
     assert_same_course(place / "one", place / "four")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands.train.ranks import CALM, assert_same_course, events, gone, ranks_of
-from tests.commands.train.runs import start, trained, wait_for
+from tests.commands.train.runs import result_of, start, wait_for
 from tests.conftest import RunCli
 
 ENDLESS = (*CALM, "--total-steps", "100000", "--num-epochs", "100000", "--eval-interval", "100000")
@@ -29,8 +29,8 @@ def test_one_rank_of_each_role_gives_what_one_process_gives(
 ) -> None:
     """To the bit, initial weights and held-out acceptance included."""
     words = ("train", *STEPS, *echoes, "--log-interval", "1", "--json")
-    trained(run_cli(*words, "--output-dir", "one"))
-    result = trained(run_cli(*words, "--output-dir", "split", "--gpus", 2, "--target-gpus", 1, process=True))
+    result_of(run_cli(*words, "--output-dir", "one"))
+    result = result_of(run_cli(*words, "--output-dir", "split", "--gpus", 2, "--target-gpus", 1, process=True))
     assert result["steps"] == 30
     assert losses(place / "one") == losses(place / "split")
     assert_same_course(place / "one", place / "split")
@@ -49,8 +49,8 @@ def test_any_split_gives_what_the_draft_ranks_give_beside_the_target(
     place: Path, run_cli: RunCli, drafts: int, split: tuple[object, ...]
 ) -> None:
     words = ("train", *STEPS, *CALM, "--json")
-    trained(run_cli(*words, "--output-dir", "beside", "--gpus", drafts, process=True))
-    trained(run_cli(*words, *split, "--output-dir", "apart", process=True))
+    result_of(run_cli(*words, "--output-dir", "beside", "--gpus", drafts, process=True))
+    result_of(run_cli(*words, *split, "--output-dir", "apart", process=True))
     assert losses(place / "beside") == pytest.approx(losses(place / "apart"), rel=1e-6)
     assert_same_course(place / "beside", place / "apart")
 
@@ -74,7 +74,7 @@ def test_a_rank_of_either_role_that_is_stopped_is_named_in_time(place: Path) -> 
 def test_roles_need_no_launcher_of_ours(place: Path, run_cli: RunCli) -> None:
     """Tasks of SLURM; that of the target ends well, and says nothing."""
     words = ("train", *STEPS, *CALM, "--json")
-    trained(run_cli(*words, "--output-dir", "one"))
+    result_of(run_cli(*words, "--output-dir", "one"))
     job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "1", "SLURM_STEP_NODELIST": "localhost"}
     with ThreadPoolExecutor(2) as pool:
         tasks = [
@@ -88,7 +88,7 @@ def test_roles_need_no_launcher_of_ours(place: Path, run_cli: RunCli) -> None:
         ]
     target, draft = (task.result() for task in tasks)
     assert (target.code, target.out) == (0, ""), target.err
-    assert trained(draft)["steps"] == 30
+    assert result_of(draft)["steps"] == 30
     assert losses(place / "one") == losses(place / "split")
 
 
@@ -105,7 +105,7 @@ def test_a_signal_at_the_target_saves_and_the_run_goes_on_without_roles(place: P
     assert gone(ranks)
     steps = len(losses(place / "run")) + 4
     ran = run_cli("train", "--output-dir", "run", *CALM, "--total-steps", steps, "--num-epochs", 100_000, "--json")
-    assert trained(ran)["steps"] == steps
+    assert result_of(ran)["steps"] == steps
 
 
 @pytest.mark.parametrize(
