@@ -47,16 +47,16 @@ quickstart: $(BIN)/.installed
 	$(BIN)/eagle3 run quickstart
 
 # The checks of the text run beside the tests: each leaves a core free now and then.
-test: $(BIN)/.installed-dev
+test:
 	@$(MAKE) --no-print-directory -j 2 check quick-tests
 
-test-all: $(BIN)/.installed-dev
+test-all:
 	@$(MAKE) --no-print-directory -j 2 check all-tests
 
-quick-tests:
+quick-tests: $(BIN)/.installed-dev
 	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
 
-all-tests:
+all-tests: $(BIN)/.installed-dev
 	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-minimum: $(MINIMUM)/.installed

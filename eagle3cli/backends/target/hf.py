@@ -265,20 +265,15 @@ def model_error(path: str, error: Exception) -> ModelError:
     """Turn what transformers says about a model that it cannot load into one short message."""
     folder = Path(path)
     if folder.exists() and not (folder / "config.json").exists():
-        return ModelError(
-            "not-a-model",
-            "this folder holds no model: no config.json",
-            where=path,
-            fix="give a transformers model folder",
-        )
+        what = "this folder holds no model: no config.json"
+        return ModelError("not-a-model", what, where=path, fix="give a transformers model folder")
     if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         return ModelError("no-such-path", "no such folder", where=path, fix="check --target-model-path")
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if not folder.exists():
         fix = "check the name; without network, give a local folder or put the model into the hub cache first"
-        return ModelError(
-            "hub-unreachable", f"cannot be found on the hub or in its cache ({reason})", where=path, fix=fix
-        )
+        what = f"cannot be found on the hub or in its cache ({reason})"
+        return ModelError("hub-unreachable", what, where=path, fix=fix)
     return ModelError("unloadable-target", f"transformers cannot load it: {reason}", where=path)
 
 

@@ -24,7 +24,7 @@ from eagle3cli.serving.bench.judge import compare, identity, judge, unjudged
 from eagle3cli.serving.bench.questions import Question
 from eagle3cli.serving.bench.results import Case, ResultRow, Results
 from eagle3cli.serving.bench.rounds import KeptRounds, Round, spread
-from eagle3cli.serving.bench.session import Engine, Measurement, MeasureOptions, open_conversations, prompt_size
+from eagle3cli.serving.bench.session import Engine, Measurement, MeasureOptions, merged, open_conversations, prompt_size
 from eagle3cli.serving.bench.summary import configuration_row, grade, request_rows
 from eagle3cli.serving.bench.tasks import Task, load_task
 from eagle3cli.serving.conversation import OpenConversation
@@ -292,9 +292,8 @@ class BenchRun:
         if not fitting:
             smallest = min(size for _, size in sized)
             what = f"{smallest} prompt tokens and {limit} new ones do not fit into {engine.context}"
-            raise UsageError(
-                "context-too-short", what, where=f"task {task.name}", fix="lower --max-tokens, or ask shorter questions"
-            )
+            fix = "lower --max-tokens, or ask shorter questions"
+            raise UsageError("context-too-short", what, where=f"task {task.name}", fix=fix)
         if len(fitting) < len(sized):
             why = f"with {limit} new tokens they do not fit into {engine.context}"
             left_out = len(sized) - len(fitting)
@@ -329,14 +328,6 @@ class BenchRun:
 
     def _check(self) -> None:
         self.stop.check(f"finished configurations are in {self.settings.bench.output}")
-
-
-def merged(parts: Sequence[Measurement]) -> Measurement:
-    """The rounds of a repeat as one pass over all conversations."""
-    whole = Measurement()
-    for part in parts:
-        whole.add(part)
-    return whole
 
 
 def _rounds(repeats: Sequence[Sequence[Measurement]]) -> list[Round]:

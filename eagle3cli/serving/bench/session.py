@@ -86,6 +86,14 @@ class Measurement:
             self.cpu_seconds = (self.cpu_seconds or 0.0) + other.cpu_seconds
 
 
+def merged(parts: Sequence[Measurement]) -> Measurement:
+    """The rounds of a repeat as one pass over all conversations."""
+    whole = Measurement()
+    for part in parts:
+        whole.add(part)
+    return whole
+
+
 class Engine(Protocol):
     """What replies, with one speculation: :class:`Measurement` comes from it."""
 

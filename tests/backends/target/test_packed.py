@@ -20,7 +20,7 @@ from eagle3cli.runtime.report import Silent
 from eagle3cli.settings.models import TargetSettings
 from eagle3cli.training.batches import micro_batches
 from tests.conftest import SharedTarget
-from tests.families import FAMILIES, by_family
+from tests.families import FAMILIES, by_family, family_target
 from tests.gpu_tensor import PretendGpu
 
 VARLEN = "torch.nn.attention.varlen"
@@ -94,7 +94,6 @@ def assert_states_of_each_alone(target: HfTarget, rows: list[list[int]]) -> None
         torch.testing.assert_close(states[1], last_SH, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
 @NEEDS_VARLEN
 @pytest.mark.parametrize("name", by_family(FAMILIES))
 def test_packed_rows_have_the_states_of_each_alone(
@@ -122,10 +121,10 @@ def test_packed_rows_have_the_states_of_each_alone(
     ],
 )
 def test_what_four_tokens_do_not_show_is_not_packed(
-    shared_target: SharedTarget, monkeypatch: pytest.MonkeyPatch, class_name: str, own: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, class_name: str, own: dict[str, Any]
 ) -> None:
     monkeypatch.setitem(FAMILIES, "other", (class_name, own))
-    target = loaded(shared_target("other"))
+    target = loaded(family_target(tmp_path / "other", "other"))
     assert target.packed is None
     assert_states_of_each_alone(target, random_rows([20, 1, 33, 5]))
 

@@ -36,8 +36,11 @@ from nearest import Nearest, durations
 
 PRELOADED = ("torch", "transformers", "pydantic", "typer", "hypothesis.strategies", "safetensors.torch", "rich.console")
 LEFT_OUT = (".git", ".venv", ".engines", ".minimum", "*_cache", ".hypothesis")
+KILLED = {"killed", "timeout"}
 SOUND: set[str] = set()
 """Tests that were seen to pass on the code as it is."""
+FILES = 40
+"""The nearest test files that are looked at."""
 LONGEST_TEST_S = 12.0
 NEVER_RUN = {"engine", "gpu", "families"}
 
@@ -119,7 +122,7 @@ def run_tests(copy: Path, files: list[str], plugin: WithinBudget) -> tuple[str, 
 def try_mutant(mutant: Mutant, copy: Path, tests: list[str], plugin: WithinBudget) -> dict[str, Any]:
     """The record of one mutant: the copy's file is changed, tested and put back with its time of change.
 
-    Raises SystemExit where the test that failed fails without the change too: then nothing is measured.
+    It is ``unsound``, and not killed, where the test that failed fails without the change too.
     """
     place = copy / mutant.path
     source = place.read_bytes()
@@ -132,9 +135,10 @@ def try_mutant(mutant: Mutant, copy: Path, tests: list[str], plugin: WithinBudge
         place.write_bytes(source)
         os.utime(place, ns=(times.st_atime_ns, times.st_mtime_ns))
     if "::" in test and test not in SOUND:
-        if run_tests(copy, [test], plugin)[0] != "survived":
-            raise SystemExit(f"fails on the code as it is: {test}")
-        SOUND.add(test)
+        if run_tests(copy, [test], plugin)[0] == "survived":
+            SOUND.add(test)
+        else:
+            status = "unsound"
     return {**asdict(mutant), "status": status, "test": test, "seconds": round(time.monotonic() - begun, 1)}
 
 
@@ -147,7 +151,7 @@ def _work(number: int, options: argparse.Namespace, todo: list[Mutant], folder: 
     seconds = durations(options.durations, copy)
     for mutant in todo[number :: options.jobs]:
         tests = [str(path) for path in nearest.tests(Path(mutant.path))]
-        record = try_mutant(mutant, copy, tests[: options.files], WithinBudget(options.budget, seconds))
+        record = try_mutant(mutant, copy, tests[:FILES], WithinBudget(options.budget, seconds))
         with options.out.open("a") as lines:
             lines.write(json.dumps(record) + "\n")
         print(f"{record['status']:9} {record['seconds']:6.1f} s  {mutant.id}  {record['test']}", flush=True)
@@ -156,12 +160,12 @@ def _work(number: int, options: argparse.Namespace, todo: list[Mutant], folder: 
 def table(records: list[dict[str, Any]]) -> str:
     """Mutants and the share killed, by area and in all, and the survivors."""
     every = Counter(record["area"] for record in records)
-    killed = Counter(record["area"] for record in records if record["status"] != "survived")
+    killed = Counter(record["area"] for record in records if record["status"] in KILLED)
     lines = ["| area | mutants | killed | share |", "|---|---|---|---|"]
     lines += [f"| {area} | {n} | {killed[area]} | {killed[area] / n:.0%} |" for area, n in every.items()]
     lines.append(f"| all | {every.total()} | {killed.total()} | {killed.total() / max(1, every.total()):.1%} |")
-    survivors = [record for record in records if record["status"] == "survived"]
-    lines += [f"survived: {r['path']}:{r['line']}  {r['old']!r} -> {r['new']!r}  ({r['id']})" for r in survivors]
+    survivors = [record for record in records if record["status"] not in KILLED]
+    lines += [f"{r['status']}: {r['path']}:{r['line']}  {r['old']!r} -> {r['new']!r}  ({r['id']})" for r in survivors]
     return "\n".join(lines)
 
 
@@ -177,7 +181,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--survivors", type=Path, help="only the mutants that survived in this file of an earlier run")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--budget", type=float, default=40.0, help="CPU seconds of tests for one mutant")
-    parser.add_argument("--files", type=int, default=40, help="the nearest test files that are looked at")
     parser.add_argument("--durations", type=Path, help="a --junitxml of the tests, to know how long each takes")
     parser.add_argument("--list", action="store_true", help="show the mutants and stop")
     return parser.parse_args()
@@ -190,7 +193,7 @@ def main() -> None:
     drawn = draw(options.root, paths, options.mutants, options.seed)
     if options.survivors:
         earlier = [json.loads(line) for line in options.survivors.read_text().splitlines()]
-        names = {record["id"] for record in earlier if record["status"] == "survived"}
+        names = {record["id"] for record in earlier if record["status"] not in KILLED}
         drawn = [mutant for mutant in drawn if mutant.id in names]
     drawn = [mutant for mutant in drawn if not options.area or mutant.area in options.area]
     if options.list:
@@ -208,6 +211,10 @@ def main() -> None:
             worker.start()
         for worker in workers:
             worker.join()
+        if any(worker.exitcode for worker in workers):
+            raise SystemExit(
+                "a process of this measurement failed, its mutants are missing: run the same command again"
+            )
     print(table([json.loads(line) for line in options.out.read_text().splitlines()]))
 
 

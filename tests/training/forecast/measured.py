@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from eagle3cli.backends.target.head import fingerprint
 from eagle3cli.data.hidden_states.rows import StateRow, aux_count, count_rows, row_codec, teacher_positions
@@ -19,6 +20,7 @@ from eagle3cli.data.hidden_states.writer import Index, StoreWriter, plan_layout
 from eagle3cli.data.tokens.rows import TokenRow
 from eagle3cli.data.tokens.vocab import from_ids
 from eagle3cli.runtime.report import Silent
+from tests.tiny import tiny_tokenizer
 
 COLOURS = ("red", "blue", "green", "small", "large", "round", "square", "old", "new", "warm", "list", "numbers")
 HIDDEN, VOCAB, DRAFT_VOCAB = 64, 4096, 2048
@@ -39,11 +41,6 @@ class Model:
 
     def write(self, folder: Path) -> None:
         """Write it, with its tokenizer."""
-        import torch
-        from transformers import AutoModelForCausalLM, LlamaConfig
-
-        from tests.tiny import tiny_tokenizer
-
         tokenizer = tiny_tokenizer()
         config = LlamaConfig(
             vocab_size=self.vocab,
