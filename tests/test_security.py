@@ -65,6 +65,7 @@ def test_no_shell_no_pickle_no_archive_that_unpacks_itself() -> None:
             assert path.name == "sandboxed.py", f"{path}:{call.lineno}: exec"
 
 
+@pytest.mark.slow
 def test_remote_code_is_never_allowed_by_the_program_itself() -> None:
     for _, call, path in calls():
         value = given(call, "trust_remote_code")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.commands.export.test_export import run_folder  # noqa: F401 (a fixture)
 from tests.conftest import RunCli
 from tests.models.hub_stub import running_hub
@@ -11,6 +13,7 @@ from tests.models.hub_stub import running_hub
 TOKEN = "hf_secretsecretsecret"
 
 
+@pytest.mark.slow
 def test_a_draft_is_uploaded_with_its_card(run_cli: RunCli, run_folder: Path, tmp_path: Path) -> None:  # noqa: F811
     with running_hub(TOKEN) as hub:
         env = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
@@ -27,6 +30,7 @@ def test_a_draft_is_uploaded_with_its_card(run_cli: RunCli, run_folder: Path, tm
     assert TOKEN not in ran.out + ran.err
 
 
+@pytest.mark.slow
 def test_a_refused_upload_leaves_the_folder_and_says_what_to_do(
     run_cli: RunCli,
     run_folder: Path,  # noqa: F811

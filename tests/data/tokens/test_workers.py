@@ -55,6 +55,7 @@ def test_an_error_in_a_worker_is_told_as_it_is(tmp_path: Path) -> None:
     assert caught.value.fix == "check --target-model-path"
 
 
+@pytest.mark.slow
 def test_workers_follow_the_folder_of_their_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_tokenizer().save_pretrained(tmp_path / "target")
     write(tmp_path / "rows.jsonl", 3)

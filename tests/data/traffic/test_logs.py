@@ -271,6 +271,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(rows=st.lists(VALUES, max_size=6))
 @settings(max_examples=100, suppress_health_check=list(HealthCheck))
 def test_no_line_is_lost_and_none_ends_the_reading(tmp_path: Path, rows: list[Any]) -> None:
